@@ -1,0 +1,342 @@
+//! `config.json` -> [`ModelConfig`]: every field that changes numbers, and nothing else.
+//!
+//! Defaults and spellings are those of transformers 5.23 (`LlamaConfig`), which also reads what transformers 4 wrote
+//! (`rope_scaling`, a top-level `rope_theta`). Three rules decide about everything else in the file:
+//!
+//! - a field that is read is checked: type, range, and that it agrees with the others. Two spellings that
+//!   contradict each other are refused, although transformers would silently prefer one of them;
+//! - a field that is known to change numbers in some Llama-like model and is not implemented is refused by name,
+//!   unless its value has no effect (`unsupported.rs` holds the list);
+//! - any other field is ignored, as transformers ignores it. `dtype` and `torch_dtype` are among these: weights are
+//!   used as they are stored. So is `pretraining_tp`, which transformers 5 no longer acts on.
+//!
+//! Every size has an upper bound, chosen so that products of sizes, in bytes, of one whole model stay below 2^63:
+//! arithmetic on a `ModelConfig` that came from here cannot overflow `usize` on a 64-bit machine.
+
+mod fields;
+mod generation;
+mod rope;
+mod unsupported;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, ErrorKind, Result};
+use fields::Fields;
+
+pub use generation::generation_warnings;
+
+/// The largest `config.json` that is read. Real ones have a few kilobytes.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
+
+const HIDDEN_MAX: usize = 1 << 20;
+const LAYERS_MAX: usize = 1 << 12;
+const HEADS_MAX: usize = 1 << 16;
+const HEAD_DIM_MAX: usize = 1 << 13;
+const Q_WIDTH_MAX: usize = 1 << 24;
+const FFN_MAX: usize = 1 << 24;
+const VOCAB_MAX: usize = 1 << 28;
+const TOKENS_MAX: usize = (1 << 31) - 1;
+const LABELS_MAX: usize = 1 << 16;
+
+/// What `config.json` says of the model, checked. Sizes are those of the whole model, not of one rank.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// Decoder layers.
+    pub layers: usize,
+    /// Query heads.
+    pub q_heads: usize,
+    /// Key and value heads; divides `q_heads`.
+    pub kv_heads: usize,
+    /// Width of one head; need not be `hidden / q_heads`.
+    pub head_dim: usize,
+    /// Width of the MLP between gate/up and down.
+    pub ffn: usize,
+    /// Rows of the embedding table.
+    pub vocab: usize,
+    /// The epsilon of every RMSNorm.
+    pub rms_norm_eps: f32,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// The longest sequence the model was made for (`max_position_embeddings`).
+    pub max_tokens: usize,
+    /// Whether q, k, v and o have biases.
+    pub attention_bias: bool,
+    /// Whether gate, up and down have biases.
+    pub mlp_bias: bool,
+    /// Where the reward comes from.
+    pub head: Head,
+}
+
+/// Rotary position embedding: the base and how its frequencies are scaled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// The base (`rope_theta`).
+    pub theta: f64,
+    /// How frequencies are changed for long contexts.
+    pub scaling: RopeScaling,
+}
+
+/// How RoPE's frequencies are changed for long contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// Llama 3.1's rule: long wavelengths divided by `factor`, short ones kept, a linear blend between.
+    Llama3 {
+        /// What long wavelengths are divided by.
+        factor: f64,
+        /// Wavelengths above `original_max_tokens / low_freq_factor` are long.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_tokens / high_freq_factor` are short.
+        high_freq_factor: f64,
+        /// The context length before scaling (`original_max_position_embeddings`).
+        original_max_tokens: f64,
+    },
+}
+
+/// Where the reward comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// A causal language model: row 0 of `lm_head`, or of the embeddings when they are tied, at the last token.
+    LogitZero {
+        /// Whether `lm_head` is the embedding table.
+        tied: bool,
+    },
+    /// A sequence classifier: `score.weight` `[labels, hidden]` at the rightmost token that is not `pad_token_id`.
+    Score {
+        /// Rows of `score.weight`.
+        labels: usize,
+        /// The token that does not count as the last one, if the config names one.
+        pad_token_id: Option<u32>,
+    },
+}
+
+impl ModelConfig {
+    /// Reads and checks `dir/config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] when it cannot be read, else as [`ModelConfig::parse`]. A folder that holds an adapter is
+    /// [`ErrorKind::Unsupported`]: transformers would load the adapter's base model and add the adapter to it.
+    pub fn read(dir: &Path) -> Result<Self> {
+        if !dir.is_dir() {
+            return Err(Error::new(ErrorKind::Io, "there is no such model folder")
+                .at(dir.display())
+                .with_hint(
+                    "point `--model` at a folder with config.json, tokenizer.json and safetensors files",
+                ));
+        }
+        let adapter = dir.join("adapter_config.json");
+        if adapter.exists() {
+            return Err(Error::new(ErrorKind::Unsupported, "the folder holds an adapter, not a whole model")
+                .at(adapter.display())
+                .with_hint(
+                    "merge the adapter into its base model (PEFT: `merge_and_unload`) and save that",
+                ));
+        }
+        let file = dir.join("config.json");
+        Self::parse(&read_text(&file, CONFIG_BYTES_MAX)?, &file)
+    }
+
+    /// Checks the text of a `config.json`; `file` is only named in errors.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Config`] when it is not JSON, a value is impossible or values contradict each other;
+    /// [`ErrorKind::Unsupported`] when it asks for something that changes numbers and is not implemented.
+    pub fn parse(text: &str, file: &Path) -> Result<Self> {
+        let values: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
+            Error::new(ErrorKind::Config, format!("config.json is not a JSON object: {error}"))
+                .at(file.display())
+        })?;
+        let fields = Fields::new(&values, file);
+        refuse_other_models(&fields)?;
+        unsupported::refuse_unimplemented(&fields)?;
+
+        let hidden = fields.count("hidden_size", Some(4096), HIDDEN_MAX)?;
+        let q_heads = fields.count("num_attention_heads", Some(32), HEADS_MAX)?;
+        let vocab = fields.count("vocab_size", Some(32000), VOCAB_MAX)?;
+        let max_tokens = fields.count("max_position_embeddings", Some(2048), TOKENS_MAX)?;
+        Ok(Self {
+            hidden,
+            layers: fields.count("num_hidden_layers", Some(32), LAYERS_MAX)?,
+            q_heads,
+            kv_heads: kv_heads(&fields, q_heads)?,
+            head_dim: head_dim(&fields, hidden, q_heads)?,
+            ffn: fields.count("intermediate_size", Some(11008), FFN_MAX)?,
+            vocab,
+            rms_norm_eps: rms_norm_eps(&fields)?,
+            rope: rope::rope(&fields, max_tokens)?,
+            max_tokens,
+            attention_bias: fields.flag("attention_bias")?,
+            mlp_bias: fields.flag("mlp_bias")?,
+            head: head(&fields, vocab)?,
+        })
+    }
+
+    /// Logits per sequence: 1 for a causal model, a classifier's labels.
+    pub fn labels(&self) -> usize {
+        match self.head {
+            Head::LogitZero { .. } => 1,
+            Head::Score { labels, .. } => labels,
+        }
+    }
+
+    /// Width of all query heads side by side.
+    pub fn q_width(&self) -> usize {
+        self.q_heads * self.head_dim
+    }
+
+    /// Width of all key heads (or all value heads) side by side.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+}
+
+/// The text of a file that has no business being longer than `bytes_max`.
+pub(crate) fn read_text(file: &Path, bytes_max: u64) -> Result<String> {
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorKind::Io, format!("the file cannot be read: {error}")).at(file.display())
+    };
+    // Asked before opening: opening a named pipe would wait for its writer.
+    if !std::fs::metadata(file).map_err(failed)?.is_file() {
+        return Err(Error::new(ErrorKind::Io, "this is not a file").at(file.display()));
+    }
+    let mut text = String::new();
+    let read = File::open(file).map_err(failed)?.take(bytes_max + 1).read_to_string(&mut text);
+    read.map_err(failed)?;
+    if text.len() as u64 > bytes_max {
+        return Err(Error::new(ErrorKind::Io, format!("the file has more than {bytes_max} bytes"))
+            .at(file.display())
+            .with_hint("this is not the file it is named after; download it again"));
+    }
+    Ok(text)
+}
+
+fn refuse_other_models(fields: &Fields) -> Result<()> {
+    match fields.text("model_type")? {
+        Some("llama") => Ok(()),
+        Some(other) => Err(fields
+            .error(ErrorKind::Unsupported, format!("model_type `{other}` is not implemented (`llama` is)"))),
+        None => Err(fields
+            .error(ErrorKind::Config, "`model_type` is missing")
+            .with_hint("a config.json of transformers says \"model_type\": \"llama\"")),
+    }
+}
+
+fn kv_heads(fields: &Fields, q_heads: usize) -> Result<usize> {
+    if fields.is_null("num_key_value_heads") {
+        return Ok(q_heads);
+    }
+    let kv_heads = fields.count("num_key_value_heads", None, HEADS_MAX)?;
+    if !q_heads.is_multiple_of(kv_heads) {
+        return Err(fields.error(
+            ErrorKind::Config,
+            format!("`num_key_value_heads` {kv_heads} does not divide `num_attention_heads` {q_heads}"),
+        ));
+    }
+    Ok(kv_heads)
+}
+
+/// Rotary embedding pairs the two halves of a head, so its width is even.
+fn head_dim(fields: &Fields, hidden: usize, q_heads: usize) -> Result<usize> {
+    let head_dim = if !fields.is_null("head_dim") {
+        fields.count("head_dim", None, HEAD_DIM_MAX)?
+    } else if hidden.is_multiple_of(q_heads) {
+        hidden / q_heads
+    } else {
+        return Err(fields.error(
+            ErrorKind::Config,
+            format!("`hidden_size` {hidden} is not a multiple of `num_attention_heads` {q_heads}, and there is no `head_dim`"),
+        ));
+    };
+    if !head_dim.is_multiple_of(2) {
+        let message =
+            format!("the width of a head is {head_dim}, which is odd; rotary embedding needs pairs");
+        return Err(fields.error(ErrorKind::Config, message));
+    }
+    if head_dim > HEAD_DIM_MAX || q_heads * head_dim > Q_WIDTH_MAX {
+        let message = format!("{q_heads} heads of width {head_dim} are more than any model has");
+        return Err(fields.error(ErrorKind::Config, message));
+    }
+    Ok(head_dim)
+}
+
+fn rms_norm_eps(fields: &Fields) -> Result<f32> {
+    let eps = fields.positive("rms_norm_eps", Some(1e-6))?;
+    // Too small for f32, it would be an epsilon of zero; too large, of infinity.
+    let rounded = eps as f32;
+    if rounded > 0.0 && rounded.is_finite() {
+        return Ok(rounded);
+    }
+    Err(fields.error(ErrorKind::Config, format!("`rms_norm_eps` {eps:e} is outside the range of f32")))
+}
+
+/// Where the reward comes from is what `architectures` names: the numbers of the two heads differ, and a checkpoint
+/// can hold the tensors of both. So a config that does not name one is refused rather than guessed at.
+fn head(fields: &Fields, vocab: usize) -> Result<Head> {
+    const HINT: &str = "set \"architectures\": [\"LlamaForCausalLM\"] when the reward is logit 0 of the last token, \
+                        [\"LlamaForSequenceClassification\"] when it comes from `score.weight`";
+    let names = fields.texts("architectures")?;
+    match names.as_slice() {
+        ["LlamaForCausalLM"] => Ok(Head::LogitZero { tied: fields.flag("tie_word_embeddings")? }),
+        ["LlamaForSequenceClassification"] => {
+            Ok(Head::Score { labels: labels(fields)?, pad_token_id: pad_token_id(fields, vocab)? })
+        }
+        [] => {
+            let message = "`architectures` is missing, and with it where the reward comes from";
+            Err(fields.error(ErrorKind::Config, message).with_hint(HINT))
+        }
+        [other] => {
+            let message = format!(
+                "architecture `{other}` is not implemented (`LlamaForCausalLM` and `LlamaForSequenceClassification` are)"
+            );
+            Err(fields.error(ErrorKind::Unsupported, message))
+        }
+        several => {
+            let message = format!("`architectures` names {} classes, expected one", several.len());
+            Err(fields.error(ErrorKind::Config, message).with_hint(HINT))
+        }
+    }
+}
+
+/// `num_labels` is not stored by transformers, which counts `id2label` and takes 2 when there is none.
+fn labels(fields: &Fields) -> Result<usize> {
+    let named = match fields.value("id2label") {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(map)) if (1..=LABELS_MAX).contains(&map.len()) => Some(map.len()),
+        Some(_) => return Err(fields.wrong("id2label", "an object with one entry per label")),
+    };
+    let counted = match fields.is_null("num_labels") {
+        true => None,
+        false => Some(fields.count("num_labels", None, LABELS_MAX)?),
+    };
+    match (named, counted) {
+        (Some(named), Some(counted)) if named != counted => Err(fields.error(
+            ErrorKind::Config,
+            format!("`id2label` has {named} entries, but `num_labels` is {counted}"),
+        )),
+        (named, counted) => Ok(named.or(counted).unwrap_or(2)),
+    }
+}
+
+/// A negative id (old configs say -1) names no token.
+fn pad_token_id(fields: &Fields, vocab: usize) -> Result<Option<u32>> {
+    if fields.is_null("pad_token_id") {
+        return Ok(None);
+    }
+    match fields.value("pad_token_id").and_then(Value::as_i64) {
+        Some(id) if id < 0 => Ok(None),
+        Some(id) if (id as u64) < vocab as u64 => Ok(Some(id as u32)),
+        _ => Err(fields.wrong("pad_token_id", &format!("a token id below `vocab_size` {vocab}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests;

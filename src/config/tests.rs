@@ -1,0 +1,399 @@
+//! What is accepted and refused. Long because it holds three real configs and one line per refusal.
+
+use serde_json::json;
+
+use super::*;
+
+/// Llama-3.3-70B-Instruct, as transformers 4 wrote it.
+const LLAMA_70B_V4: &str = r#"{
+  "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
+  "eos_token_id": [128001, 128008, 128009], "head_dim": 128, "hidden_act": "silu", "hidden_size": 8192,
+  "initializer_range": 0.02, "intermediate_size": 28672, "max_position_embeddings": 131072, "mlp_bias": false,
+  "model_type": "llama", "num_attention_heads": 64, "num_hidden_layers": 80, "num_key_value_heads": 8,
+  "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+  "rope_scaling": {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                   "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+  "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+  "transformers_version": "4.47.0", "use_cache": true, "vocab_size": 128256}"#;
+
+/// The same model, as transformers 5 writes it.
+const LLAMA_70B_V5: &str = r#"{
+  "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
+  "dtype": "bfloat16", "eos_token_id": [128001, 128008, 128009], "head_dim": 128, "hidden_act": "silu",
+  "hidden_size": 8192, "initializer_range": 0.02, "intermediate_size": 28672, "max_position_embeddings": 131072,
+  "mlp_bias": false, "model_type": "llama", "num_attention_heads": 64, "num_hidden_layers": 80,
+  "num_key_value_heads": 8, "pad_token_id": null, "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+  "rope_parameters": {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                      "original_max_position_embeddings": 8192, "rope_theta": 500000.0, "rope_type": "llama3"},
+  "tie_word_embeddings": false, "transformers_version": "5.23.0", "use_cache": true, "vocab_size": 128256}"#;
+
+/// Skywork-Reward-Llama-3.1-8B: a classifier with one label and a vocabulary with one token more.
+const SKYWORK_8B: &str = r#"{
+  "architectures": ["LlamaForSequenceClassification"], "attention_bias": false, "attention_dropout": 0.0,
+  "bos_token_id": 128000, "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096,
+  "id2label": {"0": "LABEL_0"}, "initializer_range": 0.02, "intermediate_size": 14336,
+  "label2id": {"LABEL_0": 0}, "max_position_embeddings": 131072, "mlp_bias": false, "model_type": "llama",
+  "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pad_token_id": 128256,
+  "pretraining_tp": 1, "rms_norm_eps": 1e-05,
+  "rope_scaling": {"factor": 8.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+                   "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+  "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+  "transformers_version": "4.43.4", "use_cache": false, "vocab_size": 128257}"#;
+
+const LLAMA3: RopeScaling = RopeScaling::Llama3 {
+    factor: 8.0,
+    low_freq_factor: 1.0,
+    high_freq_factor: 4.0,
+    original_max_tokens: 8192.0,
+};
+
+fn parse(text: &str) -> Result<ModelConfig> {
+    ModelConfig::parse(text, Path::new("rm/config.json"))
+}
+
+/// The smallest config that is accepted, with fields of `changes` put in; null takes a field away.
+fn parse_with(changes: Value) -> Result<ModelConfig> {
+    let mut config = json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"]});
+    let values = config.as_object_mut().unwrap();
+    for (name, value) in changes.as_object().unwrap() {
+        values.insert(name.clone(), value.clone());
+    }
+    parse(&config.to_string())
+}
+
+fn refusal(changes: Value) -> (ErrorKind, String) {
+    let error = match parse_with(changes.clone()) {
+        Ok(config) => panic!("{changes} was accepted: {config:?}"),
+        Err(error) => error,
+    };
+    assert_eq!(error.place(), Some("rm/config.json"), "{error}");
+    (error.kind(), error.message().to_owned())
+}
+
+#[test]
+fn the_70b_config_reads_the_same_in_both_spellings() {
+    let expected = ModelConfig {
+        hidden: 8192,
+        layers: 80,
+        q_heads: 64,
+        kv_heads: 8,
+        head_dim: 128,
+        ffn: 28672,
+        vocab: 128256,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 500_000.0, scaling: LLAMA3 },
+        max_tokens: 131_072,
+        attention_bias: false,
+        mlp_bias: false,
+        head: Head::LogitZero { tied: false },
+    };
+    assert_eq!(parse(LLAMA_70B_V4).unwrap(), expected);
+    assert_eq!(parse(LLAMA_70B_V5).unwrap(), expected);
+}
+
+#[test]
+fn the_skywork_config_is_a_classifier_with_one_label() {
+    let config = parse(SKYWORK_8B).unwrap();
+    assert_eq!(config.head, Head::Score { labels: 1, pad_token_id: Some(128_256) });
+    assert_eq!((config.vocab, config.head_dim, config.rope.scaling), (128_257, 128, LLAMA3));
+}
+
+#[test]
+fn the_smollm2_config_is_accepted() {
+    let text = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576,
+        "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "head_dim": 64, "max_position_embeddings": 8192, "rms_norm_eps": 1e-05, "rope_theta": 100000.0,
+        "rope_scaling": null, "rope_interleaved": false, "hidden_act": "silu", "attention_bias": false,
+        "mlp_bias": false, "attention_dropout": 0.0, "tie_word_embeddings": true, "vocab_size": 49152,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2, "initializer_range": 0.041666666666666664,
+        "pretraining_tp": 1, "use_cache": true, "torch_dtype": "bfloat16"}"#;
+    let config = parse(text).unwrap();
+    assert_eq!(config.rope, Rope { theta: 100_000.0, scaling: RopeScaling::Default });
+    assert_eq!(config.head, Head::LogitZero { tied: true });
+    assert_eq!((config.q_width(), config.kv_width()), (576, 192));
+}
+
+/// Checked against `LlamaConfig()` of transformers 5.23.0.
+#[test]
+fn missing_fields_have_the_defaults_of_transformers() {
+    let expected = ModelConfig {
+        hidden: 4096,
+        layers: 32,
+        q_heads: 32,
+        kv_heads: 32,
+        head_dim: 128,
+        ffn: 11008,
+        vocab: 32000,
+        rms_norm_eps: 1e-6,
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::Default },
+        max_tokens: 2048,
+        attention_bias: false,
+        mlp_bias: false,
+        head: Head::LogitZero { tied: false },
+    };
+    assert_eq!(parse_with(json!({})).unwrap(), expected);
+    let classifier = parse_with(json!({"architectures": ["LlamaForSequenceClassification"]})).unwrap();
+    assert_eq!(classifier.head, Head::Score { labels: 2, pad_token_id: None });
+}
+
+#[test]
+fn rope_is_read_in_every_spelling() {
+    let llama3 = |extra: Value| {
+        let mut section = json!({"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4});
+        section.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        section
+    };
+    let original = |tokens: f64| RopeScaling::Llama3 {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_tokens: tokens,
+    };
+    let named = json!({"rope_type": "llama3", "original_max_position_embeddings": 512});
+    let cases = [
+        (json!({"rope_scaling": llama3(named.clone())}), 1e4, original(512.0)),
+        (json!({"rope_scaling": llama3(json!({"type": "llama3"}))}), 1e4, original(2048.0)),
+        (
+            json!({"rope_scaling": llama3(json!({"type": "llama3"})), "original_max_position_embeddings": 99}),
+            1e4,
+            original(99.0),
+        ),
+        (json!({"rope_scaling": llama3(named.clone()), "rope_theta": 5e5}), 5e5, original(512.0)),
+        (
+            json!({"rope_parameters": {"rope_type": "default", "rope_theta": 7e3, "partial_rotary_factor": 1.0}}),
+            7e3,
+            RopeScaling::Default,
+        ),
+        (json!({"rope_parameters": {"rope_theta": 7e3}, "rope_scaling": {}}), 7e3, RopeScaling::Default),
+        (json!({"rope_theta": 3}), 3.0, RopeScaling::Default),
+        (
+            json!({"rope_theta": 5e5, "rope_scaling": llama3(named.clone()), "rope_parameters": llama3(named)}),
+            5e5,
+            original(512.0),
+        ),
+    ];
+    for (changes, theta, scaling) in cases {
+        assert_eq!(parse_with(changes.clone()).unwrap().rope, Rope { theta, scaling }, "{changes}");
+    }
+}
+
+#[test]
+fn what_changes_numbers_and_is_not_implemented_is_refused_by_name() {
+    let cases = [
+        (json!({"model_type": "mistral"}), "model_type `mistral` is not implemented (`llama` is)"),
+        (
+            json!({"architectures": ["LlamaForTokenClassification"]}),
+            "architecture `LlamaForTokenClassification` is not implemented \
+             (`LlamaForCausalLM` and `LlamaForSequenceClassification` are)",
+        ),
+        (
+            json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+            "rope type `dynamic` is not implemented (`default` and `llama3` are)",
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}),
+            "rope type `yarn` is not implemented (`default` and `llama3` are)",
+        ),
+        (
+            json!({"rope_scaling": {"factor": 2.0}}),
+            "`rope_scaling.factor` is 2.0, which rope type `default` does not read",
+        ),
+        (
+            json!({"rope_parameters": {"rope_type": "llama3", "attention_factor": 1.2}}),
+            "`rope_parameters.attention_factor` is 1.2, which rope type `llama3` does not read",
+        ),
+        (
+            json!({"rope_parameters": {"full_attention": {"rope_type": "default"}}}),
+            "`rope_parameters.full_attention` is {\"rope_type\":\"default\"}, which rope type `default` does not read",
+        ),
+    ];
+    for (changes, message) in cases {
+        assert_eq!(refusal(changes), (ErrorKind::Unsupported, message.to_owned()));
+    }
+    let fields = [
+        ("hidden_act", json!("gelu")),
+        ("sliding_window", json!(4096)),
+        ("partial_rotary_factor", json!(0.5)),
+        ("rope_interleaved", json!(true)),
+        ("quantization_config", json!({"quant_method": "fp8"})),
+        ("attention_multiplier", json!(0.0078125)),
+        ("embedding_multiplier", json!(12.0)),
+        ("residual_multiplier", json!(0.22)),
+        ("logits_scaling", json!(8.0)),
+        ("final_logit_softcapping", json!(30.0)),
+        ("attn_logit_softcapping", json!(50.0)),
+        ("layer_types", json!(["full_attention", "sliding_attention"])),
+        ("auto_map", json!({"AutoModel": "modeling_x.X"})),
+        ("transformers_weights", json!("other.safetensors")),
+    ];
+    for (name, value) in fields {
+        let message = format!("`{name}` is {value}: this changes rewards and is not implemented");
+        assert_eq!(refusal(json!({name: value})), (ErrorKind::Unsupported, message));
+    }
+}
+
+#[test]
+fn the_same_fields_are_accepted_where_they_have_no_effect() {
+    let harmless = json!({
+        "hidden_act": "swish", "sliding_window": null, "partial_rotary_factor": 1.0, "rope_interleaved": false,
+        "quantization_config": null, "embedding_multiplier": 1.0, "layer_types": ["full_attention"], "auto_map": {},
+        "pruned_heads": {}, "num_local_experts": 0, "pretraining_tp": 2, "initializer_range": 0.02,
+        "a_field_of_the_authors_own": [1, 2, 3]
+    });
+    assert_eq!(parse_with(harmless).unwrap(), parse_with(json!({})).unwrap());
+    parse_with(json!({"sliding_window": 4096, "use_sliding_window": false})).unwrap();
+}
+
+#[test]
+fn impossible_values_name_the_field_what_it_is_and_what_was_expected() {
+    let cases = [
+        (json!({"model_type": 7}), "`model_type` is 7, expected a string"),
+        (
+            json!({"hidden_size": "big"}),
+            "`hidden_size` is \"big\", expected a whole number from 1 to 1048576",
+        ),
+        (
+            json!({"hidden_size": 4096.0}),
+            "`hidden_size` is 4096.0, expected a whole number from 1 to 1048576",
+        ),
+        (json!({"vocab_size": -1}), "`vocab_size` is -1, expected a whole number from 1 to 268435456"),
+        (json!({"num_hidden_layers": 0}), "`num_hidden_layers` is 0, expected a whole number from 1 to 4096"),
+        (
+            json!({"intermediate_size": u64::MAX}),
+            "`intermediate_size` is 18446744073709551615, expected a whole number from 1 to 16777216",
+        ),
+        (
+            json!({"max_position_embeddings": null}),
+            "`max_position_embeddings` is null, expected a whole number from 1 to 2147483647",
+        ),
+        (
+            json!({"num_key_value_heads": 5}),
+            "`num_key_value_heads` 5 does not divide `num_attention_heads` 32",
+        ),
+        (
+            json!({"num_attention_heads": 3}),
+            "`hidden_size` 4096 is not a multiple of `num_attention_heads` 3, and there is no `head_dim`",
+        ),
+        (json!({"head_dim": 5}), "the width of a head is 5, which is odd; rotary embedding needs pairs"),
+        (
+            json!({"num_attention_heads": 65536, "head_dim": 8192}),
+            "65536 heads of width 8192 are more than any model has",
+        ),
+        (json!({"rms_norm_eps": 0}), "`rms_norm_eps` is 0, expected a number above zero"),
+        (json!({"rms_norm_eps": 1e-60}), "`rms_norm_eps` 1e-60 is outside the range of f32"),
+        (json!({"attention_bias": "no"}), "`attention_bias` is \"no\", expected true or false"),
+        (json!({"rope_theta": -1.0}), "`rope_theta` is -1.0, expected a number above zero"),
+        (json!({"rope_theta": null}), "`rope_theta` is null, expected a number above zero"),
+        (json!({"rope_scaling": "llama3"}), "`rope_scaling` is \"llama3\", expected an object"),
+        (
+            json!({"rope_scaling": {"rope_type": "llama3"}}),
+            "`rope_scaling.low_freq_factor` is missing, expected a number above zero",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "llama3", "low_freq_factor": 4, "high_freq_factor": 4.0}}),
+            "`rope_scaling.high_freq_factor` 4 is not above `rope_scaling.low_freq_factor` 4",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "default", "type": "linear"}}),
+            "`rope_scaling.rope_type` is `default`, but `rope_scaling.type` is `linear`",
+        ),
+        (
+            json!({"rope_parameters": {"rope_theta": 7.0}, "rope_theta": 9.0}),
+            "`rope_parameters.rope_theta` is 7, but `rope_theta` is 9",
+        ),
+        (
+            json!({"rope_parameters": {"rope_theta": 7.0}, "rope_scaling": {"rope_theta": 9.0}}),
+            "`rope_scaling` and `rope_parameters` contradict each other",
+        ),
+        (json!({"architectures": []}), "`architectures` is missing, and with it where the reward comes from"),
+        (
+            json!({"architectures": "LlamaForCausalLM"}),
+            "`architectures` is \"LlamaForCausalLM\", expected a list of strings",
+        ),
+        (
+            json!({"architectures": ["LlamaForCausalLM", "LlamaForSequenceClassification"]}),
+            "`architectures` names 2 classes, expected one",
+        ),
+    ];
+    for (changes, message) in cases {
+        assert_eq!(refusal(changes), (ErrorKind::Config, message.to_owned()));
+    }
+}
+
+#[test]
+fn labels_and_padding_of_a_classifier_are_checked() {
+    let with = |changes: Value| {
+        let mut config = json!({"architectures": ["LlamaForSequenceClassification"], "vocab_size": 10});
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        config
+    };
+    let head = |changes: Value| parse_with(with(changes)).unwrap().head;
+    assert_eq!(head(json!({"num_labels": 1})), Head::Score { labels: 1, pad_token_id: None });
+    let three = json!({"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 3, "pad_token_id": 9});
+    assert_eq!(head(three), Head::Score { labels: 3, pad_token_id: Some(9) });
+    assert_eq!(head(json!({"pad_token_id": -1})), Head::Score { labels: 2, pad_token_id: None });
+
+    let cases = [
+        (json!({"id2label": {"0": "a"}, "num_labels": 3}), "`id2label` has 1 entries, but `num_labels` is 3"),
+        (json!({"id2label": {}}), "`id2label` is {}, expected an object with one entry per label"),
+        (json!({"pad_token_id": 10}), "`pad_token_id` is 10, expected a token id below `vocab_size` 10"),
+        (json!({"pad_token_id": 1.5}), "`pad_token_id` is 1.5, expected a token id below `vocab_size` 10"),
+    ];
+    for (changes, message) in cases {
+        assert_eq!(refusal(with(changes)), (ErrorKind::Config, message.to_owned()));
+    }
+}
+
+#[test]
+fn text_that_is_not_a_json_object_is_an_error() {
+    for text in ["", "[]", "{\"model_type\": \"llama\"", "{\"rms_norm_eps\": NaN}", "\u{0}", "{\"a\": 1}}"] {
+        let error = parse(text).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.message().starts_with("config.json is not a JSON object: "), "{error}");
+    }
+    assert_eq!(parse("{}").unwrap_err().message(), "`model_type` is missing");
+    // Deep nesting neither overflows the stack nor is accepted.
+    assert_eq!(parse(&"[".repeat(100_000)).unwrap_err().kind(), ErrorKind::Config);
+}
+
+/// Sizes at their limits: what later floors multiply stays below 2^63.
+#[test]
+fn products_of_the_largest_sizes_do_not_overflow() {
+    let (bytes, fused) = (4, 3);
+    let linear = HIDDEN_MAX * (fused * FFN_MAX + 4 * Q_WIDTH_MAX) * bytes;
+    let total = linear
+        .checked_mul(LAYERS_MAX)
+        .and_then(|layers| layers.checked_add(2 * VOCAB_MAX * HIDDEN_MAX * bytes));
+    assert!(total.is_some_and(|total| total < 1 << 63), "{total:?}");
+    assert!(TOKENS_MAX.checked_mul(2 * FFN_MAX * bytes).is_some_and(|total| total < 1 << 63));
+}
+
+#[test]
+fn a_missing_folder_or_file_and_an_adapter_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = ModelConfig::read(&dir.path().join("rm")).unwrap_err();
+    assert_eq!((missing.kind(), missing.message()), (ErrorKind::Io, "there is no such model folder"));
+    assert!(missing.hint().unwrap().contains("`--model`"), "{missing}");
+
+    let no_file = ModelConfig::read(dir.path()).unwrap_err();
+    assert_eq!(no_file.kind(), ErrorKind::Io);
+    assert!(no_file.message().starts_with("the file cannot be read: "), "{no_file}");
+    assert_eq!(no_file.place(), Some(dir.path().join("config.json").to_str().unwrap()));
+
+    std::fs::create_dir(dir.path().join("config.json")).unwrap();
+    assert_eq!(ModelConfig::read(dir.path()).unwrap_err().message(), "this is not a file");
+
+    std::fs::write(dir.path().join("adapter_config.json"), "{}").unwrap();
+    let adapter = ModelConfig::read(dir.path()).unwrap_err();
+    assert_eq!(adapter.kind(), ErrorKind::Unsupported);
+    assert_eq!(adapter.message(), "the folder holds an adapter, not a whole model");
+}
+
+#[test]
+fn a_file_that_is_far_too_long_is_not_read_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.json");
+    File::create(&file).unwrap().set_len(1 << 40).unwrap();
+    let error = ModelConfig::read(dir.path()).unwrap_err();
+    assert_eq!(error.message(), "the file has more than 4194304 bytes");
+}
