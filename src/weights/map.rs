@@ -1,0 +1,50 @@
+//! Files mapped read-only.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// A weight file, mapped read-only for as long as anything refers to it.
+///
+/// Its pages belong to the kernel's page cache: they are read when first touched, dropped when memory is short, and
+/// count as nobody's anonymous memory. A file that is truncated while it is mapped ends the process with SIGBUS when
+/// a lost page is touched; that cannot be turned into an error. Replace a model by writing beside it and renaming.
+#[derive(Debug)]
+pub struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedFile {
+    /// Maps a file; [`ErrorKind::Io`] when that fails.
+    pub fn open(path: &Path) -> Result<Self> {
+        let failed = |error: std::io::Error| {
+            Error::new(ErrorKind::Io, format!("the file cannot be read: {error}")).at(path.display())
+        };
+        // Asked before opening: opening a named pipe would wait for its writer.
+        if !std::fs::metadata(path).map_err(failed)?.is_file() {
+            return Err(Error::new(ErrorKind::Io, "this is not a file").at(path.display()));
+        }
+        let file = File::open(path).map_err(failed)?;
+        // SAFETY: the map is read-only and nothing in this process writes to the file, so the bytes behind `&[u8]`
+        // change only if another process changes the file under us, which the caller is asked not to do (see the
+        // type). Should it happen all the same: the header is parsed from a copy and its offsets are kept outside
+        // the map, so no bound is ever read twice; every other byte is only read as part of a number, for which any
+        // bit pattern is valid. A truncation is SIGBUS, not a wrong read: the map's length is fixed here.
+        let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+        Ok(Self { path: path.to_owned(), map })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// All bytes of the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}

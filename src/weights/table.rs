@@ -1,0 +1,185 @@
+//! THE table of tensor names: what each is called, its shape, how ranks divide it, and what it becomes part of.
+//!
+//! Everything that is known about the names in a Llama checkpoint is written here once. Opening a model, checking
+//! it, slicing it for a rank and counting its bytes all walk this table.
+
+use std::ops::Range;
+
+use crate::config::{Head, ModelConfig};
+use crate::shard::{Shard, Split};
+
+/// A size that `config.json` gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dim {
+    Hidden,
+    QWidth,
+    KvWidth,
+    Ffn,
+    Vocab,
+    Labels,
+}
+use Dim::{Ffn, Hidden, KvWidth, Labels, QWidth, Vocab};
+
+/// Where a tensor goes. Those with one place are fused: stacked by output rows, in the table's order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Embedding,
+    FinalNorm,
+    Head,
+    InputNorm,
+    Qkv,
+    QkvBias,
+    O,
+    OBias,
+    PostAttentionNorm,
+    GateUp,
+    GateUpBias,
+    Down,
+    DownBias,
+}
+
+/// Which models have a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    Always,
+    AttentionBias,
+    MlpBias,
+    CausalHead,
+    ScoreHead,
+}
+
+/// One row of the table.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// The whole name, or what follows `model.layers.N.`.
+    pub(super) name: &'static str,
+    pub(super) place: Place,
+    /// `[out_features, in_features]`, or the one size of a vector.
+    pub(super) shape: &'static [Dim],
+    pub(super) split: Split,
+    pub(super) when: When,
+}
+
+const fn entry(name: &'static str, place: Place, shape: &'static [Dim], split: Split, when: When) -> Entry {
+    Entry { name, place, shape, split, when }
+}
+
+/// What the names of a layer's tensors begin with, before the layer's index and a dot.
+pub(super) const LAYER_PREFIX: &str = "model.layers.";
+
+/// The causal head; with tied embeddings it may be missing.
+pub(super) const LM_HEAD: &str = "lm_head.weight";
+/// The classifier's head.
+pub(super) const SCORE: &str = "score.weight";
+/// The embedding table.
+pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
+
+#[rustfmt::skip]
+pub(super) const MODEL: &[Entry] = &[
+    entry(EMBEDDING,           Place::Embedding, &[Vocab, Hidden],  Split::Whole, When::Always),
+    entry("model.norm.weight", Place::FinalNorm, &[Hidden],         Split::Whole, When::Always),
+    entry(LM_HEAD,             Place::Head,      &[Vocab, Hidden],  Split::Whole, When::CausalHead),
+    entry(SCORE,               Place::Head,      &[Labels, Hidden], Split::Whole, When::ScoreHead),
+];
+
+#[rustfmt::skip]
+pub(super) const LAYER: &[Entry] = &[
+    entry("input_layernorm.weight",          Place::InputNorm,         &[Hidden],          Split::Whole,        When::Always),
+    entry("self_attn.q_proj.weight",         Place::Qkv,               &[QWidth, Hidden],  Split::QueryRows,    When::Always),
+    entry("self_attn.k_proj.weight",         Place::Qkv,               &[KvWidth, Hidden], Split::KeyValueRows, When::Always),
+    entry("self_attn.v_proj.weight",         Place::Qkv,               &[KvWidth, Hidden], Split::KeyValueRows, When::Always),
+    entry("self_attn.q_proj.bias",           Place::QkvBias,           &[QWidth],          Split::QueryRows,    When::AttentionBias),
+    entry("self_attn.k_proj.bias",           Place::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::AttentionBias),
+    entry("self_attn.v_proj.bias",           Place::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::AttentionBias),
+    entry("self_attn.o_proj.weight",         Place::O,                 &[Hidden, QWidth],  Split::QueryColumns, When::Always),
+    entry("self_attn.o_proj.bias",           Place::OBias,             &[Hidden],          Split::RankZero,     When::AttentionBias),
+    entry("post_attention_layernorm.weight", Place::PostAttentionNorm, &[Hidden],          Split::Whole,        When::Always),
+    entry("mlp.gate_proj.weight",            Place::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
+    entry("mlp.up_proj.weight",              Place::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
+    entry("mlp.gate_proj.bias",              Place::GateUpBias,        &[Ffn],             Split::FfnRows,      When::MlpBias),
+    entry("mlp.up_proj.bias",                Place::GateUpBias,        &[Ffn],             Split::FfnRows,      When::MlpBias),
+    entry("mlp.down_proj.weight",            Place::Down,              &[Hidden, Ffn],     Split::FfnColumns,   When::Always),
+    entry("mlp.down_proj.bias",              Place::DownBias,          &[Hidden],          Split::RankZero,     When::MlpBias),
+];
+
+impl Dim {
+    /// The size itself.
+    pub(super) fn size(self, config: &ModelConfig) -> usize {
+        match (self, config.head) {
+            (Hidden, _) => config.hidden,
+            (QWidth, _) => config.q_width(),
+            (KvWidth, _) => config.kv_width(),
+            (Ffn, _) => config.ffn,
+            (Vocab, _) => config.vocab,
+            (Labels, Head::Score { labels, .. }) => labels,
+            (Labels, Head::LogitZero { .. }) => 1,
+        }
+    }
+
+    /// The words of `config.json` that make it, with their values.
+    pub(super) fn words(self, config: &ModelConfig) -> String {
+        match self {
+            Hidden => format!("hidden_size {}", config.hidden),
+            QWidth => format!("num_attention_heads {} * head_dim {}", config.q_heads, config.head_dim),
+            KvWidth => format!("num_key_value_heads {} * head_dim {}", config.kv_heads, config.head_dim),
+            Ffn => format!("intermediate_size {}", config.ffn),
+            Vocab => format!("vocab_size {}", config.vocab),
+            Labels => format!("num_labels {}", self.size(config)),
+        }
+    }
+}
+
+impl When {
+    pub(super) fn holds(self, config: &ModelConfig) -> bool {
+        match self {
+            Self::Always => true,
+            Self::AttentionBias => config.attention_bias,
+            Self::MlpBias => config.mlp_bias,
+            Self::CausalHead => matches!(config.head, Head::LogitZero { .. }),
+            Self::ScoreHead => matches!(config.head, Head::Score { .. }),
+        }
+    }
+}
+
+impl Entry {
+    /// The rows of this table that a model has: those of the whole model first, then each layer's.
+    pub(super) fn of(config: &ModelConfig) -> impl Iterator<Item = (String, &'static Entry)> {
+        let has = |entry: &&Entry| entry.when.holds(config);
+        let model = MODEL.iter().filter(has).map(|entry| (entry.name.to_owned(), entry));
+        let layers = (0..config.layers).flat_map(move |layer| {
+            LAYER
+                .iter()
+                .filter(has)
+                .map(move |entry| (format!("{LAYER_PREFIX}{layer}.{}", entry.name), entry))
+        });
+        model.chain(layers)
+    }
+
+    /// Sizes of the whole tensor, as its file says them.
+    pub(super) fn sizes(&self, config: &ModelConfig) -> Vec<usize> {
+        self.shape.iter().map(|dim| dim.size(config)).collect()
+    }
+
+    /// The rank's part: its rows and columns, a vector being one row. `None` when the rank has none of it.
+    pub(super) fn part(&self, config: &ModelConfig, shard: &Shard) -> Option<[Range<usize>; 2]> {
+        if self.split == Split::RankZero && shard.rank != 0 {
+            return None;
+        }
+        let range = shard.range(config, self.split);
+        let sizes = self.sizes(config);
+        let whole = |axis: usize| 0..sizes[axis];
+        Some(match (sizes.len(), self.place, self.split) {
+            // A vector has one value per output feature: where a weight is cut by rows, it is cut, too.
+            (1, ..) => [0..1, range.unwrap_or_else(|| whole(0))],
+            // Logit 0 needs row 0 only.
+            (_, Place::Head, _) if self.when == When::CausalHead => [0..1, whole(1)],
+            (_, _, Split::QueryColumns | Split::FfnColumns) => [whole(0), range.unwrap_or_else(|| whole(1))],
+            _ => [range.unwrap_or_else(|| whole(0)), whole(1)],
+        })
+    }
+
+    /// How many values of the tensor a rank holds.
+    pub(super) fn values(&self, config: &ModelConfig, shard: &Shard) -> usize {
+        self.part(config, shard).map_or(0, |[rows, cols]| rows.len() * cols.len())
+    }
+}

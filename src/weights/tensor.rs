@@ -1,0 +1,270 @@
+//! [`HostTensor`]: a matrix of weights where it lies in a mapped file.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
+
+use super::{Dtype, MappedFile};
+
+/// A matrix `[rows, cols]` of a mapped file, or a part of one; a vector is one row. Cloning it copies no weights.
+///
+/// Values are little-endian and may lie at any byte: read them with unaligned loads, never through a cast.
+#[derive(Clone)]
+pub struct HostTensor {
+    file: Arc<MappedFile>,
+    name: Arc<str>,
+    dtype: Dtype,
+    /// Byte of the file where the first value starts.
+    offset: usize,
+    rows: usize,
+    cols: usize,
+    /// From the start of one row to the start of the next, in values; at least `cols`.
+    row_stride: usize,
+}
+
+impl HostTensor {
+    /// The matrix `[rows, cols]` whose values lie back to back from byte `offset` of the file.
+    ///
+    /// # Panics
+    ///
+    /// When it does not lie inside the file: whoever parsed the header has checked that.
+    pub(super) fn new(
+        file: Arc<MappedFile>,
+        name: Arc<str>,
+        dtype: Dtype,
+        offset: usize,
+        [rows, cols]: [usize; 2],
+    ) -> Self {
+        assert!(offset + rows * cols * dtype.size() <= file.bytes().len(), "tensor `{name}` leaves its file");
+        Self { file, name, dtype, offset, rows, cols, row_stride: cols }
+    }
+
+    /// The tensor's name in the checkpoint, also for a part of it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file it lies in, for messages.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// The number format of its values.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Output features of a weight; 1 for a vector.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features of a weight; the length of a vector.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// From the start of one row to the start of the next, in values.
+    pub fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// Bytes of its values, without what lies between rows.
+    pub fn size_bytes(&self) -> usize {
+        self.rows * self.cols * self.dtype.size()
+    }
+
+    /// Some of its rows.
+    ///
+    /// # Panics
+    ///
+    /// When the range leaves `0..rows`.
+    #[must_use]
+    pub fn row_range(&self, rows: Range<usize>) -> Self {
+        assert!(
+            rows.start <= rows.end && rows.end <= self.rows,
+            "rows {rows:?} of the {} of `{}`",
+            self.rows,
+            self.name
+        );
+        let offset = self.offset + rows.start * self.row_stride * self.dtype.size();
+        Self { offset, rows: rows.len(), ..self.clone() }
+    }
+
+    /// Some of its columns: the rows keep their distance.
+    ///
+    /// # Panics
+    ///
+    /// When the range leaves `0..cols`.
+    #[must_use]
+    pub fn column_range(&self, cols: Range<usize>) -> Self {
+        assert!(
+            cols.start <= cols.end && cols.end <= self.cols,
+            "columns {cols:?} of the {} of `{}`",
+            self.cols,
+            self.name
+        );
+        let offset = self.offset + cols.start * self.dtype.size();
+        Self { offset, cols: cols.len(), ..self.clone() }
+    }
+
+    /// The bytes from its first value to its last; row i starts `i * row_stride` values in. What lies between the
+    /// rows of a range of columns belongs to other columns.
+    pub fn bytes(&self) -> &[u8] {
+        if self.rows == 0 || self.cols == 0 {
+            return &[];
+        }
+        let values = (self.rows - 1) * self.row_stride + self.cols;
+        &self.file.bytes()[self.offset..self.offset + values * self.dtype.size()]
+    }
+
+    /// The bytes of one row's values.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such row.
+    pub fn row_bytes(&self, row: usize) -> &[u8] {
+        assert!(row < self.rows, "row {row} of the {} of `{}`", self.rows, self.name);
+        let start = self.offset + row * self.row_stride * self.dtype.size();
+        &self.file.bytes()[start..start + self.cols * self.dtype.size()]
+    }
+
+    /// One row as f32, exactly: every f16 and bf16 is an f32. `out`: `[cols]`.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such row, or `out` has another length.
+    pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
+        assert_eq!(out.len(), self.cols, "a row of `{}`", self.name);
+        let bytes = self.row_bytes(row);
+        match self.dtype {
+            Dtype::F32 => {
+                for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *value = f32::from_le_bytes(*bytes);
+                }
+            }
+            Dtype::BF16 => {
+                for (value, bytes) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
+                }
+            }
+            Dtype::F16 => f16_to_f32(bytes, out),
+        }
+    }
+}
+
+/// Through an aligned block, because `half` converts slices much faster than single values.
+fn f16_to_f32(bytes: &[u8], out: &mut [f32]) {
+    const BLOCK: usize = 256;
+    let mut bits = [0_u16; BLOCK];
+    for (out, bytes) in out.chunks_mut(BLOCK).zip(bytes.chunks(2 * BLOCK)) {
+        for (bits, bytes) in bits.iter_mut().zip(bytes.as_chunks::<2>().0) {
+            *bits = u16::from_le_bytes(*bytes);
+        }
+        bits[..out.len()].reinterpret_cast::<half::f16>().convert_to_f32_slice(out);
+    }
+}
+
+impl fmt::Debug for HostTensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?} [{}, {}]", self.name, self.dtype, self.rows, self.cols)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A 3 x 5 matrix of the values 0, 1, 2, ... that starts at an odd byte of its file.
+    fn matrix(dtype: Dtype) -> HostTensor {
+        let mut bytes = vec![0xff; 3];
+        for value in 0..15 {
+            let value = value as f32;
+            match dtype {
+                Dtype::F32 => bytes.extend(value.to_le_bytes()),
+                Dtype::F16 => bytes.extend(half::f16::from_f32(value).to_le_bytes()),
+                Dtype::BF16 => bytes.extend(half::bf16::from_f32(value).to_le_bytes()),
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        std::fs::write(&path, bytes).unwrap();
+        HostTensor::new(Arc::new(MappedFile::open(&path).unwrap()), "m".into(), dtype, 3, [3, 5])
+    }
+
+    fn rows(tensor: &HostTensor) -> Vec<Vec<f32>> {
+        (0..tensor.rows())
+            .map(|row| {
+                let mut out = vec![f32::NAN; tensor.cols()];
+                tensor.row_to_f32(row, &mut out);
+                out
+            })
+            .collect()
+    }
+
+    #[test]
+    fn rows_are_read_from_unaligned_bytes_in_every_dtype() {
+        let whole: Vec<Vec<f32>> = vec![
+            vec![0.0, 1.0, 2.0, 3.0, 4.0],
+            vec![5.0, 6.0, 7.0, 8.0, 9.0],
+            vec![10.0, 11.0, 12.0, 13.0, 14.0],
+        ];
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            assert_eq!(rows(&matrix(dtype)), whole, "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn ranges_of_rows_and_columns_nest() {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let matrix = matrix(dtype);
+            let part = matrix.column_range(1..5).row_range(1..3).column_range(2..4);
+            assert_eq!(rows(&part), [[8.0, 9.0], [13.0, 14.0]], "{dtype:?}");
+            assert_eq!((part.rows(), part.cols(), part.row_stride()), (2, 2, 5));
+            assert_eq!(part.size_bytes(), 4 * dtype.size());
+            // From the first value to the last, the columns between the rows included.
+            assert_eq!(part.bytes().len(), 7 * dtype.size());
+            assert_eq!(part.bytes()[..2 * dtype.size()], *part.row_bytes(0));
+            assert_eq!(part.bytes()[5 * dtype.size()..], *part.row_bytes(1));
+            assert!(matrix.row_range(3..3).bytes().is_empty());
+            assert!(matrix.column_range(5..5).bytes().is_empty());
+        }
+    }
+
+    #[test]
+    fn all_bit_patterns_of_16_bits_convert_as_half_converts_them() {
+        let bits: Vec<u8> = (0..=u16::MAX).flat_map(u16::to_le_bytes).collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        std::fs::write(&path, &bits).unwrap();
+        let file = Arc::new(MappedFile::open(&path).unwrap());
+        for dtype in [Dtype::F16, Dtype::BF16] {
+            let tensor = HostTensor::new(file.clone(), "m".into(), dtype, 0, [1, 1 << 16]);
+            for (bits, value) in rows(&tensor)[0].iter().enumerate() {
+                let expected = match dtype {
+                    Dtype::F16 => half::f16::from_bits(bits as u16).to_f32(),
+                    _ => half::bf16::from_bits(bits as u16).to_f32(),
+                };
+                assert!(
+                    value.to_bits() == expected.to_bits() || (value.is_nan() && expected.is_nan()),
+                    "{dtype:?} {bits:#06x}: {value} against {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "rows 2..4 of the 3 of `m`")]
+    fn a_range_outside_the_tensor_is_our_bug() {
+        let _ = matrix(Dtype::F32).row_range(2..4);
+    }
+
+    #[test]
+    #[should_panic(expected = "columns 3..6 of the 5 of `m`")]
+    fn columns_outside_the_tensor_are_our_bug() {
+        let _ = matrix(Dtype::F32).column_range(3..6);
+    }
+}

@@ -1,0 +1,230 @@
+//! [`ModelTensors`]: one rank's part of every tensor of a model, checked against `config.json` before any is used.
+
+use std::sync::Arc;
+
+use super::check::{check, head_source};
+use super::checkpoint::Checkpoint;
+use super::table::{Entry, LAYER, LAYER_PREFIX, MODEL, Place};
+use super::{Dtype, HostTensor};
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::shard::Shard;
+
+/// One rank's part of a model's weights, where they lie in their files. Cloning it copies no weights.
+#[derive(Clone, Debug)]
+pub struct ModelTensors {
+    /// `[vocab, hidden]`, whole on every rank.
+    pub embedding: HostTensor,
+    /// One per layer, first to last.
+    pub layers: Vec<LayerTensors>,
+    /// `[hidden]`.
+    pub final_norm: HostTensor,
+    /// `[1, hidden]`, row 0 of `lm_head` or of the embeddings; `[labels, hidden]` for a classifier. Whole on every rank.
+    pub head: HostTensor,
+    /// What should be told to the user, once.
+    pub warnings: Vec<String>,
+}
+
+/// One rank's part of a layer. A fused weight is a list of pieces that stand above each other by output rows, each
+/// `[rows, hidden]`; they lie in different places, maybe in different files and dtypes. A fused bias is a list of
+/// vectors that follow each other. Biases of a model without biases are empty or `None`.
+#[derive(Clone, Debug)]
+pub struct LayerTensors {
+    /// `[hidden]`.
+    pub input_norm: HostTensor,
+    /// q `[q_width_local, hidden]`, k and v `[kv_width_local, hidden]`.
+    pub qkv: Vec<HostTensor>,
+    /// q `[q_width_local]`, k and v `[kv_width_local]`.
+    pub qkv_bias: Option<Vec<HostTensor>>,
+    /// `[hidden, q_width_local]`, a range of columns: its rows are `q_width` apart.
+    pub o: HostTensor,
+    /// `[hidden]`, on rank 0 only: it is added once to the sum over ranks.
+    pub o_bias: Option<HostTensor>,
+    /// `[hidden]`.
+    pub post_attention_norm: HostTensor,
+    /// gate and up, each `[ffn_local, hidden]`.
+    pub gate_up: Vec<HostTensor>,
+    /// gate and up, each `[ffn_local]`.
+    pub gate_up_bias: Option<Vec<HostTensor>>,
+    /// `[hidden, ffn_local]`, a range of columns: its rows are `ffn` apart.
+    pub down: HostTensor,
+    /// `[hidden]`, on rank 0 only.
+    pub down_bias: Option<HostTensor>,
+}
+
+/// Bytes of one rank's weights, as they are stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// All layers.
+    pub layers: usize,
+    /// The largest single layer.
+    pub layer_max: usize,
+    /// The final norm and the rows of the head that are read.
+    pub head: usize,
+    /// The embedding table.
+    pub embedding: usize,
+}
+
+impl ModelTensors {
+    /// Checks every tensor that the model needs, on all ranks alike, and then takes this rank's part. Reads headers
+    /// only, but for one row of embeddings and head where both are there and `config.json` calls them tied.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Weights`](crate::error::ErrorKind::Weights) when a tensor is missing, has another shape, or
+    /// `config.json` denies it; [`ErrorKind::Unsupported`](crate::error::ErrorKind::Unsupported) for a dtype or a
+    /// tensor that no Llama model has.
+    pub fn open(checkpoint: &Checkpoint, config: &ModelConfig, shard: &Shard) -> Result<Self> {
+        let warnings = check(checkpoint, config)?;
+        let parts = |prefix: &str, table: &'static [Entry], place: Place| -> Vec<HostTensor> {
+            table
+                .iter()
+                .filter(|entry| entry.place == place && entry.when.holds(config))
+                .filter_map(|entry| {
+                    let [rows, cols] = entry.part(config, shard)?;
+                    let name = head_source(checkpoint, config, &format!("{prefix}{}", entry.name));
+                    Some(whole(checkpoint, &name).row_range(rows).column_range(cols))
+                })
+                .collect()
+        };
+        let layers = (0..config.layers).map(|layer| {
+            let prefix = format!("{LAYER_PREFIX}{layer}.");
+            LayerTensors::collect(|place| parts(&prefix, LAYER, place))
+        });
+        Ok(Self {
+            embedding: only(parts("", MODEL, Place::Embedding)),
+            layers: layers.collect(),
+            final_norm: only(parts("", MODEL, Place::FinalNorm)),
+            head: only(parts("", MODEL, Place::Head)),
+            warnings,
+        })
+    }
+
+    /// Bytes of these tensors.
+    pub fn bytes(&self) -> WeightBytes {
+        let layers = self.layers.iter().map(LayerTensors::size_bytes);
+        WeightBytes {
+            layers: layers.clone().sum(),
+            layer_max: layers.max().unwrap_or(0),
+            head: self.final_norm.size_bytes() + self.head.size_bytes(),
+            embedding: self.embedding.size_bytes(),
+        }
+    }
+}
+
+impl LayerTensors {
+    fn collect(parts: impl Fn(Place) -> Vec<HostTensor>) -> Self {
+        let fused = |place| Some(parts(place)).filter(|pieces| !pieces.is_empty());
+        Self {
+            input_norm: only(parts(Place::InputNorm)),
+            qkv: parts(Place::Qkv),
+            qkv_bias: fused(Place::QkvBias),
+            o: only(parts(Place::O)),
+            o_bias: parts(Place::OBias).pop(),
+            post_attention_norm: only(parts(Place::PostAttentionNorm)),
+            gate_up: parts(Place::GateUp),
+            gate_up_bias: fused(Place::GateUpBias),
+            down: only(parts(Place::Down)),
+            down_bias: parts(Place::DownBias).pop(),
+        }
+    }
+
+    /// Every tensor of the layer that this rank holds.
+    pub fn tensors(&self) -> impl Iterator<Item = &HostTensor> {
+        let single = [&self.input_norm, &self.o, &self.post_attention_norm, &self.down];
+        let fused =
+            [Some(&self.qkv), self.qkv_bias.as_ref(), Some(&self.gate_up), self.gate_up_bias.as_ref()];
+        let biases = [self.o_bias.as_ref(), self.down_bias.as_ref()];
+        single.into_iter().chain(fused.into_iter().flatten().flatten()).chain(biases.into_iter().flatten())
+    }
+
+    /// Bytes of the layer's tensors.
+    pub fn size_bytes(&self) -> usize {
+        self.tensors().map(HostTensor::size_bytes).sum()
+    }
+}
+
+impl WeightBytes {
+    /// What the weights of a rank would take if all were stored as `dtype`; needs no files.
+    pub fn of(config: &ModelConfig, shard: &Shard, dtype: Dtype) -> Self {
+        let bytes = |table: &[Entry], counted: fn(Place) -> bool| -> usize {
+            let entries = table.iter().filter(|entry| entry.when.holds(config) && counted(entry.place));
+            entries.map(|entry| entry.values(config, shard) * dtype.size()).sum()
+        };
+        let layer = bytes(LAYER, |_| true);
+        Self {
+            layers: layer * config.layers,
+            layer_max: layer,
+            head: bytes(MODEL, |place| place != Place::Embedding),
+            embedding: bytes(MODEL, |place| place == Place::Embedding),
+        }
+    }
+}
+
+/// A whole tensor that [`check`] has seen.
+fn whole(checkpoint: &Checkpoint, name: &str) -> HostTensor {
+    let (file, stored) = checkpoint.find(name).expect("checked: the tensor is there");
+    let dtype = Dtype::from_stored(stored.dtype).expect("checked: the dtype is one of ours");
+    let shape = match *stored.shape {
+        [cols] => [1, cols],
+        [rows, cols] => [rows, cols],
+        _ => unreachable!("checked: the shape is the table's"),
+    };
+    HostTensor::new(file.clone(), Arc::from(name), dtype, stored.bytes.start, shape)
+}
+
+fn only(mut parts: Vec<HostTensor>) -> HostTensor {
+    assert_eq!(parts.len(), 1, "a place of one tensor: {parts:?}");
+    parts.remove(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Head, Rope, RopeScaling};
+
+    const LLAMA_70B: ModelConfig = ModelConfig {
+        hidden: 8192,
+        layers: 80,
+        q_heads: 64,
+        kv_heads: 8,
+        head_dim: 128,
+        ffn: 28672,
+        vocab: 128_256,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 5e5, scaling: RopeScaling::Default },
+        max_tokens: 131_072,
+        attention_bias: false,
+        mlp_bias: false,
+        head: Head::LogitZero { tied: false },
+    };
+
+    fn bytes(rank: usize, ranks: usize) -> WeightBytes {
+        WeightBytes::of(&LLAMA_70B, &Shard::new(&LLAMA_70B, rank, ranks).unwrap(), Dtype::BF16)
+    }
+
+    #[test]
+    fn the_70b_model_has_the_published_sizes() {
+        let whole = bytes(0, 1);
+        assert_eq!(whole.layer_max, 2 * 855_654_400);
+        assert_eq!(whole.layers, 80 * whole.layer_max);
+        assert_eq!(whole.embedding, 2 * 128_256 * 8192);
+        assert_eq!(whole.head, 2 * (8192 + 8192));
+    }
+
+    #[test]
+    fn ranks_share_the_linear_weights_and_each_hold_the_norms() {
+        let norms = 2 * 2 * 8192;
+        for ranks in [2, 4, 8] {
+            for rank in 0..ranks {
+                let part = bytes(rank, ranks);
+                assert_eq!(part.layer_max - norms, (bytes(0, 1).layer_max - norms) / ranks);
+                assert_eq!((part.head, part.embedding), (bytes(0, 1).head, bytes(0, 1).embedding));
+            }
+        }
+        // 16 ranks, 8 kv heads: k and v are held twice.
+        let kv = 2 * 2 * 1024 * 8192;
+        let part = bytes(3, 16);
+        assert_eq!(part.layer_max - norms - kv / 8, (bytes(0, 1).layer_max - norms - kv) / 16);
+    }
+}

@@ -1,0 +1,5 @@
+//! Weights on disk: what is read from a checkpoint, and by what words a bad one is refused.
+
+mod folder;
+mod reads;
+mod refuses;
