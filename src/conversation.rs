@@ -1,0 +1,348 @@
+//! Conversations: what is scored, before any template or tokenizer has seen it.
+//!
+//! A message is a JSON object as chat templates know it (`role`, `content`, `tool_calls`, and whatever else a template
+//! may read). This floor checks shapes and changes nothing a template could see, but for dropping keys whose value is
+//! `null`, as Hugging Face does. Rendering is [`prompt`](crate::prompt)'s.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Names that the renderer itself gives to every template; a template variable cannot have them.
+const RESERVED_VARS: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+
+/// One turn: a JSON object whose keys keep their order, with a string `role` and no `null` values at its top.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Message(Map<String, Value>);
+
+impl Message {
+    /// A system turn.
+    pub fn system(text: impl Into<String>) -> Self {
+        Self::of_text("system", text.into())
+    }
+
+    /// A user's turn.
+    pub fn user(text: impl Into<String>) -> Self {
+        Self::of_text("user", text.into())
+    }
+
+    /// An assistant's turn: what a reward model judges, when it is the last one.
+    pub fn assistant(text: impl Into<String>) -> Self {
+        Self::of_text("assistant", text.into())
+    }
+
+    fn of_text(role: &str, text: String) -> Self {
+        let mut fields = Map::new();
+        fields.insert("role".to_owned(), Value::String(role.to_owned()));
+        fields.insert("content".to_owned(), Value::String(text));
+        Self(fields)
+    }
+
+    /// A message in Hugging Face's form. Keys that are `null` are dropped; every other key reaches the template as it is.
+    ///
+    /// `content` is any JSON in a `tool` or `ipython` turn. In every other turn it is a string, and may be absent only
+    /// beside `tool_calls`. Anything else is [`ErrorKind::Conversation`].
+    pub fn from_json(value: Value) -> Result<Self> {
+        let Value::Object(mut fields) = value else {
+            return Err(refused(format!("a message is {}, expected an object", kind_of(&value))));
+        };
+        fields.retain(|_, value| !value.is_null());
+        let role = match fields.get("role") {
+            Some(Value::String(role)) => role.as_str(),
+            Some(other) => {
+                return Err(refused(format!("a message's `role` is {}, expected a string", kind_of(other))));
+            }
+            None => return Err(refused("a message has no `role`".to_owned())),
+        };
+        if !matches!(role, "tool" | "ipython") {
+            check_text_content(role, &fields)?;
+        }
+        fields.iter().try_for_each(|(key, value)| check_numbers(value, key))?;
+        Ok(Self(fields))
+    }
+
+    /// Who speaks: `system`, `user`, `assistant`, `tool`, `ipython`, or what else the template knows.
+    pub fn role(&self) -> &str {
+        self.0["role"].as_str().unwrap_or_default()
+    }
+
+    /// The message's keys and values, as the template will see them.
+    pub fn fields(&self) -> &Map<String, Value> {
+        &self.0
+    }
+}
+
+fn check_text_content(role: &str, fields: &Map<String, Value>) -> Result<()> {
+    match fields.get("content") {
+        Some(Value::String(_)) => Ok(()),
+        Some(other) => {
+            let error =
+                refused(format!("the `content` of a {role:?} turn is {}, expected a string", kind_of(other)));
+            Err(match other {
+                Value::Array(_) => error.with_hint("join the text parts of `content` into one string"),
+                _ => error,
+            })
+        }
+        None if fields.contains_key("tool_calls") => Ok(()),
+        None => Err(refused(format!("a {role:?} turn has neither `content` nor `tool_calls`"))),
+    }
+}
+
+/// A conversation, with what else its template may want: at least one message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversation {
+    messages: Vec<Message>,
+    tools: Option<Vec<Value>>,
+    documents: Option<Vec<Value>>,
+    template_vars: Map<String, Value>,
+}
+
+impl Conversation {
+    /// A conversation of these messages; [`ErrorKind::Conversation`] when there are none.
+    pub fn new(messages: Vec<Message>) -> Result<Self> {
+        if messages.is_empty() {
+            return Err(refused("the conversation has no messages, expected at least one".to_owned()));
+        }
+        Ok(Self { messages, tools: None, documents: None, template_vars: Map::new() })
+    }
+
+    /// One question and its answer.
+    pub fn exchange(prompt: impl Into<String>, response: impl Into<String>) -> Self {
+        let messages = vec![Message::user(prompt), Message::assistant(response)];
+        Self { messages, tools: None, documents: None, template_vars: Map::new() }
+    }
+
+    /// A conversation from a JSON list of messages; an [`ErrorKind::Conversation`] names the message by its index.
+    pub fn from_json(messages: Value) -> Result<Self> {
+        let Value::Array(messages) = messages else {
+            return Err(refused(format!(
+                "`messages` is {}, expected a list of messages",
+                kind_of(&messages)
+            )));
+        };
+        let read = |(index, value)| {
+            Message::from_json(value).map_err(|error: Error| error.at(format!("message {index} (from 0)")))
+        };
+        Self::new(messages.into_iter().enumerate().map(read).collect::<Result<_>>()?)
+    }
+
+    /// The same conversation with tools that the template may list: a list of JSON schemas (objects), or `null` for none.
+    pub fn with_tools(mut self, tools: Value) -> Result<Self> {
+        self.tools = objects("tools", tools)?;
+        Ok(self)
+    }
+
+    /// The same conversation with documents (for retrieval-augmented templates): a list of objects, or `null` for none.
+    pub fn with_documents(mut self, documents: Value) -> Result<Self> {
+        self.documents = objects("documents", documents)?;
+        Ok(self)
+    }
+
+    /// The same conversation with variables for its template; they win over those of the prompt's options.
+    pub fn with_template_vars(mut self, vars: Map<String, Value>) -> Result<Self> {
+        check_template_vars(&vars)?;
+        self.template_vars = vars;
+        Ok(self)
+    }
+
+    /// The turns, in order.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// The tools; `None` (no tools) and an empty list are different things to a template.
+    pub fn tools(&self) -> Option<&[Value]> {
+        self.tools.as_deref()
+    }
+
+    /// The documents.
+    pub fn documents(&self) -> Option<&[Value]> {
+        self.documents.as_deref()
+    }
+
+    /// The conversation's own template variables.
+    pub fn template_vars(&self) -> &Map<String, Value> {
+        &self.template_vars
+    }
+}
+
+/// Checks variables for a template: a reserved name or a number that cannot be passed on exactly is refused.
+pub(crate) fn check_template_vars(vars: &Map<String, Value>) -> Result<()> {
+    for (name, value) in vars {
+        if RESERVED_VARS.contains(&name.as_str()) {
+            return Err(refused(format!(
+                "the template variable `{name}` is not free: every template gets its own"
+            )));
+        }
+        check_numbers(value, name)?;
+    }
+    Ok(())
+}
+
+fn objects(what: &str, value: Value) -> Result<Option<Vec<Value>>> {
+    let items = match value {
+        Value::Null => return Ok(None),
+        Value::Array(items) => items,
+        other => return Err(refused(format!("`{what}` is {}, expected a list of objects", kind_of(&other)))),
+    };
+    for (index, item) in items.iter().enumerate() {
+        if !item.is_object() {
+            return Err(refused(format!("`{what}[{index}]` is {}, expected an object", kind_of(item))));
+        }
+        check_numbers(item, what)?;
+    }
+    Ok(Some(items))
+}
+
+/// JSON integers beyond 64 bits have already become floats when they get here, and print differently then. Such a
+/// value may have been written as a float; it cannot be told, so it is refused rather than printed wrongly.
+fn check_numbers(value: &Value, key: &str) -> Result<()> {
+    const BEYOND_U64: f64 = 18_446_744_073_709_551_616.0; // 2^64
+    const BEYOND_I64: f64 = -9_223_372_036_854_775_808.0; // -2^63, where integers below it round to
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let float = number.as_f64().unwrap_or(f64::NAN);
+            if (BEYOND_I64 < float) && (float < BEYOND_U64) {
+                return Ok(());
+            }
+            Err(refused(format!("`{key}` holds the number {number:?}, which is beyond 64-bit integers"))
+                .with_hint("write such a number as a string"))
+        }
+        Value::Array(items) => items.iter().try_for_each(|item| check_numbers(item, key)),
+        Value::Object(fields) => fields.iter().try_for_each(|(key, value)| check_numbers(value, key)),
+        _ => Ok(()),
+    }
+}
+
+fn refused(message: String) -> Error {
+    Error::new(ErrorKind::Conversation, message)
+}
+
+/// What a value is, for messages that say what was got.
+pub(crate) fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(list) if list.is_empty() => "an empty list",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[track_caller]
+    fn refusal(messages: Value) -> String {
+        let error = Conversation::from_json(messages).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Conversation);
+        error.to_string()
+    }
+
+    #[test]
+    fn keys_that_are_null_are_dropped_and_others_kept_in_order() {
+        let message = json!({"role": "assistant", "zeta": {"deep": null}, "content": null, "alpha": 1, "tool_calls": []});
+        let message = Message::from_json(message).unwrap();
+        let keys: Vec<_> = message.fields().keys().map(String::as_str).collect();
+        assert_eq!(keys, ["role", "zeta", "alpha", "tool_calls"]);
+        assert_eq!(
+            message.fields()["zeta"],
+            json!({"deep": null}),
+            "only the message's own keys are dropped"
+        );
+    }
+
+    #[test]
+    fn constructors_make_what_json_makes() {
+        let json = json!([{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]);
+        assert_eq!(Conversation::from_json(json).unwrap(), Conversation::exchange("q", "a"));
+        let system = Message::from_json(json!({"role": "system", "content": ""})).unwrap();
+        assert_eq!(system, Message::system(""));
+        assert_eq!(system.role(), "system");
+    }
+
+    #[test]
+    fn an_empty_conversation_is_refused() {
+        assert_eq!(refusal(json!([])), "the conversation has no messages, expected at least one");
+        assert_eq!(Conversation::new(vec![]).unwrap_err().kind(), ErrorKind::Conversation);
+        assert_eq!(refusal(json!("hi")), "`messages` is a string, expected a list of messages");
+    }
+
+    #[test]
+    fn a_bad_message_is_named_by_its_index_with_what_was_got_and_expected() {
+        let good = json!({"role": "user", "content": "q"});
+        let cases = [
+            (json!("hi"), "a message is a string, expected an object"),
+            (json!({"content": "x"}), "a message has no `role`"),
+            (json!({"role": null, "content": "x"}), "a message has no `role`"),
+            (json!({"role": 1, "content": "x"}), "a message's `role` is a number, expected a string"),
+            (
+                json!({"role": "user", "content": 3}),
+                "the `content` of a \"user\" turn is a number, expected a string",
+            ),
+            (json!({"role": "user"}), "a \"user\" turn has neither `content` nor `tool_calls`"),
+            (
+                json!({"role": "assistant", "content": {"a": 1}, "tool_calls": []}),
+                "the `content` of a \"assistant\" turn is an object, expected a string",
+            ),
+        ];
+        for (bad, expected) in cases {
+            let message = refusal(json!([good, bad]));
+            assert_eq!(message, format!("{expected}\n  at message 1 (from 0)"));
+        }
+        let parts = refusal(json!([{"role": "user", "content": [{"type": "text", "text": "x"}]}]));
+        assert!(parts.ends_with("hint: join the text parts of `content` into one string"), "{parts}");
+    }
+
+    #[test]
+    fn tool_turns_hold_any_json_and_tool_calls_stand_for_content() {
+        for content in [json!("text"), json!({"a": 1}), json!([1, null]), json!(2.5), json!(false)] {
+            for role in ["tool", "ipython"] {
+                Message::from_json(json!({"role": role, "content": content})).unwrap();
+            }
+        }
+        Message::from_json(json!({"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}))
+            .unwrap();
+    }
+
+    #[test]
+    fn tools_and_documents_are_lists_of_objects() {
+        let exchange = || Conversation::exchange("q", "a");
+        assert_eq!(exchange().with_tools(Value::Null).unwrap().tools(), None);
+        assert_eq!(exchange().with_tools(json!([])).unwrap().tools(), Some(&[][..]));
+        let error = exchange().with_tools(json!([{}, "get_weather"])).unwrap_err();
+        assert_eq!(error.message(), "`tools[1]` is a string, expected an object");
+        let error = exchange().with_documents(json!({"title": "t"})).unwrap_err();
+        assert_eq!(error.message(), "`documents` is an object, expected a list of objects");
+    }
+
+    #[test]
+    fn integers_beyond_64_bits_are_refused_never_turned_into_floats() {
+        for text in ["18446744073709551616", "-9223372036854775809", "123456789012345678901234567890", "1e20"]
+        {
+            let tools =
+                serde_json::from_str(&format!(r#"[{{"parameters": {{"maximum": {text}}}}}]"#)).unwrap();
+            let error = Conversation::exchange("q", "a").with_tools(tools).unwrap_err();
+            assert!(error.message().starts_with("`maximum` holds the number"), "{error}");
+        }
+        for text in ["18446744073709551615", "-9223372036854775808", "9007199254740993", "1e16", "-1.5e-9"] {
+            let tools = serde_json::from_str(&format!(r#"[{{"maximum": {text}}}]"#)).unwrap();
+            Conversation::exchange("q", "a").with_tools(tools).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_template_variable_cannot_take_a_reserved_name() {
+        let vars = |name: &str| Map::from_iter([(name.to_owned(), json!("x"))]);
+        Conversation::exchange("q", "a").with_template_vars(vars("date_string")).unwrap();
+        let error = Conversation::exchange("q", "a").with_template_vars(vars("messages")).unwrap_err();
+        assert_eq!(
+            error.message(),
+            "the template variable `messages` is not free: every template gets its own"
+        );
+    }
+}

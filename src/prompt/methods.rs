@@ -1,0 +1,273 @@
+//! Python's methods on strings, mappings and lists, as templates call them.
+//!
+//! Those here give what Python gives, or an error where Python's Unicode tables would be needed and Rust's differ. What
+//! is not here is an unknown method: an error with its name and line.
+
+use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
+use minijinja::{Error, ErrorKind, State, Value};
+
+use super::python::{is_space, unsupported};
+
+/// minijinja's callback for methods that its values do not have themselves.
+pub(super) fn call(_: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::String => of_string(value.as_str().unwrap_or_default(), method, args),
+        ValueKind::Map => of_map(value, method, args),
+        ValueKind::Seq | ValueKind::Iterable => of_list(value, method, args),
+        _ => Err(ErrorKind::UnknownMethod.into()),
+    }
+}
+
+fn of_string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
+    Ok(match method {
+        "strip" | "lstrip" | "rstrip" => {
+            let (chars,): (Option<&str>,) = from_args(args)?;
+            Value::from(strip(s, chars, method != "rstrip", method != "lstrip"))
+        }
+        "split" | "rsplit" => split(s, method == "rsplit", args)?,
+        "splitlines" => {
+            let (keep, kwargs): (Option<bool>, Kwargs) = from_args(args)?;
+            let keep = keep.or(kwargs.get("keepends")?).unwrap_or(false);
+            kwargs.assert_all_used()?;
+            split_lines(s, keep).into_iter().map(Value::from).collect()
+        }
+        "startswith" => Value::from(any_affix(args, |affix| s.starts_with(affix))?),
+        "endswith" => Value::from(any_affix(args, |affix| s.ends_with(affix))?),
+        "removeprefix" => Value::from(s.strip_prefix(one::<&str>(args)?).unwrap_or(s)),
+        "removesuffix" => Value::from(s.strip_suffix(one::<&str>(args)?).unwrap_or(s)),
+        "partition" | "rpartition" => partition(s, one(args)?, method == "rpartition")?,
+        "replace" => {
+            let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
+            Value::from(replace(s, old, new, count))
+        }
+        "find" | "index" => found(s, s.find(one::<&str>(args)?), method == "index")?,
+        "rfind" | "rindex" => found(s, s.rfind(one::<&str>(args)?), method == "rindex")?,
+        "count" => match one::<&str>(args)? {
+            "" => Value::from(s.chars().count() + 1),
+            what => Value::from(s.matches(what).count()),
+        },
+        "join" => {
+            let items = one::<&Value>(args)?.try_iter()?.checked();
+            let strings = items.map(|item| match item?.to_str() {
+                Some(text) => Ok(text.to_string()),
+                None => Err(unsupported("str.join: an item is not a string")),
+            });
+            Value::from(strings.collect::<Result<Vec<_>, Error>>()?.join(s))
+        }
+        "upper" => none(args, s.to_uppercase())?,
+        "lower" => none(args, s.to_lowercase())?,
+        "capitalize" => none(args, capitalize(s)?)?,
+        "title" => none(args, ascii_title(s)?)?,
+        "isspace" => none(args, !s.is_empty() && s.chars().all(is_space))?,
+        "isascii" => none(args, s.is_ascii())?,
+        "isdigit" | "isdecimal" | "isnumeric" => none(args, all_ascii(s, method, |b| b.is_ascii_digit())?)?,
+        "isalpha" => none(args, all_ascii(s, method, |b| b.is_ascii_alphabetic())?)?,
+        "isalnum" => none(args, all_ascii(s, method, |b| b.is_ascii_alphanumeric())?)?,
+        "islower" | "isupper" => {
+            let has_upper = any_ascii(s, method, |b| b.is_ascii_uppercase())?;
+            let has_lower = any_ascii(s, method, |b| b.is_ascii_lowercase())?;
+            none(args, if method == "islower" { has_lower && !has_upper } else { has_upper && !has_lower })?
+        }
+        _ => return Err(ErrorKind::UnknownMethod.into()),
+    })
+}
+
+fn of_map(map: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let pairs = || {
+        let keys = map.try_iter()?.checked();
+        keys.map(|key| key.and_then(|key| Ok((map.get_item(&key)?, key)))).collect::<Result<Vec<_>, Error>>()
+    };
+    Ok(match method {
+        "get" => {
+            let (key, default): (&Value, Option<Value>) = from_args(args)?;
+            let found = map.as_object().and_then(|object| object.get_value(key));
+            found.or(default).unwrap_or(Value::from(()))
+        }
+        "keys" => none(args, pairs()?.into_iter().map(|(_, key)| key).collect::<Vec<_>>())?,
+        "values" => none(args, pairs()?.into_iter().map(|(value, _)| value).collect::<Vec<_>>())?,
+        "items" => {
+            let items = pairs()?.into_iter().map(|(value, key)| Value::from(Tuple::from([key, value])));
+            none(args, items.collect::<Vec<_>>())?
+        }
+        "copy" => none(args, map.clone())?,
+        _ => return Err(ErrorKind::UnknownMethod.into()),
+    })
+}
+
+fn of_list(list: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let items = || list.try_iter()?.checked().collect::<Result<Vec<_>, _>>();
+    Ok(match method {
+        "count" => {
+            let what = one::<&Value>(args)?;
+            Value::from(items()?.iter().filter(|item| *item == what).count())
+        }
+        "index" => {
+            let what = one::<&Value>(args)?;
+            let index = items()?.iter().position(|item| item == what);
+            Value::from(index.ok_or_else(|| unsupported("list.index: the value is not in the list"))?)
+        }
+        "copy" => none(args, items()?)?,
+        _ => return Err(ErrorKind::UnknownMethod.into()),
+    })
+}
+
+/// The one argument of a method.
+fn one<'a, T: minijinja::value::ArgType<'a, Output = T>>(args: &'a [Value]) -> Result<T, Error> {
+    let (arg,): (T,) = from_args(args)?;
+    Ok(arg)
+}
+
+/// A method's result, when it was called without arguments.
+fn none(args: &[Value], result: impl Into<Value>) -> Result<Value, Error> {
+    let () = from_args(args)?;
+    Ok(result.into())
+}
+
+/// `str.strip(chars)`, at the start, the end or both; without `chars`, of whitespace.
+pub(super) fn strip<'s>(s: &'s str, chars: Option<&str>, start: bool, end: bool) -> &'s str {
+    let goes = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+    let s = if start { s.trim_start_matches(goes) } else { s };
+    if end { s.trim_end_matches(goes) } else { s }
+}
+
+/// `str.replace(old, new, count)`; a negative or missing count replaces all.
+pub(super) fn replace(s: &str, old: &str, new: &str, count: Option<i64>) -> String {
+    match count.and_then(|count| usize::try_from(count).ok()) {
+        Some(count) => s.replacen(old, new, count),
+        None => s.replace(old, new),
+    }
+}
+
+/// `str.splitlines`: Python breaks lines at more characters than `\n`.
+pub(super) fn split_lines(s: &str, keep_ends: bool) -> Vec<&str> {
+    let mut lines = vec![];
+    let mut rest = s;
+    let breaks = |c: char| {
+        matches!(
+            c,
+            '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
+        )
+    };
+    while let Some(end) = rest.find(breaks) {
+        let width = if rest[end..].starts_with("\r\n") {
+            2
+        } else {
+            rest[end..].chars().next().map_or(1, char::len_utf8)
+        };
+        lines.push(if keep_ends { &rest[..end + width] } else { &rest[..end] });
+        rest = &rest[end + width..];
+    }
+    if !rest.is_empty() {
+        lines.push(rest);
+    }
+    lines
+}
+
+fn split(s: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
+    let (sep, max, kwargs): (Option<&str>, Option<i64>, Kwargs) = from_args(args)?;
+    let sep = sep.or(kwargs.get("sep")?);
+    let max = max.or(kwargs.get("maxsplit")?).and_then(|max| usize::try_from(max).ok()).unwrap_or(usize::MAX);
+    kwargs.assert_all_used()?;
+    let parts: Vec<&str> = match (sep, from_right) {
+        (Some(""), _) => return Err(unsupported("str.split: the separator is empty")),
+        (Some(sep), false) => s.splitn(max.saturating_add(1), sep).collect(),
+        (Some(sep), true) => {
+            let mut parts: Vec<_> = s.rsplitn(max.saturating_add(1), sep).collect();
+            parts.reverse();
+            parts
+        }
+        (None, false) => split_space(s, max),
+        (None, true) if max == usize::MAX => split_space(s, max),
+        (None, true) => {
+            return Err(unsupported("str.rsplit with a limit and without a separator is not implemented"));
+        }
+    };
+    Ok(parts.into_iter().map(Value::from).collect())
+}
+
+fn split_space(s: &str, max: usize) -> Vec<&str> {
+    let mut parts = vec![];
+    let mut rest = s.trim_start_matches(is_space);
+    while !rest.is_empty() {
+        let end = if parts.len() == max { None } else { rest.find(is_space) };
+        let (part, tail) = rest.split_at(end.unwrap_or(rest.len()));
+        parts.push(part);
+        rest = tail.trim_start_matches(is_space);
+    }
+    parts
+}
+
+fn partition(s: &str, sep: &str, from_right: bool) -> Result<Value, Error> {
+    if sep.is_empty() {
+        return Err(unsupported("str.partition: the separator is empty"));
+    }
+    let parts = match (if from_right { s.rsplit_once(sep) } else { s.split_once(sep) }, from_right) {
+        (Some((before, after)), _) => [before, sep, after],
+        (None, false) => [s, "", ""],
+        (None, true) => ["", "", s],
+    };
+    Ok(Value::from(Tuple::from(parts.map(Value::from))))
+}
+
+fn found(s: &str, at: Option<usize>, must: bool) -> Result<Value, Error> {
+    match at {
+        Some(at) => Ok(Value::from(s[..at].chars().count())),
+        None if must => Err(unsupported("substring not found")),
+        None => Ok(Value::from(-1)),
+    }
+}
+
+fn any_affix(args: &[Value], test: impl Fn(&str) -> bool) -> Result<bool, Error> {
+    let affix = one::<&Value>(args)?;
+    if let Some(affix) = affix.as_str() {
+        return Ok(test(affix));
+    }
+    if !affix.is_tuple() {
+        return Err(unsupported("startswith and endswith take a string or a tuple of strings"));
+    }
+    let affixes = affix.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
+    Ok(affixes.iter().filter_map(Value::as_str).any(test))
+}
+
+fn all_ascii(s: &str, method: &str, test: impl Fn(u8) -> bool) -> Result<bool, Error> {
+    Ok(!s.is_empty() && !any_ascii(s, method, |b| !test(b))?)
+}
+
+/// Whether any byte passes; text beyond ASCII is refused, since Python's categories for it are not Rust's.
+fn any_ascii(s: &str, method: &str, test: impl Fn(u8) -> bool) -> Result<bool, Error> {
+    if !s.is_ascii() {
+        return Err(unsupported(format!("str.{method} of text beyond ASCII is not implemented")));
+    }
+    Ok(s.bytes().any(test))
+}
+
+/// `str.capitalize`. Python title-cases the first character; where that is not its upper case, this refuses.
+pub(super) fn capitalize(s: &str) -> Result<String, Error> {
+    let mut chars = s.chars();
+    let Some(first) = chars.next() else { return Ok(String::new()) };
+    let upper: String = first.to_uppercase().collect();
+    let titles_differ = !first.is_ascii()
+        && (matches!(first, '\u{1c4}'..='\u{1cc}' | '\u{1f1}'..='\u{1f3}' | '\u{10d0}'..='\u{10ff}')
+            || upper.chars().nth(1).is_some());
+    if titles_differ {
+        return Err(unsupported(format!("str.capitalize of {first:?} is not implemented")));
+    }
+    // Lower-cased behind a letter, so that a final sigma knows what stands before it.
+    let lower = s.to_lowercase();
+    let first_lower: usize = first.to_lowercase().map(char::len_utf8).sum();
+    Ok(upper + &lower[first_lower..])
+}
+
+/// `str.title` of ASCII text: every run of letters begins with a capital.
+fn ascii_title(s: &str) -> Result<String, Error> {
+    if !s.is_ascii() {
+        return Err(unsupported("str.title of text beyond ASCII is not implemented"));
+    }
+    let mut inside = false;
+    let title = s.chars().map(|c| {
+        let cased = if inside { c.to_ascii_lowercase() } else { c.to_ascii_uppercase() };
+        inside = c.is_ascii_alphabetic();
+        cased
+    });
+    Ok(title.collect())
+}

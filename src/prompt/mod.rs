@@ -1,0 +1,207 @@
+//! Conversation -> token ids: the model's own chat template, its tokenizer, and what to do with too many tokens.
+//!
+//! Text and ids equal those of `apply_chat_template(..., add_generation_prompt=False)` of transformers 5.23. What cannot
+//! be rendered as Jinja2 renders it is refused, never approximated. Needs no weights; the engine and `kudos render` use it.
+//!
+//! - `template` finds templates and renders them, `jinja` is the environment they see, `scan` prepares their source
+//! - `python` and `methods` print and cut text as Python does, `clock` shows the date
+//! - `tokenizer` encodes, `sanitize` keeps control tokens out of what users wrote
+
+mod clock;
+mod jinja;
+mod methods;
+mod python;
+mod sanitize;
+mod scan;
+mod template;
+mod tokenizer;
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+pub use clock::Clock;
+
+use crate::conversation::{Conversation, check_template_vars};
+use crate::error::{Error, ErrorKind, Result};
+use template::{Template, Templates};
+use tokenizer::Tokenizer;
+
+/// Names under which a message may carry its reasoning; the first is the one that templates of this time read.
+const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// How conversations become tokens.
+#[derive(Clone, Debug, Default)]
+pub struct PromptOptions {
+    /// Variables for the chat template, e.g. `date_string`; those of a conversation win over them.
+    pub template_vars: Map<String, Value>,
+    /// What happens to a conversation over the limit.
+    pub truncate: Truncate,
+    /// Whether control tokens (`<|eot_id|>`) spelled in messages, tools, documents and variables are encoded as plain text.
+    /// By default they are the tokens they spell, as in Hugging Face.
+    pub sanitize_control_tokens: bool,
+    /// The time that a template sees when it asks for the date.
+    pub clock: Clock,
+}
+
+/// What happens to a conversation with more tokens than the limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Truncate {
+    /// It is an error ([`ErrorKind::TooLong`]).
+    #[default]
+    Refuse,
+    /// The beginning-of-text token and the last `limit - 1` ids stay; the last `limit`, if there is no such token.
+    Left,
+}
+
+/// What is scored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptTokens {
+    /// Token ids, in order: at least one.
+    pub ids: Vec<u32>,
+    /// Whether ids were left out to meet the limit.
+    pub truncated: bool,
+}
+
+/// A model's chat template and tokenizer. `Send + Sync`: threads share one.
+#[derive(Debug)]
+pub struct Prompt {
+    templates: Templates,
+    tokenizer: Tokenizer,
+    /// `chat_control_tokens` of tokenizer_config.json.
+    listed_control_tokens: Option<Vec<String>>,
+    options: PromptOptions,
+    warnings: Vec<String>,
+}
+
+impl Prompt {
+    /// Reads `tokenizer.json`, `tokenizer_config.json` and the chat templates of a model folder.
+    ///
+    /// [`ErrorKind::Tokenizer`] or [`ErrorKind::Template`] names the file that is missing or cannot be used.
+    pub fn open(dir: &Path, options: PromptOptions) -> Result<Self> {
+        check_template_vars(&options.template_vars)?;
+        let now = options
+            .clock
+            .read()
+            .ok_or_else(|| Error::new(ErrorKind::Options, format!("{:?} is not a date", options.clock)))?;
+        let config = tokenizer::read_config(dir)?;
+        let templates = Templates::open(dir, &config, now)?;
+        let tokenizer = Tokenizer::open(dir, &config)?;
+        let strings = |list: &Vec<Value>| list.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        let listed_control_tokens = config.get("chat_control_tokens").and_then(Value::as_array).map(strings);
+        let mut warnings = vec![];
+        let dated = templates.usable().any(|template| template.names_clock);
+        if dated && options.clock == Clock::System && !options.template_vars.contains_key("date_string") {
+            warnings.push(format!(
+                "the chat template may write today's date ({}) into every prompt, and rewards depend on it; \
+                 the template variable `date_string` fixes it where the template reads that",
+                now.date()
+            ));
+        }
+        Ok(Self { templates, tokenizer, listed_control_tokens, options, warnings })
+    }
+
+    /// What a user should be told once, e.g. that rewards depend on today's date.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The text of a conversation under the model's template. [`ErrorKind::Template`] when the template refuses it.
+    pub fn render(&self, conversation: &Conversation) -> Result<String> {
+        let text = self.render_marked(conversation)?;
+        Ok(if self.options.sanitize_control_tokens { sanitize::unmarked(&text) } else { text })
+    }
+
+    /// The ids of a text: nothing is added, and a special token's spelling is that token.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text)
+    }
+
+    /// The ids of a conversation, at most `max_tokens` of them.
+    ///
+    /// Errors are those of [`render`](Self::render) and [`limit`](Self::limit).
+    pub fn tokens(&self, conversation: &Conversation, max_tokens: usize) -> Result<PromptTokens> {
+        let text = self.render_marked(conversation)?;
+        let ids = if self.options.sanitize_control_tokens {
+            sanitize::encode_marked(&self.tokenizer, &text)?
+        } else {
+            self.tokenizer.encode(&text)?
+        };
+        self.limit(ids, max_tokens)
+    }
+
+    /// Ids as they will be scored: those of [`limited`], with this prompt's policy and beginning-of-text token.
+    pub fn limit(&self, ids: Vec<u32>, max_tokens: usize) -> Result<PromptTokens> {
+        limited(ids, max_tokens, self.options.truncate, self.tokenizer.bos())
+    }
+
+    /// The rendered text, with control tokens of the conversation still wrapped where they are to be sanitized.
+    fn render_marked(&self, conversation: &Conversation) -> Result<String> {
+        let template = self.templates.choose(conversation.tools().is_some())?;
+        self.templates.render(template, self.vars(template, conversation))
+    }
+
+    /// What the template sees: special tokens, the caller's variables, and the conversation.
+    fn vars(&self, template: &Template, conversation: &Conversation) -> Map<String, Value> {
+        let mut given = self.options.template_vars.clone();
+        given.extend(conversation.template_vars().clone());
+        let messages = conversation.messages().iter().map(|message| message.fields().clone());
+        let list = |items: Option<&[Value]>| items.map_or(Value::Null, |items| Value::from(items.to_vec()));
+        given.insert("messages".to_owned(), messages.map(with_reasoning).collect());
+        given.insert("tools".to_owned(), list(conversation.tools()));
+        given.insert("documents".to_owned(), list(conversation.documents()));
+        if self.options.sanitize_control_tokens {
+            let listed = self.listed_control_tokens.as_deref();
+            sanitize::mark_vars(&mut given, &self.tokenizer.control_tokens(listed, &template.literals));
+        }
+        let mut vars = self.tokenizer.named.clone();
+        vars.extend(given);
+        vars.insert("add_generation_prompt".to_owned(), Value::Bool(false));
+        vars
+    }
+}
+
+/// Ids as they will be scored: checked, and held to `max_tokens` by the policy. `bos` is the beginning-of-text token.
+///
+/// No ids, or `bos` twice at the start, are [`ErrorKind::Conversation`]; too many are [`ErrorKind::TooLong`].
+pub fn limited(
+    mut ids: Vec<u32>,
+    max_tokens: usize,
+    truncate: Truncate,
+    bos: Option<u32>,
+) -> Result<PromptTokens> {
+    let starts_with_bos = ids.first().is_some_and(|&id| Some(id) == bos);
+    if ids.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Conversation,
+            "the conversation has no tokens, expected at least one",
+        ));
+    }
+    if starts_with_bos && ids.get(1) == ids.first() {
+        let message = format!("the conversation begins with the beginning-of-text token ({}) twice", ids[0]);
+        return Err(Error::new(ErrorKind::Conversation, message)
+            .with_hint("one is enough: leave it out of the messages if the chat template writes it"));
+    }
+    let tokens = ids.len();
+    if tokens <= max_tokens {
+        return Ok(PromptTokens { ids, truncated: false });
+    }
+    if truncate == Truncate::Refuse || max_tokens == 0 {
+        let message = format!("the conversation has {tokens} tokens, the limit is {max_tokens}");
+        return Err(Error::new(ErrorKind::TooLong { tokens, limit: max_tokens }, message)
+            .with_hint("shorten it, or let its beginning be cut off with `--truncate left`"));
+    }
+    let kept_first = usize::from(starts_with_bos);
+    ids.drain(kept_first..tokens - (max_tokens - kept_first));
+    Ok(PromptTokens { ids, truncated: true })
+}
+
+/// A message whose reasoning is found under every name that templates read, as transformers 5 passes it on.
+fn with_reasoning(fields: Map<String, Value>) -> Value {
+    let reasoning = REASONING_KEYS.iter().find_map(|key| fields.get(*key)).cloned();
+    let Some(reasoning) = reasoning else { return Value::Object(fields) };
+    let mut message = Map::from_iter([("thinking".to_owned(), reasoning.clone())]);
+    message.extend(fields);
+    message.insert("reasoning_content".to_owned(), reasoning);
+    Value::Object(message)
+}
