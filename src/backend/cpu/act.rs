@@ -1,0 +1,170 @@
+//! What the CPU backend holds: activations, weights, and RoPE's tables.
+
+use std::ops::Range;
+
+use memmap2::{MmapMut, MmapOptions};
+
+use super::elementwise::RopeTable;
+use super::view::{Rows, RowsMut};
+use crate::error::{Error, ErrorKind, Result};
+use crate::weights::HostTensor;
+
+/// An activation: rows of f32, one after the other. The width is that of the op that wrote it last.
+///
+/// The memory is the system's, zeroed and not in RAM until it is touched, so that room for the longest sequence costs
+/// nothing while sequences are short.
+pub struct Act {
+    memory: MmapMut,
+    width: usize,
+}
+
+impl Act {
+    /// Room for so many numbers.
+    pub(super) fn new(floats: usize) -> Result<Self> {
+        let memory = floats
+            .checked_mul(size_of::<f32>())
+            .ok_or_else(|| "more bytes than an address can count".to_owned())
+            .and_then(|bytes| {
+                let mapped = MmapOptions::new().len(bytes.max(1)).no_reserve_swap().map_anon();
+                mapped.map_err(|error| format!("{bytes} bytes: {error}"))
+            })
+            .map_err(|reason| {
+                Error::new(ErrorKind::Memory, format!("no memory for an activation: {reason}"))
+                    .with_hint("a smaller longest sequence or fewer tokens per batch need less")
+            })?;
+        Ok(Self { memory, width: 0 })
+    }
+
+    /// The first `rows` rows, which an op wrote with this `stride` before.
+    pub(super) fn read(&self, rows: usize, stride: usize) -> &[f32] {
+        assert_eq!(self.width, stride, "the activation was written with another width");
+        &self.floats()[..rows * stride]
+    }
+
+    /// Rows `rows`, of which the first `width` columns are read.
+    pub(super) fn rows(&self, rows: Range<usize>, width: usize) -> Rows<'_> {
+        let data = &self.floats()[rows.start * self.width..];
+        Rows::new(data, rows.len(), width, self.width)
+    }
+
+    /// The first `rows` rows, of which the first `width` columns are read.
+    pub(super) fn rows_from_start(&self, rows: usize, width: usize) -> Rows<'_> {
+        self.rows(0..rows, width)
+    }
+
+    /// The first `rows` rows to write, `width` wide from here on.
+    pub(super) fn write(&mut self, rows: usize, width: usize) -> &mut [f32] {
+        self.width = width;
+        &mut bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory)[..rows * width]
+    }
+
+    /// The same as a view.
+    pub(super) fn rows_mut(&mut self, rows: usize, width: usize) -> RowsMut<'_> {
+        RowsMut::new(self.write(rows, width), rows, width, width)
+    }
+
+    fn floats(&self) -> &[f32] {
+        // A mapping begins at a page, so the cast finds it aligned.
+        bytemuck::cast_slice(&self.memory)
+    }
+}
+
+/// A weight: matrices stay in their files.
+pub struct Weight(Kind);
+
+enum Kind {
+    Matrix { pieces: Vec<HostTensor>, bias: Option<Vec<f32>> },
+    Vector(Vec<f32>),
+}
+
+impl Weight {
+    pub(super) fn matrix(pieces: &[HostTensor], bias: Option<&[HostTensor]>) -> Self {
+        let bias = bias.map(|pieces| pieces.iter().flat_map(values).collect());
+        Self(Kind::Matrix { pieces: pieces.to_vec(), bias })
+    }
+
+    pub(super) fn vector(tensor: &HostTensor) -> Self {
+        Self(Kind::Vector(values(tensor)))
+    }
+
+    pub(super) fn pieces(&self) -> &[HostTensor] {
+        match &self.0 {
+            Kind::Matrix { pieces, .. } => pieces,
+            Kind::Vector(_) => unreachable!("a vector is not multiplied with"),
+        }
+    }
+
+    pub(super) fn bias(&self) -> Option<&[f32]> {
+        match &self.0 {
+            Kind::Matrix { bias, .. } => bias.as_deref(),
+            Kind::Vector(_) => None,
+        }
+    }
+
+    pub(super) fn values(&self) -> &[f32] {
+        match &self.0 {
+            Kind::Vector(values) => values,
+            Kind::Matrix { .. } => unreachable!("a matrix is no norm's weight"),
+        }
+    }
+
+    pub(super) fn in_features(&self) -> usize {
+        self.pieces()[0].cols()
+    }
+
+    pub(super) fn out_features(&self) -> usize {
+        self.pieces().iter().map(HostTensor::rows).sum()
+    }
+}
+
+fn values(tensor: &HostTensor) -> Vec<f32> {
+    let mut values = vec![0.0; tensor.cols()];
+    tensor.row_to_f32(0, &mut values);
+    values
+}
+
+/// RoPE's cosines and sines by position, as far as positions were asked for.
+pub(super) struct RopeTables {
+    frequencies: Vec<f32>,
+    positions: usize,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RopeTables {
+    pub(super) fn new(frequencies: Vec<f32>) -> Self {
+        Self { frequencies, positions: 0, cos: Vec::new(), sin: Vec::new() }
+    }
+
+    /// Makes the tables reach over positions `0..positions`.
+    pub(super) fn reach(&mut self, positions: usize) -> Result<()> {
+        if positions <= self.positions {
+            return Ok(());
+        }
+        let more = (positions - self.positions) * self.frequencies.len();
+        for table in [&mut self.cos, &mut self.sin] {
+            table.try_reserve_exact(more).map_err(|error| {
+                Error::new(
+                    ErrorKind::Memory,
+                    format!("no memory for RoPE tables of {positions} positions: {error}"),
+                )
+            })?;
+        }
+        for position in self.positions..positions {
+            for &frequency in &self.frequencies {
+                // The angle is rounded to f32 as in Transformers; its sine and cosine are exact to half a unit.
+                let angle = f64::from(position as f32 * frequency);
+                self.cos.push(angle.cos() as f32);
+                self.sin.push(angle.sin() as f32);
+            }
+        }
+        self.positions = positions;
+        Ok(())
+    }
+
+    pub(super) fn table(&self) -> RopeTable<'_> {
+        let half = self.frequencies.len();
+        let rows = |values| Rows::new(values, self.positions, half, half);
+        RopeTable { cos: rows(&self.cos), sin: rows(&self.sin) }
+    }
+}

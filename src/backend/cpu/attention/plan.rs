@@ -1,0 +1,175 @@
+//! Which queries attend to which keys: checked and cut into work items once per pass, used by every layer.
+
+use std::ops::Range;
+
+use crate::batch::Span;
+
+/// Rows that a work item aims at: enough to make up for gathering its keys, few enough for the second-level cache.
+const ITEM_ROWS: usize = 192;
+
+/// The heads of an attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads; a multiple of `kv_heads`.
+    pub q_heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Queries of a work item at most; each makes a row for every query head of the group.
+    fn queries_max(self) -> usize {
+        (ITEM_ROWS * self.kv_heads / self.q_heads).max(1)
+    }
+
+    /// Rows of a work item at most.
+    pub(super) fn rows_max(self) -> usize {
+        self.queries_max() * (self.q_heads / self.kv_heads)
+    }
+}
+
+/// Queries at consecutive positions of one path.
+#[derive(Clone, Debug)]
+pub struct Queries<'a> {
+    /// Query rows (and rows of the output).
+    pub rows: Range<usize>,
+    /// The position of the first row in its sequence: it sees the path's keys `0..=first_position`, the next row one
+    /// more.
+    pub first_position: usize,
+    /// The path's key rows from position 0 on, at least as far as the last row sees.
+    pub spans: &'a [Span],
+}
+
+/// The work of one attention, to be done with the same rows in every layer.
+pub struct AttentionPlan {
+    heads: Heads,
+    /// All paths, one after the other.
+    spans: Vec<Span>,
+    items: Vec<Item>,
+    query_rows_end: usize,
+    key_rows_end: usize,
+}
+
+/// Neighbouring queries of one segment.
+#[derive(Clone, Copy)]
+pub(super) struct Item {
+    pub(super) rows: ItemRows,
+    pub(super) first_position: usize,
+    /// Its path in the plan's spans.
+    path: (usize, usize),
+}
+
+/// A range that is `Copy`.
+#[derive(Clone, Copy)]
+pub(super) struct ItemRows {
+    pub(super) start: usize,
+    len: usize,
+}
+
+impl ItemRows {
+    pub(super) fn len(self) -> usize {
+        self.len
+    }
+}
+
+impl AttentionPlan {
+    /// Cuts `segments` into work items, the longest first.
+    ///
+    /// # Panics
+    ///
+    /// When `q_heads` is not a multiple of `kv_heads` or a size is 0, when a path is shorter than its last query sees, or
+    /// when two segments share a query row.
+    pub fn new<'a>(heads: Heads, segments: impl IntoIterator<Item = Queries<'a>>) -> Self {
+        assert!(
+            heads.kv_heads > 0 && heads.head_dim > 0 && heads.q_heads > 0,
+            "{heads:?} has nothing to attend with"
+        );
+        assert_eq!(
+            heads.q_heads % heads.kv_heads,
+            0,
+            "query heads cannot share {} kv heads evenly",
+            heads.kv_heads
+        );
+        let mut plan =
+            Self { heads, spans: Vec::new(), items: Vec::new(), query_rows_end: 0, key_rows_end: 0 };
+        let mut taken = Vec::new();
+        for segment in segments {
+            plan.push(&segment);
+            taken.push(segment.rows);
+        }
+        taken.retain(|rows| !rows.is_empty());
+        taken.sort_by_key(|rows| rows.start);
+        assert!(taken.windows(2).all(|pair| pair[0].end <= pair[1].start), "two segments share a query row");
+        // Stable: equal items stay in the order of the batch. Only the time depends on the order.
+        plan.items
+            .sort_by_key(|item| std::cmp::Reverse(item.rows.len * (item.first_position + item.rows.len)));
+        plan
+    }
+
+    fn push(&mut self, segment: &Queries) {
+        let keys: usize = segment.spans.iter().map(|span| span.len).sum();
+        let wanted = segment.first_position + segment.rows.len();
+        assert!(segment.rows.is_empty() || wanted <= keys, "a path of {keys} keys for {wanted} positions");
+        let path = (self.spans.len(), segment.spans.len());
+        self.spans.extend_from_slice(segment.spans);
+        let key_rows = segment.spans.iter().map(|span| span.start + span.len).max();
+        self.key_rows_end = self.key_rows_end.max(key_rows.unwrap_or(0));
+        self.query_rows_end = self.query_rows_end.max(segment.rows.end);
+        let queries = self.heads.queries_max();
+        for start in segment.rows.clone().step_by(queries) {
+            let rows = ItemRows { start, len: queries.min(segment.rows.end - start) };
+            let first_position = segment.first_position + (start - segment.rows.start);
+            self.items.push(Item { rows, first_position, path });
+        }
+    }
+
+    /// The heads it was made for.
+    pub fn heads(&self) -> Heads {
+        self.heads
+    }
+
+    pub(super) fn items(&self) -> &[Item] {
+        &self.items
+    }
+
+    pub(super) fn spans(&self, item: &Item) -> &[Span] {
+        &self.spans[item.path.0..][..item.path.1]
+    }
+
+    /// One more than the last query row named.
+    pub(super) fn query_rows_end(&self) -> usize {
+        self.query_rows_end
+    }
+
+    /// One more than the last key row named.
+    pub(super) fn key_rows_end(&self) -> usize {
+        self.key_rows_end
+    }
+}
+
+/// Walks a path's key rows from position 0.
+pub(super) struct KeyRows<'a> {
+    spans: &'a [Span],
+    /// Rows of the first span that are behind.
+    done: usize,
+}
+
+impl<'a> KeyRows<'a> {
+    pub(super) fn new(spans: &'a [Span]) -> Self {
+        Self { spans, done: 0 }
+    }
+
+    /// The rows of the next `rows.len()` positions, which the path must have.
+    pub(super) fn next_rows(&mut self, rows: &mut [usize]) {
+        for row in rows {
+            while self.done == self.spans[0].len {
+                self.spans = &self.spans[1..];
+                self.done = 0;
+            }
+            *row = self.spans[0].start + self.done;
+            self.done += 1;
+        }
+    }
+}

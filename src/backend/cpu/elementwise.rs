@@ -1,0 +1,211 @@
+//! The operations between the matrix products: normalisation, rotation, gating. Memory-bound; cut by rows.
+
+use super::simd::{Isa, Kernel, Sums, Vector, exp};
+use super::threads::Threads;
+use super::view::{Rows, RowsMut, SharedRows};
+
+#[cfg(test)]
+mod tests;
+
+/// Floats that a worker takes at a time at least: below, waking a second worker costs more than it saves.
+const CHUNK_FLOATS: usize = 16 * 1024;
+
+/// What [`add_rms_norm`] adds to the residual.
+#[derive(Clone, Copy)]
+pub enum Delta<'a> {
+    /// Nothing.
+    None,
+    /// These rows, `[tokens, hidden]`.
+    Rows(Rows<'a>),
+    /// The values that `out` holds, before it is overwritten.
+    InOut,
+}
+
+/// `residual += delta;  out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight`
+///
+/// residual `[tokens, hidden]` in/out, out `[tokens, hidden]`, weight `[hidden]`. The squares are added in f32 as sixteen
+/// partial sums and a tree, on every instruction set; a row's bits depend on nothing else. As in Hugging Face's float32
+/// the row is multiplied by the reciprocal root first and by the weight then.
+///
+/// # Panics
+///
+/// When the shapes differ.
+pub fn add_rms_norm(
+    isa: Isa,
+    threads: &Threads,
+    mut residual: RowsMut,
+    delta: Delta,
+    weight: &[f32],
+    eps: f32,
+    mut out: RowsMut,
+) {
+    let (tokens, hidden) = (residual.rows(), residual.width());
+    assert_eq!((out.rows(), out.width()), (tokens, hidden), "out and residual differ in shape");
+    assert_eq!(weight.len(), hidden, "the weight is not as wide as the residual");
+    if let Delta::Rows(delta) = delta {
+        assert_eq!((delta.rows(), delta.width()), (tokens, hidden), "delta and residual differ in shape");
+    }
+    let (residual, out) = (residual.share(), out.share());
+    threads.for_each_chunk(tokens, CHUNK_FLOATS / hidden.max(1), |chunk| {
+        for token in chunk {
+            isa.run(AddRmsNorm { residual, delta, weight, eps, out, token });
+        }
+    });
+}
+
+struct AddRmsNorm<'a> {
+    residual: SharedRows<'a>,
+    delta: Delta<'a>,
+    weight: &'a [f32],
+    eps: f32,
+    out: SharedRows<'a>,
+    token: usize,
+}
+
+impl Kernel for AddRmsNorm<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let hidden = self.weight.len();
+        // SAFETY: chunks do not overlap, so these rows are this worker's alone; residual and out are two exclusive
+        // borrows. All rows have `hidden` floats, and i + count <= hidden.
+        unsafe {
+            let residual = self.residual.part(self.token, 0..hidden).as_mut_ptr();
+            let out = self.out.part(self.token, 0..hidden).as_mut_ptr();
+            let delta = match self.delta {
+                Delta::None => None,
+                Delta::Rows(rows) => Some(rows.row(self.token).as_ptr()),
+                Delta::InOut => Some(out.cast_const()),
+            };
+            let mut sums = Sums::<V>::zero();
+            for i in (0..hidden).step_by(V::LANES) {
+                let count = V::LANES.min(hidden - i);
+                let mut x = V::load_first(residual.add(i), count);
+                if let Some(delta) = delta {
+                    x = x.add(V::load_first(delta.add(i), count));
+                    x.store_first(residual.add(i), count);
+                }
+                let sum = sums.of(i / V::LANES);
+                *sum = x.mul_add(x, *sum);
+            }
+            let inverse = 1.0 / (sums.total() / hidden as f32 + self.eps).sqrt();
+            for i in (0..hidden).step_by(V::LANES) {
+                let count = V::LANES.min(hidden - i);
+                let x = V::load_first(residual.add(i), count).mul(V::splat(inverse));
+                x.mul(V::load_first(self.weight.as_ptr().add(i), count)).store_first(out.add(i), count);
+            }
+        }
+    }
+}
+
+/// `row[i] = silu(row[i]) * row[ffn + i]`, silu(x) = x / (1 + exp(-x))
+///
+/// rows `[tokens, 2 * ffn]`: gate and up side by side in a row. The product overwrites gate; up stays.
+///
+/// # Panics
+///
+/// When the width is odd.
+pub fn silu_mul(isa: Isa, threads: &Threads, mut rows: RowsMut) {
+    assert!(rows.width().is_multiple_of(2), "gate and up have different widths in {}", rows.width());
+    let (tokens, width) = (rows.rows(), rows.width());
+    let rows = rows.share();
+    threads.for_each_chunk(tokens, CHUNK_FLOATS / width.max(1), |chunk| {
+        for token in chunk {
+            isa.run(SiluMul { rows, ffn: width / 2, token });
+        }
+    });
+}
+
+struct SiluMul<'a> {
+    rows: SharedRows<'a>,
+    ffn: usize,
+    token: usize,
+}
+
+impl Kernel for SiluMul<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: chunks do not overlap, so the row is this worker's alone; i + count <= ffn, half of the row.
+        unsafe {
+            let gate = self.rows.part(self.token, 0..2 * self.ffn).as_mut_ptr();
+            let up = gate.add(self.ffn);
+            for i in (0..self.ffn).step_by(V::LANES) {
+                let count = V::LANES.min(self.ffn - i);
+                let x = V::load_first(gate.add(i), count);
+                let silu = x.div(exp(V::splat(0.0).sub(x)).add(V::splat(1.0)));
+                silu.mul(V::load_first(up.add(i), count)).store_first(gate.add(i), count);
+            }
+        }
+    }
+}
+
+/// Cosines and sines by position.
+#[derive(Clone, Copy)]
+pub struct RopeTable<'a> {
+    /// `[positions, head_dim / 2]`.
+    pub cos: Rows<'a>,
+    /// `[positions, head_dim / 2]`.
+    pub sin: Rows<'a>,
+}
+
+/// Rotates each head in place, halves apart (Hugging Face's `rotate_half`):
+/// `a' = a * cos - b * sin`, `b' = b * cos + a * sin` for `a = head[i]`, `b = head[i + head_dim / 2]`.
+///
+/// The first `heads` heads of every row of `rows` (in rows of `q | k | v` those are the heads of q and k together), row
+/// `t` at position `positions[t]`. The head width is twice the table's.
+///
+/// # Panics
+///
+/// When a row is narrower than the heads, or the table shorter than a position.
+pub fn rope(
+    isa: Isa,
+    threads: &Threads,
+    mut rows: RowsMut,
+    heads: usize,
+    table: RopeTable,
+    positions: &[u32],
+) {
+    let half = table.cos.width();
+    assert_eq!(table.sin.width(), half, "the tables of cosines and sines differ in width");
+    assert_eq!(positions.len(), rows.rows(), "as many positions as rows");
+    assert!(heads * 2 * half <= rows.width(), "{heads} heads of {} in a row of {}", 2 * half, rows.width());
+    let tokens = rows.rows();
+    let rows = rows.share();
+    threads.for_each_chunk(tokens, CHUNK_FLOATS / (heads * 2 * half).max(1), |chunk| {
+        for token in chunk {
+            let position = positions[token] as usize;
+            isa.run(Rope { rows, heads, cos: table.cos.row(position), sin: table.sin.row(position), token });
+        }
+    });
+}
+
+struct Rope<'a> {
+    rows: SharedRows<'a>,
+    heads: usize,
+    cos: &'a [f32],
+    sin: &'a [f32],
+    token: usize,
+}
+
+impl Kernel for Rope<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let half = self.cos.len();
+        // SAFETY: chunks do not overlap, so the row is this worker's alone; a head's halves are `half` floats each inside
+        // the part, cos and sin have `half`, and i + count <= half.
+        unsafe {
+            let row = self.rows.part(self.token, 0..self.heads * 2 * half).as_mut_ptr();
+            for head in 0..self.heads {
+                let (a_half, b_half) = (row.add(head * 2 * half), row.add((head * 2 + 1) * half));
+                for i in (0..half).step_by(V::LANES) {
+                    let count = V::LANES.min(half - i);
+                    let (a, b) = (V::load_first(a_half.add(i), count), V::load_first(b_half.add(i), count));
+                    let cos = V::load_first(self.cos.as_ptr().add(i), count);
+                    let sin = V::load_first(self.sin.as_ptr().add(i), count);
+                    let minus_b = V::splat(0.0).sub(b);
+                    minus_b.mul_add(sin, a.mul(cos)).store_first(a_half.add(i), count);
+                    a.mul_add(sin, b.mul(cos)).store_first(b_half.add(i), count);
+                }
+            }
+        }
+    }
+}

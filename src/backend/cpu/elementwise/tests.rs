@@ -1,0 +1,204 @@
+//! Row operations against naive f64 ones, and what must not show in any bit.
+
+use super::*;
+use crate::backend::cpu::testing::{Random, Worst, all_threads, assert_same_bits};
+
+/// tokens, width: one of each, tails of every vector, more than one chunk.
+const SHAPES: [(usize, usize); 7] = [(1, 1), (1, 64), (3, 17), (2, 576), (5, 1001), (40, 4096), (300, 100)];
+
+const GAP: usize = 3;
+
+/// Largest errors relative to the exact value: measured 2.9e-7, 1.8e-7, 1.3e-7; twice that.
+const NORM_ERROR: f64 = 6e-7;
+const SILU_ERROR: f64 = 3.6e-7;
+const ROPE_ERROR: f64 = 2.6e-7;
+
+fn rows_of(random: &mut Random, tokens: usize, width: usize) -> Vec<f32> {
+    random.values(tokens * (width + GAP))
+}
+
+fn view(values: &mut [f32], tokens: usize, width: usize) -> RowsMut<'_> {
+    RowsMut::new(values, tokens, width, width + GAP)
+}
+
+#[test]
+fn add_rms_norm_matches_naive_f64_and_does_not_show_how_it_ran() {
+    let (all_threads, eps) = (all_threads(), 1e-5f32);
+    for (tokens, width) in SHAPES {
+        let mut random = Random::new(width as u64);
+        let (residual, delta) = (rows_of(&mut random, tokens, width), rows_of(&mut random, tokens, width));
+        let (weight, mut worst, mut fused_bits) = (random.values(width), Worst::default(), None);
+        for isa in Isa::for_tests() {
+            let mut bits = None;
+            for threads in &all_threads {
+                let (mut sum, mut out) = (residual.clone(), vec![7.0; residual.len()]);
+                let rows = Delta::Rows(Rows::new(&delta, tokens, width, width + GAP));
+                let (s, o) = (view(&mut sum, tokens, width), view(&mut out, tokens, width));
+                add_rms_norm(isa, threads, s, rows, &weight, eps, o);
+                // In place: the same bits, but for the gaps that nobody writes.
+                let (mut sum_2, mut out_2) = (residual.clone(), delta.clone());
+                let (s, o) = (view(&mut sum_2, tokens, width), view(&mut out_2, tokens, width));
+                add_rms_norm(isa, threads, s, Delta::InOut, &weight, eps, o);
+                assert_same_bits(&sum_2, &sum, width + GAP, "residual in place");
+                for token in 0..tokens {
+                    let start = token * (width + GAP);
+                    let (row, gap) = (start..start + width, start + width..start + width + GAP);
+                    assert_same_bits(&out_2[row.clone()], &out[row.clone()], width, "in place");
+                    assert_same_bits(&out_2[gap.clone()], &delta[gap.clone()], width, "the gap");
+                    assert!(out[gap.clone()].iter().all(|x| *x == 7.0) && sum[gap.clone()] == residual[gap]);
+                    let exact: Vec<f64> = row.clone().map(|i| f64::from(residual[i] + delta[i])).collect();
+                    let mean = exact.iter().map(|x| x * x).sum::<f64>() / width as f64;
+                    for (i, x) in exact.iter().enumerate() {
+                        let expected = x / (mean + f64::from(eps)).sqrt() * f64::from(weight[i]);
+                        worst.see(out[start + i], expected, expected.abs(), || format!("[{token}, {i}]"));
+                    }
+                }
+                let bits = bits.get_or_insert_with(|| out.clone());
+                assert_same_bits(&out, bits, width + GAP, &format!("{} threads", threads.count()));
+            }
+            if Isa::fused_for_tests().contains(&isa) {
+                let bits = bits.unwrap();
+                assert_same_bits(
+                    &bits,
+                    fused_bits.get_or_insert_with(|| bits.clone()),
+                    width + GAP,
+                    isa.name(),
+                );
+            }
+        }
+        worst.assert_within(NORM_ERROR, &format!("add_rms_norm [{tokens}, {width}]"));
+    }
+}
+
+#[test]
+fn add_rms_norm_without_a_delta_leaves_the_residual() {
+    let threads = Threads::new(2).unwrap();
+    for isa in Isa::for_tests() {
+        let mut random = Random::new(5);
+        let (residual, weight) = (rows_of(&mut random, 9, 50), random.values(50));
+        let zero = vec![0.0; residual.len()];
+        let (mut sum, mut out) = (residual.clone(), zero.clone());
+        add_rms_norm(isa, &threads, view(&mut sum, 9, 50), Delta::None, &weight, 1e-6, view(&mut out, 9, 50));
+        assert_same_bits(&sum, &residual, 53, "residual");
+        let (mut sum, mut out_zero) = (residual.clone(), zero.clone());
+        let delta = Delta::Rows(Rows::new(&zero, 9, 50, 53));
+        add_rms_norm(isa, &threads, view(&mut sum, 9, 50), delta, &weight, 1e-6, view(&mut out_zero, 9, 50));
+        assert_same_bits(&out, &out_zero, 53, "a delta of zero");
+    }
+}
+
+#[test]
+fn add_rms_norm_keeps_large_rows_finite_and_a_nan_in_its_row() {
+    let threads = Threads::new(3).unwrap();
+    for isa in Isa::for_tests() {
+        let mut rows = vec![1e15f32; 3 * 103];
+        rows[103 + 4] = f32::NAN;
+        let (weight, mut out) = (vec![1.0; 100], vec![0.0; 3 * 103]);
+        add_rms_norm(
+            isa,
+            &threads,
+            view(&mut rows, 3, 100),
+            Delta::None,
+            &weight,
+            1e-5,
+            view(&mut out, 3, 100),
+        );
+        assert!(out[..100].iter().chain(&out[206..306]).all(|x| (x - 1.0).abs() < 1e-6), "{}", isa.name());
+        assert!(out[103..203].iter().all(|x| x.is_nan()), "{}", isa.name());
+    }
+}
+
+#[test]
+fn silu_mul_matches_naive_f64_and_leaves_up() {
+    let all_threads = all_threads();
+    for (tokens, ffn) in SHAPES {
+        let mut random = Random::new(ffn as u64 + 1);
+        let before = rows_of(&mut random, tokens, 2 * ffn);
+        let (mut worst, mut fused_bits) = (Worst::default(), None);
+        for isa in Isa::for_tests() {
+            for threads in &all_threads {
+                let mut rows = before.clone();
+                silu_mul(isa, threads, view(&mut rows, tokens, 2 * ffn));
+                for token in 0..tokens {
+                    let start = token * (2 * ffn + GAP);
+                    for i in start..start + ffn {
+                        let (gate, up) = (f64::from(before[i]), f64::from(before[i + ffn]));
+                        let expected = gate / (1.0 + (-gate).exp()) * up;
+                        worst.see(rows[i], expected, expected.abs(), || {
+                            format!("[{token}, {}]: {gate}", i - start)
+                        });
+                    }
+                    let rest = start + ffn..start + 2 * ffn + GAP;
+                    assert_same_bits(&rows[rest.clone()], &before[rest], ffn, "up and the gap");
+                }
+                if Isa::fused_for_tests().contains(&isa) {
+                    let bits = fused_bits.get_or_insert_with(|| rows.clone());
+                    assert_same_bits(&rows, bits, 2 * ffn + GAP, isa.name());
+                }
+            }
+        }
+        worst.assert_within(SILU_ERROR, &format!("silu_mul [{tokens}, {ffn}]"));
+    }
+}
+
+#[test]
+fn silu_mul_of_far_values_is_zero_or_the_product() {
+    let threads = Threads::new(1).unwrap();
+    for isa in Isa::for_tests() {
+        let mut row = [-200.0, 200.0, -1e30, 1e30, 0.0, f32::NAN, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];
+        silu_mul(isa, &threads, RowsMut::new(&mut row, 1, 12, 12));
+        assert_eq!(row[..5], [0.0, 400.0, 0.0, 2e30, 0.0], "{}", isa.name());
+        assert!(row[5].is_nan(), "{}", isa.name());
+    }
+}
+
+#[test]
+fn rope_matches_naive_f64_and_rotates_nothing_else() {
+    let all_threads = all_threads();
+    for (tokens, heads, head_dim) in
+        [(1, 1, 2), (3, 12, 64), (5, 2, 20), (40, 10, 128), (7, 3, 36), (130, 4, 6)]
+    {
+        let (half, mut random) = (head_dim / 2, Random::new(head_dim as u64));
+        let (before, positions_max) = (rows_of(&mut random, tokens, heads * head_dim), 50);
+        let angles: Vec<f32> = (0..positions_max * half).map(|_| random.value()).collect();
+        let cos: Vec<f32> = angles.iter().map(|a| a.cos()).collect();
+        let sin: Vec<f32> = angles.iter().map(|a| a.sin()).collect();
+        let positions: Vec<u32> = (0..tokens).map(|_| random.below(positions_max) as u32).collect();
+        let table = RopeTable {
+            cos: Rows::new(&cos, positions_max, half, half),
+            sin: Rows::new(&sin, positions_max, half, half),
+        };
+        // One head less than a row has: the last, as v in q | k | v, stays.
+        let rotated = heads - usize::from(heads > 1);
+        let (mut worst, mut fused_bits) = (Worst::default(), None);
+        for isa in Isa::for_tests() {
+            for threads in &all_threads {
+                let mut rows = before.clone();
+                rope(isa, threads, view(&mut rows, tokens, heads * head_dim), rotated, table, &positions);
+                for token in 0..tokens {
+                    let start = token * (heads * head_dim + GAP);
+                    for (head, i) in (0..rotated).flat_map(|head| (0..half).map(move |i| (head, i))) {
+                        let (a_at, b_at) = (start + head * head_dim + i, start + head * head_dim + half + i);
+                        let (a, b) = (f64::from(before[a_at]), f64::from(before[b_at]));
+                        let at = positions[token] as usize * half + i;
+                        let (cos, sin) = (f64::from(cos[at]), f64::from(sin[at]));
+                        let scale = a.abs().max(b.abs());
+                        worst.see(rows[a_at], a * cos - b * sin, scale, || {
+                            format!("a [{token}, {head}, {i}]")
+                        });
+                        worst.see(rows[b_at], b * cos + a * sin, scale, || {
+                            format!("b [{token}, {head}, {i}]")
+                        });
+                    }
+                    let rest = start + rotated * head_dim..start + heads * head_dim + GAP;
+                    assert_same_bits(&rows[rest.clone()], &before[rest], head_dim, "v and the gap");
+                }
+                if Isa::fused_for_tests().contains(&isa) {
+                    let bits = fused_bits.get_or_insert_with(|| rows.clone());
+                    assert_same_bits(&rows, bits, heads * head_dim + GAP, isa.name());
+                }
+            }
+        }
+        worst.assert_within(ROPE_ERROR, &format!("rope {heads} x {head_dim}"));
+    }
+}

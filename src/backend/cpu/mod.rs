@@ -1,0 +1,338 @@
+//! The backend that runs anywhere: f32 activations, weights as stored, straight from the mapped files.
+//!
+//! [`Cpu`] holds what a rank needs and calls the kernels, which are plain functions on slices: [`mod@gemm`], [`mod@attention`],
+//! [`elementwise`], one algorithm each for every instruction set ([`simd`]). Nothing is copied at load but norm weights
+//! and biases, and nothing allocated during a pass but its plan.
+
+mod act;
+pub mod attention;
+pub mod elementwise;
+pub mod gemm;
+mod group;
+mod pack;
+pub mod simd;
+#[cfg(test)]
+mod testing;
+pub mod threads;
+mod tile;
+pub mod view;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::backend::{
+    Backend, Capacity, Delta, Features, Footprint, Geometry, Matrix, Role, Rotate, Sum, Tokens,
+};
+use crate::batch::Packed;
+use crate::error::{Error, ErrorKind, Result};
+use crate::weights::HostTensor;
+use act::RopeTables;
+use attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
+use elementwise::{add_rms_norm, rope, silu_mul};
+use gemm::{Gemm, Math, Store, gemm};
+use threads::Threads;
+use view::{Rows, RowsMut, WeightView};
+
+pub use act::{Act, Weight};
+pub use group::Group;
+pub use simd::Isa;
+
+/// The arithmetic of matrix products on the CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CpuMath {
+    /// f32 products of f32 activations with the weights as stored.
+    #[default]
+    F32,
+    /// Activations and weights rounded to bf16, sums in f32: faster where the CPU has bf16 instructions, and rewards
+    /// move by about as much as a bf16 model's do.
+    Bf16,
+}
+
+/// One rank's CPU backend.
+pub struct Cpu {
+    geometry: Geometry,
+    capacity: Capacity,
+    isa: Isa,
+    math: Math,
+    threads: Threads,
+    group: Arc<Group>,
+    tables: RopeTables,
+}
+
+/// What a pass needs besides its tokens.
+pub struct Plan {
+    all: PlanRows,
+    last: PlanRows,
+    /// Packed rows in which sequences end.
+    last_rows: Vec<usize>,
+}
+
+/// Positions and attention of the rows that [`Tokens`] names.
+struct PlanRows {
+    positions: Vec<u32>,
+    attention: AttentionPlan,
+}
+
+impl Cpu {
+    /// A backend for the rank of `geometry` and passes of up to `capacity`, with `threads` worker threads of its own.
+    ///
+    /// [`ErrorKind::Options`] when the CPU has no instructions for `math`.
+    pub fn new(
+        geometry: Geometry,
+        capacity: Capacity,
+        math: CpuMath,
+        threads: usize,
+        group: Arc<Group>,
+    ) -> Result<Self> {
+        let isa = Isa::detect();
+        let math = match (math, isa.bf16()) {
+            (CpuMath::F32, _) => Math::F32,
+            (CpuMath::Bf16, Some(bf16)) => Math::Bf16(bf16),
+            (CpuMath::Bf16, None) => {
+                return Err(Error::new(
+                    ErrorKind::Options,
+                    "this CPU has no bf16 instructions (AVX512-BF16)",
+                )
+                .with_hint("leave the CPU's arithmetic at f32: bf16 would be slower here"));
+            }
+        };
+        let threads = Threads::new(threads)?;
+        let scratch = gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, heads(&geometry)));
+        threads.reserve(scratch);
+        let tables = RopeTables::new(geometry.rope_frequencies.clone());
+        Ok(Self { geometry, capacity, isa, math, threads, group, tables })
+    }
+
+    /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`, piece by piece.
+    fn product(
+        &self,
+        x: Rows<'_>,
+        weight: &Weight,
+        features: Range<usize>,
+        store: Store,
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
+        let mut first = 0;
+        for piece in weight.pieces() {
+            let piece_features = first..first + piece.rows();
+            first = piece_features.end;
+            let wanted = piece_features.start.max(features.start)..piece_features.end.min(features.end);
+            if wanted.is_empty() {
+                continue;
+            }
+            let part =
+                piece.row_range(wanted.start - piece_features.start..wanted.end - piece_features.start);
+            let view =
+                WeightView::new(part.bytes(), part.dtype(), part.rows(), part.cols(), part.row_stride());
+            let bias = weight.bias().map(|bias| &bias[wanted.clone()]);
+            let out = RowsMut::new(&mut out[wanted.start..], x.rows(), wanted.len(), out_stride);
+            gemm(self.isa, &self.threads, &Gemm { x, weight: view, bias, store, math: self.math }, out);
+        }
+    }
+}
+
+fn heads(geometry: &Geometry) -> Heads {
+    let shard = &geometry.shard;
+    Heads { q_heads: shard.q_heads_local, kv_heads: shard.kv_heads_local, head_dim: shard.head_dim }
+}
+
+impl Backend for Cpu {
+    type Act = Act;
+    type Weight = Weight;
+    type Plan = Plan;
+
+    fn footprint(geometry: &Geometry, capacity: &Capacity, _weight_bytes: usize) -> Footprint {
+        let stream = |rows: usize| rows * (geometry.hidden + geometry.normed_width());
+        // What a rank brings to an all-reduce lies in the group for the time of the sum.
+        let shared = if geometry.shard.ranks > 1 { capacity.tokens * geometry.hidden } else { 0 };
+        let tables = capacity.tokens * geometry.shard.head_dim;
+        let floats = stream(capacity.tokens)
+            + stream(capacity.sequences)
+            + geometry.wide_numbers(capacity)
+            + shared
+            + tables;
+        Footprint { weights: 0, workspace: floats * size_of::<f32>() }
+    }
+
+    fn activation(&mut self, role: Role, rows: usize) -> Result<Act> {
+        Act::new(match role {
+            Role::Residual => rows.saturating_mul(self.geometry.hidden),
+            Role::Normed => rows.saturating_mul(self.geometry.normed_width()),
+            Role::Wide => self.geometry.wide_numbers(&self.capacity),
+        })
+    }
+
+    fn matrix(&mut self, _: Matrix, pieces: &[HostTensor], bias: Option<&[HostTensor]>) -> Result<Weight> {
+        Ok(Weight::matrix(pieces, bias))
+    }
+
+    fn vector(&mut self, tensor: &HostTensor) -> Result<Weight> {
+        Ok(Weight::vector(tensor))
+    }
+
+    fn plan(&mut self, packed: &Packed) -> Result<Plan> {
+        let positions = packed.positions.iter().max().map_or(0, |&last| last as usize + 1);
+        self.tables.reach(positions)?;
+        let heads = heads(&self.geometry);
+        let all = packed.segments.iter().map(|segment| Queries {
+            rows: segment.rows.clone(),
+            first_position: segment.first_position,
+            spans: &segment.spans,
+        });
+        let last = packed.last.iter().enumerate().map(|(index, last)| Queries {
+            rows: index..index + 1,
+            first_position: packed.positions[last.row] as usize,
+            spans: &packed.segments[last.segment].spans,
+        });
+        Ok(Plan {
+            all: PlanRows { positions: packed.positions.clone(), attention: AttentionPlan::new(heads, all) },
+            last: PlanRows {
+                positions: packed.last.iter().map(|last| packed.positions[last.row]).collect(),
+                attention: AttentionPlan::new(heads, last),
+            },
+            last_rows: packed.last.iter().map(|last| last.row).collect(),
+        })
+    }
+
+    fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
+        let rows = residual.write(packed.tokens.len(), self.geometry.hidden);
+        for (row, &id) in rows.chunks_exact_mut(self.geometry.hidden).zip(&packed.tokens) {
+            table.row_to_f32(id as usize, row);
+        }
+        Ok(())
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Act,
+        delta: Delta<'_, Act>,
+        weight: &Weight,
+        rows: usize,
+        out: &mut Act,
+    ) -> Result<()> {
+        let hidden = self.geometry.hidden;
+        let delta = match delta {
+            Delta::None => elementwise::Delta::None,
+            Delta::In(act) => elementwise::Delta::Rows(act.rows(0..rows, hidden)),
+            Delta::InOutput => elementwise::Delta::InOut,
+        };
+        let eps = self.geometry.rms_norm_eps;
+        let (residual, out) = (residual.rows_mut(rows, hidden), out.rows_mut(rows, hidden));
+        add_rms_norm(self.isa, &self.threads, residual, delta, weight.values(), eps, out);
+        Ok(())
+    }
+
+    fn linear(
+        &mut self,
+        x: &Act,
+        rows: Range<usize>,
+        weight: &Weight,
+        features: Features,
+        out: &mut Act,
+    ) -> Result<()> {
+        let (rows_len, width) = (rows.len(), weight.out_features());
+        let q_width = self.geometry.shard.q_width_local();
+        let features = match features {
+            Features::All => 0..width,
+            Features::Queries => 0..q_width,
+            Features::KeysAndValues => q_width..width,
+        };
+        let x = x.rows(rows, weight.in_features());
+        self.product(x, weight, features, Store::Replace, out.write(rows_len, width), width);
+        Ok(())
+    }
+
+    fn rope(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, rotate: Rotate) -> Result<()> {
+        let shard = self.geometry.shard;
+        let (q_width, kv_width, stride) =
+            (shard.q_width_local(), shard.kv_width_local(), shard.qkv_width_local());
+        let columns = match rotate {
+            Rotate::QueriesAndKeys => 0..q_width + kv_width,
+            Rotate::Queries => 0..q_width,
+            Rotate::Keys => q_width..q_width + kv_width,
+        };
+        let positions = &plan.rows(tokens).positions;
+        let data = &mut qkv.write(positions.len(), stride)[columns.start..];
+        let rows = RowsMut::new(data, positions.len(), columns.len(), stride);
+        rope(self.isa, &self.threads, rows, columns.len() / shard.head_dim, self.tables.table(), positions);
+        Ok(())
+    }
+
+    fn attention(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, out: &mut Act) -> Result<()> {
+        let shard = self.geometry.shard;
+        let (q_width, kv_width, stride) =
+            (shard.q_width_local(), shard.kv_width_local(), shard.qkv_width_local());
+        let key_rows = plan.all.positions.len();
+        let queries = plan.rows(tokens).positions.len();
+        let data = qkv.read(key_rows, stride);
+        let keys = |column: usize| Rows::new(&data[column..], key_rows, kv_width, stride);
+        let input = AttentionInput {
+            q: Rows::new(data, queries, q_width, stride),
+            k: keys(q_width),
+            v: keys(q_width + kv_width),
+        };
+        let out = out.rows_mut(queries, q_width);
+        attention(self.isa, &self.threads, &plan.rows(tokens).attention, &input, out);
+        Ok(())
+    }
+
+    fn row_parallel(
+        &mut self,
+        x: &Act,
+        weight: &Weight,
+        rows: Range<usize>,
+        residual: &mut Act,
+        delta: &mut Act,
+    ) -> Result<Sum> {
+        let hidden = self.geometry.hidden;
+        let x = x.rows_from_start(rows.len(), weight.in_features());
+        let at = rows.start * hidden..rows.end * hidden;
+        if self.group.ranks() == 1 {
+            self.product(x, weight, 0..hidden, Store::Add, &mut residual.write(rows.end, hidden)[at], hidden);
+            return Ok(Sum::InResidual);
+        }
+        let partial = &mut delta.write(rows.end, hidden)[at];
+        self.product(x, weight, 0..hidden, Store::Replace, partial, hidden);
+        self.group.all_reduce(self.geometry.shard.rank, partial)?;
+        Ok(Sum::Pending)
+    }
+
+    fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
+        silu_mul(self.isa, &self.threads, gate_up.rows_mut(rows, 2 * self.geometry.shard.ffn_local));
+        Ok(())
+    }
+
+    fn gather_last(&mut self, x: &Act, plan: &Plan, out: &mut Act) -> Result<()> {
+        let hidden = self.geometry.hidden;
+        let out = out.write(plan.last_rows.len(), hidden);
+        for (out, &row) in out.chunks_exact_mut(hidden).zip(&plan.last_rows) {
+            out.copy_from_slice(x.rows(row..row + 1, hidden).row(0));
+        }
+        Ok(())
+    }
+
+    fn head(&mut self, x: &Act, head: &Weight, rows: usize) -> Result<Vec<f32>> {
+        let labels = head.out_features();
+        let mut logits = vec![0.0; rows * labels];
+        // In f32 whatever the arithmetic of the layers: this product is the reward.
+        let x = x.rows(0..rows, head.in_features());
+        let exact = Math::F32;
+        for piece in head.pieces() {
+            let view =
+                WeightView::new(piece.bytes(), piece.dtype(), piece.rows(), piece.cols(), piece.row_stride());
+            let product = Gemm { x, weight: view, bias: None, store: Store::Replace, math: exact };
+            gemm(self.isa, &self.threads, &product, RowsMut::new(&mut logits, rows, labels, labels));
+        }
+        Ok(logits)
+    }
+}
+
+impl Plan {
+    fn rows(&self, tokens: Tokens) -> &PlanRows {
+        match tokens {
+            Tokens::All => &self.all,
+            Tokens::Last => &self.last,
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! AVX-512: 16 lanes, 32 registers, so a tile of 8 rows by 3 vectors; and its bfloat16 products.
+//!
+//! Every method is one or two instructions. What is built of them runs in the tests on sixteen portable lanes, so that
+//! a machine without AVX-512 leaves only these wrappers untested.
+
+use std::arch::x86_64::*;
+
+use super::{Bf16Kernel, Bf16Vector, Kernel, Vector};
+
+/// Sixteen f32 lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(__m512);
+
+/// Whether this CPU has the instructions.
+pub(super) fn is_available() -> bool {
+    super::avx2::is_available()
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl")
+}
+
+/// Whether this CPU has AVX512-BF16 beside them.
+pub(super) fn is_bf16_available() -> bool {
+    is_available() && is_x86_feature_detected!("avx512bf16")
+}
+
+/// Runs `kernel` compiled for AVX-512.
+///
+/// # Safety
+///
+/// [`is_available`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) unsafe fn run(kernel: impl Kernel) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+/// Runs `kernel` compiled for AVX-512 with bfloat16 products.
+///
+/// # Safety
+///
+/// [`is_bf16_available`].
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(super) unsafe fn run_bf16(kernel: impl Bf16Kernel) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { kernel.run::<Avx512>() }
+}
+
+/// Ones for the first `count <= 16` lanes.
+#[inline(always)]
+fn mask(count: usize) -> __mmask16 {
+    debug_assert!(count <= 16);
+    ((1u32 << count) - 1) as __mmask16
+}
+
+macro_rules! lanewise {
+    ($($name:ident($self:ident $(, $operand:ident)*) = $value:expr;)*) => {$(
+        #[inline(always)]
+        unsafe fn $name($self $(, $operand: Self)*) -> Self {
+            // SAFETY: the caller vouches for the instructions; no memory is touched.
+            Self(unsafe { $value })
+        }
+    )*};
+}
+
+impl Vector for Avx512 {
+    const LANES: usize = 16;
+    const PANEL_VECTORS: usize = 3;
+    const TILE_ROWS: usize = 8;
+    const K_BLOCK: usize = 384;
+
+    lanewise! {
+        add(self, b) = _mm512_add_ps(self.0, b.0);
+        sub(self, b) = _mm512_sub_ps(self.0, b.0);
+        mul(self, b) = _mm512_mul_ps(self.0, b.0);
+        div(self, b) = _mm512_div_ps(self.0, b.0);
+        max(self, b) = _mm512_max_ps(self.0, b.0);
+        min(self, b) = _mm512_min_ps(self.0, b.0);
+        mul_add(self, b, c) = _mm512_fmadd_ps(self.0, b.0, c.0);
+        bits_shl_23(self) = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self.0)));
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        // SAFETY: the caller vouches for the instructions.
+        Self(unsafe { _mm512_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller vouches for sixteen floats.
+        Self(unsafe { _mm512_loadu_ps(from) })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller vouches for sixteen floats.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        // SAFETY: the caller vouches for `count` floats; masked lanes are not read.
+        Self(unsafe { _mm512_maskz_loadu_ps(mask(count), from) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, to: *mut f32, count: usize) {
+        // SAFETY: the caller vouches for `count` floats; masked lanes are not written.
+        unsafe { _mm512_mask_storeu_ps(to, mask(count), self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const u8) -> Self {
+        // SAFETY: the caller vouches for thirty-two bytes.
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const u8) -> Self {
+        // SAFETY: the caller vouches for thirty-two bytes.
+        Self(unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn zip(self, b: Self) -> (Self, Self) {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe {
+            // Lane i of the first operand is index i, of the second 16 + i.
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+            (Self(_mm512_permutex2var_ps(self.0, low, b.0)), Self(_mm512_permutex2var_ps(self.0, high, b.0)))
+        }
+    }
+}
+
+impl Bf16Vector for Avx512 {
+    #[inline(always)]
+    unsafe fn dot_pairs(self, x: Self, w: Self) -> Self {
+        // SAFETY: the caller vouches for AVX512-BF16. The two types are 64 bytes of plain bits.
+        unsafe {
+            let (x, w) =
+                (std::mem::transmute::<__m512, __m512bh>(x.0), std::mem::transmute::<__m512, __m512bh>(w.0));
+            Self(_mm512_dpbf16_ps(self.0, x, w))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut u16) {
+        // SAFETY: the caller vouches for AVX512-BF16 and sixteen values.
+        unsafe { to.cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(self.0)) }
+    }
+}

@@ -1,0 +1,279 @@
+//! Every method of every vector type against one scalar line, and the accuracy of `exp`.
+
+use super::*;
+use crate::backend::cpu::testing::{Random, not_run};
+
+/// Computes sixteen values of each operation, in as many vectors as that takes.
+struct Probe<'a> {
+    a: &'a [f32; 16],
+    b: &'a [f32; 16],
+    c: &'a [f32; 16],
+    count: usize,
+    results: &'a mut Vec<(&'static str, [f32; 16])>,
+}
+
+impl Kernel for Probe<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Self { a, b, c, count, results } = self;
+        let halves: Vec<u8> = a.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
+        let bfloats: Vec<u8> = a.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
+        let mut all = |name, op: &dyn Fn(usize) -> V| {
+            let mut out = [0.0f32; 16];
+            for i in (0..16).step_by(V::LANES) {
+                // SAFETY: the caller vouches for the instructions; i + LANES <= 16.
+                unsafe { op(i).store(out.as_mut_ptr().add(i)) };
+            }
+            results.push((name, out));
+        };
+        // SAFETY: the caller vouches for the instructions; every load begins at i with i + LANES <= 16.
+        unsafe {
+            let at = |x: &[f32; 16], i: usize| V::load(x.as_ptr().add(i));
+            all("splat", &|_| V::splat(a[3]));
+            all("add", &|i| at(a, i).add(at(b, i)));
+            all("sub", &|i| at(a, i).sub(at(b, i)));
+            all("mul", &|i| at(a, i).mul(at(b, i)));
+            all("div", &|i| at(a, i).div(at(b, i)));
+            all("max", &|i| at(a, i).max(at(b, i)));
+            all("min", &|i| at(a, i).min(at(b, i)));
+            all("mul_add", &|i| at(a, i).mul_add(at(b, i), at(c, i)));
+            all("bits_shl_23", &|i| at(a, i).bits_shl_23());
+            all("load_f16", &|i| V::load_f16(halves.as_ptr().add(2 * i)));
+            all("load_bf16", &|i| V::load_bf16(bfloats.as_ptr().add(2 * i)));
+            let first = count.min(V::LANES);
+            all("load_first", &|i| V::load_first(a.as_ptr().add(i), first));
+            if V::LANES == 16 {
+                let (low, high) = at(a, 0).zip(at(b, 0));
+                all("zip low", &|_| low);
+                all("zip high", &|_| high);
+            }
+            let mut stored = *b;
+            at(a, 0).store_first(stored.as_mut_ptr(), first);
+            results.push(("store_first", stored));
+        }
+    }
+}
+
+/// Transposes a square of `LANES` rows of sixteen values, counted.
+struct Transpose<'a>(&'a mut Vec<Vec<f32>>);
+
+impl Kernel for Transpose<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let value = |row: usize, lane: usize| (row * 100 + lane) as f32;
+        // SAFETY: the caller vouches for the instructions; every array has at least LANES floats.
+        unsafe {
+            let mut square = [V::splat(0.0); LANES_MAX];
+            for row in 0..V::LANES {
+                let values: [f32; LANES_MAX] = std::array::from_fn(|lane| value(row, lane));
+                square[row] = V::load(values.as_ptr());
+            }
+            V::transpose(&mut square);
+            for row in 0..V::LANES {
+                let mut values = vec![0.0f32; V::LANES];
+                square[row].store(values.as_mut_ptr());
+                self.0.push(values);
+            }
+        }
+    }
+}
+
+fn scalar(name: &str, i: usize, (a, b, c): (&[f32; 16], &[f32; 16], &[f32; 16]), fused: bool) -> f32 {
+    match name {
+        "splat" => a[3],
+        "add" => a[i] + b[i],
+        "sub" => a[i] - b[i],
+        "mul" => a[i] * b[i],
+        "div" => a[i] / b[i],
+        "max" => {
+            if a[i] > b[i] {
+                a[i]
+            } else {
+                b[i]
+            }
+        }
+        "min" => {
+            if a[i] < b[i] {
+                a[i]
+            } else {
+                b[i]
+            }
+        }
+        "mul_add" if fused => a[i].mul_add(b[i], c[i]),
+        "mul_add" => a[i] * b[i] + c[i],
+        "bits_shl_23" => f32::from_bits(a[i].to_bits() << 23),
+        "load_f16" => half::f16::from_f32(a[i]).to_f32(),
+        "load_bf16" => half::bf16::from_f32(a[i]).to_f32(),
+        "zip low" => [a, b][i % 2][i / 2],
+        "zip high" => [a, b][i % 2][8 + i / 2],
+        name => panic!("no scalar line for {name}"),
+    }
+}
+
+#[test]
+fn every_vector_method_matches_its_scalar_line() {
+    let mut random = Random::new(1);
+    for isa in Isa::for_tests() {
+        let (lanes, fused) = (isa.shape().lanes, Isa::fused_for_tests().contains(&isa));
+        for round in 0..50 {
+            let mut values = || -> [f32; 16] { std::array::from_fn(|_| random.value()) };
+            let (mut a, mut b, c) = (values(), values(), values());
+            // The documented NaN rule of max and min, infinities and zeros.
+            (a[1], b[2], a[5], b[6], a[7]) = (f32::NAN, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0);
+            let count = round % (lanes + 1);
+            let mut results = Vec::new();
+            isa.run(Probe { a: &a, b: &b, c: &c, count, results: &mut results });
+            for (name, got) in results {
+                for i in 0..16 {
+                    let expected = match name {
+                        "load_first" => {
+                            if i % lanes < count {
+                                a[i]
+                            } else {
+                                0.0
+                            }
+                        }
+                        "store_first" => {
+                            if i < count {
+                                a[i]
+                            } else {
+                                b[i]
+                            }
+                        }
+                        name => scalar(name, i, (&a, &b, &c), fused),
+                    };
+                    let same =
+                        got[i].to_bits() == expected.to_bits() || (got[i].is_nan() && expected.is_nan());
+                    assert!(
+                        same,
+                        "{} {name}[{i}] = {}, expected {expected} (count {count})",
+                        isa.name(),
+                        got[i]
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn transposing_swaps_row_and_lane() {
+    for isa in Isa::for_tests() {
+        let mut rows = Vec::new();
+        isa.run(Transpose(&mut rows));
+        for (row, values) in rows.iter().enumerate() {
+            for (lane, got) in values.iter().enumerate() {
+                assert_eq!(*got, (lane * 100 + row) as f32, "{} [{row}, {lane}]", isa.name());
+            }
+        }
+    }
+}
+
+struct Exp<'a>(&'a mut [f32]);
+
+impl Kernel for Exp<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        for chunk in self.0.chunks_exact_mut(V::LANES) {
+            // SAFETY: the caller vouches for the instructions; a chunk has LANES floats.
+            unsafe { exp(V::load(chunk.as_ptr())).store(chunk.as_mut_ptr()) };
+        }
+    }
+}
+
+#[test]
+fn exp_stays_within_its_stated_error() {
+    let mut inputs: Vec<f32> = (0..u32::MAX / 97)
+        .map(|i| f32::from_bits(i * 97))
+        .filter(|x| (-87.3..=88.3).contains(x) && x.abs() > 1e-9)
+        .collect();
+    inputs.truncate(inputs.len() / 16 * 16);
+    for isa in Isa::available() {
+        let mut outputs = inputs.clone();
+        isa.run(Exp(&mut outputs));
+        let (mut worst, mut place) = (0.0, 0.0);
+        for (x, y) in inputs.iter().zip(&outputs) {
+            let exact = f64::from(*x).exp();
+            let error = ((f64::from(*y) - exact) / exact).abs();
+            if error > worst || error.is_nan() {
+                (worst, place) = (error, *x);
+            }
+        }
+        println!("{}: {worst:.3e} at {place} over {} inputs", isa.name(), inputs.len());
+        assert!(worst <= 1.0e-7, "{}: {worst:.3e} at {place}", isa.name());
+    }
+}
+
+#[test]
+fn exp_keeps_its_ends() {
+    let inputs = [
+        (0.0, 1.0),
+        (-0.0, 1.0),
+        (f32::NEG_INFINITY, 0.0),
+        (-1e30, 0.0),
+        (-87.8, 0.0),
+        (f32::INFINITY, f32::INFINITY),
+        (1e30, f32::INFINITY),
+        (88.4, f32::INFINITY),
+        (f32::NAN, f32::NAN),
+    ];
+    for isa in Isa::for_tests() {
+        for (x, expected) in inputs {
+            let mut values = [x; 16];
+            isa.run(Exp(&mut values));
+            for y in values {
+                assert!(y == expected || (y.is_nan() && expected.is_nan()), "{} exp({x}) = {y}", isa.name());
+            }
+        }
+    }
+}
+
+struct Total<'a>(&'a [f32], &'a mut f32);
+
+impl Kernel for Total<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // SAFETY: the caller vouches for the instructions; loads stop at the slice's end.
+        unsafe {
+            let mut sums = Sums::<V>::zero();
+            for i in (0..self.0.len()).step_by(V::LANES) {
+                let sum = sums.of(i / V::LANES);
+                *sum = sum.add(V::load_first(self.0.as_ptr().add(i), V::LANES.min(self.0.len() - i)));
+            }
+            *self.1 = sums.total();
+        }
+    }
+}
+
+#[test]
+fn sums_have_the_same_bits_on_every_instruction_set() {
+    let mut random = Random::new(2);
+    for len in [0, 1, 3, 4, 15, 16, 17, 100, 577] {
+        let values = random.values(len);
+        let totals: Vec<f32> = Isa::for_tests()
+            .into_iter()
+            .map(|isa| {
+                let mut total = f32::NAN;
+                isa.run(Total(&values, &mut total));
+                total
+            })
+            .collect();
+        assert!(totals.iter().all(|t| t.to_bits() == totals[0].to_bits()), "{len}: {totals:?}");
+    }
+}
+
+#[test]
+fn what_this_cpu_lacks_is_said() {
+    let available = Isa::available();
+    assert_eq!(available[0], Isa::portable());
+    assert_eq!(available.last(), Some(&Isa::detect()));
+    if !available.iter().any(|isa| isa.name() == "avx512") {
+        not_run(
+            "the AVX-512 instructions in every test of the CPU kernels (their shapes were run)",
+            "avx512",
+        );
+    }
+    if !available.iter().any(|isa| isa.name() == "avx2+fma") {
+        not_run("the AVX2 instructions in every test of the CPU kernels", "avx2+fma");
+    }
+}

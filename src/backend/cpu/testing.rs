@@ -1,0 +1,87 @@
+//! What the kernels' tests share: seeded inputs that are hard on purpose, comparisons that say where, and thread counts.
+
+use std::io::Write;
+
+use super::threads::Threads;
+
+/// Thread counts that results must not depend on.
+pub(super) const THREAD_COUNTS: [usize; 4] = [1, 2, 3, 5];
+
+/// SplitMix64: the same numbers everywhere.
+pub(super) struct Random(u64);
+
+impl Random {
+    pub(super) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    pub(super) fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Below `end`.
+    pub(super) fn below(&mut self, end: usize) -> usize {
+        (self.bits() % end as u64) as usize
+    }
+
+    /// Roughly normal, standard deviation 1; one in fifty is twenty times as large: flat inputs hide mistakes.
+    pub(super) fn value(&mut self) -> f32 {
+        let sum: f64 = (0..4).map(|_| (self.bits() >> 11) as f64 / (1u64 << 53) as f64 - 0.5).sum();
+        let outlier = if self.below(50) == 0 { 20.0 } else { 1.0 };
+        (sum * 1.7 * outlier) as f32
+    }
+
+    pub(super) fn values(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.value()).collect()
+    }
+}
+
+/// Threads of each count that results must not depend on.
+pub(super) fn all_threads() -> Vec<Threads> {
+    THREAD_COUNTS.iter().map(|count| Threads::new(*count).unwrap()).collect()
+}
+
+/// Fails with the first element whose bits differ.
+#[track_caller]
+pub(super) fn assert_same_bits(got: &[f32], expected: &[f32], width: usize, what: &str) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let same = got.to_bits() == expected.to_bits() || (got.is_nan() && expected.is_nan());
+        assert!(same, "{what}: at [{}, {}] {got:e}, expected {expected:e}", i / width, i % width);
+    }
+}
+
+/// The largest `|got - expected| / scale` so far, and where.
+#[derive(Default)]
+pub(super) struct Worst {
+    error: f64,
+    place: String,
+}
+
+impl Worst {
+    pub(super) fn see(&mut self, got: f32, expected: f64, scale: f64, place: impl FnOnce() -> String) {
+        let error = (f64::from(got) - expected).abs() / scale.max(f64::MIN_POSITIVE);
+        // A NaN must win, and must not be replaced.
+        if (error > self.error || error.is_nan()) && !self.error.is_nan() {
+            self.error = error;
+            self.place = format!("{}: {got:e}, expected {expected:e}", place());
+        }
+    }
+
+    #[track_caller]
+    pub(super) fn assert_within(&self, bound: f64, what: &str) {
+        println!("{what}: worst {:.2e} of {bound:.2e}, {}", self.error, self.place);
+        assert!(self.error <= bound, "{what}: {:.2e} is over {bound:.2e}, {}", self.error, self.place);
+    }
+}
+
+/// Says past the test harness's capture that a test could not do its work; fails where `KUDOS_TEST_REQUIRE` names it.
+pub(super) fn not_run(test: &str, missing: &str) {
+    let required = std::env::var("KUDOS_TEST_REQUIRE").unwrap_or_default();
+    assert!(!required.split(',').any(|r| r == missing), "{test} is required, and this CPU has no {missing}");
+    // The harness captures print macros, not the stream itself.
+    let _ = writeln!(std::io::stderr(), "not run: {test}: this CPU has no {missing}");
+}

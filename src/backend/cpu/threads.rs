@@ -1,0 +1,182 @@
+//! A rank's own worker threads, and the memory that each of them works in.
+//!
+//! Never rayon's global pool: two ranks on one pool could each wait for a worker that the other holds. Which worker runs
+//! an item is left to chance and must not show: an item computes whole output elements in an order of its own.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Worker threads with one scratch buffer each.
+pub struct Threads {
+    /// None for one thread: the caller's own does the work.
+    pool: Option<rayon::ThreadPool>,
+    /// One per worker; a worker locks its own, so no lock is ever waited for.
+    scratch: Vec<Mutex<Scratch>>,
+}
+
+impl Threads {
+    /// Starts `count` workers, or none for 1: then the thread that calls does the work.
+    ///
+    /// # Errors
+    ///
+    /// `Options` for 0; `Memory` when the system refuses the threads.
+    pub fn new(count: usize) -> Result<Self> {
+        if count == 0 {
+            return Err(Error::new(ErrorKind::Options, "0 threads can do no work")
+                .with_hint("give at least 1, or leave the option out to use every core"));
+        }
+        let pool = match count {
+            1 => None,
+            _ => Some(
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(count)
+                    .thread_name(|index| format!("kudos-cpu-{index}"))
+                    .build()
+                    .map_err(|e| {
+                        Error::new(ErrorKind::Memory, format!("cannot start {count} threads: {e}"))
+                    })?,
+            ),
+        };
+        Ok(Self { pool, scratch: (0..count).map(|_| Mutex::default()).collect() })
+    }
+
+    /// The number of threads that work.
+    pub fn count(&self) -> usize {
+        self.scratch.len()
+    }
+
+    /// Makes every worker's scratch hold `floats`, so that no later call allocates up to that size.
+    pub fn reserve(&self, floats: usize) {
+        for scratch in &self.scratch {
+            scratch.lock().unwrap_or_else(PoisonError::into_inner).floats(floats);
+        }
+    }
+
+    /// Bytes that all scratch buffers hold.
+    pub fn scratch_bytes(&self) -> usize {
+        let bytes = |scratch: &Mutex<Scratch>| scratch.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+        self.scratch.iter().map(bytes).sum()
+    }
+
+    /// Calls `work(item, scratch)` once for each `item < count`, in order of `item` as workers come free, and returns
+    /// when all are done. A panic in `work` is passed on. `work` must not call this again.
+    pub fn for_each_item(&self, count: usize, work: impl Fn(usize, &mut Scratch) + Sync) {
+        // A worker that panicked left its numbers behind, and every item writes scratch before it reads it.
+        let lock = |worker: usize| self.scratch[worker].lock().unwrap_or_else(PoisonError::into_inner);
+        match &self.pool {
+            Some(pool) if count > 1 => {
+                let next = AtomicUsize::new(0);
+                pool.broadcast(|worker| {
+                    let mut scratch = lock(worker.index());
+                    loop {
+                        let item = next.fetch_add(1, Ordering::Relaxed);
+                        if item >= count {
+                            break;
+                        }
+                        work(item, &mut scratch);
+                    }
+                });
+            }
+            _ => {
+                let mut scratch = lock(0);
+                (0..count).for_each(|item| work(item, &mut scratch));
+            }
+        }
+    }
+
+    /// Cuts `0..rows` into chunks of at least `rows_min` (the last may be shorter), several for each worker, and calls
+    /// `work(chunk)` for each. Where the cuts fall depends on the number of threads.
+    pub(super) fn for_each_chunk(&self, rows: usize, rows_min: usize, work: impl Fn(Range<usize>) + Sync) {
+        let chunk = rows.div_ceil(4 * self.count()).max(rows_min).max(1);
+        self.for_each_item(rows.div_ceil(chunk), |item, _| work(item * chunk..rows.min((item + 1) * chunk)));
+    }
+}
+
+/// A worker's scratch memory: it grows to the largest size asked for and stays.
+#[derive(Default)]
+pub struct Scratch(Vec<CacheLine>);
+
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct CacheLine([f32; 16]);
+
+impl Scratch {
+    fn bytes(&self) -> usize {
+        size_of_val(self.0.as_slice())
+    }
+
+    /// `len` floats at a 64-byte boundary, holding anything.
+    pub fn floats(&mut self, len: usize) -> &mut [f32] {
+        let lines = len.div_ceil(16);
+        if self.0.len() < lines {
+            self.0.resize(lines, CacheLine([0.0; 16]));
+        }
+        // SAFETY: a CacheLine is sixteen f32 without padding (repr(C), 64 bytes), the vector holds `lines` of them, and
+        // the result borrows `self`.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_item_runs_once_on_any_number_of_threads() {
+        for threads in [1, 2, 3, 5] {
+            let threads = Threads::new(threads).unwrap();
+            for count in [0, 1, 2, 7, 100] {
+                let runs: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                threads.for_each_item(count, |item, scratch| {
+                    scratch.floats(item + 1)[item] = 1.0;
+                    runs[item].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(runs.iter().all(|r| r.load(Ordering::Relaxed) == 1), "{count} items");
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_cover_every_row_once() {
+        for (rows, rows_min) in [(0, 1), (1, 1), (7, 3), (100, 1), (100, 64), (1000, 0)] {
+            let threads = Threads::new(3).unwrap();
+            let seen: Vec<_> = (0..rows).map(|_| AtomicUsize::new(0)).collect();
+            threads.for_each_chunk(rows, rows_min, |chunk| {
+                chunk.for_each(|row| {
+                    seen[row].fetch_add(1, Ordering::Relaxed);
+                });
+            });
+            assert!(seen.iter().all(|s| s.load(Ordering::Relaxed) == 1), "{rows} rows");
+        }
+    }
+
+    #[test]
+    fn zero_threads_are_refused() {
+        assert_eq!(Threads::new(0).err().unwrap().kind(), ErrorKind::Options);
+    }
+
+    #[test]
+    fn work_goes_on_after_a_panic() {
+        for count in [1, 2] {
+            let threads = Threads::new(count).unwrap();
+            let panicking = || threads.for_each_item(4, |item, _| assert!(item != 2, "as the test wants"));
+            assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panicking)).is_err());
+            let sum = AtomicUsize::new(0);
+            threads.for_each_item(4, |item, _| {
+                sum.fetch_add(item, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 6);
+        }
+    }
+
+    #[test]
+    fn scratch_is_aligned_and_kept() {
+        let mut scratch = Scratch::default();
+        let first = scratch.floats(1000).as_ptr();
+        assert_eq!(first.addr() % 64, 0);
+        assert_eq!(scratch.floats(10).as_ptr(), first);
+    }
+}

@@ -1,0 +1,204 @@
+//! Views of matrices in memory: activations (f32 rows with a stride) and stored weights (bytes of any alignment).
+//!
+//! The constructors check that every element lies inside the slice; the kernels' pointer arithmetic rests on that. They
+//! panic where it does not: that is a bug of the caller, never of a user.
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::weights::Dtype;
+
+/// Elements that `rows` rows of `width`, `stride` apart, reach over.
+///
+/// # Panics
+///
+/// When rows overlap or the extent does not fit into memory.
+fn extent(rows: usize, width: usize, stride: usize) -> usize {
+    assert!(width <= stride || rows <= 1, "rows of {width} cannot lie {stride} apart");
+    match rows {
+        0 => 0,
+        _ => {
+            (rows - 1).checked_mul(stride).and_then(|n| n.checked_add(width)).expect("a matrix beyond memory")
+        }
+    }
+}
+
+/// f32 rows to read: `[rows, width]`, `stride` elements apart.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    data: &'a [f32],
+    rows: usize,
+    width: usize,
+    stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// `rows` rows of `width` elements, `stride` apart, from the start of `data`.
+    ///
+    /// # Panics
+    ///
+    /// When they reach over the end of `data`, or overlap.
+    pub fn new(data: &'a [f32], rows: usize, width: usize, stride: usize) -> Self {
+        assert!(
+            extent(rows, width, stride) <= data.len(),
+            "[{rows}, {width}] rows {stride} apart in {}",
+            data.len()
+        );
+        Self { data, rows, width, stride }
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    pub(super) fn as_ptr(&self) -> *const f32 {
+        self.data.as_ptr()
+    }
+
+    /// Row `row`.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        assert!(row < self.rows);
+        &self.data[row * self.stride..][..self.width]
+    }
+}
+
+/// f32 rows to write: `[rows, width]`, `stride` elements apart. What lies between the rows is not touched.
+pub struct RowsMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    width: usize,
+    stride: usize,
+}
+
+impl<'a> RowsMut<'a> {
+    /// `rows` rows of `width` elements, `stride` apart, from the start of `data`. To write columns `c..c + width` of a
+    /// wider matrix, pass its slice from element `c` on.
+    ///
+    /// # Panics
+    ///
+    /// When they reach over the end of `data`, or overlap.
+    pub fn new(data: &'a mut [f32], rows: usize, width: usize, stride: usize) -> Self {
+        assert!(
+            extent(rows, width, stride) <= data.len(),
+            "[{rows}, {width}] rows {stride} apart in {}",
+            data.len()
+        );
+        Self { data, rows, width, stride }
+    }
+
+    /// The number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The same rows, for several workers at once.
+    pub(super) fn share(&mut self) -> SharedRows<'_> {
+        SharedRows {
+            data: self.data.as_mut_ptr(),
+            rows: self.rows,
+            width: self.width,
+            stride: self.stride,
+            life: PhantomData,
+        }
+    }
+}
+
+/// [`RowsMut`] that several workers write at once, each its own elements.
+#[derive(Clone, Copy)]
+pub(super) struct SharedRows<'a> {
+    data: *mut f32,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    life: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: the pointer is to f32 that are borrowed exclusively for 'a; access goes through `part`, whose callers
+// promise disjoint parts.
+unsafe impl Send for SharedRows<'_> {}
+// SAFETY: as for Send.
+unsafe impl Sync for SharedRows<'_> {}
+
+impl SharedRows<'_> {
+    /// Columns `columns` of row `row`.
+    ///
+    /// # Safety
+    ///
+    /// No two parts that live at the same time, on any thread, share an element.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "the caller promises disjoint parts")]
+    pub(super) unsafe fn part(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        assert!(row < self.rows && columns.start <= columns.end && columns.end <= self.width);
+        // SAFETY: row and columns lie inside the view, which `RowsMut::new` checked against the slice; the caller
+        // promises that no other part overlaps.
+        unsafe {
+            let start = self.data.add(row * self.stride + columns.start);
+            std::slice::from_raw_parts_mut(start, columns.end - columns.start)
+        }
+    }
+}
+
+/// A piece of a weight as stored: `[rows, cols]` of `dtype`, rows `row_stride` elements apart, at any byte address.
+#[derive(Clone, Copy)]
+pub struct WeightView<'a> {
+    bytes: &'a [u8],
+    dtype: Dtype,
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+}
+
+impl<'a> WeightView<'a> {
+    /// `rows` rows (output columns of the product) of `cols` elements (its inner dimension), `row_stride` elements
+    /// apart, from the start of `bytes`. A column shard of a wider weight is its slice from the first column on.
+    ///
+    /// # Panics
+    ///
+    /// When they reach over the end of `bytes`, or overlap.
+    pub fn new(bytes: &'a [u8], dtype: Dtype, rows: usize, cols: usize, row_stride: usize) -> Self {
+        let fits = extent(rows, cols, row_stride).checked_mul(dtype.size()).is_some_and(|n| n <= bytes.len());
+        assert!(fits, "[{rows}, {cols}] {dtype:?} rows {row_stride} apart in {} bytes", bytes.len());
+        Self { bytes, dtype, rows, cols, row_stride }
+    }
+
+    /// Rows: output columns of the product.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Elements of a row: the product's inner dimension.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    pub(super) fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    pub(super) fn row_stride(&self) -> usize {
+        self.row_stride
+    }
+
+    /// The address of element `[row, col]`.
+    #[inline(always)]
+    pub(super) fn element(&self, row: usize, col: usize) -> *const u8 {
+        debug_assert!(row < self.rows && col < self.cols);
+        let index = row.wrapping_mul(self.row_stride).wrapping_add(col);
+        self.bytes.as_ptr().wrapping_add(index.wrapping_mul(self.dtype.size()))
+    }
+}

@@ -1,0 +1,254 @@
+//! The seam between what is computed and on which hardware: trait [`Backend`], one method per op.
+//!
+//! Above it stands one forward pass for every device ([`crate::model`]); below it each device keeps its own layout,
+//! precision and arrangement of activations. The model never looks into an activation. A backend belongs to one
+//! rank and lives on that rank's thread; nothing in it needs to be `Send`.
+//!
+//! Shapes are written `[rows, width]`, and widths are this rank's: `q_width`, `kv_width` and `ffn` stand for
+//! [`Geometry`]'s local sizes, `qkv_width = q_width + 2 * kv_width`.
+
+pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
+use std::ops::Range;
+
+use crate::batch::Packed;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::shard::Shard;
+use crate::weights::HostTensor;
+
+/// The sizes and constants that ops need: the model's, and this rank's part of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Geometry {
+    /// Width of the residual stream.
+    pub hidden: usize,
+    /// This rank's heads and MLP width.
+    pub shard: Shard,
+    /// The epsilon of every RMSNorm.
+    pub rms_norm_eps: f32,
+    /// `[head_dim / 2]` radians per position of each rotated pair.
+    pub rope_frequencies: Vec<f32>,
+    /// Rewards per sequence: rows of the head.
+    pub labels: usize,
+}
+
+impl Geometry {
+    /// The geometry of one rank's part of a model.
+    pub fn new(config: &ModelConfig, shard: Shard, rope_frequencies: Vec<f32>, labels: usize) -> Self {
+        let (hidden, rms_norm_eps) = (config.hidden, config.rms_norm_eps);
+        Self { hidden, shard, rms_norm_eps, rope_frequencies, labels }
+    }
+
+    /// The widest row of an activation in `normed` form: a norm's output or attention's.
+    pub fn normed_width(&self) -> usize {
+        self.hidden.max(self.shard.q_width_local())
+    }
+
+    /// Numbers in an activation of [`Role::Wide`]: q, k and v of every row, or gate and up of a chunk of rows, or what
+    /// an output projection sums up for the next norm.
+    pub fn wide_numbers(&self, capacity: &Capacity) -> usize {
+        let qkv = capacity.tokens * self.shard.qkv_width_local();
+        let gate_up = capacity.mlp_tokens * 2 * self.shard.ffn_local;
+        let delta = if self.shard.ranks > 1 { capacity.tokens * self.hidden } else { 0 };
+        qkv.max(gate_up).max(delta)
+    }
+}
+
+/// The most that one pass may hold: what activations are sized for, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Packed rows.
+    pub tokens: usize,
+    /// Rows in which sequences end.
+    pub sequences: usize,
+    /// Rows that go through the MLP at a time.
+    pub mlp_tokens: usize,
+}
+
+/// Which of a model's matrices a weight is. Backends may lay heads out differently by this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matrix {
+    /// Queries, keys and values, `[qkv_width, hidden]`.
+    Qkv,
+    /// From attention back to the residual stream, `[hidden, q_width]`.
+    O,
+    /// Gate and up, `[2 * ffn, hidden]`.
+    GateUp,
+    /// From the MLP back to the residual stream, `[hidden, ffn]`.
+    Down,
+    /// From the final norm to the logits, `[labels, hidden]`.
+    Head,
+}
+
+/// What an activation is for. Backends choose its precision by this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `[rows, hidden]` the residual stream.
+    Residual,
+    /// `[rows, max(hidden, q_width)]` what a norm or attention puts out and a linear layer reads.
+    Normed,
+    /// `[rows, qkv_width]`, and a chunk's `[mlp_tokens, 2 * ffn]`, one after the other in the same place, which has room
+    /// for either at full [`Capacity`].
+    Wide,
+}
+
+/// Which rows of a pass an op works on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tokens {
+    /// Every packed row.
+    All,
+    /// Only the rows in which sequences end, in the order of [`Packed::last`].
+    Last,
+}
+
+/// Which heads of a `[rows, qkv_width]` activation RoPE turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotate {
+    /// Queries and keys.
+    QueriesAndKeys,
+    /// Queries only.
+    Queries,
+    /// Keys only.
+    Keys,
+}
+
+/// Which output features of a fused weight a linear layer computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Features {
+    /// All of them.
+    All,
+    /// The queries of a fused q, k and v.
+    Queries,
+    /// The keys and values of a fused q, k and v.
+    KeysAndValues,
+}
+
+/// Where the sum of an output projection went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sum {
+    /// Into the residual stream.
+    InResidual,
+    /// Into the buffer that was given for it, all-reduced; the next norm adds it to the residual stream.
+    Pending,
+}
+
+/// What a norm adds to the residual stream before it normalises.
+#[derive(Debug)]
+pub enum Delta<'a, A> {
+    /// Nothing: it is there already.
+    None,
+    /// `[rows, hidden]` these rows.
+    In(&'a A),
+    /// The rows that lie in the norm's own output, which it then overwrites.
+    InOutput,
+}
+
+/// Bytes that a backend will hold for one rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Weights copied to the device; zero where they are used from the mapping.
+    pub weights: usize,
+    /// Activations and everything else that is sized by [`Capacity`].
+    pub workspace: usize,
+}
+
+/// The operations that a Llama forward pass consists of, on one device, for one rank.
+///
+/// Ops are queued in the order of the calls; only [`head`](Backend::head) waits for their results. An error leaves
+/// the activations undefined.
+pub trait Backend: Sized {
+    /// An activation: rows of numbers on the device.
+    type Act;
+    /// A weight on the device: a matrix `[out_features, in_features]` with an optional bias, or a vector.
+    type Weight;
+    /// What a pass needs besides its tokens: positions, spans, last rows.
+    type Plan;
+
+    /// What this backend will hold for a rank of this geometry, without a device.
+    fn footprint(geometry: &Geometry, capacity: &Capacity, weight_bytes: usize) -> Footprint;
+
+    /// An activation with room for `rows` rows of what its role says; contents undefined.
+    fn activation(&mut self, role: Role, rows: usize) -> Result<Self::Act>;
+
+    /// The matrix whose output features are those of `pieces`, one piece after the other: each
+    /// `[piece_features, in_features]`. `bias`, if any, has a piece for each of them.
+    fn matrix(
+        &mut self,
+        matrix: Matrix,
+        pieces: &[HostTensor],
+        bias: Option<&[HostTensor]>,
+    ) -> Result<Self::Weight>;
+
+    /// A vector `[width]`: the weight of a norm.
+    fn vector(&mut self, tensor: &HostTensor) -> Result<Self::Weight>;
+
+    /// Sends up what the pass over `packed` needs.
+    fn plan(&mut self, packed: &Packed) -> Result<Self::Plan>;
+
+    /// `residual[t, :] = table[tokens[t], :]`; the table `[vocab, hidden]` stays where it is mapped.
+    fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Self::Act) -> Result<()>;
+
+    /// `residual += delta; out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight` for rows
+    /// `0..rows`. `residual` and `out` are `[rows, hidden]`.
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Self::Act,
+        delta: Delta<'_, Self::Act>,
+        weight: &Self::Weight,
+        rows: usize,
+        out: &mut Self::Act,
+    ) -> Result<()>;
+
+    /// `out[i, features] = x[rows[i], :] * weight[features, :]^T + bias[features]`, where `out` is
+    /// `[rows.len(), out_features]` with the columns outside of `features` left alone.
+    fn linear(
+        &mut self,
+        x: &Self::Act,
+        rows: Range<usize>,
+        weight: &Self::Weight,
+        features: Features,
+        out: &mut Self::Act,
+    ) -> Result<()>;
+
+    /// Rotates heads of `qkv` in place by their positions, in the half-split layout: for a head `v` at position `p`,
+    /// `v[i], v[i + d/2] = v[i] cos - v[i + d/2] sin, v[i + d/2] cos + v[i] sin` with the angle
+    /// `p * rope_frequencies[i]`. With [`Tokens::Last`], row `i` of `qkv` has the position of last row `i`.
+    fn rope(&mut self, qkv: &mut Self::Act, plan: &Self::Plan, tokens: Tokens, heads: Rotate) -> Result<()>;
+
+    /// Causal grouped-query attention along each row's path:
+    /// `out[i, h, :] = softmax(q[i, h, :] . k[path, h / group, :] / sqrt(head_dim)) * v[path, h / group, :]`, where
+    /// the path is the keys at positions up to the query's own. With [`Tokens::Last`], the query of last row `i` is
+    /// row `i` of `qkv`; keys and values are where they were computed. `qkv` `[tokens, qkv_width]`, `out`
+    /// `[rows, q_width]`. A backend may put copies of keys and values behind the last row of `qkv`.
+    fn attention(
+        &mut self,
+        qkv: &mut Self::Act,
+        plan: &Self::Plan,
+        tokens: Tokens,
+        out: &mut Self::Act,
+    ) -> Result<()>;
+
+    /// An output projection, whose input features are divided among ranks: the sum over ranks of `x * weight^T`,
+    /// plus the bias, is added to rows `rows` of `residual`, now or with the next norm ([`Sum`]). `x` is read from
+    /// its row 0 on; `delta` has the rows of `residual`.
+    fn row_parallel(
+        &mut self,
+        x: &Self::Act,
+        weight: &Self::Weight,
+        rows: Range<usize>,
+        residual: &mut Self::Act,
+        delta: &mut Self::Act,
+    ) -> Result<Sum>;
+
+    /// `gate_up[i, j] = silu(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn` and rows `0..rows`, with
+    /// `silu(x) = x / (1 + exp(-x))`. `gate_up` is `[rows, 2 * ffn]` and stays so: the product takes the gate's place.
+    fn silu_mul(&mut self, gate_up: &mut Self::Act, rows: usize) -> Result<()>;
+
+    /// `out[i, :] = x[last[i], :]`, `[sequences, hidden]`.
+    fn gather_last(&mut self, x: &Self::Act, plan: &Self::Plan, out: &mut Self::Act) -> Result<()>;
+
+    /// `x[i, :] . head[label, :]` in f32 for rows `0..rows`: `[rows, labels]`. Waits for everything queued so far.
+    fn head(&mut self, x: &Self::Act, head: &Self::Weight, rows: usize) -> Result<Vec<f32>>;
+}
