@@ -1,0 +1,169 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use crate::backend::cpu::CpuMath;
+use crate::engine::{Device, Options};
+use crate::prompt::{PromptOptions, Truncate};
+
+/// Rewards from Llama-architecture reward models.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Score conversations: one result per line, in the input's order
+    Score(ScoreArgs),
+    /// Show the text and the token ids that would be scored; needs no weights
+    Render(RenderArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("inline").args(["prompt"]).requires("response"))]
+pub(super) struct ScoreArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+
+    /// JSON lines to score, `-` for standard input
+    #[arg(value_name = "INPUT", required_unless_present = "prompt", conflicts_with = "prompt")]
+    pub(super) input: Option<PathBuf>,
+
+    /// Score responses to this prompt instead of a file
+    #[arg(long, value_name = "TEXT")]
+    pub(super) prompt: Option<String>,
+
+    /// A response to the prompt; may be given several times
+    #[arg(long, value_name = "TEXT", requires = "prompt")]
+    pub(super) response: Vec<String>,
+
+    /// Write results to this file instead of standard output
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+
+    /// Write JSON even where a table could be shown
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Where to run the model
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) device: DeviceArg,
+
+    /// Ranks that share every layer (tensor parallel)
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(super) ranks: usize,
+
+    /// Unique tokens that one pass takes together
+    #[arg(long, value_name = "N")]
+    pub(super) batch_tokens: Option<usize>,
+
+    /// CPU threads over all ranks [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<usize>,
+
+    /// Arithmetic of the CPU's matrix products; bf16 is faster where the CPU has it, and moves rewards
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(super) cpu_math: CpuMathArg,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RenderArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+
+    /// JSON lines to render, `-` for standard input
+    #[arg(value_name = "INPUT")]
+    pub(super) input: PathBuf,
+}
+
+/// The model, and how conversations become its tokens.
+#[derive(Debug, clap::Args)]
+pub(super) struct ModelArgs {
+    /// The model's folder, or an `org/name` that is in the local Hugging Face cache
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: String,
+
+    /// The longest conversation, in tokens [default: the model's own limit]
+    #[arg(long, value_name = "N")]
+    pub(super) max_tokens: Option<usize>,
+
+    /// What to do with a longer one: refuse it, or keep BOS and its last tokens
+    #[arg(long, value_enum, default_value = "refuse")]
+    pub(super) truncate: TruncateArg,
+
+    /// A variable for the chat template, such as `date_string=26 Jul 2024`; JSON where it parses as JSON
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
+    pub(super) template_var: Vec<(String, Value)>,
+
+    /// Keep text that spells a special token from becoming one
+    #[arg(long)]
+    pub(super) sanitize_control_tokens: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum DeviceArg {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum TruncateArg {
+    Refuse,
+    Left,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum CpuMathArg {
+    F32,
+    Bf16,
+}
+
+impl ModelArgs {
+    pub(super) fn prompt_options(&self) -> PromptOptions {
+        PromptOptions {
+            template_vars: self.template_var.iter().cloned().collect(),
+            truncate: match self.truncate {
+                TruncateArg::Refuse => Truncate::Refuse,
+                TruncateArg::Left => Truncate::Left,
+            },
+            sanitize_control_tokens: self.sanitize_control_tokens,
+            ..PromptOptions::default()
+        }
+    }
+}
+
+impl ScoreArgs {
+    pub(super) fn options(&self) -> Options {
+        let defaults = Options::default();
+        Options {
+            device: match self.device {
+                DeviceArg::Auto => Device::Auto,
+                DeviceArg::Cpu => Device::Cpu,
+                DeviceArg::Cuda => Device::Cuda,
+            },
+            ranks: self.ranks,
+            batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
+            max_tokens: self.model.max_tokens,
+            threads: self.threads,
+            cpu_math: match self.cpu_math {
+                CpuMathArg::F32 => CpuMath::F32,
+                CpuMathArg::Bf16 => CpuMath::Bf16,
+            },
+            prompt: self.model.prompt_options(),
+            ..defaults
+        }
+    }
+}
+
+fn template_var(text: &str) -> Result<(String, Value), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((name.to_owned(), value))
+}

@@ -1,0 +1,42 @@
+//! The `kudos` command: what was typed, and which mode answers it. stdout carries data only.
+//!
+//! Exit statuses: 0 all was scored, 1 some lines could not be, 2 the command line or the model is at fault.
+
+mod args;
+mod input;
+mod model_dir;
+mod output;
+mod render;
+mod score;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+/// How a command ended that was able to do its work.
+enum Outcome {
+    /// Every line has its result.
+    Complete,
+    /// Some lines have an error instead.
+    SomeFailed,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let result = match Args::parse().command {
+        Command::Score(args) => score::run(&args),
+        Command::Render(args) => render::run(&args),
+    };
+    match result {
+        Ok(Outcome::Complete) => ExitCode::SUCCESS,
+        Ok(Outcome::SomeFailed) => ExitCode::from(1),
+        // Whoever read our output has had enough, as `head` does.
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}

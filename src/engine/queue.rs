@@ -1,0 +1,391 @@
+//! What callers put in and ranks take out: a queue bounded in tokens, and the one-shot answers that come back.
+//!
+//! There is no timer: a rank that becomes idle takes everything that waits, in order, up to the batch budget. Every
+//! job that entered is answered exactly once, by a score, by an error, or, if all else fails, by the drop of its
+//! [`Reply`]; so no caller hangs.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use crate::batch::{Batch, Budget, Packed, Sharing};
+use crate::engine::Score;
+use crate::error::{Error, ErrorKind, Result};
+
+/// A sequence that waits to be scored.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// The tokens up to the scored one, at least one.
+    pub(super) ids: Vec<u32>,
+    /// Where its score goes.
+    pub(super) reply: Reply,
+}
+
+/// What [`Queue::push`] does while the queue is full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WhenFull {
+    Wait,
+    Refuse,
+}
+
+/// The jobs that wait, first come first served.
+#[derive(Debug)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+    tokens_max: usize,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    tokens: usize,
+    /// Why nothing is taken any more, once that is so.
+    closed: Option<Error>,
+}
+
+impl Queue {
+    /// An empty queue for up to `tokens_max` tokens; a longer job enters when the queue is empty.
+    pub(super) fn new(tokens_max: usize) -> Self {
+        let waiting = Waiting { jobs: VecDeque::new(), tokens: 0, closed: None };
+        Self { waiting: Mutex::new(waiting), changed: Condvar::new(), tokens_max }
+    }
+
+    /// Puts a job at the end, or says why not: the queue is closed, or full and asked not to wait.
+    pub(super) fn push(&self, job: Job, when_full: WhenFull) -> Result<()> {
+        let mut waiting = self.lock();
+        loop {
+            if let Some(error) = &waiting.closed {
+                return Err(error.clone());
+            }
+            if waiting.tokens == 0 || waiting.tokens + job.ids.len() <= self.tokens_max {
+                break;
+            }
+            if when_full == WhenFull::Refuse {
+                return Err(Error::new(
+                    ErrorKind::QueueFull,
+                    format!(
+                        "{} tokens wait to be scored; the queue holds {}",
+                        waiting.tokens, self.tokens_max
+                    ),
+                ));
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+        waiting.tokens += job.ids.len();
+        waiting.jobs.push_back(job);
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Waits for jobs and takes as many as fit into one batch, leaving out those that nobody waits for any more.
+    /// `None` once the queue is closed.
+    pub(super) fn next_batch(&self, budget: Budget, sharing: Sharing) -> Option<(Packed, Vec<Reply>)> {
+        let mut waiting = self.lock();
+        loop {
+            if waiting.closed.is_some() {
+                return None;
+            }
+            let mut batch = Batch::new(budget, sharing);
+            let mut replies = Vec::new();
+            let mut taken = false;
+            while let Some(job) = waiting.jobs.front() {
+                let cancelled = job.reply.is_cancelled();
+                if !cancelled && !batch.try_add(&job.ids) {
+                    break;
+                }
+                let job = waiting.jobs.pop_front().expect("the front was just looked at");
+                waiting.tokens -= job.ids.len();
+                taken = true;
+                if !cancelled {
+                    replies.push(job.reply);
+                }
+            }
+            if taken {
+                self.changed.notify_all();
+            }
+            if !batch.is_empty() {
+                drop(waiting);
+                return Some((batch.pack(), replies));
+            }
+            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Answers everything that waits, and everything that comes, with `error`. The first error to close it
+    /// stays, and is returned.
+    pub(super) fn close(&self, error: Error) -> Error {
+        let (error, waiting) = self.stop(error);
+        for reply in waiting {
+            reply.answer(Err(error.clone()));
+        }
+        error
+    }
+
+    /// Like [`close`](Self::close), but what waits is left to the caller to answer.
+    pub(super) fn stop(&self, error: Error) -> (Error, Vec<Reply>) {
+        let mut waiting = self.lock();
+        let error = waiting.closed.get_or_insert(error).clone();
+        let jobs = std::mem::take(&mut waiting.jobs);
+        waiting.tokens = 0;
+        self.changed.notify_all();
+        (error, jobs.into_iter().map(|job| job.reply).collect())
+    }
+
+    /// Why the queue takes nothing any more, if so.
+    pub(super) fn closed(&self) -> Option<Error> {
+        self.lock().closed.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Nothing panics while the lock is held and the state is half changed.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A score on its way: a plain future that needs no runtime, or [`wait`](Pending::wait) for it.
+///
+/// Dropping it cancels the request, unless the pass that computes it has begun.
+#[derive(Debug)]
+#[must_use = "a pending score that is dropped is cancelled"]
+pub struct Pending {
+    slot: Arc<Slot>,
+}
+
+/// The answering end of a [`Pending`].
+#[derive(Debug)]
+pub(super) struct Reply {
+    slot: Arc<Slot>,
+    facts: Facts,
+}
+
+/// What is known of a score before it is computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts {
+    pub(super) tokens: usize,
+    pub(super) truncated: bool,
+    pub(super) scored_token: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    state: Mutex<State>,
+    answered: Condvar,
+}
+
+#[derive(Debug)]
+enum State {
+    Open(Option<Waker>),
+    Cancelled,
+    Answered(Option<Result<Score>>),
+}
+
+/// The two ends of one answer.
+pub(super) fn pending(facts: Facts) -> (Reply, Pending) {
+    let slot = Arc::new(Slot { state: Mutex::new(State::Open(None)), answered: Condvar::new() });
+    (Reply { slot: Arc::clone(&slot), facts }, Pending { slot })
+}
+
+impl Slot {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pending {
+    /// Blocks until the score is there.
+    pub fn wait(self) -> Result<Score> {
+        let mut state = self.slot.lock();
+        loop {
+            if let State::Answered(result) = &mut *state {
+                return result.take().unwrap_or_else(|| Err(taken()));
+            }
+            state = self.slot.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Future for Pending {
+    type Output = Result<Score>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut *self.slot.lock() {
+            State::Answered(result) => Poll::Ready(result.take().unwrap_or_else(|| Err(taken()))),
+            State::Open(waker) => {
+                *waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+            State::Cancelled => Poll::Ready(Err(taken())),
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let mut state = self.slot.lock();
+        if matches!(*state, State::Open(_)) {
+            *state = State::Cancelled;
+        }
+    }
+}
+
+impl Reply {
+    /// Whether nobody waits for this any more.
+    fn is_cancelled(&self) -> bool {
+        matches!(*self.slot.lock(), State::Cancelled)
+    }
+
+    /// Answers with the logits of the scored token, or with why there are none.
+    pub(super) fn answer(self, logits: Result<&[f32]>) {
+        let score = logits.and_then(|logits| Score::new(logits, self.facts));
+        self.finish(score);
+    }
+
+    fn finish(&self, result: Result<Score>) {
+        let mut state = self.slot.lock();
+        if let State::Open(waker) = &mut *state {
+            let waker = waker.take();
+            *state = State::Answered(Some(result));
+            drop(state);
+            self.slot.answered.notify_all();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl Drop for Reply {
+    fn drop(&mut self) {
+        // Does nothing after `answer`.
+        self.finish(Err(Error::new(ErrorKind::Dead, "the engine ended before this was scored")));
+    }
+}
+
+fn taken() -> Error {
+    Error::new(ErrorKind::Dead, "this score was taken before")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+    use std::thread;
+    use std::time::Duration;
+
+    const BUDGET: Budget = Budget { tokens: 8, sequences: 8 };
+
+    fn job(ids: &[u32]) -> (Job, Pending) {
+        let (reply, pending) =
+            pending(Facts { tokens: ids.len(), truncated: false, scored_token: ids.len() - 1 });
+        (Job { ids: ids.to_vec(), reply }, pending)
+    }
+
+    #[test]
+    fn what_waits_is_taken_in_order_up_to_the_budget() {
+        let queue = Queue::new(100);
+        let mut pendings = Vec::new();
+        for ids in [[1, 2, 3], [1, 2, 4], [5, 6, 7], [8, 9, 10]] {
+            let (job, pending) = job(&ids);
+            queue.push(job, WhenFull::Refuse).unwrap();
+            pendings.push(pending);
+        }
+        let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
+        assert_eq!((packed.tokens.len(), replies.len()), (7, 3));
+        let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
+        assert_eq!((packed.tokens.as_slice(), replies.len()), ([8, 9, 10].as_slice(), 1));
+    }
+
+    #[test]
+    fn a_dropped_pending_is_never_packed() {
+        let queue = Queue::new(100);
+        let (first, dropped) = job(&[1, 2]);
+        let (second, kept) = job(&[3]);
+        queue.push(first, WhenFull::Refuse).unwrap();
+        queue.push(second, WhenFull::Refuse).unwrap();
+        drop(dropped);
+        let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
+        assert_eq!(packed.tokens, [3]);
+        for reply in replies {
+            reply.answer(Ok(&[1.5]));
+        }
+        assert_eq!(kept.wait().unwrap().reward, 1.5);
+    }
+
+    #[test]
+    fn a_full_queue_refuses_or_blocks_until_there_is_room() {
+        let queue = Arc::new(Queue::new(4));
+        let (long, _kept) = job(&[1; 9]);
+        queue.push(long, WhenFull::Refuse).expect("an empty queue takes a job of any length");
+        let (refused, _pending) = job(&[2]);
+        assert_eq!(queue.push(refused, WhenFull::Refuse).unwrap_err().kind(), ErrorKind::QueueFull);
+        let pusher = thread::spawn({
+            let queue = Arc::clone(&queue);
+            move || {
+                let (job, pending) = job(&[3]);
+                queue.push(job, WhenFull::Wait).map(|()| pending)
+            }
+        });
+        thread::sleep(Duration::from_millis(20));
+        assert!(!pusher.is_finished());
+        drop(queue.next_batch(BUDGET, Sharing::Prefixes));
+        let _pending = pusher.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn closing_answers_those_that_wait_those_that_block_and_those_that_come() {
+        let queue = Arc::new(Queue::new(1));
+        let (first, waiting) = job(&[1]);
+        queue.push(first, WhenFull::Refuse).unwrap();
+        let blocked = thread::spawn({
+            let queue = Arc::clone(&queue);
+            move || queue.push(job(&[2]).0, WhenFull::Wait)
+        });
+        thread::sleep(Duration::from_millis(20));
+        queue.close(Error::new(ErrorKind::Dead, "first cause"));
+        queue.close(Error::new(ErrorKind::Dead, "second cause"));
+        assert_eq!(waiting.wait().unwrap_err().message(), "first cause");
+        assert_eq!(blocked.join().unwrap().unwrap_err().message(), "first cause");
+        assert_eq!(queue.push(job(&[3]).0, WhenFull::Wait).unwrap_err().message(), "first cause");
+        assert!(queue.next_batch(BUDGET, Sharing::Prefixes).is_none());
+    }
+
+    #[test]
+    fn a_reply_that_is_lost_still_answers() {
+        let (job, pending) = job(&[1]);
+        drop(job);
+        assert_eq!(pending.wait().unwrap_err().kind(), ErrorKind::Dead);
+    }
+
+    #[test]
+    fn a_polled_future_is_woken_once_and_then_ready() {
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(Arc::clone(&count));
+        let mut context = Context::from_waker(&waker);
+        let (job, mut pending) = job(&[1]);
+        assert!(Pin::new(&mut pending).poll(&mut context).is_pending());
+        job.reply.answer(Ok(&[2.0]));
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert!(
+            matches!(Pin::new(&mut pending).poll(&mut context), Poll::Ready(Ok(score)) if score.reward == 2.0)
+        );
+    }
+
+    #[test]
+    fn a_logit_that_is_not_finite_is_an_error_of_that_conversation() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let (job, pending) = job(&[1]);
+            job.reply.answer(Ok(&[bad]));
+            assert_eq!(pending.wait().unwrap_err().kind(), ErrorKind::NonFinite);
+        }
+    }
+}

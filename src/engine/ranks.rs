@@ -1,0 +1,299 @@
+//! One thread per rank: start together, score batches, end together.
+//!
+//! Rank 0 takes batches from the queue, passes them on to the others and answers. The first failure of any rank,
+//! error or panic, closes the queue with its cause and aborts the others' collectives, so that nobody waits for a
+//! rank that will not come.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::{self, JoinHandle};
+
+use crate::batch::{Budget, Packed, Sharing};
+use crate::engine::queue::{Queue, Reply};
+use crate::error::{Error, ErrorKind, Result};
+
+/// One rank's forward pass: a packed batch to `[packed.last.len(), labels]` logits.
+pub(super) type Forward = Box<dyn FnMut(&Packed) -> Result<Vec<f32>>>;
+
+/// What every rank of one engine shares.
+#[derive(Clone)]
+pub(super) struct Team {
+    pub(super) queue: Arc<Queue>,
+    pub(super) ranks: usize,
+    pub(super) budget: Budget,
+    pub(super) sharing: Sharing,
+    /// Logits per sequence.
+    pub(super) labels: usize,
+    /// Makes every rank that waits for another give up. Called after the cause is known to the queue.
+    pub(super) abort: Arc<dyn Fn() + Send + Sync>,
+}
+
+/// Starts one thread per rank. `open(rank)` runs on that rank's thread; its error is returned here, after all
+/// threads have ended. Ranks begin to work once all have opened.
+pub(super) fn start(
+    team: &Team,
+    open: impl Fn(usize) -> Result<Forward> + Send + Sync + 'static,
+) -> Result<Vec<JoinHandle<()>>> {
+    let open = Arc::new(open);
+    let (mut votes, mut go, mut batches) = (Vec::new(), Vec::new(), Vec::new());
+    let mut receivers = Vec::new();
+    for _ in 1..team.ranks {
+        let (sender, receiver) = channel();
+        batches.push(sender);
+        receivers.push(receiver);
+    }
+    let mut leader = Some(batches);
+    let mut followers = receivers.into_iter();
+    let mut threads = Vec::new();
+    for rank in 0..team.ranks {
+        let (vote_sender, vote) = channel();
+        let (go_sender, start) = channel();
+        votes.push(vote);
+        go.push(go_sender);
+        let duty = match leader.take() {
+            Some(batches) => Duty::Lead(batches),
+            None => Duty::Follow(followers.next().expect("a channel for every follower")),
+        };
+        let (team, open) = (team.clone(), Arc::clone(&open));
+        let thread = thread::Builder::new()
+            .name(format!("kudos-rank-{rank}"))
+            .spawn(move || run(rank, &team, &*open, duty, &vote_sender, &start))
+            .map_err(|error| {
+                Error::new(ErrorKind::Io, format!("cannot start a thread for rank {rank}: {error}"))
+            });
+        match thread {
+            Ok(thread) => threads.push(thread),
+            Err(error) => return give_up(error, go, threads),
+        }
+    }
+    for vote in votes {
+        let result =
+            vote.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Dead, "a rank ended without a word")));
+        if let Err(error) = result {
+            return give_up(error, go, threads);
+        }
+    }
+    for sender in go {
+        // A rank that is gone by now has closed the queue with its reason.
+        let _ = sender.send(());
+    }
+    Ok(threads)
+}
+
+/// Ends the threads that wait for their start and returns the error.
+fn give_up<T>(error: Error, go: Vec<Sender<()>>, threads: Vec<JoinHandle<()>>) -> Result<T> {
+    drop(go);
+    for thread in threads {
+        let _ = thread.join();
+    }
+    Err(error)
+}
+
+/// What a rank does with batches.
+enum Duty {
+    /// Takes them from the queue, passes them on and answers.
+    Lead(Vec<Sender<Arc<Packed>>>),
+    /// Gets them from rank 0.
+    Follow(Receiver<Arc<Packed>>),
+}
+
+fn run(
+    rank: usize,
+    team: &Team,
+    open: &(dyn Fn(usize) -> Result<Forward> + Send + Sync),
+    duty: Duty,
+    vote: &Sender<Result<()>>,
+    go: &Receiver<()>,
+) {
+    let opened = guarded(rank, team.ranks, || open(rank));
+    let mut forward = match opened {
+        Ok(forward) => forward,
+        Err(error) => return drop(vote.send(Err(error))),
+    };
+    if vote.send(Ok(())).is_err() || go.recv().is_err() {
+        return;
+    }
+    let mut in_flight = Vec::new();
+    let result = guarded(rank, team.ranks, || match &duty {
+        Duty::Lead(followers) => lead(team, &mut forward, followers, &mut in_flight),
+        Duty::Follow(batches) => {
+            while let Ok(packed) = batches.recv() {
+                forward(&packed)?;
+            }
+            Ok(())
+        }
+    });
+    if let Err(error) = result {
+        // If another rank's failure is behind this one, the queue knows that cause already and keeps it.
+        let (cause, waiting) = team.queue.stop(error);
+        (team.abort)();
+        // The device is let go of before anybody is told: whoever then opens another engine finds the memory free, and
+        // on a GPU not the context that this failure has spoilt.
+        drop(forward);
+        for reply in in_flight.into_iter().chain(waiting) {
+            reply.answer(Err(cause.clone()));
+        }
+    }
+}
+
+/// Scores batches until the queue is closed. The replies of the pass that runs are in `in_flight`.
+fn lead(
+    team: &Team,
+    forward: &mut Forward,
+    followers: &[Sender<Arc<Packed>>],
+    in_flight: &mut Vec<Reply>,
+) -> Result<()> {
+    while let Some((packed, replies)) = team.queue.next_batch(team.budget, team.sharing) {
+        *in_flight = replies;
+        let packed = Arc::new(packed);
+        for follower in followers {
+            // A follower that is gone has closed the queue and broken the collectives: the pass below ends at once.
+            let _ = follower.send(Arc::clone(&packed));
+        }
+        let logits = forward(&packed)?;
+        for (reply, &row) in in_flight.drain(..).zip(&packed.sequences) {
+            reply.answer(Ok(&logits[row * team.labels..(row + 1) * team.labels]));
+        }
+    }
+    Ok(())
+}
+
+/// Runs `work`; a panic becomes an error, and with several ranks an error names its rank.
+fn guarded<T>(rank: usize, ranks: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        Err(Error::new(
+            ErrorKind::Dead,
+            format!("the engine has a bug and panicked: {}", panic_text(&*panic)),
+        ))
+    });
+    result.map_err(|error| if ranks > 1 { error.prefixed(format!("rank {rank} of {ranks}")) } else { error })
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::queue::{Facts, Job, Pending, WhenFull, pending};
+    use std::sync::{Condvar, Mutex};
+
+    fn team(ranks: usize) -> Team {
+        Team {
+            queue: Arc::new(Queue::new(1000)),
+            ranks,
+            budget: Budget { tokens: 100, sequences: 100 },
+            sharing: Sharing::Prefixes,
+            labels: 1,
+            abort: Arc::new(|| {}),
+        }
+    }
+
+    fn submit(team: &Team, ids: &[u32]) -> Pending {
+        let (reply, pending) =
+            pending(Facts { tokens: ids.len(), truncated: false, scored_token: ids.len() - 1 });
+        team.queue.push(Job { ids: ids.to_vec(), reply }, WhenFull::Refuse).unwrap();
+        pending
+    }
+
+    fn last_tokens(packed: &Packed) -> Result<Vec<f32>> {
+        Ok(packed.last.iter().map(|last| packed.tokens[last.row] as f32).collect())
+    }
+
+    fn stop(team: &Team, threads: Vec<JoinHandle<()>>) {
+        team.queue.close(Error::new(ErrorKind::Dead, "the end"));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
+    fn every_rank_sees_every_batch_and_rank_0_answers() {
+        let team = team(3);
+        let seen = Arc::new(Mutex::new(vec![0; 3]));
+        let counts = Arc::clone(&seen);
+        let threads = start(&team, move |rank| {
+            let counts = Arc::clone(&counts);
+            Ok(Box::new(move |packed: &Packed| {
+                counts.lock().unwrap()[rank] += packed.tokens.len();
+                last_tokens(packed)
+            }))
+        })
+        .unwrap();
+        let pending = submit(&team, &[4, 5, 6]);
+        assert_eq!(pending.wait().unwrap().reward, 6.0);
+        stop(&team, threads);
+        assert_eq!(*seen.lock().unwrap(), [3, 3, 3]);
+    }
+
+    #[test]
+    fn a_rank_that_cannot_open_ends_all_and_is_named() {
+        let error = start(&team(4), |rank| match rank {
+            2 => Err(Error::new(ErrorKind::Memory, "no memory left")),
+            _ => Ok(Box::new(last_tokens)),
+        })
+        .unwrap_err();
+        assert_eq!((error.kind(), error.message()), (ErrorKind::Memory, "rank 2 of 4: no memory left"));
+    }
+
+    #[test]
+    fn a_panic_answers_the_batch_and_all_that_wait_and_all_that_come() {
+        let team = team(1);
+        let threads = start(&team, |_| Ok(Box::new(|_: &Packed| panic!("planted")))).unwrap();
+        let error = submit(&team, &[1]).wait().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Dead);
+        assert!(error.message().contains("planted"), "{error}");
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(team.queue.closed().unwrap().message(), error.message());
+    }
+
+    #[test]
+    fn callers_are_told_of_a_failure_after_the_device_is_let_go_of() {
+        let team = team(1);
+        let device = Arc::new(());
+        let held = Arc::clone(&device);
+        let threads = start(&team, move |_| {
+            let held = Arc::clone(&held);
+            Ok(Box::new(move |_: &Packed| {
+                let _held = &held;
+                Err(Error::new(ErrorKind::Device, "lost"))
+            }))
+        })
+        .unwrap();
+        assert_eq!(submit(&team, &[1]).wait().unwrap_err().message(), "lost");
+        // The one here, and at most that of `open`, which ends with its thread.
+        assert!(Arc::strong_count(&device) <= 2);
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+
+    #[test]
+    fn a_follower_that_fails_gives_its_cause_to_callers_while_rank_0_waits_in_a_collective() {
+        let gate = Arc::new((Mutex::new(false), Condvar::new()));
+        let abort = Arc::clone(&gate);
+        let team = Team {
+            abort: Arc::new(move || {
+                *abort.0.lock().unwrap() = true;
+                abort.1.notify_all();
+            }),
+            ..team(2)
+        };
+        let threads = start(&team, move |rank| {
+            let gate = Arc::clone(&gate);
+            Ok(Box::new(move |_: &Packed| {
+                if rank == 1 {
+                    return Err(Error::new(ErrorKind::Device, "lost"));
+                }
+                let mut aborted = gate.0.lock().unwrap();
+                while !*aborted {
+                    aborted = gate.1.wait(aborted).unwrap();
+                }
+                Err(Error::new(ErrorKind::Dead, "another rank failed"))
+            }))
+        })
+        .unwrap();
+        assert_eq!(submit(&team, &[1]).wait().unwrap_err().message(), "rank 1 of 2: lost");
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    }
+}

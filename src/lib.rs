@@ -1,0 +1,20 @@
+#![doc = include_str!("../README.md")]
+
+pub mod backend;
+pub mod batch;
+pub mod cli;
+pub mod config;
+pub mod conversation;
+pub mod engine;
+pub mod error;
+pub mod model;
+pub mod prompt;
+pub mod shard;
+pub mod weights;
+
+pub use backend::cpu::CpuMath;
+pub use batch::Sharing;
+pub use conversation::{Conversation, Message};
+pub use engine::{Device, Engine, Options, Pending, Plan, Score};
+pub use error::{Error, ErrorKind, Result};
+pub use prompt::{Prompt, PromptOptions, Truncate};

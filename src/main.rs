@@ -1,0 +1,7 @@
+//! The `kudos` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kudos::cli::main()
+}
