@@ -1,0 +1,169 @@
+//! The command as people and scripts use it: lines in and out, in order, by id; rendering; names in the local cache.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use common::{demo_model, kudos};
+use serde_json::{Value, json};
+
+fn demo() -> String {
+    demo_model().to_str().unwrap().to_owned()
+}
+
+/// The lines of a run on the CPU that is expected to succeed.
+#[track_caller]
+fn scored(options: &[&str], input: &str) -> Vec<Value> {
+    let model = demo();
+    let run = kudos(&[&["score", "--device", "cpu", "--model", &model], options].concat(), input);
+    assert_eq!(run.status, Some(0), "{run:?}");
+    run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_three_ways_to_say_a_conversation_have_one_reward() {
+    let messages = json!([
+        {"role": "user", "content": "What is 1+1?"},
+        {"role": "assistant", "content": "1+1=2"},
+    ]);
+    let render = kudos(&["render", "--model", &demo(), "-"], &json!({"messages": messages}).to_string());
+    let rendered: Value = serde_json::from_str(&render.stdout).unwrap();
+    let lines = [
+        json!({"messages": messages}),
+        json!({"prompt": "What is 1+1?", "response": "1+1=2"}),
+        json!({"prompt": [messages[0]], "responses": ["1+1=2", "1+1=3"]}),
+        json!({"input_ids": rendered["input_ids"]}),
+    ];
+    let input: Vec<String> = lines.iter().map(Value::to_string).collect();
+    let results = scored(&["-"], &input.join("\n"));
+    assert_eq!(results[0]["reward"], results[1]["reward"]);
+    assert_eq!(results[0]["reward"], results[2]["rewards"][0]);
+    assert_eq!(results[0]["reward"], results[3]["reward"]);
+    assert_eq!(results[2]["best"], 0, "{}", results[2]);
+    assert_eq!(results[0]["tokens"], rendered["input_ids"].as_array().unwrap().len());
+    let inline = scored(&["--prompt", "What is 1+1?", "--response", "1+1=2", "--response", "1+1=3"], "");
+    assert_eq!((&inline[0]["rewards"], &inline[0]["best"]), (&results[2]["rewards"], &json!(0)));
+}
+
+#[test]
+fn lines_keep_their_order_and_their_names() {
+    let input = "{\"id\": \"b\", \"input_ids\": [5, 6]}\n\n{\"input_ids\": [7]}\n{\"id\": 3, \"input_ids\": [5, 6]}\n";
+    let results = scored(&["-"], input);
+    let names: Vec<_> =
+        results.iter().map(|line| line.get("id").or(line.get("index")).unwrap().clone()).collect();
+    assert_eq!(names, [json!("b"), json!(2), json!(3)], "an empty line is passed over, but counted");
+    assert_eq!(results[0]["reward"], results[2]["reward"]);
+}
+
+#[test]
+fn files_in_and_out_are_the_same_as_standard_input_and_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    let lines = "{\"input_ids\": [5, 6]}\n{\"input_ids\": [7]}";
+    fs::write(&input, lines).unwrap();
+    let nothing = scored(&[input.to_str().unwrap(), "-o", output.to_str().unwrap()], "");
+    assert!(nothing.is_empty());
+    let written: Vec<Value> =
+        fs::read_to_string(output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(written, scored(&["-"], lines));
+}
+
+#[test]
+fn a_reader_that_feeds_one_line_at_a_time_gets_each_result_at_once() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kudos"))
+        .args(["score", "--device", "cpu", "--model", &demo(), "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    for id in 0..3 {
+        writeln!(stdin, "{{\"id\": {id}, \"input_ids\": [5, {id}]}}").unwrap();
+        let mut line = String::new();
+        // Would wait for ever if the command waited for the end of its input.
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["id"], id);
+    }
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_reader_that_has_had_enough_ends_the_command_quietly() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in.jsonl");
+    fs::write(&input, "{\"input_ids\": [5, 6]}\n".repeat(20_000)).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kudos"))
+        .args(["score", "--device", "cpu", "--model", &demo(), input.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(!stderr.contains("panicked") && !stderr.contains("error"), "{stderr}");
+}
+
+#[test]
+fn rendering_needs_no_weights_and_shows_what_is_scored() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "model.safetensors" {
+            fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+    }
+    let input = "{\"id\": 1, \"prompt\": \"What is 1+1?\", \"responses\": [\"1+1=2\", \"1+1=3\"]}\n{\"id\": 2, \"messages\": []}";
+    let run = kudos(&["render", "--model", dir.path().to_str().unwrap(), "-"], input);
+    assert_eq!(run.status, Some(1), "{run:?}");
+    let lines: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let texts = lines[0]["text"].as_array().unwrap();
+    assert_eq!((texts.len(), lines[0]["input_ids"].as_array().unwrap().len()), (2, 2));
+    assert!(texts[0].as_str().unwrap().contains("1+1=2") && texts[1].as_str().unwrap().contains("1+1=3"));
+    assert_eq!(lines[1]["error"]["kind"], "conversation");
+}
+
+#[test]
+fn a_model_is_found_by_its_name_in_the_local_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = dir.path().join("models--someone--a-model");
+    let snapshot = repo.join("snapshots/0123abcd");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(repo.join("refs")).unwrap();
+    fs::write(repo.join("refs/main"), "0123abcd\n").unwrap();
+    for entry in fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), snapshot.join(entry.file_name())).unwrap();
+    }
+    let run = |name: &str| {
+        Command::new(env!("CARGO_BIN_EXE_kudos"))
+            .args(["score", "--device", "cpu", "--model", name, "--prompt", "a", "--response", "b"])
+            .env("HF_HUB_CACHE", dir.path())
+            .output()
+            .unwrap()
+    };
+    assert!(run("someone/a-model").status.success());
+    let missing = run("someone/another-model");
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("models--someone--another-model"));
+}
+
+#[test]
+fn bf16_arithmetic_runs_where_the_cpu_has_it_and_is_refused_where_it_has_not() {
+    let model = demo();
+    let arguments = ["score", "--device", "cpu", "--cpu-math", "bf16", "--model", &model, "-"];
+    let run = kudos(&arguments, "{\"input_ids\": [5, 6]}");
+    match kudos::backend::cpu::Isa::detect().bf16() {
+        Some(_) => assert_eq!(run.status, Some(0), "{run:?}"),
+        None => {
+            assert_eq!(run.status, Some(2), "{run:?}");
+            assert!(run.stderr.contains("no bf16 instructions") && run.stderr.contains("hint: "), "{run:?}");
+        }
+    }
+}

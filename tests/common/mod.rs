@@ -1,0 +1,129 @@
+//! What several test binaries need: where the models are, running the command, damaging a safetensors file.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use kudos::{Device, Options};
+use serde_json::Value;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The options of tests that are about the CPU, or about no device: the same ones on a machine with a GPU.
+pub(crate) fn cpu() -> Options {
+    Options { device: Device::Cpu, ..Options::default() }
+}
+
+/// The reward model that the repository ships.
+pub(crate) fn demo_model() -> PathBuf {
+    root().join("demo/model")
+}
+
+/// The tiny random checkpoints with Transformers' rewards.
+pub(crate) fn fixtures() -> Vec<PathBuf> {
+    let entries =
+        fs::read_dir(root().join("tests/fixtures/models")).unwrap().map(|entry| entry.unwrap().path());
+    let mut dirs: Vec<PathBuf> = entries.filter(|path| path.join("config.json").exists()).collect();
+    dirs.sort();
+    assert!(dirs.len() >= 12, "fixtures are missing: {dirs:?}");
+    dirs
+}
+
+/// `len` token ids below `vocab`, the same ones for the same seed.
+pub(crate) fn ids(seed: u64, len: usize, vocab: u32) -> Vec<u32> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % u64::from(vocab)) as u32
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+/// Sequences with every kind of kinship: a shared start, a duplicate, one that is a prefix of another, one token, none.
+pub(crate) fn family(vocab: u32) -> Vec<Vec<u32>> {
+    let prompt = ids(1, 70, vocab);
+    let with = |tail: &[u32]| [prompt.as_slice(), tail].concat();
+    vec![
+        with(&ids(2, 13, vocab)),
+        ids(3, 129, vocab),
+        with(&ids(4, 64, vocab)),
+        prompt.clone(),
+        with(&ids(2, 13, vocab)),
+        vec![5],
+        with(&[&ids(2, 6, vocab)[..], &ids(6, 30, vocab)[..]].concat()),
+        ids(7, 2, vocab),
+    ]
+}
+
+/// What a run of the command left.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) status: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// Runs the `kudos` command with `input` on its standard input.
+pub(crate) fn kudos(arguments: &[&str], input: &str) -> Run {
+    kudos_in(&[], arguments, input)
+}
+
+/// The same with variables set in its environment, or taken out where there is no value.
+pub(crate) fn kudos_in(variables: &[(&str, Option<&str>)], arguments: &[&str], input: &str) -> Run {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kudos"));
+    for (name, value) in variables {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    let mut child = command
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that fails early does not read its input.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    Run {
+        status: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// Rewrites a safetensors file with an edited header and returns its tensors' names.
+pub(crate) fn rewrite_tensors(path: &Path, edit: impl FnOnce(&mut Value)) -> Vec<String> {
+    let bytes = fs::read(path).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    edit(&mut header);
+    let text = header.to_string();
+    let mut out = (text.len() as u64).to_le_bytes().to_vec();
+    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(&bytes[8 + header_len..]);
+    fs::write(path, out).unwrap();
+    header.as_object().unwrap().keys().filter(|name| *name != "__metadata__").cloned().collect()
+}
+
+/// Makes the first value of a bf16 tensor NaN.
+pub(crate) fn poison_tensor(path: &Path, tensor: &str) {
+    let mut bytes = fs::read(path).unwrap();
+    let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
+    assert_eq!(header[tensor]["dtype"], "BF16");
+    let start = 8 + header_len + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+    bytes[start..start + 2].copy_from_slice(&0x7FC0_u16.to_le_bytes());
+    fs::write(path, bytes).unwrap();
+}

@@ -1,0 +1,51 @@
+//! What must not change a reward, bit for bit, on every model of `tests/fixtures/models`: its neighbours in the batch,
+//! sharing prefixes with them, the number of threads, the size of batches, running again.
+
+mod common;
+
+use common::{cpu, family, fixtures};
+use kudos::{Engine, Options, Sharing};
+
+fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let bits =
+        |score: kudos::Result<kudos::Score>| score.unwrap().logits.iter().map(|x| x.to_bits()).collect();
+    engine.score_tokens(sequences).into_iter().map(bits).collect()
+}
+
+#[test]
+fn a_reward_depends_on_its_own_tokens_alone() {
+    for dir in fixtures() {
+        let engine = Engine::open(&dir, Options { threads: Some(1), ..cpu() }).unwrap();
+        let sequences = family(engine.config().vocab as u32);
+        let alone: Vec<Vec<u32>> =
+            sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
+        let mut backwards = sequences.clone();
+        backwards.reverse();
+        let mut expected = alone.clone();
+        assert_eq!(bits(&engine, &sequences), expected, "{dir:?}: alone = in a batch, order kept");
+        expected.reverse();
+        assert_eq!(bits(&engine, &backwards), expected, "{dir:?}: in another order, run again");
+    }
+}
+
+#[test]
+fn options_that_are_about_speed_change_no_bit() {
+    let variants = [
+        ("prefixes not shared", Options { sharing: Sharing::Nothing, ..cpu() }),
+        ("2 threads", Options { threads: Some(2), ..cpu() }),
+        ("3 threads", Options { threads: Some(3), ..cpu() }),
+        ("5 threads", Options { threads: Some(5), ..cpu() }),
+        ("small batches", Options { batch_tokens: 100, ..cpu() }),
+        ("batches of one", Options { batch_tokens: 1, ..cpu() }),
+        ("a short queue", Options { queue_tokens: 1, ..cpu() }),
+    ];
+    for dir in fixtures() {
+        let engine = Engine::open(&dir, Options { threads: Some(1), ..cpu() }).unwrap();
+        let sequences = family(engine.config().vocab as u32);
+        let expected = bits(&engine, &sequences);
+        for (what, options) in &variants {
+            let engine = Engine::open(&dir, options.clone()).unwrap();
+            assert_eq!(bits(&engine, &sequences), expected, "{dir:?}: {what}");
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The judge of every backend: an f64 oracle, and the checkpoints of tests/fixtures/models with Hugging Face's rewards.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
+
+pub mod model;
+pub mod naive;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// One checkpoint under tests/fixtures/models with Hugging Face's rewards.
+pub struct Fixture {
+    pub name: String,
+    pub folder: PathBuf,
+    pub cases: Vec<Case>,
+}
+
+/// One token sequence and what Hugging Face makes of it; tests/fixtures/models/README.md says how it was computed.
+pub struct Case {
+    pub ids: Vec<u32>,
+    pub scored_token: usize,
+    pub reward_f32: f64,
+    pub reward_f64: f64,
+    pub reward_bf16: f64,
+    /// One entry per label, the reward first.
+    pub logits_f32: Vec<f64>,
+    pub logits_f64: Vec<f64>,
+}
+
+/// Every checkpoint, by name.
+pub fn fixtures() -> Vec<Fixture> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
+    let mut fixtures: Vec<Fixture> = std::fs::read_dir(&root)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.join("cases.json").exists())
+        .map(|folder| Fixture::read(&folder))
+        .collect();
+    fixtures.sort_by(|a, b| a.name.cmp(&b.name));
+    // A fixture that got lost must not make its tests pass.
+    assert_eq!(fixtures.len(), 12, "checkpoints in {}", root.display());
+    fixtures
+}
+
+impl Fixture {
+    fn read(folder: &Path) -> Self {
+        let cases = read_json(&folder.join("cases.json"));
+        let cases: Vec<Case> = cases["cases"].as_array().unwrap().iter().map(Case::read).collect();
+        assert_eq!(cases.len(), 9, "cases of {}", folder.display());
+        let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
+        Self { name, folder: folder.to_owned(), cases }
+    }
+
+    /// `config.json`.
+    pub fn config(&self) -> Value {
+        read_json(&self.folder.join("config.json"))
+    }
+}
+
+impl Case {
+    fn read(case: &Value) -> Self {
+        let number = |key: &str| case[key].as_f64().unwrap_or_else(|| panic!("cases.json: {key}"));
+        let numbers = |key: &str, single: &str| match case[key].as_array() {
+            Some(all) => all.iter().map(|value| value.as_f64().unwrap()).collect(),
+            None => vec![number(single)],
+        };
+        Self {
+            ids: ids(&case["input_ids"]),
+            scored_token: number("scored_token") as usize,
+            reward_f32: number("reward_f32"),
+            reward_f64: number("reward_f64"),
+            reward_bf16: number("reward_bf16"),
+            logits_f32: numbers("logits_f32", "reward_f32"),
+            logits_f64: numbers("logits_f64", "reward_f64"),
+        }
+    }
+}
+
+/// A JSON array of token ids.
+pub fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+}
+
+/// A JSON file that has to be there.
+pub fn read_json(path: &Path) -> Value {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// How far a reward is off, as a multiple of max(1, |expected|): the measure that every parity bound is in.
+pub fn relative_error(found: f64, expected: f64) -> f64 {
+    (found - expected).abs() / expected.abs().max(1.0)
+}

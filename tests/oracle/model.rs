@@ -1,0 +1,166 @@
+//! The whole model in f64, from a folder and token ids to logits, out of the functions in `naive.rs`. It reads
+//! config.json and the weights by itself, trusts them, and panics at whatever it does not expect.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+use super::naive::{self, Llama3};
+
+/// A checkpoint with every tensor widened to f64.
+pub struct Oracle {
+    config: Value,
+    tensors: HashMap<String, Vec<f64>>,
+}
+
+impl Oracle {
+    /// Reads `config.json` and every `*.safetensors` file in `folder`.
+    pub fn open(folder: &Path) -> Self {
+        let config = super::read_json(&folder.join("config.json"));
+        let mut tensors = HashMap::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "safetensors") {
+                let bytes = std::fs::read(&path).unwrap();
+                for (name, view) in SafeTensors::deserialize(&bytes).unwrap().tensors() {
+                    tensors.insert(name, widen(view.data(), view.dtype()));
+                }
+            }
+        }
+        Self { config, tensors }
+    }
+
+    /// Every logit of the scored token: the labels of a classifier, the vocabulary of a causal model.
+    pub fn logits(&self, ids: &[u32]) -> Vec<f64> {
+        let hidden = self.size("hidden_size");
+        let embeddings = self.tensor("model.embed_tokens.weight");
+        let mut residual: Vec<f64> = ids
+            .iter()
+            .flat_map(|&id| &embeddings[id as usize * hidden..(id as usize + 1) * hidden])
+            .copied()
+            .collect();
+        for layer in 0..self.size("num_hidden_layers") {
+            self.layer(&format!("model.layers.{layer}"), &mut residual);
+        }
+        let scored = self.scored_token(ids);
+        let row = self.norm("model.norm", &residual[scored * hidden..(scored + 1) * hidden]);
+        let head = ["score.weight", "lm_head.weight", "model.embed_tokens.weight"];
+        let head = head.iter().find_map(|name| self.tensors.get(*name)).unwrap();
+        naive::linear(&row, head, None, hidden)
+    }
+
+    /// The index of the token whose logits count.
+    pub fn scored_token(&self, ids: &[u32]) -> usize {
+        let pad = self.config["pad_token_id"].as_u64();
+        if !self.tensors.contains_key("score.weight") || pad.is_none() {
+            return ids.len() - 1;
+        }
+        ids.iter().rposition(|&id| Some(u64::from(id)) != pad).unwrap_or(0)
+    }
+
+    fn layer(&self, name: &str, residual: &mut [f64]) {
+        let normed = self.norm(&format!("{name}.input_layernorm"), residual);
+        let attended = self.attention(&format!("{name}.self_attn"), &normed);
+        naive::add(residual, &attended);
+        let normed = self.norm(&format!("{name}.post_attention_layernorm"), residual);
+        let gate = self.linear(&format!("{name}.mlp.gate_proj"), &normed, self.size("hidden_size"));
+        let up = self.linear(&format!("{name}.mlp.up_proj"), &normed, self.size("hidden_size"));
+        let product = naive::silu_mul(&gate, &up);
+        naive::add(
+            residual,
+            &self.linear(&format!("{name}.mlp.down_proj"), &product, self.size("intermediate_size")),
+        );
+    }
+
+    fn attention(&self, name: &str, normed: &[f64]) -> Vec<f64> {
+        let (hidden, q_heads, kv_heads) =
+            (self.size("hidden_size"), self.size("num_attention_heads"), self.size("num_key_value_heads"));
+        let head_dim = self.config["head_dim"].as_u64().map_or(hidden / q_heads, |dim| dim as usize);
+        let mut q = self.linear(&format!("{name}.q_proj"), normed, hidden);
+        let mut k = self.linear(&format!("{name}.k_proj"), normed, hidden);
+        let v = self.linear(&format!("{name}.v_proj"), normed, hidden);
+        let frequencies = self.rope_frequencies(head_dim);
+        let (q_width, kv_width) = (q_heads * head_dim, kv_heads * head_dim);
+        for (position, row) in q.chunks_exact_mut(q_width).enumerate() {
+            naive::rope(row, position, &frequencies);
+        }
+        for (position, row) in k.chunks_exact_mut(kv_width).enumerate() {
+            naive::rope(row, position, &frequencies);
+        }
+        let keys: Vec<&[f64]> = k.chunks_exact(kv_width).collect();
+        let values: Vec<&[f64]> = v.chunks_exact(kv_width).collect();
+        let attended: Vec<f64> = q
+            .chunks_exact(q_width)
+            .enumerate()
+            .flat_map(|(token, q)| naive::attention(q, &keys[..=token], &values[..=token], head_dim))
+            .collect();
+        self.linear(&format!("{name}.o_proj"), &attended, q_width)
+    }
+
+    fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
+        let eps = self.config["rms_norm_eps"].as_f64().unwrap();
+        naive::rms_norm(x, self.tensor(&format!("{name}.weight")), eps)
+    }
+
+    /// With the bias whenever the checkpoint has one.
+    fn linear(&self, name: &str, x: &[f64], inputs: usize) -> Vec<f64> {
+        let bias = self.tensors.get(&format!("{name}.bias")).map(Vec::as_slice);
+        naive::linear(x, self.tensor(&format!("{name}.weight")), bias, inputs)
+    }
+
+    /// Both spellings: `rope_parameters` (transformers 5), `rope_theta` beside `rope_scaling` (transformers 4).
+    fn rope_frequencies(&self, head_dim: usize) -> Vec<f64> {
+        let config = &self.config;
+        let rope = config.get("rope_parameters").unwrap_or(&config["rope_scaling"]);
+        let theta = config.get("rope_theta").unwrap_or(&rope["rope_theta"]).as_f64().unwrap();
+        let number = |key: &str| rope[key].as_f64().unwrap();
+        let scaling = match rope["rope_type"].as_str() {
+            None | Some("default") => None,
+            Some("llama3") => Some(Llama3 {
+                factor: number("factor"),
+                low_freq_factor: number("low_freq_factor"),
+                high_freq_factor: number("high_freq_factor"),
+                original_max_tokens: number("original_max_position_embeddings"),
+            }),
+            Some(other) => panic!("the oracle does not know rope type {other}"),
+        };
+        naive::rope_frequencies(head_dim, theta, scaling)
+    }
+
+    fn size(&self, field: &str) -> usize {
+        self.config[field].as_u64().unwrap_or_else(|| panic!("config.json: {field}")) as usize
+    }
+
+    fn tensor(&self, name: &str) -> &[f64] {
+        self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}"))
+    }
+}
+
+fn widen(bytes: &[u8], dtype: Dtype) -> Vec<f64> {
+    match dtype {
+        Dtype::F32 => {
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()).into()).collect()
+        }
+        Dtype::BF16 => bytes
+            .chunks_exact(2)
+            .map(|b| f32::from_bits(u32::from_le_bytes([0, 0, b[0], b[1]])).into())
+            .collect(),
+        Dtype::F16 => {
+            bytes.chunks_exact(2).map(|b| f16_to_f64(u16::from_le_bytes(b.try_into().unwrap()))).collect()
+        }
+        other => panic!("the oracle does not read {other:?}"),
+    }
+}
+
+/// IEEE half precision by its definition; infinities and NaN do not occur in weights.
+fn f16_to_f64(bits: u16) -> f64 {
+    let sign = if bits >> 15 == 1 { -1.0 } else { 1.0 };
+    let (exponent, fraction) = (i32::from(bits >> 10 & 0x1f), f64::from(bits & 0x3ff) / 1024.0);
+    assert_ne!(exponent, 0x1f, "f16 weight is not finite");
+    match exponent {
+        0 => sign * fraction * 2f64.powi(-14),
+        _ => sign * (1.0 + fraction) * 2f64.powi(exponent - 15),
+    }
+}
