@@ -1,0 +1,264 @@
+//! Compiles `kernels/*.cu` with nvcc into one fatbin per file, which the library embeds.
+//!
+//! A fatbin holds machine code for every architecture of [`ARCHITECTURES`] and PTX for newer ones. It is made again only
+//! when something that goes into it changes: the outputs stay beside the `OUT_DIR`s, of which cargo has one for builds
+//! and another for checks. `KUDOS_CUDA_ARCHS` (such as `80` or `75,90a`) limits the machine code while working on a
+//! kernel. Without the cargo feature `cuda` nothing happens here.
+
+use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, exit};
+use std::sync::Mutex;
+use std::{env, fs, thread};
+
+/// What machine code is made for: Turing, A100, RTX 30, RTX 40, H100, B200, RTX 50.
+const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90a", "100", "120"];
+
+/// What PTX is made for: the least that runs the fp16 entries, and the least that runs the bf16 ones as well.
+const PTX: [&str; 2] = ["75", "80"];
+
+/// The first CUDA that knows all of [`ARCHITECTURES`] and writes PTX for them.
+const NVCC_MAJOR_MIN: u32 = 13;
+
+/// `-fmad=false`: a product and a sum are fused where the source says `fmaf` and nowhere else, on every architecture.
+/// `--compress-mode=none`: the PTX stays readable in the library.
+const FLAGS: [&str; 8] = [
+    "-fatbin",
+    "--compress-mode=none",
+    "-std=c++17",
+    "-O3",
+    "-fmad=false",
+    "-lineinfo",
+    "-Werror=all-warnings",
+    "-Xptxas=-v",
+];
+
+/// One file of `kernels/`, to be compiled.
+struct Kernel {
+    stem: String,
+    /// Digest of everything that goes into the output.
+    key: String,
+}
+
+/// The compiler and where everything lies.
+struct Build {
+    nvcc: PathBuf,
+    kernels: PathBuf,
+    /// Where outputs stay, apart for each choice of architectures.
+    cache: PathBuf,
+    out: PathBuf,
+    architectures: Vec<String>,
+}
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return;
+    }
+    println!("cargo::rerun-if-changed=kernels");
+    for variable in ["NVCC", "CUDA_HOME", "PATH", "KUDOS_CUDA_ARCHS"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    if let Err(message) = build() {
+        eprintln!("error: {message}");
+        exit(1);
+    }
+}
+
+fn build() -> Result<(), String> {
+    let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
+    let (nvcc, version) = find_nvcc(&root)?;
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
+    let architectures = architectures()?;
+    // OUT_DIR is build/kudos-<digest>/out.
+    let beside = out.ancestors().nth(2).expect("cargo makes it so deep").join("kudos-kernels");
+    let cache = beside.join(architectures.join("-"));
+    fs::create_dir_all(&cache).map_err(|error| format!("cannot create {}: {error}", cache.display()))?;
+    let build = Build { nvcc, kernels: root.join("kernels"), cache, out, architectures };
+    let kernels = build.sources(&version)?;
+    build.compile_all(&kernels)?;
+    build.write_table(&kernels)
+}
+
+/// The architectures to make machine code for.
+fn architectures() -> Result<Vec<String>, String> {
+    let Ok(wanted) = env::var("KUDOS_CUDA_ARCHS") else {
+        return Ok(ARCHITECTURES.map(str::to_owned).to_vec());
+    };
+    let wanted: Vec<String> = wanted.split(',').map(|name| name.trim().to_owned()).collect();
+    match wanted.iter().find(|name| !ARCHITECTURES.contains(&name.as_str())) {
+        Some(name) => {
+            Err(format!("KUDOS_CUDA_ARCHS names `{name}`, which is none of {}", ARCHITECTURES.join(", ")))
+        }
+        None => Ok(wanted),
+    }
+}
+
+/// The compiler and what it says of its version. One that was asked for must do; others are passed over.
+fn find_nvcc(root: &Path) -> Result<(PathBuf, String), String> {
+    let asked_for = [
+        ("NVCC", env::var_os("NVCC").map(PathBuf::from)),
+        ("CUDA_HOME", env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"))),
+    ];
+    for (variable, nvcc) in asked_for {
+        if let Some(nvcc) = nvcc {
+            let version =
+                nvcc_version(&nvcc).map_err(|why| format!("{}, from {variable}, {why}", nvcc.display()))?;
+            return Ok((nvcc, version));
+        }
+    }
+    let on_path = env::var_os("PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = env::split_paths(&on_path).map(|dir| dir.join("nvcc")).collect();
+    places.push("/usr/local/cuda/bin/nvcc".into());
+    places.push(root.join("target/cuda/nvidia/cu13/bin/nvcc"));
+    let mut passed_over = String::new();
+    for nvcc in places.into_iter().filter(|nvcc| nvcc.is_file()) {
+        match nvcc_version(&nvcc) {
+            Ok(version) => return Ok((nvcc, version)),
+            Err(why) => passed_over += &format!("\n  {} {why}", nvcc.display()),
+        }
+    }
+    Err(format!(
+        "found no nvcc of CUDA {NVCC_MAJOR_MIN} or later to compile the CUDA kernels with{passed_over}\n\n\
+         hint: `make cuda-toolchain` puts one into target/cuda; or set NVCC or CUDA_HOME; or build for the CPU alone \
+         with `--no-default-features`"
+    ))
+}
+
+/// What `nvcc --version` prints, if that is new enough; otherwise what is wrong with it.
+fn nvcc_version(nvcc: &Path) -> Result<String, String> {
+    let output =
+        Command::new(nvcc).arg("--version").output().map_err(|error| format!("cannot be run: {error}"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let release = text.split("release ").nth(1).and_then(|rest| rest.split(',').next());
+    let major = release.and_then(|release| release.split('.').next()?.parse::<u32>().ok());
+    match (release, major) {
+        (Some(_), Some(major)) if major >= NVCC_MAJOR_MIN => Ok(text),
+        (Some(release), Some(_)) => Err(format!("is of CUDA {release}, but {NVCC_MAJOR_MIN}.0 is needed")),
+        _ => Err("does not say its version".to_owned()),
+    }
+}
+
+impl Build {
+    /// The kernels by name, each with the digest of its inputs.
+    fn sources(&self, version: &str) -> Result<Vec<Kernel>, String> {
+        let place = |error| format!("cannot read {}: {error}", self.kernels.display());
+        let mut paths = Vec::new();
+        for entry in fs::read_dir(&self.kernels).map_err(place)? {
+            paths.push(entry.map_err(place)?.path());
+        }
+        paths.sort();
+        let with = |extension: &'static str| {
+            paths.iter().filter(move |path| path.extension().is_some_and(|found| found == extension))
+        };
+        let mut common = DefaultHasher::new();
+        (version, FLAGS, PTX, &self.architectures).hash(&mut common);
+        for header in with("cuh") {
+            fs::read(header).map_err(place)?.hash(&mut common);
+        }
+        with("cu")
+            .map(|path| {
+                let mut digest = common.clone();
+                fs::read(path).map_err(place)?.hash(&mut digest);
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                Ok(Kernel { stem, key: format!("{:016x}", digest.finish()) })
+            })
+            .collect()
+    }
+
+    /// Compiles what is not there yet, as many files at a time as cargo allows. All errors are reported.
+    fn compile_all(&self, kernels: &[Kernel]) -> Result<(), String> {
+        let stale = kernels.iter().filter(|kernel| {
+            let key = fs::read_to_string(self.cached(&kernel.stem, "key"));
+            key.ok().as_ref() != Some(&kernel.key) || !self.cached(&kernel.stem, "fatbin").is_file()
+        });
+        let queue = Mutex::new(stale.collect::<VecDeque<_>>());
+        let errors = Mutex::new(Vec::new());
+        let jobs = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1_usize);
+        let next = || queue.lock().expect("no thread panics").pop_front();
+        thread::scope(|scope| {
+            for _ in 0..jobs {
+                scope.spawn(|| {
+                    while let Some(kernel) = next() {
+                        if let Err(message) = self.compile(kernel) {
+                            errors.lock().expect("no thread panics").push(message);
+                        }
+                    }
+                });
+            }
+        });
+        let errors = errors.into_inner().expect("no thread panics");
+        if errors.is_empty() { Ok(()) } else { Err(errors.join("\n\nerror: ")) }
+    }
+
+    fn compile(&self, kernel: &Kernel) -> Result<(), String> {
+        let source = format!("{}.cu", kernel.stem);
+        // Not valid until the new output was checked.
+        let _ = fs::remove_file(self.cached(&kernel.stem, "key"));
+        let machine_code =
+            self.architectures.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+        let ptx = PTX.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
+        // Run inside `kernels/`, so that the line information holds relative paths.
+        let output = Command::new(&self.nvcc)
+            .current_dir(&self.kernels)
+            .args(FLAGS)
+            .args(machine_code.chain(ptx))
+            .arg("-o")
+            .arg(self.cached(&kernel.stem, "fatbin"))
+            .arg(&source)
+            .output()
+            .map_err(|error| format!("cannot run {}: {error}", self.nvcc.display()))?;
+        let report = String::from_utf8_lossy(&output.stderr);
+        if !output.status.success() {
+            let stdout = String::from_utf8_lossy(&output.stdout);
+            return Err(format!("nvcc failed on kernels/{source} ({})\n{stdout}{report}", output.status));
+        }
+        check_report(&source, &report)?;
+        let write = |extension, text: &str| {
+            let path = self.cached(&kernel.stem, extension);
+            fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))
+        };
+        write("ptxas", &report)?;
+        write("key", &kernel.key)
+    }
+
+    fn cached(&self, stem: &str, extension: &str) -> PathBuf {
+        self.cache.join(format!("{stem}.{extension}"))
+    }
+
+    /// Copies the fatbins to `OUT_DIR` and writes `fatbins.rs`, the table of them that the library includes.
+    fn write_table(&self, kernels: &[Kernel]) -> Result<(), String> {
+        let mut table = "[\n".to_owned();
+        for Kernel { stem, .. } in kernels {
+            let (from, to) = (self.cached(stem, "fatbin"), self.out.join(format!("{stem}.fatbin")));
+            fs::copy(&from, &to).map_err(|error| format!("cannot copy {}: {error}", from.display()))?;
+            table +=
+                &format!("    ({stem:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\"))),\n");
+        }
+        let path = self.out.join("fatbins.rs");
+        fs::write(&path, table + "]\n").map_err(|error| format!("cannot write {}: {error}", path.display()))
+    }
+}
+
+/// Refuses an entry that keeps locals in memory: a stack frame or spilled registers.
+fn check_report(source: &str, report: &str) -> Result<(), String> {
+    let mut entry = "";
+    let mut entries = 0;
+    for line in report.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function ") {
+            entry = rest;
+            entries += 1;
+        } else if line.contains("bytes stack frame") {
+            let bytes = line.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
+            if bytes.into_iter().any(|number| number != "0") {
+                return Err(format!("kernels/{source}: {entry} keeps locals in memory: {}", line.trim()));
+            }
+        }
+    }
+    if entries == 0 {
+        Err(format!("kernels/{source}: ptxas reported on no entry:\n{report}"))
+    } else {
+        Ok(())
+    }
+}

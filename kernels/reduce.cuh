@@ -1,0 +1,31 @@
+// reduce — sums and maxima over a warp or a block, in an order that is fixed: the same bits on every run.
+#pragma once
+
+constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// The sum over the warp's 32 lanes, in every lane.
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+  for (int offset = WARP / 2; offset > 0; offset /= 2) value += __shfl_xor_sync(ALL_LANES, value, offset);
+  return value;
+}
+
+// The maximum over the warp's 32 lanes, in every lane. NaN is passed over: it comes out of the sums instead.
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+  for (int offset = WARP / 2; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, offset));
+  }
+  return value;
+}
+
+// The sum over the block's threads, in every thread. `scratch` holds a float per warp and must not be in use; the
+// block has whole warps, at most 32.
+__device__ __forceinline__ float block_sum(float value, float *scratch) {
+  const int lane = threadIdx.x % WARP;
+  value = warp_sum(value);
+  if (lane == 0) scratch[threadIdx.x / WARP] = value;
+  __syncthreads();
+  return warp_sum(lane < blockDim.x / WARP ? scratch[lane] : 0.0f);
+}

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Makes sure that the build finds an nvcc: does nothing where one is installed, otherwise puts the pinned one of
+# cuda-toolchain.txt into target/cuda (100 MB to download, 270 MB on disk). Needs python3 with pip or venv for that, and
+# nothing at all when it is there already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+pins=tools/cuda-toolchain.txt
+dir=target/cuda
+
+# The places and the least version are those of build.rs.
+new_enough() {
+    local version
+    version=$("$1" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
+    [ "${version:-0}" -ge 13 ]
+}
+for nvcc in "${NVCC:-}" "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc; do
+    if [ -n "$nvcc" ] && new_enough "$nvcc"; then
+        exit 0
+    fi
+done
+if cmp --silent "$pins" "$dir/pins.txt"; then
+    exit 0
+fi
+
+echo "no nvcc of CUDA 13 or later on this machine: installing one into $dir" >&2
+pip=(python3 -m pip)
+if ! "${pip[@]}" --version >/dev/null 2>&1; then
+    python3 -m venv target/cuda-pip
+    pip=(target/cuda-pip/bin/python -m pip)
+fi
+# Whole or not at all: an interrupted download leaves no half of a toolchain behind.
+rm -rf "$dir.partial"
+"${pip[@]}" install --quiet --quiet --disable-pip-version-check --no-cache-dir --root-user-action=ignore \
+    --no-deps --only-binary=:all: --require-hashes --target "$dir.partial" --requirement "$pins"
+cp "$pins" "$dir.partial/pins.txt"
+rm -rf "$dir" target/cuda-pip
+mv "$dir.partial" "$dir"
