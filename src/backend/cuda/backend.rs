@@ -1,0 +1,515 @@
+//! [`Cuda`]: the backend on one GPU, made of the kernels, cublasLt and the memory of one rank.
+//!
+//! All memory is allocated at the start, for passes of full capacity. What a pass needs besides its tokens goes up in one
+//! copy. Only [`head`](Backend::head) waits for the GPU.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::ops::Range;
+
+use super::Storage;
+use super::buffer::{DeviceBuffer, DeviceSlice};
+use super::context::Context;
+use super::gemm::{self, Lt, Operands, Out, Product, ProductShape};
+use super::heads::HeadLayout;
+use super::ops::{
+    self, AddRmsNorm, AttentionPlain, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+};
+use super::probe::DeviceInfo;
+use super::staging::Staging;
+use super::tiles::{Tiles, Work};
+use super::weight::{Loader, Weight, into_f32};
+use crate::backend::{
+    Backend, Capacity, Delta, Features, Footprint, Geometry, Matrix, Role, Rotate, Sum, Tokens,
+};
+use crate::batch::Packed;
+use crate::error::{Error, ErrorKind, Result};
+use crate::weights::HostTensor;
+
+/// What the SwiGLU product is scaled by with f16, so that it stays below 65,504; the product with down undoes it.
+const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
+
+/// One rank's CUDA backend.
+#[derive(Debug)]
+pub struct Cuda {
+    // Dropped in this order: what waits for the device goes before the context that it waits for.
+    lt: Lt,
+    /// Prepared when they are first needed, and kept: layers of a model have the same shapes.
+    products: HashMap<ProductShape, Product>,
+    staging: Staging,
+    tables: RopeTables,
+    /// What the present pass needs besides its tokens.
+    facts: DeviceBuffer,
+    logits: DeviceBuffer,
+    ops: Ops,
+    geometry: Geometry,
+    capacity: Capacity,
+    heads: HeadLayout,
+    subnormal: Cell<u64>,
+}
+
+/// An activation: rows on the device. The width is that of the op that wrote it last.
+#[derive(Debug)]
+pub struct Act {
+    buffer: DeviceBuffer,
+    role: Role,
+    width: usize,
+}
+
+/// Where a pass's facts lie in the device's copy.
+#[derive(Debug)]
+pub struct Plan {
+    all: PlanRows,
+    last: PlanRows,
+    last_rows: Range<usize>,
+    tile_rows: Range<usize>,
+    seam_sources: Range<usize>,
+    seam_rows: usize,
+    tokens: usize,
+}
+
+#[derive(Debug)]
+struct PlanRows {
+    rows: usize,
+    positions: Range<usize>,
+    position_max: usize,
+    work: Range<usize>,
+    work_count: usize,
+}
+
+impl Cuda {
+    /// A backend on the GPU `info` for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is allocated,
+    /// when the GPU has less free than `planned`.
+    pub fn new(
+        info: &DeviceInfo,
+        geometry: Geometry,
+        capacity: Capacity,
+        planned: &Footprint,
+    ) -> Result<Self> {
+        if geometry.shard.ranks > 1 {
+            return Err(Error::new(ErrorKind::Unsupported, "the CUDA backend has one rank so far")
+                .with_hint("leave `--ranks` at 1, or run on the CPU"));
+        }
+        let storage = info.capability.storage();
+        let heads = HeadLayout::new(&geometry);
+        needs_multiple("hidden_size", geometry.hidden)?;
+        needs_multiple("intermediate_size", geometry.shard.ffn_local)?;
+        let context = Context::open(info)?;
+        fits(&context, planned)?;
+        let ops = Ops::new(context, storage, heads.padded)?;
+        let context = ops.context();
+        let lt = Lt::new(context, storage)?;
+        let staging = Staging::new(context)?;
+        let tables = RopeTables::new(&ops, &heads.frequencies(&geometry.rope_frequencies), capacity.tokens)?;
+        let facts = context.allocate(facts_bytes(&heads, &capacity))?;
+        let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;
+        Ok(Self {
+            lt,
+            products: HashMap::new(),
+            staging,
+            tables,
+            facts,
+            logits,
+            ops,
+            geometry,
+            capacity,
+            heads,
+            subnormal: Cell::new(0),
+        })
+    }
+
+    /// Weights that lost digits because they are subnormal numbers in f16.
+    pub fn subnormal_weights(&self) -> u64 {
+        self.subnormal.get()
+    }
+
+    /// The GPU that it is on.
+    pub fn info(&self) -> &DeviceInfo {
+        self.ops.context().info()
+    }
+
+    fn storage(&self) -> Storage {
+        self.ops.storage()
+    }
+
+    fn loader(&mut self) -> Loader<'_> {
+        let storage = self.ops.storage();
+        Loader {
+            context: self.ops.context(),
+            staging: &mut self.staging,
+            storage,
+            heads: self.heads,
+            subnormal: &self.subnormal,
+        }
+    }
+
+    fn ops_heads(&self) -> ops::Heads {
+        let HeadLayout { q_heads, kv_heads, padded, .. } = self.heads;
+        ops::Heads { q_heads, kv_heads, head_dim: padded }
+    }
+
+    /// Queues a product, which is prepared when there was none of its shape before.
+    fn multiply(&mut self, shape: ProductShape, operands: Operands<'_>) -> Result<()> {
+        let product = match self.products.entry(shape) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(self.lt.product(shape)?),
+        };
+        self.lt.run(product, operands)
+    }
+
+    fn facts(&self, bytes: &Range<usize>) -> DeviceSlice<'_> {
+        self.facts.slice(bytes.clone())
+    }
+}
+
+/// The number of rows that matrix products are made fast for.
+const ROWS_NOMINAL: usize = 4096;
+
+/// That the GPU has as much free as is planned.
+fn fits(context: &Context, planned: &Footprint) -> Result<()> {
+    let (free, total) = (context.free_bytes()?, planned.weights + planned.workspace);
+    if total <= free {
+        return Ok(());
+    }
+    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
+    let message = format!(
+        "the model needs {:.2} GiB ({:.2} of weights, {:.2} of workspace), the GPU has {:.2} free",
+        gib(total),
+        gib(planned.weights),
+        gib(planned.workspace),
+        gib(free)
+    );
+    let hint = if planned.weights < free {
+        "a smaller longest sequence (`--max-tokens`) and fewer tokens per batch (`--batch-tokens`) need less workspace"
+    } else {
+        "the weights alone do not fit on this GPU"
+    };
+    Err(Error::new(ErrorKind::Memory, message).at(&context.info().name).with_hint(hint))
+}
+
+fn needs_multiple(name: &str, size: usize) -> Result<()> {
+    if size.is_multiple_of(8) {
+        return Ok(());
+    }
+    let message = format!("{name} is {size}; the CUDA backend needs a multiple of 8");
+    Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"))
+}
+
+/// Numbers in the activation that holds q, k and v with their seam tiles, or gate and up of a chunk.
+fn wide_numbers(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
+    let rows = capacity.tokens + Tiles::seam_rows_max(capacity.tokens, capacity.sequences);
+    (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local)
+}
+
+fn normed_width(geometry: &Geometry, heads: &HeadLayout) -> usize {
+    geometry.hidden.max(heads.q_width())
+}
+
+/// Bytes that the facts of any pass can need.
+fn facts_bytes(heads: &HeadLayout, capacity: &Capacity) -> usize {
+    let (tokens, sequences) = (capacity.tokens, capacity.sequences);
+    let words = tokens
+        + 2 * sequences
+        + Tiles::tile_rows_max(tokens, sequences)
+        + Tiles::seam_rows_max(tokens, sequences);
+    // A last row's pairs start a block of their own.
+    let work = Tiles::work_max(tokens, sequences, heads.group()) + sequences * heads.group().div_ceil(16);
+    words * size_of::<u32>() + work * size_of::<Work>()
+}
+
+impl Backend for Cuda {
+    type Act = Act;
+    type Weight = Weight;
+    type Plan = Plan;
+
+    fn footprint(geometry: &Geometry, capacity: &Capacity, weight_bytes: usize) -> Footprint {
+        let heads = HeadLayout::new(geometry);
+        let rows = capacity.tokens + capacity.sequences;
+        // An f32 residual stream, which Turing needs, counted for all: the plan knows no device.
+        let stream =
+            rows * (geometry.hidden * size_of::<f32>() + normed_width(geometry, &heads) * Storage::BYTES);
+        let wide = wide_numbers(geometry, &heads, capacity) * Storage::BYTES;
+        let logits = capacity.sequences * geometry.labels * size_of::<f32>();
+        let tables = RopeTables::bytes(heads.padded, capacity.tokens);
+        let workspace =
+            stream + wide + facts_bytes(&heads, capacity) + logits + tables + gemm::WORKSPACE_BYTES;
+        // Padded heads take more; f32 weights take half.
+        let weights = (weight_bytes * heads.padded).div_ceil(heads.head_dim);
+        // The biases that Turing keeps in f32, counted for all like the stream: two bytes more for a row of o or down.
+        let biases = weights.div_ceil(heads.q_width().min(geometry.shard.ffn_local));
+        Footprint { weights: weights + biases, workspace }
+    }
+
+    fn activation(&mut self, role: Role, rows: usize) -> Result<Act> {
+        let bytes = match role {
+            Role::Residual => rows * self.geometry.hidden * self.storage().residual_bytes(),
+            Role::Normed => rows * normed_width(&self.geometry, &self.heads) * Storage::BYTES,
+            Role::Wide => wide_numbers(&self.geometry, &self.heads, &self.capacity) * Storage::BYTES,
+        };
+        Ok(Act { buffer: self.ops.context().allocate(bytes)?, role, width: 0 })
+    }
+
+    fn matrix(
+        &mut self,
+        matrix: Matrix,
+        pieces: &[HostTensor],
+        bias: Option<&[HostTensor]>,
+    ) -> Result<Weight> {
+        self.loader().matrix(matrix, pieces, bias)
+    }
+
+    fn vector(&mut self, tensor: &HostTensor) -> Result<Weight> {
+        self.loader().vector(tensor)
+    }
+
+    fn plan(&mut self, packed: &Packed) -> Result<Plan> {
+        // What failed where nothing could be returned is reported here, before it can be taken for this pass's.
+        self.ops.context().bind()?;
+        let tokens = packed.tokens.len();
+        let tiles = Tiles::new(packed, self.heads.group(), tokens);
+        let last_positions: Vec<u32> = packed.last.iter().map(|last| packed.positions[last.row]).collect();
+        let last_rows: Vec<u32> = packed.last.iter().map(|last| last.row as u32).collect();
+        let mut facts: Vec<u8> = Vec::new();
+        let mut put = |bytes: &[u8]| {
+            let first = facts.len();
+            facts.extend_from_slice(bytes);
+            first..facts.len()
+        };
+        let mut rows = |positions: &[u32], work: &[Work]| PlanRows {
+            rows: positions.len(),
+            positions: put(bytemuck::cast_slice(positions)),
+            position_max: positions.iter().max().map_or(0, |&position| position as usize),
+            work: put(bytemuck::cast_slice(work)),
+            work_count: work.len(),
+        };
+        let plan = Plan {
+            all: rows(&packed.positions, &tiles.all),
+            last: rows(&last_positions, &tiles.last),
+            last_rows: put(bytemuck::cast_slice(&last_rows)),
+            tile_rows: put(bytemuck::cast_slice(&tiles.tile_rows)),
+            seam_sources: put(bytemuck::cast_slice(&tiles.seam_sources)),
+            seam_rows: tiles.seam_sources.len(),
+            tokens,
+        };
+        self.facts.upload(0, &facts, self.ops.context().compute())?;
+        Ok(plan)
+    }
+
+    fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
+        let hidden = self.geometry.hidden;
+        let storage = self.storage();
+        let mut scratch = vec![0.0; hidden];
+        let row_bytes = hidden * storage.residual_bytes();
+        let tokens = packed.tokens.len();
+        let (staging, context) = (&mut self.staging, self.ops.context());
+        residual.width = hidden;
+        staging.copy_rows(context, &mut residual.buffer, 0, tokens, row_bytes, |row, bytes| {
+            let id = packed.tokens[row] as usize;
+            if storage == Storage::Bf16 && table.dtype() == crate::weights::Dtype::BF16 {
+                bytes.copy_from_slice(table.row_bytes(id));
+                return Ok(());
+            }
+            table.row_to_f32(id, &mut scratch);
+            match storage {
+                Storage::F16 => bytes.copy_from_slice(bytemuck::cast_slice(&scratch)),
+                Storage::Bf16 => {
+                    for (bytes, &value) in bytes.chunks_exact_mut(Storage::BYTES).zip(&scratch) {
+                        bytes.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+                    }
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn add_rms_norm(
+        &mut self,
+        residual: &mut Act,
+        delta: Delta<'_, Act>,
+        weight: &Weight,
+        rows: usize,
+        out: &mut Act,
+    ) -> Result<()> {
+        let hidden = self.geometry.hidden;
+        let delta = match delta {
+            Delta::None => ops::Delta::None,
+            Delta::In(act) => ops::Delta::In(act.buffer.all()),
+            Delta::InOutput => ops::Delta::InOutput,
+        };
+        out.width = hidden;
+        self.ops.add_rms_norm(AddRmsNorm {
+            residual: &mut residual.buffer,
+            delta,
+            weight: weight.values(),
+            out: &mut out.buffer,
+            tokens: rows,
+            hidden,
+            eps: self.geometry.rms_norm_eps,
+        })
+    }
+
+    fn linear(
+        &mut self,
+        x: &Act,
+        rows: Range<usize>,
+        weight: &Weight,
+        features: Features,
+        out: &mut Act,
+    ) -> Result<()> {
+        let width = weight.out_features;
+        let features = match features {
+            Features::All => 0..width,
+            Features::Queries => 0..self.heads.q_width(),
+            Features::KeysAndValues => self.heads.q_width()..width,
+        };
+        out.width = width;
+        let first = rows.start * x.width * Storage::BYTES;
+        let bias = weight.bias(features.start, features.len());
+        let shape = ProductShape {
+            features: features.len(),
+            width: weight.in_features,
+            x_stride: x.width,
+            out_stride: width,
+            out: Out::Storage,
+            bias: bias.is_some(),
+            rows_nominal: ROWS_NOMINAL,
+        };
+        let operands = Operands {
+            x: x.buffer.slice(first..x.buffer.bytes()),
+            weight: weight.rows(features.start, features.len()),
+            bias,
+            out: &mut out.buffer,
+            out_first: features.start,
+            rows: rows.len(),
+            alpha: 1.0,
+        };
+        self.multiply(shape, operands)
+    }
+
+    fn rope(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, rotate: Rotate) -> Result<()> {
+        let rows = plan.rows(tokens);
+        let HeadLayout { q_heads, kv_heads, .. } = self.heads;
+        let (first_head, heads) = match rotate {
+            Rotate::QueriesAndKeys => (0, q_heads + kv_heads),
+            Rotate::Queries => (0, q_heads),
+            Rotate::Keys => (q_heads, kv_heads),
+        };
+        self.ops.rope(Rope {
+            qkv: &mut qkv.buffer,
+            positions: self.facts(&rows.positions),
+            tables: &self.tables,
+            rows: rows.rows,
+            row_stride: self.heads.qkv_width(),
+            first_head,
+            heads,
+            position_max: rows.position_max,
+        })
+    }
+
+    fn attention(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, out: &mut Act) -> Result<()> {
+        let heads = self.ops_heads();
+        self.ops.seam_tiles(SeamTiles {
+            qkv: &mut qkv.buffer,
+            sources: self.facts(&plan.seam_sources),
+            first_row: plan.tokens,
+            count: plan.seam_rows,
+            heads,
+        })?;
+        let rows = plan.rows(tokens);
+        out.width = self.heads.q_width();
+        self.ops.attention_plain(AttentionPlain {
+            qkv: qkv.buffer.all(),
+            out: &mut out.buffer,
+            work: self.facts(&rows.work),
+            tile_rows: self.facts(&plan.tile_rows),
+            count: rows.work_count,
+            rows: plan.tokens + plan.seam_rows,
+            out_rows: rows.rows,
+            heads,
+            scale: 1.0 / (self.heads.head_dim as f32).sqrt(),
+        })
+    }
+
+    fn row_parallel(
+        &mut self,
+        x: &Act,
+        weight: &Weight,
+        rows: Range<usize>,
+        residual: &mut Act,
+        _delta: &mut Act,
+    ) -> Result<Sum> {
+        let hidden = self.geometry.hidden;
+        let alpha = match (weight.matrix, self.storage()) {
+            (Matrix::Down, Storage::F16) => 1.0 / SWIGLU_SCALE_F16,
+            _ => 1.0,
+        };
+        let bias = weight.bias(0, hidden);
+        let into_f32 = into_f32(weight.matrix, self.storage());
+        let shape = ProductShape {
+            features: hidden,
+            width: weight.in_features,
+            x_stride: x.width,
+            out_stride: hidden,
+            out: if into_f32 { Out::AddF32 } else { Out::AddStorage },
+            bias: bias.is_some(),
+            rows_nominal: ROWS_NOMINAL,
+        };
+        let operands = Operands {
+            x: x.buffer.all(),
+            weight: weight.values(),
+            bias,
+            out: &mut residual.buffer,
+            out_first: rows.start * hidden,
+            rows: rows.len(),
+            alpha,
+        };
+        self.multiply(shape, operands)?;
+        Ok(Sum::InResidual)
+    }
+
+    fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
+        let scale = if self.storage() == Storage::F16 { SWIGLU_SCALE_F16 } else { 1.0 };
+        let ffn = self.geometry.shard.ffn_local;
+        self.ops.silu_mul(SiluMul { gate_up: &mut gate_up.buffer, tokens: rows, ffn, scale })
+    }
+
+    fn gather_last(&mut self, x: &Act, plan: &Plan, out: &mut Act) -> Result<()> {
+        let hidden = self.geometry.hidden;
+        let number = match x.role {
+            Role::Residual => self.storage().residual_bytes(),
+            Role::Normed | Role::Wide => Storage::BYTES,
+        };
+        out.width = hidden;
+        self.ops.gather_rows(GatherRows {
+            x: x.buffer.all(),
+            rows: self.facts(&plan.last_rows),
+            out: &mut out.buffer,
+            x_rows: plan.tokens,
+            count: plan.last.rows,
+            row_bytes: hidden * number,
+        })
+    }
+
+    fn head(&mut self, x: &Act, head: &Weight, rows: usize) -> Result<Vec<f32>> {
+        let labels = head.out_features;
+        self.ops.score(Score {
+            x: x.buffer.all(),
+            head: head.values(),
+            out: &mut self.logits,
+            tokens: rows,
+            labels,
+            hidden: self.geometry.hidden,
+        })?;
+        self.logits.slice(0..rows * labels * size_of::<f32>()).download(self.ops.context().compute())
+    }
+}
+
+impl Plan {
+    fn rows(&self, tokens: Tokens) -> &PlanRows {
+        match tokens {
+            Tokens::All => &self.all,
+            Tokens::Last => &self.last,
+        }
+    }
+}

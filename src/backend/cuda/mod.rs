@@ -1,0 +1,50 @@
+//! The CUDA backend's ground: which GPUs there are, a context on one, its memory, its kernels, one wrapper per kernel.
+//!
+//! Nothing here is touched before [`probe::devices`] has said that there is a driver to talk to: the bindings resolve
+//! symbols on first use and panic where a library is missing.
+
+mod backend;
+pub mod buffer;
+pub mod context;
+mod fault;
+pub mod gemm;
+pub mod heads;
+pub mod kernels;
+pub mod ops;
+pub mod probe;
+pub mod staging;
+pub mod tiles;
+mod weight;
+
+pub use backend::{Act, Cuda, Plan};
+pub use weight::Weight;
+
+/// The 16-bit format in which activations and weights lie on a device. Arithmetic is in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// IEEE half precision, for GPUs without bf16 (Turing); the residual stream is then in f32.
+    F16,
+    /// bfloat16, from compute capability 8.0 on.
+    Bf16,
+}
+
+impl Storage {
+    /// Bytes of one number.
+    pub const BYTES: usize = 2;
+
+    /// Bytes of one number of the residual stream.
+    pub fn residual_bytes(self) -> usize {
+        match self {
+            Self::F16 => 4,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// What kernel entries of this format are called after.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}

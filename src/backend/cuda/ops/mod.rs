@@ -1,0 +1,109 @@
+//! One wrapper per kernel: it checks what the kernel's header needs, works out the grid, and launches. What a wrapper
+//! refuses never reaches the GPU.
+//!
+//! Every launch is `unsafe` for the same four reasons, and its `SAFETY` comment names them in short:
+//! *types*: the arguments are those of the `.cu`, in its order; *bounds*: every buffer covers what the grid touches;
+//! *aliases*: what is written is borrowed mutably; *lives*: launches go to the context's compute stream, and dropping a
+//! [`DeviceBuffer`](super::buffer::DeviceBuffer) waits for the device first.
+
+mod attention;
+mod fill;
+mod norm;
+mod rope;
+mod rows;
+mod silu;
+
+use std::fmt;
+
+use cudarc::driver::LaunchConfig;
+
+use super::Storage;
+use super::context::Context;
+use super::kernels::Kernels;
+use crate::error::{Error, ErrorKind, Result};
+
+pub use attention::{AttentionPlain, Heads, SeamTiles};
+pub use norm::{AddRmsNorm, Delta};
+pub use rope::{Rope, RopeTables};
+pub use rows::{GatherRows, Score};
+pub use silu::SiluMul;
+
+/// Numbers in one 16-byte access.
+const WIDE: usize = 8;
+
+/// Bytes of one access: rows are whole multiples of it.
+const WORD_BYTES: usize = 16;
+
+/// A GPU with its kernels: one method per kernel, named like it. Ops are queued on the compute stream.
+pub struct Ops {
+    context: Context,
+    kernels: Kernels,
+}
+
+impl Ops {
+    /// The kernels for numbers stored as `storage` and heads of `head_dim`, in this context.
+    pub fn new(context: Context, storage: Storage, head_dim: usize) -> Result<Self> {
+        let kernels = Kernels::load(&context, storage, head_dim)?;
+        Ok(Self { context, kernels })
+    }
+
+    /// The context that the kernels run in.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// How numbers are stored.
+    pub fn storage(&self) -> Storage {
+        self.kernels.storage
+    }
+}
+
+impl fmt::Debug for Ops {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ops").field("context", &self.context).field("storage", &self.storage()).finish()
+    }
+}
+
+/// The checks of one launch; their errors name the kernel.
+#[derive(Clone, Copy)]
+struct Needs(&'static str);
+
+impl Needs {
+    /// [`ErrorKind::Unsupported`] that says what is needed, and what it is instead.
+    fn that(self, holds: bool, what: impl FnOnce() -> String) -> Result<()> {
+        if holds {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Unsupported, format!("kernel `{}` needs {}", self.0, what())))
+    }
+
+    /// That a size is a whole number of 16-byte words.
+    fn wide(self, name: &str, size: usize) -> Result<()> {
+        self.that(size > 0 && size.is_multiple_of(WIDE), || {
+            format!("{name} in multiples of {WIDE}, not {size}")
+        })
+    }
+
+    /// That a buffer covers what will be touched.
+    fn covers(self, name: &str, has_bytes: usize, bytes: usize) -> Result<()> {
+        self.that(has_bytes >= bytes, || format!("{bytes} bytes of {name}, not {has_bytes}"))
+    }
+
+    /// A size as a kernel's `int`.
+    fn int(self, name: &str, size: usize) -> Result<i32> {
+        i32::try_from(size)
+            .or_else(|_| self.that(false, || format!("{name} below 2^31, not {size}")).map(|()| 0))
+    }
+
+    /// A grid of `x * y` blocks of `threads` threads.
+    fn grid(self, x: usize, y: usize, threads: usize, shared_bytes: usize) -> Result<LaunchConfig> {
+        self.that(x > 0 && x <= i32::MAX as usize && y > 0 && y <= 65_535, || {
+            format!("a grid within 2^31 * 65,535 blocks, not {x} * {y}")
+        })?;
+        Ok(LaunchConfig {
+            grid_dim: (x as u32, y as u32, 1),
+            block_dim: (threads as u32, 1, 1),
+            shared_mem_bytes: shared_bytes as u32,
+        })
+    }
+}

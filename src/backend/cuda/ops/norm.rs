@@ -1,0 +1,93 @@
+//! `add_rms_norm`
+
+use cudarc::driver::PushKernelArg;
+
+use super::{Needs, Ops, WIDE};
+use crate::backend::cuda::Storage;
+use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
+use crate::backend::cuda::fault::OrFault;
+use crate::error::Result;
+
+/// The widest row that a block's registers hold.
+const HIDDEN_MAX: usize = 16_384;
+
+/// Threads of a block, at most.
+const THREADS_MAX: usize = 256;
+
+/// What is added to the residual stream before it is normalised.
+#[derive(Clone, Copy, Debug)]
+pub enum Delta<'a> {
+    /// Nothing.
+    None,
+    /// `[tokens, hidden]` in the residual's format.
+    In(DeviceSlice<'a>),
+    /// The rows of `out`, which it then overwrites. Only where the residual has the format of `out`.
+    InOutput,
+}
+
+/// `residual += delta; out = residual / rms(residual) * weight`, row by row.
+#[derive(Debug)]
+pub struct AddRmsNorm<'a> {
+    /// `[tokens, hidden]` bf16, or f32 with [`Storage::F16`].
+    pub residual: &'a mut DeviceBuffer,
+    /// What is added first.
+    pub delta: Delta<'a>,
+    /// `[hidden]`
+    pub weight: DeviceSlice<'a>,
+    /// `[tokens, hidden]`
+    pub out: &'a mut DeviceBuffer,
+    /// Rows.
+    pub tokens: usize,
+    /// Their width.
+    pub hidden: usize,
+    /// Added to the mean of the squares.
+    pub eps: f32,
+}
+
+impl Ops {
+    /// Launches `add_rms_norm`.
+    pub fn add_rms_norm(&self, args: AddRmsNorm<'_>) -> Result<()> {
+        let AddRmsNorm { residual, delta, weight, out, tokens, hidden, eps } = args;
+        let needs = Needs("add_rms_norm");
+        needs.wide("hidden", hidden)?;
+        needs.that(hidden <= HIDDEN_MAX, || format!("hidden <= {HIDDEN_MAX}, not {hidden}"))?;
+        let residual_bytes = tokens * hidden * self.storage().residual_bytes();
+        needs.covers("residual", residual.bytes(), residual_bytes)?;
+        needs.covers("weight", weight.bytes(), hidden * Storage::BYTES)?;
+        needs.covers("out", out.bytes(), tokens * hidden * Storage::BYTES)?;
+        let delta = match delta {
+            Delta::None => 0,
+            Delta::In(rows) => {
+                needs.covers("delta", rows.bytes(), residual_bytes)?;
+                rows.address()
+            }
+            Delta::InOutput => {
+                needs.that(self.storage() == Storage::Bf16, || {
+                    "a delta in f32, which cannot lie in `out`".to_owned()
+                })?;
+                out.address()
+            }
+        };
+        let threads = (hidden / WIDE).next_multiple_of(32).min(THREADS_MAX);
+        let config = needs.grid(tokens, 1, threads, 0)?;
+        let (residual, weight, out) = (residual.address(), weight.address(), out.address());
+        let width = needs.int("hidden", hidden)?;
+        // SAFETY: types: four addresses, int, float. bounds: rows 0..tokens of width hidden, checked above; the kernel
+        // stops at hidden, within THREADS_MAX threads of 64 numbers = HIDDEN_MAX. aliases: residual and out are borrowed mutably;
+        // delta is another buffer, or out itself, where each thread reads what it later writes. lives: see above.
+        unsafe {
+            self.context
+                .compute()
+                .launch_builder(&self.kernels.add_rms_norm)
+                .arg(&residual)
+                .arg(&delta)
+                .arg(&weight)
+                .arg(&out)
+                .arg(&width)
+                .arg(&eps)
+                .launch(config)
+        }
+        .or_fault("launching `add_rms_norm`")
+        .map(drop)
+    }
+}

@@ -1,0 +1,113 @@
+//! `rope`
+
+use cudarc::driver::PushKernelArg;
+use half::{bf16, f16};
+
+use super::{Needs, Ops, WIDE};
+use crate::backend::cuda::Storage;
+use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
+use crate::backend::cuda::fault::OrFault;
+use crate::error::Result;
+
+const THREADS_MAX: usize = 256;
+
+/// Cosines and sines `[positions, head_dim / 2]` on the device, computed by the host in f32 and rounded to storage.
+#[derive(Debug)]
+pub struct RopeTables {
+    cos: DeviceBuffer,
+    sin: DeviceBuffer,
+    positions: usize,
+    head_dim: usize,
+}
+
+impl RopeTables {
+    /// The tables of positions `0..positions` for the model's frequencies, `[head_dim / 2]` radians per position.
+    pub fn new(ops: &Ops, frequencies: &[f32], positions: usize) -> Result<Self> {
+        let table = |function: fn(f64) -> f64| {
+            let angles =
+                (0..positions).flat_map(|p| frequencies.iter().map(move |frequency| p as f32 * frequency));
+            // The angle is f32's, as in Transformers; its cosine is then exact to the last place.
+            let values = angles.map(|angle| function(f64::from(angle)) as f32);
+            let bits: Vec<u16> = match ops.storage() {
+                Storage::Bf16 => values.map(|value| bf16::from_f32(value).to_bits()).collect(),
+                Storage::F16 => values.map(|value| f16::from_f32(value).to_bits()).collect(),
+            };
+            let mut buffer = ops.context.allocate(bits.len() * Storage::BYTES)?;
+            buffer.upload(0, &bits, ops.context.compute())?;
+            Ok(buffer)
+        };
+        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, positions, head_dim: 2 * frequencies.len() })
+    }
+
+    /// Bytes that they take, for a plan.
+    pub fn bytes(head_dim: usize, positions: usize) -> usize {
+        positions * head_dim * Storage::BYTES
+    }
+}
+
+/// Rotates heads of rows `0..rows` of `qkv` in place.
+#[derive(Debug)]
+pub struct Rope<'a> {
+    /// `[rows, row_stride]`
+    pub qkv: &'a mut DeviceBuffer,
+    /// `[rows]` u32: all below the tables' number.
+    pub positions: DeviceSlice<'a>,
+    /// Cosines and sines.
+    pub tables: &'a RopeTables,
+    /// Rows to rotate.
+    pub rows: usize,
+    /// Numbers from one row to the next.
+    pub row_stride: usize,
+    /// The first head to rotate; head `h` starts at column `h * head_dim`.
+    pub first_head: usize,
+    /// Heads to rotate.
+    pub heads: usize,
+    /// A number that no position is above: what the caller packed.
+    pub position_max: usize,
+}
+
+impl Ops {
+    /// Launches `rope`.
+    pub fn rope(&self, args: Rope<'_>) -> Result<()> {
+        let Rope { qkv, positions, tables, rows, row_stride, first_head, heads, position_max } = args;
+        let needs = Needs("rope");
+        let head_dim = tables.head_dim;
+        needs.that(head_dim > 0 && head_dim.is_multiple_of(2 * WIDE), || {
+            format!("head_dim in multiples of {}, not {head_dim}", 2 * WIDE)
+        })?;
+        needs.wide("row_stride", row_stride)?;
+        needs.that((first_head + heads) * head_dim <= row_stride, || {
+            format!("heads within a row of {row_stride}, not {first_head} + {heads} of {head_dim}")
+        })?;
+        needs.that(position_max < tables.positions, || {
+            format!("positions below {}, not up to {position_max}", tables.positions)
+        })?;
+        needs.covers("qkv", qkv.bytes(), rows * row_stride * Storage::BYTES)?;
+        needs.covers("positions", positions.bytes(), rows * size_of::<u32>())?;
+        let items = heads * head_dim / (2 * WIDE);
+        let config = needs.grid(rows, 1, items.next_multiple_of(32).clamp(32, THREADS_MAX), 0)?;
+        let (qkv, positions) = (qkv.address(), positions.address());
+        let (cos, sin) = (tables.cos.address(), tables.sin.address());
+        let row_stride = needs.int("row_stride", row_stride)?;
+        let (head_dim, first_head, heads) = (head_dim as i32, first_head as i32, heads as i32);
+        // SAFETY: types: four addresses, four ints. bounds: rows of qkv and of positions were checked, heads lie within
+        // a row; the caller says that positions are within the tables. aliases: qkv is borrowed mutably, no two
+        // threads take the same pairs. lives: see above.
+        unsafe {
+            self.context
+                .compute()
+                .launch_builder(&self.kernels.rope)
+                .arg(&qkv)
+                .arg(&positions)
+                .arg(&cos)
+                .arg(&sin)
+                .arg(&row_stride)
+                .arg(&head_dim)
+                .arg(&first_head)
+                .arg(&heads)
+                .launch(config)
+        }
+        .or_fault("launching `rope`")
+        .map(drop)
+    }
+}

@@ -1,0 +1,154 @@
+//! Is there a GPU that this build can use? Asked first, and without panics: every step makes the next one safe.
+
+use cudarc::driver::DriverError;
+use cudarc::driver::result::{self, device};
+use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
+
+use super::Storage;
+use super::fault::OrFault;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The oldest driver interface that is used: 13.0, as `cuDriverGetVersion` writes it.
+const DRIVER_MIN: i32 = 13_000;
+
+/// The oldest GPU that there are kernels for: Turing.
+const CAPABILITY_MIN: Capability = Capability { major: 7, minor: 5 };
+
+/// A compute capability, such as 9.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Capability {
+    /// The architecture.
+    pub major: u32,
+    /// Its variant.
+    pub minor: u32,
+}
+
+impl Capability {
+    /// The format that weights and activations have on such a GPU.
+    pub fn storage(self) -> Storage {
+        if self.major >= 8 { Storage::Bf16 } else { Storage::F16 }
+    }
+}
+
+impl std::fmt::Display for Capability {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// A GPU, as the driver describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its number, from 0.
+    pub ordinal: usize,
+    /// What it calls itself.
+    pub name: String,
+    /// What it can do.
+    pub capability: Capability,
+    /// Memory in all, in bytes.
+    pub memory_bytes: usize,
+    /// Streaming multiprocessors.
+    pub multiprocessors: usize,
+    /// The most shared memory that a block may ask for, in bytes.
+    pub shared_bytes_max: usize,
+}
+
+/// The GPUs that this build has kernels for, by number.
+///
+/// [`ErrorKind::Device`] that says what is missing: the driver, its version, a GPU, one that is new enough.
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    // SAFETY: loads the driver's library by name and lets go of it again; its initialisers are the vendor's own.
+    if !unsafe { sys::is_culib_present() } {
+        return Err(missing("there is no CUDA driver on this machine (no libcuda was found)"));
+    }
+    let version = driver_version()?;
+    if version < DRIVER_MIN {
+        let (has, needs) = (cuda_version(version), cuda_version(DRIVER_MIN));
+        return Err(missing(format!("the CUDA driver is for CUDA {has}, but {needs} is needed"))
+            .with_hint("install a driver of series 580 or later"));
+    }
+    match result::init() {
+        Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => {
+            return Err(missing("the CUDA driver finds no GPU"));
+        }
+        other => other.or_fault("starting the CUDA driver")?,
+    }
+    let count = device::get_count().or_fault("counting GPUs")?;
+    let all = (0..count).map(describe).collect::<Result<Vec<_>>>()?;
+    let (able, too_old): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|info| info.capability >= CAPABILITY_MIN);
+    match (able.is_empty(), too_old.first()) {
+        (false, _) => Ok(able),
+        (true, None) => Err(missing("the CUDA driver finds no GPU")),
+        (true, Some(info)) => Err(missing(format!(
+            "{} has compute capability {}, but {CAPABILITY_MIN} is needed",
+            info.name, info.capability
+        ))),
+    }
+}
+
+fn missing(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Device, message)
+}
+
+/// 13010 -> 13.1
+fn cuda_version(version: i32) -> String {
+    format!("{}.{}", version / 1000, version % 1000 / 10)
+}
+
+fn driver_version() -> Result<i32> {
+    // SAFETY: the library is there, as was asked before; looking a name up runs no code.
+    let library = unsafe { sys::culib() };
+    // SAFETY: this is the function's type, and the symbol does not outlive the library, which stays.
+    let function =
+        unsafe { library.get::<unsafe extern "C" fn(*mut i32) -> CUresult>(b"cuDriverGetVersion\0") };
+    let function = function.map_err(|_| missing("the libcuda on this machine is not a CUDA driver"))?;
+    let mut version = 0;
+    // SAFETY: the call writes one int and needs no initialised driver.
+    unsafe { function(&mut version) }.result().or_fault("asking the CUDA driver for its version")?;
+    Ok(version)
+}
+
+fn describe(ordinal: i32) -> Result<DeviceInfo> {
+    let doing = format!("asking what GPU {ordinal} is");
+    let handle = device::get(ordinal).or_fault(&doing)?;
+    let attribute = |attribute| {
+        // SAFETY: the handle was just returned by the driver.
+        unsafe { device::get_attribute(handle, attribute) }.or_fault(&doing)
+    };
+    let number = |name| attribute(name).map(|value| usize::try_from(value).unwrap_or(0));
+    // SAFETY: as above.
+    let memory_bytes = unsafe { device::total_mem(handle) }.or_fault(&doing)?;
+    let major = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
+    let minor = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
+    Ok(DeviceInfo {
+        ordinal: ordinal as usize,
+        name: device::get_name(handle).or_fault(&doing)?,
+        capability: Capability { major, minor },
+        memory_bytes,
+        multiprocessors: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes_max: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn turing_stores_fp16_and_everything_newer_bf16() {
+        let storage = |major, minor| Capability { major, minor }.storage();
+        assert_eq!(storage(7, 5), Storage::F16);
+        for (major, minor) in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)] {
+            assert_eq!(storage(major, minor), Storage::Bf16);
+        }
+    }
+
+    #[test]
+    fn a_machine_without_a_usable_gpu_gets_an_error_and_no_panic() {
+        match devices() {
+            Ok(devices) => assert!(!devices.is_empty()),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::Device, "{error}"),
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Rows from the host to the device through pinned memory: weights at load, embeddings in every pass.
+//!
+//! Two slots take turns: one is filled while the other's copy is under way. Pinned memory is read by the copy itself, so
+//! each slot has an event that says when it may be filled again.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::driver::{CudaContext, CudaEvent, result};
+
+use super::buffer::DeviceBuffer;
+use super::context::Context;
+use super::fault::OrFault;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes of a slot: large enough that a copy is fast, small enough to cost nothing.
+const SLOT_BYTES: usize = 8 << 20;
+
+/// CU_MEMHOSTALLOC_PORTABLE: pinned for every context, and cached, not write-combined: it is also read.
+const PORTABLE: u32 = 1;
+
+/// Pinned memory in two slots.
+pub struct Staging {
+    slots: [Slot; 2],
+    next: usize,
+}
+
+struct Slot {
+    pinned: Pinned,
+    /// Recorded behind the copy out of this slot.
+    copied: CudaEvent,
+}
+
+struct Pinned {
+    cuda: Arc<CudaContext>,
+    start: *mut u8,
+}
+
+impl Staging {
+    /// Two slots of pinned memory.
+    pub fn new(context: &Context) -> Result<Self> {
+        let slot = || -> Result<Slot> {
+            let copied = context.cuda().new_event(None).or_fault("making an event")?;
+            Ok(Slot { pinned: Pinned::new(context.cuda())?, copied })
+        };
+        Ok(Self { slots: [slot()?, slot()?], next: 0 })
+    }
+
+    /// Queues copies of `rows` rows of `row_bytes` bytes to byte `first` of `to` and on, on the compute stream;
+    /// `fill(row, bytes)` writes each.
+    ///
+    /// # Panics
+    ///
+    /// When they do not fit into `to`.
+    pub fn copy_rows(
+        &mut self,
+        context: &Context,
+        to: &mut DeviceBuffer,
+        first: usize,
+        rows: usize,
+        row_bytes: usize,
+        mut fill: impl FnMut(usize, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        assert!(
+            first + rows * row_bytes <= to.bytes(),
+            "{rows} rows of {row_bytes} bytes at {first} of {to:?}"
+        );
+        if row_bytes > SLOT_BYTES {
+            let message =
+                format!("a row of {row_bytes} bytes does not fit into {SLOT_BYTES} of pinned memory");
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let doing = "copying to the GPU";
+        context.bind()?;
+        let rows_at_once = SLOT_BYTES / row_bytes.max(1);
+        for start in (0..rows).step_by(rows_at_once) {
+            let chunk = start..rows.min(start + rows_at_once);
+            let slot = &mut self.slots[self.next];
+            self.next = 1 - self.next;
+            // An event that was never recorded is complete.
+            slot.copied.synchronize().or_fault(doing)?;
+            let bytes = &mut slot.pinned.bytes()[..chunk.len() * row_bytes];
+            for (row, bytes) in chunk.clone().zip(bytes.chunks_exact_mut(row_bytes)) {
+                fill(row, bytes)?;
+            }
+            let address = to.address() + (first + chunk.start * row_bytes) as u64;
+            let stream = context.compute();
+            // SAFETY: the destination lies in `to`, asserted above and borrowed mutably; work on the same stream is
+            // ordered around the copy. The slot is not written before its event says that the copy is through, and
+            // dropping it waits for the device.
+            unsafe { result::memcpy_htod_async(address, bytes, stream.cu_stream()) }.or_fault(doing)?;
+            slot.copied.record(stream).or_fault(doing)?;
+        }
+        Ok(())
+    }
+}
+
+impl Pinned {
+    fn new(cuda: &Arc<CudaContext>) -> Result<Self> {
+        let doing = "allocating pinned memory";
+        cuda.bind_to_thread().or_fault(doing)?;
+        // SAFETY: the memory holds no values that Rust knows of until `bytes` has zeroed it below.
+        let start = unsafe { result::malloc_host(SLOT_BYTES, PORTABLE) }.or_fault(doing)?.cast::<u8>();
+        // SAFETY: exactly the bytes just allocated.
+        unsafe { start.write_bytes(0, SLOT_BYTES) };
+        Ok(Self { cuda: cuda.clone(), start })
+    }
+
+    fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: `start` is an allocation of SLOT_BYTES initialised bytes, which only `self` refers to.
+        unsafe { std::slice::from_raw_parts_mut(self.start, SLOT_BYTES) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        // A copy may still read it; after a failure none does, and the free fails as well.
+        self.cuda.record_err(self.cuda.synchronize());
+        // SAFETY: `start` came from malloc_host, is freed here only, and the device is idle.
+        self.cuda.record_err(unsafe { result::free_host(self.start.cast()) });
+    }
+}
+
+impl fmt::Debug for Staging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Staging").finish_non_exhaustive()
+    }
+}

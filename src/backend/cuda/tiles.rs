@@ -1,0 +1,268 @@
+//! What attention is told about a batch: the *tile table*, the *seam tiles* and the *work list*, made once per pass.
+//!
+//! Attention reads the keys of a path in tiles of [`TILE_KEYS`] positions, tile `j` from position `j * TILE_KEYS` on.
+//! The table gives the row of each tile's first key. Where a tile's keys lie in consecutive rows it points straight at
+//! them; where they do not, because the path goes from one segment to another within the tile, it points at a seam
+//! tile: a copy that a small kernel puts together behind the last row. So kernels have one way to load keys, no search
+//! for spans, and no mask but the causal one.
+
+use std::collections::HashMap;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::batch::{Packed, Segment};
+
+/// Keys of a tile.
+pub const TILE_KEYS: usize = 64;
+
+/// Pairs of (token, head of a kv head's group) that a block of `attention_plain` works on.
+pub const BLOCK_PAIRS: usize = 16;
+
+/// In [`Tiles::seam_sources`]: no row, zeros.
+pub const NO_ROW: u32 = u32::MAX;
+
+/// What one block does, for each kv head: `struct Work` of the kernel.
+///
+/// Pairs `first_head..first_head + pairs` are counted from head 0 of `query_row` on: pair `p` is head `p % group` of
+/// token `p / group`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct Work {
+    /// The row with the first token's queries.
+    pub query_row: u32,
+    /// The row that the first token's result goes to.
+    pub out_row: u32,
+    /// The position of the first token; the next tokens' follow.
+    pub position: u32,
+    /// The head of the first pair, within its kv head's group.
+    pub first_head: u32,
+    /// How many pairs, 1 to [`BLOCK_PAIRS`].
+    pub pairs: u32,
+    /// Where the path's tiles start in [`Tiles::tile_rows`].
+    pub first_tile: u32,
+}
+
+/// A batch, as attention is told of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tiles {
+    /// For each segment, the rows of its path's tiles.
+    pub tile_rows: Vec<u32>,
+    /// For each row of the seam tiles, the row whose keys and values it repeats, or [`NO_ROW`].
+    pub seam_sources: Vec<u32>,
+    /// The work when every packed row is a query.
+    pub all: Vec<Work>,
+    /// The work when only the last rows are, in the order of [`Packed::last`].
+    pub last: Vec<Work>,
+}
+
+impl Tiles {
+    /// The tables of a batch for `group` query heads per kv head; seam tiles start at row `seam_row`.
+    pub fn new(packed: &Packed, group: usize, seam_row: usize) -> Self {
+        let mut tiles = Self::default();
+        let mut seams = HashMap::new();
+        let mut first_tile = Vec::with_capacity(packed.segments.len());
+        for segment in &packed.segments {
+            first_tile.push(tiles.tile_rows.len() as u32);
+            tiles.add_path(segment, seam_row, &mut seams);
+        }
+        for (segment, &first_tile) in packed.segments.iter().zip(&first_tile) {
+            let start = segment.rows.start as u32;
+            let run =
+                Run { query_row: start, out_row: start, position: segment.first_position as u32, first_tile };
+            run.work(segment.rows.len(), group, &mut tiles.all);
+        }
+        for (index, last) in packed.last.iter().enumerate() {
+            let (row, first_tile) = (index as u32, first_tile[last.segment]);
+            let run = Run { query_row: row, out_row: row, position: packed.positions[last.row], first_tile };
+            run.work(1, group, &mut tiles.last);
+        }
+        // The longest first, so that no long one is left over at the end; otherwise in the order of rows.
+        for work in [&mut tiles.all, &mut tiles.last] {
+            work.sort_by_key(|work| std::cmp::Reverse(work.position));
+        }
+        tiles
+    }
+
+    /// Rows of seam tiles that any batch of so many tokens and sequences can need: each segment but the first of a path
+    /// has one tile that it shares with the one before, and a trie has fewer than two segments per end.
+    pub fn seam_rows_max(tokens: usize, sequences: usize) -> usize {
+        TILE_KEYS * tokens.min(2 * sequences)
+    }
+
+    /// Entries of the tile table that any such batch can need.
+    pub fn tile_rows_max(tokens: usize, sequences: usize) -> usize {
+        tokens.min(2 * sequences) * tokens.div_ceil(TILE_KEYS)
+    }
+
+    /// Pieces of work that any such batch can need, for all rows: each segment rounds up once.
+    pub fn work_max(tokens: usize, sequences: usize, group: usize) -> usize {
+        (tokens * group).div_ceil(BLOCK_PAIRS) + tokens.min(2 * sequences)
+    }
+
+    /// The tiles of the segment's path; a seam tile that another path has already is shared with it.
+    fn add_path(&mut self, segment: &Segment, seam_row: usize, seams: &mut HashMap<Vec<u32>, u32>) {
+        let rows: Vec<u32> =
+            segment.spans.iter().flat_map(|span| span.start as u32..(span.start + span.len) as u32).collect();
+        for keys in rows.chunks(TILE_KEYS) {
+            let straight = keys.windows(2).all(|pair| pair[0] + 1 == pair[1]);
+            let row = if straight {
+                keys[0]
+            } else {
+                let sources = &mut self.seam_sources;
+                *seams.entry(keys.to_vec()).or_insert_with(|| {
+                    let row = (seam_row + sources.len()) as u32;
+                    sources.extend(keys);
+                    sources.resize(sources.len().next_multiple_of(TILE_KEYS), NO_ROW);
+                    row
+                })
+            };
+            self.tile_rows.push(row);
+        }
+    }
+}
+
+/// Queries of consecutive positions on one path.
+struct Run {
+    query_row: u32,
+    out_row: u32,
+    position: u32,
+    first_tile: u32,
+}
+
+impl Run {
+    /// Cuts the pairs of `tokens` tokens into blocks.
+    fn work(&self, tokens: usize, group: usize, work: &mut Vec<Work>) {
+        let pairs = tokens * group;
+        work.extend((0..pairs).step_by(BLOCK_PAIRS).map(|first| {
+            let token = (first / group) as u32;
+            Work {
+                query_row: self.query_row + token,
+                out_row: self.out_row + token,
+                position: self.position + token,
+                first_head: (first % group) as u32,
+                pairs: BLOCK_PAIRS.min(pairs - first) as u32,
+                first_tile: self.first_tile,
+            }
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{Batch, Budget, Sharing};
+
+    fn packed(sequences: &[Vec<u32>], sharing: Sharing) -> Packed {
+        let mut batch = Batch::new(Budget { tokens: 100_000, sequences: 1_000 }, sharing);
+        assert!(sequences.iter().all(|ids| batch.try_add(ids)));
+        batch.pack()
+    }
+
+    /// `shared` tokens that both begin with, then 10 and 70 of their own.
+    fn two(shared: u32) -> Vec<Vec<u32>> {
+        let with = |from: u32, len: u32| (0..shared).chain(from..from + len).collect();
+        vec![with(1_000, 10), with(2_000, 70)]
+    }
+
+    /// The row of position `position` on the path whose tiles start at `first_tile`, seams followed to their sources.
+    fn row_of(tiles: &Tiles, first_tile: u32, position: usize, seam_row: usize) -> u32 {
+        let row = tiles.tile_rows[first_tile as usize + position / TILE_KEYS] as usize + position % TILE_KEYS;
+        if row < seam_row { row as u32 } else { tiles.seam_sources[row - seam_row] }
+    }
+
+    #[test]
+    fn every_query_finds_the_rows_of_its_path_through_the_tile_table() {
+        let longer = vec![vec![9; 200], vec![9; 64], (0..129).collect(), vec![7]];
+        for (sequences, sharing) in [
+            (two(0), Sharing::Prefixes),
+            (two(64), Sharing::Prefixes),
+            (two(100), Sharing::Prefixes),
+            (two(100), Sharing::Nothing),
+            ([two(37), two(30), longer].concat(), Sharing::Prefixes),
+        ] {
+            let packed = packed(&sequences, sharing);
+            let seam_row = packed.tokens.len() + 5;
+            let tiles = Tiles::new(&packed, 1, seam_row);
+            for work in tiles.all.iter().flat_map(|work| (0..work.pairs).map(move |token| (work, token))) {
+                let (work, token) = work;
+                let row = (work.query_row + token) as usize;
+                let segment = packed.segments.iter().find(|segment| segment.rows.contains(&row)).unwrap();
+                let path: Vec<u32> =
+                    segment.spans.iter().flat_map(|s| s.start as u32..(s.start + s.len) as u32).collect();
+                let position = (work.position + token) as usize;
+                assert_eq!(packed.positions[row] as usize, position);
+                let found: Vec<u32> =
+                    (0..=position).map(|key| row_of(&tiles, work.first_tile, key, seam_row)).collect();
+                assert_eq!(found, path[..=position]);
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_need_copies_only_where_a_path_leaves_consecutive_rows() {
+        let seams = |sequences: &[Vec<u32>], sharing| {
+            let tiles = Tiles::new(&packed(sequences, sharing), 1, 10_000);
+            tiles.seam_sources.len() / TILE_KEYS
+        };
+        assert_eq!(seams(&two(100), Sharing::Nothing), 0);
+        assert_eq!(seams(&two(64), Sharing::Prefixes), 0, "a prefix that ends with a tile");
+        // The first response follows its prompt's rows; the second one's first tile begins with the prompt's end.
+        assert_eq!(seams(&two(100), Sharing::Prefixes), 1);
+        let many: Vec<Vec<u32>> = (0..9).map(|n| (0..100).chain([500 + n; 5]).collect()).collect();
+        assert_eq!(seams(&many, Sharing::Prefixes), 8);
+    }
+
+    #[test]
+    fn a_seam_tile_ends_in_zeros_where_its_path_ends() {
+        let sequences = vec![vec![1, 2, 3, 4, 5], vec![1, 2, 3, 6]];
+        let tiles = Tiles::new(&packed(&sequences, Sharing::Prefixes), 1, 6);
+        assert_eq!(tiles.seam_sources[..5], [0, 1, 2, 5, NO_ROW]);
+        assert!(tiles.seam_sources[4..].iter().all(|&source| source == NO_ROW));
+        assert_eq!(tiles.seam_sources.len(), TILE_KEYS);
+    }
+
+    #[test]
+    fn work_covers_each_pair_once_and_starts_with_the_longest() {
+        for group in [1, 2, 3, 7, 8, 16, 40] {
+            let packed = packed(&two(100), Sharing::Prefixes);
+            let tiles = Tiles::new(&packed, group, 10_000);
+            let mut pairs: Vec<(u32, u32)> = Vec::new();
+            for work in &tiles.all {
+                assert!((1..=BLOCK_PAIRS as u32).contains(&work.pairs) && work.first_head < group as u32);
+                let first = work.query_row * group as u32 + work.first_head;
+                pairs.extend(
+                    (first..first + work.pairs).map(|pair| (pair / group as u32, pair % group as u32)),
+                );
+            }
+            pairs.sort_unstable();
+            let rows = packed.tokens.len() as u32;
+            let expected: Vec<_> =
+                (0..rows).flat_map(|row| (0..group as u32).map(move |head| (row, head))).collect();
+            assert_eq!(pairs, expected);
+            assert!(tiles.all.is_sorted_by(|a, b| a.position >= b.position));
+            assert!(tiles.all.len() <= Tiles::work_max(packed.tokens.len(), 2, group));
+        }
+    }
+
+    #[test]
+    fn last_rows_are_queries_of_their_own_at_the_ends_of_their_paths() {
+        let packed = packed(&two(100), Sharing::Prefixes);
+        let tiles = Tiles::new(&packed, 4, packed.tokens.len());
+        let mut last = tiles.last.clone();
+        last.sort_by_key(|work| work.out_row);
+        let facts: Vec<_> =
+            last.iter().map(|work| (work.query_row, work.out_row, work.position, work.pairs)).collect();
+        assert_eq!(facts, [(0, 0, 109, 4), (1, 1, 169, 4)]);
+    }
+
+    #[test]
+    fn the_bounds_hold_for_tries_of_many_short_segments() {
+        let sequences: Vec<Vec<u32>> = (0..40).map(|n| (0..n / 2).chain([1_000 + n]).collect()).collect();
+        let packed = packed(&sequences, Sharing::Prefixes);
+        let (tokens, ends) = (packed.tokens.len(), packed.last.len());
+        let tiles = Tiles::new(&packed, 3, tokens);
+        assert!(tiles.seam_sources.len() <= Tiles::seam_rows_max(tokens, ends));
+        assert!(tiles.tile_rows.len() <= Tiles::tile_rows_max(tokens, ends));
+        assert!(tiles.all.len() <= Tiles::work_max(tokens, ends, 3));
+    }
+}
