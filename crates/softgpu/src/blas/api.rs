@@ -1,0 +1,467 @@
+//! The entry points. Descriptors are boxes behind the opaque pointers.
+
+use super::gemm::{Element, Gemm, Matrix};
+use crate::driver::queue::Op;
+use crate::driver::world::world;
+use crate::driver::{device_of, enter};
+use std::ffi::{c_int, c_uint, c_void};
+
+/// What an entry point returns: `cublasStatus_t`.
+pub type LtStatus = c_uint;
+
+const SUCCESS: LtStatus = 0;
+const INVALID_VALUE: LtStatus = 7;
+const EXECUTION_FAILED: LtStatus = 13;
+const NOT_SUPPORTED: LtStatus = 15;
+
+const LAYOUT_ORDER: c_uint = 1;
+const LAYOUT_ROWS: c_uint = 2;
+const LAYOUT_COLUMNS: c_uint = 3;
+const LAYOUT_BATCH_COUNT: c_uint = 5;
+const DESC_TRANSPOSE_A: c_uint = 3;
+const DESC_TRANSPOSE_B: c_uint = 4;
+const DESC_EPILOGUE: c_uint = 7;
+const DESC_BIAS_POINTER: c_uint = 8;
+const EPILOGUE_DEFAULT: i32 = 1;
+const EPILOGUE_BIAS: i32 = 4;
+const ALGO_ID: c_uint = 0;
+const ALGO_SPLIT_K: c_uint = 2;
+const ALGO_REDUCTION: c_uint = 3;
+/// k terms that algorithm 2 sums apart.
+const K_BLOCK: usize = 64;
+const ALGORITHMS: u64 = 3;
+
+/// `cublasLtMatrixLayout_t`.
+pub struct Layout {
+    element: Option<Element>,
+    rows: u64,
+    columns: u64,
+    stride: i64,
+    row_order: bool,
+}
+
+/// `cublasLtMatmulDesc_t`.
+pub struct Description {
+    transpose: [bool; 2],
+    /// Whether the epilogue adds the bias.
+    biased: bool,
+    bias: u64,
+    refused: Option<&'static str>,
+}
+
+/// `cublasLtMatmulAlgo_t`: word 0 is the algorithm, 1 split-K, 2 the reduction scheme, 3 says that it was made here.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Algorithm {
+    words: [u64; 8],
+}
+
+const ALGORITHM_MARK: u64 = 0x736F_6674;
+
+/// `cublasLtMatmulHeuristicResult_t`.
+#[repr(C)]
+pub struct HeuristicResult {
+    algorithm: Algorithm,
+    workspace_bytes: usize,
+    state: LtStatus,
+    waves: f32,
+    reserved: [c_int; 4],
+}
+
+/// A handle holds nothing.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtCreate(handle: *mut usize) -> LtStatus {
+    // SAFETY: the caller's out parameter.
+    unsafe { handle.write(1) };
+    SUCCESS
+}
+
+/// Nothing to free.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasLtDestroy(_handle: usize) -> LtStatus {
+    SUCCESS
+}
+
+/// 13.0.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasLtGetVersion() -> usize {
+    130_000
+}
+
+/// A layout in column order.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatrixLayoutCreate(
+    layout: *mut *mut Layout,
+    kind: c_uint,
+    rows: u64,
+    columns: u64,
+    stride: i64,
+) -> LtStatus {
+    let made = Layout { element: Element::from_number(kind), rows, columns, stride, row_order: false };
+    // SAFETY: the caller's out parameter.
+    unsafe { layout.write(Box::into_raw(Box::new(made))) };
+    SUCCESS
+}
+
+/// Rows, columns, order; a batch count of 1. Other attributes are refused.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatrixLayoutSetAttribute(
+    layout: *mut Layout,
+    attribute: c_uint,
+    value: *const c_void,
+    _bytes: usize,
+) -> LtStatus {
+    if matches!(attribute, LAYOUT_ROWS | LAYOUT_COLUMNS) {
+        // SAFETY: the caller's layout, and a value of the attribute's size, 8 bytes for these two.
+        let (layout, size) = unsafe { (&mut *layout, value.cast::<u64>().read_unaligned()) };
+        *(if attribute == LAYOUT_ROWS { &mut layout.rows } else { &mut layout.columns }) = size;
+        return SUCCESS;
+    }
+    // SAFETY: the caller's layout, and a value of the attribute's size, 4 bytes at least for both that are read.
+    let (layout, value) = unsafe { (&mut *layout, value.cast::<i32>().read_unaligned()) };
+    match (attribute, value) {
+        (LAYOUT_ORDER, 0 | 1) => layout.row_order = value == 1,
+        (LAYOUT_BATCH_COUNT, 1) => {}
+        _ => return refuse(&format!("cublasLtMatrixLayoutSetAttribute: attribute {attribute} = {value}")),
+    }
+    SUCCESS
+}
+
+/// Frees a layout.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatrixLayoutDestroy(layout: *mut Layout) -> LtStatus {
+    // SAFETY: made by `cublasLtMatrixLayoutCreate`, destroyed once.
+    drop(unsafe { Box::from_raw(layout) });
+    SUCCESS
+}
+
+/// A description without transposes. Sums are in f32, whatever precision of at least that was asked for.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatmulDescCreate(
+    desc: *mut *mut Description,
+    compute: c_uint,
+    scale: c_uint,
+) -> LtStatus {
+    const COMPUTE_32F: c_uint = 68;
+    const COMPUTE_32F_PEDANTIC: c_uint = 69;
+    if !matches!(compute, COMPUTE_32F | COMPUTE_32F_PEDANTIC) || scale != 0 {
+        return refuse(&format!("cublasLtMatmulDescCreate: compute type {compute}, scale type {scale}"));
+    }
+    // SAFETY: the caller's out parameter.
+    unsafe {
+        desc.write(Box::into_raw(Box::new(Description {
+            transpose: [false; 2],
+            biased: false,
+            bias: 0,
+            refused: None,
+        })))
+    };
+    SUCCESS
+}
+
+/// Transposes; no epilogue, or one that adds a bias. Other attributes are refused.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
+    desc: *mut Description,
+    attribute: c_uint,
+    value: *const c_void,
+    _bytes: usize,
+) -> LtStatus {
+    let pointer = value;
+    // SAFETY: the caller's description, and a value of the attribute's size, 4 bytes at least for those that are read.
+    let (desc, value) = unsafe { (&mut *desc, value.cast::<i32>().read_unaligned()) };
+    match attribute {
+        DESC_TRANSPOSE_A => desc.transpose[0] = value != 0,
+        DESC_TRANSPOSE_B => desc.transpose[1] = value != 0,
+        DESC_EPILOGUE if matches!(value, EPILOGUE_DEFAULT | EPILOGUE_BIAS) => {
+            desc.biased = value == EPILOGUE_BIAS;
+        }
+        // SAFETY: an address, which this attribute's value has room for.
+        DESC_BIAS_POINTER => desc.bias = unsafe { pointer.cast::<u64>().read_unaligned() },
+        _ => {
+            desc.refused = Some("an attribute that is not supported");
+            return refuse(&format!("cublasLtMatmulDescSetAttribute: attribute {attribute} = {value}"));
+        }
+    }
+    SUCCESS
+}
+
+/// Frees a description.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatmulDescDestroy(desc: *mut Description) -> LtStatus {
+    // SAFETY: made by `cublasLtMatmulDescCreate`, destroyed once.
+    drop(unsafe { Box::from_raw(desc) });
+    SUCCESS
+}
+
+/// Preferences change nothing: every algorithm here runs without a workspace.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatmulPreferenceCreate(preference: *mut usize) -> LtStatus {
+    // SAFETY: the caller's out parameter.
+    unsafe { preference.write(1) };
+    SUCCESS
+}
+
+/// Noted by nobody.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasLtMatmulPreferenceSetAttribute(
+    _preference: usize,
+    _attribute: c_uint,
+    _value: *const c_void,
+    _bytes: usize,
+) -> LtStatus {
+    SUCCESS
+}
+
+/// Nothing to free.
+#[unsafe(no_mangle)]
+pub extern "C" fn cublasLtMatmulPreferenceDestroy(_preference: usize) -> LtStatus {
+    SUCCESS
+}
+
+/// Offers up to three algorithms.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
+    _handle: usize,
+    desc: *const Description,
+    a: *const Layout,
+    b: *const Layout,
+    c: *const Layout,
+    d: *const Layout,
+    _preference: usize,
+    wanted: c_int,
+    results: *mut HeuristicResult,
+    found: *mut c_int,
+) -> LtStatus {
+    // SAFETY: the caller's descriptors.
+    let gemm = match unsafe { gemm(desc, [a, b, c, d], [0; 4]) } {
+        Ok(gemm) => gemm,
+        Err(why) => return refuse(&why),
+    };
+    if let Err(why) = gemm.sizes() {
+        return refuse(&why);
+    }
+    let count = (wanted.max(0) as u64).min(ALGORITHMS);
+    for index in 0..count {
+        let mut algorithm = Algorithm::default();
+        algorithm.words[0] = index;
+        algorithm.words[1] = 1;
+        algorithm.words[3] = ALGORITHM_MARK;
+        let result =
+            HeuristicResult { algorithm, workspace_bytes: 0, state: SUCCESS, waves: 1.0, reserved: [0; 4] };
+        // SAFETY: the caller gives room for `wanted` results, and count <= wanted.
+        unsafe { results.add(index as usize).write(result) };
+    }
+    // SAFETY: the caller's out parameter.
+    unsafe { found.write(count as c_int) };
+    SUCCESS
+}
+
+/// Accepts the algorithms that the heuristic offers.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatmulAlgoCheck(
+    _handle: usize,
+    desc: *const Description,
+    a: *const Layout,
+    b: *const Layout,
+    c: *const Layout,
+    d: *const Layout,
+    algorithm: *const Algorithm,
+    result: *mut HeuristicResult,
+) -> LtStatus {
+    // SAFETY: the caller's descriptors and algorithm.
+    let (gemm, algorithm) = unsafe { (gemm(desc, [a, b, c, d], [0; 4]), *algorithm) };
+    if algorithm.words[3] != ALGORITHM_MARK || algorithm.words[1] != 1 || algorithm.words[0] >= ALGORITHMS {
+        return INVALID_VALUE;
+    }
+    if let Err(why) = gemm.and_then(|g| g.sizes().map(|_| ())) {
+        return refuse(&why);
+    }
+    let checked =
+        HeuristicResult { algorithm, workspace_bytes: 0, state: SUCCESS, waves: 1.0, reserved: [0; 4] };
+    // SAFETY: the caller's out parameter.
+    unsafe { result.write(checked) };
+    SUCCESS
+}
+
+/// Id, split-K and reduction scheme of an algorithm; anything else is 0.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatmulAlgoConfigGetAttribute(
+    algorithm: *const Algorithm,
+    attribute: c_uint,
+    value: *mut c_void,
+    bytes: usize,
+    written: *mut usize,
+) -> LtStatus {
+    // SAFETY: the caller's algorithm.
+    let words = unsafe { (*algorithm).words };
+    let found = match attribute {
+        ALGO_ID => words[0],
+        ALGO_SPLIT_K => words[1],
+        ALGO_REDUCTION => words[2],
+        _ => 0,
+    } as u32;
+    if bytes < 4 {
+        return INVALID_VALUE;
+    }
+    // SAFETY: the caller gives `bytes` bytes, 4 at least; `written` may be null.
+    unsafe {
+        value.cast::<u32>().write_unaligned(found);
+        if !written.is_null() {
+            written.write(4);
+        }
+    }
+    SUCCESS
+}
+
+/// Id, split-K and reduction scheme; `cublasLtMatmulAlgoCheck` then says whether that exists.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatmulAlgoConfigSetAttribute(
+    algorithm: *mut Algorithm,
+    attribute: c_uint,
+    value: *const c_void,
+    bytes: usize,
+) -> LtStatus {
+    if bytes < 4 {
+        return INVALID_VALUE;
+    }
+    // SAFETY: the caller's algorithm, and a value of `bytes` bytes.
+    let (algorithm, value) = unsafe { (&mut *algorithm, value.cast::<u32>().read_unaligned() as u64) };
+    match attribute {
+        ALGO_ID => algorithm.words[0] = value,
+        ALGO_SPLIT_K => algorithm.words[1] = value,
+        ALGO_REDUCTION => algorithm.words[2] = value,
+        _ => return INVALID_VALUE,
+    }
+    SUCCESS
+}
+
+/// Queues a product. Alpha and beta are read now, from the host.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cublasLtMatmul(
+    _handle: usize,
+    desc: *const Description,
+    alpha: *const f32,
+    a: u64,
+    a_layout: *const Layout,
+    b: u64,
+    b_layout: *const Layout,
+    beta: *const f32,
+    c: u64,
+    c_layout: *const Layout,
+    d: u64,
+    d_layout: *const Layout,
+    algorithm: *const Algorithm,
+    _workspace: u64,
+    _workspace_bytes: usize,
+    stream: usize,
+) -> LtStatus {
+    // SAFETY: the caller's descriptors and scalars; the algorithm may be null.
+    let (gemm, alpha, beta, algorithm) = unsafe {
+        let chosen = if algorithm.is_null() { Algorithm::default() } else { *algorithm };
+        (gemm(desc, [a_layout, b_layout, c_layout, d_layout], [a, b, c, d]), *alpha, *beta, chosen)
+    };
+    let gemm = match gemm.and_then(|g| g.sizes().map(|_| g)) {
+        Ok(gemm) => gemm,
+        Err(why) => return refuse(&why),
+    };
+    let k_block = if algorithm.words[0] == 2 { K_BLOCK } else { 0 };
+    let gemm = Gemm { alpha, beta, k_block, ..gemm };
+    let work = Box::new(move |memory: &mut crate::device::DeviceMemory| gemm.run(memory));
+    let queued = device_of(stream).and_then(enter).and_then(|mut device| {
+        device.push_launch(world()?, stream, Op::Work { name: "cublasLtMatmul", work })
+    });
+    if queued.is_ok() { SUCCESS } else { EXECUTION_FAILED }
+}
+
+fn refuse(why: &str) -> LtStatus {
+    eprintln!("softgpu: cublasLt: {why}");
+    NOT_SUPPORTED
+}
+
+/// # Safety
+/// The descriptors are null or live.
+unsafe fn gemm(
+    desc: *const Description,
+    layouts: [*const Layout; 4],
+    addresses: [u64; 4],
+) -> Result<Gemm, String> {
+    if desc.is_null() || layouts.iter().any(|l| l.is_null()) {
+        return Err("a descriptor is null".into());
+    }
+    // SAFETY: not null, and live by the caller's promise.
+    let desc = unsafe { &*desc };
+    if let Some(why) = desc.refused {
+        return Err(why.into());
+    }
+    let matrix = |index: usize| -> Result<Matrix, String> {
+        // SAFETY: as above.
+        let layout = unsafe { &*layouts[index] };
+        let element = layout.element.ok_or("an element type that is not f32, f16 or bf16")?;
+        let run = if layout.row_order { layout.columns } else { layout.rows };
+        if layout.stride < run as i64 {
+            return Err(format!("a leading dimension of {} for runs of {run}", layout.stride));
+        }
+        Ok(Matrix {
+            address: addresses[index],
+            element,
+            rows: layout.rows as usize,
+            columns: layout.columns as usize,
+            stride: layout.stride as usize,
+            row_order: layout.row_order,
+        })
+    };
+    let d = matrix(3)?;
+    // It has the elements of D, one for each row.
+    let bias = Matrix { address: desc.bias, columns: 1, stride: d.rows, row_order: false, ..d };
+    Ok(Gemm {
+        a: matrix(0)?,
+        b: matrix(1)?,
+        c: matrix(2)?,
+        d,
+        bias: desc.biased.then_some(bias),
+        transpose: desc.transpose,
+        alpha: 1.0,
+        beta: 0.0,
+        k_block: 0,
+    })
+}

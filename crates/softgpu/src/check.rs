@@ -1,0 +1,65 @@
+//! What the software GPU objects to, and how it says so.
+
+use std::fmt;
+
+/// Why an access or a warp was stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// No allocation holds the address.
+    OutOfBounds,
+    /// The allocation was freed.
+    UseAfterFree,
+    /// The address is not a multiple of the access's size.
+    Misaligned,
+    /// A byte was read that nobody wrote.
+    Uninitialised,
+    /// Two warps touched one 4-byte word of shared memory, one of them writing, with no barrier between.
+    Race,
+    /// A byte was touched while an asynchronous copy into it was in flight.
+    InFlight,
+    /// Warps of a block wait for each other for ever, or a barrier was met by part of a warp.
+    Barrier,
+    /// `trap`, or lanes named in a member mask that are not there.
+    Trap,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OutOfBounds => "out of bounds",
+            Self::UseAfterFree => "use after free",
+            Self::Misaligned => "misaligned access",
+            Self::Uninitialised => "uninitialised read",
+            Self::Race => "shared memory race",
+            Self::InFlight => "operand of an asynchronous copy in flight",
+            Self::Barrier => "barrier error",
+            Self::Trap => "trap",
+        })
+    }
+}
+
+/// A violation by one lane, before it is known which instruction and block that was.
+#[derive(Clone, Debug)]
+pub struct LaneFault {
+    /// What happened.
+    pub violation: Violation,
+    /// The first lane that did it.
+    pub lane: usize,
+    /// Address, size, allocation.
+    pub detail: String,
+}
+
+/// A violation with its place: what stderr prints.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    /// What happened.
+    pub violation: Violation,
+    /// The whole message.
+    pub message: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

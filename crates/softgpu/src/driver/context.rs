@@ -1,0 +1,234 @@
+//! `cuInit`, devices, contexts, error texts.
+
+use super::status::{self, Status};
+use super::world::{initialise, world};
+use super::{CURRENT, CuResult, code, current_device, enter, lock, store};
+use std::ffi::{c_char, c_int, c_uint};
+
+const DRIVER_VERSION: c_int = 13000;
+
+/// Starts the driver: reads the settings. Without a device it is refused, as the driver does.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuInit(_flags: c_uint) -> CuResult {
+    if initialise().devices.is_empty() { Status::NoDevice as u32 } else { 0 }
+}
+
+/// 13.0.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> CuResult {
+    // SAFETY: the caller's out parameter.
+    code(unsafe { store(version, DRIVER_VERSION) })
+}
+
+/// `SOFTGPU_DEVICES`.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> CuResult {
+    // SAFETY: the caller's out parameter.
+    code(world().and_then(|w| unsafe { store(count, w.devices.len() as c_int) }))
+}
+
+/// A device is its index.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> CuResult {
+    // SAFETY: the caller's out parameter.
+    code(lock(ordinal as usize).and_then(|_| unsafe { store(device, ordinal) }))
+}
+
+/// "softgpu" and its compute capability.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, length: c_int, _device: c_int) -> CuResult {
+    code(world().and_then(|w| {
+        let text = format!("softgpu sm_{}", w.settings.cc);
+        let count = text.len().min((length.max(1) - 1) as usize);
+        if name.is_null() || length < 1 {
+            return Err(Status::InvalidValue);
+        }
+        // SAFETY: the caller gives `length` bytes, and count + 1 <= length.
+        unsafe {
+            std::ptr::copy_nonoverlapping(text.as_ptr().cast(), name, count);
+            name.add(count).write(0);
+        }
+        Ok(())
+    }))
+}
+
+/// `SOFTGPU_MEMORY_GIB`.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -> CuResult {
+    // SAFETY: the caller's out parameter.
+    code(lock(device as usize).and_then(|d| unsafe { store(bytes, d.memory.free_and_total().1) }))
+}
+
+/// Bytes that spell the device's index.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: c_int) -> CuResult {
+    let mut bytes = *b"softgpu         ";
+    bytes[15] = device as u8;
+    // SAFETY: the caller's out parameter.
+    code(lock(device as usize).and_then(|_| unsafe { store(uuid, bytes) }))
+}
+
+/// What a real card of that compute capability says; unknown attributes are refused by number.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDeviceGetAttribute(
+    value: *mut c_int,
+    attribute: c_uint,
+    _device: c_int,
+) -> CuResult {
+    code(world().and_then(|w| {
+        let Some(found) = attribute_of(w.settings.cc, attribute) else {
+            eprintln!("softgpu: device attribute {attribute} is not known");
+            return Err(Status::InvalidValue);
+        };
+        // SAFETY: the caller's out parameter.
+        unsafe { store(value, found) }
+    }))
+}
+
+/// Opt-in shared memory of a block, SMs, threads of an SM.
+pub(super) fn limits(cc: u32) -> (c_int, c_int, c_int) {
+    match cc {
+        75 => (64 << 10, 40, 1024),
+        80 => (163 << 10, 108, 2048),
+        86 => (99 << 10, 84, 1536),
+        _ => (227 << 10, 132, 2048),
+    }
+}
+
+fn attribute_of(cc: u32, attribute: c_uint) -> Option<c_int> {
+    let (opt_in, multiprocessors, threads) = limits(cc);
+    Some(match attribute {
+        1..=3 => 1024,
+        4 => 64,
+        5 => i32::MAX,
+        6 | 7 => 65_535,
+        8 => 48 << 10,
+        9 => 64 << 10,
+        10 => 32,
+        12 | 82 => 65_536,
+        13 | 36 => 1_000_000,
+        16 => multiprocessors,
+        20 => 0,
+        37 => 256,
+        38 => 4 << 20,
+        39 => threads,
+        40 | 41 | 83 => 1,
+        75 => (cc / 10) as c_int,
+        76 => (cc % 10) as c_int,
+        81 => opt_in + 1024,
+        97 => opt_in,
+        // Memory pools: not supported, so that allocations are countable calls.
+        115 => 0,
+        _ => return None,
+    })
+}
+
+/// The device's one context.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c_int) -> CuResult {
+    code(lock(device as usize).and_then(|mut d| {
+        d.context_references += 1;
+        // SAFETY: the caller's out parameter.
+        unsafe { store(context, device as usize + 1) }
+    }))
+}
+
+/// The last release frees everything and ends a sticky error.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> CuResult {
+    code(lock(device as usize).and_then(|mut d| {
+        if d.context_references == 0 {
+            return Err(Status::InvalidContext);
+        }
+        d.context_references -= 1;
+        if d.context_references == 0 {
+            d.reset();
+        }
+        Ok(())
+    }))
+}
+
+/// The calling thread's context.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxGetCurrent(context: *mut usize) -> CuResult {
+    // SAFETY: the caller's out parameter.
+    code(unsafe { store(context, CURRENT.get()) })
+}
+
+/// Sets the calling thread's context.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuCtxSetCurrent(context: usize) -> CuResult {
+    CURRENT.set(context);
+    0
+}
+
+/// The current context's device.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxGetDevice(device: *mut c_int) -> CuResult {
+    // SAFETY: the caller's out parameter.
+    code(current_device().and_then(|d| unsafe { store(device, d as c_int) }))
+}
+
+/// Runs every stream of the device.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuCtxSynchronize() -> CuResult {
+    code(current_device().and_then(enter).and_then(|mut d| d.drain_all(world()?)))
+}
+
+/// The name of an error number.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorName(error: c_uint, text: *mut *const c_char) -> CuResult {
+    // SAFETY: the caller's out parameter.
+    code(
+        status::describe(error)
+            .ok_or(Status::InvalidValue)
+            .and_then(|(name, _)| unsafe { store(text, name.as_ptr()) }),
+    )
+}
+
+/// The sentence of an error number.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuGetErrorString(error: c_uint, text: *mut *const c_char) -> CuResult {
+    // SAFETY: the caller's out parameter.
+    code(
+        status::describe(error)
+            .ok_or(Status::InvalidValue)
+            .and_then(|(_, s)| unsafe { store(text, s.as_ptr()) }),
+    )
+}

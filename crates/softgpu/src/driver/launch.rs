@@ -1,0 +1,204 @@
+//! Modules, functions, launches.
+
+use super::context::limits;
+use super::queue::Op;
+use super::status::Status;
+use super::world::{Function, world};
+use super::{CuResult, code, current_device, device_of, enter, store};
+use crate::decode::decode_module;
+use crate::{exec, ptx};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::Arc;
+
+/// Dynamic shared memory of a block without an opt-in.
+const DYNAMIC_SHARED_DEFAULT: usize = 48 << 10;
+const THREADS_MAX: u32 = 1024;
+const ATTRIBUTE_MAX_THREADS: c_uint = 0;
+const ATTRIBUTE_SHARED_BYTES: c_uint = 1;
+const ATTRIBUTE_DYNAMIC_SHARED_MAX: c_uint = 8;
+
+/// Reads a fatbin or PTX text and decodes every kernel; instructions that are not supported are listed on stderr.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_void) -> CuResult {
+    code(current_device().and_then(enter).and_then(|mut d| {
+        if image.is_null() {
+            return Err(Status::InvalidValue);
+        }
+        // SAFETY: the caller's image is a whole fatbin or a string with an end.
+        let text = unsafe { ptx::ptx_for(image.cast(), world()?.settings.cc) }.map_err(|why| {
+            eprintln!("softgpu: cuModuleLoadData: {why}");
+            Status::NoBinary
+        })?;
+        let parsed = ptx::parse(&text).map_err(|why| {
+            eprintln!("softgpu: cuModuleLoadData: {why}");
+            Status::InvalidPtx
+        })?;
+        let programs = decode_module(&parsed).map_err(|lines| {
+            eprintln!("softgpu: cuModuleLoadData: {} instructions are not supported:", lines.len());
+            lines.iter().for_each(|line| eprintln!("  {line}"));
+            Status::InvalidPtx
+        })?;
+        let handle = d.handle();
+        d.modules.insert(handle, programs.into_iter().map(Arc::new).collect());
+        // SAFETY: the caller's out parameter.
+        unsafe { store(module, handle) }
+    }))
+}
+
+/// Forgets the module; functions in use live on in their launches.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuModuleUnload(module: usize) -> CuResult {
+    code(
+        device_of(module)
+            .and_then(enter)
+            .and_then(|mut d| d.modules.remove(&module).map(|_| ()).ok_or(Status::InvalidHandle)),
+    )
+}
+
+/// A kernel by name.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuModuleGetFunction(
+    function: *mut usize,
+    module: usize,
+    name: *const c_char,
+) -> CuResult {
+    code(device_of(module).and_then(enter).and_then(|mut d| {
+        // SAFETY: the caller's string.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+        let programs = d.modules.get(&module).ok_or(Status::InvalidHandle)?;
+        let program = programs.iter().find(|p| p.name == name).ok_or(Status::NotFound)?.clone();
+        let handle = d.handle();
+        d.functions.insert(handle, Function { program, dynamic_shared_max: DYNAMIC_SHARED_DEFAULT });
+        // SAFETY: the caller's out parameter.
+        unsafe { store(function, handle) }
+    }))
+}
+
+/// Static facts of a kernel; what only ptxas knows (registers, local memory) is 0.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuFuncGetAttribute(
+    value: *mut c_int,
+    attribute: c_uint,
+    function: usize,
+) -> CuResult {
+    code(device_of(function).and_then(enter).and_then(|d| {
+        let f = d.functions.get(&function).ok_or(Status::InvalidHandle)?;
+        let found = match attribute {
+            ATTRIBUTE_MAX_THREADS => f.program.threads_max.unwrap_or(THREADS_MAX) as c_int,
+            ATTRIBUTE_SHARED_BYTES => f.program.shared_bytes as c_int,
+            ATTRIBUTE_DYNAMIC_SHARED_MAX => f.dynamic_shared_max as c_int,
+            _ => 0,
+        };
+        // SAFETY: the caller's out parameter.
+        unsafe { store(value, found) }
+    }))
+}
+
+/// Raises dynamic shared memory up to the device's opt-in limit; other attributes are hints.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_uint, value: c_int) -> CuResult {
+    code(device_of(function).and_then(enter).and_then(|mut d| {
+        let opt_in = limits(world()?.settings.cc).0 as usize;
+        let f = d.functions.get_mut(&function).ok_or(Status::InvalidHandle)?;
+        if attribute == ATTRIBUTE_DYNAMIC_SHARED_MAX {
+            let wanted = usize::try_from(value).map_err(|_| Status::InvalidValue)?;
+            if wanted + f.program.shared_bytes > opt_in {
+                return Err(Status::InvalidValue);
+            }
+            f.dynamic_shared_max = wanted;
+        }
+        Ok(())
+    }))
+}
+
+/// Blocks of an SM by threads and shared memory (registers are not known here).
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
+    blocks: *mut c_int,
+    function: usize,
+    block_size: c_int,
+    dynamic_shared_bytes: usize,
+    _flags: c_uint,
+) -> CuResult {
+    code(device_of(function).and_then(enter).and_then(|d| {
+        let f = d.functions.get(&function).ok_or(Status::InvalidHandle)?;
+        let (opt_in, _, threads) = limits(world()?.settings.cc);
+        let shared = f.program.shared_bytes + dynamic_shared_bytes + 1024;
+        let by_shared = (opt_in as usize + 1024) / shared;
+        let by_threads = (threads / block_size.max(1)) as usize;
+        // SAFETY: the caller's out parameter.
+        unsafe { store(blocks, by_shared.min(by_threads).min(32) as c_int) }
+    }))
+}
+
+/// Queues a kernel; its parameters are copied now. `SOFTGPU_FAIL=launch:N` fails the N-th kernel to run, `lazy:N` the
+/// N-th call of this.
+///
+/// # Safety
+/// As the CUDA driver documents: `params` points to one pointer for each parameter of the kernel.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuLaunchKernel(
+    function: usize,
+    grid_x: c_uint,
+    grid_y: c_uint,
+    grid_z: c_uint,
+    block_x: c_uint,
+    block_y: c_uint,
+    block_z: c_uint,
+    dynamic_shared_bytes: c_uint,
+    stream: usize,
+    params: *mut *mut c_void,
+    extra: *mut *mut c_void,
+) -> CuResult {
+    code(device_of(function).and_then(enter).and_then(|mut d| {
+        let f = d.functions.get(&function).ok_or(Status::InvalidHandle)?;
+        let program = f.program.clone();
+        let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
+        let threads = block.iter().map(|&n| n as u64).product::<u64>();
+        let most = program.threads_max.unwrap_or(THREADS_MAX) as u64;
+        let grid_fits = grid.iter().all(|&n| n > 0) && grid_y <= 65_535 && grid_z <= 65_535;
+        if !grid_fits || threads == 0 || threads > most || block_z > 64 || !extra.is_null() {
+            eprintln!("softgpu: cuLaunchKernel: `{}` cannot run as grid {grid:?}, block {block:?}", program.name);
+            return Err(Status::InvalidValue);
+        }
+        if dynamic_shared_bytes as usize > f.dynamic_shared_max {
+            let most = f.dynamic_shared_max;
+            eprintln!("softgpu: cuLaunchKernel: `{}` asks for {dynamic_shared_bytes} bytes of dynamic shared memory, allowed are {most}", program.name);
+            return Err(Status::InvalidValue);
+        }
+        let mut bytes = vec![0u8; program.param_bytes];
+        for (index, &(offset, size)) in program.params.iter().enumerate() {
+            // SAFETY: the caller gives one pointer a parameter, each to as many bytes as the kernel declares.
+            unsafe {
+                let from = *params.add(index);
+                std::ptr::copy_nonoverlapping(from.cast::<u8>(), bytes[offset..].as_mut_ptr(), size);
+            }
+        }
+        let world = world()?;
+        if world.fails("lazy") {
+            return Err(Status::OutOfMemory);
+        }
+        let checked = world.settings.checked;
+        let config = exec::Config { grid, block, dynamic_shared_bytes: dynamic_shared_bytes as usize, checked };
+        d.push_launch(world, stream, Op::Launch { program, config, params: bytes })
+    }))
+}
+
+/// Not there yet: no kernel here uses tensor maps.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuTensorMapEncodeTiled() -> CuResult {
+    eprintln!("softgpu: cuTensorMapEncodeTiled is not supported");
+    Status::NotSupported as u32
+}

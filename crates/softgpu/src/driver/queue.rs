@@ -1,0 +1,233 @@
+//! Streams and events: queues that run when somebody waits for them.
+
+use super::status::Status;
+use super::world::{DeviceState, World};
+use crate::check::{Fault, Violation};
+use crate::decode::Program;
+use crate::device::{Access, DeviceMemory, Launch};
+use crate::exec;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Work of a library (a GEMM, a collective) on the device's memory; an error names what went wrong.
+pub type Work = Box<dyn FnOnce(&mut DeviceMemory) -> Result<(), String> + Send>;
+
+/// One entry of a stream.
+#[allow(missing_docs)]
+pub enum Op {
+    /// Bytes that were read from pageable memory at the call.
+    CopyIn { to: u64, bytes: Vec<u8> },
+    /// From pinned host memory, read when this runs.
+    CopyInPinned { to: u64, from: usize, bytes: usize },
+    /// To host memory.
+    CopyOut { to: usize, from: u64, bytes: usize },
+    /// Between two places of the device.
+    CopyDevice { to: u64, from: u64, bytes: usize },
+    /// Bytes of one value.
+    Fill { to: u64, value: u8, bytes: usize },
+    /// A kernel.
+    Launch { program: Arc<Program>, config: exec::Config, params: Vec<u8> },
+    /// An event's time of passing.
+    Record { event: usize },
+    /// Nothing later before that place of another stream is done.
+    Wait { stream: usize, sequence: u64 },
+    /// A library call, with its name.
+    Work { name: &'static str, work: Work },
+}
+
+/// A stream.
+#[derive(Default)]
+pub struct Stream {
+    pub(super) queue: VecDeque<Op>,
+    /// Entries ever pushed, and those done.
+    pub pushed: u64,
+    /// Entries done.
+    pub done: u64,
+    /// Waits for the default stream and is waited for by it.
+    pub blocking: bool,
+}
+
+/// An event.
+#[derive(Default)]
+pub struct Event {
+    /// (stream, sequence) of the last record.
+    pub recorded: Option<(usize, u64)>,
+    /// When that record ran.
+    pub passed: Option<Instant>,
+}
+
+impl DeviceState {
+    /// Appends to a stream.
+    ///
+    /// # Errors
+    /// An unknown stream.
+    pub fn push(&mut self, stream: usize, op: Op) -> Result<(), Status> {
+        let blocking = self.streams.get(&stream).ok_or(Status::InvalidHandle)?.blocking;
+        // The default stream and blocking streams wait for each other.
+        let waits: Vec<(usize, u64)> = if stream == 0 {
+            self.streams
+                .iter()
+                .filter(|(_, s)| s.blocking && s.done < s.pushed)
+                .map(|(&id, s)| (id, s.pushed))
+                .collect()
+        } else if blocking && self.streams[&0].done < self.streams[&0].pushed {
+            vec![(0, self.streams[&0].pushed)]
+        } else {
+            Vec::new()
+        };
+        let target = self.streams.get_mut(&stream).ok_or(Status::InvalidHandle)?;
+        for (stream, sequence) in waits {
+            target.queue.push_back(Op::Wait { stream, sequence });
+            target.pushed += 1;
+        }
+        target.queue.push_back(op);
+        target.pushed += 1;
+        Ok(())
+    }
+
+    /// Appends a kernel, or a library's kernels; with `CUDA_LAUNCH_BLOCKING=1` it runs now.
+    ///
+    /// # Errors
+    /// As [`DeviceState::push`] and [`DeviceState::run_until`].
+    pub fn push_launch(&mut self, world: &World, stream: usize, op: Op) -> Result<(), Status> {
+        self.push(stream, op)?;
+        if world.settings.launch_blocking { self.drain(world, stream) } else { Ok(()) }
+    }
+
+    /// Runs a stream until `sequence` of its entries are done.
+    ///
+    /// # Errors
+    /// The device's sticky error, old or new.
+    pub fn run_until(&mut self, world: &World, stream: usize, sequence: u64) -> Result<(), Status> {
+        while let Some(s) = self.streams.get_mut(&stream) {
+            if let Some(status) = self.error {
+                return Err(status);
+            }
+            if s.done >= sequence {
+                break;
+            }
+            let Some(op) = s.queue.pop_front() else { break };
+            if let Op::Wait { stream: other, sequence } = op {
+                self.run_until(world, other, sequence)?;
+            } else if let Err((status, why)) = self.perform(world, op) {
+                eprintln!("softgpu: device {}: {why}", self.index);
+                self.error = Some(status);
+                self.message = why;
+            }
+            if let Some(s) = self.streams.get_mut(&stream) {
+                s.done += 1;
+            }
+        }
+        self.error.map_or(Ok(()), Err)
+    }
+
+    /// Runs everything of a stream.
+    ///
+    /// # Errors
+    /// As [`DeviceState::run_until`], and an unknown stream.
+    pub fn drain(&mut self, world: &World, stream: usize) -> Result<(), Status> {
+        let pushed = self.streams.get(&stream).ok_or(Status::InvalidHandle)?.pushed;
+        self.run_until(world, stream, pushed)
+    }
+
+    /// Runs everything.
+    ///
+    /// # Errors
+    /// As [`DeviceState::run_until`].
+    pub fn drain_all(&mut self, world: &World) -> Result<(), Status> {
+        let mut ids: Vec<usize> = self.streams.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter().try_for_each(|id| self.drain(world, id))
+    }
+
+    fn perform(&mut self, world: &World, op: Op) -> Result<(), (Status, String)> {
+        let memory = &mut self.memory;
+        let in_copy = |(violation, detail): (Violation, String)| {
+            (status_of(violation), format!("{violation} in a copy: {detail}"))
+        };
+        match op {
+            Op::CopyIn { to, bytes } => {
+                memory.range(to, bytes.len(), Access::Write).map_err(in_copy)?;
+                // SAFETY: `range` found all of the target inside a live allocation; the source is a Vec of that length.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
+            }
+            Op::CopyInPinned { to, from, bytes } => {
+                memory.range(to, bytes, Access::Write).map_err(in_copy)?;
+                if !world.is_pinned(from, bytes) {
+                    return Err((
+                        Status::IllegalAddress,
+                        "use after free of pinned memory in a copy to the device".into(),
+                    ));
+                }
+                // SAFETY: `range` found the target inside a live allocation, and the source is pinned memory that lives still.
+                unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+            }
+            Op::CopyOut { to, from, bytes } => {
+                memory.range(from, bytes, Access::Read).map_err(in_copy)?;
+                // SAFETY: `range` found the source inside a live allocation; the target is the caller's, promised by
+                // cuMemcpyDtoHAsync's contract until the copy has been waited for.
+                unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
+            }
+            Op::CopyDevice { to, from, bytes } => {
+                memory.peek(from, bytes).map_err(in_copy)?;
+                memory.peek(to, bytes).map_err(in_copy)?;
+                memory.copy_written(to, from, bytes);
+                // SAFETY: both ranges were found inside live allocations; they may overlap.
+                unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) };
+            }
+            Op::Fill { to, value, bytes } => {
+                memory.range(to, bytes, Access::Write).map_err(in_copy)?;
+                // SAFETY: `range` found the target inside a live allocation.
+                unsafe { std::ptr::write_bytes(to as *mut u8, value, bytes) };
+            }
+            Op::Launch { program, config, params } => return self.launch(world, &program, &config, &params),
+            Op::Record { event } => {
+                if let Some(event) = self.events.get_mut(&event) {
+                    event.passed = Some(Instant::now());
+                }
+            }
+            Op::Wait { .. } => {}
+            Op::Work { name, work } => {
+                work(memory).map_err(|why| (Status::IllegalAddress, format!("{name}: {why}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(
+        &mut self,
+        world: &World,
+        program: &Program,
+        config: &exec::Config,
+        params: &[u8],
+    ) -> Result<(), (Status, String)> {
+        if world.fails("lost") {
+            return Err((
+                Status::Unknown,
+                format!("the device was lost before kernel `{}`, as planned", program.name),
+            ));
+        }
+        if world.fails("launch") {
+            return Err((Status::LaunchFailed, format!("kernel `{}` failed, as planned", program.name)));
+        }
+        let outcome = exec::launch(program, config, params, &mut self.memory);
+        self.launches.push(Launch {
+            kernel: program.name.clone(),
+            device: self.index,
+            grid: config.grid,
+            block: config.block,
+            counters: self.memory.counters,
+        });
+        outcome.map_err(|Fault { violation, message }| (status_of(violation), message))
+    }
+}
+
+fn status_of(violation: Violation) -> Status {
+    match violation {
+        Violation::Misaligned => Status::MisalignedAddress,
+        Violation::Barrier => Status::LaunchTimeout,
+        Violation::Trap => Status::IllegalInstruction,
+        _ => Status::IllegalAddress,
+    }
+}

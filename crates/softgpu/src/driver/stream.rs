@@ -1,0 +1,137 @@
+//! Streams and events.
+
+use super::queue::{Event, Op, Stream};
+use super::status::Status;
+use super::world::world;
+use super::{CuResult, code, current_device, device_of, enter, lock, store};
+use std::ffi::c_uint;
+
+const STREAM_NON_BLOCKING: c_uint = 1;
+
+/// A stream of the current device.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamCreate(stream: *mut usize, flags: c_uint) -> CuResult {
+    code(current_device().and_then(enter).and_then(|mut d| {
+        let handle = d.handle();
+        d.streams.insert(handle, Stream { blocking: flags & STREAM_NON_BLOCKING == 0, ..Stream::default() });
+        // SAFETY: the caller's out parameter.
+        unsafe { store(stream, handle) }
+    }))
+}
+
+/// Runs what is left, then forgets the stream.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamDestroy_v2(stream: usize) -> CuResult {
+    code(device_of(stream).and_then(lock).and_then(|mut d| {
+        if stream == 0 || !d.streams.contains_key(&stream) {
+            return Err(Status::InvalidHandle);
+        }
+        let ran = d.drain(world()?, stream);
+        d.streams.remove(&stream);
+        ran
+    }))
+}
+
+/// Runs the stream.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamSynchronize(stream: usize) -> CuResult {
+    code(device_of(stream).and_then(enter).and_then(|mut d| d.drain(world()?, stream)))
+}
+
+/// Later work of the stream waits for the event's last record.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, _flags: c_uint) -> CuResult {
+    code(device_of(stream).and_then(enter).and_then(|mut d| {
+        if device_of(event)? != d.index {
+            eprintln!("softgpu: an event of another device cannot be waited for");
+            return Err(Status::NotSupported);
+        }
+        match d.events.get(&event).ok_or(Status::InvalidHandle)?.recorded {
+            Some((other, sequence)) if other != stream => {
+                d.push(stream, Op::Wait { stream: other, sequence })
+            }
+            _ => Ok(()),
+        }
+    }))
+}
+
+/// An event of the current device.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventCreate(event: *mut usize, _flags: c_uint) -> CuResult {
+    code(current_device().and_then(enter).and_then(|mut d| {
+        let handle = d.handle();
+        d.events.insert(handle, Event::default());
+        // SAFETY: the caller's out parameter.
+        unsafe { store(event, handle) }
+    }))
+}
+
+/// Forgets the event.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventDestroy_v2(event: usize) -> CuResult {
+    code(device_of(event).and_then(lock).and_then(|mut d| {
+        d.events.remove(&event).map(|_| ()).ok_or(Status::InvalidHandle)?;
+        d.error.map_or(Ok(()), Err)
+    }))
+}
+
+/// The event now stands for all that the stream holds.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventRecord(event: usize, stream: usize) -> CuResult {
+    code(device_of(event).and_then(enter).and_then(|mut d| {
+        d.push(stream, Op::Record { event })?;
+        let sequence = d.streams[&stream].pushed;
+        let event = d.events.get_mut(&event).ok_or(Status::InvalidHandle)?;
+        event.recorded = Some((stream, sequence));
+        event.passed = None;
+        Ok(())
+    }))
+}
+
+/// Whether the event has passed. Each query that says no runs one more entry of the stream, so that polling ends.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventQuery(event: usize) -> CuResult {
+    code(device_of(event).and_then(enter).and_then(|mut d| {
+        let Some((stream, sequence)) = d.events.get(&event).ok_or(Status::InvalidHandle)?.recorded else {
+            return Ok(());
+        };
+        let done = d.streams.get(&stream).map_or(u64::MAX, |s| s.done);
+        if done >= sequence {
+            return Ok(());
+        }
+        d.run_until(world()?, stream, done + 1)?;
+        Err(Status::NotReady)
+    }))
+}
+
+/// Runs the event's stream up to its record.
+#[unsafe(no_mangle)]
+pub extern "C" fn cuEventSynchronize(event: usize) -> CuResult {
+    code(device_of(event).and_then(enter).and_then(|mut d| {
+        match d.events.get(&event).ok_or(Status::InvalidHandle)?.recorded {
+            Some((stream, sequence)) => d.run_until(world()?, stream, sequence),
+            None => Ok(()),
+        }
+    }))
+}
+
+/// Milliseconds on the host's clock between two events that have passed.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventElapsedTime_v2(ms: *mut f32, start: usize, end: usize) -> CuResult {
+    code(device_of(start).and_then(enter).and_then(|d| {
+        let passed =
+            |event: usize| d.events.get(&event).ok_or(Status::InvalidHandle)?.passed.ok_or(Status::NotReady);
+        let elapsed = passed(end)?.saturating_duration_since(passed(start)?);
+        // SAFETY: the caller's out parameter.
+        unsafe { store(ms, elapsed.as_secs_f32() * 1e3) }
+    }))
+}

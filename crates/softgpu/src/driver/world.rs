@@ -1,0 +1,175 @@
+//! The process's devices, its settings and its planned faults.
+
+use super::queue::{Event, Stream};
+use super::status::Status;
+use crate::decode::Program;
+use crate::device::{DeviceMemory, Launch};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, OnceLock};
+
+/// Handles carry their device's index plus one above this bit.
+pub const HANDLE_SHIFT: u32 = 40;
+const DEFAULT_MEMORY_GIB: f64 = 16.0;
+
+/// A kernel of a loaded module.
+pub struct Function {
+    /// Its code.
+    pub program: Arc<Program>,
+    /// What `cuFuncSetAttribute` raised dynamic shared memory to.
+    pub dynamic_shared_max: usize,
+}
+
+/// Everything of one device.
+pub struct DeviceState {
+    /// Its index.
+    pub index: usize,
+    /// Its memory.
+    pub memory: DeviceMemory,
+    /// Streams by handle; 0 is the default stream.
+    pub streams: HashMap<usize, Stream>,
+    /// Events by handle.
+    pub events: HashMap<usize, Event>,
+    /// Kernels of each module.
+    pub modules: HashMap<usize, Vec<Arc<Program>>>,
+    /// Functions by handle.
+    pub functions: HashMap<usize, Function>,
+    /// The sticky error.
+    pub error: Option<Status>,
+    /// What was printed when it came up.
+    pub message: String,
+    /// References to the primary context.
+    pub context_references: usize,
+    /// Counters of every launch since they were last reset.
+    pub launches: Vec<Launch>,
+    next: usize,
+}
+
+impl DeviceState {
+    fn new(index: usize, settings: &Settings) -> Self {
+        Self {
+            index,
+            memory: DeviceMemory::new(settings.memory_bytes, settings.checked),
+            streams: HashMap::from([(0, Stream::default())]),
+            events: HashMap::new(),
+            modules: HashMap::new(),
+            functions: HashMap::new(),
+            error: None,
+            message: String::new(),
+            context_references: 0,
+            launches: Vec::new(),
+            next: 1,
+        }
+    }
+
+    /// A handle that says its device.
+    pub fn handle(&mut self) -> usize {
+        self.next += 1;
+        (self.index + 1) << HANDLE_SHIFT | self.next << 4
+    }
+
+    /// What the last release of a primary context does: everything goes, the sticky error too.
+    pub fn reset(&mut self) {
+        self.memory.clear();
+        self.streams = HashMap::from([(0, Stream::default())]);
+        self.events.clear();
+        self.modules.clear();
+        self.functions.clear();
+        self.error = None;
+    }
+}
+
+/// What the environment asks for.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// `SOFTGPU_CC`: 75, 80, 86 or 90.
+    pub cc: u32,
+    /// `SOFTGPU_DEVICES`.
+    pub devices: usize,
+    /// `SOFTGPU_MEMORY_GIB`, a decimal number.
+    pub memory_bytes: usize,
+    /// `SOFTGPU_CHECK`.
+    pub checked: bool,
+    /// `CUDA_LAUNCH_BLOCKING`, the driver's own variable: launches wait for themselves.
+    pub launch_blocking: bool,
+}
+
+/// Faults to come; each counts from 1 over the process, or since the plan was made.
+#[derive(Clone, Debug, Default)]
+pub struct Faults {
+    plan: HashMap<String, u64>,
+    seen: HashMap<String, u64>,
+}
+
+impl Faults {
+    /// Reads `alloc:7,launch:12`.
+    pub fn new(plan: &str) -> Self {
+        let entries = plan.split(',').filter_map(|item| item.trim().split_once(':'));
+        let plan = entries.filter_map(|(what, n)| Some((what.to_string(), n.parse().ok()?))).collect();
+        Self { plan, seen: HashMap::new() }
+    }
+
+    fn due(&mut self, what: &str) -> bool {
+        let seen = self.seen.entry(what.to_string()).or_default();
+        *seen += 1;
+        self.plan.get(what) == Some(seen)
+    }
+}
+
+/// All devices and what they share.
+pub struct World {
+    /// Settings read by `cuInit`.
+    pub settings: Settings,
+    /// The devices.
+    pub devices: Vec<Mutex<DeviceState>>,
+    /// Pinned host memory: start to bytes.
+    pub pinned: Mutex<BTreeMap<usize, usize>>,
+    faults: Mutex<Faults>,
+}
+
+static WORLD: OnceLock<World> = OnceLock::new();
+
+/// The world, after `cuInit`.
+pub fn world() -> Result<&'static World, Status> {
+    WORLD.get().ok_or(Status::NotInitialized)
+}
+
+/// Makes the world from the environment, once.
+pub fn initialise() -> &'static World {
+    WORLD.get_or_init(|| {
+        let read = |name: &str| std::env::var(name).ok();
+        let gib = read("SOFTGPU_MEMORY_GIB").and_then(|v| v.parse().ok()).unwrap_or(DEFAULT_MEMORY_GIB);
+        let settings = Settings {
+            cc: read("SOFTGPU_CC").and_then(|v| v.parse().ok()).unwrap_or(80),
+            devices: read("SOFTGPU_DEVICES").and_then(|v| v.parse().ok()).unwrap_or(1),
+            memory_bytes: (gib * (1u64 << 30) as f64) as usize,
+            checked: read("SOFTGPU_CHECK").as_deref() != Some("0"),
+            launch_blocking: read("CUDA_LAUNCH_BLOCKING").as_deref() == Some("1"),
+        };
+        let devices =
+            (0..settings.devices).map(|index| Mutex::new(DeviceState::new(index, &settings))).collect();
+        let faults = Mutex::new(Faults::new(&read("SOFTGPU_FAIL").unwrap_or_default()));
+        World { settings, devices, pinned: Mutex::default(), faults }
+    })
+}
+
+impl World {
+    /// Counts one `what` and says whether it is the one that shall fail.
+    pub fn fails(&self, what: &str) -> bool {
+        let due = self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner).due(what);
+        if due {
+            eprintln!("softgpu: planned fault: {what}");
+        }
+        due
+    }
+
+    /// Replaces the plan and starts counting again.
+    pub fn plan_faults(&self, plan: &str) {
+        *self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Faults::new(plan);
+    }
+
+    /// True where all of a host range is pinned.
+    pub fn is_pinned(&self, start: usize, bytes: usize) -> bool {
+        let pinned = self.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        pinned.range(..=start).next_back().is_some_and(|(&base, &size)| start + bytes <= base + size)
+    }
+}

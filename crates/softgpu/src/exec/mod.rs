@@ -1,0 +1,108 @@
+//! Runs a [`Program`]: blocks one after another, the warps of a block in turns between barriers, 32 lanes an instruction.
+
+mod access;
+mod convert;
+mod float;
+mod int;
+mod lanes;
+mod run;
+mod shared;
+mod tensor;
+mod together;
+mod warp;
+
+use crate::check::{Fault, LaneFault};
+use crate::decode::Program;
+use crate::device::DeviceMemory;
+use shared::Shared;
+use warp::{Place, State, Warp};
+
+/// Size of a launch.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block, 1,024 at most.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block.
+    pub dynamic_shared_bytes: usize,
+    /// Track uninitialised reads, races and copies in flight.
+    pub checked: bool,
+}
+
+/// A block being run.
+struct Block<'a> {
+    program: &'a Program,
+    memory: &'a mut DeviceMemory,
+    shared: Shared,
+    params: &'a [u8],
+}
+
+/// Runs a kernel over a grid. `params` is the parameter block as `cuLaunchKernel` laid it out.
+///
+/// # Errors
+/// The first violation, which ends the launch.
+pub fn launch(
+    program: &Program,
+    config: &Config,
+    params: &[u8],
+    memory: &mut DeviceMemory,
+) -> Result<(), Fault> {
+    let threads: u32 = config.block.iter().product();
+    let mut warps: Vec<Warp> =
+        (0..threads.div_ceil(32)).map(|index| Warp::new(program, index as u8)).collect();
+    let shared = Shared::new(program.shared_bytes + config.dynamic_shared_bytes, config.checked);
+    memory.begin_launch();
+    let mut block = Block { program, memory, shared, params };
+    for z in 0..config.grid[2] {
+        for y in 0..config.grid[1] {
+            for x in 0..config.grid[0] {
+                let place = Place { grid: config.grid, block: config.block, block_index: [x, y, z] };
+                block.shared.reset();
+                for warp in &mut warps {
+                    warp.start(program, &place);
+                }
+                block.run(&mut warps, &place)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Block<'_> {
+    /// Turns: every ready warp runs to its next barrier or its end; when none is left ready, the barrier opens.
+    fn run(&mut self, warps: &mut [Warp], place: &Place) -> Result<(), Fault> {
+        loop {
+            for warp in warps.iter_mut().filter(|w| w.state == State::Ready) {
+                let (index, outcome) = (warp.index, self.run_warp(warp));
+                if let Err((pc, fault)) = outcome {
+                    return Err(self.describe(pc, &fault, index, place));
+                }
+            }
+            if warps.iter().all(|w| w.state == State::Done) {
+                return Ok(());
+            }
+            // Warps that have returned count as arrived, as they do in hardware.
+            self.shared.epoch += 1;
+            for warp in warps.iter_mut().filter(|w| w.state == State::AtBarrier) {
+                warp.state = State::Ready;
+            }
+        }
+    }
+
+    /// Puts kernel, line, instruction, block and thread to a lane's fault.
+    fn describe(&self, pc: usize, fault: &LaneFault, warp: u8, place: &Place) -> Fault {
+        let thread = warp as u32 * 32 + fault.lane as u32;
+        let [x, y, _] = place.block;
+        let (text, line) = &self.program.text[pc];
+        let message = format!(
+            "{} in kernel `{}` at {line}: `{text}`, block {:?}, thread {:?}: {}",
+            fault.violation,
+            self.program.name,
+            place.block_index,
+            [thread % x, thread / x % y, thread / x / y],
+            fault.detail
+        );
+        Fault { violation: fault.violation, message }
+    }
+}

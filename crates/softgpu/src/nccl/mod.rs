@@ -1,0 +1,9 @@
+//! NCCL between the threads of one process: each rank brings its bytes to a meeting, all leave with the result.
+//!
+//! A collective is an entry of its rank's stream and meets the others when that stream runs. Sums go round a ring as
+//! NCCL's do: chunk c starts at rank c + 1, and every hop rounds to the element type.
+
+mod api;
+pub mod meeting;
+
+pub use api::*;

@@ -1,0 +1,100 @@
+//! What tests ask the library itself, found by `dlsym`: counters, faults.
+
+use crate::driver::world::{initialise, world};
+use std::ffi::{CStr, c_char};
+
+/// Counters of every launch since the last reset, as a JSON array, devices in order, launches of one in order.
+/// Returns the bytes of the whole text; at most `length` of them are written, with a zero byte if it fits.
+///
+/// # Safety
+/// `buffer` is null or has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softgpu_counters_json(buffer: *mut c_char, length: usize) -> usize {
+    let mut items = Vec::new();
+    if let Ok(world) = world() {
+        for device in &world.devices {
+            let device = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            items.extend(device.launches.iter().map(crate::device::Launch::json));
+        }
+    }
+    let text = format!("[{}]", items.join(","));
+    // SAFETY: the caller's buffer.
+    unsafe { write_text(&text, buffer, length) }
+}
+
+/// Forgets the launches so far.
+#[unsafe(no_mangle)]
+pub extern "C" fn softgpu_reset_counters() {
+    if let Ok(world) = world() {
+        for device in &world.devices {
+            device.lock().unwrap_or_else(std::sync::PoisonError::into_inner).launches.clear();
+        }
+    }
+}
+
+/// What is allocated, as one JSON object: `pinned_bytes` on the host, and of each device `live_bytes` and
+/// `allocations` not freed, `peak_bytes`, `reclaimed_bytes` that only the last release of a context freed (both over the
+/// process), and `context_references`. Returns and writes as [`softgpu_counters_json`] does.
+///
+/// # Safety
+/// `buffer` is null or has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softgpu_memory_json(buffer: *mut c_char, length: usize) -> usize {
+    let (mut pinned_bytes, mut items) = (0, Vec::new());
+    if let Ok(world) = world() {
+        let pinned = world.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        pinned_bytes = pinned.values().sum();
+        for device in &world.devices {
+            let device = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (free, total) = device.memory.free_and_total();
+            items.push(format!(
+                "{{\"live_bytes\":{},\"allocations\":{},\"peak_bytes\":{},\"reclaimed_bytes\":{},\"context_references\":{}}}",
+                total - free,
+                device.memory.allocations(),
+                device.memory.peak_bytes(),
+                device.memory.reclaimed_bytes(),
+                device.context_references
+            ));
+        }
+    }
+    let text = format!("{{\"pinned_bytes\":{pinned_bytes},\"devices\":[{}]}}", items.join(","));
+    // SAFETY: the caller's buffer.
+    unsafe { write_text(&text, buffer, length) }
+}
+
+/// Plans faults as `SOFTGPU_FAIL` does, and starts counting again; an empty text plans none.
+///
+/// # Safety
+/// `plan` is a string that ends in a zero byte.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softgpu_plan_faults(plan: *const c_char) {
+    // SAFETY: the caller's string.
+    let plan = unsafe { CStr::from_ptr(plan) }.to_string_lossy();
+    initialise().plan_faults(&plan);
+}
+
+/// What was printed when the device's last sticky error came up. Returns the bytes of the whole text, and writes as
+/// [`softgpu_counters_json`] does.
+///
+/// # Safety
+/// `buffer` is null or has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softgpu_last_message(device: usize, buffer: *mut c_char, length: usize) -> usize {
+    let text = crate::driver::lock(device).map(|d| d.message.clone()).unwrap_or_default();
+    // SAFETY: the caller's buffer.
+    unsafe { write_text(&text, buffer, length) }
+}
+
+/// # Safety
+/// `buffer` is null or has room for `length` bytes.
+unsafe fn write_text(text: &str, buffer: *mut c_char, length: usize) -> usize {
+    if !buffer.is_null() && length > 0 {
+        let count = text.len().min(length - 1);
+        // SAFETY: count + 1 <= length bytes, which the caller gives.
+        unsafe {
+            std::ptr::copy_nonoverlapping(text.as_ptr().cast(), buffer, count);
+            buffer.add(count).write(0);
+        }
+    }
+    text.len()
+}

@@ -1,0 +1,122 @@
+//! A small driver client over the library's own C ABI, in process. Each [`Gpu`] is a device of its own, so that a sticky
+//! error of one test does not reach another.
+#![allow(dead_code, unreachable_pub)]
+
+use softgpu::driver::{context::*, launch::*, memory::*, stream::*};
+use std::ffi::{CString, c_void};
+use std::path::PathBuf;
+use std::sync::Once;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Devices of a test binary: one for each test in it.
+const DEVICES: i32 = 24;
+static START: Once = Once::new();
+static NEXT: AtomicI32 = AtomicI32::new(0);
+
+/// One device with its context current in this thread.
+pub struct Gpu {
+    pub device: i32,
+}
+
+impl Gpu {
+    pub fn new() -> Self {
+        START.call_once(|| {
+            // SAFETY: `call_once` runs before any other thread of this binary reads the environment.
+            unsafe {
+                std::env::set_var("SOFTGPU_DEVICES", DEVICES.to_string());
+                std::env::set_var("SOFTGPU_MEMORY_GIB", "0.25");
+            }
+            assert_eq!(cuInit(0), 0);
+        });
+        let device = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(device < DEVICES, "more tests than devices");
+        let mut context = 0;
+        // SAFETY: the out parameter is a local.
+        assert_eq!(unsafe { cuDevicePrimaryCtxRetain(&mut context, device) }, 0);
+        assert_eq!(cuCtxSetCurrent(context), 0);
+        Self { device }
+    }
+
+    pub fn allocate(&self, bytes: usize) -> u64 {
+        let mut address = 0;
+        // SAFETY: the out parameter is a local.
+        assert_eq!(unsafe { cuMemAlloc_v2(&mut address, bytes) }, 0);
+        address
+    }
+
+    pub fn upload(&self, data: &[u32]) -> u64 {
+        let address = self.allocate(data.len() * 4);
+        // SAFETY: the source is a slice of that length, read at the call.
+        assert_eq!(unsafe { cuMemcpyHtoDAsync_v2(address, data.as_ptr().cast(), data.len() * 4, 0) }, 0);
+        address
+    }
+
+    /// Copies back and synchronises; the status is that of the copy.
+    pub fn download(&self, address: u64, words: usize) -> Result<Vec<u32>, u32> {
+        let mut out = vec![0u32; words];
+        // SAFETY: the target is a slice of that length; a pageable copy is done when the call returns.
+        match unsafe { cuMemcpyDtoHAsync_v2(out.as_mut_ptr().cast(), address, words * 4, 0) } {
+            0 => Ok(out),
+            status => Err(status),
+        }
+    }
+
+    /// A function of a module given as PTX text.
+    pub fn function(&self, ptx: &str, name: &str) -> usize {
+        let (text, name) =
+            (CString::new(ptx).expect("no zero byte"), CString::new(name).expect("no zero byte"));
+        let (mut module, mut function) = (0, 0);
+        // SAFETY: both strings end in a zero byte; the out parameters are locals.
+        unsafe {
+            assert_eq!(cuModuleLoadData(&mut module, text.as_ptr().cast()), 0);
+            assert_eq!(cuModuleGetFunction(&mut function, module, name.as_ptr()), 0);
+        }
+        function
+    }
+
+    /// Queues a kernel whose parameters are all 64-bit.
+    pub fn launch(&self, function: usize, blocks: u32, threads: u32, params: &[u64]) -> u32 {
+        let mut values = params.to_vec();
+        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| (v as *mut u64).cast()).collect();
+        // SAFETY: one pointer a parameter, each to 8 bytes, copied at the call.
+        unsafe {
+            cuLaunchKernel(
+                function,
+                blocks,
+                1,
+                1,
+                threads,
+                1,
+                1,
+                0,
+                0,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        }
+    }
+
+    pub fn synchronize(&self) -> u32 {
+        cuStreamSynchronize(0)
+    }
+
+    /// What was printed when the device's error came up.
+    pub fn message(&self) -> String {
+        let mut buffer = vec![0u8; 4096];
+        // SAFETY: the buffer has that length.
+        let length = unsafe {
+            softgpu::report::softgpu_last_message(
+                self.device as usize,
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+            )
+        };
+        String::from_utf8_lossy(&buffer[..length.min(buffer.len())]).into_owned()
+    }
+}
+
+/// The text of `tests/ptx/NAME.ptx`.
+pub fn ptx(name: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/ptx").join(format!("{name}.ptx"));
+    std::fs::read_to_string(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
+}
