@@ -1,0 +1,46 @@
+#!/bin/sh
+# The tests that need a GPU, and a tally of what ran where. On the software GPU they run at one compute capability after
+# the other: everything at 8.0, the kernels and two models at 7.5 (f16) and 9.0. With KUDOS_TEST_GPU=real they run once,
+# on the first real GPU.
+set -u
+cd "$(dirname "$0")/.."
+tally=target/gpu-tally.txt
+log=target/gpu-tests.log
+: >"$tally"
+status=0
+
+# run LABEL CARGO-TEST-ARGUMENTS...
+run() {
+    label=$1
+    shift
+    echo "== $label"
+    if ! cargo test --release --locked "$@" >"$log" 2>&1; then status=1; fi
+    cat "$log"
+    sed -n "s/^test result: \([A-Za-z]*\)\. \([0-9]* passed; [0-9]* failed; [0-9]* ignored\).*/\1: \2 | $label/p" "$log" >>"$tally"
+}
+
+if [ "${KUDOS_TEST_GPU:-}" = real ]; then
+    export KUDOS_TEST_GPU
+    run "kernels, real GPU" --test kernels
+    run "engine, real GPU" --test cuda -- --ignored --nocapture
+else
+    KUDOS_TEST_GPU=softgpu
+    LD_LIBRARY_PATH=$PWD/target/softgpu
+    SOFTGPU_MEMORY_GIB=8
+    export KUDOS_TEST_GPU LD_LIBRARY_PATH SOFTGPU_MEMORY_GIB SOFTGPU_CC KUDOS_TEST_FIXTURES
+    for SOFTGPU_CC in 80 75 90; do
+        case $SOFTGPU_CC in
+        80) KUDOS_TEST_FIXTURES= ;;
+        *) KUDOS_TEST_FIXTURES=gqa8_hd128_llama3_bf16,gqa3_hd20_bias_f16 ;;
+        esac
+        run "kernels, software GPU at compute capability $SOFTGPU_CC" --test kernels
+        run "engine, software GPU at compute capability $SOFTGPU_CC" --test cuda -- --ignored --nocapture
+    done
+    SOFTGPU_CC=80
+    run "faults, software GPU at compute capability 80" --test cuda_faults -- --ignored
+fi
+
+echo
+echo "What ran where:"
+cat "$tally"
+exit "$status"

@@ -1,0 +1,83 @@
+//! What a launch moves, where the driver's library counts it and says so when asked; no GPU's own does.
+
+use std::ffi::c_char;
+
+use kudos::backend::cuda::ops::Ops;
+use libloading::Library;
+use serde::Deserialize;
+
+/// What one launch did to global memory.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Distinct 32-byte sectors read.
+    pub(crate) sectors_read: u64,
+    /// Distinct 32-byte sectors written.
+    pub(crate) sectors_written: u64,
+    /// Bytes that threads asked to read.
+    pub(crate) bytes_read: u64,
+    /// Bytes that threads asked to write.
+    pub(crate) bytes_written: u64,
+    /// Loads and stores of a warp.
+    pub(crate) requests: u64,
+    /// The sum over those of the distinct sectors of each.
+    pub(crate) request_sectors: u64,
+}
+
+impl Counts {
+    /// Bytes that have to pass the memory's wires.
+    pub(crate) fn bytes_moved(&self) -> u64 {
+        32 * (self.sectors_read + self.sectors_written)
+    }
+}
+
+#[derive(Deserialize)]
+struct Launch {
+    kernel: String,
+    #[serde(flatten)]
+    counts: Counts,
+}
+
+type Reset = unsafe extern "C" fn();
+type Json = unsafe extern "C" fn(*mut c_char, usize) -> usize;
+
+/// The driver's counters.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Counters {
+    reset: Reset,
+    json: Json,
+}
+
+impl Counters {
+    /// Those of the driver that was loaded, if it counts.
+    pub(crate) fn find() -> Option<Self> {
+        // SAFETY: the driver was loaded when the GPU was found; this takes another hold of it and runs nothing.
+        let driver = unsafe { Library::new("libcuda.so") }.ok()?;
+        // SAFETY: a library that has functions of these names has them with these types.
+        let found = unsafe {
+            Some(Self {
+                reset: *driver.get::<Reset>(b"softgpu_reset_counters\0").ok()?,
+                json: *driver.get::<Json>(b"softgpu_counters_json\0").ok()?,
+            })
+        };
+        // Never unloaded: the functions outlive this.
+        std::mem::forget(driver);
+        found
+    }
+
+    /// What the one launch in `run` counted. Nobody else may launch anything meanwhile.
+    pub(crate) fn of(self, ops: &Ops, kernel: &str, run: impl FnOnce()) -> Counts {
+        ops.context().synchronize().unwrap();
+        // SAFETY: the library is still loaded; it locks what it changes.
+        unsafe { (self.reset)() };
+        run();
+        ops.context().synchronize().unwrap();
+        // SAFETY: a null pointer asks for the length only.
+        let mut text = vec![0_u8; 1 + unsafe { (self.json)(std::ptr::null_mut(), 0) }];
+        // SAFETY: there is room for `text.len()` bytes.
+        let length = unsafe { (self.json)(text.as_mut_ptr().cast(), text.len()) };
+        let launches: Vec<Launch> = serde_json::from_slice(&text[..length]).unwrap();
+        let [launch] = &launches[..] else { panic!("{kernel}: {} launches, not one", launches.len()) };
+        assert!(launch.kernel.starts_with(kernel), "{} was launched, not {kernel}", launch.kernel);
+        launch.counts
+    }
+}

@@ -1,0 +1,119 @@
+//! Random and hard numbers, storage formats on the host, and the comparison of results with expectations.
+
+use half::{bf16, f16};
+use kudos::backend::cuda::Storage;
+use kudos::backend::cuda::buffer::DeviceBuffer;
+use kudos::backend::cuda::ops::Ops;
+
+/// Bits of `value` in storage.
+pub(crate) fn bits(storage: Storage, value: f64) -> u16 {
+    match storage {
+        Storage::F16 => f16::from_f64(value).to_bits(),
+        Storage::Bf16 => bf16::from_f64(value).to_bits(),
+    }
+}
+
+/// The number that bits in storage stand for.
+pub(crate) fn value(storage: Storage, bits: u16) -> f64 {
+    match storage {
+        Storage::F16 => f16::from_bits(bits).to_f64(),
+        Storage::Bf16 => bf16::from_bits(bits).to_f64(),
+    }
+}
+
+/// `value` rounded to storage.
+pub(crate) fn round(storage: Storage, number: f64) -> f64 {
+    value(storage, bits(storage, number))
+}
+
+/// The largest relative error of one rounding to storage.
+pub(crate) fn half_ulp(storage: Storage) -> f64 {
+    match storage {
+        Storage::F16 => 2f64.powi(-11),
+        Storage::Bf16 => 2f64.powi(-8),
+    }
+}
+
+/// Numbers that a seed stands for.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
+    }
+
+    fn uniform(&mut self) -> f64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// Near to normal, with mean 0 and variance 1.
+    pub(crate) fn normal(&mut self) -> f64 {
+        (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
+    }
+
+    /// `count` numbers of storage: normal times `scale`, and every 97th an outlier, 20 times as large.
+    pub(crate) fn rows(&mut self, storage: Storage, count: usize, scale: f64) -> Vec<f64> {
+        self.hard(count, scale).into_iter().map(|number| round(storage, number)).collect()
+    }
+
+    /// The same as the residual stream holds them: bf16, or f32 beside fp16.
+    pub(crate) fn residual_rows(&mut self, storage: Storage, count: usize, scale: f64) -> Vec<f64> {
+        match storage {
+            Storage::Bf16 => self.rows(storage, count, scale),
+            Storage::F16 => {
+                self.hard(count, scale).into_iter().map(|number| f64::from(number as f32)).collect()
+            }
+        }
+    }
+
+    fn hard(&mut self, count: usize, scale: f64) -> Vec<f64> {
+        (0..count).map(|i| self.normal() * scale * if i % 97 == 5 { 20.0 } else { 1.0 }).collect()
+    }
+}
+
+/// Numbers in storage, on the GPU.
+pub(crate) fn upload(ops: &Ops, numbers: &[f64]) -> DeviceBuffer {
+    upload_raw(ops, &numbers.iter().map(|&number| bits(ops.storage(), number)).collect::<Vec<_>>())
+}
+
+/// Plain values on the GPU.
+pub(crate) fn upload_raw<T: bytemuck::Pod>(ops: &Ops, values: &[T]) -> DeviceBuffer {
+    let mut buffer = ops.context().allocate(size_of_val(values)).unwrap();
+    buffer.upload(0, values, ops.context().compute()).unwrap();
+    buffer
+}
+
+/// Numbers of storage from the GPU.
+pub(crate) fn download(ops: &Ops, buffer: &DeviceBuffer) -> Vec<f64> {
+    let raw: Vec<u16> = buffer.all().download(ops.context().compute()).unwrap();
+    raw.into_iter().map(|bits| value(ops.storage(), bits)).collect()
+}
+
+/// Holds results to what they should be: each within `bound(i)`, and no more than the share `unequal_max` of them, and
+/// one, unequal.
+pub(crate) fn assert_close(
+    what: &str,
+    width: usize,
+    got: &[f64],
+    want: &[f64],
+    unequal_max: f64,
+    bound: impl Fn(usize) -> f64,
+) {
+    assert_eq!(got.len(), want.len(), "{what}");
+    let mut unequal = 0;
+    for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
+        unequal += usize::from(got != want);
+        let bound = bound(i);
+        assert!(
+            (got - want).abs() <= bound,
+            "{what}: row {}, column {}: {got:e}, expected {want:e} within {bound:e}",
+            i / width,
+            i % width
+        );
+    }
+    let allowed = 1.0 + unequal_max * got.len() as f64;
+    assert!(unequal as f64 <= allowed, "{what}: {unequal} of {} differ from the expectation", got.len());
+}

@@ -1,0 +1,344 @@
+//! The memory-bound kernels.
+
+use kudos::ErrorKind;
+use kudos::backend::cuda::Storage;
+use kudos::backend::cuda::ops::{
+    AddRmsNorm, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+};
+use kudos::backend::cuda::tiles::NO_ROW;
+
+use crate::numbers::{Random, assert_close, download, half_ulp, round, upload, upload_raw, value};
+use crate::{Gpu, Test};
+
+pub(crate) const TESTS: &[Test] = &[
+    ("add_rms_norm_matches_naive", add_rms_norm_matches_naive),
+    ("add_rms_norm_takes_its_delta_from_its_output", add_rms_norm_takes_its_delta_from_its_output),
+    ("add_rms_norm_refuses_widths_that_it_cannot_do", add_rms_norm_refuses_widths_that_it_cannot_do),
+    ("rope_has_the_bits_of_three_roundings", rope_has_the_bits_of_three_roundings),
+    ("silu_mul_matches_naive", silu_mul_matches_naive),
+    ("gather_rows_copies_rows", gather_rows_copies_rows),
+    ("score_matches_naive", score_matches_naive),
+    ("seam_tiles_copy_keys_and_values_and_nothing_else", seam_tiles_copy_keys_and_values_and_nothing_else),
+    ("fill_normal_has_the_bits_of_philox", fill_normal_has_the_bits_of_philox),
+];
+
+/// Rows and widths: one row, odd counts, one thread's work, a part of a step, several steps, the largest.
+const SHAPES: [(usize, usize); 7] = [(1, 64), (3, 8), (5, 136), (2, 1000), (3, 2048), (1, 2056), (2, 8192)];
+
+/// The residual stream's numbers on the host as the GPU holds them.
+fn residual(ops: &Ops, raw: &kudos::backend::cuda::buffer::DeviceBuffer) -> Vec<f64> {
+    match ops.storage() {
+        Storage::Bf16 => download(ops, raw),
+        Storage::F16 => {
+            let raw: Vec<f32> = raw.all().download(ops.context().compute()).unwrap();
+            raw.into_iter().map(f64::from).collect()
+        }
+    }
+}
+
+fn upload_residual(ops: &Ops, numbers: &[f64]) -> kudos::backend::cuda::buffer::DeviceBuffer {
+    match ops.storage() {
+        Storage::Bf16 => upload(ops, numbers),
+        Storage::F16 => upload_raw(ops, &numbers.iter().map(|&number| number as f32).collect::<Vec<_>>()),
+    }
+}
+
+/// `norm(x) * weight` of one row, rounded where Hugging Face rounds.
+fn naive_norm(storage: Storage, x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+    let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    let scale = 1.0 / (mean + eps).sqrt();
+    x.iter().zip(weight).map(|(x, weight)| round(storage, round(storage, x * scale) * weight)).collect()
+}
+
+fn add_rms_norm_matches_naive(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let storage = gpu.storage;
+    let add = |x: f64, d: f64| match storage {
+        Storage::Bf16 => round(storage, x + d),
+        Storage::F16 => f64::from((x + d) as f32),
+    };
+    for (tokens, hidden) in SHAPES {
+        // The last: a norm far above what fp16 could hold in the stream.
+        for (scale, with_delta) in [(1.0, true), (1.0, false), (1e-3, true), (3e3, true)] {
+            let what = format!("{tokens} x {hidden}, scale {scale}, delta {with_delta}");
+            let mut random = Random::new(hidden as u64);
+            let x = random.residual_rows(storage, tokens * hidden, scale);
+            let delta = random.residual_rows(storage, tokens * hidden, scale);
+            let weight = random.rows(storage, hidden, 1.0);
+            let mut stream = upload_residual(&ops, &x);
+            let delta_rows = upload_residual(&ops, &delta);
+            let mut out = ops.context().allocate(tokens * hidden * Storage::BYTES).unwrap();
+            let weights = upload(&ops, &weight);
+            ops.add_rms_norm(AddRmsNorm {
+                residual: &mut stream,
+                delta: if with_delta { Delta::In(delta_rows.all()) } else { Delta::None },
+                weight: weights.all(),
+                out: &mut out,
+                tokens,
+                hidden,
+                eps: 1e-5,
+            })
+            .unwrap();
+            let sum: Vec<f64> =
+                x.iter().zip(&delta).map(|(&x, &d)| if with_delta { add(x, d) } else { x }).collect();
+            assert_eq!(residual(&ops, &stream), sum, "{what}: the residual stream");
+            let want: Vec<f64> = sum
+                .chunks(hidden)
+                .flat_map(|row| naive_norm(storage, row, &weight, f64::from(1e-5_f32)))
+                .collect();
+            // The quotient is rounded in f32 first, by way of the reciprocal: where that decides how it is rounded to
+            // storage, the product moves by that and by its own rounding. Seen: 5 numbers of 10,000, 2.2 half ulps.
+            let bound = |i: usize| 3.0 * half_ulp(storage) * want[i].abs() + 1e-7;
+            assert_close(&what, hidden, &download(&ops, &out), &want, 1e-3, bound);
+        }
+    }
+}
+
+fn add_rms_norm_takes_its_delta_from_its_output(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let (tokens, hidden) = (3, 264);
+    let mut random = Random::new(7);
+    let (x, delta) =
+        (random.rows(gpu.storage, tokens * hidden, 1.0), random.rows(gpu.storage, tokens * hidden, 1.0));
+    let weight = upload(&ops, &random.rows(gpu.storage, hidden, 1.0));
+    let run = |in_output: bool| {
+        let mut stream = upload_residual(&ops, &x);
+        let mut out = upload(&ops, &delta);
+        let other = upload_residual(&ops, &delta);
+        let delta = if in_output { Delta::InOutput } else { Delta::In(other.all()) };
+        let args = AddRmsNorm {
+            residual: &mut stream,
+            delta,
+            weight: weight.all(),
+            out: &mut out,
+            tokens,
+            hidden,
+            eps: 1e-5,
+        };
+        ops.add_rms_norm(args).map(|()| (residual(&ops, &stream), download(&ops, &out)))
+    };
+    match gpu.storage {
+        Storage::Bf16 => assert_eq!(run(true).unwrap(), run(false).unwrap()),
+        Storage::F16 => assert_eq!(run(true).unwrap_err().kind(), ErrorKind::Unsupported),
+    }
+}
+
+fn add_rms_norm_refuses_widths_that_it_cannot_do(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    for hidden in [0, 4, 65, 16_392] {
+        let mut stream = ops.context().allocate(1 << 17).unwrap();
+        let mut out = ops.context().allocate(1 << 17).unwrap();
+        let weight = ops.context().allocate(1 << 17).unwrap();
+        let args = AddRmsNorm {
+            residual: &mut stream,
+            delta: Delta::None,
+            weight: weight.all(),
+            out: &mut out,
+            tokens: 1,
+            hidden,
+            eps: 1e-5,
+        };
+        let error = ops.add_rms_norm(args).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.message().contains("add_rms_norm") && error.message().contains("hidden"), "{error}");
+    }
+}
+
+fn rope_has_the_bits_of_three_roundings(gpu: &Gpu) {
+    let storage = gpu.storage;
+    let r = |x| round(storage, x);
+    // Widths of a head; heads in a row, the first to rotate and how many; positions.
+    for (head_dim, (in_row, first_head, heads), positions) in [
+        (64, (3, 0, 2), vec![0, 1, 2, 129]),
+        (128, (72, 0, 72), vec![7]),
+        (80, (5, 3, 1), vec![99, 0, 5]),
+        (16, (4, 1, 2), vec![511; 5]),
+        (256, (3, 0, 3), vec![300, 1]),
+    ] {
+        let ops = gpu.ops(head_dim);
+        let half = head_dim / 2;
+        let frequencies: Vec<f32> = (0..half).map(|i| 500_000f32.powf(-(i as f32) / half as f32)).collect();
+        let tables = RopeTables::new(&ops, &frequencies, 512).unwrap();
+        let (rows, row_stride) = (positions.len(), in_row * head_dim);
+        let before = Random::new(head_dim as u64).rows(storage, rows * row_stride, 2.0);
+        let mut qkv = upload(&ops, &before);
+        let position_rows = upload_raw(&ops, &positions);
+        ops.rope(Rope {
+            qkv: &mut qkv,
+            positions: position_rows.all(),
+            tables: &tables,
+            rows,
+            row_stride,
+            first_head,
+            heads,
+            position_max: 511,
+        })
+        .unwrap();
+        let mut want = before;
+        for (row, &position) in want.chunks_mut(row_stride).zip(&positions) {
+            for head in row.chunks_mut(head_dim).skip(first_head).take(heads) {
+                for i in 0..half {
+                    let angle: u32 = position;
+                    let angle = f64::from(angle as f32 * frequencies[i]);
+                    let (cos, sin) = (r(f64::from(angle.cos() as f32)), r(f64::from(angle.sin() as f32)));
+                    let (low, high) = (head[i], head[half + i]);
+                    head[i] = r(r(low * cos) - r(high * sin));
+                    head[half + i] = r(r(high * cos) + r(low * sin));
+                }
+            }
+        }
+        assert_close(&format!("head_dim {head_dim}"), row_stride, &download(&ops, &qkv), &want, 0.0, |_| 0.0);
+    }
+}
+
+fn silu_mul_matches_naive(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let storage = gpu.storage;
+    for (tokens, ffn) in SHAPES {
+        let scale = if storage == Storage::F16 { 2f64.powi(-4) } else { 1.0 };
+        let mut before = Random::new(ffn as u64).rows(storage, tokens * 2 * ffn, 3.0);
+        // Where exp(-x) is 0 or infinite, and zeros of both signs.
+        before[..6].copy_from_slice(&[0.0, -0.0, 100.0, -100.0, -87.0, 65.0]);
+        let mut gate_up = upload(&ops, &before);
+        ops.silu_mul(SiluMul { gate_up: &mut gate_up, tokens, ffn, scale: scale as f32 }).unwrap();
+        let mut want = before;
+        for row in want.chunks_mut(2 * ffn) {
+            let (gate, up) = row.split_at_mut(ffn);
+            for (gate, up) in gate.iter_mut().zip(up) {
+                let silu = round(storage, *gate / (1.0 + (-*gate).exp()));
+                *gate = round(storage, silu * *up * scale);
+            }
+        }
+        // exp and the quotient are approximate to about 2^-22: few numbers lie so near to where rounding turns. Seen: 3
+        // of 10,000, 1.5 half ulps.
+        let bound = |i: usize| 3.0 * half_ulp(storage) * want[i].abs() + 1e-7;
+        assert_close(&format!("{tokens} x {ffn}"), 2 * ffn, &download(&ops, &gate_up), &want, 1e-3, bound);
+    }
+}
+
+fn gather_rows_copies_rows(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    for (count, width) in SHAPES {
+        let x_rows = 9;
+        let words: Vec<u16> = (0..x_rows * width).map(|i| (i * 31) as u16).collect();
+        let rows: Vec<u32> = (0..count as u32).map(|i| (i * 5 + 8) % 9).collect();
+        let (x, indices) = (upload_raw(&ops, &words), upload_raw(&ops, &rows));
+        let mut out = ops.context().allocate(count * width * 2).unwrap();
+        ops.gather_rows(GatherRows {
+            x: x.all(),
+            rows: indices.all(),
+            out: &mut out,
+            x_rows,
+            count,
+            row_bytes: width * 2,
+        })
+        .unwrap();
+        let got: Vec<u16> = out.all().download(ops.context().compute()).unwrap();
+        let want: Vec<u16> =
+            rows.iter().flat_map(|&row| &words[row as usize * width..][..width]).copied().collect();
+        assert_eq!(got, want, "{count} x {width}");
+    }
+}
+
+fn score_matches_naive(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    for (tokens, hidden) in SHAPES {
+        for labels in [1, 3] {
+            let mut random = Random::new(hidden as u64);
+            let x = random.rows(gpu.storage, tokens * hidden, 1.0);
+            let head = random.rows(gpu.storage, labels * hidden, 0.02);
+            let (x_rows, head_rows) = (upload(&ops, &x), upload(&ops, &head));
+            let mut out = ops.context().allocate(tokens * labels * 4).unwrap();
+            ops.score(Score {
+                x: x_rows.all(),
+                head: head_rows.all(),
+                out: &mut out,
+                tokens,
+                labels,
+                hidden,
+            })
+            .unwrap();
+            let got: Vec<f32> = out.all().download(ops.context().compute()).unwrap();
+            for (i, &got) in got.iter().enumerate() {
+                let (row, label) =
+                    (&x[i / labels * hidden..][..hidden], &head[i % labels * hidden..][..hidden]);
+                let products = row.iter().zip(label).map(|(x, w)| x * w);
+                let (want, size) = products.fold((0.0, 0.0), |(sum, size), p: f64| (sum + p, size + p.abs()));
+                // 40 f32 additions in a row at most, each off by 2^-24 of what is summed so far.
+                let bound = 40.0 * 2f64.powi(-24) * size;
+                assert!(
+                    (f64::from(got) - want).abs() <= bound,
+                    "{tokens} x {hidden}, {i}: {got}, expected {want}"
+                );
+            }
+        }
+    }
+}
+
+fn seam_tiles_copy_keys_and_values_and_nothing_else(gpu: &Gpu) {
+    for heads in [
+        Heads { q_heads: 3, kv_heads: 1, head_dim: 64 },
+        Heads { q_heads: 8, kv_heads: 4, head_dim: 128 },
+        Heads { q_heads: 2, kv_heads: 2, head_dim: 8 },
+    ] {
+        let ops = gpu.ops(heads.head_dim);
+        let width = (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim;
+        let q_width = heads.q_heads * heads.head_dim;
+        let first_row = 7;
+        let mut sources = vec![NO_ROW; 64];
+        sources[..5].copy_from_slice(&[6, 0, 3, 3, 1]);
+        let mut want: Vec<u16> = (0..(first_row + 64) * width).map(|i| (i * 7 + 1) as u16).collect();
+        let mut qkv = upload_raw(&ops, &want);
+        let rows = upload_raw(&ops, &sources);
+        ops.seam_tiles(SeamTiles { qkv: &mut qkv, sources: rows.all(), first_row, count: 64, heads })
+            .unwrap();
+        for (i, &source) in sources.iter().enumerate() {
+            for column in q_width..width {
+                let copied = if source == NO_ROW { 0 } else { want[source as usize * width + column] };
+                want[(first_row + i) * width + column] = copied;
+            }
+        }
+        assert_eq!(qkv.all().download::<u16>(ops.context().compute()).unwrap(), want, "{heads:?}");
+    }
+}
+
+/// Philox 4x32-10.
+fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let first = 0xD251_1F53 * u64::from(counter[0]);
+        let second = 0xCD9E_8D57 * u64::from(counter[2]);
+        let high = |product: u64| (product >> 32) as u32;
+        counter = [
+            high(second) ^ counter[1] ^ key[0],
+            second as u32,
+            high(first) ^ counter[3] ^ key[1],
+            first as u32,
+        ];
+        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+    }
+    counter
+}
+
+fn fill_normal_has_the_bits_of_philox(gpu: &Gpu) {
+    // The known answers of its authors.
+    assert_eq!(philox([0; 4], [0; 2]), [0x6627_E8D5, 0xE169_C58D, 0xBC57_AC4C, 0x9B00_DBD8]);
+    assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD]);
+    let ops = gpu.ops(64);
+    let (count, seed, deviation) = (4104, 0x1234_5678_9ABC_DEF0_u64, 0.02_f32);
+    let mut out = ops.context().allocate(count * Storage::BYTES).unwrap();
+    ops.fill_normal(&mut out, count, seed, deviation).unwrap();
+    let got: Vec<u16> = out.all().download(ops.context().compute()).unwrap();
+    let unit = deviation / 53_509.92;
+    let want: Vec<u16> = (0..count as u32)
+        .map(|i| {
+            let words = philox([i, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
+            let sum: i32 = words.iter().map(|word| ((word & 0xFFFF) + (word >> 16)) as i32).sum();
+            crate::numbers::bits(gpu.storage, f64::from((sum - 4 * 65_535) as f32 * unit))
+        })
+        .collect();
+    assert_eq!(got, want);
+    let numbers: Vec<f64> = got.iter().map(|&bits| value(gpu.storage, bits) / f64::from(deviation)).collect();
+    let mean = numbers.iter().sum::<f64>() / count as f64;
+    let variance = numbers.iter().map(|x| x * x).sum::<f64>() / count as f64;
+    assert!(mean.abs() < 0.06 && (variance - 1.0).abs() < 0.08, "mean {mean}, variance {variance}");
+}

@@ -1,0 +1,323 @@
+//! What memory-bound kernels move, held to the least that their work takes: each byte's sector once, and full requests.
+//!
+//! Bytes are distinct 32-byte sectors read and written in a launch. Expectations come from shapes alone, through
+//! [`Least`]: threads move 16 bytes at a time, warps 512. Two things take more requests than that, though no more
+//! sectors: every warp of a block asks for its row's index, and beside a residual of f32, 16 bytes of which are 4
+//! numbers, weight and result go in words of 8 bytes.
+
+use std::iter::repeat_n;
+
+use kudos::backend::cuda::Storage;
+use kudos::backend::cuda::buffer::DeviceBuffer;
+use kudos::backend::cuda::ops::{
+    AddRmsNorm, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+};
+use kudos::backend::cuda::tiles::NO_ROW;
+
+use crate::Gpu;
+use crate::launches::{Counters, Counts};
+use crate::least::{INDEX_BYTES, LANES, Least, Way};
+use crate::numbers::upload_raw;
+
+/// A test: what it shows, and the function that runs it on a GPU that counts.
+pub(crate) type Test = (&'static str, fn(&Gpu, Counters));
+
+pub(crate) const TESTS: &[Test] = &[
+    ("add_rms_norm_moves_the_least", add_rms_norm_moves_the_least),
+    ("rope_moves_the_least", rope_moves_the_least),
+    ("silu_mul_moves_the_least", silu_mul_moves_the_least),
+    ("gather_rows_moves_the_least", gather_rows_moves_the_least),
+    ("score_moves_the_least", score_moves_the_least),
+    ("seam_tiles_move_the_least", seam_tiles_move_the_least),
+    ("fill_normal_moves_the_least", fill_normal_moves_the_least),
+    ("bytes_at_70b_width_are_those_of_the_index", bytes_at_70b_width_are_those_of_the_index),
+];
+
+/// Threads of a block that takes a row.
+const THREADS: usize = 256;
+/// Bytes of a thread's widest access.
+const WORD: usize = 16;
+
+/// As in the tests of results: one row, odd counts, parts of a sector, of a warp and of a block, the 70B width.
+const SHAPES: [(usize, usize); 7] = [(1, 64), (3, 8), (5, 136), (2, 1000), (3, 2048), (1, 2056), (2, 8192)];
+/// The 70B model: of a token, of a head, of a row of gate or up.
+const HIDDEN: usize = 8192;
+const HEADS: Heads = Heads { q_heads: 64, kv_heads: 8, head_dim: 128 };
+const FFN: usize = 28_672;
+
+/// A buffer of zeros.
+fn zeros(ops: &Ops, bytes: usize) -> DeviceBuffer {
+    upload_raw(ops, &vec![0_u8; bytes])
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Added {
+    Nothing,
+    Rows,
+    Output,
+}
+
+fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, added: Added) -> Counts {
+    let stream_bytes = tokens * hidden * ops.storage().residual_bytes();
+    let (mut residual, delta) = (zeros(ops, stream_bytes), zeros(ops, stream_bytes));
+    let (weight, mut out) = (zeros(ops, hidden * 2), zeros(ops, tokens * hidden * 2));
+    let args = AddRmsNorm {
+        residual: &mut residual,
+        delta: match added {
+            Added::Nothing => Delta::None,
+            Added::Rows => Delta::In(delta.all()),
+            Added::Output => Delta::InOutput,
+        },
+        weight: weight.all(),
+        out: &mut out,
+        tokens,
+        hidden,
+        eps: 1e-5,
+    };
+    counters.of(ops, "add_rms_norm", || ops.add_rms_norm(args).unwrap())
+}
+
+fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
+    let ops = gpu.ops(64);
+    let number = gpu.storage.residual_bytes();
+    // As many numbers as 16 bytes of residual hold.
+    let narrow = WORD / number * Storage::BYTES;
+    for (tokens, hidden) in SHAPES {
+        for added in [Added::Nothing, Added::Rows, Added::Output] {
+            if added == Added::Output && gpu.storage == Storage::F16 {
+                continue; // refused: f32 does not fit there
+            }
+            let mut least = Least::default();
+            for row in 0..tokens {
+                let (stream, stream_bytes) = (row * hidden * number, hidden * number);
+                let (at, bytes) = (row * hidden * Storage::BYTES, hidden * Storage::BYTES);
+                least.run(Way::Read, "residual", stream, stream_bytes, WORD);
+                match added {
+                    Added::Nothing => {}
+                    Added::Rows => least.run(Way::Read, "delta", stream, stream_bytes, WORD),
+                    Added::Output => least.run(Way::Read, "out", at, bytes, narrow),
+                }
+                if added != Added::Nothing {
+                    least.run(Way::Write, "residual", stream, stream_bytes, WORD);
+                }
+                least.run(Way::Read, "weight", 0, bytes, narrow);
+                least.run(Way::Write, "out", at, bytes, narrow);
+            }
+            let what = format!("{tokens} x {hidden}, adding {added:?}");
+            let counts = add_rms_norm(&ops, counters, tokens, hidden, added);
+            least.assert(&what, counts, hidden * Storage::BYTES);
+        }
+    }
+}
+
+/// Heads of a row, the first to rotate, how many, their width.
+type Rotated = (usize, usize, usize, usize);
+
+fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated) -> Counts {
+    let (in_row, first_head, heads, head_dim) = rotated;
+    let tables = RopeTables::new(ops, &vec![1.0; head_dim / 2], 512).unwrap();
+    let (rows, row_stride) = (positions.len(), in_row * head_dim);
+    let mut qkv = zeros(ops, rows * row_stride * Storage::BYTES);
+    let positions = upload_raw(ops, positions);
+    let (qkv, positions, tables) = (&mut qkv, positions.all(), &tables);
+    let args = Rope { qkv, positions, tables, rows, row_stride, first_head, heads, position_max: 511 };
+    counters.of(ops, "rope", || ops.rope(args).unwrap())
+}
+
+fn rope_moves_the_least(gpu: &Gpu, counters: Counters) {
+    for (positions, rotated) in [
+        (vec![0, 1, 2, 129], (3, 0, 2, 64)),
+        (vec![7, 7, 300], (80, 0, 72, 128)),
+        (vec![99, 0, 5], (5, 3, 1, 80)),
+        (vec![511; 5], (4, 1, 2, 16)),
+        (vec![300, 1], (3, 0, 3, 256)),
+    ] {
+        let (in_row, first_head, heads, head_dim) = rotated;
+        let half = head_dim / 2 * Storage::BYTES;
+        // A thread's 16 bytes of the first half of a head: which head, and where in the half.
+        let items: Vec<_> =
+            (0..heads).flat_map(|head| (0..half).step_by(WORD).map(move |at| (head, at))).collect();
+        let mut least = Least::default();
+        for (row, &position) in positions.iter().enumerate() {
+            least.index(row, items.len().min(THREADS));
+            for warp in items.chunks(LANES) {
+                let places = |part: usize| -> Vec<usize> {
+                    let head_at = |head| (row * in_row + first_head + head) * 2 * half;
+                    warp.iter().map(|&(head, at)| head_at(head) + part * half + at).collect()
+                };
+                let of_table: Vec<_> = warp.iter().map(|&(_, at)| position as usize * half + at).collect();
+                least.request(Way::Read, "cos", &of_table, WORD);
+                least.request(Way::Read, "sin", &of_table, WORD);
+                for part in [0, 1] {
+                    least.request(Way::Read, "qkv", &places(part), WORD);
+                    least.request(Way::Write, "qkv", &places(part), WORD);
+                }
+            }
+        }
+        // Where half a head is not whole sectors, its two halves meet within one.
+        let counts = rope(&gpu.ops(head_dim), counters, &positions, rotated);
+        least.assert(&format!("{rotated:?}"), counts, half);
+    }
+}
+
+fn silu_mul(ops: &Ops, counters: Counters, tokens: usize, ffn: usize) -> Counts {
+    let mut gate_up = zeros(ops, tokens * 2 * ffn * Storage::BYTES);
+    let args = SiluMul { gate_up: &mut gate_up, tokens, ffn, scale: 1.0 };
+    counters.of(ops, "silu_mul", || ops.silu_mul(args).unwrap())
+}
+
+fn silu_mul_moves_the_least(gpu: &Gpu, counters: Counters) {
+    let ops = gpu.ops(64);
+    for (tokens, ffn) in SHAPES.into_iter().chain([(2, FFN)]) {
+        let bytes = ffn * Storage::BYTES;
+        let mut least = Least::default();
+        for row in 0..tokens {
+            least.run(Way::Read, "gate_up", 2 * row * bytes, bytes, WORD);
+            least.run(Way::Read, "gate_up", (2 * row + 1) * bytes, bytes, WORD);
+            least.run(Way::Write, "gate_up", 2 * row * bytes, bytes, WORD);
+        }
+        least.assert(&format!("{tokens} x {ffn}"), silu_mul(&ops, counters, tokens, ffn), bytes);
+    }
+}
+
+fn gather_rows(ops: &Ops, counters: Counters, rows: &[u32], row_bytes: usize) -> Counts {
+    let (count, x_rows) = (rows.len(), 1 + *rows.iter().max().unwrap() as usize);
+    let (x, mut out) = (zeros(ops, x_rows * row_bytes), zeros(ops, count * row_bytes));
+    let rows = upload_raw(ops, rows);
+    let args = GatherRows { x: x.all(), rows: rows.all(), out: &mut out, x_rows, count, row_bytes };
+    counters.of(ops, "gather_rows", || ops.gather_rows(args).unwrap())
+}
+
+fn gather_rows_moves_the_least(gpu: &Gpu, counters: Counters) {
+    let ops = gpu.ops(64);
+    for (count, width) in SHAPES {
+        let bytes = width * Storage::BYTES;
+        let rows: Vec<u32> = (0..count as u32).map(|i| (i * 5 + 8) % 9).collect();
+        let mut least = Least::default();
+        for (i, &row) in rows.iter().enumerate() {
+            least.index(i, THREADS);
+            least.run(Way::Read, "x", row as usize * bytes, bytes, WORD);
+            least.run(Way::Write, "out", i * bytes, bytes, WORD);
+        }
+        least.assert(&format!("{count} x {width}"), gather_rows(&ops, counters, &rows, bytes), bytes);
+    }
+}
+
+fn score(ops: &Ops, counters: Counters, tokens: usize, labels: usize, hidden: usize) -> Counts {
+    let (x, head) = (zeros(ops, tokens * hidden * 2), zeros(ops, labels * hidden * 2));
+    let mut out = zeros(ops, tokens * labels * 4);
+    let args = Score { x: x.all(), head: head.all(), out: &mut out, tokens, labels, hidden };
+    counters.of(ops, "score", || ops.score(args).unwrap())
+}
+
+fn score_moves_the_least(gpu: &Gpu, counters: Counters) {
+    let ops = gpu.ops(64);
+    for (tokens, hidden) in SHAPES {
+        for labels in [1, 3] {
+            let bytes = hidden * Storage::BYTES;
+            let mut least = Least::default();
+            for (token, label) in (0..tokens).flat_map(|token| (0..labels).map(move |label| (token, label))) {
+                least.run(Way::Read, "x", token * bytes, bytes, WORD);
+                least.run(Way::Read, "head", label * bytes, bytes, WORD);
+                least.request(Way::Write, "out", &[(token * labels + label) * 4], 4);
+            }
+            let counts = score(&ops, counters, tokens, labels, hidden);
+            least.assert(&format!("{tokens} x {hidden}, {labels} labels"), counts, bytes);
+        }
+    }
+}
+
+fn seam_tiles(ops: &Ops, counters: Counters, heads: Heads, first_row: usize, sources: &[u32]) -> Counts {
+    let width = (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim;
+    let mut qkv = zeros(ops, (first_row + sources.len()) * width * Storage::BYTES);
+    let (count, sources) = (sources.len(), upload_raw(ops, sources));
+    let args = SeamTiles { qkv: &mut qkv, sources: sources.all(), first_row, count, heads };
+    counters.of(ops, "seam_tiles", || ops.seam_tiles(args).unwrap())
+}
+
+fn seam_tiles_move_the_least(gpu: &Gpu, counters: Counters) {
+    let first_row = 7;
+    let mut sources = vec![NO_ROW; 64];
+    sources[..5].copy_from_slice(&[6, 0, 3, 3, 1]);
+    for heads in [HEADS, Heads { q_heads: 3, kv_heads: 1, head_dim: 64 }, Heads { head_dim: 8, ..HEADS }] {
+        let q_bytes = heads.q_heads * heads.head_dim * Storage::BYTES;
+        let kv_bytes = 2 * heads.kv_heads * heads.head_dim * Storage::BYTES;
+        let mut least = Least::default();
+        for (i, &source) in sources.iter().enumerate() {
+            let place = |row: usize| row * (q_bytes + kv_bytes) + q_bytes;
+            least.index(i, THREADS);
+            if source != NO_ROW {
+                least.run(Way::Read, "qkv", place(source as usize), kv_bytes, WORD);
+            }
+            least.run(Way::Write, "qkv", place(first_row + i), kv_bytes, WORD);
+        }
+        let counts = seam_tiles(&gpu.ops(heads.head_dim), counters, heads, first_row, &sources);
+        least.assert(&format!("{heads:?}"), counts, kv_bytes);
+    }
+}
+
+fn fill_normal(ops: &Ops, counters: Counters, count: usize) -> Counts {
+    let mut out = zeros(ops, count * Storage::BYTES);
+    counters.of(ops, "fill_normal", || ops.fill_normal(&mut out, count, 1, 0.02).unwrap())
+}
+
+fn fill_normal_moves_the_least(gpu: &Gpu, counters: Counters) {
+    let ops = gpu.ops(64);
+    for count in [8, 264, 4104, HIDDEN] {
+        let mut least = Least::default();
+        least.run(Way::Write, "out", 0, count * Storage::BYTES, WORD);
+        least.assert(&format!("{count}"), fill_normal(&ops, counters, count), 0);
+    }
+}
+
+/// What each further token moves and what a launch moves besides, from launches with 8 and with 16 tokens: indices fill
+/// whole sectors.
+fn bytes_of(launch: impl Fn(usize) -> Counts) -> (u64, u64) {
+    let (few, many) = (launch(8).bytes_moved(), launch(16).bytes_moved());
+    ((many - few) / 8, 2 * few - many)
+}
+
+fn bytes_at_70b_width_are_those_of_the_index(gpu: &Gpu, counters: Counters) {
+    let ops = gpu.ops(HEADS.head_dim);
+    let norm = |added| bytes_of(|tokens| add_rms_norm(&ops, counters, tokens, HIDDEN, added));
+    let rotated = (80, 0, 72, HEADS.head_dim);
+    let rope = bytes_of(|tokens| rope(&ops, counters, &vec![3; tokens], rotated));
+    let silu = bytes_of(|tokens| silu_mul(&ops, counters, tokens, FFN));
+    let rows = |tokens: usize| (0..tokens as u32).collect::<Vec<_>>();
+    let last_rows = bytes_of(|tokens| gather_rows(&ops, counters, &rows(tokens), HIDDEN * 2));
+    let scores = bytes_of(|tokens| score(&ops, counters, tokens, 1, HIDDEN));
+    let copied = bytes_of(|tokens| seam_tiles(&ops, counters, HEADS, 16, &rows(tokens)));
+    let nothing: Vec<u32> = repeat_n(NO_ROW, 16).collect();
+    let zeroed = bytes_of(|tokens| seam_tiles(&ops, counters, HEADS, 16, &nothing[..tokens]));
+    let filled = bytes_of(|rows| fill_normal(&ops, counters, rows * HIDDEN));
+
+    // Rows as they stand in the index of kernels, this storage's column.
+    let index = include_str!("../../kernels/README.md");
+    for (kernel, (each, once)) in [
+        ("`add_rms_norm`, with a delta", norm(Added::Rows)),
+        ("`add_rms_norm`, without", norm(Added::Nothing)),
+        ("`rope`", rope),
+        ("`silu_mul`", silu),
+        ("`gather_rows`", last_rows),
+        ("`score`", scores),
+        ("`seam_tiles`, a row of keys", copied),
+        ("`seam_tiles`, a row of zeros", zeroed),
+        ("`fill_normal`, 8,192 numbers", filled),
+    ] {
+        let row = index.lines().find_map(|line| line.strip_prefix(&format!("| {kernel} |")));
+        let row = row.unwrap_or_else(|| panic!("no row of kernels/README.md begins with {kernel}"));
+        let cells: Vec<u64> =
+            row.split('|').flat_map(|cell| cell.trim().replace(',', "").parse().ok()).collect();
+        let stated = [cells[usize::from(gpu.storage == Storage::F16)], cells[2]];
+        assert_eq!([each, once], stated, "{kernel}, {:?}: counted, and kernels/README.md", gpu.storage);
+    }
+
+    // The least of a layer: what the two norms, rope and silu_mul move of each token's numbers.
+    assert_eq!(rope.0 - INDEX_BYTES as u64, 36_864);
+    assert_eq!(silu.0, 172_032);
+    if gpu.storage == Storage::Bf16 {
+        assert_eq!(2 * norm(Added::Rows).0, 131_072);
+        assert_eq!(2 * norm(Added::Output).0, 131_072);
+        assert_eq!(2 * norm(Added::Nothing).0, 65_536);
+    }
+}
