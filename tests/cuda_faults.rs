@@ -8,13 +8,14 @@
 mod common;
 
 use std::ffi::{CString, c_char};
+use std::fs;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
 use serde_json::Value;
 
-use common::{Run, ids, kudos_in};
+use common::{Run, ids, kudos_in, overwrite_tensor};
 use kudos::{Device, Engine, Error, ErrorKind, Options, Pending};
 
 const MODEL: &str = "tests/fixtures/models/mha_hd16_bf16";
@@ -324,4 +325,32 @@ fn a_machine_without_a_driver_or_cublaslt_gets_an_error_or_the_cpu_with_one_line
         std::os::unix::fs::symlink(software, folder.path().join("libcuda.so")).unwrap();
         assert_missing(&[("LD_LIBRARY_PATH", folder.path().to_str())], "cublasLt is not on this machine");
     }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn on_turing_a_weight_beyond_f16_is_refused_by_name_and_subnormal_ones_are_counted() {
+    const TENSOR: &str = "model.layers.0.mlp.up_proj.weight";
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(format!("tests/fixtures/models/gqa3_hd64_f32/{name}"), dir.path().join(name)).unwrap();
+    }
+    let run_with = |weight: f32| {
+        let weights = dir.path().join("model.safetensors");
+        overwrite_tensor(&weights, TENSOR, "F32", &weight.to_le_bytes());
+        let model = dir.path().to_str().unwrap();
+        kudos_in(&[("SOFTGPU_CC", Some("75"))], &["score", "--device", "cuda", "--model", model, "-"], LINE)
+    };
+    let beyond = run_with(70_000.0);
+    assert_eq!(beyond.status, Some(2), "{beyond:?}");
+    for word in [TENSOR, "70000", "f16", "model.safetensors", "hint: "] {
+        assert!(beyond.stderr.contains(word), "`{word}` is not in: {}", beyond.stderr);
+    }
+    // Between two subnormal numbers of f16, and a normal number of f32.
+    let subnormal = run_with(1.00001e-6);
+    assert_eq!(subnormal.status, Some(0), "{subnormal:?}");
+    assert!(
+        subnormal.stderr.contains("warning: ") && subnormal.stderr.contains("subnormal"),
+        "{subnormal:?}"
+    );
 }

@@ -184,6 +184,11 @@ pub trait Backend: Sized {
     /// A vector `[width]`: the weight of a norm.
     fn vector(&mut self, tensor: &HostTensor) -> Result<Self::Weight>;
 
+    /// What the caller should know of the weights as they were loaded.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Sends up what the pass over `packed` needs.
     fn plan(&mut self, packed: &Packed) -> Result<Self::Plan>;
 

@@ -97,24 +97,25 @@ impl Chosen {
         }
     }
 
-    /// Opens one rank, on the thread that will run it.
+    /// Opens one rank, on the thread that will run it. `warn` gets what the caller should know.
     pub(super) fn open_rank(
         &self,
         geometry: Geometry,
         capacity: Capacity,
         tensors: &ModelTensors,
         footprint: &Footprint,
+        warn: &dyn Fn(String),
     ) -> Result<Forward> {
         match &self.hardware {
             Hardware::Cpu { threads, math, group } => {
                 let threads = (threads / geometry.shard.ranks).max(1);
                 let cpu = Cpu::new(geometry, capacity, *math, threads, Arc::clone(group))?;
-                load(cpu, capacity, tensors)
+                load(cpu, capacity, tensors, warn)
             }
             #[cfg(feature = "cuda")]
             Hardware::Cuda(info) => {
                 let cuda = Cuda::new(info, geometry, capacity, footprint);
-                let forward = cuda.and_then(|cuda| load(cuda, capacity, tensors));
+                let forward = cuda.and_then(|cuda| load(cuda, capacity, tensors, warn));
                 forward.map(|forward| naming_passes(info, forward)).map_err(|error| lacking(error, footprint))
             }
         }
@@ -146,13 +147,19 @@ impl Chosen {
 }
 
 /// A model with all layers resident, ready for passes.
-fn load<B: Backend + 'static>(mut backend: B, capacity: Capacity, tensors: &ModelTensors) -> Result<Forward>
+fn load<B: Backend + 'static>(
+    mut backend: B,
+    capacity: Capacity,
+    tensors: &ModelTensors,
+    warn: &dyn Fn(String),
+) -> Result<Forward>
 where
     B::Act: 'static,
     B::Weight: 'static,
 {
     let layers = Resident::load(&mut backend, tensors)?;
     let mut model = Model::new(backend, capacity, tensors, layers)?;
+    model.warnings().into_iter().for_each(warn);
     Ok(Box::new(move |packed| model.forward(packed)))
 }
 

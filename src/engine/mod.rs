@@ -128,7 +128,7 @@ pub struct Engine {
     device_reason: Option<String>,
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
-    warnings: Mutex<Vec<String>>,
+    warnings: Arc<Mutex<Vec<String>>>,
 }
 
 impl Engine {
@@ -172,19 +172,13 @@ impl Engine {
         let (device, device_reason) = (chosen.describe(), chosen.reason.clone());
         let (capacity, footprint) = (plan.capacity, plan.footprint);
         let geometries: Vec<Geometry> = shards.iter().map(|shard| geometry(&config, *shard)).collect();
+        let warnings = Arc::new(Mutex::new(warnings));
+        let shared_warnings = Arc::clone(&warnings);
         let threads = ranks::start(&team, move |rank| {
-            chosen.open_rank(geometries[rank].clone(), capacity, &tensors[rank], &footprint)
+            let warn = |warning| warn_once(&shared_warnings, warning);
+            chosen.open_rank(geometries[rank].clone(), capacity, &tensors[rank], &footprint, &warn)
         })?;
-        Ok(Self {
-            config,
-            prompt,
-            plan,
-            device,
-            device_reason,
-            queue,
-            threads,
-            warnings: Mutex::new(warnings),
-        })
+        Ok(Self { config, prompt, plan, device, device_reason, queue, threads, warnings })
     }
 
     /// Scores conversations; results are in their order, and one's failure is not another's.
@@ -301,19 +295,21 @@ impl Engine {
         // With nothing but padding, Transformers takes the first token.
         let scored = ids.iter().rposition(|&id| id != pad).unwrap_or(0);
         if scored != last {
-            self.warn_once(format!(
+            let warning = format!(
                 "a sequence ends in token {pad}, which is the classifier's pad_token_id: its reward is that of the \
                  rightmost other token, as in Transformers"
-            ));
+            );
+            warn_once(&self.warnings, warning);
         }
         scored
     }
+}
 
-    fn warn_once(&self, warning: String) {
-        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
-        if !warnings.contains(&warning) {
-            warnings.push(warning);
-        }
+/// Adds a warning that is not there yet.
+fn warn_once(warnings: &Mutex<Vec<String>>, warning: String) {
+    let mut warnings = warnings.lock().unwrap_or_else(PoisonError::into_inner);
+    if !warnings.contains(&warning) {
+        warnings.push(warning);
     }
 }
 

@@ -80,6 +80,11 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         Ok(Self { backend, layers, embedding, final_norm, head, all, last, wide, capacity })
     }
 
+    /// What the caller should know of the weights as they were loaded.
+    pub fn warnings(&self) -> Vec<String> {
+        self.backend.warnings()
+    }
+
     /// One pass: `[packed.last.len(), labels]` logits, row by row.
     pub fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
         let pass = Pass {

@@ -119,11 +119,16 @@ pub(crate) fn rewrite_tensors(path: &Path, edit: impl FnOnce(&mut Value)) -> Vec
 
 /// Makes the first value of a bf16 tensor NaN.
 pub(crate) fn poison_tensor(path: &Path, tensor: &str) {
+    overwrite_tensor(path, tensor, "BF16", &0x7FC0_u16.to_le_bytes());
+}
+
+/// Replaces the first bytes of a tensor, which is expected to hold `dtype`.
+pub(crate) fn overwrite_tensor(path: &Path, tensor: &str, dtype: &str, first: &[u8]) {
     let mut bytes = fs::read(path).unwrap();
     let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header: Value = serde_json::from_slice(&bytes[8..8 + header_len]).unwrap();
-    assert_eq!(header[tensor]["dtype"], "BF16");
+    assert_eq!(header[tensor]["dtype"], dtype);
     let start = 8 + header_len + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
-    bytes[start..start + 2].copy_from_slice(&0x7FC0_u16.to_le_bytes());
+    bytes[start..start + first.len()].copy_from_slice(first);
     fs::write(path, bytes).unwrap();
 }

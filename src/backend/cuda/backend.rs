@@ -119,11 +119,6 @@ impl Cuda {
         })
     }
 
-    /// Weights that lost digits because they are subnormal numbers in f16.
-    pub fn subnormal_weights(&self) -> u64 {
-        self.subnormal.get()
-    }
-
     /// The GPU that it is on.
     pub fn info(&self) -> &DeviceInfo {
         self.ops.context().info()
@@ -261,6 +256,15 @@ impl Backend for Cuda {
 
     fn vector(&mut self, tensor: &HostTensor) -> Result<Weight> {
         self.loader().vector(tensor)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        match self.subnormal.get() {
+            0 => Vec::new(),
+            count => vec![format!(
+                "{count} weights are subnormal numbers in f16, the format of this GPU, and lost digits by it"
+            )],
+        }
     }
 
     fn plan(&mut self, packed: &Packed) -> Result<Plan> {
