@@ -70,6 +70,7 @@ impl Chosen {
     }
 
     /// Rows that go through the MLP at a time, when a pass has up to `tokens`.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "the CPU plans without it"))]
     pub(super) fn mlp_tokens(&self, geometry: &Geometry, tokens: usize) -> usize {
         match &self.hardware {
             Hardware::Cpu { .. } => MLP_TOKENS_CPU.min(tokens),
@@ -98,6 +99,7 @@ impl Chosen {
     }
 
     /// Opens one rank, on the thread that will run it. `warn` gets what the caller should know.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "the CPU plans without it"))]
     pub(super) fn open_rank(
         &self,
         geometry: Geometry,
