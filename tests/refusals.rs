@@ -211,7 +211,7 @@ fn bad_lines_are_errors_of_their_own_and_the_others_are_scored() {
     let run = score_lines(&demo_model(), &[], &lines.join("\n"));
     assert_eq!(run.stdout.lines().count(), lines.len(), "{run:?}");
     let expected = [
-        (1, "not JSON", "line 2"),
+        (1, "not JSON", "input line 2"),
         (2, "a list", "line 3"),
         (3, "neither", "line 4"),
         (4, "at once", "line 5"),
@@ -258,6 +258,20 @@ fn impossible_options_are_refused() {
     assert_refused(&score_lines(&model, &["--threads", "0"], one), &["0 threads"]);
     assert_refused(&score_lines(&model, &["--batch-tokens", "0"], one), &["0 tokens"]);
     assert_refused(&score_lines(&model, &["--device", "cuda"], one), &["CUDA"]);
+}
+
+#[test]
+fn a_model_that_cannot_be_opened_leaves_earlier_results_alone() {
+    let (dir, results) = (copy(), tempfile::NamedTempFile::new().unwrap());
+    fs::write(results.path(), "earlier results").unwrap();
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    let options = ["-o", results.path().to_str().unwrap()];
+    assert_refused(&score_lines(dir.path(), &options, r#"{"input_ids": [1]}"#), &["model.safetensors"]);
+    assert_eq!(fs::read_to_string(results.path()).unwrap(), "earlier results");
+    let run = score_lines(&demo_model(), &options, r#"{"input_ids": [1]}"#);
+    assert_eq!(run.status, Some(0), "{run:?}");
+    let written = fs::read_to_string(results.path()).unwrap();
+    assert!(written.starts_with('{') && written.lines().count() == 1, "{written}");
 }
 
 #[test]

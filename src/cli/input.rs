@@ -73,14 +73,17 @@ pub(super) fn lines(path: &Path) -> anyhow::Result<impl Iterator<Item = anyhow::
 
 fn parse(bytes: &[u8], index: usize) -> Line {
     let by_index = ("index", Value::from(index));
-    let value = match serde_json::from_slice::<Value>(bytes) {
+    let value = match serde_json::from_slice::<Value>(bytes.trim_ascii_end()) {
         Ok(Value::Object(fields)) => fields,
         Ok(other) => {
             let error = wrong(format!("the line is {}, expected an object", kind_of(&other)));
             return Line { key: by_index, request: Err(on_line(error, index)) };
         }
         Err(error) => {
-            let error = wrong(format!("the line is not JSON: {error}"));
+            // Its own line number is always 1; ours is in the place.
+            let (column, text) = (error.column(), error.to_string());
+            let reason = text.split(" at line ").next().unwrap_or_default();
+            let error = wrong(format!("the line is not JSON: {reason}, column {column}"));
             return Line { key: by_index, request: Err(on_line(error, index)) };
         }
     };

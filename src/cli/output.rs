@@ -1,6 +1,6 @@
 //! Results out: JSON lines written whole, or a table for a person.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind as IoErrorKind, IsTerminal, Write};
 use std::path::Path;
 
@@ -13,21 +13,38 @@ use crate::error::{Error, Result};
 /// Where data goes. Unlike `println!` it reports a closed pipe or a full disk instead of panicking.
 pub(super) struct Output {
     writer: BufWriter<Box<dyn Write + Send>>,
+    /// The file, while it still has what an earlier run wrote.
+    earlier: Option<File>,
     name: String,
 }
 
 impl Output {
-    /// A file that is made now, so that one that cannot be written is an error before anything is computed; or
-    /// standard output.
+    /// A file that is opened now, so that one that cannot be written is an error before anything is computed; or
+    /// standard output. What the file holds stays until [`begin`](Self::begin).
     pub(super) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
-        let (writer, name): (Box<dyn Write + Send>, _) = match path {
-            None => (Box::new(io::stdout()), "standard output".to_owned()),
+        let (writer, earlier, name): (Box<dyn Write + Send>, _, _) = match path {
+            None => (Box::new(io::stdout()), None, "standard output".to_owned()),
             Some(path) => {
                 let name = format!("`{}`", path.display());
-                (Box::new(File::create(path).with_context(|| format!("cannot write {name}"))?), name)
+                let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+                let opened = file.and_then(|file| Ok((file.try_clone()?, file)));
+                let (file, earlier) = opened.with_context(|| format!("cannot write {name}"))?;
+                (Box::new(file), Some(earlier), name)
             }
         };
-        Ok(Self { writer: BufWriter::new(writer), name })
+        Ok(Self { writer: BufWriter::new(writer), earlier, name })
+    }
+
+    /// Empties the file: from here on there are results to put into it. A model that cannot be opened has not cost
+    /// the results of an earlier run by then.
+    pub(super) fn begin(&mut self) -> anyhow::Result<()> {
+        match self.earlier.take() {
+            // A device or a pipe has no length to set.
+            Some(file) if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {
+                file.set_len(0).with_context(|| format!("cannot write {}", self.name))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes a line and hands it on, so that a reader sees it now and a crash later does not take it along.

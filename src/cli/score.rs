@@ -3,7 +3,6 @@
 //! One thread reads, renders and submits; this one waits for results in order and writes them. The engine's queue
 //! and the channel between the two are bounded, so a long input neither sits in memory nor waits for its end.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
@@ -23,6 +22,8 @@ const LINES_AHEAD: usize = 4096;
 
 pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model.model)?;
+    // Before the model, which takes longer: what cannot be read or written is said at once.
+    let source = args.input.as_deref().map(lines).transpose()?;
     let mut output = Output::open(args.output.as_deref())?;
     let engine = Arc::new(Engine::open(dir, args.options())?);
     match engine.device_reason() {
@@ -31,9 +32,10 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     }
     let mut warnings = Warnings { engine: &engine, printed: 0 };
     warnings.print();
-    let outcome = match (&args.prompt, &args.input) {
+    output.begin()?;
+    let outcome = match (&args.prompt, source) {
         (Some(prompt), _) => inline(args, prompt, &engine, &mut output),
-        (None, Some(input)) => stream(input, &engine, &mut output, &mut warnings),
+        (None, Some(source)) => stream(source, &engine, &mut output, &mut warnings),
         (None, None) => unreachable!("the command line asks for a prompt or an input"),
     };
     warnings.print();
@@ -85,12 +87,11 @@ enum Work {
 }
 
 fn stream(
-    input: &Path,
+    lines: impl Iterator<Item = anyhow::Result<Line>> + Send + 'static,
     engine: &Arc<Engine>,
     output: &mut Output,
     warnings: &mut Warnings<'_>,
 ) -> anyhow::Result<Outcome> {
-    let lines = lines(input)?;
     let (sender, receiver) = sync_channel(LINES_AHEAD);
     // Not joined: when this function ends early, that thread may wait for a line of standard input that never comes.
     thread::spawn({
