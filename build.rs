@@ -18,6 +18,9 @@ const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90a", "100", "120"];
 /// What PTX is made for: the least that runs the fp16 entries, and the least that runs the bf16 ones as well.
 const PTX: [&str; 2] = ["75", "80"];
 
+/// Files for a GPU of a certain age or newer end in this and its architecture: `attention_sm80.cu`.
+const TIER_MARK: &str = "_sm";
+
 /// The first CUDA that knows all of [`ARCHITECTURES`] and writes PTX for them.
 const NVCC_MAJOR_MIN: u32 = 13;
 
@@ -140,6 +143,18 @@ fn nvcc_version(nvcc: &Path) -> Result<String, String> {
     }
 }
 
+impl Kernel {
+    /// The oldest architecture that the file is for.
+    fn oldest(&self) -> u32 {
+        self.stem.rsplit_once(TIER_MARK).map_or(0, |(_, arch)| architecture_number(arch))
+    }
+}
+
+/// 90a -> 90
+fn architecture_number(arch: &str) -> u32 {
+    arch.trim_end_matches(char::is_alphabetic).parse().unwrap_or(0)
+}
+
 impl Build {
     /// The kernels by name, each with the digest of its inputs.
     fn sources(&self, version: &str) -> Result<Vec<Kernel>, String> {
@@ -196,9 +211,12 @@ impl Build {
         let source = format!("{}.cu", kernel.stem);
         // Not valid until the new output was checked.
         let _ = fs::remove_file(self.cached(&kernel.stem, "key"));
+        let able = |arch: &&str| architecture_number(arch) >= kernel.oldest();
+        let architectures: Vec<_> = self.architectures.iter().map(String::as_str).filter(able).collect();
         let machine_code =
-            self.architectures.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
-        let ptx = PTX.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
+            architectures.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+        let ptx = PTX.iter().copied().filter(able);
+        let ptx = ptx.map(|arch| format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
         // Run inside `kernels/`, so that the line information holds relative paths.
         let output = Command::new(&self.nvcc)
             .current_dir(&self.kernels)
@@ -214,7 +232,9 @@ impl Build {
             let stdout = String::from_utf8_lossy(&output.stdout);
             return Err(format!("nvcc failed on kernels/{source} ({})\n{stdout}{report}", output.status));
         }
-        check_report(&source, &report)?;
+        if !architectures.is_empty() {
+            check_report(&source, &report)?;
+        }
         let write = |extension, text: &str| {
             let path = self.cached(&kernel.stem, extension);
             fs::write(&path, text).map_err(|error| format!("cannot write {}: {error}", path.display()))

@@ -16,11 +16,11 @@
 //               16-byte aligned; shared memory as shared_bytes says; at least one key for every row
 //   cost        4 * head_dim flops per row and key on CUDA cores -> compute bound
 //   tiers       sm75 (f16), sm80+ (bf16): the generic path, and what the faster tiers are judged by
+#include "attention.cuh"
 #include "ptx.cuh"
 #include "reduce.cuh"
 #include "storage.cuh"
 
-constexpr int KEYS = 64;
 constexpr int WARPS = 4;
 constexpr int THREADS = WARPS * WARP;
 constexpr int WARP_ROWS = 4;
@@ -28,24 +28,6 @@ constexpr int ROWS = WARPS * WARP_ROWS;
 // Up to 128 registers, and as many blocks as shared memory allows at HEAD_DIM 256. Bounded otherwise, ptxas spills a
 // register: without a bound on sm_100, with 5 blocks on sm_90a.
 constexpr int BLOCKS_MIN = 4;
-
-// Rows first_head ..< first_head + pairs of the pairs (token, head of the group), counted from query_row's head 0 on.
-struct Work {
-  uint32_t query_row;  // the row of qkv with the first token's queries
-  uint32_t out_row;    // the row of out for the first token
-  uint32_t position;   // the first token's position; the next tokens' follow
-  uint32_t first_head; // below group: the head of the first pair
-  uint32_t pairs;      // how many, 1 to ROWS
-  uint32_t first_tile; // the path's place in tile_rows
-};
-
-struct Shape {
-  int row_stride;
-  int head_dim;
-  int q_heads;
-  int kv_heads;
-  float scale_log2; // scale * log2(e)
-};
 
 // Shared memory, in this order: a tile of K or V, rows padded by 16 bytes so that 8 lanes reading 8 rows meet no bank
 // twice; Q in f32; P in f32, for each warp [KEYS][WARP_ROWS].

@@ -1,4 +1,4 @@
-// reduce — sums and maxima over a warp or a block, in an order that is fixed: the same bits on every run.
+// reduce — sums and maxima over 4 lanes, a warp or a block, in an order that is fixed: the same bits on every run.
 #pragma once
 
 constexpr int WARP = 32;
@@ -18,6 +18,18 @@ __device__ __forceinline__ float warp_max(float value) {
     value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, offset));
   }
   return value;
+}
+
+// The sum over 4 neighbouring lanes, in each of them.
+__device__ __forceinline__ float quad_sum(float value) {
+  value += __shfl_xor_sync(ALL_LANES, value, 1);
+  return value + __shfl_xor_sync(ALL_LANES, value, 2);
+}
+
+// The maximum over 4 neighbouring lanes, in each of them; NaN as above.
+__device__ __forceinline__ float quad_max(float value) {
+  value = fmaxf(value, __shfl_xor_sync(ALL_LANES, value, 1));
+  return fmaxf(value, __shfl_xor_sync(ALL_LANES, value, 2));
 }
 
 // The sum over the block's threads, in every thread. `scratch` holds a float per warp and must not be in use; the

@@ -13,6 +13,7 @@ pub mod shard;
 pub mod weights;
 
 pub use backend::cpu::CpuMath;
+pub use backend::tier::CudaTier;
 pub use batch::Sharing;
 pub use conversation::{Conversation, Message};
 pub use engine::{Device, Engine, Options, Pending, Plan, Score};

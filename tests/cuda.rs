@@ -2,13 +2,13 @@
 //!
 //! Ignored unless asked for, because they need a GPU: `make test` runs them on the software GPU, one compute capability
 //! after the other, and `KUDOS_TEST_GPU=real make test` on a real one. `KUDOS_TEST_FIXTURES` limits the models to those
-//! whose names are in it, separated by commas.
+//! whose names are in it, separated by commas; `KUDOS_TEST_TIER` (`sm75`, `sm80`) asks for another tier than the GPU's own.
 
 mod common;
 mod oracle;
 
 use common::{family, kudos};
-use kudos::{Device, Engine, Options, Sharing};
+use kudos::{CudaTier, Device, Engine, Options, Sharing};
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
 
@@ -20,7 +20,25 @@ const POOLED_RATIO_MAX: f64 = 1.15;
 const MODEL_RATIO_MAX: f64 = 2.0;
 
 fn options() -> Options {
-    Options { device: Device::Cuda, ..Options::default() }
+    let tier = |name: &str| {
+        let tier = CudaTier::ALL.into_iter().find(|tier| tier.name() == name);
+        tier.unwrap_or_else(|| panic!("KUDOS_TEST_TIER is `{name}`, which is no tier"))
+    };
+    Options { device: Device::Cuda, cuda_tier: tier_name().as_deref().map(tier), ..Options::default() }
+}
+
+/// The tier that was asked for.
+fn tier_name() -> Option<String> {
+    std::env::var("KUDOS_TEST_TIER").ok().filter(|name| !name.is_empty())
+}
+
+/// Runs `kudos score` on the GPU, with the tier that was asked for.
+fn score(arguments: &[&str], input: &str) -> common::Run {
+    let name = tier_name();
+    let tier = name.iter().flat_map(|name| ["--cuda-tier", name]);
+    let all: Vec<&str> =
+        ["score", "--device", "cuda"].into_iter().chain(tier).chain(arguments.iter().copied()).collect();
+    kudos(&all, input)
 }
 
 /// The models to test with: all, or those that were asked for.
@@ -49,8 +67,7 @@ fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
 fn rewards(fixture: &Fixture) -> Vec<f64> {
     let lines: Vec<String> =
         fixture.cases.iter().map(|case| json!({"input_ids": case.ids}).to_string()).collect();
-    let arguments = ["score", "--device", "cuda", "--model", fixture.folder.to_str().unwrap(), "-"];
-    let run = kudos(&arguments, &lines.join("\n"));
+    let run = score(&["--model", fixture.folder.to_str().unwrap(), "-"], &lines.join("\n"));
     assert_eq!(run.status, Some(0), "{}: {}", fixture.name, run.stderr);
     run.stdout
         .lines()
@@ -130,15 +147,11 @@ fn a_reward_depends_on_its_own_tokens_alone() {
 #[test]
 #[ignore = "needs a GPU, real or software: make test"]
 fn the_demo_wins_on_cuda_as_on_the_cpu() {
-    let arguments = |device| {
-        let model = common::demo_model().to_str().unwrap().to_owned();
-        let inline = ["--prompt", "What is 1+1?", "--response", "1+1=2", "--response", "1+1=3"];
-        [&["score", "--device", device, "--model", &model].map(str::to_owned)[..], &inline.map(str::to_owned)]
-            .concat()
-    };
-    let [cpu, cuda] = ["cpu", "cuda"].map(|device| {
-        let arguments = arguments(device);
-        let run = kudos(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), "");
+    let model = common::demo_model();
+    let inline = ["--prompt", "What is 1+1?", "--response", "1+1=2", "--response", "1+1=3"];
+    let arguments = [&["--model", model.to_str().unwrap()][..], &inline].concat();
+    let on_cpu = [&["score", "--device", "cpu"][..], &arguments].concat();
+    let [cpu, cuda] = [kudos(&on_cpu, ""), score(&arguments, "")].map(|run| {
         assert_eq!(run.status, Some(0), "{run:?}");
         serde_json::from_str::<Value>(&run.stdout).unwrap()
     });

@@ -6,6 +6,7 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use crate::backend::cpu::CpuMath;
+use crate::backend::tier::CudaTier;
 use crate::engine::{Device, Options};
 use crate::prompt::{PromptOptions, Truncate};
 
@@ -70,6 +71,10 @@ pub(super) struct ScoreArgs {
     /// Arithmetic of the CPU's matrix products; bf16 is faster where the CPU has it, and moves rewards
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) cpu_math: CpuMathArg,
+
+    /// Run the kernels for an older GPU, to check them [default: this GPU's own]
+    #[arg(long, value_enum, value_name = "TIER")]
+    pub(super) cuda_tier: Option<CudaTierArg>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -125,6 +130,12 @@ pub(super) enum CpuMathArg {
     Bf16,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum CudaTierArg {
+    Sm75,
+    Sm80,
+}
+
 impl ModelArgs {
     pub(super) fn prompt_options(&self) -> PromptOptions {
         PromptOptions {
@@ -156,6 +167,10 @@ impl ScoreArgs {
                 CpuMathArg::F32 => CpuMath::F32,
                 CpuMathArg::Bf16 => CpuMath::Bf16,
             },
+            cuda_tier: self.cuda_tier.map(|tier| match tier {
+                CudaTierArg::Sm75 => CudaTier::Sm75,
+                CudaTierArg::Sm80 => CudaTier::Sm80,
+            }),
             prompt: self.model.prompt_options(),
             ..defaults
         }

@@ -8,6 +8,8 @@ use crate::backend::cpu::{Cpu, CpuMath, Group, Isa};
 use crate::backend::cuda::probe::{self, DeviceInfo};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{Cuda, gemm};
+#[cfg(feature = "cuda")]
+use crate::backend::tier::CudaTier;
 use crate::backend::{Backend, Capacity, Footprint, Geometry};
 use crate::engine::ranks::Forward;
 use crate::engine::{Device, Options};
@@ -37,7 +39,10 @@ enum Hardware {
         group: Arc<Group>,
     },
     #[cfg(feature = "cuda")]
-    Cuda(DeviceInfo),
+    Cuda {
+        info: DeviceInfo,
+        tier: CudaTier,
+    },
 }
 
 impl Chosen {
@@ -76,7 +81,7 @@ impl Chosen {
             Hardware::Cpu { .. } => MLP_TOKENS_CPU.min(tokens),
             // As many as fit where q, k and v lay.
             #[cfg(feature = "cuda")]
-            Hardware::Cuda(_) => {
+            Hardware::Cuda { .. } => {
                 let shard = &geometry.shard;
                 let beside_qkv = tokens * shard.qkv_width_local() / (2 * shard.ffn_local);
                 beside_qkv.max(MLP_TOKENS_CUDA_MIN).min(tokens)
@@ -94,7 +99,7 @@ impl Chosen {
         match &self.hardware {
             Hardware::Cpu { .. } => Cpu::footprint(geometry, capacity, weight_bytes),
             #[cfg(feature = "cuda")]
-            Hardware::Cuda(_) => Cuda::footprint(geometry, capacity, weight_bytes),
+            Hardware::Cuda { .. } => Cuda::footprint(geometry, capacity, weight_bytes),
         }
     }
 
@@ -115,8 +120,8 @@ impl Chosen {
                 load(cpu, capacity, tensors, warn)
             }
             #[cfg(feature = "cuda")]
-            Hardware::Cuda(info) => {
-                let cuda = Cuda::new(info, geometry, capacity, footprint);
+            Hardware::Cuda { info, tier } => {
+                let cuda = Cuda::new(info, *tier, geometry, capacity, footprint);
                 let forward = cuda.and_then(|cuda| load(cuda, capacity, tensors, warn));
                 forward.map(|forward| naming_passes(info, forward)).map_err(|error| lacking(error, footprint))
             }
@@ -132,7 +137,7 @@ impl Chosen {
             }
             // One rank waits for nobody.
             #[cfg(feature = "cuda")]
-            Hardware::Cuda(_) => Arc::new(|| {}),
+            Hardware::Cuda { .. } => Arc::new(|| {}),
         }
     }
 
@@ -141,8 +146,10 @@ impl Chosen {
         match &self.hardware {
             Hardware::Cpu { threads, .. } => format!("CPU, {threads} threads, {}", Isa::detect().name()),
             #[cfg(feature = "cuda")]
-            Hardware::Cuda(info) => {
-                format!("CUDA, GPU {} ({}, compute capability {})", info.ordinal, info.name, info.capability)
+            Hardware::Cuda { info, tier } => {
+                let DeviceInfo { ordinal, name, capability, .. } = info;
+                let tier = tier.name();
+                format!("CUDA, GPU {ordinal} ({name}, compute capability {capability}, {tier} kernels)")
             }
         }
     }
@@ -202,7 +209,14 @@ fn cuda(options: &Options) -> Result<Hardware> {
     if options.ranks > 1 {
         return Err(Error::new(ErrorKind::Unsupported, "the CUDA backend has one rank so far"));
     }
-    Ok(Hardware::Cuda(devices.into_iter().next().expect("the probe names at least one GPU")))
+    let info = devices.into_iter().next().expect("the probe names at least one GPU");
+    let tier = options.cuda_tier.unwrap_or_else(|| info.capability.tier());
+    if !info.capability.runs(tier) {
+        let message =
+            format!("a GPU of compute capability {} cannot run {} kernels", info.capability, tier.name());
+        return Err(Error::new(ErrorKind::Options, message).at(info.name).with_hint("leave the tier out"));
+    }
+    Ok(Hardware::Cuda { info, tier })
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -17,6 +17,7 @@ use half::bf16;
 
 use crate::backend::Geometry;
 use crate::backend::cpu::CpuMath;
+use crate::backend::tier::CudaTier;
 use crate::batch::{Budget, Sharing};
 use crate::config::{Head, ModelConfig, generation_warnings};
 use crate::conversation::Conversation;
@@ -63,6 +64,8 @@ pub struct Options {
     pub threads: Option<usize>,
     /// The arithmetic of the CPU's matrix products.
     pub cpu_math: CpuMath,
+    /// The kernels that a GPU runs: those for a GPU of this age, or when nothing is given its own, which are fastest.
+    pub cuda_tier: Option<CudaTier>,
     /// How conversations become text and tokens.
     pub prompt: PromptOptions,
 }
@@ -78,6 +81,7 @@ impl Default for Options {
             sharing: Sharing::Prefixes,
             threads: None,
             cpu_math: CpuMath::F32,
+            cuda_tier: None,
             prompt: PromptOptions::default(),
         }
     }

@@ -1,7 +1,7 @@
 //! Every CUDA kernel, through its wrapper, against a naive f64 computation with the same rounding points.
 //!
-//! They run on the first GPU that the driver shows, in each storage format that it has. Without one they are reported
-//! as ignored, and counted; with `KUDOS_TEST_GPU` set to anything, its absence is a failure. Tests of what kernels move
+//! They run on the first GPU that the driver shows, for each tier that it can run; those of attention, for each attention
+//! kernel of these tiers that its shared memory has room for. Without a GPU they are reported as ignored, and counted; with `KUDOS_TEST_GPU` set to anything, its absence is a failure. Tests of what kernels move
 //! need a GPU that counts it, and are ignored on others.
 
 mod attention;
@@ -15,14 +15,19 @@ mod sectors;
 use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
 
+use kudos::CudaTier;
 use kudos::backend::cuda::Storage;
 use kudos::backend::cuda::context::Context;
+use kudos::backend::cuda::kernels::{ATTENTION, AttentionKernel};
 use kudos::backend::cuda::ops::Ops;
 use kudos::backend::cuda::probe::{DeviceInfo, devices};
 use libtest_mimic::{Arguments, Trial};
 
 /// A test: what it shows, and the function that runs it on a GPU with kernels for heads of the given width.
 type Test = (&'static str, fn(&Gpu));
+
+/// A test of one attention kernel.
+type AttentionTest = (&'static str, fn(&Gpu, &'static AttentionKernel));
 
 /// Tests that count launches write here, all others read: counting, a test has the GPU for itself.
 static TURNS: RwLock<()> = RwLock::new(());
@@ -31,13 +36,24 @@ static TURNS: RwLock<()> = RwLock::new(());
 #[derive(Clone)]
 pub(crate) struct Gpu {
     info: DeviceInfo,
+    tier: CudaTier,
     pub(crate) storage: Storage,
 }
 
 impl Gpu {
     /// Kernels for heads of `head_dim`, in a context of their own.
     pub(crate) fn ops(&self, head_dim: usize) -> Ops {
-        Ops::new(Context::open(&self.info).unwrap(), self.storage, head_dim).unwrap()
+        Ops::new(Context::open(&self.info).unwrap(), self.tier, head_dim).unwrap()
+    }
+
+    /// Kernels with this one for attention, in a context of their own.
+    pub(crate) fn ops_with(&self, attention: &'static AttentionKernel) -> Ops {
+        Ops::with_attention(Context::open(&self.info).unwrap(), attention).unwrap()
+    }
+
+    /// Whether this tier has the attention kernel, and a block can have as much shared memory as it needs.
+    fn can(&self, attention: &AttentionKernel) -> bool {
+        attention.tier == self.tier && attention.shared_bytes() <= self.info.shared_bytes_max
     }
 }
 
@@ -54,23 +70,32 @@ fn main() -> ExitCode {
     if let Some(info) = &info {
         eprintln!("kernels: on {} with compute capability {}", info.name, info.capability);
     }
-    let storages = match info.as_ref().map(|info| info.capability.storage()) {
-        Some(Storage::F16) => vec![Storage::F16],
-        _ => vec![Storage::F16, Storage::Bf16],
-    };
     let counters = info.as_ref().and_then(|_| launches::Counters::find());
     let mut trials = Vec::new();
-    for storage in storages {
-        let gpu = info.clone().map(|info| Gpu { info, storage });
-        for (name, test) in [rows::TESTS, attention::TESTS, gemm::TESTS].concat() {
-            trials.push(trial(name, storage, gpu.clone(), move |gpu| {
+    for tier in CudaTier::ALL {
+        if info.as_ref().is_some_and(|info| !info.capability.runs(tier)) {
+            continue;
+        }
+        let storage = Storage::of(tier);
+        let gpu = info.clone().map(|info| Gpu { info, tier, storage });
+        for (name, test) in [rows::TESTS, gemm::TESTS].concat() {
+            trials.push(trial(&format!("{name} ({storage:?})"), gpu.clone(), move |gpu| {
                 let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
                 test(gpu);
             }));
         }
+        let able = |kernel: &&AttentionKernel| gpu.as_ref().is_none_or(|gpu| gpu.can(kernel));
+        for kernel in ATTENTION.iter().filter(|kernel| kernel.tier == tier).filter(able) {
+            for &(name, test) in attention::TESTS {
+                trials.push(trial(&format!("{}_{name}", kernel.entry), gpu.clone(), move |gpu| {
+                    let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
+                    test(gpu, kernel);
+                }));
+            }
+        }
         for &(name, test) in sectors::TESTS {
             let found = gpu.clone().zip(counters);
-            trials.push(trial(name, storage, found, move |(gpu, counters)| {
+            trials.push(trial(&format!("{name} ({storage:?})"), found, move |(gpu, counters)| {
                 let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
                 test(gpu, *counters);
             }));
@@ -80,16 +105,11 @@ fn main() -> ExitCode {
 }
 
 /// A test that is ignored without what it runs on.
-fn trial<T: Send + 'static>(
-    name: &str,
-    storage: Storage,
-    on: Option<T>,
-    test: impl FnOnce(&T) + Send + 'static,
-) -> Trial {
+fn trial<T: Send + 'static>(name: &str, on: Option<T>, test: impl FnOnce(&T) + Send + 'static) -> Trial {
     let ignored = on.is_none();
     let run = move || {
         test(&on.expect("without what it runs on, the test is ignored"));
         Ok(())
     };
-    Trial::test(format!("{name} ({storage:?})"), run).with_ignored_flag(ignored)
+    Trial::test(name, run).with_ignored_flag(ignored)
 }

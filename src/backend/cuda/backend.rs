@@ -13,13 +13,12 @@ use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
 use super::gemm::{self, Lt, Operands, Out, Product, ProductShape};
 use super::heads::HeadLayout;
-use super::ops::{
-    self, AddRmsNorm, AttentionPlain, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
-};
+use super::ops::{self, AddRmsNorm, Attention, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul};
 use super::probe::DeviceInfo;
 use super::staging::Staging;
-use super::tiles::{Tiles, Work};
+use super::tiles::{BLOCK_PAIRS_MIN, Tiles, Work};
 use super::weight::{Loader, Weight, into_f32};
+use crate::backend::tier::CudaTier;
 use crate::backend::{
     Backend, Capacity, Delta, Features, Footprint, Geometry, Matrix, Role, Rotate, Sum, Tokens,
 };
@@ -79,10 +78,11 @@ struct PlanRows {
 }
 
 impl Cuda {
-    /// A backend on the GPU `info` for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is allocated,
+    /// A backend on the GPU `info`, which can run this tier, for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is allocated,
     /// when the GPU has less free than `planned`.
     pub fn new(
         info: &DeviceInfo,
+        tier: CudaTier,
         geometry: Geometry,
         capacity: Capacity,
         planned: &Footprint,
@@ -91,13 +91,13 @@ impl Cuda {
             return Err(Error::new(ErrorKind::Unsupported, "the CUDA backend has one rank so far")
                 .with_hint("leave `--ranks` at 1, or run on the CPU"));
         }
-        let storage = info.capability.storage();
+        let storage = Storage::of(tier);
         let heads = HeadLayout::new(&geometry);
         needs_multiple("hidden_size", geometry.hidden)?;
         needs_multiple("intermediate_size", geometry.shard.ffn_local)?;
         let context = Context::open(info)?;
         fits(&context, planned)?;
-        let ops = Ops::new(context, storage, heads.padded)?;
+        let ops = Ops::new(context, tier, heads.padded)?;
         let context = ops.context();
         let lt = Lt::new(context, storage)?;
         let staging = Staging::new(context)?;
@@ -209,7 +209,8 @@ fn facts_bytes(heads: &HeadLayout, capacity: &Capacity) -> usize {
         + Tiles::tile_rows_max(tokens, sequences)
         + Tiles::seam_rows_max(tokens, sequences);
     // A last row's pairs start a block of their own.
-    let work = Tiles::work_max(tokens, sequences, heads.group()) + sequences * heads.group().div_ceil(16);
+    let group = heads.group();
+    let work = Tiles::work_max(tokens, sequences, group) + sequences * group.div_ceil(BLOCK_PAIRS_MIN);
     words * size_of::<u32>() + work * size_of::<Work>()
 }
 
@@ -271,7 +272,8 @@ impl Backend for Cuda {
         // What failed where nothing could be returned is reported here, before it can be taken for this pass's.
         self.ops.context().bind()?;
         let tokens = packed.tokens.len();
-        let tiles = Tiles::new(packed, self.heads.group(), tokens);
+        let block_pairs = self.ops.attention_kernel().block_pairs;
+        let tiles = Tiles::new(packed, self.heads.group(), block_pairs, tokens);
         let last_positions: Vec<u32> = packed.last.iter().map(|last| packed.positions[last.row]).collect();
         let last_rows: Vec<u32> = packed.last.iter().map(|last| last.row as u32).collect();
         let mut facts: Vec<u8> = Vec::new();
@@ -422,7 +424,7 @@ impl Backend for Cuda {
         })?;
         let rows = plan.rows(tokens);
         out.width = self.heads.q_width();
-        self.ops.attention_plain(AttentionPlain {
+        self.ops.attention(Attention {
             qkv: qkv.buffer.all(),
             out: &mut out.buffer,
             work: self.facts(&rows.work),

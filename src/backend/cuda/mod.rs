@@ -19,6 +19,8 @@ mod weight;
 pub use backend::{Act, Cuda, Plan};
 pub use weight::Weight;
 
+use super::tier::CudaTier;
+
 /// The 16-bit format in which activations and weights lie on a device. Arithmetic is in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -29,6 +31,14 @@ pub enum Storage {
 }
 
 impl Storage {
+    /// What a tier stores.
+    pub fn of(tier: CudaTier) -> Self {
+        match tier {
+            CudaTier::Sm75 => Self::F16,
+            CudaTier::Sm80 => Self::Bf16,
+        }
+    }
+
     /// Bytes of one number.
     pub const BYTES: usize = 2;
 

@@ -4,8 +4,8 @@ use cudarc::driver::DriverError;
 use cudarc::driver::result::{self, device};
 use cudarc::driver::sys::{self, CUdevice_attribute, CUresult};
 
-use super::Storage;
 use super::fault::OrFault;
+use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The oldest driver interface that is used: 13.0, as `cuDriverGetVersion` writes it.
@@ -24,9 +24,17 @@ pub struct Capability {
 }
 
 impl Capability {
-    /// The format that weights and activations have on such a GPU.
-    pub fn storage(self) -> Storage {
-        if self.major >= 8 { Storage::Bf16 } else { Storage::F16 }
+    /// The tier that such a GPU runs best.
+    pub fn tier(self) -> CudaTier {
+        if self.major >= 8 { CudaTier::Sm80 } else { CudaTier::Sm75 }
+    }
+
+    /// Whether such a GPU can run a tier.
+    pub fn runs(self, tier: CudaTier) -> bool {
+        match tier {
+            CudaTier::Sm75 => self >= CAPABILITY_MIN,
+            CudaTier::Sm80 => self.major >= 8,
+        }
     }
 }
 
@@ -136,11 +144,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turing_stores_fp16_and_everything_newer_bf16() {
-        let storage = |major, minor| Capability { major, minor }.storage();
-        assert_eq!(storage(7, 5), Storage::F16);
+    fn turing_has_a_tier_of_its_own_and_everything_newer_runs_both() {
+        let turing = Capability { major: 7, minor: 5 };
+        assert_eq!(turing.tier(), CudaTier::Sm75);
+        assert!(turing.runs(CudaTier::Sm75) && !turing.runs(CudaTier::Sm80));
         for (major, minor) in [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0)] {
-            assert_eq!(storage(major, minor), Storage::Bf16);
+            let capability = Capability { major, minor };
+            assert_eq!(capability.tier(), CudaTier::Sm80);
+            assert!(CudaTier::ALL.into_iter().all(|tier| capability.runs(tier)));
         }
     }
 

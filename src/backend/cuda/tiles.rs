@@ -15,8 +15,8 @@ use crate::batch::{Packed, Segment};
 /// Keys of a tile.
 pub const TILE_KEYS: usize = 64;
 
-/// Pairs of (token, head of a kv head's group) that a block of `attention_plain` works on.
-pub const BLOCK_PAIRS: usize = 16;
+/// Pairs of (token, head of a kv head's group) that a block of any attention kernel works on, at least.
+pub const BLOCK_PAIRS_MIN: usize = 16;
 
 /// In [`Tiles::seam_sources`]: no row, zeros.
 pub const NO_ROW: u32 = u32::MAX;
@@ -36,7 +36,7 @@ pub struct Work {
     pub position: u32,
     /// The head of the first pair, within its kv head's group.
     pub first_head: u32,
-    /// How many pairs, 1 to [`BLOCK_PAIRS`].
+    /// How many pairs, at least 1.
     pub pairs: u32,
     /// Where the path's tiles start in [`Tiles::tile_rows`].
     pub first_tile: u32,
@@ -56,8 +56,9 @@ pub struct Tiles {
 }
 
 impl Tiles {
-    /// The tables of a batch for `group` query heads per kv head; seam tiles start at row `seam_row`.
-    pub fn new(packed: &Packed, group: usize, seam_row: usize) -> Self {
+    /// The tables of a batch for `group` query heads per kv head, and blocks that work on up to `block_pairs` pairs;
+    /// seam tiles start at row `seam_row`.
+    pub fn new(packed: &Packed, group: usize, block_pairs: usize, seam_row: usize) -> Self {
         let mut tiles = Self::default();
         let mut seams = HashMap::new();
         let mut first_tile = Vec::with_capacity(packed.segments.len());
@@ -69,12 +70,12 @@ impl Tiles {
             let start = segment.rows.start as u32;
             let run =
                 Run { query_row: start, out_row: start, position: segment.first_position as u32, first_tile };
-            run.work(segment.rows.len(), group, &mut tiles.all);
+            run.work(segment.rows.len(), group, block_pairs, &mut tiles.all);
         }
         for (index, last) in packed.last.iter().enumerate() {
             let (row, first_tile) = (index as u32, first_tile[last.segment]);
             let run = Run { query_row: row, out_row: row, position: packed.positions[last.row], first_tile };
-            run.work(1, group, &mut tiles.last);
+            run.work(1, group, block_pairs, &mut tiles.last);
         }
         // The longest first, so that no long one is left over at the end; otherwise in the order of rows.
         for work in [&mut tiles.all, &mut tiles.last] {
@@ -96,7 +97,7 @@ impl Tiles {
 
     /// Pieces of work that any such batch can need, for all rows: each segment rounds up once.
     pub fn work_max(tokens: usize, sequences: usize, group: usize) -> usize {
-        (tokens * group).div_ceil(BLOCK_PAIRS) + tokens.min(2 * sequences)
+        (tokens * group).div_ceil(BLOCK_PAIRS_MIN) + tokens.min(2 * sequences)
     }
 
     /// The tiles of the segment's path; a seam tile that another path has already is shared with it.
@@ -131,16 +132,16 @@ struct Run {
 
 impl Run {
     /// Cuts the pairs of `tokens` tokens into blocks.
-    fn work(&self, tokens: usize, group: usize, work: &mut Vec<Work>) {
+    fn work(&self, tokens: usize, group: usize, block_pairs: usize, work: &mut Vec<Work>) {
         let pairs = tokens * group;
-        work.extend((0..pairs).step_by(BLOCK_PAIRS).map(|first| {
+        work.extend((0..pairs).step_by(block_pairs).map(|first| {
             let token = (first / group) as u32;
             Work {
                 query_row: self.query_row + token,
                 out_row: self.out_row + token,
                 position: self.position + token,
                 first_head: (first % group) as u32,
-                pairs: BLOCK_PAIRS.min(pairs - first) as u32,
+                pairs: block_pairs.min(pairs - first) as u32,
                 first_tile: self.first_tile,
             }
         }));
@@ -182,7 +183,7 @@ mod tests {
         ] {
             let packed = packed(&sequences, sharing);
             let seam_row = packed.tokens.len() + 5;
-            let tiles = Tiles::new(&packed, 1, seam_row);
+            let tiles = Tiles::new(&packed, 1, 16, seam_row);
             for work in tiles.all.iter().flat_map(|work| (0..work.pairs).map(move |token| (work, token))) {
                 let (work, token) = work;
                 let row = (work.query_row + token) as usize;
@@ -201,7 +202,7 @@ mod tests {
     #[test]
     fn tiles_need_copies_only_where_a_path_leaves_consecutive_rows() {
         let seams = |sequences: &[Vec<u32>], sharing| {
-            let tiles = Tiles::new(&packed(sequences, sharing), 1, 10_000);
+            let tiles = Tiles::new(&packed(sequences, sharing), 1, 128, 10_000);
             tiles.seam_sources.len() / TILE_KEYS
         };
         assert_eq!(seams(&two(100), Sharing::Nothing), 0);
@@ -215,7 +216,7 @@ mod tests {
     #[test]
     fn a_seam_tile_ends_in_zeros_where_its_path_ends() {
         let sequences = vec![vec![1, 2, 3, 4, 5], vec![1, 2, 3, 6]];
-        let tiles = Tiles::new(&packed(&sequences, Sharing::Prefixes), 1, 6);
+        let tiles = Tiles::new(&packed(&sequences, Sharing::Prefixes), 1, 16, 6);
         assert_eq!(tiles.seam_sources[..5], [0, 1, 2, 5, NO_ROW]);
         assert!(tiles.seam_sources[4..].iter().all(|&source| source == NO_ROW));
         assert_eq!(tiles.seam_sources.len(), TILE_KEYS);
@@ -223,12 +224,15 @@ mod tests {
 
     #[test]
     fn work_covers_each_pair_once_and_starts_with_the_longest() {
-        for group in [1, 2, 3, 7, 8, 16, 40] {
+        let groups = [1, 2, 3, 7, 8, 16, 40];
+        for (group, block_pairs) in
+            groups.into_iter().flat_map(|group| [16, 64, 128].map(|pairs| (group, pairs)))
+        {
             let packed = packed(&two(100), Sharing::Prefixes);
-            let tiles = Tiles::new(&packed, group, 10_000);
+            let tiles = Tiles::new(&packed, group, block_pairs, 10_000);
             let mut pairs: Vec<(u32, u32)> = Vec::new();
             for work in &tiles.all {
-                assert!((1..=BLOCK_PAIRS as u32).contains(&work.pairs) && work.first_head < group as u32);
+                assert!((1..=block_pairs as u32).contains(&work.pairs) && work.first_head < group as u32);
                 let first = work.query_row * group as u32 + work.first_head;
                 pairs.extend(
                     (first..first + work.pairs).map(|pair| (pair / group as u32, pair % group as u32)),
@@ -247,7 +251,7 @@ mod tests {
     #[test]
     fn last_rows_are_queries_of_their_own_at_the_ends_of_their_paths() {
         let packed = packed(&two(100), Sharing::Prefixes);
-        let tiles = Tiles::new(&packed, 4, packed.tokens.len());
+        let tiles = Tiles::new(&packed, 4, 128, packed.tokens.len());
         let mut last = tiles.last.clone();
         last.sort_by_key(|work| work.out_row);
         let facts: Vec<_> =
@@ -260,7 +264,7 @@ mod tests {
         let sequences: Vec<Vec<u32>> = (0..40).map(|n| (0..n / 2).chain([1_000 + n]).collect()).collect();
         let packed = packed(&sequences, Sharing::Prefixes);
         let (tokens, ends) = (packed.tokens.len(), packed.last.len());
-        let tiles = Tiles::new(&packed, 3, tokens);
+        let tiles = Tiles::new(&packed, 3, BLOCK_PAIRS_MIN, tokens);
         assert!(tiles.seam_sources.len() <= Tiles::seam_rows_max(tokens, ends));
         assert!(tiles.tile_rows.len() <= Tiles::tile_rows_max(tokens, ends));
         assert!(tiles.all.len() <= Tiles::work_max(tokens, ends, 3));

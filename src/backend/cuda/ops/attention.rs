@@ -1,4 +1,4 @@
-//! `attention_plain` and `seam_tiles`
+//! `attention_sm80`, `attention_sm75`, `attention_plain`: the one that was loaded; and `seam_tiles`
 
 use std::f32::consts::LOG2_E;
 
@@ -11,7 +11,6 @@ use crate::backend::cuda::fault::OrFault;
 use crate::backend::cuda::tiles::Work;
 use crate::error::Result;
 
-const ATTENTION_THREADS: usize = 128;
 const SEAM_THREADS: usize = 256;
 
 /// The heads of one rank, which lie side by side in a row: queries, then keys, then values.
@@ -33,12 +32,12 @@ impl Heads {
 
 /// Causal grouped-query attention for the queries that `work` names.
 #[derive(Debug)]
-pub struct AttentionPlain<'a> {
+pub struct Attention<'a> {
     /// `[rows, row_width]`: everything that work and tiles point at, seam tiles included.
     pub qkv: DeviceSlice<'a>,
     /// `[out_rows, q_heads * head_dim]`
     pub out: &'a mut DeviceBuffer,
-    /// `[count]` [`Work`], made by [`tiles`](crate::backend::cuda::tiles) for these heads.
+    /// `[count]` [`Work`], made by [`tiles`](crate::backend::cuda::tiles) for these heads and the kernel's blocks.
     pub work: DeviceSlice<'a>,
     /// u32: the paths' tiles.
     pub tile_rows: DeviceSlice<'a>,
@@ -84,11 +83,11 @@ struct Shape {
 unsafe impl DeviceRepr for Shape {}
 
 impl Ops {
-    /// Launches `attention_plain`.
-    pub fn attention_plain(&self, args: AttentionPlain<'_>) -> Result<()> {
-        let AttentionPlain { qkv, out, work, tile_rows, count, rows, out_rows, heads, scale } = args;
-        let needs = Needs("attention_plain");
-        let kernel = &self.kernels.attention_plain;
+    /// Launches the attention kernel.
+    pub fn attention(&self, args: Attention<'_>) -> Result<()> {
+        let Attention { qkv, out, work, tile_rows, count, rows, out_rows, heads, scale } = args;
+        let kernel = self.kernels.attention_kernel;
+        let needs = Needs(kernel.entry);
         needs.wide("head_dim", heads.head_dim)?;
         needs.that(heads.head_dim <= kernel.head_dim_max, || {
             format!("head_dim <= {}, not {}", kernel.head_dim_max, heads.head_dim)
@@ -99,7 +98,7 @@ impl Ops {
         needs.covers("qkv", qkv.bytes(), rows * heads.row_width() * Storage::BYTES)?;
         needs.covers("out", out.bytes(), out_rows * heads.q_heads * heads.head_dim * Storage::BYTES)?;
         needs.covers("work", work.bytes(), count * size_of::<Work>())?;
-        let config = needs.grid(count * heads.kv_heads, 1, ATTENTION_THREADS, kernel.shared_bytes)?;
+        let config = needs.grid(count * heads.kv_heads, 1, kernel.threads, kernel.shared_bytes())?;
         let shape = Shape {
             row_stride: needs.int("row width", heads.row_width())?,
             head_dim: heads.head_dim as i32,
@@ -115,7 +114,7 @@ impl Ops {
         unsafe {
             self.context
                 .compute()
-                .launch_builder(&kernel.function)
+                .launch_builder(&self.kernels.attention)
                 .arg(&qkv)
                 .arg(&out)
                 .arg(&work)
@@ -123,7 +122,7 @@ impl Ops {
                 .arg(&shape)
                 .launch(config)
         }
-        .or_fault("launching `attention_plain`")
+        .or_fault(format!("launching `{}`", kernel.entry))
         .map(drop)
     }
 

@@ -19,10 +19,11 @@ use cudarc::driver::LaunchConfig;
 
 use super::Storage;
 use super::context::Context;
-use super::kernels::Kernels;
+use super::kernels::{AttentionKernel, Kernels};
+use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
 
-pub use attention::{AttentionPlain, Heads, SeamTiles};
+pub use attention::{Attention, Heads, SeamTiles};
 pub use norm::{AddRmsNorm, Delta};
 pub use rope::{Rope, RopeTables};
 pub use rows::{GatherRows, Score};
@@ -41,10 +42,21 @@ pub struct Ops {
 }
 
 impl Ops {
-    /// The kernels for numbers stored as `storage` and heads of `head_dim`, in this context.
-    pub fn new(context: Context, storage: Storage, head_dim: usize) -> Result<Self> {
-        let kernels = Kernels::load(&context, storage, head_dim)?;
+    /// The kernels of a tier for heads of `head_dim`, in this context.
+    pub fn new(context: Context, tier: CudaTier, head_dim: usize) -> Result<Self> {
+        let attention = AttentionKernel::choose(tier, head_dim, context.info().shared_bytes_max)?;
+        Self::with_attention(context, attention)
+    }
+
+    /// The same with attention by this kernel, whose tier it is.
+    pub fn with_attention(context: Context, attention: &'static AttentionKernel) -> Result<Self> {
+        let kernels = Kernels::load(&context, attention)?;
         Ok(Self { context, kernels })
+    }
+
+    /// The kernel that does attention.
+    pub fn attention_kernel(&self) -> &'static AttentionKernel {
+        self.kernels.attention_kernel
     }
 
     /// The context that the kernels run in.
@@ -54,7 +66,7 @@ impl Ops {
 
     /// How numbers are stored.
     pub fn storage(&self) -> Storage {
-        self.kernels.storage
+        Storage::of(self.kernels.tier)
     }
 }
 

@@ -1,0 +1,382 @@
+// attention_tensor — flash attention on tensor cores, once for all tiers that have `mma.sync`. A tier says how numbers
+// are stored, multiplied and brought to shared memory (attention_sm75.cu, attention_sm80.cu); this says the rest.
+//
+// out[t, h, :] = softmax(q[t, h, :] . k[path, kv, :] * scale) * v[path, kv, :],  kv = h / group, where the path is the
+// keys at positions 0 ..= the position of t: causal grouped-query attention
+//   qkv [rows, row_stride]: q heads, then k heads, then v heads, each head_dim wide · out [tokens, q_heads * head_dim]
+//   work        what each block does (struct Work), longest first
+//   tile_rows   for each path, the row of the first key of its key tiles. Rows past the block's last position are not
+//               read but zeros: they may be another conversation's, and a masked weight of 0 times its NaN would be NaN
+//   accumulate  S and O in f32; scale * log2(e) folded into one fmaf; the row sum is that of unrounded P, and P is
+//               rounded to storage for P * V; one rounding on O
+//   bits        a row's result depends on its own path alone, not on what shares its block: tiles lie at absolute
+//               positions and are walked first to last, keys are never split among blocks, and keys that are masked
+//               for a row change nothing: its maximum stays, 2^0 = 1, P = 0. So a warp may leave out 16 keys that are
+//               masked for all of its rows, and may leave out multiplying by 1
+//   grid        [work * kv_heads], kv head fastest. A block has ROWS rows, each a pair of (token, q head of the kv
+//               head's group), so that the heads of a group share K and V; a warp has 16 or 32 of them
+//   pipeline    K and V tiles go through a ring of STAGES places, in the order K0 V0 K1 V1 ..; while one is computed
+//               with, the next STAGES - 1 are on their way; one barrier a tile
+//   shared      Q [ROWS, HEAD_DIM], then the ring; 16-byte words of a row are exchanged (word ^ row % 8), so that 8
+//               rows of a column meet 8 different groups of 4 banks: no conflict anywhere. O leaves through Q's place
+//   needs       head_dim <= HEAD_DIM, head_dim % 8 == 0, row_stride % 8 == 0, pointers 16-byte aligned; at least one
+//               key for every row
+//   cost        4 * HEAD_DIM flops per row and key, in whole 16 rows x 16 keys -> compute bound
+#pragma once
+
+#include "attention.cuh"
+#include "ptx.cuh"
+#include "reduce.cuh"
+#include "storage.cuh"
+
+// A lane's share of a 16 x 8 product: rows lane / 4 and that + 8, two neighbouring columns of each.
+constexpr int FRAGMENT = 4;
+// Keys, or dims, that one ldmatrix brings: two 8-wide blocks.
+constexpr int STEP = 16;
+
+template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> struct Attention {
+  using T = typename Tier::T;
+
+  static constexpr int THREADS = WARPS * WARP;
+  static constexpr int WARP_ROWS = 16 * WARP_TILES;
+  static constexpr int ROWS = WARPS * WARP_ROWS;
+  static constexpr int WORDS = HEAD_DIM / WIDE;
+  static constexpr int ROW_BYTES = HEAD_DIM * sizeof(T);
+  static constexpr int QUERY_BYTES = ROWS * ROW_BYTES;
+  static constexpr int TILE_BYTES = KEYS * ROW_BYTES;
+  static constexpr int KEY_BLOCKS = KEYS / 8;
+  static constexpr int DIM_BLOCKS = HEAD_DIM / 8;
+  // A thread copies every THREADS-th word of a tile: always the same column, so many rows further each time.
+  static constexpr int COPY_ROWS = THREADS / WORDS;
+  static constexpr int COPIES = KEYS / COPY_ROWS;
+  // Whether K and V of the next tile are on their way while one is computed with, or the next of K and V alone.
+  static constexpr bool WHOLE = STAGES == 3;
+
+  static_assert(COPY_ROWS % 8 == 0, "a thread's words are exchanged alike in all of its rows");
+  static_assert(STAGES == 2 || STAGES == 3, "the walk below looks one tile ahead");
+
+  // A thread's part of copying rows to shared memory.
+  struct Copier {
+    int row;         // the first row
+    int column;      // in a row of the source
+    uint32_t target; // of the first row, from the start of the tile
+    bool in_head;    // false where HEAD_DIM is wider than head_dim: zeros
+
+    __device__ __forceinline__ explicit Copier(const Shape &shape) {
+      const int word = threadIdx.x % WORDS;
+      row = threadIdx.x / WORDS;
+      column = word * WIDE;
+      target = row * ROW_BYTES + (word ^ row % 8) * sizeof(uint4);
+      in_head = column < shape.head_dim;
+    }
+  };
+
+  // The places that tiles of keys and values go through, and this thread's part in bringing them.
+  struct Ring {
+    uint32_t start, loading, ready; // addresses: of all of it, of the place to be filled next, to be computed with next
+    typename Tier::Flight flights[COPIES];
+
+    __device__ __forceinline__ explicit Ring(uint32_t place) : start(place), loading(place), ready(place) {}
+
+    __device__ __forceinline__ uint32_t after(uint32_t place) const {
+      return place + TILE_BYTES == start + STAGES * TILE_BYTES ? start : place + TILE_BYTES;
+    }
+
+    // Starts bringing the tile whose keys start at `first`: [KEYS, head_dim], zeros from key `keys` on. None where that
+    // is not above 0.
+    __device__ __forceinline__ void begin(const T *first, int keys, const Copier &copier, int row_stride) {
+      if (keys > 0) {
+        const T *source = first + static_cast<size_t>(copier.row) * row_stride + copier.column;
+#pragma unroll
+        for (int n = 0; n < COPIES; ++n) {
+          const bool there = copier.in_head && copier.row + n * COPY_ROWS < keys;
+          // A place that is not read is still one that could be.
+          Tier::begin(flights[n], loading + copier.target + n * COPY_ROWS * ROW_BYTES, there ? source : first, there);
+          source += static_cast<size_t>(COPY_ROWS) * row_stride;
+        }
+      }
+      Tier::commit();
+    }
+
+    // Ends what `begin` started, as far as that needs this thread.
+    __device__ __forceinline__ void end(int keys, const Copier &copier) {
+      if (keys > 0) {
+#pragma unroll
+        for (int n = 0; n < COPIES; ++n) Tier::end(flights[n], loading + copier.target + n * COPY_ROWS * ROW_BYTES);
+      }
+      loading = after(loading);
+    }
+  };
+
+  // Q of the work's pairs, zeros in rows past them.
+  static __device__ __forceinline__ void load_queries(uint32_t place, const T *qkv, const Work &work, uint32_t head,
+                                                      uint32_t group, const Copier &copier, const Shape &shape) {
+#pragma unroll
+    for (int n = 0; n < ROWS / COPY_ROWS; ++n) {
+      const uint32_t row = copier.row + n * COPY_ROWS;
+      const bool there = copier.in_head && row < work.pairs;
+      const uint32_t pair = there ? work.first_head + row : 0;
+      const size_t token = work.query_row + pair / group;
+      const T *source = qkv + token * shape.row_stride + (head + pair % group) * shape.head_dim;
+      const uint32_t target = place + copier.target + n * COPY_ROWS * ROW_BYTES;
+      typename Tier::Flight flight;
+      Tier::begin(flight, target, source + (there ? copier.column : 0), there);
+      Tier::end(flight, target);
+    }
+  }
+
+  // S = Q K^T for a warp's rows. MASKED: over the first `keys` keys, in whole steps; 0 for the others.
+  template <bool MASKED> static __device__ __forceinline__ void
+  dot_keys(float (&scores)[WARP_TILES][KEY_BLOCKS][FRAGMENT], uint32_t queries, uint32_t tile, int keys) {
+#pragma unroll
+    for (int m = 0; m < WARP_TILES; ++m) {
+#pragma unroll
+      for (int n = 0; n < KEY_BLOCKS; ++n) {
+#pragma unroll
+        for (int i = 0; i < FRAGMENT; ++i) scores[m][n][i] = 0.0f;
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < HEAD_DIM / STEP; ++k) {
+      const uint32_t column = k * STEP * sizeof(T);
+      uint32_t query[WARP_TILES][FRAGMENT];
+#pragma unroll
+      for (int m = 0; m < WARP_TILES; ++m) ldmatrix_x4(query[m], (queries ^ column) + m * 16 * ROW_BYTES);
+#pragma unroll
+      for (int n = 0; n < KEYS / STEP; ++n) {
+        if (MASKED && n * STEP >= keys) continue;
+        uint32_t key[FRAGMENT];
+        ldmatrix_x4(key, (tile ^ column) + n * STEP * ROW_BYTES);
+#pragma unroll
+        for (int m = 0; m < WARP_TILES; ++m) {
+          Tier::mma(scores[m][2 * n], query[m], key[0], key[1]);
+          Tier::mma(scores[m][2 * n + 1], query[m], key[2], key[3]);
+        }
+      }
+    }
+  }
+
+  // Hides the keys that are later than each row's own.
+  static __device__ __forceinline__ void mask(float (&scores)[WARP_TILES][KEY_BLOCKS][FRAGMENT],
+                                              const int (&seen)[WARP_TILES][2]) {
+#pragma unroll
+    for (int m = 0; m < WARP_TILES; ++m) {
+#pragma unroll
+      for (int n = 0; n < KEY_BLOCKS; ++n) {
+#pragma unroll
+        for (int i = 0; i < FRAGMENT; ++i) {
+          if (8 * n + i % 2 > seen[m][i / 2]) scores[m][n][i] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // What a lane knows of its rows, two of each 16.
+  struct Rows {
+    float maximum[WARP_TILES][2];
+    float sum[WARP_TILES][2]; // over this lane's keys
+    float out[WARP_TILES][DIM_BLOCKS][FRAGMENT];
+
+    __device__ __forceinline__ Rows() {
+#pragma unroll
+      for (int m = 0; m < WARP_TILES; ++m) {
+        maximum[m][0] = maximum[m][1] = -INFINITY;
+        sum[m][0] = sum[m][1] = 0.0f;
+#pragma unroll
+        for (int n = 0; n < DIM_BLOCKS; ++n) {
+#pragma unroll
+          for (int i = 0; i < FRAGMENT; ++i) out[m][n][i] = 0.0f;
+        }
+      }
+    }
+
+    // maximum = max over the keys so far, P = 2^((S - maximum) * scale_log2); sum and out as if with that maximum from
+    // the start. P is rounded and laid out as the left operand of P * V.
+    __device__ __forceinline__ void weigh(uint32_t (&weights)[WARP_TILES][KEYS / STEP][FRAGMENT],
+                                          float (&scores)[WARP_TILES][KEY_BLOCKS][FRAGMENT], float scale_log2) {
+      float rescale[WARP_TILES][2];
+      bool changed = false;
+#pragma unroll
+      for (int m = 0; m < WARP_TILES; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float highest = maximum[m][half];
+#pragma unroll
+          for (int n = 0; n < KEY_BLOCKS; ++n) {
+            highest = fmaxf(highest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+          }
+          highest = quad_max(highest);
+          rescale[m][half] = ex2_approx((maximum[m][half] - highest) * scale_log2);
+          changed |= rescale[m][half] != 1.0f;
+          maximum[m][half] = highest;
+          const float offset = -highest * scale_log2;
+          float added = 0.0f;
+#pragma unroll
+          for (int n = 0; n < KEY_BLOCKS; ++n) {
+            const float p0 = ex2_approx(fmaf(scores[m][n][2 * half], scale_log2, offset));
+            const float p1 = ex2_approx(fmaf(scores[m][n][2 * half + 1], scale_log2, offset));
+            added += p0 + p1;
+            weights[m][n / 2][2 * (n % 2) + half] = pack2<T>(p0, p1);
+          }
+          sum[m][half] = fmaf(sum[m][half], rescale[m][half], added);
+        }
+      }
+      // Where no maximum of the warp's rows changed, all factors are 1.
+      if (!__any_sync(ALL_LANES, changed)) return;
+#pragma unroll
+      for (int m = 0; m < WARP_TILES; ++m) {
+#pragma unroll
+        for (int n = 0; n < DIM_BLOCKS; ++n) {
+#pragma unroll
+          for (int i = 0; i < FRAGMENT; ++i) out[m][n][i] *= rescale[m][i / 2];
+        }
+      }
+    }
+
+    // out += P V over the first `keys` keys, in whole steps.
+    __device__ __forceinline__ void add_values(const uint32_t (&weights)[WARP_TILES][KEYS / STEP][FRAGMENT],
+                                               uint32_t tile, int keys) {
+#pragma unroll
+      for (int k = 0; k < KEYS / STEP; ++k) {
+        if (k * STEP >= keys) break;
+#pragma unroll
+        for (int n = 0; n < HEAD_DIM / STEP; ++n) {
+          uint32_t value[FRAGMENT];
+          ldmatrix_x4_trans(value, (tile ^ n * STEP * static_cast<int>(sizeof(T))) + k * STEP * ROW_BYTES);
+#pragma unroll
+          for (int m = 0; m < WARP_TILES; ++m) {
+            Tier::mma(out[m][2 * n], weights[m][k], value[0], value[1]);
+            Tier::mma(out[m][2 * n + 1], weights[m][k], value[2], value[3]);
+          }
+        }
+      }
+    }
+  };
+
+  static __device__ __forceinline__ void run(const T *qkv, T *out, const Work *all_work, const uint32_t *tile_rows,
+                                             const Shape &shape) {
+    // Aligned so that the exchange of words is a xor with the address.
+    extern __shared__ __align__(256) uint4 shared[];
+    const uint32_t query_place = shared_address(shared);
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const uint32_t group = shape.q_heads / shape.kv_heads, kv_head = blockIdx.x % shape.kv_heads;
+    const Work work = all_work[blockIdx.x / shape.kv_heads];
+    const T *keys = qkv + static_cast<size_t>(shape.q_heads + kv_head) * shape.head_dim;
+    const T *values = keys + static_cast<size_t>(shape.kv_heads) * shape.head_dim;
+    const uint32_t *rows = tile_rows + work.first_tile;
+    const int last_position = work.position + (work.first_head + work.pairs - 1) / group;
+    const int tiles = last_position / KEYS + 1;
+
+    // What this warp's rows see: none of them a key past warp_last, all of them those up to warp_first.
+    const int first_pair = warp * WARP_ROWS, warp_pairs = min(WARP_ROWS, static_cast<int>(work.pairs) - first_pair);
+    const int warp_first = work.position + (work.first_head + first_pair) / group;
+    const int warp_last =
+        warp_pairs > 0 ? static_cast<int>(work.position + (work.first_head + first_pair + warp_pairs - 1) / group) : -1;
+
+    Rows state;
+    // The keys of the present tile and later ones that a row sees, less this lane's first key of a block.
+    int seen[WARP_TILES][2];
+#pragma unroll
+    for (int m = 0; m < WARP_TILES; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t row = min(first_pair + 16 * m + 8 * half + lane / 4, work.pairs - 1);
+        seen[m][half] = work.position + (work.first_head + row) / group - 2 * (lane % 4);
+      }
+    }
+
+    // Where this lane's rows of an ldmatrix lie, the words of a row exchanged: of Q and V, a row a lane of 16, then the
+    // next 8 columns; of K, 8 keys, the next 8 columns, then the next 8 keys.
+    const uint32_t swizzle = lane % 8 * sizeof(uint4);
+    const uint32_t by_row = lane % 16 * ROW_BYTES + (lane / 16 * sizeof(uint4) ^ swizzle);
+    const uint32_t by_column = (lane % 8 + lane / 16 * 8) * ROW_BYTES + (lane / 8 % 2 * sizeof(uint4) ^ swizzle);
+    const uint32_t warp_queries = query_place + first_pair * ROW_BYTES;
+
+    const Copier copier(shape);
+    Ring ring(query_place + QUERY_BYTES);
+    const auto first_of = [&](const T *matrix, uint32_t row) {
+      return matrix + static_cast<size_t>(row) * shape.row_stride;
+    };
+    // Rows of the present tile, of the one after it; keys of the path from the present tile on.
+    uint32_t row = rows[0], row_after = rows[min(1, tiles - 1)];
+    int path_keys = last_position + 1;
+    load_queries(query_place, qkv, work, kv_head * group, group, copier, shape);
+    ring.begin(first_of(keys, row), path_keys, copier, shape.row_stride);
+    ring.end(path_keys, copier);
+    if (WHOLE) {
+      ring.begin(first_of(values, row), path_keys, copier, shape.row_stride);
+      ring.end(path_keys, copier);
+    }
+
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile) {
+      const uint32_t row_later = rows[min(tile + 2, tiles - 1)];
+      const int first_key = tile * KEYS, warp_keys = warp_last + 1 - first_key, keys_after = path_keys - KEYS;
+      uint32_t weights[WARP_TILES][KEYS / STEP][FRAGMENT];
+
+      Tier::template wait<STAGES - 2>();
+      __syncthreads(); // K is there, and what the ring's next place held was used
+      const int keys_beside_k = WHOLE ? keys_after : path_keys;
+      ring.begin(WHOLE ? first_of(keys, row_after) : first_of(values, row), keys_beside_k, copier, shape.row_stride);
+      if (warp_keys > 0) {
+        float scores[WARP_TILES][KEY_BLOCKS][FRAGMENT];
+        if (first_key + KEYS - 1 <= warp_first) {
+          dot_keys<false>(scores, warp_queries + by_row, ring.ready + by_column, KEYS);
+        } else {
+          dot_keys<true>(scores, warp_queries + by_row, ring.ready + by_column, warp_keys);
+          mask(scores, seen);
+        }
+        state.weigh(weights, scores, shape.scale_log2);
+      }
+      ring.end(keys_beside_k, copier);
+      ring.ready = ring.after(ring.ready);
+
+      Tier::template wait<STAGES - 2>();
+      __syncthreads(); // V is there, and K was used
+      ring.begin(first_of(WHOLE ? values : keys, row_after), keys_after, copier, shape.row_stride);
+      if (warp_keys > 0) state.add_values(weights, ring.ready + by_row, warp_keys);
+      ring.end(keys_after, copier);
+      ring.ready = ring.after(ring.ready);
+
+      row = row_after, row_after = row_later, path_keys = keys_after;
+#pragma unroll
+      for (int m = 0; m < WARP_TILES; ++m) seen[m][0] -= KEYS, seen[m][1] -= KEYS;
+    }
+    if (warp_pairs > 0) store(out, state, work, shared, first_pair, warp_pairs, kv_head * group, group, shape);
+  }
+
+  // out = O / sum, through the place of the warp's queries, so that whole words leave.
+  static __device__ __forceinline__ void store(T *out, const Rows &state, const Work &work, uint4 *shared,
+                                               int first_pair, int warp_pairs, uint32_t head, uint32_t group,
+                                               const Shape &shape) {
+    const int lane = threadIdx.x % WARP;
+    char *place = reinterpret_cast<char *>(shared) + first_pair * ROW_BYTES;
+    __syncwarp(); // the queries were read
+#pragma unroll
+    for (int m = 0; m < WARP_TILES; ++m) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const float inverse = __frcp_rn(quad_sum(state.sum[m][half]));
+        char *row = place + (16 * m + 8 * half + lane / 4) * ROW_BYTES + lane % 4 * sizeof(uint32_t);
+#pragma unroll
+        for (int n = 0; n < DIM_BLOCKS; ++n) {
+          // + 0: masked keys may have turned a -0 into +0, so no -0 is stored.
+          const float first = state.out[m][n][2 * half] * inverse + 0.0f;
+          const float second = state.out[m][n][2 * half + 1] * inverse + 0.0f;
+          *reinterpret_cast<uint32_t *>(row + (n ^ lane / 4) * sizeof(uint4)) = pack2<T>(first, second);
+        }
+      }
+    }
+    __syncwarp();
+    const int word = lane % WORDS;
+    if (word * WIDE >= shape.head_dim) return;
+#pragma unroll 4
+    for (int row = lane / WORDS; row < warp_pairs; row += WARP / WORDS) {
+      const uint32_t pair = work.first_head + first_pair + row;
+      const size_t token = work.out_row + pair / group;
+      T *target = out + (token * shape.q_heads + head + pair % group) * shape.head_dim + word * WIDE;
+      *reinterpret_cast<uint4 *>(target) =
+          *reinterpret_cast<const uint4 *>(place + row * ROW_BYTES + (word ^ row % 8) * sizeof(uint4));
+    }
+  }
+};
