@@ -4,7 +4,7 @@ CARGO_FLAGS := --release --locked
 KUDOS := target/release/kudos
 DEMO := demo/model
 
-.PHONY: demo test test-gpu test-real build fmt lint doc cuda-toolchain softgpu softgpu-env
+.PHONY: demo test test-gpu test-real build fmt lint doc cuda-toolchain softgpu softgpu-env kernels-page
 
 demo: build
 	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
@@ -40,6 +40,11 @@ cuda-toolchain:
 softgpu: cuda-toolchain
 	cargo build $(CARGO_FLAGS) --package softgpu
 	crates/softgpu/link target/softgpu
+
+# Counts the figures of kernels/README.md anew.
+kernels-page: softgpu
+	KUDOS_WRITE_KERNELS_PAGE=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=80 \
+		cargo test $(CARGO_FLAGS) --test kernels -- figures_of_the_page
 
 # eval "$(make -s softgpu-env CC=80 DEVICES=1)", and `kudos score --device cuda ...` runs on the software GPU.
 DEVICES := 1

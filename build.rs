@@ -81,7 +81,8 @@ fn build() -> Result<(), String> {
     let build = Build { nvcc, kernels: root.join("kernels"), cache, out, architectures };
     let kernels = build.sources(&version)?;
     build.compile_all(&kernels)?;
-    build.write_table(&kernels)
+    build.write_table(&kernels)?;
+    build.write_reports(&kernels, &version)
 }
 
 /// The architectures to make machine code for.
@@ -241,6 +242,19 @@ impl Build {
         };
         write("ptxas", &report)?;
         write("key", &kernel.key)
+    }
+
+    /// Writes `ptxas.txt`, from which the tests make the page of the kernels: the compiler's version, then what it says
+    /// of each entry's registers and shared memory.
+    fn write_reports(&self, kernels: &[Kernel], version: &str) -> Result<(), String> {
+        let mut reports = format!("{}\n", version.trim());
+        for Kernel { stem, .. } in kernels {
+            let path = self.cached(stem, "ptxas");
+            reports += &fs::read_to_string(&path)
+                .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        }
+        let path = self.out.join("ptxas.txt");
+        fs::write(&path, reports).map_err(|error| format!("cannot write {}: {error}", path.display()))
     }
 
     fn cached(&self, stem: &str, extension: &str) -> PathBuf {

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The tests that need a GPU, and a tally of what ran where. On the software GPU they run at one compute capability after
-# the other: everything at 8.0, the kernels and two models at 7.5 (f16) and 9.0. With KUDOS_TEST_GPU=real they run once,
-# on the first real GPU.
+# the other: everything at 8.0 and, with its own tier, 7.5; attention and two models at 8.6 (where shared memory is small)
+# and 9.0. With KUDOS_TEST_GPU=real they run on the first real GPU, the engine's once for each tier.
 set -u
 cd "$(dirname "$0")/.."
 tally=target/gpu-tally.txt
@@ -19,22 +19,26 @@ run() {
     sed -n "s/^test result: \([A-Za-z]*\)\. \([0-9]* passed; [0-9]* failed; [0-9]* ignored\).*/\1: \2 | $label/p" "$log" >>"$tally"
 }
 
+export KUDOS_TEST_GPU KUDOS_TEST_TIER
 if [ "${KUDOS_TEST_GPU:-}" = real ]; then
-    export KUDOS_TEST_GPU
     run "kernels, real GPU" --test kernels
-    run "engine, real GPU" --test cuda -- --ignored --nocapture
+    for KUDOS_TEST_TIER in '' sm75; do
+        run "engine, real GPU, tier ${KUDOS_TEST_TIER:-of its own}" --test cuda -- --ignored --nocapture
+    done
 else
     KUDOS_TEST_GPU=softgpu
+    KUDOS_TEST_TIER=
     LD_LIBRARY_PATH=$PWD/target/softgpu
     SOFTGPU_MEMORY_GIB=8
-    export KUDOS_TEST_GPU LD_LIBRARY_PATH SOFTGPU_MEMORY_GIB SOFTGPU_CC KUDOS_TEST_FIXTURES
-    for SOFTGPU_CC in 80 75 90; do
+    export LD_LIBRARY_PATH SOFTGPU_MEMORY_GIB SOFTGPU_CC KUDOS_TEST_FIXTURES
+    for SOFTGPU_CC in 80 75 86 90; do
         case $SOFTGPU_CC in
-        80) KUDOS_TEST_FIXTURES= ;;
-        *) KUDOS_TEST_FIXTURES=gqa8_hd128_llama3_bf16,gqa3_hd20_bias_f16 ;;
+        80 | 75) kernels='' KUDOS_TEST_FIXTURES='' ;;
+        *) kernels=attention_sm80 KUDOS_TEST_FIXTURES=gqa8_hd128_llama3_bf16,gqa3_hd20_bias_f16 ;;
         esac
-        run "kernels, software GPU at compute capability $SOFTGPU_CC" --test kernels
-        run "engine, software GPU at compute capability $SOFTGPU_CC" --test cuda -- --ignored --nocapture
+        at="software GPU at compute capability $SOFTGPU_CC"
+        run "kernels, $at" --test kernels ${kernels:+"$kernels"}
+        run "engine, $at" --test cuda -- --ignored --nocapture
     done
     SOFTGPU_CC=80
     run "faults, software GPU at compute capability 80" --test cuda_faults -- --ignored

@@ -21,7 +21,7 @@ pub(crate) const TESTS: &[AttentionTest] = &[
     ("reads_nothing_of_other_conversations", reads_nothing_of_other_conversations),
 ];
 
-const fn heads(q_heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
+pub(crate) const fn heads(q_heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
     Heads { q_heads, kv_heads, head_dim }
 }
 
@@ -40,11 +40,11 @@ fn shapes(kernel: &AttentionKernel) -> Vec<Heads> {
     all[..if kernel.is_plain() { 3 } else { 6 }].to_vec()
 }
 
-fn width(heads: Heads) -> usize {
+pub(crate) fn width(heads: Heads) -> usize {
     (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim
 }
 
-fn pack(sequences: &[Vec<u32>], sharing: Sharing) -> Packed {
+pub(crate) fn pack(sequences: &[Vec<u32>], sharing: Sharing) -> Packed {
     let mut batch = Batch::new(Budget { tokens: 100_000, sequences: 1_000 }, sharing);
     assert!(sequences.iter().all(|ids| batch.try_add(ids)));
     batch.pack()

@@ -6,7 +6,7 @@ use kudos::backend::cuda::ops::Ops;
 use libloading::Library;
 use serde::Deserialize;
 
-/// What one launch did to global memory.
+/// What one launch did to memory and on tensor cores.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Distinct 32-byte sectors read.
@@ -21,6 +21,10 @@ pub(crate) struct Counts {
     pub(crate) requests: u64,
     /// The sum over those of the distinct sectors of each.
     pub(crate) request_sectors: u64,
+    /// Passes that shared memory's banks needed beyond the fewest.
+    pub(crate) bank_conflicts: u64,
+    /// Products on tensor cores, of a warp.
+    pub(crate) mma: u64,
 }
 
 impl Counts {
@@ -30,11 +34,22 @@ impl Counts {
     }
 }
 
-#[derive(Deserialize)]
-struct Launch {
-    kernel: String,
+/// One launch.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Launch {
+    /// The entry that was launched.
+    pub(crate) kernel: String,
+    /// Threads of a block, by axis.
+    block: [usize; 3],
     #[serde(flatten)]
-    counts: Counts,
+    pub(crate) counts: Counts,
+}
+
+impl Launch {
+    /// Threads of a block.
+    pub(crate) fn threads(&self) -> usize {
+        self.block.iter().product()
+    }
 }
 
 type Reset = unsafe extern "C" fn();
@@ -66,6 +81,11 @@ impl Counters {
 
     /// What the one launch in `run` counted. Nobody else may launch anything meanwhile.
     pub(crate) fn of(self, ops: &Ops, kernel: &str, run: impl FnOnce()) -> Counts {
+        self.launch(ops, kernel, run).counts
+    }
+
+    /// The one launch in `run`, likewise.
+    pub(crate) fn launch(self, ops: &Ops, kernel: &str, run: impl FnOnce()) -> Launch {
         ops.context().synchronize().unwrap();
         // SAFETY: the library is still loaded; it locks what it changes.
         unsafe { (self.reset)() };
@@ -75,9 +95,10 @@ impl Counters {
         let mut text = vec![0_u8; 1 + unsafe { (self.json)(std::ptr::null_mut(), 0) }];
         // SAFETY: there is room for `text.len()` bytes.
         let length = unsafe { (self.json)(text.as_mut_ptr().cast(), text.len()) };
-        let launches: Vec<Launch> = serde_json::from_slice(&text[..length]).unwrap();
-        let [launch] = &launches[..] else { panic!("{kernel}: {} launches, not one", launches.len()) };
+        let mut launches: Vec<Launch> = serde_json::from_slice(&text[..length]).unwrap();
+        assert_eq!(launches.len(), 1, "{kernel}: one launch");
+        let launch = launches.remove(0);
         assert!(launch.kernel.starts_with(kernel), "{} was launched, not {kernel}", launch.kernel);
-        launch.counts
+        launch
     }
 }

@@ -9,8 +9,11 @@ mod gemm;
 mod launches;
 mod least;
 mod numbers;
+mod occupancy;
+mod page;
 mod rows;
 mod sectors;
+mod work;
 
 use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
@@ -36,7 +39,7 @@ static TURNS: RwLock<()> = RwLock::new(());
 #[derive(Clone)]
 pub(crate) struct Gpu {
     info: DeviceInfo,
-    tier: CudaTier,
+    pub(crate) tier: CudaTier,
     pub(crate) storage: Storage,
 }
 
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
     }
     let counters = info.as_ref().and_then(|_| launches::Counters::find());
     let mut trials = Vec::new();
+    let mut gpus = Vec::new();
     for tier in CudaTier::ALL {
         if info.as_ref().is_some_and(|info| !info.capability.runs(tier)) {
             continue;
@@ -92,6 +96,13 @@ fn main() -> ExitCode {
                     test(gpu, kernel);
                 }));
             }
+            for &(name, test) in work::TESTS.iter().filter(|_| !kernel.is_plain()) {
+                let found = gpu.clone().zip(counters);
+                trials.push(trial(&format!("{}_{name}", kernel.entry), found, move |(gpu, counters)| {
+                    let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
+                    test(gpu, kernel, *counters);
+                }));
+            }
         }
         for &(name, test) in sectors::TESTS {
             let found = gpu.clone().zip(counters);
@@ -100,7 +111,16 @@ fn main() -> ExitCode {
                 test(gpu, *counters);
             }));
         }
+        gpus.extend(gpu);
     }
+    let occupancy = Some(occupancy::warps_are_those_of_the_limits);
+    trials.push(trial("occupancy_is_that_of_the_limits", occupancy, |test| test()));
+    // Counted where every tier runs, with machine code for every architecture by the compiler that the page is of.
+    let found = counters.filter(|_| gpus.len() == CudaTier::ALL.len() && page::is_comparable());
+    trials.push(trial("figures_of_the_page_are_those_counted", found, move |counters| {
+        let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
+        page::figures_of_the_page_are_those_counted(&gpus, *counters);
+    }));
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 

@@ -15,7 +15,7 @@ use kudos::backend::cuda::ops::{
 use kudos::backend::cuda::tiles::NO_ROW;
 
 use crate::Gpu;
-use crate::launches::{Counters, Counts};
+use crate::launches::{Counters, Launch};
 use crate::least::{INDEX_BYTES, LANES, Least, Way};
 use crate::numbers::upload_raw;
 
@@ -30,7 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("score_moves_the_least", score_moves_the_least),
     ("seam_tiles_move_the_least", seam_tiles_move_the_least),
     ("fill_normal_moves_the_least", fill_normal_moves_the_least),
-    ("bytes_at_70b_width_are_those_of_the_index", bytes_at_70b_width_are_those_of_the_index),
+    ("a_layer_moves_the_least_at_70b_width", a_layer_moves_the_least_at_70b_width),
 ];
 
 /// Threads of a block that takes a row.
@@ -57,7 +57,7 @@ enum Added {
     Output,
 }
 
-fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, added: Added) -> Counts {
+fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, added: Added) -> Launch {
     let stream_bytes = tokens * hidden * ops.storage().residual_bytes();
     let (mut residual, delta) = (zeros(ops, stream_bytes), zeros(ops, stream_bytes));
     let (weight, mut out) = (zeros(ops, hidden * 2), zeros(ops, tokens * hidden * 2));
@@ -74,7 +74,7 @@ fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, add
         hidden,
         eps: 1e-5,
     };
-    counters.of(ops, "add_rms_norm", || ops.add_rms_norm(args).unwrap())
+    counters.launch(ops, "add_rms_norm", || ops.add_rms_norm(args).unwrap())
 }
 
 fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
@@ -104,8 +104,8 @@ fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
                 least.run(Way::Write, "out", at, bytes, narrow);
             }
             let what = format!("{tokens} x {hidden}, adding {added:?}");
-            let counts = add_rms_norm(&ops, counters, tokens, hidden, added);
-            least.assert(&what, counts, hidden * Storage::BYTES);
+            let launch = add_rms_norm(&ops, counters, tokens, hidden, added);
+            least.assert(&what, launch.counts, hidden * Storage::BYTES);
         }
     }
 }
@@ -113,7 +113,7 @@ fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
 /// Heads of a row, the first to rotate, how many, their width.
 type Rotated = (usize, usize, usize, usize);
 
-fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated) -> Counts {
+fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated) -> Launch {
     let (in_row, first_head, heads, head_dim) = rotated;
     let tables = RopeTables::new(ops, &vec![1.0; head_dim / 2], 512).unwrap();
     let (rows, row_stride) = (positions.len(), in_row * head_dim);
@@ -121,7 +121,7 @@ fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated) -> C
     let positions = upload_raw(ops, positions);
     let (qkv, positions, tables) = (&mut qkv, positions.all(), &tables);
     let args = Rope { qkv, positions, tables, rows, row_stride, first_head, heads, position_max: 511 };
-    counters.of(ops, "rope", || ops.rope(args).unwrap())
+    counters.launch(ops, "rope", || ops.rope(args).unwrap())
 }
 
 fn rope_moves_the_least(gpu: &Gpu, counters: Counters) {
@@ -155,15 +155,15 @@ fn rope_moves_the_least(gpu: &Gpu, counters: Counters) {
             }
         }
         // Where half a head is not whole sectors, its two halves meet within one.
-        let counts = rope(&gpu.ops(head_dim), counters, &positions, rotated);
-        least.assert(&format!("{rotated:?}"), counts, half);
+        let launch = rope(&gpu.ops(head_dim), counters, &positions, rotated);
+        least.assert(&format!("{rotated:?}"), launch.counts, half);
     }
 }
 
-fn silu_mul(ops: &Ops, counters: Counters, tokens: usize, ffn: usize) -> Counts {
+fn silu_mul(ops: &Ops, counters: Counters, tokens: usize, ffn: usize) -> Launch {
     let mut gate_up = zeros(ops, tokens * 2 * ffn * Storage::BYTES);
     let args = SiluMul { gate_up: &mut gate_up, tokens, ffn, scale: 1.0 };
-    counters.of(ops, "silu_mul", || ops.silu_mul(args).unwrap())
+    counters.launch(ops, "silu_mul", || ops.silu_mul(args).unwrap())
 }
 
 fn silu_mul_moves_the_least(gpu: &Gpu, counters: Counters) {
@@ -176,16 +176,16 @@ fn silu_mul_moves_the_least(gpu: &Gpu, counters: Counters) {
             least.run(Way::Read, "gate_up", (2 * row + 1) * bytes, bytes, WORD);
             least.run(Way::Write, "gate_up", 2 * row * bytes, bytes, WORD);
         }
-        least.assert(&format!("{tokens} x {ffn}"), silu_mul(&ops, counters, tokens, ffn), bytes);
+        least.assert(&format!("{tokens} x {ffn}"), silu_mul(&ops, counters, tokens, ffn).counts, bytes);
     }
 }
 
-fn gather_rows(ops: &Ops, counters: Counters, rows: &[u32], row_bytes: usize) -> Counts {
+fn gather_rows(ops: &Ops, counters: Counters, rows: &[u32], row_bytes: usize) -> Launch {
     let (count, x_rows) = (rows.len(), 1 + *rows.iter().max().unwrap() as usize);
     let (x, mut out) = (zeros(ops, x_rows * row_bytes), zeros(ops, count * row_bytes));
     let rows = upload_raw(ops, rows);
     let args = GatherRows { x: x.all(), rows: rows.all(), out: &mut out, x_rows, count, row_bytes };
-    counters.of(ops, "gather_rows", || ops.gather_rows(args).unwrap())
+    counters.launch(ops, "gather_rows", || ops.gather_rows(args).unwrap())
 }
 
 fn gather_rows_moves_the_least(gpu: &Gpu, counters: Counters) {
@@ -199,15 +199,15 @@ fn gather_rows_moves_the_least(gpu: &Gpu, counters: Counters) {
             least.run(Way::Read, "x", row as usize * bytes, bytes, WORD);
             least.run(Way::Write, "out", i * bytes, bytes, WORD);
         }
-        least.assert(&format!("{count} x {width}"), gather_rows(&ops, counters, &rows, bytes), bytes);
+        least.assert(&format!("{count} x {width}"), gather_rows(&ops, counters, &rows, bytes).counts, bytes);
     }
 }
 
-fn score(ops: &Ops, counters: Counters, tokens: usize, labels: usize, hidden: usize) -> Counts {
+fn score(ops: &Ops, counters: Counters, tokens: usize, labels: usize, hidden: usize) -> Launch {
     let (x, head) = (zeros(ops, tokens * hidden * 2), zeros(ops, labels * hidden * 2));
     let mut out = zeros(ops, tokens * labels * 4);
     let args = Score { x: x.all(), head: head.all(), out: &mut out, tokens, labels, hidden };
-    counters.of(ops, "score", || ops.score(args).unwrap())
+    counters.launch(ops, "score", || ops.score(args).unwrap())
 }
 
 fn score_moves_the_least(gpu: &Gpu, counters: Counters) {
@@ -221,18 +221,18 @@ fn score_moves_the_least(gpu: &Gpu, counters: Counters) {
                 least.run(Way::Read, "head", label * bytes, bytes, WORD);
                 least.request(Way::Write, "out", &[(token * labels + label) * 4], 4);
             }
-            let counts = score(&ops, counters, tokens, labels, hidden);
-            least.assert(&format!("{tokens} x {hidden}, {labels} labels"), counts, bytes);
+            let launch = score(&ops, counters, tokens, labels, hidden);
+            least.assert(&format!("{tokens} x {hidden}, {labels} labels"), launch.counts, bytes);
         }
     }
 }
 
-fn seam_tiles(ops: &Ops, counters: Counters, heads: Heads, first_row: usize, sources: &[u32]) -> Counts {
+fn seam_tiles(ops: &Ops, counters: Counters, heads: Heads, first_row: usize, sources: &[u32]) -> Launch {
     let width = (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim;
     let mut qkv = zeros(ops, (first_row + sources.len()) * width * Storage::BYTES);
     let (count, sources) = (sources.len(), upload_raw(ops, sources));
     let args = SeamTiles { qkv: &mut qkv, sources: sources.all(), first_row, count, heads };
-    counters.of(ops, "seam_tiles", || ops.seam_tiles(args).unwrap())
+    counters.launch(ops, "seam_tiles", || ops.seam_tiles(args).unwrap())
 }
 
 fn seam_tiles_move_the_least(gpu: &Gpu, counters: Counters) {
@@ -251,14 +251,14 @@ fn seam_tiles_move_the_least(gpu: &Gpu, counters: Counters) {
             }
             least.run(Way::Write, "qkv", place(first_row + i), kv_bytes, WORD);
         }
-        let counts = seam_tiles(&gpu.ops(heads.head_dim), counters, heads, first_row, &sources);
-        least.assert(&format!("{heads:?}"), counts, kv_bytes);
+        let launch = seam_tiles(&gpu.ops(heads.head_dim), counters, heads, first_row, &sources);
+        least.assert(&format!("{heads:?}"), launch.counts, kv_bytes);
     }
 }
 
-fn fill_normal(ops: &Ops, counters: Counters, count: usize) -> Counts {
+fn fill_normal(ops: &Ops, counters: Counters, count: usize) -> Launch {
     let mut out = zeros(ops, count * Storage::BYTES);
-    counters.of(ops, "fill_normal", || ops.fill_normal(&mut out, count, 1, 0.02).unwrap())
+    counters.launch(ops, "fill_normal", || ops.fill_normal(&mut out, count, 1, 0.02).unwrap())
 }
 
 fn fill_normal_moves_the_least(gpu: &Gpu, counters: Counters) {
@@ -266,58 +266,71 @@ fn fill_normal_moves_the_least(gpu: &Gpu, counters: Counters) {
     for count in [8, 264, 4104, HIDDEN] {
         let mut least = Least::default();
         least.run(Way::Write, "out", 0, count * Storage::BYTES, WORD);
-        least.assert(&format!("{count}"), fill_normal(&ops, counters, count), 0);
+        least.assert(&format!("{count}"), fill_normal(&ops, counters, count).counts, 0);
     }
 }
 
-/// What each further token moves and what a launch moves besides, from launches with 8 and with 16 tokens: indices fill
-/// whole sectors.
-fn bytes_of(launch: impl Fn(usize) -> Counts) -> (u64, u64) {
-    let (few, many) = (launch(8).bytes_moved(), launch(16).bytes_moved());
-    ((many - few) / 8, 2 * few - many)
+/// What a kernel moves at the 70B model's width.
+pub(crate) struct AtWidth {
+    /// The kernel, and on what.
+    pub(crate) what: &'static str,
+    /// The entry that was launched.
+    pub(crate) entry: String,
+    /// Threads of its blocks.
+    pub(crate) threads: usize,
+    /// Bytes that each further token moves.
+    pub(crate) each: u64,
+    /// Bytes that a launch moves besides.
+    pub(crate) once: u64,
 }
 
-fn bytes_at_70b_width_are_those_of_the_index(gpu: &Gpu, counters: Counters) {
+/// From launches with 8 and with 16 tokens: indices fill whole sectors.
+fn at_width(what: &'static str, launch: impl Fn(usize) -> Launch) -> AtWidth {
+    let (few, many) = (launch(8), launch(16));
+    let (few_bytes, many_bytes) = (few.counts.bytes_moved(), many.counts.bytes_moved());
+    AtWidth {
+        what,
+        threads: few.threads(),
+        entry: few.kernel,
+        each: (many_bytes - few_bytes) / 8,
+        once: 2 * few_bytes - many_bytes,
+    }
+}
+
+/// Every memory-bound kernel at the 70B model's width.
+pub(crate) fn all_at_70b_width(gpu: &Gpu, counters: Counters) -> Vec<AtWidth> {
     let ops = gpu.ops(HEADS.head_dim);
-    let norm = |added| bytes_of(|tokens| add_rms_norm(&ops, counters, tokens, HIDDEN, added));
+    let norm = |what, added| at_width(what, |tokens| add_rms_norm(&ops, counters, tokens, HIDDEN, added));
     let rotated = (80, 0, 72, HEADS.head_dim);
-    let rope = bytes_of(|tokens| rope(&ops, counters, &vec![3; tokens], rotated));
-    let silu = bytes_of(|tokens| silu_mul(&ops, counters, tokens, FFN));
     let rows = |tokens: usize| (0..tokens as u32).collect::<Vec<_>>();
-    let last_rows = bytes_of(|tokens| gather_rows(&ops, counters, &rows(tokens), HIDDEN * 2));
-    let scores = bytes_of(|tokens| score(&ops, counters, tokens, 1, HIDDEN));
-    let copied = bytes_of(|tokens| seam_tiles(&ops, counters, HEADS, 16, &rows(tokens)));
     let nothing: Vec<u32> = repeat_n(NO_ROW, 16).collect();
-    let zeroed = bytes_of(|tokens| seam_tiles(&ops, counters, HEADS, 16, &nothing[..tokens]));
-    let filled = bytes_of(|rows| fill_normal(&ops, counters, rows * HIDDEN));
+    vec![
+        norm("`add_rms_norm`, with a delta", Added::Rows),
+        norm("`add_rms_norm`, without", Added::Nothing),
+        at_width("`rope`", |tokens| rope(&ops, counters, &vec![3; tokens], rotated)),
+        at_width("`silu_mul`", |tokens| silu_mul(&ops, counters, tokens, FFN)),
+        at_width("`gather_rows`", |tokens| gather_rows(&ops, counters, &rows(tokens), HIDDEN * 2)),
+        at_width("`score`", |tokens| score(&ops, counters, tokens, 1, HIDDEN)),
+        at_width("`seam_tiles`, a row of keys", |tokens| {
+            seam_tiles(&ops, counters, HEADS, 16, &rows(tokens))
+        }),
+        at_width("`seam_tiles`, a row of zeros", |tokens| {
+            seam_tiles(&ops, counters, HEADS, 16, &nothing[..tokens])
+        }),
+        at_width("`fill_normal`, 8,192 numbers", |rows| fill_normal(&ops, counters, rows * HIDDEN)),
+    ]
+}
 
-    // Rows as they stand in the index of kernels, this storage's column.
-    let index = include_str!("../../kernels/README.md");
-    for (kernel, (each, once)) in [
-        ("`add_rms_norm`, with a delta", norm(Added::Rows)),
-        ("`add_rms_norm`, without", norm(Added::Nothing)),
-        ("`rope`", rope),
-        ("`silu_mul`", silu),
-        ("`gather_rows`", last_rows),
-        ("`score`", scores),
-        ("`seam_tiles`, a row of keys", copied),
-        ("`seam_tiles`, a row of zeros", zeroed),
-        ("`fill_normal`, 8,192 numbers", filled),
-    ] {
-        let row = index.lines().find_map(|line| line.strip_prefix(&format!("| {kernel} |")));
-        let row = row.unwrap_or_else(|| panic!("no row of kernels/README.md begins with {kernel}"));
-        let cells: Vec<u64> =
-            row.split('|').flat_map(|cell| cell.trim().replace(',', "").parse().ok()).collect();
-        let stated = [cells[usize::from(gpu.storage == Storage::F16)], cells[2]];
-        assert_eq!([each, once], stated, "{kernel}, {:?}: counted, and kernels/README.md", gpu.storage);
-    }
-
-    // The least of a layer: what the two norms, rope and silu_mul move of each token's numbers.
-    assert_eq!(rope.0 - INDEX_BYTES as u64, 36_864);
-    assert_eq!(silu.0, 172_032);
+fn a_layer_moves_the_least_at_70b_width(gpu: &Gpu, counters: Counters) {
+    let all = all_at_70b_width(gpu, counters);
+    let each = |what| all.iter().find(|kernel| kernel.what == what).expect("it is in the list").each;
+    assert_eq!(each("`rope`") - INDEX_BYTES as u64, 36_864);
+    assert_eq!(each("`silu_mul`"), 172_032);
     if gpu.storage == Storage::Bf16 {
-        assert_eq!(2 * norm(Added::Rows).0, 131_072);
-        assert_eq!(2 * norm(Added::Output).0, 131_072);
-        assert_eq!(2 * norm(Added::Nothing).0, 65_536);
+        assert_eq!(2 * each("`add_rms_norm`, with a delta"), 131_072);
+        assert_eq!(2 * each("`add_rms_norm`, without"), 65_536);
+        let ops = gpu.ops(HEADS.head_dim);
+        let in_output = |tokens| add_rms_norm(&ops, counters, tokens, HIDDEN, Added::Output);
+        assert_eq!(2 * at_width("", in_output).each, 131_072);
     }
 }

@@ -1,0 +1,181 @@
+//! What attention on tensor cores does, held to what its work takes: products of a warp, passes of shared memory's banks,
+//! sectors.
+//!
+//! A warp multiplies whole steps: 16 of its rows with 16 keys, over as many keys as the last of its rows sees. Whatever
+//! goes beyond the causal minimum is these roundings up, so the count follows from the work list alone.
+
+use kudos::CudaTier;
+use kudos::Sharing;
+use kudos::backend::cuda::Storage;
+use kudos::backend::cuda::kernels::AttentionKernel;
+use kudos::backend::cuda::ops::{Attention, Heads};
+use kudos::backend::cuda::tiles::{Tiles, Work};
+use kudos::batch::Packed;
+
+use crate::Gpu;
+use crate::attention::{heads, pack, width};
+use crate::launches::{Counters, Counts};
+use crate::least::LANES;
+use crate::numbers::upload_raw;
+
+/// A test of one attention kernel on a GPU that counts.
+pub(crate) type Test = (&'static str, fn(&Gpu, &'static AttentionKernel, Counters));
+
+pub(crate) const TESTS: &[Test] = &[
+    ("multiplies_whole_steps_and_no_more", multiplies_whole_steps_and_no_more),
+    ("moves_each_sector_once_and_meets_no_bank_twice", moves_each_sector_once_and_meets_no_bank_twice),
+];
+
+/// Rows, and keys, of a step.
+const STEP: usize = 16;
+
+/// A conversation of so many tokens, or several.
+fn conversations(lengths: &[u32]) -> Packed {
+    let sequences: Vec<Vec<u32>> =
+        lengths.iter().map(|&len| (0..len).map(|at| 10_000 * len + at).collect()).collect();
+    pack(&sequences, Sharing::Prefixes)
+}
+
+fn tiles(kernel: &AttentionKernel, heads: Heads, packed: &Packed) -> Tiles {
+    Tiles::new(packed, heads.q_heads / heads.kv_heads, kernel.block_pairs, packed.tokens.len())
+}
+
+/// What attention of these conversations counts.
+fn count(
+    gpu: &Gpu,
+    kernel: &'static AttentionKernel,
+    counters: Counters,
+    heads: Heads,
+    packed: &Packed,
+) -> Counts {
+    let ops = gpu.ops_with(kernel);
+    let tokens = packed.tokens.len();
+    let tiles = tiles(kernel, heads, packed);
+    assert!(tiles.seam_sources.is_empty(), "nothing is shared here");
+    let qkv = upload_raw(&ops, &vec![0_u16; tokens * width(heads)]);
+    let out_bytes = tokens * heads.q_heads * heads.head_dim * Storage::BYTES;
+    let mut out = ops.context().allocate(out_bytes).unwrap();
+    let (work, tile_rows) = (upload_raw(&ops, &tiles.all), upload_raw(&ops, &tiles.tile_rows));
+    let args = Attention {
+        qkv: qkv.all(),
+        out: &mut out,
+        work: work.all(),
+        tile_rows: tile_rows.all(),
+        count: tiles.all.len(),
+        rows: tokens,
+        out_rows: tokens,
+        heads,
+        scale: 1.0,
+    };
+    counters.of(&ops, kernel.entry, || ops.attention(args).unwrap())
+}
+
+/// Rows, columns and depth of the kernel's product: the flops of one.
+fn mma_flops(kernel: &AttentionKernel) -> u64 {
+    match kernel.tier {
+        CudaTier::Sm75 => 2 * 16 * 8 * 8,
+        CudaTier::Sm80 => 2 * 16 * 8 * 16,
+    }
+}
+
+/// The flops that the kernel's products do: Q K^T and P V, in whole steps.
+fn flops_of_steps(kernel: &AttentionKernel, heads: Heads, work: &[Work]) -> u64 {
+    let group = heads.q_heads / heads.kv_heads;
+    let warps = kernel.threads / LANES;
+    let warp_rows = kernel.block_pairs / warps;
+    let mut steps = 0;
+    for work in work {
+        let [position, first_head, pairs] =
+            [work.position, work.first_head, work.pairs].map(|number| number as usize);
+        for first in (0..pairs).step_by(warp_rows) {
+            let last = first.saturating_add(warp_rows).min(pairs) - 1;
+            let keys = position + (first_head + last) / group + 1;
+            steps += keys.div_ceil(STEP) * (warp_rows / STEP);
+        }
+    }
+    (heads.kv_heads * steps * 4 * STEP * STEP * kernel.head_dim_max) as u64
+}
+
+/// The fewest flops: each row with the keys that it sees.
+fn flops_least(heads: Heads, packed: &Packed) -> u64 {
+    let keys: u64 = packed.positions.iter().map(|&position| u64::from(position) + 1).sum();
+    4 * (heads.q_heads * heads.head_dim) as u64 * keys
+}
+
+fn multiplies_whole_steps_and_no_more(gpu: &Gpu, kernel: &'static AttentionKernel, counters: Counters) {
+    let widest = kernel.head_dim_max;
+    for (heads, lengths) in [
+        (heads(8, 1, widest), vec![300, 1, 65]),
+        (heads(3, 1, widest), vec![129]),
+        (heads(2, 2, widest), vec![200, 64]),
+        (heads(7, 1, widest / 2), vec![33, 2]),
+    ] {
+        let packed = conversations(&lengths);
+        let counts = count(gpu, kernel, counters, heads, &packed);
+        let expected = flops_of_steps(kernel, heads, &tiles(kernel, heads, &packed).all);
+        assert_eq!(counts.mma * mma_flops(kernel), expected, "{heads:?}, {lengths:?}");
+    }
+}
+
+/// Sectors of the table and of the work list are read beside q, k and v.
+fn table_sectors(tiles: &Tiles) -> usize {
+    size_of_val(&tiles.all[..]).div_ceil(32) + size_of_val(&tiles.tile_rows[..]).div_ceil(32)
+}
+
+fn moves_each_sector_once_and_meets_no_bank_twice(
+    gpu: &Gpu,
+    kernel: &'static AttentionKernel,
+    counters: Counters,
+) {
+    for (heads, lengths) in [
+        (heads(8, 1, kernel.head_dim_max), vec![300, 1, 65]),
+        (heads(3, 1, kernel.head_dim_max), vec![129]),
+        (heads(14, 2, kernel.head_dim_max - 16), vec![70, 2]),
+    ] {
+        let packed = conversations(&lengths);
+        let tokens = packed.tokens.len();
+        let counts = count(gpu, kernel, counters, heads, &packed);
+        assert_eq!(counts.bank_conflicts, 0, "{heads:?}, {lengths:?}");
+        let table = table_sectors(&tiles(kernel, heads, &packed));
+        let read = tokens * width(heads) * Storage::BYTES / 32 + table;
+        let written = tokens * heads.q_heads * heads.head_dim * Storage::BYTES / 32;
+        assert_eq!((counts.sectors_read, counts.sectors_written), (read as u64, written as u64), "{heads:?}");
+    }
+}
+
+/// What a kernel does for one key head of a model and its group, in a conversation of `tokens`.
+pub(crate) struct Done {
+    /// Bytes of distinct sectors for each token, tables aside.
+    pub(crate) moved: u64,
+    /// Bytes asked for, for each token.
+    pub(crate) asked: u64,
+    /// The flops of its products, in those of the causal minimum.
+    pub(crate) over_least: f64,
+    /// The same for a conversation of 4,096 tokens, which is not run: it follows from the work list.
+    pub(crate) over_least_4096: f64,
+    /// Passes of shared memory's banks beyond the fewest.
+    pub(crate) bank_conflicts: u64,
+}
+
+/// Counts a kernel at a model's shape, for the page of the kernels.
+pub(crate) fn done(
+    gpu: &Gpu,
+    kernel: &'static AttentionKernel,
+    counters: Counters,
+    heads: Heads,
+    tokens: u32,
+) -> Done {
+    let packed = conversations(&[tokens]);
+    let counts = count(gpu, kernel, counters, heads, &packed);
+    let table = 32 * table_sectors(&tiles(kernel, heads, &packed)) as u64;
+    let over_least = |packed: &Packed, flops: u64| flops as f64 / flops_least(heads, packed) as f64;
+    let long = conversations(&[4096]);
+    let flops_long = flops_of_steps(kernel, heads, &tiles(kernel, heads, &long).all);
+    Done {
+        moved: (counts.bytes_moved() - table) / u64::from(tokens),
+        asked: (counts.bytes_read + counts.bytes_written) / u64::from(tokens),
+        over_least: over_least(&packed, counts.mma * mma_flops(kernel)),
+        over_least_4096: over_least(&long, flops_long),
+        bank_conflicts: counts.bank_conflicts,
+    }
+}
