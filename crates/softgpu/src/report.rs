@@ -42,8 +42,8 @@ pub extern "C" fn softgpu_reset_counters() {
 pub unsafe extern "C" fn softgpu_memory_json(buffer: *mut c_char, length: usize) -> usize {
     let (mut pinned_bytes, mut items) = (0, Vec::new());
     if let Ok(world) = world() {
-        let pinned = world.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        pinned_bytes = pinned.values().sum();
+        // Let go of before a device is locked: copies lock the device first, and this after it.
+        pinned_bytes = world.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().sum();
         for device in &world.devices {
             let device = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let (free, total) = device.memory.free_and_total();
