@@ -13,11 +13,12 @@ pub enum Violation {
     Misaligned,
     /// A byte was read that nobody wrote.
     Uninitialised,
-    /// Two warps touched one 4-byte word of shared memory, one of them writing, with no barrier between.
+    /// Two warps touched one 4-byte word of shared memory, or two lanes of a warp one byte, one of them writing, with no
+    /// barrier between.
     Race,
     /// A byte was touched while an asynchronous copy into it was in flight.
     InFlight,
-    /// Warps of a block wait for each other for ever, or a barrier was met by part of a warp.
+    /// A barrier was met by part of a warp, or warps of a block wait at different ones.
     Barrier,
     /// `trap`, or lanes named in a member mask that are not there.
     Trap,

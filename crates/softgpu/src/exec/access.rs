@@ -2,6 +2,7 @@
 
 use super::Block;
 use super::lanes::put;
+use super::shared::Who;
 use super::warp::Warp;
 use crate::check::{LaneFault, Violation};
 use crate::decode::{Atomic, Inst, Shape, Space};
@@ -43,11 +44,12 @@ impl Block<'_> {
         let mut data = [[0u8; 16]; 32];
         if mask == u32::MAX && addresses.iter().all(|&a| a == addresses[0]) {
             // A broadcast is one access: checked once, one sector, no bank conflict.
-            self.fetch(home, addresses[0], bytes, warp.index, &mut data[0]).map_err(at_lane(0))?;
+            self.fetch(home, addresses[0], bytes, Who::lanes(warp.index), &mut data[0])
+                .map_err(at_lane(0))?;
             data = [data[0]; 32];
         } else {
             for lane in lanes_of(mask) {
-                self.fetch(home, addresses[lane], bytes, warp.index, &mut data[lane])
+                self.fetch(home, addresses[lane], bytes, Who::lane(warp.index, lane), &mut data[lane])
                     .map_err(at_lane(lane))?;
             }
         }
@@ -122,8 +124,12 @@ impl Block<'_> {
                 data[i][k * elem..(k + 1) * elem].copy_from_slice(&value.to_le_bytes()[..elem]);
             }
         }
+        if home == Home::Shared {
+            self.shared.begin_write();
+        }
         for lane in lanes_of(mask) {
-            self.commit(home, addresses[lane], bytes, warp.index, &data[lane]).map_err(at_lane(lane))?;
+            self.commit(home, addresses[lane], bytes, Who::lane(warp.index, lane), &data[lane])
+                .map_err(at_lane(lane))?;
         }
         self.count(home, &addresses, mask, bytes, Access::Write);
         Ok(())
@@ -207,7 +213,7 @@ impl Block<'_> {
         home: Home,
         address: u64,
         bytes: usize,
-        warp: u8,
+        who: Who,
         into: &mut [u8; 16],
     ) -> Result<(), (Violation, String)> {
         match home {
@@ -217,7 +223,7 @@ impl Block<'_> {
                 unsafe { copy_small(from, into.as_mut_ptr(), bytes) };
             }
             Home::Shared => {
-                let at = self.shared.lane(address, bytes, warp, Access::Read)?;
+                let at = self.shared.access(address, bytes, who, Access::Read)?;
                 let from = self.shared.at(at, bytes).as_ptr();
                 // SAFETY: `from` is a slice of `bytes` bytes; `into` has 16, bytes <= 16.
                 unsafe { copy_small(from, into.as_mut_ptr(), bytes) };
@@ -242,7 +248,7 @@ impl Block<'_> {
         home: Home,
         address: u64,
         bytes: usize,
-        warp: u8,
+        who: Who,
         from: &[u8; 16],
     ) -> Result<(), (Violation, String)> {
         match home {
@@ -252,7 +258,7 @@ impl Block<'_> {
                 unsafe { copy_small(from.as_ptr(), to, bytes) };
             }
             Home::Shared => {
-                let at = self.shared.lane(address, bytes, warp, Access::Write)?;
+                let at = self.shared.access(address, bytes, who, Access::Write)?;
                 self.shared.at(at, bytes).copy_from_slice(&from[..bytes]);
             }
             Home::Param => return Err((Violation::OutOfBounds, "parameters cannot be written".into())),

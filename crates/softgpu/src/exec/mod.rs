@@ -11,7 +11,7 @@ mod tensor;
 mod together;
 mod warp;
 
-use crate::check::{Fault, LaneFault};
+use crate::check::{Fault, LaneFault, Violation};
 use crate::decode::Program;
 use crate::device::DeviceMemory;
 use shared::Shared;
@@ -82,12 +82,26 @@ impl Block<'_> {
             if warps.iter().all(|w| w.state == State::Done) {
                 return Ok(());
             }
+            self.one_barrier(warps).map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, place))?;
             // Warps that have returned count as arrived, as they do in hardware.
-            self.shared.epoch += 1;
+            self.shared.sync_block();
             for warp in warps.iter_mut().filter(|w| w.state == State::AtBarrier) {
                 warp.state = State::Ready;
             }
         }
+    }
+
+    /// Warps that wait must wait at one instruction. Hardware counts arrivals wherever they are, so a loop that one warp
+    /// leaves a turn early would go on unseen, every barrier after it a step out of phase.
+    fn one_barrier(&self, warps: &[Warp]) -> Result<(), (usize, LaneFault, u8)> {
+        let mut waiting = warps.iter().filter(|w| w.state == State::AtBarrier).map(|w| (w, w.barrier()));
+        let Some((first, barrier)) = waiting.next() else { return Ok(()) };
+        let Some((other, pc)) = waiting.find(|&(_, pc)| pc != barrier) else { return Ok(()) };
+        let (text, line) = &self.program.text[barrier];
+        let lane = other.live.trailing_zeros() as usize % 32;
+        let detail =
+            format!("warp {} waits here, warp {} waits at `{text}` at {line}", other.index, first.index);
+        Err((pc, LaneFault { violation: Violation::Barrier, lane, detail }, other.index))
     }
 
     /// Puts kernel, line, instruction, block and thread to a lane's fault.

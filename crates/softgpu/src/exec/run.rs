@@ -212,7 +212,10 @@ impl Block<'_> {
                 together::reduce(op, w32, r, mask);
             }
             Op::ActiveMask => put(&mut w32[r[0] as usize].0, &[mask; 32], mask),
-            Op::BarWarp => together::members(w32, r[0], mask)?,
+            Op::BarWarp => {
+                together::members(w32, r[0], mask)?;
+                self.shared.sync_warp(warp.index);
+            }
             Op::Atom { space, op, wide, .. } => self.atomic(warp, inst, space, op, wide, mask)?,
             Op::CpAsync { bytes, sized } => self.copy_async(warp, inst, bytes, sized, mask)?,
             Op::CpAsyncCommit => {

@@ -5,29 +5,65 @@ use crate::device::Access;
 
 const NOBODY: u8 = u8::MAX;
 const SEVERAL: u8 = u8::MAX - 1;
+const WARPS_MAX: usize = 32;
+const ALL_BYTES: u8 = 0xF;
 
-/// Who touched four bytes since the last barrier, and which of them hold a value.
+/// Who touches shared memory.
+#[derive(Clone, Copy)]
+pub(super) struct Who {
+    pub(super) warp: u8,
+    pub(super) lane: u8,
+}
+
+impl Who {
+    pub(super) fn lane(warp: u8, lane: usize) -> Self {
+        Self { warp, lane: lane as u8 }
+    }
+
+    /// The whole warp at once: a broadcast, or rows that one lane names and all lanes get.
+    pub(super) fn lanes(warp: u8) -> Self {
+        Self { warp, lane: SEVERAL }
+    }
+}
+
+/// Who touched four bytes, when, and which of them hold a value.
 #[derive(Clone, Copy)]
 struct Shadow {
-    write_epoch: u32,
-    read_epoch: u32,
+    written_at: u32,
+    read_at: u32,
     writer: u8,
     reader: u8,
     /// One bit a byte.
     written: u8,
     /// One bit a byte: an asynchronous copy is on its way.
     in_flight: u8,
+    /// Which lane of the writer wrote each byte since the warp's last sync; of no meaning where `written_at` is before it.
+    writer_lanes: [u8; 4],
+    /// The same of readers.
+    reader_lanes: [u8; 4],
 }
 
-const FRESH: Shadow =
-    Shadow { write_epoch: 0, read_epoch: 0, writer: NOBODY, reader: NOBODY, written: 0, in_flight: 0 };
+const FRESH: Shadow = Shadow {
+    written_at: 0,
+    read_at: 0,
+    writer: NOBODY,
+    reader: NOBODY,
+    written: 0,
+    in_flight: 0,
+    writer_lanes: [NOBODY; 4],
+    reader_lanes: [NOBODY; 4],
+};
 
 /// The shared memory of one block.
 pub(super) struct Shared {
     bytes: Vec<u8>,
     shadow: Vec<Shadow>,
-    /// Barriers passed, from 1.
-    pub(super) epoch: u32,
+    /// Ticks at every barrier and at every instruction that writes, from 1.
+    now: u32,
+    /// When the block last passed a barrier.
+    block_sync: u32,
+    /// When each warp last passed `bar.warp.sync` or a barrier of the block.
+    warp_syncs: [u32; WARPS_MAX],
     checked: bool,
 }
 
@@ -35,24 +71,65 @@ impl Shared {
     pub(super) fn new(size: usize, checked: bool) -> Self {
         // Four bytes more than asked for, so that a word always exists.
         let words = if checked { size.div_ceil(4) } else { 0 };
-        Self { bytes: vec![0; size], shadow: vec![FRESH; words], epoch: 1, checked }
+        let (bytes, shadow) = (vec![0; size], vec![FRESH; words]);
+        Self { bytes, shadow, now: 1, block_sync: 1, warp_syncs: [1; WARPS_MAX], checked }
     }
 
     /// For the next block: contents are garbage again.
     pub(super) fn reset(&mut self) {
         self.shadow.fill(FRESH);
-        self.epoch = 1;
+        (self.now, self.block_sync, self.warp_syncs) = (1, 1, [1; WARPS_MAX]);
     }
 
-    /// Checks one lane's access of `size` bytes (a power of two) by `warp`, and notes it.
+    /// The block passes a barrier.
+    pub(super) fn sync_block(&mut self) {
+        self.now += 1;
+        self.block_sync = self.now;
+        self.warp_syncs = [self.now; WARPS_MAX];
+    }
+
+    /// A warp passes `bar.warp.sync`. One of some of the lanes counts as one of all: that misses races and invents none.
+    pub(super) fn sync_warp(&mut self, warp: u8) {
+        self.now += 1;
+        self.warp_syncs[warp as usize] = self.now;
+    }
+
+    /// An instruction begins to write: what its lanes write, they write at one time.
+    pub(super) fn begin_write(&mut self) {
+        self.now += 1;
+    }
+
+    /// Checks an access of `size` bytes (a power of two), and notes it.
     #[inline]
-    pub(super) fn lane(
+    pub(super) fn access(
         &mut self,
         at: u64,
         size: usize,
-        warp: u8,
+        who: Who,
         access: Access,
     ) -> Result<usize, (Violation, String)> {
+        let at = self.place(at, size)?;
+        let settled = !self.checked
+            || size >= 4
+                && match access {
+                    Access::Read => self.read_whole_words(at / 4, size / 4, who),
+                    Access::Write => self.write_whole_words(at / 4, size / 4, who),
+                };
+        if !settled {
+            let mut byte = at;
+            while byte < at + size {
+                let count = size.min(4);
+                let mask = (((1u32 << count) - 1) << (byte & 3)) as u8;
+                self.word(byte, mask, who, access)?;
+                byte += 4;
+            }
+        }
+        Ok(at)
+    }
+
+    /// Checks alignment and bounds.
+    #[inline]
+    fn place(&self, at: u64, size: usize) -> Result<usize, (Violation, String)> {
         if at & (size as u64 - 1) != 0 {
             return Err((Violation::Misaligned, format!("{size} bytes at shared byte {at}")));
         }
@@ -60,78 +137,105 @@ impl Shared {
             let detail = format!("{size} bytes at shared byte {at} of {}", self.bytes.len());
             return Err((Violation::OutOfBounds, detail));
         }
-        let at = at as usize;
-        if self.checked
-            && !(access == Access::Read && size >= 4 && self.read_whole_words(at / 4, size / 4, warp))
-        {
-            let mut byte = at;
-            while byte < at + size {
-                let count = size.min(4);
-                let mask = (((1u32 << count) - 1) << (byte & 3)) as u8;
-                self.word(byte, mask, warp, access)?;
-                byte += 4;
-            }
-        }
-        Ok(at)
+        Ok(at as usize)
     }
 
-    /// Notes a read of whole words if nothing speaks against it; false, with nothing noted, where `word` has to say what does.
+    /// Notes a read of whole words if nothing speaks against it; false, with nothing noted, where `word` has to say what
+    /// does, or that nothing does.
     #[inline]
-    fn read_whole_words(&mut self, first: usize, count: usize, warp: u8) -> bool {
-        const ALL_BYTES: u8 = 0xF;
-        let epoch = self.epoch;
+    fn read_whole_words(&mut self, first: usize, count: usize, who: Who) -> bool {
+        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[who.warp as usize]);
+        let one_lane = [who.lane; 4];
         let words = &mut self.shadow[first..first + count];
         let clean = words.iter().fold(true, |clean, word| {
-            let raced = (word.write_epoch == epoch) & (word.writer != warp);
-            clean & (word.in_flight == 0) & (word.written == ALL_BYTES) & !raced
+            let raced = (word.written_at >= block_sync) & (word.writer != who.warp);
+            let own = (word.writer_lanes == one_lane) & (who.lane != SEVERAL);
+            let settled = (word.written_at < warp_sync) | own;
+            clean & (word.in_flight == 0) & (word.written == ALL_BYTES) & !raced & settled
         });
         if clean {
             for word in words {
-                let other = (word.read_epoch == epoch) & (word.reader != warp);
-                word.reader = if other { SEVERAL } else { warp };
-                word.read_epoch = epoch;
+                let other = (word.read_at >= block_sync) & (word.reader != who.warp);
+                word.reader = if other { SEVERAL } else { who.warp };
+                if word.read_at < warp_sync {
+                    word.reader_lanes = one_lane;
+                } else if word.reader_lanes != one_lane {
+                    note(&mut word.reader_lanes, ALL_BYTES, who.lane);
+                }
+                word.read_at = now;
+            }
+        }
+        clean
+    }
+
+    /// The same of a write.
+    #[inline]
+    fn write_whole_words(&mut self, first: usize, count: usize, who: Who) -> bool {
+        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[who.warp as usize]);
+        let one_lane = [who.lane; 4];
+        let words = &mut self.shadow[first..first + count];
+        let clean = words.iter().fold(true, |clean, word| {
+            let raced = (word.written_at >= block_sync) & (word.writer != who.warp)
+                | (word.read_at >= block_sync) & (word.reader != who.warp);
+            let settled = ((word.written_at < warp_sync) | (word.writer_lanes == one_lane))
+                & ((word.read_at < warp_sync) | (word.reader_lanes == one_lane));
+            clean & (word.in_flight == 0) & !raced & settled
+        });
+        if clean {
+            for word in words {
+                (word.writer, word.writer_lanes) = (who.warp, one_lane);
+                (word.written_at, word.written) = (now, ALL_BYTES);
             }
         }
         clean
     }
 
     #[inline]
-    fn word(&mut self, byte: usize, mask: u8, warp: u8, access: Access) -> Result<(), (Violation, String)> {
-        let epoch = self.epoch;
+    fn word(&mut self, byte: usize, mask: u8, who: Who, access: Access) -> Result<(), (Violation, String)> {
+        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[who.warp as usize]);
         let shadow = &mut self.shadow[byte / 4];
-        let other_wrote = shadow.write_epoch == epoch && shadow.writer != warp;
-        let other_read = shadow.read_epoch == epoch && shadow.reader != warp;
         if shadow.in_flight & mask != 0 {
             return Err((
                 Violation::InFlight,
                 format!("shared byte {byte} before its cp.async was waited for"),
             ));
         }
+        let other_wrote = shadow.written_at >= block_sync && shadow.writer != who.warp;
+        let other_read = shadow.read_at >= block_sync && shadow.reader != who.warp;
+        let (wrote, read) = (shadow.written_at >= warp_sync, shadow.read_at >= warp_sync);
+        // Lanes of one instruction may write one byte; which of them is the last is not defined, but it is no race.
+        let (after_write, after_read) = match access {
+            Access::Read => (wrote, false),
+            Access::Write => (wrote && shadow.written_at != now, read),
+        };
+        if other_wrote || access == Access::Write && other_read {
+            return Err((Violation::Race, between_warps(shadow, byte, who.warp, access, other_wrote)));
+        }
+        if after_write && let Some(other) = clash(shadow.writer_lanes, mask, who.lane) {
+            return Err((Violation::Race, between_lanes(byte, who, access, "written", other)));
+        }
+        if after_read && let Some(other) = clash(shadow.reader_lanes, mask, who.lane) {
+            return Err((Violation::Race, between_lanes(byte, who, access, "read", other)));
+        }
         match access {
             Access::Read => {
-                if other_wrote {
-                    let detail =
-                        format!("shared byte {byte} read by warp {warp}, written by warp {}", shadow.writer);
-                    return Err((Violation::Race, detail));
-                }
                 if shadow.written & mask != mask {
                     return Err((Violation::Uninitialised, format!("shared byte {byte} was never written")));
                 }
-                shadow.reader = if other_read { SEVERAL } else { warp };
-                shadow.read_epoch = epoch;
+                shadow.reader = if other_read { SEVERAL } else { who.warp };
+                if !read {
+                    shadow.reader_lanes = [NOBODY; 4];
+                }
+                note(&mut shadow.reader_lanes, mask, who.lane);
+                shadow.read_at = now;
             }
             Access::Write => {
-                if other_wrote || other_read {
-                    let (verb, who) =
-                        if other_wrote { ("written", shadow.writer) } else { ("read", shadow.reader) };
-                    let who = if who == SEVERAL { "several warps".into() } else { format!("warp {who}") };
-                    let detail = format!(
-                        "shared byte {byte} written by warp {warp}, {verb} by {who}, no barrier between"
-                    );
-                    return Err((Violation::Race, detail));
+                shadow.writer = who.warp;
+                if !wrote {
+                    shadow.writer_lanes = [NOBODY; 4];
                 }
-                shadow.writer = warp;
-                shadow.write_epoch = epoch;
+                note(&mut shadow.writer_lanes, mask, who.lane);
+                shadow.written_at = now;
                 shadow.written |= mask;
             }
         }
@@ -140,11 +244,8 @@ impl Shared {
 
     /// Checks an atomic access: bounds, alignment, contents.
     pub(super) fn atomic(&mut self, at: u64, size: usize) -> Result<usize, (Violation, String)> {
-        let checked = std::mem::replace(&mut self.checked, false);
-        let found = self.lane(at, size, NOBODY, Access::Read);
-        self.checked = checked;
-        let at = found?;
-        let word = if checked { self.shadow[at / 4].written & 0xF } else { 0xF };
+        let at = self.place(at, size)?;
+        let word = if self.checked { self.shadow[at / 4].written & 0xF } else { 0xF };
         if word != 0xF {
             return Err((Violation::Uninitialised, format!("shared byte {at} was never written")));
         }
@@ -167,4 +268,41 @@ impl Shared {
     pub(super) fn at(&mut self, at: usize, size: usize) -> &mut [u8] {
         &mut self.bytes[at..at + size]
     }
+}
+
+/// Notes that a lane touched the bytes of `mask`.
+#[inline]
+fn note(lanes: &mut [u8; 4], mask: u8, lane: u8) {
+    for (byte, noted) in lanes.iter_mut().enumerate() {
+        if mask >> byte & 1 == 1 {
+            *noted = if *noted == NOBODY || *noted == lane { lane } else { SEVERAL };
+        }
+    }
+}
+
+/// Another lane than `lane` (perhaps `SEVERAL`) that is noted for a byte of `mask`.
+#[inline]
+fn clash(lanes: [u8; 4], mask: u8, lane: u8) -> Option<u8> {
+    let of_mask = (0..4).filter(|byte| mask >> byte & 1 == 1).map(|byte| lanes[byte]);
+    of_mask.into_iter().find(|&noted| noted != NOBODY && (noted != lane || noted == SEVERAL))
+}
+
+#[cold]
+fn between_warps(shadow: &Shadow, byte: usize, warp: u8, access: Access, other_wrote: bool) -> String {
+    let (verb, who) = if other_wrote { ("written", shadow.writer) } else { ("read", shadow.reader) };
+    let who = if who == SEVERAL { "several warps".into() } else { format!("warp {who}") };
+    let done = if access == Access::Read { "read" } else { "written" };
+    format!("shared byte {byte} {done} by warp {warp}, {verb} by {who}, no barrier between")
+}
+
+#[cold]
+fn between_lanes(byte: usize, who: Who, access: Access, verb: &str, other: u8) -> String {
+    let name = |lane: u8| if lane == SEVERAL { "several lanes".into() } else { format!("lane {lane}") };
+    let done = if access == Access::Read { "read" } else { "written" };
+    format!(
+        "shared byte {byte} {done} by {}, {verb} by {} within warp {}, no bar.warp.sync between",
+        name(who.lane),
+        name(other),
+        who.warp
+    )
 }

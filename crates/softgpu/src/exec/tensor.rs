@@ -4,6 +4,7 @@ use super::Block;
 use super::access::{at_lane, bank_conflicts, lanes_of};
 use super::float::half_to;
 use super::lanes::put;
+use super::shared::Who;
 use super::warp::{Copy16, Warp};
 use crate::check::{LaneFault, Violation};
 use crate::decode::{Half, Inst, Mma};
@@ -20,6 +21,7 @@ impl Block<'_> {
         mask: u32,
     ) -> Result<(), LaneFault> {
         let (shared_offset, global_offset) = ((inst.imm >> 32) as u32, inst.imm as i32 as i64);
+        self.shared.begin_write();
         let mut globals = [0u64; 32];
         let mut reading = 0u32;
         for lane in lanes_of(mask) {
@@ -31,11 +33,11 @@ impl Block<'_> {
                 self.memory.range(global, source_bytes as usize, Access::Read).map_err(at_lane(lane))?;
                 reading |= 1 << lane;
             }
-            let at =
-                self.shared.lane(shared, bytes as usize, warp.index, Access::Write).map_err(at_lane(lane))?;
+            let who = Who::lane(warp.index, lane);
+            let at = self.shared.access(shared, bytes as usize, who, Access::Write).map_err(at_lane(lane))?;
             self.shared.set_in_flight(at, bytes as usize, true);
             globals[lane] = global;
-            warp.open.push(Copy16 { shared: at, global, bytes, source_bytes });
+            warp.open.push(Copy16 { shared: at, global, bytes, source_bytes, lane: lane as u8 });
         }
         if reading != 0 {
             self.count_global(&globals, reading, bytes as usize, Access::Read);
@@ -49,13 +51,14 @@ impl Block<'_> {
             let open = std::mem::take(&mut warp.open);
             warp.groups.push_back(open);
         }
+        self.shared.begin_write();
         while warp.groups.len() > keep {
             for copy in warp.groups.pop_front().unwrap_or_default() {
-                let mut data = [0u8; 16];
+                let (lane, mut data) = (copy.lane as usize, [0u8; 16]);
                 if copy.source_bytes > 0 {
                     self.memory
                         .range(copy.global, copy.source_bytes as usize, Access::Read)
-                        .map_err(at_lane(0))?;
+                        .map_err(at_lane(lane))?;
                     // SAFETY: `range` found the source bytes inside a live allocation, and there are at most 16.
                     unsafe {
                         std::ptr::copy_nonoverlapping(
@@ -67,7 +70,8 @@ impl Block<'_> {
                 }
                 let size = copy.bytes as usize;
                 self.shared.set_in_flight(copy.shared, size, false);
-                self.shared.lane(copy.shared as u64, size, warp.index, Access::Write).map_err(at_lane(0))?;
+                let who = Who::lane(warp.index, lane);
+                self.shared.access(copy.shared as u64, size, who, Access::Write).map_err(at_lane(lane))?;
                 self.shared.at(copy.shared, size).copy_from_slice(&data[..size]);
             }
         }
@@ -96,7 +100,8 @@ impl Block<'_> {
                 };
                 let address = base.wrapping_add(inst.imm as u64);
                 addresses[row] = address;
-                let at = self.shared.lane(address, 16, warp.index, Access::Read).map_err(at_lane(lane))?;
+                let who = Who::lanes(warp.index);
+                let at = self.shared.access(address, 16, who, Access::Read).map_err(at_lane(lane))?;
                 for (column, pair) in self.shared.at(at, 16).chunks_exact(2).enumerate() {
                     values[column] = u16::from_le_bytes([pair[0], pair[1]]);
                 }

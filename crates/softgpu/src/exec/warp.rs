@@ -27,6 +27,7 @@ pub(super) struct Copy16 {
     pub(super) bytes: u8,
     /// Bytes that come from memory; the rest is zero.
     pub(super) source_bytes: u8,
+    pub(super) lane: u8,
 }
 
 /// State of one warp.
@@ -67,6 +68,11 @@ impl Warp {
             open: Vec::new(),
             groups: Default::default(),
         }
+    }
+
+    /// The barrier that a warp in [`State::AtBarrier`] waits at.
+    pub(super) fn barrier(&self) -> usize {
+        self.stack.last().map_or(0, |top| top.pc as usize - 1)
     }
 
     /// Puts the warp at the start of the kernel in a block.
