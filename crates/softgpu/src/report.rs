@@ -1,4 +1,4 @@
-//! What tests ask the library itself, found by `dlsym`: counters, faults.
+//! What tests ask the library itself, found by `dlsym`: counters, faults, planted bugs.
 
 use crate::driver::world::{initialise, world};
 use std::ffi::{CStr, c_char};
@@ -71,6 +71,24 @@ pub unsafe extern "C" fn softgpu_plan_faults(plan: *const c_char) {
     // SAFETY: the caller's string.
     let plan = unsafe { CStr::from_ptr(plan) }.to_string_lossy();
     initialise().plan_faults(&plan);
+}
+
+/// Plants bugs, as `SOFTGPU_PLANT` does, into modules loaded from now on, instead of those planned before; null or an
+/// empty text plants none. A text that cannot be read fails the next load of a module, which says why.
+///
+/// # Safety
+/// `plants` is null or a string that ends in a zero byte.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softgpu_plant(plants: *const c_char) {
+    // SAFETY: the caller's string, where there is one.
+    let plants = if plants.is_null() { c"" } else { unsafe { CStr::from_ptr(plants) } };
+    initialise().plan_plants(&plants.to_string_lossy());
+}
+
+/// How many instructions were edited since the plants were last set: 0 where no kernel that they name was loaded.
+#[unsafe(no_mangle)]
+pub extern "C" fn softgpu_planted() -> usize {
+    world().map_or(0, crate::driver::world::World::planted)
 }
 
 /// What was printed when the device's last sticky error came up. Returns the bytes of the whole text, and writes as

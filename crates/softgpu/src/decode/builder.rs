@@ -1,7 +1,7 @@
 //! Drafts of instructions over virtual registers, and the operand rules that all decoders share.
 
 use super::inst::{Inst, NO_GUARD, Op, Special};
-use crate::ptx::{Entry, Instruction, Operand, RegClass};
+use crate::ptx::{DROPPED, Entry, Instruction, Operand, RegClass};
 use std::collections::HashMap;
 
 /// The three register files.
@@ -127,6 +127,7 @@ impl<'a> Builder<'a> {
             | "discard" => self.memory(&mut parts, i)?,
             "bra" | "ret" | "exit" | "trap" | "bar" | "barrier" | "membar" | "fence" | "shfl" | "vote"
             | "redux" | "activemask" | "nanosleep" | "griddepcontrol" => self.control(&mut parts, i)?,
+            DROPPED => Draft::new(Op::Nop),
             "cvt" => self.convert(&mut parts, i)?,
             "mov" => self.mov(&mut parts, i)?,
             _ => self.arith(&mut parts, i)?,

@@ -17,7 +17,8 @@ const ATTRIBUTE_MAX_THREADS: c_uint = 0;
 const ATTRIBUTE_SHARED_BYTES: c_uint = 1;
 const ATTRIBUTE_DYNAMIC_SHARED_MAX: c_uint = 8;
 
-/// Reads a fatbin or PTX text and decodes every kernel; instructions that are not supported are listed on stderr.
+/// Reads a fatbin or PTX text, plants what `SOFTGPU_PLANT` asks for, and decodes every kernel; instructions that are not
+/// supported are listed on stderr.
 ///
 /// # Safety
 /// As the CUDA driver documents.
@@ -32,10 +33,12 @@ pub unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_vo
             eprintln!("softgpu: cuModuleLoadData: {why}");
             Status::NoBinary
         })?;
-        let parsed = ptx::parse(&text).map_err(|why| {
+        let refuse = |why: String| {
             eprintln!("softgpu: cuModuleLoadData: {why}");
             Status::InvalidPtx
-        })?;
+        };
+        let mut parsed = ptx::parse(&text).map_err(refuse)?;
+        world()?.plant(&mut parsed).map_err(refuse)?;
         let programs = decode_module(&parsed).map_err(|lines| {
             eprintln!("softgpu: cuModuleLoadData: {} instructions are not supported:", lines.len());
             lines.iter().for_each(|line| eprintln!("  {line}"));

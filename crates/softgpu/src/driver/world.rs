@@ -1,10 +1,12 @@
-//! The process's devices, its settings and its planned faults.
+//! The process's devices, its settings, its planned faults and its planted bugs.
 
 use super::queue::{Event, Stream};
 use super::status::Status;
 use crate::decode::Program;
 use crate::device::{DeviceMemory, Launch};
+use crate::ptx::{Module, Plants};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// Handles carry their device's index plus one above this bit.
@@ -124,6 +126,10 @@ pub struct World {
     /// Pinned host memory: start to bytes.
     pub pinned: Mutex<BTreeMap<usize, usize>>,
     faults: Mutex<Faults>,
+    /// What to plant into modules loaded from now on; a text that could not be read fails their loads.
+    plants: Mutex<Result<Plants, String>>,
+    /// Instructions edited since they were last planned.
+    planted: AtomicUsize,
 }
 
 static WORLD: OnceLock<World> = OnceLock::new();
@@ -148,7 +154,8 @@ pub fn initialise() -> &'static World {
         let devices =
             (0..settings.devices).map(|index| Mutex::new(DeviceState::new(index, &settings))).collect();
         let faults = Mutex::new(Faults::new(&read("SOFTGPU_FAIL").unwrap_or_default()));
-        World { settings, devices, pinned: Mutex::default(), faults }
+        let plants = Mutex::new(Plants::parse(&read("SOFTGPU_PLANT").unwrap_or_default()));
+        World { settings, devices, pinned: Mutex::default(), faults, plants, planted: AtomicUsize::new(0) }
     })
 }
 
@@ -165,6 +172,29 @@ impl World {
     /// Replaces the plan and starts counting again.
     pub fn plan_faults(&self, plan: &str) {
         *self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Faults::new(plan);
+    }
+
+    /// Replaces what is planted into modules loaded from now on.
+    pub fn plan_plants(&self, text: &str) {
+        *self.plants.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Plants::parse(text);
+        self.planted.store(0, Ordering::Relaxed);
+    }
+
+    /// Plants into a module, and says so.
+    ///
+    /// # Errors
+    /// Plants whose text could not be read, or that miss.
+    pub fn plant(&self, module: &mut Module) -> Result<(), String> {
+        let plants = self.plants.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        let done = plants?.apply(module)?;
+        done.iter().for_each(|what| eprintln!("softgpu: planted {what}"));
+        self.planted.fetch_add(done.len(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// How many instructions were edited since [`World::plan_plants`].
+    pub fn planted(&self) -> usize {
+        self.planted.load(Ordering::Relaxed)
     }
 
     /// True where all of a host range is pinned.

@@ -91,7 +91,8 @@ fn word_end(bytes: &[u8], mut at: usize) -> usize {
     at
 }
 
-fn number(word: &str) -> Result<u64, String> {
+/// A number as PTX writes it.
+pub(super) fn number(word: &str) -> Result<u64, String> {
     let bad = |_| format!("`{word}` is not a number");
     let lower = word.to_ascii_lowercase();
     if let Some(bits) = lower.strip_prefix("0f").or_else(|| lower.strip_prefix("0d")) {

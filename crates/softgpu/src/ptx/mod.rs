@@ -6,7 +6,9 @@ mod ast;
 mod fatbin;
 mod lex;
 mod parse;
+mod plant;
 
 pub use ast::{Entry, Instruction, Module, Operand, Param, RegClass, RegId, Source, Variable};
 pub use fatbin::ptx_for;
 pub use parse::parse;
+pub use plant::{DROPPED, Plants};

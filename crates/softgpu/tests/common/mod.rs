@@ -5,11 +5,11 @@
 use softgpu::driver::{context::*, launch::*, memory::*, stream::*};
 use std::ffi::{CString, c_void};
 use std::path::PathBuf;
-use std::sync::Once;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, Once, PoisonError};
 
-/// Devices of a test binary: one for each test in it.
-const DEVICES: i32 = 24;
+/// Devices of a test binary: one for each [`Gpu`] that its tests make.
+const DEVICES: i32 = 40;
 static START: Once = Once::new();
 static NEXT: AtomicI32 = AtomicI32::new(0);
 
@@ -63,19 +63,50 @@ impl Gpu {
 
     /// A function of a module given as PTX text.
     pub fn function(&self, ptx: &str, name: &str) -> usize {
-        let (text, name) =
-            (CString::new(ptx).expect("no zero byte"), CString::new(name).expect("no zero byte"));
+        self.planted_function(ptx, name, "").expect("the module loads")
+    }
+
+    /// The same with bugs planted, or the status of the module's load.
+    pub fn planted_function(&self, ptx: &str, name: &str, plants: &str) -> Result<usize, u32> {
+        self.planted_and_counted(ptx, name, plants).map(|(function, _)| function)
+    }
+
+    /// The same, with how many instructions were edited.
+    pub fn planted_and_counted(&self, ptx: &str, name: &str, plants: &str) -> Result<(usize, usize), u32> {
+        // Plants are the process's: another test's module must not be loaded among them.
+        static PLANTING: Mutex<()> = Mutex::new(());
+        let alone = PLANTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let [text, name, plants] = [ptx, name, plants].map(|text| CString::new(text).expect("no zero byte"));
         let (mut module, mut function) = (0, 0);
-        // SAFETY: both strings end in a zero byte; the out parameters are locals.
+        // SAFETY: the strings end in a zero byte; the out parameters are locals.
         unsafe {
-            assert_eq!(cuModuleLoadData(&mut module, text.as_ptr().cast()), 0);
+            softgpu::report::softgpu_plant(plants.as_ptr());
+            let status = cuModuleLoadData(&mut module, text.as_ptr().cast());
+            let planted = softgpu::report::softgpu_planted();
+            softgpu::report::softgpu_plant(std::ptr::null());
+            drop(alone);
+            if status != 0 {
+                return Err(status);
+            }
             assert_eq!(cuModuleGetFunction(&mut function, module, name.as_ptr()), 0);
+            Ok((function, planted))
         }
-        function
     }
 
     /// Queues a kernel whose parameters are all 64-bit.
     pub fn launch(&self, function: usize, blocks: u32, threads: u32, params: &[u64]) -> u32 {
+        self.launch_on(0, function, blocks, threads, params)
+    }
+
+    /// The same on a stream.
+    pub fn launch_on(
+        &self,
+        stream: usize,
+        function: usize,
+        blocks: u32,
+        threads: u32,
+        params: &[u64],
+    ) -> u32 {
         let mut values = params.to_vec();
         let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| (v as *mut u64).cast()).collect();
         // SAFETY: one pointer a parameter, each to 8 bytes, copied at the call.
@@ -89,7 +120,7 @@ impl Gpu {
                 1,
                 1,
                 0,
-                0,
+                stream,
                 pointers.as_mut_ptr(),
                 std::ptr::null_mut(),
             )
@@ -98,6 +129,21 @@ impl Gpu {
 
     pub fn synchronize(&self) -> u32 {
         cuStreamSynchronize(0)
+    }
+
+    /// A counter of this device's last launch.
+    pub fn counter(&self, name: &str) -> u64 {
+        let mut buffer = vec![0u8; 1 << 18];
+        // SAFETY: the buffer has that length.
+        let length =
+            unsafe { softgpu::report::softgpu_counters_json(buffer.as_mut_ptr().cast(), buffer.len()) };
+        let text = String::from_utf8_lossy(&buffer[..length.min(buffer.len())]).into_owned();
+        let mine = format!("\"device\":{},", self.device);
+        let launch =
+            text.split("{\"kernel\"").filter(|part| part.contains(&mine)).last().expect("a launch is listed");
+        let (_, after) = launch.split_once(&format!("\"{name}\":")).expect("the counter is there");
+        let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+        digits.parse().expect("a number")
     }
 
     /// What was printed when the device's error came up.
