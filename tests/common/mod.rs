@@ -2,16 +2,22 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::{env, fs};
 
 use kudos::{Device, Options};
 use serde_json::Value;
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
+/// Where `tests/fixtures` and `demo` are: the repository, or what `KUDOS_TEST_ROOT` names where there is none.
+pub(crate) fn root() -> PathBuf {
+    env::var_os("KUDOS_TEST_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+}
+
+/// The `kudos` command: the one that cargo built, or `KUDOS_TEST_BIN` where that is elsewhere.
+pub(crate) fn kudos_path() -> PathBuf {
+    env::var_os("KUDOS_TEST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_kudos").into()).into()
 }
 
 /// The options of tests that are about the CPU, or about no device: the same ones on a machine with a GPU.
@@ -77,7 +83,7 @@ pub(crate) fn kudos(arguments: &[&str], input: &str) -> Run {
 
 /// The same with variables set in its environment, or taken out where there is no value.
 pub(crate) fn kudos_in(variables: &[(&str, Option<&str>)], arguments: &[&str], input: &str) -> Run {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kudos"));
+    let mut command = Command::new(kudos_path());
     for (name, value) in variables {
         match value {
             Some(value) => command.env(name, value),

@@ -28,10 +28,15 @@ pub struct Case {
     pub logits_f64: Vec<f64>,
 }
 
+/// As `root` of tests/common: not every test binary has that.
+fn root() -> PathBuf {
+    std::env::var_os("KUDOS_TEST_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+}
+
 /// Every checkpoint, by name.
 pub fn fixtures() -> Vec<Fixture> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
-    let mut fixtures: Vec<Fixture> = std::fs::read_dir(&root)
+    let models = root().join("tests/fixtures/models");
+    let mut fixtures: Vec<Fixture> = std::fs::read_dir(&models)
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.join("cases.json").exists())
@@ -39,7 +44,7 @@ pub fn fixtures() -> Vec<Fixture> {
         .collect();
     fixtures.sort_by(|a, b| a.name.cmp(&b.name));
     // A fixture that got lost must not make its tests pass.
-    assert_eq!(fixtures.len(), 12, "checkpoints in {}", root.display());
+    assert_eq!(fixtures.len(), 12, "checkpoints in {}", models.display());
     fixtures
 }
 
