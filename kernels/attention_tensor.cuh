@@ -90,8 +90,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
 #pragma unroll
         for (int n = 0; n < COPIES; ++n) {
           const bool there = copier.in_head && copier.row + n * COPY_ROWS < keys;
-          // A place that is not read is still one that could be.
-          Tier::begin(flights[n], loading + copier.target + n * COPY_ROWS * ROW_BYTES, there ? source : first, there);
+          Tier::begin(flights[n], loading + copier.target + n * COPY_ROWS * ROW_BYTES, source, there);
           source += static_cast<size_t>(COPY_ROWS) * row_stride;
         }
       }
@@ -120,7 +119,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
       const T *source = qkv + token * shape.row_stride + (head + pair % group) * shape.head_dim;
       const uint32_t target = place + copier.target + n * COPY_ROWS * ROW_BYTES;
       typename Tier::Flight flight;
-      Tier::begin(flight, target, source + (there ? copier.column : 0), there);
+      Tier::begin(flight, target, source + copier.column, there);
       Tier::end(flight, target);
     }
   }

@@ -8,11 +8,11 @@ use kudos::backend::cuda::ops::{Attention, Heads, Ops, SeamTiles};
 use kudos::backend::cuda::tiles::{Tiles, Work};
 use kudos::batch::{Batch, Budget, Packed};
 
-use crate::numbers::{Random, bits, download, half_ulp, upload_raw, value};
+use crate::numbers::{Random, bits, half_ulp, try_download, upload_raw, value};
 use crate::{AttentionTest, Gpu};
 
 pub(crate) const TESTS: &[AttentionTest] = &[
-    ("matches_naive", matches_naive),
+    ("matches_naive_on_shared_prefixes", matches_naive_on_shared_prefixes),
     ("matches_naive_at_lengths_around_whole_tiles", matches_naive_at_lengths_around_whole_tiles),
     ("matches_naive_where_one_logit_is_huge", matches_naive_where_one_logit_is_huge),
     ("averages_values_where_keys_are_equal", averages_values_where_keys_are_equal),
@@ -56,16 +56,29 @@ fn qkv_row(storage: Storage, heads: Heads, id: u32, position: u32) -> Vec<u16> {
     random.rows(storage, width(heads), 1.0).into_iter().map(|number| bits(storage, number)).collect()
 }
 
-fn qkv_rows(storage: Storage, heads: Heads, packed: &Packed) -> Vec<u16> {
+pub(crate) fn qkv_rows(storage: Storage, heads: Heads, packed: &Packed) -> Vec<u16> {
     let tokens = packed.tokens.iter().zip(&packed.positions);
     tokens.flat_map(|(&id, &position)| qkv_row(storage, heads, id, position)).collect()
 }
 
-/// Attention of every packed row, `[tokens, q_width]`; of `gap` rows after the tokens nothing may be read.
+/// Attention of every packed row, `[tokens, q_width]`, or of the last ones.
 fn run(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], queries: Queries) -> Vec<f64> {
+    try_run(ops, heads, packed, rows, queries, |_| {}).unwrap()
+}
+
+/// The same, where something may fail on the way; `edit` may spoil the tables.
+pub(crate) fn try_run(
+    ops: &Ops,
+    heads: Heads,
+    packed: &Packed,
+    rows: &[u16],
+    queries: Queries,
+    edit: impl Fn(&mut Tiles),
+) -> kudos::Result<Vec<f64>> {
     let tokens = packed.tokens.len();
     let block_pairs = ops.attention_kernel().block_pairs;
-    let tiles = Tiles::new(packed, heads.q_heads / heads.kv_heads, block_pairs, tokens);
+    let mut tiles = Tiles::new(packed, heads.q_heads / heads.kv_heads, block_pairs, tokens);
+    edit(&mut tiles);
     let seam_rows = tiles.seam_sources.len();
     let mut all = rows.to_vec();
     // NaN where seam tiles will be: they must be written before they are read.
@@ -78,8 +91,7 @@ fn run(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], queries: Queries)
         first_row: tokens,
         count: seam_rows,
         heads,
-    })
-    .unwrap();
+    })?;
     let (work, out_rows) = match queries {
         Queries::All => (&tiles.all, tokens),
         Queries::Last => {
@@ -95,11 +107,11 @@ fn run(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], queries: Queries)
         }
     };
     let out = attend(ops, heads, &qkv, work, &tiles.tile_rows, tokens + seam_rows, out_rows);
-    download(ops, &out)
+    try_download(ops, &out)
 }
 
 #[derive(Clone, Copy)]
-enum Queries {
+pub(crate) enum Queries {
     All,
     Last,
 }
@@ -160,7 +172,7 @@ fn naive(
 }
 
 /// Conversations of every kinship: paths of one to five spans with odd boundaries, a prefix of another, one token.
-fn family() -> Vec<Vec<u32>> {
+pub(crate) fn family() -> Vec<Vec<u32>> {
     let prompt: Vec<u32> = (0..70).collect();
     let with = |from: u32, len: u32| [prompt.clone(), (from..from + len).collect()].concat();
     // Each leaves the longest one at another place.
@@ -208,7 +220,7 @@ fn assert_matches(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], chosen
     }
 }
 
-fn matches_naive(gpu: &Gpu, kernel: &'static AttentionKernel) {
+fn matches_naive_on_shared_prefixes(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let ops = gpu.ops_with(kernel);
     let packed = pack(&family(), Sharing::Prefixes);
     assert!(packed.segments.iter().any(|segment| segment.spans.len() == 5), "paths of up to five spans");
@@ -346,21 +358,32 @@ fn of_last_rows_has_the_bits_of_all_rows(gpu: &Gpu, kernel: &'static AttentionKe
 }
 
 fn reads_nothing_of_other_conversations(gpu: &Gpu, kernel: &'static AttentionKernel) {
-    let heads = heads(3, 1, kernel.head_dim_max);
     let ops = gpu.ops_with(kernel);
-    let packed = pack(&family(), Sharing::Prefixes);
-    let rows = qkv_rows(gpu.storage, heads, &packed);
-    let clean = of_last_rows(heads, &packed, &run(&ops, heads, &packed, &rows, Queries::All));
-    // Sequence 1 shares nothing: whatever stands there concerns it alone.
-    let poisoned = packed.last[packed.sequences[1]].row;
-    let mut rows = rows;
-    rows[(poisoned - 128) * width(heads)..(poisoned + 1) * width(heads)].fill(bits(gpu.storage, f64::NAN));
-    let got = of_last_rows(heads, &packed, &run(&ops, heads, &packed, &rows, Queries::All));
-    for (i, (got, clean)) in got.iter().zip(&clean).enumerate() {
-        if i == 1 {
-            assert!(got.iter().all(|&bits| f64::from_bits(bits).is_nan()), "sequence 1 has its own NaN");
-        } else {
-            assert_eq!(got, clean, "sequence {i}");
-        }
+    for lonely in LONELY {
+        assert_eq!(changed_by_nan(lonely, &ops, heads(3, 1, kernel.head_dim_max), |_| {}), [lonely]);
     }
+}
+
+/// The sequences of the family that share nothing: whatever stands in their rows concerns them alone. The rows of the
+/// last one follow those of another's only tile, which is not whole.
+const LONELY: [usize; 3] = [1, 4, NEIGHBOUR];
+pub(crate) const NEIGHBOUR: usize = 6;
+
+/// The sequences of the family whose results change when all rows of `lonely` are NaN; `edit` may spoil the tables.
+pub(crate) fn changed_by_nan(
+    lonely: usize,
+    ops: &Ops,
+    heads: Heads,
+    edit: impl Fn(&mut Tiles),
+) -> Vec<usize> {
+    let sequences = family();
+    let packed = pack(&sequences, Sharing::Prefixes);
+    let mut rows = qkv_rows(ops.storage(), heads, &packed);
+    let run = |rows: &[u16]| try_run(ops, heads, &packed, rows, Queries::All, &edit).unwrap();
+    let clean = of_last_rows(heads, &packed, &run(&rows));
+    let last = packed.last[packed.sequences[lonely]].row;
+    let first = last + 1 - sequences[lonely].len();
+    rows[first * width(heads)..(last + 1) * width(heads)].fill(bits(ops.storage(), f64::NAN));
+    let got = of_last_rows(heads, &packed, &run(&rows));
+    (0..got.len()).filter(|&i| got[i] != clean[i]).collect()
 }

@@ -1,6 +1,6 @@
-//! What a launch moves, where the driver's library counts it and says so when asked; no GPU's own does.
+//! What only a software GPU does: it counts what a launch moves, plants bugs, and says what it objects to.
 
-use std::ffi::c_char;
+use std::ffi::{CStr, CString, c_char};
 
 use kudos::backend::cuda::ops::Ops;
 use libloading::Library;
@@ -54,12 +54,18 @@ impl Launch {
 
 type Reset = unsafe extern "C" fn();
 type Json = unsafe extern "C" fn(*mut c_char, usize) -> usize;
+type Message = unsafe extern "C" fn(usize, *mut c_char, usize) -> usize;
+type Plant = unsafe extern "C" fn(*const c_char);
+type Planted = unsafe extern "C" fn() -> usize;
 
-/// The driver's counters.
+/// The driver's own functions for tests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counters {
     reset: Reset,
     json: Json,
+    message: Message,
+    plant: Plant,
+    planted: Planted,
 }
 
 impl Counters {
@@ -72,6 +78,9 @@ impl Counters {
             Some(Self {
                 reset: *driver.get::<Reset>(b"softgpu_reset_counters\0").ok()?,
                 json: *driver.get::<Json>(b"softgpu_counters_json\0").ok()?,
+                message: *driver.get::<Message>(b"softgpu_last_message\0").ok()?,
+                plant: *driver.get::<Plant>(b"softgpu_plant\0").ok()?,
+                planted: *driver.get::<Planted>(b"softgpu_planted\0").ok()?,
             })
         };
         // Never unloaded: the functions outlive this.
@@ -100,5 +109,26 @@ impl Counters {
         let launch = launches.remove(0);
         assert!(launch.kernel.starts_with(kernel), "{} was launched, not {kernel}", launch.kernel);
         launch
+    }
+
+    /// Plants bugs into kernels that are loaded from here on, in the words of `crates/softgpu/README.md`; no text, none.
+    pub(crate) fn plant(self, text: &str) {
+        let text = CString::new(text).unwrap();
+        // SAFETY: the text ends in a zero byte and is read at the call.
+        unsafe { (self.plant)(text.as_ptr()) };
+    }
+
+    /// How many instructions were changed since.
+    pub(crate) fn planted(self) -> usize {
+        // SAFETY: it takes nothing and locks what it reads.
+        unsafe { (self.planted)() }
+    }
+
+    /// What the first device said of its error.
+    pub(crate) fn message(self) -> String {
+        let mut text = vec![0_u8; 4096];
+        // SAFETY: there is room for `text.len()` bytes, one more than are said to be there.
+        unsafe { (self.message)(0, text.as_mut_ptr().cast(), text.len() - 1) };
+        CStr::from_bytes_until_nul(&text).unwrap().to_string_lossy().into_owned()
     }
 }

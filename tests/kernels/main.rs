@@ -11,6 +11,7 @@ mod least;
 mod numbers;
 mod occupancy;
 mod page;
+mod planted;
 mod rows;
 mod sectors;
 mod work;
@@ -54,6 +55,10 @@ impl Gpu {
         Ops::with_attention(Context::open(&self.info).unwrap(), attention).unwrap()
     }
 
+    pub(crate) fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
     /// Whether this tier has the attention kernel, and a block can have as much shared memory as it needs.
     fn can(&self, attention: &AttentionKernel) -> bool {
         attention.tier == self.tier && attention.shared_bytes() <= self.info.shared_bytes_max
@@ -90,12 +95,21 @@ fn main() -> ExitCode {
         }
         let able = |kernel: &&AttentionKernel| gpu.as_ref().is_none_or(|gpu| gpu.can(kernel));
         for kernel in ATTENTION.iter().filter(|kernel| kernel.tier == tier).filter(able) {
-            for &(name, test) in attention::TESTS {
+            for (name, test) in [attention::TESTS, planted::TESTS].concat() {
                 trials.push(trial(&format!("{}_{name}", kernel.entry), gpu.clone(), move |gpu| {
                     let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
                     test(gpu, kernel);
                 }));
             }
+            let found = gpu.clone().zip(counters);
+            trials.push(trial(
+                &format!("{}_with_a_bug_is_caught", kernel.entry),
+                found,
+                move |(gpu, softgpu)| {
+                    let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
+                    planted::bugs_are_caught(gpu, kernel, *softgpu);
+                },
+            ));
             for &(name, test) in work::TESTS.iter().filter(|_| !kernel.is_plain()) {
                 let found = gpu.clone().zip(counters);
                 trials.push(trial(&format!("{}_{name}", kernel.entry), found, move |(gpu, counters)| {

@@ -88,8 +88,13 @@ pub(crate) fn upload_raw<T: bytemuck::Pod>(ops: &Ops, values: &[T]) -> DeviceBuf
 
 /// Numbers of storage from the GPU.
 pub(crate) fn download(ops: &Ops, buffer: &DeviceBuffer) -> Vec<f64> {
-    let raw: Vec<u16> = buffer.all().download(ops.context().compute()).unwrap();
-    raw.into_iter().map(|bits| value(ops.storage(), bits)).collect()
+    try_download(ops, buffer).unwrap()
+}
+
+/// The same, where something may have failed on the way.
+pub(crate) fn try_download(ops: &Ops, buffer: &DeviceBuffer) -> kudos::Result<Vec<f64>> {
+    let raw: Vec<u16> = buffer.all().download(ops.context().compute())?;
+    Ok(raw.into_iter().map(|bits| value(ops.storage(), bits)).collect())
 }
 
 /// Holds results to what they should be: each within `bound(i)`, and no more than the share `unequal_max` of them, and

@@ -1,0 +1,88 @@
+//! Tests of the tests: attention with one bug planted as it is loaded has to be caught, and named. Without these, checks
+//! that see nothing would look like kernels that do nothing wrong.
+
+use kudos::Sharing;
+use kudos::backend::cuda::context::Context;
+use kudos::backend::cuda::kernels::AttentionKernel;
+use kudos::backend::cuda::ops::Ops;
+use kudos::backend::cuda::tiles::{TILE_KEYS, Work};
+
+use crate::attention::{NEIGHBOUR, Queries, changed_by_nan, family, heads, pack, qkv_rows, try_run};
+use crate::launches::Counters;
+use crate::{AttentionTest, Gpu};
+
+/// Those that need no software GPU.
+pub(crate) const TESTS: &[AttentionTest] =
+    &[("of_a_path_too_long_shows", keys_of_another_conversation_are_seen)];
+
+/// What the software GPU calls the ways in which a barrier or a wait can be missing.
+const UNORDERED: [&str; 3] =
+    ["shared memory race", "operand of an asynchronous copy in flight", "uninitialised read"];
+
+/// The kernel with a bug, or `None` where it has no such instruction.
+fn with(plant: &str, gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Counters) -> Option<Ops> {
+    let context = Context::open(gpu.info()).unwrap();
+    softgpu.plant(&format!("{}: {plant}", kernel.entry));
+    let ops = Ops::with_attention(context, kernel).ok();
+    assert_eq!(ops.is_some(), softgpu.planted() > 0, "{plant}: planted where it loads, and only there");
+    softgpu.plant("");
+    ops
+}
+
+/// Runs a kernel that has a bug; the software GPU must stop it and say why. The context ends here, and with it its error.
+fn assert_caught(plant: &str, ops: Ops, softgpu: Counters) {
+    let kernel = ops.attention_kernel();
+    let heads = heads(3, 1, kernel.head_dim_max);
+    let packed = pack(&family(), Sharing::Prefixes);
+    let rows = qkv_rows(ops.storage(), heads, &packed);
+    let outcome = try_run(&ops, heads, &packed, &rows, Queries::All, |_| {});
+    assert!(outcome.is_err(), "{}, {plant}: not caught", kernel.entry);
+    let message = softgpu.message();
+    assert!(message.contains(kernel.entry), "{plant}: {message}");
+    assert!(UNORDERED.iter().any(|name| message.contains(name)), "{plant}: {message}");
+}
+
+pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Counters) {
+    // Every barrier and every wait by itself. Barriers: two for each key tile's K and V, before and after; a ring that is
+    // filled behind what is read has one each. Waits: one before each of a ring's barriers.
+    let (barriers, waits) = match kernel.stem {
+        "attention_plain" => (4, 0),
+        "attention_sm75" => (2, 0),
+        _ => (2, 2),
+    };
+    for (instruction, expected) in [("bar.sync", barriers), ("cp.async.wait_group", waits)] {
+        let mut count = 0;
+        let plant = |n: usize| format!("drop {n} {instruction}");
+        while let Some(ops) = with(&plant(count + 1), gpu, kernel, softgpu) {
+            count += 1;
+            assert_caught(&plant(count), ops, softgpu);
+        }
+        assert_eq!(count, expected, "{}: {instruction}", kernel.entry);
+    }
+    if kernel.is_plain() {
+        return;
+    }
+
+    // The way out through the queries' place, without waiting for the other lanes.
+    let plant = "drop every bar.warp.sync";
+    let ops = with(plant, gpu, kernel, softgpu).expect("a warp waits for its lanes");
+    assert_caught(plant, ops, softgpu);
+
+    // Zeros past the end of a path, lost: what stands there is another conversation's, and 0 times its NaN is NaN.
+    let plant = "set every cp.async.cg 3 16";
+    if let Some(ops) = with(plant, gpu, kernel, softgpu) {
+        let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim_max), |_| {});
+        assert!(changed.len() > 1, "{}, {plant}: not caught", kernel.entry);
+    }
+}
+
+/// A path that goes one key too far reads keys and values of the conversation in the next rows: results show it.
+fn keys_of_another_conversation_are_seen(gpu: &Gpu, kernel: &'static AttentionKernel) {
+    let ops = gpu.ops_with(kernel);
+    let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim_max), |tiles| {
+        // Where that key is in a tile that the path has.
+        let whole = |work: &Work| (work.position + work.pairs.div_ceil(3)).is_multiple_of(TILE_KEYS as u32);
+        tiles.all.iter_mut().filter(|work| !whole(work)).for_each(|work| work.position += 1);
+    });
+    assert!(changed.len() > 1, "{}: not caught", kernel.entry);
+}
