@@ -257,7 +257,9 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     // Aligned so that the exchange of words is a xor with the address.
     extern __shared__ __align__(256) uint4 shared[];
     const uint32_t query_place = shared_address(shared);
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const int lane = threadIdx.x % WARP;
+    // From one lane, so that the compiler knows that a warp does not part where its rows decide.
+    const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0);
     const uint32_t group = shape.q_heads / shape.kv_heads, kv_head = blockIdx.x % shape.kv_heads;
     const Work work = all_work[blockIdx.x / shape.kv_heads];
     const T *keys = qkv + static_cast<size_t>(shape.q_heads + kv_head) * shape.head_dim;
