@@ -7,6 +7,9 @@
 mod common;
 mod oracle;
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 use common::{family, kudos};
 use kudos::{CudaTier, Device, Engine, Options, Sharing};
 use oracle::{Fixture, fixtures};
@@ -142,6 +145,76 @@ fn a_reward_depends_on_its_own_tokens_alone() {
         let engine = Engine::open(&fixture.folder, small).unwrap();
         assert_eq!(bits(&engine, &sequences), alone, "{}: small batches", fixture.name);
     }
+}
+
+/// Engines with several ranks take turns: sums of two of them on the same GPUs could wait for each other for ever.
+fn turn() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The counts of ranks over 1 that a model allows on GPUs, and that this machine has as many of; none with one GPU.
+fn rank_counts(fixture: &Fixture) -> Vec<usize> {
+    let gpus = kudos::backend::cuda::probe::devices().unwrap().len();
+    let config = kudos::config::ModelConfig::read(&fixture.folder).unwrap();
+    let allowed = kudos::shard::allowed_ranks(&config);
+    allowed
+        .into_iter()
+        .filter(|&ranks| ranks > 1 && ranks <= gpus && (config.ffn / ranks).is_multiple_of(8))
+        .collect()
+}
+
+#[test]
+#[ignore = "needs several GPUs, real or software: make test"]
+fn rewards_over_ranks_are_as_near_to_float32_as_those_of_transformers_in_bf16() {
+    let _turn = turn();
+    let (mut ours, mut theirs) = (0.0, 0.0);
+    let mut counts = BTreeSet::new();
+    for fixture in chosen() {
+        for ranks in rank_counts(&fixture) {
+            let engine = Engine::open(&fixture.folder, Options { ranks: Some(ranks), ..options() }).unwrap();
+            let sequences: Vec<Vec<u32>> = fixture.cases.iter().map(|case| case.ids.clone()).collect();
+            let scores = bits(&engine, &sequences);
+            let (mut our, mut their) = (0.0, 0.0);
+            for (case, logits) in fixture.cases.iter().zip(&scores) {
+                our += (f64::from(f32::from_bits(logits[0])) - case.logits_f32[0]).abs();
+                their += (case.reward_bf16 - case.logits_f32[0]).abs();
+            }
+            println!(
+                "{:32} {ranks} ranks: {:.2} of the error of Transformers in bf16",
+                fixture.name,
+                our / their
+            );
+            assert!(our <= MODEL_RATIO_MAX * their, "{}, {ranks} ranks: {}", fixture.name, our / their);
+            // Over more than two ranks NCCL's order depends on where a number lies in a batch: the same batch, then.
+            let one = &sequences[sequences.len() - 1..];
+            assert_eq!(bits(&engine, one), bits(&engine, one), "{}, {ranks} ranks: run again", fixture.name);
+            (ours, theirs) = (ours + our, theirs + their);
+            counts.insert(ranks);
+        }
+    }
+    if counts.is_empty() {
+        println!("not run: there is one GPU");
+        return;
+    }
+    println!("ranks {counts:?}: {:.2}", ours / theirs);
+    assert!(ours <= POOLED_RATIO_MAX * theirs, "{}", ours / theirs);
+}
+
+#[test]
+#[ignore = "needs several GPUs, real or software: make test"]
+fn a_reward_over_two_ranks_depends_on_its_own_tokens_alone() {
+    let _turn = turn();
+    let mut tried = 0;
+    for fixture in chosen().iter().filter(|fixture| rank_counts(fixture).contains(&2)) {
+        let engine = Engine::open(&fixture.folder, Options { ranks: Some(2), ..options() }).unwrap();
+        let sequences = family(engine.config().vocab as u32);
+        let alone: Vec<Vec<u32>> =
+            sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
+        assert_eq!(bits(&engine, &sequences), alone, "{}: alone = in a batch", fixture.name);
+        tried += 1;
+    }
+    println!("{tried} models over 2 ranks{}", if tried == 0 { ": not run, there is one GPU" } else { "" });
 }
 
 #[test]

@@ -151,7 +151,8 @@ fn ranks_agree_with_one_rank() {
             [ids(1, 65, vocab), ids(2, 7, vocab), vec![3], [ids(1, 40, vocab), ids(4, 20, vocab)].concat()];
         let expected: Vec<_> = one.score_tokens(&sequences).into_iter().map(Result::unwrap).collect();
         for ranks in kudos::shard::allowed_ranks(one.config()).into_iter().filter(|&ranks| ranks > 1) {
-            let engine = Engine::open(&dir, Options { ranks, threads: Some(ranks), ..cpu() }).unwrap();
+            let engine =
+                Engine::open(&dir, Options { ranks: Some(ranks), threads: Some(ranks), ..cpu() }).unwrap();
             let scores: Vec<_> = engine.score_tokens(&sequences).into_iter().map(Result::unwrap).collect();
             for (score, expected) in scores.iter().zip(&expected) {
                 let error = (score.reward - expected.reward).abs() / expected.reward.abs().max(1.0);

@@ -30,7 +30,9 @@ else
     KUDOS_TEST_TIER=
     LD_LIBRARY_PATH=$PWD/target/softgpu
     SOFTGPU_MEMORY_GIB=8
-    export LD_LIBRARY_PATH SOFTGPU_MEMORY_GIB SOFTGPU_CC KUDOS_TEST_FIXTURES
+    # As many as the ranks that models are divided among.
+    SOFTGPU_DEVICES=8
+    export SOFTGPU_DEVICES LD_LIBRARY_PATH SOFTGPU_MEMORY_GIB SOFTGPU_CC KUDOS_TEST_FIXTURES
     for SOFTGPU_CC in 80 75 86 90; do
         case $SOFTGPU_CC in
         80 | 75) kernels='' KUDOS_TEST_FIXTURES='' ;;

@@ -13,7 +13,7 @@ use serde_json::Value;
 const BOUND: f64 = 1e-4;
 
 fn options(ranks: usize) -> Options {
-    Options { device: Device::Cpu, ranks, ..Options::default() }
+    Options { device: Device::Cpu, ranks: Some(ranks), ..Options::default() }
 }
 
 fn scores(fixture: &Fixture, ranks: usize) -> Vec<Score> {

@@ -155,6 +155,13 @@ pub struct Footprint {
     pub workspace: usize,
 }
 
+impl Footprint {
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.weights + self.workspace
+    }
+}
+
 /// The operations that a Llama forward pass consists of, on one device, for one rank.
 ///
 /// Ops are queued in the order of the calls; only [`head`](Backend::head) waits for their results. An error leaves
@@ -169,6 +176,12 @@ pub trait Backend: Sized {
 
     /// What this backend will hold for a rank of this geometry, without a device.
     fn footprint(geometry: &Geometry, capacity: &Capacity, weight_bytes: usize) -> Footprint;
+
+    /// Meets the other ranks. Called once, on each rank, after all of them have allocated what they need: a rank that
+    /// could not is then known, and nobody waits for it here.
+    fn connect(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// An activation with room for `rows` rows of what its role says; contents undefined.
     fn activation(&mut self, role: Role, rows: usize) -> Result<Self::Act>;

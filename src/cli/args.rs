@@ -56,9 +56,13 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) device: DeviceArg,
 
-    /// Ranks that share every layer (tensor parallel)
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub(super) ranks: usize,
+    /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on; 1 on the CPU]
+    #[arg(long, value_name = "N")]
+    pub(super) ranks: Option<usize>,
+
+    /// The GPUs to use, by number, such as 0,2,3 [default: all]
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    pub(super) devices: Vec<usize>,
 
     /// Unique tokens that one pass takes together
     #[arg(long, value_name = "N")]
@@ -160,6 +164,7 @@ impl ScoreArgs {
                 DeviceArg::Cuda => Device::Cuda,
             },
             ranks: self.ranks,
+            devices: self.devices.clone(),
             batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
             max_tokens: self.model.max_tokens,
             threads: self.threads,

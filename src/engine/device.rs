@@ -7,14 +7,18 @@ use crate::backend::cpu::{Cpu, CpuMath, Group, Isa};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::probe::{self, DeviceInfo};
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::{Cuda, gemm};
+use crate::backend::cuda::{Cuda, context::Context, gemm, nccl};
 #[cfg(feature = "cuda")]
 use crate::backend::tier::CudaTier;
 use crate::backend::{Backend, Capacity, Footprint, Geometry};
-use crate::engine::ranks::Forward;
+use crate::batch::Packed;
+use crate::config::ModelConfig;
+use crate::engine::ranks::Rank;
 use crate::engine::{Device, Options};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{Model, Resident};
+use crate::model::{LayerSource, Model, Resident};
+#[cfg(feature = "cuda")]
+use crate::shard::allowed_ranks;
 use crate::weights::ModelTensors;
 
 /// Rows that go through the MLP at a time on the CPU: gate and up of a chunk stay near the cache, while a weight block
@@ -40,8 +44,11 @@ enum Hardware {
     },
     #[cfg(feature = "cuda")]
     Cuda {
-        info: DeviceInfo,
+        /// One for each rank, and those that are left over.
+        gpus: Vec<DeviceInfo>,
         tier: CudaTier,
+        /// The ranks, where there are several.
+        group: Option<Arc<nccl::Group>>,
     },
 }
 
@@ -70,8 +77,64 @@ impl Chosen {
         if threads == 0 {
             return Err(Error::new(ErrorKind::Options, "0 threads cannot compute anything"));
         }
-        let group = Arc::new(Group::new(options.ranks));
+        let group = Arc::new(Group::new(1));
         Ok(Self { hardware: Hardware::Cpu { threads, math: options.cpu_math, group }, reason })
+    }
+
+    /// How many ranks are to share the model: as many as are asked for, or as few GPUs as it fits on. When it fits on
+    /// none of the counts, as many as there can be. `footprint(ranks)` is what one of so many ranks will allocate.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "only GPUs are counted"))]
+    pub(super) fn ranks(
+        &self,
+        options: &Options,
+        config: &ModelConfig,
+        footprint: impl Fn(usize) -> Result<Footprint>,
+    ) -> Result<usize> {
+        match (&self.hardware, options.ranks) {
+            (Hardware::Cpu { .. }, asked) => Ok(asked.unwrap_or(1)),
+            #[cfg(feature = "cuda")]
+            (Hardware::Cuda { gpus, .. }, Some(ranks)) if ranks > gpus.len() => {
+                let message = format!("{ranks} ranks need as many GPUs, and there are {}", gpus.len());
+                Err(Error::new(ErrorKind::Options, message))
+            }
+            #[cfg(feature = "cuda")]
+            (Hardware::Cuda { .. }, Some(ranks)) => Ok(ranks),
+            #[cfg(feature = "cuda")]
+            (Hardware::Cuda { gpus, .. }, None) => {
+                let able = |ranks: &usize| *ranks <= gpus.len() && Cuda::divides(config, *ranks);
+                let counts: Vec<usize> = allowed_ranks(config).into_iter().filter(able).collect();
+                // One GPU needs no choice, and no look at what is free.
+                let [candidates @ .., most] = &counts[..] else { return Ok(1) };
+                let mut free = usize::MAX;
+                let mut looked = 0;
+                for &ranks in candidates {
+                    for info in &gpus[looked..ranks] {
+                        free = free.min(Context::open(info)?.free_bytes()?);
+                    }
+                    looked = ranks;
+                    if footprint(ranks)?.total() <= free {
+                        return Ok(ranks);
+                    }
+                }
+                Ok(*most)
+            }
+        }
+    }
+
+    /// Divides the work among so many ranks.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "only GPUs wait for each other"))]
+    pub(super) fn divide(&mut self, ranks: usize, options: &Options) -> Result<()> {
+        match &mut self.hardware {
+            Hardware::Cpu { group, .. } => *group = Arc::new(Group::new(ranks)),
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda { gpus, group, .. } => {
+                gpus.truncate(ranks);
+                if ranks > 1 {
+                    *group = Some(Arc::new(nccl::Group::new(ranks, options.peer_timeout)?));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Rows that go through the MLP at a time, when a pass has up to `tokens`.
@@ -112,7 +175,7 @@ impl Chosen {
         tensors: &ModelTensors,
         footprint: &Footprint,
         warn: &dyn Fn(String),
-    ) -> Result<Forward> {
+    ) -> Result<Box<dyn Rank>> {
         match &self.hardware {
             Hardware::Cpu { threads, math, group } => {
                 let threads = (threads / geometry.shard.ranks).max(1);
@@ -120,10 +183,13 @@ impl Chosen {
                 load(cpu, capacity, tensors, warn)
             }
             #[cfg(feature = "cuda")]
-            Hardware::Cuda { info, tier } => {
-                let cuda = Cuda::new(info, *tier, geometry, capacity, footprint);
-                let forward = cuda.and_then(|cuda| load(cuda, capacity, tensors, warn));
-                forward.map(|forward| naming_passes(info, forward)).map_err(|error| lacking(error, footprint))
+            Hardware::Cuda { gpus, tier, group } => {
+                let info = &gpus[geometry.shard.rank];
+                let cuda = Cuda::new(info, *tier, geometry, capacity, group.clone(), footprint);
+                let model = cuda.and_then(|cuda| load(cuda, capacity, tensors, warn));
+                model
+                    .map(|model| Box::new(NamingPasses { info: info.clone(), model }) as Box<dyn Rank>)
+                    .map_err(|error| lacking(error, footprint))
             }
         }
     }
@@ -135,9 +201,14 @@ impl Chosen {
                 let group = Arc::clone(group);
                 Arc::new(move || group.abort())
             }
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda { group: Some(group), .. } => {
+                let group = Arc::clone(group);
+                Arc::new(move || group.abort())
+            }
             // One rank waits for nobody.
             #[cfg(feature = "cuda")]
-            Hardware::Cuda { .. } => Arc::new(|| {}),
+            Hardware::Cuda { group: None, .. } => Arc::new(|| {}),
         }
     }
 
@@ -146,10 +217,14 @@ impl Chosen {
         match &self.hardware {
             Hardware::Cpu { threads, .. } => format!("CPU, {threads} threads, {}", Isa::detect().name()),
             #[cfg(feature = "cuda")]
-            Hardware::Cuda { info, tier } => {
-                let DeviceInfo { ordinal, name, capability, .. } = info;
-                let tier = tier.name();
-                format!("CUDA, GPU {ordinal} ({name}, compute capability {capability}, {tier} kernels)")
+            Hardware::Cuda { gpus, tier, .. } => {
+                let DeviceInfo { name, capability, .. } = &gpus[0];
+                let numbers: Vec<String> = gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
+                let (gpu, numbers) = (if gpus.len() == 1 { "GPU" } else { "GPUs" }, numbers.join(", "));
+                format!(
+                    "CUDA, {gpu} {numbers} ({name}, compute capability {capability}, {} kernels)",
+                    tier.name()
+                )
             }
         }
     }
@@ -161,23 +236,45 @@ fn load<B: Backend + 'static>(
     capacity: Capacity,
     tensors: &ModelTensors,
     warn: &dyn Fn(String),
-) -> Result<Forward>
+) -> Result<Box<dyn Rank>>
 where
     B::Act: 'static,
     B::Weight: 'static,
 {
     let layers = Resident::load(&mut backend, tensors)?;
-    let mut model = Model::new(backend, capacity, tensors, layers)?;
+    let model = Model::new(backend, capacity, tensors, layers)?;
     model.warnings().into_iter().for_each(warn);
-    Ok(Box::new(move |packed| model.forward(packed)))
+    Ok(Box::new(model))
 }
 
-/// `forward` with errors that say in which pass the GPU failed.
+impl<B: Backend, L: LayerSource<B>> Rank for Model<B, L> {
+    fn connect(&mut self) -> Result<()> {
+        Self::connect(self)
+    }
+
+    fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
+        Self::forward(self, packed)
+    }
+}
+
+/// A model whose errors say in which pass its GPU failed.
 #[cfg(feature = "cuda")]
-fn naming_passes(info: &DeviceInfo, mut forward: Forward) -> Forward {
-    let gpu = format!("GPU {} ({})", info.ordinal, info.name);
-    Box::new(move |packed| {
-        forward(packed).map_err(|error| {
+struct NamingPasses {
+    info: DeviceInfo,
+    model: Box<dyn Rank>,
+}
+
+#[cfg(feature = "cuda")]
+impl Rank for NamingPasses {
+    fn connect(&mut self) -> Result<()> {
+        self.model
+            .connect()
+            .map_err(|error| error.at(format!("GPU {} ({})", self.info.ordinal, self.info.name)))
+    }
+
+    fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
+        self.model.forward(packed).map_err(|error| {
+            let gpu = format!("GPU {} ({})", self.info.ordinal, self.info.name);
             let (sequences, tokens) = (packed.last.len(), packed.tokens.len());
             let error = error.at(format!("{gpu}, in a pass of {tokens} tokens and {sequences} last tokens"));
             if error.kind() != ErrorKind::Device {
@@ -187,7 +284,7 @@ fn naming_passes(info: &DeviceInfo, mut forward: Forward) -> Forward {
                 "a kernel's failure shows at a later call; run with `CUDA_LAUNCH_BLOCKING=1` in the environment and the error names the kernel",
             )
         })
-    })
+    }
 }
 
 /// An allocation's failure with what was planned: it was free when the engine began to load.
@@ -196,7 +293,7 @@ fn lacking(error: Error, footprint: &Footprint) -> Error {
     if error.kind() != ErrorKind::Memory || error.hint().is_some() {
         return error;
     }
-    let bytes = footprint.weights + footprint.workspace;
+    let bytes = footprint.total();
     error.with_hint(format!(
         "{bytes} bytes are needed in all and were free at first; is another program using this GPU?"
     ))
@@ -204,19 +301,39 @@ fn lacking(error: Error, footprint: &Footprint) -> Error {
 
 #[cfg(feature = "cuda")]
 fn cuda(options: &Options) -> Result<Hardware> {
-    let devices = probe::devices()?;
+    let gpus = named(probe::devices()?, &options.devices)?;
     gemm::is_present()?;
-    if options.ranks > 1 {
-        return Err(Error::new(ErrorKind::Unsupported, "the CUDA backend has one rank so far"));
+    // All ranks store numbers alike: the oldest GPU decides.
+    let oldest = gpus.iter().min_by_key(|info| info.capability).expect("there is at least one GPU");
+    let tier = options.cuda_tier.unwrap_or_else(|| oldest.capability.tier());
+    if !oldest.capability.runs(tier) {
+        let (capability, tier) = (oldest.capability, tier.name());
+        let message = format!("a GPU of compute capability {capability} cannot run {tier} kernels");
+        return Err(Error::new(ErrorKind::Options, message).at(&oldest.name).with_hint("leave the tier out"));
     }
-    let info = devices.into_iter().next().expect("the probe names at least one GPU");
-    let tier = options.cuda_tier.unwrap_or_else(|| info.capability.tier());
-    if !info.capability.runs(tier) {
-        let message =
-            format!("a GPU of compute capability {} cannot run {} kernels", info.capability, tier.name());
-        return Err(Error::new(ErrorKind::Options, message).at(info.name).with_hint("leave the tier out"));
+    Ok(Hardware::Cuda { gpus, tier, group: None })
+}
+
+/// The GPUs with these numbers, in their order; all when none is named.
+#[cfg(feature = "cuda")]
+fn named(gpus: Vec<DeviceInfo>, numbers: &[usize]) -> Result<Vec<DeviceInfo>> {
+    if numbers.is_empty() {
+        return Ok(gpus);
     }
-    Ok(Hardware::Cuda { info, tier })
+    let mut chosen: Vec<DeviceInfo> = Vec::new();
+    for &number in numbers {
+        if chosen.iter().any(|gpu| gpu.ordinal == number) {
+            return Err(Error::new(ErrorKind::Options, format!("GPU {number} is named twice")));
+        }
+        let Some(gpu) = gpus.iter().find(|gpu| gpu.ordinal == number) else {
+            let there: Vec<String> = gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
+            let message = format!("there is no GPU {number} that this build supports");
+            return Err(Error::new(ErrorKind::Options, message)
+                .with_hint(format!("GPUs that are there: {}", there.join(", "))));
+        };
+        chosen.push(gpu.clone());
+    }
+    Ok(chosen)
 }
 
 #[cfg(not(feature = "cuda"))]

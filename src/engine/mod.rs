@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use half::bf16;
 
@@ -50,8 +51,14 @@ pub enum Device {
 pub struct Options {
     /// Where the model runs.
     pub device: Device,
-    /// Ranks that share every layer (tensor parallel).
-    pub ranks: usize,
+    /// Ranks that share every layer (tensor parallel). When nothing is given, as few GPUs as the model fits on; one on
+    /// the CPU. Two engines of several ranks must not run on the same GPUs at one time: NCCL's sums of one could wait for
+    /// those of the other for ever.
+    pub ranks: Option<usize>,
+    /// The GPUs to use, by number, in the order of ranks; all that there are when none is named.
+    pub devices: Vec<usize>,
+    /// How long a rank on a GPU waits for another one before the engine gives up.
+    pub peer_timeout: Duration,
     /// Unique tokens that one pass takes together. A longer sequence makes a pass of its own.
     pub batch_tokens: usize,
     /// The longest sequence that is scored, in tokens; the model's own limit when that is smaller or nothing is given.
@@ -74,7 +81,9 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             device: Device::Auto,
-            ranks: 1,
+            ranks: None,
+            devices: Vec::new(),
+            peer_timeout: Duration::from_secs(600),
             batch_tokens: 4096,
             max_tokens: None,
             queue_tokens: 65_536,
@@ -149,16 +158,23 @@ impl Engine {
                 .with_hint("name a folder that holds config.json and safetensors files"));
         }
         let config = ModelConfig::read(dir)?;
-        let shards = (0..options.ranks.max(1))
-            .map(|rank| Shard::new(&config, rank, options.ranks))
-            .collect::<Result<Vec<_>>>()?;
+        if let Some(ranks) = options.ranks {
+            Shard::new(&config, 0, ranks)?;
+        }
         let checkpoint = Checkpoint::open(dir)?;
-        let tensors = shards
-            .iter()
-            .map(|shard| ModelTensors::open(&checkpoint, &config, shard))
-            .collect::<Result<Vec<_>>>()?;
-        let chosen = Chosen::new(&options)?;
-        let plan = Plan::new(&config, &options, &chosen, tensors[0].bytes())?;
+        let parts = |ranks: usize| -> Result<Vec<ModelTensors>> {
+            let shards = (0..ranks).map(|rank| Shard::new(&config, rank, ranks));
+            shards.map(|shard| ModelTensors::open(&checkpoint, &config, &shard?)).collect()
+        };
+        let whole = parts(1)?;
+        let mut chosen = Chosen::new(&options)?;
+        let ranks = chosen.ranks(&options, &config, |ranks| {
+            let tensors = ModelTensors::open(&checkpoint, &config, &Shard::new(&config, 0, ranks)?)?;
+            Ok(Plan::new(&config, &options, &chosen, ranks, tensors.bytes())?.footprint)
+        })?;
+        chosen.divide(ranks, &options)?;
+        let tensors = if ranks == 1 { whole } else { parts(ranks)? };
+        let plan = Plan::new(&config, &options, &chosen, ranks, tensors[0].bytes())?;
         let prompt = Prompt::open(dir, options.prompt.clone());
         let mut warnings = generation_warnings(dir, &config.head);
         warnings.extend(tensors[0].warnings.iter().cloned());
@@ -167,7 +183,7 @@ impl Engine {
         let queue = Arc::new(Queue::new(options.queue_tokens));
         let team = Team {
             queue: Arc::clone(&queue),
-            ranks: options.ranks,
+            ranks,
             budget: Budget { tokens: options.batch_tokens, sequences: plan.capacity.sequences },
             sharing: options.sharing,
             labels: config.labels(),
@@ -175,7 +191,9 @@ impl Engine {
         };
         let (device, device_reason) = (chosen.describe(), chosen.reason.clone());
         let (capacity, footprint) = (plan.capacity, plan.footprint);
-        let geometries: Vec<Geometry> = shards.iter().map(|shard| geometry(&config, *shard)).collect();
+        let geometries = (0..ranks)
+            .map(|rank| Ok(geometry(&config, Shard::new(&config, rank, ranks)?)))
+            .collect::<Result<Vec<Geometry>>>()?;
         let warnings = Arc::new(Mutex::new(warnings));
         let shared_warnings = Arc::clone(&warnings);
         let threads = ranks::start(&team, move |rank| {

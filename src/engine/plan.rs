@@ -36,6 +36,7 @@ impl Plan {
         config: &ModelConfig,
         options: &Options,
         chosen: &Chosen,
+        ranks: usize,
         weight_bytes: WeightBytes,
     ) -> Result<Self> {
         let max_tokens = options.max_tokens.unwrap_or(config.max_tokens).min(config.max_tokens);
@@ -49,11 +50,11 @@ impl Plan {
             ));
         }
         let tokens = options.batch_tokens.max(max_tokens);
-        let geometry = geometry(config, Shard::new(config, 0, options.ranks)?);
+        let geometry = geometry(config, Shard::new(config, 0, ranks)?);
         let mlp_tokens = chosen.mlp_tokens(&geometry, tokens);
         let capacity = Capacity { tokens, sequences: SEQUENCES_MAX.min(tokens), mlp_tokens };
         let footprint = chosen.footprint(&geometry, &capacity, weight_bytes.layers + weight_bytes.head);
-        let (ranks, batch_tokens) = (options.ranks, options.batch_tokens);
+        let batch_tokens = options.batch_tokens;
         Ok(Self { ranks, weight_bytes, footprint, batch_tokens, max_tokens, capacity })
     }
 

@@ -14,8 +14,23 @@ use crate::batch::{Budget, Packed, Sharing};
 use crate::engine::queue::{Queue, Reply};
 use crate::error::{Error, ErrorKind, Result};
 
-/// One rank's forward pass: a packed batch to `[packed.last.len(), labels]` logits.
-pub(super) type Forward = Box<dyn FnMut(&Packed) -> Result<Vec<f32>>>;
+/// One rank's model on its device.
+pub(super) trait Rank {
+    /// Meets the other ranks; once, after all have opened.
+    fn connect(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// One pass: a packed batch to `[packed.last.len(), labels]` logits.
+    fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>>;
+}
+
+/// What needs nobody else.
+impl<F: FnMut(&Packed) -> Result<Vec<f32>>> Rank for F {
+    fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
+        self(packed)
+    }
+}
 
 /// What every rank of one engine shares.
 #[derive(Clone)]
@@ -30,11 +45,11 @@ pub(super) struct Team {
     pub(super) abort: Arc<dyn Fn() + Send + Sync>,
 }
 
-/// Starts one thread per rank. `open(rank)` runs on that rank's thread; its error is returned here, after all
-/// threads have ended. Ranks begin to work once all have opened.
+/// Starts one thread per rank. `open(rank)` runs on that rank's thread; when all have opened they meet, and begin to
+/// work when all have met. An error of either step is returned here, after all threads have ended.
 pub(super) fn start(
     team: &Team,
-    open: impl Fn(usize) -> Result<Forward> + Send + Sync + 'static,
+    open: impl Fn(usize) -> Result<Box<dyn Rank>> + Send + Sync + 'static,
 ) -> Result<Vec<JoinHandle<()>>> {
     let open = Arc::new(open);
     let (mut votes, mut go, mut batches) = (Vec::new(), Vec::new(), Vec::new());
@@ -68,18 +83,27 @@ pub(super) fn start(
             Err(error) => return give_up(error, go, threads),
         }
     }
-    for vote in votes {
-        let result =
-            vote.recv().unwrap_or_else(|_| Err(Error::new(ErrorKind::Dead, "a rank ended without a word")));
-        if let Err(error) = result {
+    // Opened, then met.
+    for _ in 0..2 {
+        if let Err(error) = agree(&votes) {
             return give_up(error, go, threads);
         }
-    }
-    for sender in go {
-        // A rank that is gone by now has closed the queue with its reason.
-        let _ = sender.send(());
+        for sender in &go {
+            // A rank that is gone by now has said why in its next vote, or closed the queue with its reason.
+            let _ = sender.send(());
+        }
     }
     Ok(threads)
+}
+
+/// Every rank's vote; the first cause, if there is one, rather than what it led to on other ranks.
+fn agree(votes: &[Receiver<Result<()>>]) -> Result<()> {
+    let lost = || Err(Error::new(ErrorKind::Dead, "a rank ended without a word"));
+    let mut errors = votes.iter().filter_map(|vote| vote.recv().unwrap_or_else(|_| lost()).err());
+    let Some(first) = errors.next() else { return Ok(()) };
+    let causes = [first].into_iter().chain(errors).collect::<Vec<_>>();
+    let cause = causes.iter().find(|error| error.kind() != ErrorKind::Dead).unwrap_or(&causes[0]);
+    Err(cause.clone())
 }
 
 /// Ends the threads that wait for their start and returns the error.
@@ -102,7 +126,7 @@ enum Duty {
 fn run(
     rank: usize,
     team: &Team,
-    open: &(dyn Fn(usize) -> Result<Forward> + Send + Sync),
+    open: &(dyn Fn(usize) -> Result<Box<dyn Rank>> + Send + Sync),
     duty: Duty,
     vote: &Sender<Result<()>>,
     go: &Receiver<()>,
@@ -115,12 +139,21 @@ fn run(
     if vote.send(Ok(())).is_err() || go.recv().is_err() {
         return;
     }
+    if let Err(error) = guarded(rank, team.ranks, || forward.connect()) {
+        // The others may be waiting for this one.
+        (team.abort)();
+        drop(forward);
+        return drop(vote.send(Err(error)));
+    }
+    if vote.send(Ok(())).is_err() || go.recv().is_err() {
+        return;
+    }
     let mut in_flight = Vec::new();
     let result = guarded(rank, team.ranks, || match &duty {
-        Duty::Lead(followers) => lead(team, &mut forward, followers, &mut in_flight),
+        Duty::Lead(followers) => lead(team, &mut *forward, followers, &mut in_flight),
         Duty::Follow(batches) => {
             while let Ok(packed) = batches.recv() {
-                forward(&packed)?;
+                forward.forward(&packed)?;
             }
             Ok(())
         }
@@ -141,7 +174,7 @@ fn run(
 /// Scores batches until the queue is closed. The replies of the pass that runs are in `in_flight`.
 fn lead(
     team: &Team,
-    forward: &mut Forward,
+    forward: &mut dyn Rank,
     followers: &[Sender<Arc<Packed>>],
     in_flight: &mut Vec<Reply>,
 ) -> Result<()> {
@@ -152,7 +185,7 @@ fn lead(
             // A follower that is gone has closed the queue and broken the collectives: the pass below ends at once.
             let _ = follower.send(Arc::clone(&packed));
         }
-        let logits = forward(&packed)?;
+        let logits = forward.forward(&packed)?;
         for (reply, &row) in in_flight.drain(..).zip(&packed.sequences) {
             reply.answer(Ok(&logits[row * team.labels..(row + 1) * team.labels]));
         }

@@ -85,6 +85,11 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         self.backend.warnings()
     }
 
+    /// Meets the other ranks; once, before the first pass.
+    pub fn connect(&mut self) -> Result<()> {
+        self.backend.connect()
+    }
+
     /// One pass: `[packed.last.len(), labels]` logits, row by row.
     pub fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
         let pass = Pass {

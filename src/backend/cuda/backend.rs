@@ -7,12 +7,14 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::Storage;
 use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
 use super::gemm::{self, Lt, Operands, Out, Product, ProductShape};
 use super::heads::HeadLayout;
+use super::nccl::{Comm, Group, Number};
 use super::ops::{self, AddRmsNorm, Attention, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul};
 use super::probe::DeviceInfo;
 use super::staging::Staging;
@@ -23,6 +25,7 @@ use crate::backend::{
     Backend, Capacity, Delta, Features, Footprint, Geometry, Matrix, Role, Rotate, Sum, Tokens,
 };
 use crate::batch::Packed;
+use crate::config::ModelConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::HostTensor;
 
@@ -33,6 +36,11 @@ const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
 #[derive(Debug)]
 pub struct Cuda {
     // Dropped in this order: what waits for the device goes before the context that it waits for.
+    comm: Option<Comm>,
+    /// The other ranks, where there are any.
+    group: Option<Arc<Group>>,
+    /// Sums over ranks in f32, `[tokens, hidden]`, where the residual stream is in f32: no activation has room for them.
+    sums: Option<DeviceBuffer>,
     lt: Lt,
     /// Prepared when they are first needed, and kept: layers of a model have the same shapes.
     products: HashMap<ProductShape, Product>,
@@ -78,23 +86,21 @@ struct PlanRows {
 }
 
 impl Cuda {
-    /// A backend on the GPU `info`, which can run this tier, for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is allocated,
+    /// A backend on the GPU `info`, which can run this tier, for passes of up to `capacity`; `group` has
+    /// the other ranks, where there are any. [`ErrorKind::Memory`], before anything is allocated,
     /// when the GPU has less free than `planned`.
     pub fn new(
         info: &DeviceInfo,
         tier: CudaTier,
         geometry: Geometry,
         capacity: Capacity,
+        group: Option<Arc<Group>>,
         planned: &Footprint,
     ) -> Result<Self> {
-        if geometry.shard.ranks > 1 {
-            return Err(Error::new(ErrorKind::Unsupported, "the CUDA backend has one rank so far")
-                .with_hint("leave `--ranks` at 1, or run on the CPU"));
-        }
         let storage = Storage::of(tier);
         let heads = HeadLayout::new(&geometry);
         needs_multiple("hidden_size", geometry.hidden)?;
-        needs_multiple("intermediate_size", geometry.shard.ffn_local)?;
+        needs_multiple("a rank's part of intermediate_size", geometry.shard.ffn_local)?;
         let context = Context::open(info)?;
         fits(&context, planned)?;
         let ops = Ops::new(context, tier, heads.padded)?;
@@ -104,7 +110,14 @@ impl Cuda {
         let tables = RopeTables::new(&ops, &heads.frequencies(&geometry.rope_frequencies), capacity.tokens)?;
         let facts = context.allocate(facts_bytes(&heads, &capacity))?;
         let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;
+        let sums = match sums_bytes(&geometry, &capacity, storage) {
+            0 => None,
+            bytes => Some(context.allocate(bytes)?),
+        };
         Ok(Self {
+            comm: None,
+            group,
+            sums,
             lt,
             products: HashMap::new(),
             staging,
@@ -117,6 +130,11 @@ impl Cuda {
             heads,
             subnormal: Cell::new(0),
         })
+    }
+
+    /// Whether so many ranks have parts of the MLP that the kernels can do, of a model that can be divided among them.
+    pub fn divides(config: &ModelConfig, ranks: usize) -> bool {
+        (config.ffn / ranks).is_multiple_of(WIDTH_STEP)
     }
 
     /// The GPU that it is on.
@@ -158,12 +176,20 @@ impl Cuda {
     }
 }
 
+/// Bytes of sums over ranks that no activation has room for.
+fn sums_bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usize {
+    match (geometry.shard.ranks, storage) {
+        (1, _) | (_, Storage::Bf16) => 0,
+        (_, Storage::F16) => capacity.tokens.max(capacity.sequences) * geometry.hidden * size_of::<f32>(),
+    }
+}
+
 /// The number of rows that matrix products are made fast for.
 const ROWS_NOMINAL: usize = 4096;
 
 /// That the GPU has as much free as is planned.
 fn fits(context: &Context, planned: &Footprint) -> Result<()> {
-    let (free, total) = (context.free_bytes()?, planned.weights + planned.workspace);
+    let (free, total) = (context.free_bytes()?, planned.total());
     if total <= free {
         return Ok(());
     }
@@ -183,18 +209,23 @@ fn fits(context: &Context, planned: &Footprint) -> Result<()> {
     Err(Error::new(ErrorKind::Memory, message).at(&context.info().name).with_hint(hint))
 }
 
+/// Widths are whole multiples of this: rows are read in 16-byte words.
+const WIDTH_STEP: usize = 8;
+
 fn needs_multiple(name: &str, size: usize) -> Result<()> {
-    if size.is_multiple_of(8) {
+    if size.is_multiple_of(WIDTH_STEP) {
         return Ok(());
     }
-    let message = format!("{name} is {size}; the CUDA backend needs a multiple of 8");
+    let message = format!("{name} is {size}; the CUDA backend needs a multiple of {WIDTH_STEP}");
     Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"))
 }
 
-/// Numbers in the activation that holds q, k and v with their seam tiles, or gate and up of a chunk.
+/// Numbers in the activation that holds q, k and v with their seam tiles, or gate and up of a chunk, or what attention's
+/// output projection sums up over ranks.
 fn wide_numbers(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
     let rows = capacity.tokens + Tiles::seam_rows_max(capacity.tokens, capacity.sequences);
-    (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local)
+    let sums = if geometry.shard.ranks > 1 { capacity.tokens * geometry.hidden } else { 0 };
+    (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local).max(sums)
 }
 
 fn normed_width(geometry: &Geometry, heads: &HeadLayout) -> usize {
@@ -228,13 +259,22 @@ impl Backend for Cuda {
         let wide = wide_numbers(geometry, &heads, capacity) * Storage::BYTES;
         let logits = capacity.sequences * geometry.labels * size_of::<f32>();
         let tables = RopeTables::bytes(heads.padded, capacity.tokens);
+        // Counted for all, too.
+        let sums = sums_bytes(geometry, capacity, Storage::F16);
         let workspace =
-            stream + wide + facts_bytes(&heads, capacity) + logits + tables + gemm::WORKSPACE_BYTES;
+            stream + wide + sums + facts_bytes(&heads, capacity) + logits + tables + gemm::WORKSPACE_BYTES;
         // Padded heads take more; f32 weights take half.
         let weights = (weight_bytes * heads.padded).div_ceil(heads.head_dim);
         // The biases that Turing keeps in f32, counted for all like the stream: two bytes more for a row of o or down.
         let biases = weights.div_ceil(heads.q_width().min(geometry.shard.ffn_local));
         Footprint { weights: weights + biases, workspace }
+    }
+
+    fn connect(&mut self) -> Result<()> {
+        if let Some(group) = &self.group {
+            self.comm = Some(group.join(self.ops.context(), self.geometry.shard.rank)?);
+        }
+        Ok(())
     }
 
     fn activation(&mut self, role: Role, rows: usize) -> Result<Act> {
@@ -338,10 +378,11 @@ impl Backend for Cuda {
         out: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let delta = match delta {
-            Delta::None => ops::Delta::None,
-            Delta::In(act) => ops::Delta::In(act.buffer.all()),
-            Delta::InOutput => ops::Delta::InOutput,
+        let delta = match (delta, &self.sums) {
+            (Delta::None, _) => ops::Delta::None,
+            (Delta::In(_) | Delta::InOutput, Some(sums)) => ops::Delta::In(sums.all()),
+            (Delta::In(act), None) => ops::Delta::In(act.buffer.all()),
+            (Delta::InOutput, None) => ops::Delta::InOutput,
         };
         out.width = hidden;
         self.ops.add_rms_norm(AddRmsNorm {
@@ -443,8 +484,9 @@ impl Backend for Cuda {
         weight: &Weight,
         rows: Range<usize>,
         residual: &mut Act,
-        _delta: &mut Act,
+        delta: &mut Act,
     ) -> Result<Sum> {
+        let several = self.geometry.shard.ranks > 1;
         let hidden = self.geometry.hidden;
         let alpha = match (weight.matrix, self.storage()) {
             (Matrix::Down, Storage::F16) => 1.0 / SWIGLU_SCALE_F16,
@@ -457,21 +499,39 @@ impl Backend for Cuda {
             width: weight.in_features,
             x_stride: x.width,
             out_stride: hidden,
-            out: if into_f32 { Out::AddF32 } else { Out::AddStorage },
+            out: match (into_f32, several) {
+                (true, false) => Out::AddF32,
+                (false, false) => Out::AddStorage,
+                (true, true) => Out::F32,
+                (false, true) => Out::Storage,
+            },
             bias: bias.is_some(),
             rows_nominal: ROWS_NOMINAL,
         };
-        let operands = Operands {
-            x: x.buffer.all(),
-            weight: weight.values(),
-            bias,
-            out: &mut residual.buffer,
-            out_first: rows.start * hidden,
-            rows: rows.len(),
-            alpha,
+        let mut sums = self.sums.take();
+        let out = match (several, &mut sums) {
+            (false, _) => &mut residual.buffer,
+            (true, Some(sums)) => sums,
+            (true, None) => {
+                delta.width = hidden;
+                &mut delta.buffer
+            }
         };
-        self.multiply(shape, operands)?;
-        Ok(Sum::InResidual)
+        let out_first = rows.start * hidden;
+        let (weight, x) = (weight.values(), x.buffer.all());
+        let operands = Operands { x, weight, bias, out: &mut *out, out_first, rows: rows.len(), alpha };
+        let multiplied = self.multiply(shape, operands);
+        let number = if into_f32 { Number::F32 } else { Number::Storage(self.storage()) };
+        let summed = multiplied.and_then(|()| match &self.comm {
+            Some(comm) => {
+                let stream = self.ops.context().compute();
+                comm.all_reduce(out, out_first, rows.len() * hidden, number, stream)
+            }
+            None => Ok(()),
+        });
+        self.sums = sums;
+        summed?;
+        Ok(if several { Sum::Pending } else { Sum::InResidual })
     }
 
     fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
@@ -507,6 +567,9 @@ impl Backend for Cuda {
             labels,
             hidden: self.geometry.hidden,
         })?;
+        if let Some(comm) = &self.comm {
+            comm.wait(self.ops.context())?;
+        }
         self.logits.slice(0..rows * labels * size_of::<f32>()).download(self.ops.context().compute())
     }
 }

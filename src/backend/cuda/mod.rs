@@ -10,6 +10,7 @@ mod fault;
 pub mod gemm;
 pub mod heads;
 pub mod kernels;
+pub mod nccl;
 pub mod ops;
 pub mod probe;
 pub mod staging;

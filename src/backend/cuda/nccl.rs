@@ -1,0 +1,359 @@
+//! NCCL: the sums over ranks after o and after down, on the compute stream, and a way out when a rank fails.
+//!
+//! Its functions are looked up here, because the bindings know neither the name that packages install
+//! (`libnccl.so.2`) nor a communicator that can be aborted from another thread. All communicators are non-blocking: no
+//! call waits for a rank that may never come; whoever waits looks at the clock and at [`Group::abort`].
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fmt;
+use std::ptr::{self, NonNull};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cudarc::driver::{CudaEvent, CudaStream};
+use libloading::Library;
+
+use super::Storage;
+use super::buffer::DeviceBuffer;
+use super::context::Context;
+use super::fault::OrFault;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Names that the library has, the packages' own first.
+const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
+
+const SUCCESS: c_int = 0;
+const IN_PROGRESS: c_int = 7;
+
+/// `ncclSum`
+const SUM: c_int = 0;
+
+/// How often somebody who waits for others looks around.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// `ncclUniqueId`: what ranks know each other by.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct UniqueId([c_char; 128]);
+
+/// `ncclConfig_t` as of version 2.18; later versions take it as it is, by its size and version.
+#[repr(C)]
+struct Config {
+    size: usize,
+    magic: u32,
+    version: u32,
+    blocking: c_int,
+    cga_cluster_size: c_int,
+    ctas_min: c_int,
+    ctas_max: c_int,
+    net_name: *const c_char,
+    split_share: c_int,
+}
+
+/// `ncclComm_t`
+type RawComm = *mut c_void;
+
+/// The functions of NCCL that are called.
+struct Functions {
+    version: unsafe extern "C" fn(*mut c_int) -> c_int,
+    unique_id: unsafe extern "C" fn(*mut UniqueId) -> c_int,
+    init: unsafe extern "C" fn(*mut RawComm, c_int, UniqueId, c_int, *mut Config) -> c_int,
+    async_error: unsafe extern "C" fn(RawComm, *mut c_int) -> c_int,
+    abort: unsafe extern "C" fn(RawComm) -> c_int,
+    all_reduce:
+        unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, RawComm, *mut c_void) -> c_int,
+    error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    /// What the functions belong to. Never unloaded.
+    _library: Library,
+}
+
+impl Functions {
+    /// NCCL, loaded on first use.
+    fn get() -> Result<&'static Self> {
+        static FUNCTIONS: OnceLock<Option<Functions>> = OnceLock::new();
+        FUNCTIONS.get_or_init(Self::load).as_ref().ok_or_else(|| {
+            Error::new(ErrorKind::Device, format!("NCCL is not on this machine (no {} was found)", NAMES[0]))
+                .with_hint("several ranks need it: install NCCL 2, or put its folder on the loader's path")
+        })
+    }
+
+    fn load() -> Option<Self> {
+        // SAFETY: the library's initialisers are the vendor's own.
+        let library = NAMES.into_iter().find_map(|name| unsafe { Library::new(name) }.ok())?;
+        // SAFETY: these are the functions' types in nccl.h; they do not outlive the library, which is kept beside them.
+        unsafe {
+            Some(Self {
+                version: *library.get(b"ncclGetVersion\0").ok()?,
+                unique_id: *library.get(b"ncclGetUniqueId\0").ok()?,
+                init: *library.get(b"ncclCommInitRankConfig\0").ok()?,
+                async_error: *library.get(b"ncclCommGetAsyncError\0").ok()?,
+                abort: *library.get(b"ncclCommAbort\0").ok()?,
+                all_reduce: *library.get(b"ncclAllReduce\0").ok()?,
+                error_string: *library.get(b"ncclGetErrorString\0").ok()?,
+                _library: library,
+            })
+        }
+    }
+
+    fn error(&self, doing: &str, code: c_int) -> Error {
+        // SAFETY: the function returns a string that lives as long as the library, for any number.
+        let words = unsafe { CStr::from_ptr((self.error_string)(code)) };
+        Error::new(ErrorKind::Device, format!("{doing} failed: NCCL says `{}`", words.to_string_lossy()))
+    }
+}
+
+/// NCCL's version, such as 2.28.3; an error where it cannot be loaded.
+pub fn version() -> Result<String> {
+    let nccl = Functions::get()?;
+    let mut code = 0;
+    // SAFETY: the call writes one int.
+    match unsafe { (nccl.version)(&mut code) } {
+        SUCCESS => Ok(format!("{}.{}.{}", code / 10_000, code / 100 % 100, code % 100)),
+        error => Err(nccl.error("asking NCCL for its version", error)),
+    }
+}
+
+/// The ranks of one engine on GPUs: what they find each other by, and the way to end what they wait for.
+pub struct Group {
+    nccl: &'static Functions,
+    id: UniqueId,
+    ranks: usize,
+    /// How long a rank waits for the others, in a pass or in the beginning.
+    timeout: Duration,
+    ends: Mutex<Vec<Arc<End>>>,
+    aborted: AtomicBool,
+}
+
+/// One rank's communicator, until it is aborted.
+struct End(Mutex<Option<NonNull<c_void>>>);
+
+// SAFETY: NCCL lets any thread use a communicator, one at a time, which the lock sees to.
+unsafe impl Send for End {}
+// SAFETY: as above.
+unsafe impl Sync for End {}
+
+impl End {
+    fn lock(&self) -> MutexGuard<'_, Option<NonNull<c_void>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the communicator, and what waits for others on its stream.
+    fn abort(&self, nccl: &Functions) {
+        if let Some(comm) = self.lock().take() {
+            // SAFETY: the communicator is alive, and nobody else finds it any more.
+            let _ = unsafe { (nccl.abort)(comm.as_ptr()) };
+        }
+    }
+}
+
+impl Group {
+    /// A group that nobody has joined; an error where NCCL is missing.
+    pub fn new(ranks: usize, timeout: Duration) -> Result<Self> {
+        let nccl = Functions::get()?;
+        let mut id = UniqueId([0; 128]);
+        // SAFETY: the call writes one id.
+        match unsafe { (nccl.unique_id)(&mut id) } {
+            SUCCESS => {}
+            error => return Err(nccl.error("starting NCCL", error)),
+        }
+        let (ends, aborted) = (Mutex::default(), AtomicBool::new(false));
+        Ok(Self { nccl, id, ranks, timeout, ends, aborted })
+    }
+
+    /// How many ranks take part.
+    pub fn ranks(&self) -> usize {
+        self.ranks
+    }
+
+    /// Joins as `rank` with this context's GPU. Returns when all have joined; an error when one does not come in time,
+    /// or gives up.
+    pub fn join(self: &Arc<Self>, context: &Context, rank: usize) -> Result<Comm> {
+        context.bind()?;
+        let mut config = Config {
+            size: size_of::<Config>(),
+            magic: 0xcafe_beef,
+            version: 21_800,
+            blocking: 0,
+            cga_cluster_size: c_int::MIN,
+            ctas_min: c_int::MIN,
+            ctas_max: c_int::MIN,
+            net_name: ptr::null(),
+            split_share: c_int::MIN,
+        };
+        let mut raw: RawComm = ptr::null_mut();
+        let (ranks, rank_number) = (self.ranks as c_int, rank as c_int);
+        // SAFETY: out parameter and configuration are locals; the id is one that NCCL made; the context of the rank's
+        // GPU is current.
+        let code = unsafe { (self.nccl.init)(&mut raw, ranks, self.id, rank_number, &mut config) };
+        let end = Arc::new(End(Mutex::new(NonNull::new(raw))));
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&end));
+        let done = context.cuda().new_event(None).or_fault("making an event")?;
+        let comm = Comm { group: Arc::clone(self), end, rank, done };
+        comm.settle("joining the other ranks", code)?;
+        Ok(comm)
+    }
+
+    /// Makes every rank that waits for another give up, from any thread.
+    pub fn abort(&self) {
+        self.aborted.store(true, Ordering::SeqCst);
+        for end in self.ends.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            end.abort(self.nccl);
+        }
+    }
+}
+
+/// A number that is summed over ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// As activations are stored.
+    Storage(Storage),
+    /// f32.
+    F32,
+}
+
+impl Number {
+    /// `ncclDataType_t`
+    fn code(self) -> c_int {
+        match self {
+            Self::Storage(Storage::F16) => 6,
+            Self::F32 => 7,
+            Self::Storage(Storage::Bf16) => 9,
+        }
+    }
+
+    fn bytes(self) -> usize {
+        match self {
+            Self::Storage(_) => Storage::BYTES,
+            Self::F32 => size_of::<f32>(),
+        }
+    }
+}
+
+/// One rank's end of a group that is complete.
+pub struct Comm {
+    group: Arc<Group>,
+    end: Arc<End>,
+    rank: usize,
+    /// Recorded behind what is waited for.
+    done: CudaEvent,
+}
+
+impl Comm {
+    /// Queues on `stream`: `count` numbers of `buffer` from number `first` on become their sums over all ranks. Every
+    /// rank calls this with the same count, in the same order.
+    pub fn all_reduce(
+        &self,
+        buffer: &mut DeviceBuffer,
+        first: usize,
+        count: usize,
+        number: Number,
+        stream: &CudaStream,
+    ) -> Result<()> {
+        let bytes = number.bytes();
+        if (first + count) * bytes > buffer.bytes() {
+            let message =
+                format!("{count} numbers at {first} leave their buffer of {} bytes", buffer.bytes());
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let place = (buffer.address() + (first * bytes) as u64) as *mut c_void;
+        let code = {
+            let end = self.end.lock();
+            let comm = end.ok_or_else(gave_up)?;
+            // SAFETY: the numbers were checked to lie in the buffer, which is borrowed mutably and outlives the work,
+            // since dropping it waits for the device; the communicator is alive while the lock is held.
+            unsafe {
+                let stream = stream.cu_stream().cast();
+                (self.group.nccl.all_reduce)(
+                    place.cast_const(),
+                    place,
+                    count,
+                    number.code(),
+                    SUM,
+                    comm.as_ptr(),
+                    stream,
+                )
+            }
+        };
+        self.settle("summing over ranks", code)
+    }
+
+    /// Waits until everything queued on the compute stream is done; an error when a rank failed or does not come in
+    /// time.
+    pub fn wait(&self, context: &Context) -> Result<()> {
+        let doing = "waiting for the other ranks";
+        self.done.record(context.compute()).or_fault(doing)?;
+        self.poll(doing, || {
+            self.healthy(doing)?;
+            // An abort ends what was waited for, too, and leaves no sums.
+            Ok(self.done.try_is_complete().or_fault(doing)? && self.healthy(doing)?)
+        })
+    }
+
+    /// Waits while a call is in progress.
+    fn settle(&self, doing: &str, code: c_int) -> Result<()> {
+        match code {
+            SUCCESS => return Ok(()),
+            IN_PROGRESS => {}
+            error => return Err(self.group.nccl.error(doing, error)),
+        }
+        self.poll(doing, || self.healthy(doing))
+    }
+
+    /// Whether nothing is in progress; the error that happened meanwhile, here or on another rank.
+    fn healthy(&self, doing: &str) -> Result<bool> {
+        if self.group.aborted.load(Ordering::SeqCst) {
+            return Err(gave_up());
+        }
+        let mut state = SUCCESS;
+        let code = {
+            let end = self.end.lock();
+            let comm = end.ok_or_else(gave_up)?;
+            // SAFETY: the communicator is alive while the lock is held; the call writes one int.
+            unsafe { (self.group.nccl.async_error)(comm.as_ptr(), &mut state) }
+        };
+        match (code, state) {
+            (SUCCESS, SUCCESS) => Ok(true),
+            (SUCCESS, IN_PROGRESS) => Ok(false),
+            (SUCCESS, error) | (error, _) => Err(self.group.nccl.error(doing, error)),
+        }
+    }
+
+    fn poll(&self, doing: &str, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+        let begun = Instant::now();
+        while !done()? {
+            let waited = begun.elapsed();
+            if waited > self.group.timeout {
+                let message = format!("{doing}: one did not come within {} s", self.group.timeout.as_secs());
+                return Err(Error::new(ErrorKind::Device, message));
+            }
+            // Short passes are not to wait for the sleeper.
+            if waited < Duration::from_millis(5) { thread::yield_now() } else { thread::sleep(LOOK) }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Comm {
+    fn drop(&mut self) {
+        // Nothing of this rank's is queued any more; unlike a destroy, an abort waits for nobody.
+        self.end.abort(self.group.nccl);
+    }
+}
+
+fn gave_up() -> Error {
+    Error::new(ErrorKind::Dead, "another rank of this engine failed")
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("ranks", &self.ranks).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Comm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Comm").field("rank", &self.rank).field("ranks", &self.group.ranks).finish()
+    }
+}
