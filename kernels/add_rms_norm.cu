@@ -1,5 +1,6 @@
 // add_rms_norm — residual += delta;  out[t,:] = residual[t,:] / sqrt(mean(residual[t,:]^2) + eps) * weight
-//   bf16        residual [tokens, hidden] bf16 in/out · delta [tokens, hidden] bf16, null, or out itself ·
+//   bf16        residual [tokens, hidden] bf16 in/out · delta [parts, tokens, hidden] bf16, or out itself for one part;
+//               its parts, one of each rank, are added in their order, with one rounding; none where parts is 0 ·
 //               weight [hidden] bf16 · out [tokens, hidden] bf16
 //   f16         the same with residual and delta in f32, so delta cannot be out itself: the sm75 tier, whose residual
 //               stream would overflow fp16
@@ -9,8 +10,8 @@
 //               per thread and step (8 values of bf16, 4 of f32 and then 8 bytes of weight and out), so that a warp
 //               always asks for neighbours; all steps of a row in registers, so that each byte moves once
 //   needs       hidden % 8 == 0, hidden <= 16,384; every pointer 16-byte aligned; tokens >= 1
-//   cost        bf16: 8 * hidden bytes per token with delta, 4 * hidden without; f16: 14 and 6 * hidden; the weight's
-//               2 * hidden once -> memory bound
+//   cost        bf16: 8 * hidden bytes per token with a delta of one part, 4 * hidden without; f16: 14 and 6 * hidden;
+//               2 (f16: 4) * hidden for each further part; the weight's 2 * hidden once -> memory bound
 //   tiers       sm75 (f16), sm80+ (bf16)
 #include "reduce.cuh"
 #include "storage.cuh"
@@ -57,9 +58,10 @@ template <> struct Word<bf16> {
 
 // T is the type of weight and out, R that of residual and delta. No pointer is __restrict__: delta may be out.
 template <typename T, typename R> __device__ __forceinline__ void
-add_rms_norm(R *residual, const R *delta, const T *weight, T *out, int hidden, float eps) {
+add_rms_norm(R *residual, const R *delta, int parts, const T *weight, T *out, int hidden, float eps) {
   __shared__ float scratch[WARP];
   const size_t row = static_cast<size_t>(blockIdx.x) * hidden;
+  const size_t part_stride = static_cast<size_t>(gridDim.x) * hidden;
   constexpr int VALUES = Word<R>::VALUES;
   constexpr int STEPS_MAX = HIDDEN_MAX / (THREADS_MAX * VALUES);
   const int stride = blockDim.x * VALUES;
@@ -75,11 +77,16 @@ add_rms_norm(R *residual, const R *delta, const T *weight, T *out, int hidden, f
     kept[step] = *place;
     float values[VALUES];
     kept[step].unpack(values);
-    if (delta != nullptr) {
-      float added[VALUES];
-      reinterpret_cast<const Word<R> *>(delta + row + column)->unpack(added);
+    if (parts > 0) {
+      const R *from = delta + row + column;
+#pragma unroll 1
+      for (int part = 0; part < parts; ++part) {
+        float added[VALUES];
+        reinterpret_cast<const Word<R> *>(from)->unpack(added);
+        from += part_stride;
 #pragma unroll
-      for (int i = 0; i < VALUES; ++i) values[i] += added[i];
+        for (int i = 0; i < VALUES; ++i) values[i] += added[i];
+      }
       kept[step].pack(values);
       *place = kept[step];
       kept[step].unpack(values); // what was stored, rounded
@@ -109,13 +116,15 @@ add_rms_norm(R *residual, const R *delta, const T *weight, T *out, int hidden, f
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS_MAX)
-    add_rms_norm_f16(float *residual, const float *delta, const f16 *weight, f16 *out, int hidden, float eps) {
-  add_rms_norm<f16, float>(residual, delta, weight, out, hidden, eps);
+    add_rms_norm_f16(float *residual, const float *delta, int parts, const f16 *weight, f16 *out, int hidden,
+                     float eps) {
+  add_rms_norm<f16, float>(residual, delta, parts, weight, out, hidden, eps);
 }
 
 #if HAS_BF16
 extern "C" __global__ void __launch_bounds__(THREADS_MAX)
-    add_rms_norm_bf16(bf16 *residual, const bf16 *delta, const bf16 *weight, bf16 *out, int hidden, float eps) {
-  add_rms_norm<bf16, bf16>(residual, delta, weight, out, hidden, eps);
+    add_rms_norm_bf16(bf16 *residual, const bf16 *delta, int parts, const bf16 *weight, bf16 *out, int hidden,
+                      float eps) {
+  add_rms_norm<bf16, bf16>(residual, delta, parts, weight, out, hidden, eps);
 }
 #endif

@@ -12,6 +12,7 @@ pub mod prompt;
 pub mod shard;
 pub mod weights;
 
+pub use backend::RankSums;
 pub use backend::cpu::CpuMath;
 pub use backend::tier::CudaTier;
 pub use batch::Sharing;

@@ -7,17 +7,21 @@
 mod common;
 mod oracle;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{family, kudos};
-use kudos::{CudaTier, Device, Engine, Options, Sharing};
+use kudos::{CudaTier, Device, Engine, Options, RankSums, Sharing};
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
 
 /// Our mean error in units of that of Transformers in bf16, both against float32, pooled over all cases. The bound of
 /// equal quality; measured on the software GPU over 108 cases: 0.89 at compute capability 8.0, 0.07 at 7.5 (f16).
 const POOLED_RATIO_MAX: f64 = 1.15;
+
+/// The same over more than two ranks whose sums NCCL takes: it rounds at every hop. Measured: 1.21, where adding in order
+/// gives 0.91 (and 1.03 over two ranks).
+const POOLED_RATIO_REDUCED_MAX: f64 = 1.5;
 
 /// The same for each model by itself, where few cases scatter more. Measured: at most 1.25.
 const MODEL_RATIO_MAX: f64 = 2.0;
@@ -168,53 +172,54 @@ fn rank_counts(fixture: &Fixture) -> Vec<usize> {
 #[ignore = "needs several GPUs, real or software: make test"]
 fn rewards_over_ranks_are_as_near_to_float32_as_those_of_transformers_in_bf16() {
     let _turn = turn();
-    let (mut ours, mut theirs) = (0.0, 0.0);
-    let mut counts = BTreeSet::new();
+    let mut pooled = BTreeMap::new();
     for fixture in chosen() {
+        let sequences: Vec<Vec<u32>> = fixture.cases.iter().map(|case| case.ids.clone()).collect();
         for ranks in rank_counts(&fixture) {
-            let engine = Engine::open(&fixture.folder, Options { ranks: Some(ranks), ..options() }).unwrap();
-            let sequences: Vec<Vec<u32>> = fixture.cases.iter().map(|case| case.ids.clone()).collect();
-            let scores = bits(&engine, &sequences);
-            let (mut our, mut their) = (0.0, 0.0);
-            for (case, logits) in fixture.cases.iter().zip(&scores) {
-                our += (f64::from(f32::from_bits(logits[0])) - case.logits_f32[0]).abs();
-                their += (case.reward_bf16 - case.logits_f32[0]).abs();
+            // Over two ranks the library cannot but add in order.
+            let ways = if ranks > 2 { &["ordered", "reduced"][..] } else { &["ordered"] };
+            for &way in ways {
+                let rank_sums = if way == "ordered" { RankSums::Ordered } else { RankSums::Reduced };
+                let engine =
+                    Engine::open(&fixture.folder, Options { ranks: Some(ranks), rank_sums, ..options() });
+                let (mut ours, mut theirs) = (0.0, 0.0);
+                for (case, logits) in fixture.cases.iter().zip(bits(&engine.unwrap(), &sequences)) {
+                    ours += (f64::from(f32::from_bits(logits[0])) - case.logits_f32[0]).abs();
+                    theirs += (case.reward_bf16 - case.logits_f32[0]).abs();
+                }
+                let ratio = ours / theirs;
+                println!("{:32} {ranks} ranks, {way}: {ratio:.2} of the error of Transformers", fixture.name);
+                assert!(ratio <= MODEL_RATIO_MAX, "{}, {ranks} ranks, {way}: {ratio}", fixture.name);
+                let (our, their) = pooled.entry(way).or_insert((0.0, 0.0));
+                (*our, *their) = (*our + ours, *their + theirs);
             }
-            println!(
-                "{:32} {ranks} ranks: {:.2} of the error of Transformers in bf16",
-                fixture.name,
-                our / their
-            );
-            assert!(our <= MODEL_RATIO_MAX * their, "{}, {ranks} ranks: {}", fixture.name, our / their);
-            // Over more than two ranks NCCL's order depends on where a number lies in a batch: the same batch, then.
-            let one = &sequences[sequences.len() - 1..];
-            assert_eq!(bits(&engine, one), bits(&engine, one), "{}, {ranks} ranks: run again", fixture.name);
-            (ours, theirs) = (ours + our, theirs + their);
-            counts.insert(ranks);
         }
     }
-    if counts.is_empty() {
+    if pooled.is_empty() {
         println!("not run: there is one GPU");
-        return;
     }
-    println!("ranks {counts:?}: {:.2}", ours / theirs);
-    assert!(ours <= POOLED_RATIO_MAX * theirs, "{}", ours / theirs);
+    for (way, (ours, theirs)) in pooled {
+        println!("{way}: {:.2} of the error of Transformers in bf16", ours / theirs);
+        let bound = if way == "ordered" { POOLED_RATIO_MAX } else { POOLED_RATIO_REDUCED_MAX };
+        assert!(ours <= bound * theirs, "{way}: {}", ours / theirs);
+    }
 }
 
 #[test]
 #[ignore = "needs several GPUs, real or software: make test"]
-fn a_reward_over_two_ranks_depends_on_its_own_tokens_alone() {
+fn a_reward_over_ranks_depends_on_its_own_tokens_alone() {
     let _turn = turn();
     let mut tried = 0;
-    for fixture in chosen().iter().filter(|fixture| rank_counts(fixture).contains(&2)) {
-        let engine = Engine::open(&fixture.folder, Options { ranks: Some(2), ..options() }).unwrap();
+    for fixture in chosen() {
+        let Some(ranks) = rank_counts(&fixture).pop() else { continue };
+        let engine = Engine::open(&fixture.folder, Options { ranks: Some(ranks), ..options() }).unwrap();
         let sequences = family(engine.config().vocab as u32);
         let alone: Vec<Vec<u32>> =
             sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
-        assert_eq!(bits(&engine, &sequences), alone, "{}: alone = in a batch", fixture.name);
+        assert_eq!(bits(&engine, &sequences), alone, "{}, {ranks} ranks: alone = in a batch", fixture.name);
         tried += 1;
     }
-    println!("{tried} models over 2 ranks{}", if tried == 0 { ": not run, there is one GPU" } else { "" });
+    println!("{tried} models over ranks{}", if tried == 0 { ": not run, there is one GPU" } else { "" });
 }
 
 #[test]

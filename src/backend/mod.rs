@@ -33,13 +33,27 @@ pub struct Geometry {
     pub rope_frequencies: Vec<f32>,
     /// Rewards per sequence: rows of the head.
     pub labels: usize,
+    /// How sums over ranks are taken.
+    pub rank_sums: RankSums,
+}
+
+/// How sums over ranks are taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RankSums {
+    /// Every rank gets what each has computed, and adds it in the order of ranks, in f32 with one rounding: a reward does
+    /// not depend on what else is in its batch. Over N ranks, N / 2 times the bytes of [`Reduced`](Self::Reduced).
+    #[default]
+    Ordered,
+    /// By NCCL's all-reduce, which rounds at every hop, and over more than two ranks in an order that depends on where
+    /// in its batch a number lies: rewards are further from float32 by about a quarter, and change with their batch.
+    Reduced,
 }
 
 impl Geometry {
     /// The geometry of one rank's part of a model.
     pub fn new(config: &ModelConfig, shard: Shard, rope_frequencies: Vec<f32>, labels: usize) -> Self {
         let (hidden, rms_norm_eps) = (config.hidden, config.rms_norm_eps);
-        Self { hidden, shard, rms_norm_eps, rope_frequencies, labels }
+        Self { hidden, shard, rms_norm_eps, rope_frequencies, labels, rank_sums: RankSums::Ordered }
     }
 
     /// The widest row of an activation in `normed` form: a norm's output or attention's.

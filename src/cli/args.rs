@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use crate::backend::RankSums;
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
 use crate::engine::{Device, Options};
@@ -59,6 +60,11 @@ pub(super) struct ScoreArgs {
     /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on; 1 on the CPU]
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
+
+    /// How GPUs sum over ranks: in order, or by NCCL, which moves less over more than two ranks, is less exact, and
+    /// lets rewards change with their batch
+    #[arg(long, value_enum, default_value = "ordered")]
+    pub(super) rank_sums: RankSumsArg,
 
     /// The GPUs to use, by number, such as 0,2,3 [default: all]
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
@@ -135,6 +141,12 @@ pub(super) enum CpuMathArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum RankSumsArg {
+    Ordered,
+    Reduced,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum CudaTierArg {
     Sm75,
     Sm80,
@@ -164,6 +176,10 @@ impl ScoreArgs {
                 DeviceArg::Cuda => Device::Cuda,
             },
             ranks: self.ranks,
+            rank_sums: match self.rank_sums {
+                RankSumsArg::Ordered => RankSums::Ordered,
+                RankSumsArg::Reduced => RankSums::Reduced,
+            },
             devices: self.devices.clone(),
             batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
             max_tokens: self.model.max_tokens,

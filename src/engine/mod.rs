@@ -16,9 +16,9 @@ use std::time::Duration;
 
 use half::bf16;
 
-use crate::backend::Geometry;
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
+use crate::backend::{Geometry, RankSums};
 use crate::batch::{Budget, Sharing};
 use crate::config::{Head, ModelConfig, generation_warnings};
 use crate::conversation::Conversation;
@@ -55,6 +55,8 @@ pub struct Options {
     /// the CPU. Two engines of several ranks must not run on the same GPUs at one time: NCCL's sums of one could wait for
     /// those of the other for ever.
     pub ranks: Option<usize>,
+    /// How sums over ranks are taken on GPUs; the CPU always adds in order.
+    pub rank_sums: RankSums,
     /// The GPUs to use, by number, in the order of ranks; all that there are when none is named.
     pub devices: Vec<usize>,
     /// How long a rank on a GPU waits for another one before the engine gives up.
@@ -82,6 +84,7 @@ impl Default for Options {
         Self {
             device: Device::Auto,
             ranks: None,
+            rank_sums: RankSums::Ordered,
             devices: Vec::new(),
             peer_timeout: Duration::from_secs(600),
             batch_tokens: 4096,
@@ -192,7 +195,7 @@ impl Engine {
         let (device, device_reason) = (chosen.describe(), chosen.reason.clone());
         let (capacity, footprint) = (plan.capacity, plan.footprint);
         let geometries = (0..ranks)
-            .map(|rank| Ok(geometry(&config, Shard::new(&config, rank, ranks)?)))
+            .map(|rank| Ok(geometry(&config, &options, Shard::new(&config, rank, ranks)?)))
             .collect::<Result<Vec<Geometry>>>()?;
         let warnings = Arc::new(Mutex::new(warnings));
         let shared_warnings = Arc::clone(&warnings);
@@ -336,8 +339,9 @@ fn warn_once(warnings: &Mutex<Vec<String>>, warning: String) {
 }
 
 /// What the ops of one rank need to know of the model.
-fn geometry(config: &ModelConfig, shard: Shard) -> Geometry {
-    Geometry::new(config, shard, rope::frequencies(&config.rope, config.head_dim), config.labels())
+fn geometry(config: &ModelConfig, options: &Options, shard: Shard) -> Geometry {
+    let frequencies = rope::frequencies(&config.rope, config.head_dim);
+    Geometry { rank_sums: options.rank_sums, ..Geometry::new(config, shard, frequencies, config.labels()) }
 }
 
 impl Drop for Engine {

@@ -50,7 +50,7 @@ impl Plan {
             ));
         }
         let tokens = options.batch_tokens.max(max_tokens);
-        let geometry = geometry(config, Shard::new(config, 0, ranks)?);
+        let geometry = geometry(config, options, Shard::new(config, 0, ranks)?);
         let mlp_tokens = chosen.mlp_tokens(&geometry, tokens);
         let capacity = Capacity { tokens, sequences: SEQUENCES_MAX.min(tokens), mlp_tokens };
         let footprint = chosen.footprint(&geometry, &capacity, weight_bytes.layers + weight_bytes.head);

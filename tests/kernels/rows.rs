@@ -13,6 +13,10 @@ use crate::{Gpu, Test};
 pub(crate) const TESTS: &[Test] = &[
     ("add_rms_norm_matches_naive", add_rms_norm_matches_naive),
     ("add_rms_norm_takes_its_delta_from_its_output", add_rms_norm_takes_its_delta_from_its_output),
+    (
+        "add_rms_norm_adds_parts_in_order_with_one_rounding",
+        add_rms_norm_adds_parts_in_order_with_one_rounding,
+    ),
     ("add_rms_norm_refuses_widths_that_it_cannot_do", add_rms_norm_refuses_widths_that_it_cannot_do),
     ("rope_has_the_bits_of_three_roundings", rope_has_the_bits_of_three_roundings),
     ("silu_mul_matches_naive", silu_mul_matches_naive),
@@ -120,6 +124,39 @@ fn add_rms_norm_takes_its_delta_from_its_output(gpu: &Gpu) {
     match gpu.storage {
         Storage::Bf16 => assert_eq!(run(true).unwrap(), run(false).unwrap()),
         Storage::F16 => assert_eq!(run(true).unwrap_err().kind(), ErrorKind::Unsupported),
+    }
+}
+
+fn add_rms_norm_adds_parts_in_order_with_one_rounding(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    for (tokens, hidden, parts) in [(3, 264, 2), (2, 1000, 3), (1, 64, 8), (2, 8, 1)] {
+        let mut random = Random::new(parts as u64);
+        let numbers = tokens * hidden;
+        let x = random.residual_rows(gpu.storage, numbers, 1.0);
+        let delta = random.residual_rows(gpu.storage, parts * numbers, 1.0);
+        let mut stream = upload_residual(&ops, &x);
+        let delta_parts = upload_residual(&ops, &delta);
+        let weight = upload(&ops, &random.rows(gpu.storage, hidden, 1.0));
+        let mut out = ops.context().allocate(numbers * Storage::BYTES).unwrap();
+        ops.add_rms_norm(AddRmsNorm {
+            residual: &mut stream,
+            delta: Delta::Parts(delta_parts.all(), parts),
+            weight: weight.all(),
+            out: &mut out,
+            tokens,
+            hidden,
+            eps: 1e-5,
+        })
+        .unwrap();
+        let sum_of =
+            |i: usize| (0..parts).fold(x[i] as f32, |sum, part| sum + delta[part * numbers + i] as f32);
+        let want: Vec<f64> = (0..numbers)
+            .map(|i| match gpu.storage {
+                Storage::Bf16 => round(gpu.storage, f64::from(sum_of(i))),
+                Storage::F16 => f64::from(sum_of(i)),
+            })
+            .collect();
+        assert_eq!(residual(&ops, &stream), want, "{tokens} x {hidden}, {parts} parts");
     }
 }
 

@@ -22,7 +22,7 @@ use super::tiles::{BLOCK_PAIRS_MIN, Tiles, Work};
 use super::weight::{Loader, Weight, into_f32};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
-    Backend, Capacity, Delta, Features, Footprint, Geometry, Matrix, Role, Rotate, Sum, Tokens,
+    Backend, Capacity, Delta, Features, Footprint, Geometry, Matrix, RankSums, Role, Rotate, Sum, Tokens,
 };
 use crate::batch::Packed;
 use crate::config::ModelConfig;
@@ -41,6 +41,8 @@ pub struct Cuda {
     group: Option<Arc<Group>>,
     /// Sums over ranks in f32, `[tokens, hidden]`, where the residual stream is in f32: no activation has room for them.
     sums: Option<DeviceBuffer>,
+    /// What every rank has computed, `[ranks, tokens, hidden]`, where it is added in order.
+    gathered: Option<DeviceBuffer>,
     lt: Lt,
     /// Prepared when they are first needed, and kept: layers of a model have the same shapes.
     products: HashMap<ProductShape, Product>,
@@ -114,10 +116,15 @@ impl Cuda {
             0 => None,
             bytes => Some(context.allocate(bytes)?),
         };
+        let gathered = match gathered_bytes(&geometry, &capacity, storage) {
+            0 => None,
+            bytes => Some(context.allocate(bytes)?),
+        };
         Ok(Self {
             comm: None,
             group,
             sums,
+            gathered,
             lt,
             products: HashMap::new(),
             staging,
@@ -184,6 +191,16 @@ fn sums_bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usi
     }
 }
 
+/// Bytes of what every rank has computed, where that is collected.
+fn gathered_bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usize {
+    match (geometry.shard.ranks, geometry.rank_sums) {
+        (1, _) | (_, RankSums::Reduced) => 0,
+        (ranks, RankSums::Ordered) => {
+            ranks * capacity.tokens.max(capacity.sequences) * geometry.hidden * storage.residual_bytes()
+        }
+    }
+}
+
 /// The number of rows that matrix products are made fast for.
 const ROWS_NOMINAL: usize = 4096;
 
@@ -207,6 +224,14 @@ fn fits(context: &Context, planned: &Footprint) -> Result<()> {
         "the weights alone do not fit on this GPU"
     };
     Err(Error::new(ErrorKind::Memory, message).at(&context.info().name).with_hint(hint))
+}
+
+/// What is summed over ranks: numbers of the residual stream.
+fn residual_number(storage: Storage) -> Number {
+    match storage {
+        Storage::F16 => Number::F32,
+        Storage::Bf16 => Number::Storage(storage),
+    }
 }
 
 /// Widths are whole multiples of this: rows are read in 16-byte words.
@@ -260,7 +285,8 @@ impl Backend for Cuda {
         let logits = capacity.sequences * geometry.labels * size_of::<f32>();
         let tables = RopeTables::bytes(heads.padded, capacity.tokens);
         // Counted for all, too.
-        let sums = sums_bytes(geometry, capacity, Storage::F16);
+        let sums =
+            sums_bytes(geometry, capacity, Storage::F16) + gathered_bytes(geometry, capacity, Storage::F16);
         let workspace =
             stream + wide + sums + facts_bytes(&heads, capacity) + logits + tables + gemm::WORKSPACE_BYTES;
         // Padded heads take more; f32 weights take half.
@@ -378,11 +404,23 @@ impl Backend for Cuda {
         out: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let delta = match (delta, &self.sums) {
-            (Delta::None, _) => ops::Delta::None,
-            (Delta::In(_) | Delta::InOutput, Some(sums)) => ops::Delta::In(sums.all()),
-            (Delta::In(act), None) => ops::Delta::In(act.buffer.all()),
-            (Delta::InOutput, None) => ops::Delta::InOutput,
+        if let (Some(gathered), Some(comm), Delta::In(_) | Delta::InOutput) =
+            (&mut self.gathered, &self.comm, &delta)
+        {
+            let from = match (&self.sums, &delta) {
+                (Some(sums), _) => sums.all(),
+                (None, Delta::In(act)) => act.buffer.all(),
+                (None, _) => out.buffer.all(),
+            };
+            let number = residual_number(self.ops.storage());
+            comm.all_gather(from, gathered, rows * hidden, number, self.ops.context().compute())?;
+        }
+        let delta = match (delta, &self.gathered, &self.sums) {
+            (Delta::None, ..) => ops::Delta::None,
+            (_, Some(gathered), _) => ops::Delta::Parts(gathered.all(), self.geometry.shard.ranks),
+            (_, None, Some(sums)) => ops::Delta::In(sums.all()),
+            (Delta::In(act), None, None) => ops::Delta::In(act.buffer.all()),
+            (Delta::InOutput, None, None) => ops::Delta::InOutput,
         };
         out.width = hidden;
         self.ops.add_rms_norm(AddRmsNorm {
@@ -521,13 +559,13 @@ impl Backend for Cuda {
         let (weight, x) = (weight.values(), x.buffer.all());
         let operands = Operands { x, weight, bias, out: &mut *out, out_first, rows: rows.len(), alpha };
         let multiplied = self.multiply(shape, operands);
-        let number = if into_f32 { Number::F32 } else { Number::Storage(self.storage()) };
-        let summed = multiplied.and_then(|()| match &self.comm {
-            Some(comm) => {
-                let stream = self.ops.context().compute();
+        // Where they are added in order, that is the next norm's work.
+        let summed = multiplied.and_then(|()| match (&self.comm, &self.gathered) {
+            (Some(comm), None) => {
+                let (number, stream) = (residual_number(self.storage()), self.ops.context().compute());
                 comm.all_reduce(out, out_first, rows.len() * hidden, number, stream)
             }
-            None => Ok(()),
+            _ => Ok(()),
         });
         self.sums = sums;
         summed?;

@@ -16,7 +16,7 @@ use cudarc::driver::{CudaEvent, CudaStream};
 use libloading::Library;
 
 use super::Storage;
-use super::buffer::DeviceBuffer;
+use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
 use super::fault::OrFault;
 use crate::error::{Error, ErrorKind, Result};
@@ -64,6 +64,7 @@ struct Functions {
     abort: unsafe extern "C" fn(RawComm) -> c_int,
     all_reduce:
         unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, RawComm, *mut c_void) -> c_int,
+    all_gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, RawComm, *mut c_void) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     /// What the functions belong to. Never unloaded.
     _library: Library,
@@ -91,6 +92,7 @@ impl Functions {
                 async_error: *library.get(b"ncclCommGetAsyncError\0").ok()?,
                 abort: *library.get(b"ncclCommAbort\0").ok()?,
                 all_reduce: *library.get(b"ncclAllReduce\0").ok()?,
+                all_gather: *library.get(b"ncclAllGather\0").ok()?,
                 error_string: *library.get(b"ncclGetErrorString\0").ok()?,
                 _library: library,
             })
@@ -277,6 +279,35 @@ impl Comm {
             }
         };
         self.settle("summing over ranks", code)
+    }
+
+    /// Queues on `stream`: `to` gets every rank's `count` numbers from the start of its `from`, one after the other.
+    /// Every rank calls this with the same count, in the same order.
+    pub fn all_gather(
+        &self,
+        from: DeviceSlice<'_>,
+        to: &mut DeviceBuffer,
+        count: usize,
+        number: Number,
+        stream: &CudaStream,
+    ) -> Result<()> {
+        let bytes = count * number.bytes();
+        if bytes > from.bytes() || self.group.ranks * bytes > to.bytes() {
+            let message = format!("{count} numbers of each rank leave their buffers of {from:?} and {to:?}");
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let (from, to) = (from.address() as *const c_void, to.address() as *mut c_void);
+        let code = {
+            let end = self.end.lock();
+            let comm = end.ok_or_else(gave_up)?;
+            // SAFETY: the numbers were checked to lie in the buffers, of which `to` is borrowed mutably; both outlive
+            // the work, since dropping one waits for the device; the communicator is alive while the lock is held.
+            unsafe {
+                let stream = stream.cu_stream().cast();
+                (self.group.nccl.all_gather)(from, to, count, number.code(), comm.as_ptr(), stream)
+            }
+        };
+        self.settle("collecting from all ranks", code)
     }
 
     /// Waits until everything queued on the compute stream is done; an error when a rank failed or does not come in

@@ -21,6 +21,8 @@ pub enum Delta<'a> {
     None,
     /// `[tokens, hidden]` in the residual's format.
     In(DeviceSlice<'a>),
+    /// `[parts, tokens, hidden]` in the residual's format: what each rank has computed, added in that order.
+    Parts(DeviceSlice<'a>, usize),
     /// The rows of `out`, which it then overwrites. Only where the residual has the format of `out`.
     InOutput,
 }
@@ -55,24 +57,29 @@ impl Ops {
         needs.covers("residual", residual.bytes(), residual_bytes)?;
         needs.covers("weight", weight.bytes(), hidden * Storage::BYTES)?;
         needs.covers("out", out.bytes(), tokens * hidden * Storage::BYTES)?;
-        let delta = match delta {
-            Delta::None => 0,
+        let (delta, parts) = match delta {
+            Delta::None => (0, 0),
             Delta::In(rows) => {
                 needs.covers("delta", rows.bytes(), residual_bytes)?;
-                rows.address()
+                (rows.address(), 1)
+            }
+            Delta::Parts(rows, parts) => {
+                needs.covers("delta", rows.bytes(), parts * residual_bytes)?;
+                (rows.address(), parts)
             }
             Delta::InOutput => {
                 needs.that(self.storage() == Storage::Bf16, || {
                     "a delta in f32, which cannot lie in `out`".to_owned()
                 })?;
-                out.address()
+                (out.address(), 1)
             }
         };
+        let parts = needs.int("parts", parts)?;
         let threads = (hidden / WIDE).next_multiple_of(32).min(THREADS_MAX);
         let config = needs.grid(tokens, 1, threads, 0)?;
         let (residual, weight, out) = (residual.address(), weight.address(), out.address());
         let width = needs.int("hidden", hidden)?;
-        // SAFETY: types: four addresses, int, float. bounds: rows 0..tokens of width hidden, checked above; the kernel
+        // SAFETY: types: two addresses, int, two addresses, int, float. bounds: rows 0..tokens of width hidden, checked above; the kernel
         // stops at hidden, within THREADS_MAX threads of 64 numbers = HIDDEN_MAX. aliases: residual and out are borrowed mutably;
         // delta is another buffer, or out itself, where each thread reads what it later writes. lives: see above.
         unsafe {
@@ -81,6 +88,7 @@ impl Ops {
                 .launch_builder(&self.kernels.add_rms_norm)
                 .arg(&residual)
                 .arg(&delta)
+                .arg(&parts)
                 .arg(&weight)
                 .arg(&out)
                 .arg(&width)
