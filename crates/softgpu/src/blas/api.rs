@@ -2,7 +2,7 @@
 
 use super::gemm::{Element, Gemm, Matrix};
 use crate::driver::queue::Op;
-use crate::driver::world::world;
+use crate::driver::wait::push_launch;
 use crate::driver::{device_of, enter};
 use std::ffi::{c_int, c_uint, c_void};
 
@@ -407,9 +407,9 @@ pub unsafe extern "C" fn cublasLtMatmul(
     let k_block = if algorithm.words[0] == 2 { K_BLOCK } else { 0 };
     let gemm = Gemm { alpha, beta, k_block, ..gemm };
     let work = Box::new(move |memory: &mut crate::device::DeviceMemory| gemm.run(memory));
-    let queued = device_of(stream).and_then(enter).and_then(|mut device| {
-        device.push_launch(world()?, stream, Op::Work { name: "cublasLtMatmul", work })
-    });
+    let queued = device_of(stream)
+        .and_then(enter)
+        .and_then(|device| push_launch(device, stream, Op::Work { name: "cublasLtMatmul", work }));
     if queued.is_ok() { SUCCESS } else { EXECUTION_FAILED }
 }
 

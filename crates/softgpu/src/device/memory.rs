@@ -82,9 +82,9 @@ impl DeviceMemory {
         (self.limit - self.used, self.limit)
     }
 
-    /// True where an address belongs to this device.
-    pub fn owns(&self, address: u64) -> bool {
-        (self.base..self.base + RESERVED_BYTES).contains(&(address as usize))
+    /// The addresses that belong to this device.
+    pub fn addresses(&self) -> std::ops::Range<u64> {
+        self.base as u64..(self.base + RESERVED_BYTES) as u64
     }
 
     /// A new allocation, 512-byte aligned; `None` when memory is out.

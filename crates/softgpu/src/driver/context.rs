@@ -1,6 +1,7 @@
 //! `cuInit`, devices, contexts, error texts.
 
 use super::status::{self, Status};
+use super::wait::drain_all;
 use super::world::{initialise, world};
 use super::{CURRENT, CuResult, code, current_device, enter, lock, store};
 use std::ffi::{c_char, c_int, c_uint};
@@ -202,7 +203,7 @@ pub unsafe extern "C" fn cuCtxGetDevice(device: *mut c_int) -> CuResult {
 /// Runs every stream of the device.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxSynchronize() -> CuResult {
-    code(current_device().and_then(enter).and_then(|mut d| d.drain_all(world()?)))
+    code(current_device().and_then(enter).and_then(|d| drain_all(d).1))
 }
 
 /// The name of an error number.

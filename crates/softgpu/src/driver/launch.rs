@@ -3,6 +3,7 @@
 use super::context::limits;
 use super::queue::Op;
 use super::status::Status;
+use super::wait::push_launch;
 use super::world::{Function, world};
 use super::{CuResult, code, current_device, device_of, enter, store};
 use crate::decode::decode_module;
@@ -165,7 +166,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
     params: *mut *mut c_void,
     extra: *mut *mut c_void,
 ) -> CuResult {
-    code(device_of(function).and_then(enter).and_then(|mut d| {
+    code(device_of(function).and_then(enter).and_then(|d| {
         let f = d.functions.get(&function).ok_or(Status::InvalidHandle)?;
         let program = f.program.clone();
         let (grid, block) = ([grid_x, grid_y, grid_z], [block_x, block_y, block_z]);
@@ -190,12 +191,12 @@ pub unsafe extern "C" fn cuLaunchKernel(
             }
         }
         let world = world()?;
-        if world.fails("lazy") {
+        if world.fails("lazy", d.index) {
             return Err(Status::OutOfMemory);
         }
         let checked = world.settings.checked;
         let config = exec::Config { grid, block, dynamic_shared_bytes: dynamic_shared_bytes as usize, checked };
-        d.push_launch(world, stream, Op::Launch { program, config, params: bytes })
+        push_launch(d, stream, Op::Launch { program, config, params: bytes })
     }))
 }
 

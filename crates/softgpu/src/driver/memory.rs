@@ -2,6 +2,7 @@
 
 use super::queue::Op;
 use super::status::Status;
+use super::wait::{drain, drain_all};
 use super::world::world;
 use super::{CuResult, code, current_device, device_of, enter, lock, store};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -33,7 +34,7 @@ pub unsafe extern "C" fn cuMemAlloc_v2(pointer: *mut u64, bytes: usize) -> CuRes
         if bytes == 0 {
             return Err(Status::InvalidValue);
         }
-        if world()?.fails("alloc") {
+        if world()?.fails("alloc", d.index) {
             return Err(Status::OutOfMemory);
         }
         let address = d.memory.allocate(bytes).ok_or(Status::OutOfMemory)?;
@@ -45,11 +46,11 @@ pub unsafe extern "C" fn cuMemAlloc_v2(pointer: *mut u64, bytes: usize) -> CuRes
 /// Frees, after the device's work is done, as the hardware's driver waits too.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemFree_v2(pointer: u64) -> CuResult {
-    code(owner(pointer).and_then(lock).and_then(|mut d| {
+    code(owner(pointer).and_then(lock).and_then(|d| {
         if pointer == 0 {
             return Ok(());
         }
-        let ran = d.drain_all(world()?);
+        let (mut d, ran) = drain_all(d);
         let freed = d.memory.free(pointer);
         ran.and(if freed { Ok(()) } else { Err(Status::InvalidValue) })
     }))
@@ -57,8 +58,7 @@ pub extern "C" fn cuMemFree_v2(pointer: u64) -> CuResult {
 
 /// The device an address belongs to; the current one for addresses of none.
 fn owner(pointer: u64) -> Result<usize, Status> {
-    let count = world()?.devices.len();
-    let found = (0..count).find(|&d| lock(d).is_ok_and(|d| d.memory.owns(pointer)));
+    let found = world()?.addresses.iter().position(|range| range.contains(&pointer));
     found.map_or_else(current_device, Ok)
 }
 
@@ -143,7 +143,7 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     code(device_of(stream).and_then(enter).and_then(|mut d| {
         let world = world()?;
         d.push(stream, Op::CopyOut { to: to as usize, from, bytes })?;
-        if world.is_pinned(to as usize, bytes) { Ok(()) } else { d.drain(world, stream) }
+        if world.is_pinned(to as usize, bytes) { Ok(()) } else { drain(d, stream).map(|_| ()) }
     }))
 }
 

@@ -10,8 +10,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Work of a library (a GEMM, a collective) on the device's memory; an error names what went wrong.
+/// The device's status and what is printed.
+pub type Failure = (Status, String);
+
+/// Work of a library (a GEMM) on the device's memory; an error names what went wrong.
 pub type Work = Box<dyn FnOnce(&mut DeviceMemory) -> Result<(), String> + Send>;
+
+/// A collective: `None` as long as it waits for other ranks. It is asked again until it ends.
+pub type Poll = Box<dyn FnMut(&mut DeviceMemory) -> Option<Result<(), Failure>> + Send>;
 
 /// One entry of a stream.
 #[allow(missing_docs)]
@@ -34,6 +40,20 @@ pub enum Op {
     Wait { stream: usize, sequence: u64 },
     /// A library call, with its name.
     Work { name: &'static str, work: Work },
+    /// A call that ends when all ranks of a group have come to it.
+    Collective { name: &'static str, group: usize, poll: Poll },
+}
+
+/// How far a stream ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// As far as was asked.
+    Done,
+    /// Up to a collective, whose other ranks have not come.
+    Waits {
+        /// The group of ranks.
+        group: usize,
+    },
 }
 
 /// A stream.
@@ -86,20 +106,11 @@ impl DeviceState {
         Ok(())
     }
 
-    /// Appends a kernel, or a library's kernels; with `CUDA_LAUNCH_BLOCKING=1` it runs now.
-    ///
-    /// # Errors
-    /// As [`DeviceState::push`] and [`DeviceState::run_until`].
-    pub fn push_launch(&mut self, world: &World, stream: usize, op: Op) -> Result<(), Status> {
-        self.push(stream, op)?;
-        if world.settings.launch_blocking { self.drain(world, stream) } else { Ok(()) }
-    }
-
-    /// Runs a stream until `sequence` of its entries are done.
+    /// Runs a stream until `sequence` of its entries are done, or a collective waits.
     ///
     /// # Errors
     /// The device's sticky error, old or new.
-    pub fn run_until(&mut self, world: &World, stream: usize, sequence: u64) -> Result<(), Status> {
+    pub fn run_until(&mut self, world: &World, stream: usize, sequence: u64) -> Result<Progress, Status> {
         while let Some(s) = self.streams.get_mut(&stream) {
             if let Some(status) = self.error {
                 return Err(status);
@@ -107,10 +118,32 @@ impl DeviceState {
             if s.done >= sequence {
                 break;
             }
-            let Some(op) = s.queue.pop_front() else { break };
-            if let Op::Wait { stream: other, sequence } = op {
-                self.run_until(world, other, sequence)?;
-            } else if let Err((status, why)) = self.perform(world, op) {
+            let Some(mut op) = s.queue.pop_front() else { break };
+            let mut outcome = Ok(());
+            let waits = match &mut op {
+                Op::Wait { stream: other, sequence } => match self.run_until(world, *other, *sequence)? {
+                    Progress::Done => None,
+                    waits => Some(waits),
+                },
+                Op::Collective { name, group, poll } => match poll(&mut self.memory) {
+                    Some(ended) => {
+                        outcome = ended.map_err(|(status, why)| (status, format!("{name}: {why}")));
+                        None
+                    }
+                    None => Some(Progress::Waits { group: *group }),
+                },
+                _ => None,
+            };
+            if let Some(waits) = waits {
+                if let Some(s) = self.streams.get_mut(&stream) {
+                    s.queue.push_front(op);
+                }
+                return Ok(waits);
+            }
+            if outcome.is_ok() {
+                outcome = self.perform(world, op);
+            }
+            if let Err((status, why)) = outcome {
                 eprintln!("softgpu: device {}: {why}", self.index);
                 self.error = Some(status);
                 self.message = why;
@@ -119,29 +152,17 @@ impl DeviceState {
                 s.done += 1;
             }
         }
-        self.error.map_or(Ok(()), Err)
+        self.error.map_or(Ok(Progress::Done), Err)
     }
 
-    /// Runs everything of a stream.
-    ///
-    /// # Errors
-    /// As [`DeviceState::run_until`], and an unknown stream.
-    pub fn drain(&mut self, world: &World, stream: usize) -> Result<(), Status> {
-        let pushed = self.streams.get(&stream).ok_or(Status::InvalidHandle)?.pushed;
-        self.run_until(world, stream, pushed)
+    /// The next collective of a group in each stream, as (stream, entries to run until it is done).
+    pub(super) fn collectives(&self, group: usize) -> Vec<(usize, u64)> {
+        let of_group = |op: &Op| matches!(op, Op::Collective { group: other, .. } if *other == group);
+        let next = |s: &Stream| s.queue.iter().position(of_group).map(|at| s.done + at as u64 + 1);
+        self.streams.iter().filter_map(|(&id, s)| Some((id, next(s)?))).collect()
     }
 
-    /// Runs everything.
-    ///
-    /// # Errors
-    /// As [`DeviceState::run_until`].
-    pub fn drain_all(&mut self, world: &World) -> Result<(), Status> {
-        let mut ids: Vec<usize> = self.streams.keys().copied().collect();
-        ids.sort_unstable();
-        ids.into_iter().try_for_each(|id| self.drain(world, id))
-    }
-
-    fn perform(&mut self, world: &World, op: Op) -> Result<(), (Status, String)> {
+    fn perform(&mut self, world: &World, op: Op) -> Result<(), Failure> {
         let memory = &mut self.memory;
         let in_copy = |(violation, detail): (Violation, String)| {
             (status_of(violation), format!("{violation} in a copy: {detail}"))
@@ -187,7 +208,7 @@ impl DeviceState {
                     event.passed = Some(Instant::now());
                 }
             }
-            Op::Wait { .. } => {}
+            Op::Wait { .. } | Op::Collective { .. } => {}
             Op::Work { name, work } => {
                 work(memory).map_err(|why| (Status::IllegalAddress, format!("{name}: {why}")))?;
             }
@@ -201,14 +222,14 @@ impl DeviceState {
         program: &Program,
         config: &exec::Config,
         params: &[u8],
-    ) -> Result<(), (Status, String)> {
-        if world.fails("lost") {
+    ) -> Result<(), Failure> {
+        if world.fails("lost", self.index) {
             return Err((
                 Status::Unknown,
                 format!("the device was lost before kernel `{}`, as planned", program.name),
             ));
         }
-        if world.fails("launch") {
+        if world.fails("launch", self.index) {
             return Err((Status::LaunchFailed, format!("kernel `{}` failed, as planned", program.name)));
         }
         let outcome = exec::launch(program, config, params, &mut self.memory);

@@ -1,7 +1,8 @@
 //! Streams and events.
 
-use super::queue::{Event, Op, Stream};
+use super::queue::{Event, Op, Progress, Stream};
 use super::status::Status;
+use super::wait::{drain, finish, help};
 use super::world::world;
 use super::{CuResult, code, current_device, device_of, enter, lock, store};
 use std::ffi::c_uint;
@@ -25,11 +26,12 @@ pub unsafe extern "C" fn cuStreamCreate(stream: *mut usize, flags: c_uint) -> Cu
 /// Runs what is left, then forgets the stream.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamDestroy_v2(stream: usize) -> CuResult {
-    code(device_of(stream).and_then(lock).and_then(|mut d| {
-        if stream == 0 || !d.streams.contains_key(&stream) {
+    code(device_of(stream).and_then(lock).and_then(|d| {
+        let Some(s) = d.streams.get(&stream).filter(|_| stream != 0) else {
             return Err(Status::InvalidHandle);
-        }
-        let ran = d.drain(world()?, stream);
+        };
+        let pushed = s.pushed;
+        let (mut d, ran) = finish(d, &[(stream, pushed)]);
         d.streams.remove(&stream);
         ran
     }))
@@ -38,7 +40,7 @@ pub extern "C" fn cuStreamDestroy_v2(stream: usize) -> CuResult {
 /// Runs the stream.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(stream: usize) -> CuResult {
-    code(device_of(stream).and_then(enter).and_then(|mut d| d.drain(world()?, stream)))
+    code(device_of(stream).and_then(enter).and_then(|d| drain(d, stream)).map(|_| ()))
 }
 
 /// Later work of the stream waits for the event's last record.
@@ -94,7 +96,8 @@ pub extern "C" fn cuEventRecord(event: usize, stream: usize) -> CuResult {
     }))
 }
 
-/// Whether the event has passed. Each query that says no runs one more entry of the stream, so that polling ends.
+/// Whether the event has passed. Each query that says no runs one more entry of the stream, so that polling ends; it does
+/// not wait for other ranks.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventQuery(event: usize) -> CuResult {
     code(device_of(event).and_then(enter).and_then(|mut d| {
@@ -105,7 +108,12 @@ pub extern "C" fn cuEventQuery(event: usize) -> CuResult {
         if done >= sequence {
             return Ok(());
         }
-        d.run_until(world()?, stream, done + 1)?;
+        let world = world()?;
+        if let Progress::Waits { group } = d.run_until(world, stream, done + 1)? {
+            let index = d.index;
+            drop(d);
+            help(world, index, group);
+        }
         Err(Status::NotReady)
     }))
 }
@@ -113,9 +121,9 @@ pub extern "C" fn cuEventQuery(event: usize) -> CuResult {
 /// Runs the event's stream up to its record.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventSynchronize(event: usize) -> CuResult {
-    code(device_of(event).and_then(enter).and_then(|mut d| {
+    code(device_of(event).and_then(enter).and_then(|d| {
         match d.events.get(&event).ok_or(Status::InvalidHandle)?.recorded {
-            Some((stream, sequence)) => d.run_until(world()?, stream, sequence),
+            Some(target) => finish(d, &[target]).1,
             None => Ok(()),
         }
     }))

@@ -5,7 +5,8 @@ use super::status::Status;
 use crate::decode::Program;
 use crate::device::{DeviceMemory, Launch};
 use crate::ptx::{Module, Plants};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
@@ -50,7 +51,7 @@ impl DeviceState {
     fn new(index: usize, settings: &Settings) -> Self {
         Self {
             index,
-            memory: DeviceMemory::new(settings.memory_bytes, settings.checked),
+            memory: DeviceMemory::new(settings.memory_of(index), settings.checked),
             streams: HashMap::from([(0, Stream::default())]),
             events: HashMap::new(),
             modules: HashMap::new(),
@@ -81,39 +82,77 @@ impl DeviceState {
 }
 
 /// What the environment asks for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// `SOFTGPU_CC`: 75, 80, 86 or 90.
     pub cc: u32,
     /// `SOFTGPU_DEVICES`.
     pub devices: usize,
-    /// `SOFTGPU_MEMORY_GIB`, a decimal number.
-    pub memory_bytes: usize,
+    /// `SOFTGPU_MEMORY_GIB`: decimal numbers, one a device; the last one counts for the rest.
+    pub memory_bytes: Vec<usize>,
     /// `SOFTGPU_CHECK`.
     pub checked: bool,
     /// `CUDA_LAUNCH_BLOCKING`, the driver's own variable: launches wait for themselves.
     pub launch_blocking: bool,
 }
 
+impl Settings {
+    fn memory_of(&self, device: usize) -> usize {
+        self.memory_bytes[device.min(self.memory_bytes.len() - 1)]
+    }
+}
+
+/// `16,0.25` in bytes; what is no number counts as the default.
+fn memory_bytes(text: &str) -> Vec<usize> {
+    let gib = text.split(',').map(|item| item.trim().parse().unwrap_or(DEFAULT_MEMORY_GIB));
+    gib.map(|gib| (gib * (1u64 << 30) as f64) as usize).collect()
+}
+
+/// What can be planned to fail.
+const FAULTS: [&str; 6] = ["alloc", "lazy", "launch", "lost", "nccl", "hang"];
+
+/// Whose calls of what are counted; without a device those of all.
+type Counted = (Option<usize>, &'static str);
+
 /// Faults to come; each counts from 1 over the process, or since the plan was made.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
-    plan: HashMap<String, u64>,
-    seen: HashMap<String, u64>,
+    plan: HashSet<(Counted, u64)>,
+    seen: HashMap<Counted, u64>,
 }
 
 impl Faults {
-    /// Reads `alloc:7,launch:12`.
+    /// Reads `alloc:7,1/launch:12`, and says on stderr what it cannot read.
     pub fn new(plan: &str) -> Self {
-        let entries = plan.split(',').filter_map(|item| item.trim().split_once(':'));
-        let plan = entries.filter_map(|(what, n)| Some((what.to_string(), n.parse().ok()?))).collect();
-        Self { plan, seen: HashMap::new() }
+        let items = plan.split(',').map(str::trim).filter(|item| !item.is_empty());
+        let entries = items.filter_map(|item| {
+            let entry = Self::entry(item);
+            if entry.is_none() {
+                eprintln!("softgpu: `{item}` is no planned fault: [DEVICE/]NAME:N with NAME of {FAULTS:?}");
+            }
+            entry
+        });
+        Self { plan: entries.collect(), seen: HashMap::new() }
     }
 
-    fn due(&mut self, what: &str) -> bool {
-        let seen = self.seen.entry(what.to_string()).or_default();
-        *seen += 1;
-        self.plan.get(what) == Some(seen)
+    fn entry(item: &str) -> Option<(Counted, u64)> {
+        let (whose, n) = item.split_once(':')?;
+        let (device, name) = match whose.split_once('/') {
+            Some((device, name)) => (Some(device.parse().ok()?), name),
+            None => (None, whose),
+        };
+        let name = FAULTS.into_iter().find(|&known| known == name)?;
+        Some(((device, name), n.parse().ok()?))
+    }
+
+    fn due(&mut self, what: &'static str, device: usize) -> bool {
+        let mut due = false;
+        for counted in [(None, what), (Some(device), what)] {
+            let seen = self.seen.entry(counted).or_default();
+            *seen += 1;
+            due |= self.plan.contains(&(counted, *seen));
+        }
+        due
     }
 }
 
@@ -123,6 +162,8 @@ pub struct World {
     pub settings: Settings,
     /// The devices.
     pub devices: Vec<Mutex<DeviceState>>,
+    /// The addresses of each.
+    pub addresses: Vec<Range<u64>>,
     /// Pinned host memory: start to bytes.
     pub pinned: Mutex<BTreeMap<usize, usize>>,
     faults: Mutex<Faults>,
@@ -143,28 +184,36 @@ pub fn world() -> Result<&'static World, Status> {
 pub fn initialise() -> &'static World {
     WORLD.get_or_init(|| {
         let read = |name: &str| std::env::var(name).ok();
-        let gib = read("SOFTGPU_MEMORY_GIB").and_then(|v| v.parse().ok()).unwrap_or(DEFAULT_MEMORY_GIB);
         let settings = Settings {
             cc: read("SOFTGPU_CC").and_then(|v| v.parse().ok()).unwrap_or(80),
             devices: read("SOFTGPU_DEVICES").and_then(|v| v.parse().ok()).unwrap_or(1),
-            memory_bytes: (gib * (1u64 << 30) as f64) as usize,
+            memory_bytes: memory_bytes(&read("SOFTGPU_MEMORY_GIB").unwrap_or_default()),
             checked: read("SOFTGPU_CHECK").as_deref() != Some("0"),
             launch_blocking: read("CUDA_LAUNCH_BLOCKING").as_deref() == Some("1"),
         };
-        let devices =
-            (0..settings.devices).map(|index| Mutex::new(DeviceState::new(index, &settings))).collect();
+        let devices: Vec<_> = (0..settings.devices).map(|index| DeviceState::new(index, &settings)).collect();
+        let addresses = devices.iter().map(|d| d.memory.addresses()).collect();
+        let devices = devices.into_iter().map(Mutex::new).collect();
         let faults = Mutex::new(Faults::new(&read("SOFTGPU_FAIL").unwrap_or_default()));
         let plants = Mutex::new(Plants::parse(&read("SOFTGPU_PLANT").unwrap_or_default()));
-        World { settings, devices, pinned: Mutex::default(), faults, plants, planted: AtomicUsize::new(0) }
+        World {
+            settings,
+            devices,
+            addresses,
+            pinned: Mutex::default(),
+            faults,
+            plants,
+            planted: AtomicUsize::new(0),
+        }
     })
 }
 
 impl World {
-    /// Counts one `what` and says whether it is the one that shall fail.
-    pub fn fails(&self, what: &str) -> bool {
-        let due = self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner).due(what);
+    /// Counts one `what` of a device and says whether it is one that shall fail.
+    pub fn fails(&self, what: &'static str, device: usize) -> bool {
+        let due = self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner).due(what, device);
         if due {
-            eprintln!("softgpu: planned fault: {what}");
+            eprintln!("softgpu: planned fault: {what} of device {device}");
         }
         due
     }

@@ -1,28 +1,28 @@
-//! The entry points. A communicator is a reference-counted box behind the opaque pointer.
+//! The entry points. A communicator is a number behind the opaque pointer: one that was given up is known as such.
 
-use super::meeting::{Comm, Element, Group, Outcome, ring_sum};
-use crate::device::{Access, DeviceMemory};
+use super::comm::{Collective, Comm, deadline};
+use super::meeting::{Call, Group};
+use super::sum::{Element, concat, ring_sum};
 use crate::driver::queue::Op;
+use crate::driver::wait::{changed, changes, wait_for_change};
 use crate::driver::world::world;
 use crate::driver::{current_device, device_of, enter};
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_uint};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 /// `ncclResult_t`.
 pub type NcclResult = c_uint;
 
-const SUCCESS: NcclResult = 0;
+pub(super) const SUCCESS: NcclResult = 0;
 const UNHANDLED_CUDA_ERROR: NcclResult = 1;
-const SYSTEM_ERROR: NcclResult = 2;
+pub(super) const SYSTEM_ERROR: NcclResult = 2;
+const INTERNAL_ERROR: NcclResult = 3;
 const INVALID_ARGUMENT: NcclResult = 4;
 const INVALID_USAGE: NcclResult = 5;
-const IN_PROGRESS: NcclResult = 7;
+pub(super) const IN_PROGRESS: NcclResult = 7;
 const SUM: c_uint = 0;
-/// `SOFTGPU_NCCL_SECONDS` replaces it.
-const DEADLINE_SECONDS: u64 = 60;
 
 /// `ncclUniqueId`.
 #[repr(C)]
@@ -33,20 +33,27 @@ pub struct UniqueId {
 
 /// The head of `ncclConfig_t`.
 #[repr(C)]
+#[allow(missing_docs)]
 pub struct Config {
-    size: usize,
-    magic: c_uint,
-    version: c_uint,
-    blocking: c_int,
+    pub size: usize,
+    pub magic: c_uint,
+    pub version: c_uint,
+    pub blocking: c_int,
 }
 
 static GROUPS: LazyLock<Mutex<HashMap<UniqueId, Arc<Group>>>> = LazyLock::new(Mutex::default);
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+static COMMS: LazyLock<Mutex<HashMap<usize, Arc<Comm>>>> = LazyLock::new(Mutex::default);
+static NEXT_COMM: AtomicUsize = AtomicUsize::new(16);
 
-fn deadline() -> Instant {
-    let seconds =
-        std::env::var("SOFTGPU_NCCL_SECONDS").ok().and_then(|v| v.parse().ok()).unwrap_or(DEADLINE_SECONDS);
-    Instant::now() + Duration::from_secs(seconds)
+/// The communicator that a number stands for.
+fn find(comm: usize) -> Result<Arc<Comm>, NcclResult> {
+    COMMS.lock().unwrap_or_else(PoisonError::into_inner).get(&comm).cloned().ok_or(INVALID_ARGUMENT)
+}
+
+/// The same, for good.
+fn give_up(comm: usize) -> Result<Arc<Comm>, NcclResult> {
+    COMMS.lock().unwrap_or_else(PoisonError::into_inner).remove(&comm).ok_or(INVALID_ARGUMENT)
 }
 
 /// 2.28.
@@ -73,62 +80,70 @@ pub unsafe extern "C" fn ncclGetUniqueId(id: *mut UniqueId) -> NcclResult {
     SUCCESS
 }
 
-/// Joins the current device as a rank. With `blocking = 0` it returns at once, and the async error says when all are there.
+/// Joins the current device as a rank, and waits for the others until the deadline. With `blocking = 0` it says that it is
+/// in progress, and the async error says when all are there.
 ///
 /// # Safety
 /// As NCCL documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclCommInitRankConfig(
-    comm: *mut *const Comm,
+    comm: *mut usize,
     ranks: c_int,
     id: UniqueId,
     rank: c_int,
-    config: *mut Config,
+    config: *const Config,
 ) -> NcclResult {
     let Ok(device) = current_device() else { return INVALID_USAGE };
-    if ranks < 1 || !(0..ranks).contains(&rank) {
+    if comm.is_null() || ranks < 1 || !(0..ranks).contains(&rank) {
         return INVALID_ARGUMENT;
     }
+    let (ranks, rank) = (ranks as usize, rank as usize);
+    // SAFETY: the caller's configuration, whole where there is one.
+    let blocking = config.is_null() || unsafe { (*config).blocking } != 0;
     let group = {
         let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.entry(id).or_insert_with(|| Arc::new(Group::new(ranks as usize))).clone()
+        groups.entry(id).or_insert_with(|| Arc::new(Group::new(ranks))).clone()
     };
-    {
-        let mut joined = group.joined.lock().unwrap_or_else(PoisonError::into_inner);
-        if joined.len() != ranks as usize || joined[rank as usize].is_some() {
-            return INVALID_USAGE;
-        }
-        if joined.contains(&Some(device)) {
-            eprintln!("softgpu: nccl: two ranks on device {device}");
-            return INVALID_USAGE;
-        }
-        joined[rank as usize] = Some(device);
+    if let Err(why) = group.join(rank, ranks, device) {
+        eprintln!("softgpu: nccl: {why}");
+        return INVALID_USAGE;
     }
     let made = Arc::new(Comm {
-        group: group.clone(),
-        rank: rank as usize,
+        group,
+        rank,
         device,
+        blocking,
+        unasked: AtomicBool::new(!blocking),
         aborted: AtomicBool::new(false),
         error: AtomicU32::new(SUCCESS),
         next: AtomicU64::new(0),
+        join_by: deadline(),
     });
-    // SAFETY: the caller's out parameter; the configuration is null or whole.
-    let blocking = unsafe {
-        comm.write(Arc::into_raw(made));
-        config.is_null() || (*config).blocking != 0
-    };
+    let number = NEXT_COMM.fetch_add(16, Ordering::Relaxed);
+    COMMS.lock().unwrap_or_else(PoisonError::into_inner).insert(number, made.clone());
+    // SAFETY: the caller's out parameter, which is not null.
+    unsafe { comm.write(number) };
     if !blocking {
-        return if group.is_complete() { SUCCESS } else { IN_PROGRESS };
+        return IN_PROGRESS;
     }
-    let until = deadline();
-    while !group.is_complete() {
-        if Instant::now() > until {
-            eprintln!("softgpu: nccl: rank {rank} waited for the other ranks in vain");
-            return SYSTEM_ERROR;
+    loop {
+        let seen = changes();
+        if made.aborted.load(Ordering::Acquire) {
+            return INTERNAL_ERROR;
         }
-        std::thread::sleep(Duration::from_millis(1));
+        match made.state() {
+            IN_PROGRESS => wait_for_change(seen),
+            SUCCESS => return SUCCESS,
+            error => {
+                if give_up(number).is_ok() {
+                    made.group.leave(rank);
+                }
+                // SAFETY: as above.
+                unsafe { comm.write(0) };
+                return error;
+            }
+        }
     }
-    SUCCESS
 }
 
 /// `ncclInProgress` until all ranks have joined, then the first error.
@@ -136,143 +151,128 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
 /// # Safety
 /// As NCCL documents.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclCommGetAsyncError(comm: *const Comm, error: *mut NcclResult) -> NcclResult {
-    // SAFETY: the caller's live communicator and out parameter.
-    unsafe {
-        let c = &*comm;
-        let now = c.error.load(Ordering::Acquire);
-        error.write(if now == SUCCESS && !c.group.is_complete() { IN_PROGRESS } else { now });
+pub unsafe extern "C" fn ncclCommGetAsyncError(comm: usize, error: *mut NcclResult) -> NcclResult {
+    let comm = match find(comm) {
+        Ok(comm) => comm,
+        Err(result) => return result,
+    };
+    let state = comm.state();
+    if state != IN_PROGRESS {
+        comm.unasked.store(false, Ordering::Release);
     }
+    // SAFETY: the caller's out parameter.
+    unsafe { error.write(state) };
     SUCCESS
 }
 
-/// Lets this rank's collectives end without a result, and frees the communicator.
-///
-/// # Safety
-/// As NCCL documents.
+/// Ends this rank's collectives without a result, from any thread, and gives the communicator up. Other ranks that wait
+/// for this one wait on, until their own communicator is aborted.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclCommAbort(comm: *const Comm) -> NcclResult {
-    // SAFETY: made by `ncclCommInitRankConfig`, given up once; collectives in flight hold their own reference.
-    let comm = unsafe { Arc::from_raw(comm) };
-    comm.aborted.store(true, Ordering::Release);
-    SUCCESS
+pub extern "C" fn ncclCommAbort(comm: usize) -> NcclResult {
+    match give_up(comm) {
+        Ok(comm) => {
+            comm.aborted.store(true, Ordering::Release);
+            comm.group.leave(comm.rank);
+            SUCCESS
+        }
+        Err(result) => result,
+    }
 }
 
-/// Frees the communicator; queued collectives still run.
-///
-/// # Safety
-/// As NCCL documents.
+/// Gives the communicator up; queued collectives still run.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclCommDestroy(comm: *const Comm) -> NcclResult {
-    // SAFETY: made by `ncclCommInitRankConfig`, given up once.
-    drop(unsafe { Arc::from_raw(comm) });
-    SUCCESS
+pub extern "C" fn ncclCommDestroy(comm: usize) -> NcclResult {
+    give_up(comm).map_or_else(|result| result, |_| SUCCESS)
 }
 
 /// Queues a sum over the ranks of bf16, f16 or f32.
-///
-/// # Safety
-/// As NCCL documents.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclAllReduce(
+pub extern "C" fn ncclAllReduce(
     send: u64,
     receive: u64,
     count: usize,
     kind: c_uint,
     op: c_uint,
-    comm: *const Comm,
+    comm: usize,
     stream: usize,
 ) -> NcclResult {
     if op != SUM {
         eprintln!("softgpu: nccl: only sums are reduced, not operation {op}");
         return INVALID_ARGUMENT;
     }
-    // SAFETY: the caller's live communicator.
-    unsafe { collective("ncclAllReduce", send, receive, count, kind, comm, stream, ring_sum) }
+    collective("ncclAllReduce", [send, receive], count, kind, comm, stream, ring_sum)
 }
 
 /// Queues the concatenation of the ranks' parts.
-///
-/// # Safety
-/// As NCCL documents.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn ncclAllGather(
+pub extern "C" fn ncclAllGather(
     send: u64,
     receive: u64,
     count: usize,
     kind: c_uint,
-    comm: *const Comm,
+    comm: usize,
     stream: usize,
 ) -> NcclResult {
-    // SAFETY: the caller's live communicator.
-    unsafe {
-        collective("ncclAllGather", send, receive, count, kind, comm, stream, |_, parts| parts.concat())
-    }
+    collective("ncclAllGather", [send, receive], count, kind, comm, stream, concat)
 }
 
-/// # Safety
-/// `comm` is a live communicator.
-#[allow(clippy::too_many_arguments)]
-unsafe fn collective(
+fn collective(
     name: &'static str,
-    send: u64,
-    receive: u64,
+    [send, receive]: [u64; 2],
     count: usize,
     kind: c_uint,
-    comm: *const Comm,
+    comm: usize,
     stream: usize,
-    join: fn(Element, &[Vec<u8>]) -> Vec<u8>,
+    join: fn(Element, &[&[u8]]) -> Vec<u8>,
 ) -> NcclResult {
     let Some(element) = Element::from_number(kind) else {
         eprintln!("softgpu: nccl: element type {kind} is not f32, f16 or bf16");
         return INVALID_ARGUMENT;
     };
-    // SAFETY: the pointer came from `Arc::into_raw` and is live; the clone keeps it so while the work is queued.
-    let comm = unsafe {
-        Arc::increment_strong_count(comm);
-        Arc::from_raw(comm)
+    let (comm, world) = match (find(comm), world()) {
+        (Ok(comm), Ok(world)) => (comm, world),
+        (Err(result), _) => return result,
+        (_, Err(_)) => return UNHANDLED_CUDA_ERROR,
     };
-    if world().is_ok_and(|w| w.fails("nccl")) {
-        comm.error.store(SYSTEM_ERROR, Ordering::Release);
-        return SYSTEM_ERROR;
+    let state = if comm.unasked.load(Ordering::Acquire) { IN_PROGRESS } else { comm.state() };
+    if state != SUCCESS {
+        eprintln!("softgpu: nccl: {name} before the previous call on the communicator has succeeded");
+        return if state == IN_PROGRESS { INVALID_ARGUMENT } else { state };
     }
-    let hangs = world().is_ok_and(|w| w.fails("hang"));
+    if world.fails("nccl", comm.device) {
+        return comm.fail(SYSTEM_ERROR);
+    }
+    let hangs = world.fails("hang", comm.device);
     let Ok(mut device) = device_of(stream).and_then(enter) else { return UNHANDLED_CUDA_ERROR };
     if device.index != comm.device {
         return INVALID_USAGE;
     }
-    let sequence = comm.next.fetch_add(1, Ordering::Relaxed);
-    // A hanging collective meets under a number that nobody else uses.
-    let sequence = if hangs { sequence | 1 << 63 } else { sequence };
-    let bytes = count * element.bytes();
-    let work = Box::new(move |memory: &mut DeviceMemory| {
-        memory
-            .range(send, bytes, Access::Read)
-            .map_err(|(v, detail)| format!("{v} in the input: {detail}"))?;
-        // SAFETY: `range` found the input inside a live allocation of this device.
-        let part = unsafe { std::slice::from_raw_parts(send as *const u8, bytes) }.to_vec();
-        match comm.group.meet(&comm, sequence, part, deadline()) {
-            Outcome::All(parts) if parts.iter().all(|p| p.len() == bytes) => {
-                let result = join(element, &parts);
-                memory
-                    .range(receive, result.len(), Access::Write)
-                    .map_err(|(v, d)| format!("{v} in the output: {d}"))?;
-                // SAFETY: `range` found the output inside a live allocation of this device.
-                unsafe { std::ptr::copy_nonoverlapping(result.as_ptr(), receive as *mut u8, result.len()) };
-                Ok(())
-            }
-            Outcome::All(_) => Err("the ranks disagree about the number of elements".into()),
-            Outcome::Aborted => Ok(()),
-            Outcome::Missing(ranks) => {
-                comm.error.store(SYSTEM_ERROR, Ordering::Release);
-                Err(format!("rank {} waited for ranks {ranks:?} in vain", comm.rank))
-            }
-        }
-    });
-    match device.push(stream, Op::Work { name, work }) {
-        Ok(()) => SUCCESS,
-        Err(_) => UNHANDLED_CUDA_ERROR,
+    if count == 0 {
+        return SUCCESS;
     }
+    let mut queued = Collective {
+        sequence: comm.next.fetch_add(1, Ordering::Relaxed),
+        call: Call { name, element, count },
+        send,
+        receive,
+        join,
+        hangs,
+        checked: world.settings.checked,
+        until: None,
+        brought: false,
+        comm: comm.clone(),
+    };
+    let group = Arc::as_ptr(&comm.group) as usize;
+    let poll = Box::new(move |memory: &mut _| queued.poll(memory));
+    if device.push(stream, Op::Collective { name, group, poll }).is_err() {
+        return UNHANDLED_CUDA_ERROR;
+    }
+    changed();
+    if comm.blocking {
+        return SUCCESS;
+    }
+    comm.unasked.store(true, Ordering::Release);
+    IN_PROGRESS
 }
 
 /// The text of a result.
@@ -282,6 +282,7 @@ pub extern "C" fn ncclGetErrorString(result: NcclResult) -> *const c_char {
         SUCCESS => c"no error",
         UNHANDLED_CUDA_ERROR => c"unhandled cuda error",
         SYSTEM_ERROR => c"unhandled system error",
+        INTERNAL_ERROR => c"internal error",
         INVALID_ARGUMENT => c"invalid argument",
         INVALID_USAGE => c"invalid usage",
         IN_PROGRESS => c"NCCL operation in progress",
@@ -292,6 +293,6 @@ pub extern "C" fn ncclGetErrorString(result: NcclResult) -> *const c_char {
 
 /// Details are on stderr.
 #[unsafe(no_mangle)]
-pub extern "C" fn ncclGetLastError(_comm: *const Comm) -> *const c_char {
+pub extern "C" fn ncclGetLastError(_comm: usize) -> *const c_char {
     c"softgpu printed the details on stderr".as_ptr()
 }

@@ -4,6 +4,8 @@
 //! NCCL's do: chunk c starts at rank c + 1, and every hop rounds to the element type.
 
 mod api;
-pub mod meeting;
+mod comm;
+mod meeting;
+mod sum;
 
 pub use api::*;

@@ -30,11 +30,29 @@ impl Gpu {
         });
         let device = NEXT.fetch_add(1, Ordering::Relaxed);
         assert!(device < DEVICES, "more tests than devices");
+        Self::on(device)
+    }
+
+    /// A device by its index, where the test binary starts the driver itself.
+    pub fn on(device: i32) -> Self {
         let mut context = 0;
         // SAFETY: the out parameter is a local.
         assert_eq!(unsafe { cuDevicePrimaryCtxRetain(&mut context, device) }, 0);
         assert_eq!(cuCtxSetCurrent(context), 0);
         Self { device }
+    }
+
+    /// Makes the device's context the thread's own.
+    pub fn enter(&self) {
+        assert_eq!(cuCtxSetCurrent(self.device as usize + 1), 0);
+    }
+
+    pub fn event_after_all(&self) -> usize {
+        let mut event = 0;
+        // SAFETY: the out parameter is a local.
+        assert_eq!(unsafe { cuEventCreate(&mut event, 0) }, 0);
+        assert_eq!(cuEventRecord(event, 0), 0);
+        event
     }
 
     pub fn allocate(&self, bytes: usize) -> u64 {

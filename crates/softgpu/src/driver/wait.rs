@@ -1,0 +1,102 @@
+//! Waiting for streams: their entries run here, and while a collective waits for other ranks the device is let go of, so
+//! that other threads can call it: a watchdog asks for an event, aborts a communicator.
+
+use super::queue::{Op, Progress};
+use super::status::Status;
+use super::world::{DeviceState, World, world};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How often a waiting thread looks, where nobody tells it of a change.
+const LOOK: Duration = Duration::from_millis(5);
+
+static CHANGES: Mutex<u64> = Mutex::new(0);
+static CHANGED: Condvar = Condvar::new();
+
+/// A locked device.
+pub(crate) type Device = MutexGuard<'static, DeviceState>;
+
+/// Wakes those who wait for other ranks.
+pub(crate) fn changed() {
+    *CHANGES.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    CHANGED.notify_all();
+}
+
+/// A number that [`changed`] raises.
+pub(crate) fn changes() -> u64 {
+    *CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits a little, and not at all if [`changes`] is no longer `seen`.
+pub(crate) fn wait_for_change(seen: u64) {
+    let changes = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
+    if *changes == seen {
+        drop(CHANGED.wait_timeout(changes, LOOK));
+    }
+}
+
+/// Runs each of these streams until that many of its entries are done, and gives the device back with what came of it:
+/// the device's sticky error, old or new.
+pub(crate) fn finish(mut device: Device, targets: &[(usize, u64)]) -> (Device, Result<(), Status>) {
+    let world = match world() {
+        Ok(world) => world,
+        Err(status) => return (device, Err(status)),
+    };
+    let index = device.index;
+    loop {
+        let seen = changes();
+        let mut groups = Vec::new();
+        for &(stream, sequence) in targets {
+            match device.run_until(world, stream, sequence) {
+                Ok(Progress::Done) => {}
+                Ok(Progress::Waits { group }) => groups.push(group),
+                Err(status) => return (device, Err(status)),
+            }
+        }
+        if groups.is_empty() {
+            return (device, Ok(()));
+        }
+        drop(device);
+        groups.into_iter().for_each(|group| help(world, index, group));
+        wait_for_change(seen);
+        device = world.devices[index].lock().unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+/// Runs everything that a stream holds now.
+///
+/// # Errors
+/// An unknown stream, and the device's sticky error.
+pub(crate) fn drain(device: Device, stream: usize) -> Result<Device, Status> {
+    let pushed = device.streams.get(&stream).ok_or(Status::InvalidHandle)?.pushed;
+    let (device, ran) = finish(device, &[(stream, pushed)]);
+    ran.map(|()| device)
+}
+
+/// Appends a kernel, or a library's kernels; with `CUDA_LAUNCH_BLOCKING=1` it runs now.
+///
+/// # Errors
+/// As [`DeviceState::push`] and [`drain`].
+pub(crate) fn push_launch(mut device: Device, stream: usize, op: Op) -> Result<(), Status> {
+    device.push(stream, op)?;
+    if world()?.settings.launch_blocking { drain(device, stream).map(|_| ()) } else { Ok(()) }
+}
+
+/// Runs everything that the device's streams hold now.
+pub(crate) fn drain_all(device: Device) -> (Device, Result<(), Status>) {
+    let mut targets: Vec<(usize, u64)> = device.streams.iter().map(|(&id, s)| (id, s.pushed)).collect();
+    targets.sort_unstable();
+    finish(device, &targets)
+}
+
+/// A collective that waits forces what its other ranks have queued: their streams run up to their own call of it,
+/// whether or not a thread waits for them. A device that another thread holds is left to that thread.
+pub(crate) fn help(world: &World, index: usize, group: usize) {
+    for (_, device) in world.devices.iter().enumerate().filter(|&(other, _)| other != index) {
+        let Ok(mut device) = device.try_lock() else { continue };
+        for (stream, sequence) in device.collectives(group) {
+            // An error stays with that device.
+            let _ = device.run_until(world, stream, sequence);
+        }
+    }
+}

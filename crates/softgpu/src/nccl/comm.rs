@@ -1,0 +1,146 @@
+//! A rank's end of a communicator, and its collectives.
+
+use super::api::{IN_PROGRESS, NcclResult, SUCCESS, SYSTEM_ERROR};
+use super::meeting::{Call, Group, Part};
+use super::sum::Element;
+use crate::device::{Access, DeviceMemory};
+use crate::driver::queue::Failure;
+use crate::driver::status::Status;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// `SOFTGPU_NCCL_SECONDS` replaces it.
+const DEADLINE_SECONDS: u64 = 60;
+
+/// When a wait for other ranks that starts now ends.
+pub(super) fn deadline() -> Instant {
+    let seconds =
+        std::env::var("SOFTGPU_NCCL_SECONDS").ok().and_then(|v| v.parse().ok()).unwrap_or(DEADLINE_SECONDS);
+    Instant::now() + Duration::from_secs(seconds)
+}
+
+/// One rank's end.
+pub(super) struct Comm {
+    pub(super) group: Arc<Group>,
+    pub(super) rank: usize,
+    pub(super) device: usize,
+    /// Calls wait until they have succeeded; otherwise they say that they are in progress.
+    pub(super) blocking: bool,
+    /// The last call said that it is in progress, and nobody has asked since.
+    pub(super) unasked: AtomicBool,
+    pub(super) aborted: AtomicBool,
+    /// The first `ncclResult_t` that was an error.
+    pub(super) error: AtomicU32,
+    /// Number of the next collective.
+    pub(super) next: AtomicU64,
+    /// Until when all ranks must have joined.
+    pub(super) join_by: Instant,
+}
+
+impl Comm {
+    /// What `ncclCommGetAsyncError` reports.
+    pub(super) fn state(&self) -> NcclResult {
+        let error = self.error.load(Ordering::Acquire);
+        if error != SUCCESS || self.group.is_complete() {
+            return error;
+        }
+        if Instant::now() < self.join_by {
+            return IN_PROGRESS;
+        }
+        eprintln!("softgpu: nccl: rank {} waited for the other ranks in vain", self.rank);
+        self.fail(SYSTEM_ERROR)
+    }
+
+    /// Notes an error; the first one stays.
+    pub(super) fn fail(&self, error: NcclResult) -> NcclResult {
+        match self.error.compare_exchange(SUCCESS, error, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => error,
+            Err(first) => first,
+        }
+    }
+}
+
+/// A queued collective.
+pub(super) struct Collective {
+    pub(super) comm: Arc<Comm>,
+    pub(super) sequence: u64,
+    pub(super) call: Call,
+    pub(super) send: u64,
+    pub(super) receive: u64,
+    pub(super) join: fn(Element, &[&[u8]]) -> Vec<u8>,
+    /// Planned: it never comes to its round.
+    pub(super) hangs: bool,
+    /// An abort is an error of the device.
+    pub(super) checked: bool,
+    /// Set when it starts.
+    pub(super) until: Option<Instant>,
+    /// Its part lies on the table.
+    pub(super) brought: bool,
+}
+
+impl Collective {
+    /// Starts it, or looks whether it has ended.
+    pub(super) fn poll(&mut self, memory: &mut DeviceMemory) -> Option<Result<(), Failure>> {
+        if self.comm.aborted.load(Ordering::Acquire) {
+            let why = "its communicator was aborted, and what it should have written is undefined";
+            // Hardware's stream goes on as if nothing had happened.
+            return Some(if self.checked { Err((Status::LaunchFailed, why.into())) } else { Ok(()) });
+        }
+        let until = match self.until {
+            Some(until) => until,
+            None => match self.start(memory) {
+                Ok(until) => until,
+                Err(why) => return Some(Err((Status::IllegalAddress, why))),
+            },
+        };
+        if let Some(parts) = self.brought.then(|| self.comm.group.take(self.sequence)).flatten() {
+            self.brought = false;
+            return Some(self.end(memory, &parts));
+        }
+        if Instant::now() < until {
+            return None;
+        }
+        let missing = self.comm.group.missing(self.sequence);
+        self.comm.fail(SYSTEM_ERROR);
+        let why = format!("rank {} waited for ranks {missing:?} in vain", self.comm.rank);
+        Some(Err((Status::LaunchTimeout, why)))
+    }
+
+    fn start(&mut self, memory: &mut DeviceMemory) -> Result<Instant, String> {
+        let bytes = self.call.count * self.call.element.bytes();
+        memory.range(self.send, bytes, Access::Read).map_err(|(v, d)| format!("{v} in the input: {d}"))?;
+        // SAFETY: `range` found the input inside a live allocation of this device.
+        let part = unsafe { std::slice::from_raw_parts(self.send as *const u8, bytes) }.to_vec();
+        if !self.hangs {
+            let part = Part { call: self.call, bytes: Arc::new(part) };
+            self.comm.group.bring(self.comm.rank, self.sequence, part);
+            self.brought = true;
+        }
+        Ok(*self.until.insert(deadline()))
+    }
+
+    fn end(&self, memory: &mut DeviceMemory, parts: &[Part]) -> Result<(), Failure> {
+        if let Some(rank) = parts.iter().position(|p| p.call != self.call) {
+            let (own, mine, theirs) = (self.comm.rank, self.call, parts[rank].call);
+            let why = format!("the ranks disagree: rank {own} calls {mine:?}, rank {rank} calls {theirs:?}");
+            return Err((Status::LaunchFailed, why));
+        }
+        let parts: Vec<&[u8]> = parts.iter().map(|p| p.bytes.as_slice()).collect();
+        let result = (self.join)(self.call.element, &parts);
+        memory
+            .range(self.receive, result.len(), Access::Write)
+            .map_err(|(v, d)| (Status::IllegalAddress, format!("{v} in the output: {d}")))?;
+        // SAFETY: `range` found the output inside a live allocation of this device.
+        unsafe { std::ptr::copy_nonoverlapping(result.as_ptr(), self.receive as *mut u8, result.len()) };
+        Ok(())
+    }
+}
+
+impl Drop for Collective {
+    fn drop(&mut self) {
+        if self.brought {
+            self.comm.group.withdraw(self.comm.rank, self.sequence);
+        }
+    }
+}
