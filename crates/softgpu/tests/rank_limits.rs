@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Gpu;
+use common::{BLOCKING, Gpu, NON_BLOCKING, join, state, unique_id};
 use softgpu::driver::{context::*, memory::*};
 use softgpu::nccl::*;
 use std::sync::Once;
@@ -13,8 +13,6 @@ const IN_PROGRESS: u32 = 7;
 const LAUNCH_TIMEOUT: u32 = 702;
 const SUM: u32 = 0;
 const F32: u32 = 7;
-const BLOCKING: Config = Config { size: 0, magic: 0, version: 0, blocking: 1 };
-const NON_BLOCKING: Config = Config { blocking: 0, ..BLOCKING };
 
 /// Each test has devices of its own, as sticky errors are the device's.
 fn device(index: i32) -> Gpu {
@@ -30,29 +28,6 @@ fn device(index: i32) -> Gpu {
         assert_eq!(cuInit(0), 0);
     });
     Gpu::on(index)
-}
-
-fn unique_id() -> UniqueId {
-    let mut id = std::mem::MaybeUninit::uninit();
-    // SAFETY: the call writes the whole id.
-    unsafe {
-        assert_eq!(ncclGetUniqueId(id.as_mut_ptr()), 0);
-        id.assume_init()
-    }
-}
-
-fn join(id: UniqueId, ranks: i32, rank: i32, config: &Config) -> (u32, usize) {
-    let mut comm = usize::MAX;
-    // SAFETY: the out parameter is a local.
-    let result = unsafe { ncclCommInitRankConfig(&mut comm, ranks, id, rank, config) };
-    (result, comm)
-}
-
-fn state(comm: usize) -> u32 {
-    let mut state = 0;
-    // SAFETY: the out parameter is a local.
-    assert_eq!(unsafe { ncclCommGetAsyncError(comm, &mut state) }, 0);
-    state
 }
 
 #[test]

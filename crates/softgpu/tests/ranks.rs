@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::Gpu;
+use common::{BLOCKING, Gpu, NON_BLOCKING, join, state, unique_id};
 use softgpu::driver::{memory::*, stream::*};
 use softgpu::nccl::*;
 use softgpu::report::*;
@@ -18,19 +18,8 @@ const NOT_READY: u32 = 600;
 const LAUNCH_FAILED: u32 = 719;
 const SUM: u32 = 0;
 const F32: u32 = 7;
-const BLOCKING: Config = Config { size: 0, magic: 0, version: 0, blocking: 1 };
-const NON_BLOCKING: Config = Config { blocking: 0, ..BLOCKING };
 /// Often enough for a wait that ends by itself to have ended.
 const QUERIES: usize = 50;
-
-fn unique_id() -> UniqueId {
-    let mut id = std::mem::MaybeUninit::uninit();
-    // SAFETY: the call writes the whole id.
-    unsafe {
-        assert_eq!(ncclGetUniqueId(id.as_mut_ptr()), 0);
-        id.assume_init()
-    }
-}
 
 /// A rank's device and communicator, and 64 floats that are all `rank + 1`.
 struct Rank {
@@ -43,9 +32,8 @@ impl Rank {
     /// Leaves the device current in this thread; joins without waiting for the others.
     fn join(id: UniqueId, ranks: i32, rank: i32) -> Self {
         let gpu = Gpu::new();
-        let mut comm = 0;
-        // SAFETY: the out parameter is a local.
-        assert_eq!(unsafe { ncclCommInitRankConfig(&mut comm, ranks, id, rank, &NON_BLOCKING) }, IN_PROGRESS);
+        let (result, comm) = join(id, ranks, rank, &NON_BLOCKING);
+        assert_eq!(result, IN_PROGRESS);
         let data = gpu.upload(&[(rank as f32 + 1.0).to_bits(); 64]);
         assert_eq!(gpu.synchronize(), 0);
         Self { gpu, comm, data }
@@ -60,10 +48,7 @@ impl Rank {
     }
 
     fn state(&self) -> u32 {
-        let mut state = 0;
-        // SAFETY: the out parameter is a local.
-        assert_eq!(unsafe { ncclCommGetAsyncError(self.comm, &mut state) }, 0);
-        state
+        state(self.comm)
     }
 
     /// Queues a sum in place, and says what the call said once it is no longer in progress.
@@ -205,9 +190,8 @@ fn init_that_blocks_waits_for_all_and_ends_by_an_abort() {
     let joins = |rank: i32| {
         move || {
             let _gpu = Gpu::new();
-            let mut comm = 0;
-            // SAFETY: the out parameter is a local.
-            (unsafe { ncclCommInitRankConfig(&mut comm, 3, id, rank, &BLOCKING) }, comm != 0)
+            let (result, comm) = join(id, 3, rank, &BLOCKING);
+            (result, comm != 0)
         }
     };
     scope(|s| {

@@ -28,6 +28,15 @@ impl Element {
         }
     }
 
+    /// For sixteen bits: f32 holds so many more that the sum of two, rounded twice, is the sum rounded once.
+    fn round(self, value: f32) -> f32 {
+        match self {
+            Self::F32 => value,
+            Self::F16 => f16::from_f32(value).to_f32(),
+            Self::Bf16 => bf16::from_f32(value).to_f32(),
+        }
+    }
+
     fn write(self, value: f32, bytes: &mut [u8]) {
         match self {
             Self::F32 => bytes.copy_from_slice(&value.to_le_bytes()),
@@ -42,23 +51,25 @@ pub(super) fn concat(_: Element, parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
 
-/// The sum that every rank receives.
+/// The sum that every rank receives: chunk c of as many as there are ranks starts at rank c + 1 and goes round to rank c,
+/// rounded at every hop. With two ranks either order is the same sum; with more, an element's sum depends on its chunk,
+/// so on where it lies and on the count.
 pub(super) fn ring_sum(element: Element, parts: &[&[u8]]) -> Vec<u8> {
     let (ranks, size) = (parts.len(), element.bytes());
-    let count = parts[0].len() / size;
-    let chunk = count.div_ceil(ranks).max(1);
     let mut out = vec![0u8; parts[0].len()];
-    for i in 0..count {
-        let at = i * size..(i + 1) * size;
-        let first = i / chunk + 1;
-        let hop = |r: usize| element.read(&parts[(first + r) % ranks][at.clone()]);
-        let mut held = vec![0u8; size];
-        element.write(hop(0), &mut held);
-        for r in 1..ranks {
-            let sum = element.read(&held) + hop(r);
-            element.write(sum, &mut held);
+    let chunk = (out.len() / size).div_ceil(ranks).max(1) * size;
+    for (index, out) in out.chunks_mut(chunk).enumerate() {
+        let from = index * chunk;
+        let hop = |hop: usize| parts[(index + 1 + hop) % ranks][from..from + out.len()].chunks_exact(size);
+        let mut sums: Vec<f32> = hop(0).map(|bytes| element.read(bytes)).collect();
+        for rank in 1..ranks {
+            for (sum, bytes) in sums.iter_mut().zip(hop(rank)) {
+                *sum = element.round(*sum + element.read(bytes));
+            }
         }
-        out[at].copy_from_slice(&held);
+        for (bytes, sum) in out.chunks_exact_mut(size).zip(sums) {
+            element.write(sum, bytes);
+        }
     }
     out
 }

@@ -3,6 +3,7 @@
 #![allow(dead_code, unreachable_pub)]
 
 use softgpu::driver::{context::*, launch::*, memory::*, stream::*};
+use softgpu::nccl::*;
 use std::ffi::{CString, c_void};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -177,6 +178,36 @@ impl Gpu {
         };
         String::from_utf8_lossy(&buffer[..length.min(buffer.len())]).into_owned()
     }
+}
+
+/// A communicator's configuration: init and collectives return at once.
+pub const NON_BLOCKING: Config = Config { size: 0, magic: 0, version: 0, blocking: 0 };
+/// They wait until they have succeeded.
+pub const BLOCKING: Config = Config { blocking: 1, ..NON_BLOCKING };
+
+pub fn unique_id() -> UniqueId {
+    let mut id = std::mem::MaybeUninit::uninit();
+    // SAFETY: the call writes the whole id.
+    unsafe {
+        assert_eq!(ncclGetUniqueId(id.as_mut_ptr()), 0);
+        id.assume_init()
+    }
+}
+
+/// Joins the thread's device as a rank: what the call says, and the communicator.
+pub fn join(id: UniqueId, ranks: i32, rank: i32, config: &Config) -> (u32, usize) {
+    let mut comm = usize::MAX;
+    // SAFETY: the out parameter is a local.
+    let result = unsafe { ncclCommInitRankConfig(&mut comm, ranks, id, rank, config) };
+    (result, comm)
+}
+
+/// The communicator's async error.
+pub fn state(comm: usize) -> u32 {
+    let mut state = 0;
+    // SAFETY: the out parameter is a local.
+    assert_eq!(unsafe { ncclCommGetAsyncError(comm, &mut state) }, 0);
+    state
 }
 
 /// The text of `tests/ptx/NAME.ptx`.

@@ -1,0 +1,191 @@
+//! What collectives write, to the bit: sums in the order of a ring, rounded at every hop, and exact concatenations.
+
+mod common;
+
+use common::{Gpu, NON_BLOCKING, join, state, unique_id};
+use half::{bf16, f16};
+use softgpu::driver::memory::*;
+use softgpu::nccl::*;
+
+const IN_PROGRESS: u32 = 7;
+const SUM: u32 = 0;
+
+/// `ncclDataType_t`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    F16 = 6,
+    F32 = 7,
+    Bf16 = 9,
+}
+const KINDS: [Kind; 3] = [Kind::F16, Kind::F32, Kind::Bf16];
+
+impl Kind {
+    fn bytes(self) -> usize {
+        if self == Self::F32 { 4 } else { 2 }
+    }
+
+    /// To the type and back. f64 has so many more bits that the sum of two, rounded twice, is the sum rounded once.
+    fn rounded(self, value: f64) -> f64 {
+        match self {
+            Self::F16 => f16::from_f64(value).to_f64(),
+            Self::F32 => (value as f32).into(),
+            Self::Bf16 => bf16::from_f64(value).to_f64(),
+        }
+    }
+
+    fn encode(self, values: &[f64]) -> Vec<u8> {
+        let bytes = |&value: &f64| match self {
+            Self::F16 => f16::from_f64(value).to_le_bytes().to_vec(),
+            Self::F32 => (value as f32).to_le_bytes().to_vec(),
+            Self::Bf16 => bf16::from_f64(value).to_le_bytes().to_vec(),
+        };
+        values.iter().flat_map(bytes).collect()
+    }
+}
+
+/// Ranks whose streams run in this thread.
+struct Ranks(Vec<(Gpu, usize)>);
+
+impl Ranks {
+    fn new(count: usize) -> Self {
+        let id = unique_id();
+        let ranks = (0..count as i32).map(|rank| {
+            let gpu = Gpu::new();
+            let (result, comm) = join(id, count as i32, rank, &NON_BLOCKING);
+            assert_eq!(result, IN_PROGRESS);
+            (gpu, comm)
+        });
+        let ranks: Vec<_> = ranks.collect();
+        ranks.iter().for_each(|&(_, comm)| assert_eq!(state(comm), 0));
+        Self(ranks)
+    }
+
+    /// What every rank receives in a buffer of `out_bytes`. `call` gets input, output and communicator. The input lies at
+    /// `offset(rank, bytes)` in the output, or in a buffer of its own.
+    fn run(
+        &self,
+        inputs: &[Vec<u8>],
+        out_bytes: usize,
+        offset: Option<fn(usize, usize) -> usize>,
+        call: impl Fn(u64, u64, usize) -> u32,
+    ) -> Vec<Vec<u8>> {
+        let mut outputs = Vec::new();
+        for (rank, (gpu, comm)) in self.0.iter().enumerate() {
+            gpu.enter();
+            let (output, bytes) = (gpu.allocate(out_bytes), inputs[rank].len());
+            let input = offset.map_or_else(|| gpu.allocate(bytes), |at| output + at(rank, bytes) as u64);
+            // SAFETY: the source has that length and is read at the call.
+            assert_eq!(unsafe { cuMemcpyHtoDAsync_v2(input, inputs[rank].as_ptr(), bytes, 0) }, 0);
+            assert_eq!(call(input, output, *comm), IN_PROGRESS);
+            assert_eq!(state(*comm), 0);
+            outputs.push(output);
+        }
+        let read = |(rank, &output): (usize, &u64)| {
+            self.0[rank].0.enter();
+            let mut out = vec![0; out_bytes];
+            // SAFETY: the target has that length, and a copy to pageable memory waits for itself.
+            assert_eq!(unsafe { cuMemcpyDtoHAsync_v2(out.as_mut_ptr(), output, out_bytes, 0) }, 0);
+            assert_eq!(cuMemFree_v2(output), 0);
+            out
+        };
+        outputs.iter().enumerate().map(read).collect()
+    }
+
+    /// The sum, which must be the same bits on every rank, in place and out of place.
+    fn sum(&self, kind: Kind, values: &[Vec<f64>]) -> Vec<u8> {
+        let inputs: Vec<Vec<u8>> = values.iter().map(|v| kind.encode(v)).collect();
+        let call =
+            |input, output, comm| ncclAllReduce(input, output, values[0].len(), kind as u32, SUM, comm, 0);
+        let apart = self.run(&inputs, inputs[0].len(), None, call);
+        let in_place = self.run(&inputs, inputs[0].len(), Some(|_, _| 0), call);
+        assert!(apart.iter().chain(&in_place).all(|out| *out == apart[0]), "{kind:?}: ranks or runs differ");
+        apart[0].clone()
+    }
+}
+
+/// Numbers of both signs over six binary orders, so that the order of a sum shows.
+fn values(seed: u64, count: usize) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state >> 40
+    };
+    (0..count).map(|_| (next() as f64 / (1u64 << 23) as f64 - 1.0) * (1 << (next() % 7)) as f64).collect()
+}
+
+#[test]
+fn sums_go_round_a_ring_and_round_at_every_hop() {
+    for ranks in [2, 3, 4] {
+        let world = Ranks::new(ranks);
+        for (kind, count) in KINDS.into_iter().flat_map(|k| [1, 2, 5, 64, 97, 1001].map(|n| (k, n))) {
+            let parts: Vec<Vec<f64>> = (0..ranks)
+                .map(|rank| values((rank * 1000 + count) as u64, count))
+                .map(|part| part.into_iter().map(|v| kind.rounded(v)).collect())
+                .collect();
+            let chunk = count.div_ceil(ranks);
+            let expected: Vec<f64> = (0..count)
+                .map(|i| {
+                    let order = (1..=ranks).map(|hop| parts[(i / chunk + hop) % ranks][i]);
+                    order.reduce(|sum, term| kind.rounded(sum + term)).expect("a rank at least")
+                })
+                .collect();
+            assert_eq!(world.sum(kind, &parts), kind.encode(&expected), "{ranks} ranks, {count} {kind:?}");
+        }
+    }
+}
+
+/// The sums of one row that every rank holds `rows` times, `row` numbers each.
+fn repeated(world: &Ranks, kind: Kind, row: usize, rows: usize) -> Vec<Vec<u8>> {
+    let parts: Vec<Vec<f64>> =
+        (0..world.0.len()).map(|rank| values(rank as u64 + 7, row).repeat(rows)).collect();
+    world.sum(kind, &parts).chunks(row * kind.bytes()).map(<[u8]>::to_vec).collect()
+}
+
+#[test]
+fn sum_of_two_ranks_does_not_depend_on_where_a_row_lies() {
+    let world = Ranks::new(2);
+    for kind in KINDS {
+        let alone = repeated(&world, kind, 96, 1);
+        for rows in [2, 3, 8] {
+            assert!(
+                repeated(&world, kind, 96, rows).iter().all(|row| *row == alone[0]),
+                "{kind:?}, {rows} rows"
+            );
+        }
+    }
+}
+
+#[test]
+fn sum_of_more_ranks_depends_on_where_a_row_lies() {
+    for ranks in [3, 4] {
+        let world = Ranks::new(ranks);
+        for kind in KINDS {
+            let alone = repeated(&world, kind, 96, 1);
+            let batch = repeated(&world, kind, 96, 8);
+            assert!(batch.iter().any(|row| *row != batch[0]), "{ranks} ranks, {kind:?}: rows of a batch");
+            assert!(
+                batch.iter().any(|row| *row != alone[0]),
+                "{ranks} ranks, {kind:?}: alone and in a batch"
+            );
+        }
+    }
+}
+
+#[test]
+fn gathered_parts_are_the_ranks_bytes_in_order() {
+    for ranks in [2, 3] {
+        let world = Ranks::new(ranks);
+        for (kind, count) in KINDS.into_iter().flat_map(|k| [1, 7, 130].map(|n| (k, n))) {
+            // Any bytes, numbers that are none among them.
+            let part =
+                |rank: usize| (0..count * kind.bytes()).map(|i| (i * 89 + rank * 57 + 3) as u8).collect();
+            let inputs: Vec<Vec<u8>> = (0..ranks).map(part).collect();
+            let expected = inputs.concat();
+            let call = |input, output, comm| ncclAllGather(input, output, count, kind as u32, comm, 0);
+            for offset in [None, Some((|rank, bytes| rank * bytes) as fn(usize, usize) -> usize)] {
+                let out = world.run(&inputs, expected.len(), offset, call);
+                assert!(out.iter().all(|out| *out == expected), "{ranks} ranks, {count} {kind:?}");
+            }
+        }
+    }
+}
