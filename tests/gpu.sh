@@ -42,7 +42,7 @@ else
         run "kernels, $at" --test kernels ${kernels:+"$kernels"}
         run "engine, $at" --test cuda -- --ignored --nocapture
     done
-    SOFTGPU_CC=80 SOFTGPU_DEVICES=1
+    SOFTGPU_CC=80 SOFTGPU_DEVICES=3
     run "faults, software GPU at compute capability 80" --test cuda_faults -- --ignored
 fi
 

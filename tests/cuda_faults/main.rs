@@ -5,17 +5,17 @@
 
 #![cfg(feature = "cuda")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod gpu;
+mod ranks;
 
-use std::ffi::{CString, c_char};
 use std::fs;
-use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use libloading::{Library, Symbol};
-use serde_json::Value;
+use libloading::Library;
 
-use common::{Run, ids, kudos_in, overwrite_tensor};
+use common::{Run, ids, kudos_in, overwrite_tensor, root};
+use gpu::Gpu;
 use kudos::{Device, Engine, Error, ErrorKind, Options, Pending};
 
 const MODEL: &str = "tests/fixtures/models/mha_hd16_bf16";
@@ -23,99 +23,11 @@ const MODEL: &str = "tests/fixtures/models/mha_hd16_bf16";
 /// `{"input_ids":[1,2,3]}`
 const LINE: &str = "{\"input_ids\":[1,2,3]}\n";
 
-/// The software GPU of this process, for one test at a time.
-struct Gpu {
-    library: &'static Library,
-    _turn: MutexGuard<'static, ()>,
-}
-
-/// What is allocated, as the software GPU counts it.
-#[derive(Debug)]
-struct Held {
-    live_bytes: u64,
-    peak_bytes: u64,
-    /// What was freed by the context's end instead of by the program.
-    reclaimed_bytes: u64,
-    context_references: u64,
-    pinned_bytes: u64,
-}
-
-impl Gpu {
-    fn take() -> Self {
-        static LIBRARY: OnceLock<Library> = OnceLock::new();
-        static TURN: Mutex<()> = Mutex::new(());
-        let library = LIBRARY.get_or_init(|| {
-            // SAFETY: the software GPU's initialisers are the Rust runtime's own.
-            let library = unsafe { Library::new("libcuda.so") };
-            library.expect("libcuda.so is not on LD_LIBRARY_PATH: `make test` sets it")
-        });
-        // A test that failed has dropped its engines on the way.
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let gpu = Self { library, _turn: turn };
-        gpu.plan("");
-        gpu.assert_free();
-        gpu
-    }
-
-    /// Plans faults, counted from here.
-    fn plan(&self, plan: &str) {
-        let plan = CString::new(plan).unwrap();
-        // SAFETY: the function has this type in softgpu, which alone has one of this name; the string ends in zero.
-        unsafe {
-            let function: Symbol<'_, unsafe extern "C" fn(*const c_char)> =
-                self.library.get(b"softgpu_plan_faults").expect("libcuda.so is the software GPU");
-            function(plan.as_ptr());
-        }
-    }
-
-    fn json(&self, function: &str) -> Value {
-        // SAFETY: the functions named here have this type in softgpu.
-        let function: Symbol<'_, unsafe extern "C" fn(*mut c_char, usize) -> usize> =
-            unsafe { self.library.get(function) }.expect("libcuda.so is the software GPU");
-        // SAFETY: with a null pointer nothing is written, and the length is returned.
-        let length = unsafe { function(std::ptr::null_mut(), 0) };
-        let mut text = vec![0_u8; length + 1];
-        // SAFETY: the buffer has that length.
-        unsafe { function(text.as_mut_ptr().cast(), text.len()) };
-        serde_json::from_slice(&text[..length]).unwrap()
-    }
-
-    fn held(&self) -> Held {
-        let memory = self.json("softgpu_memory_json");
-        let device = |name: &str| memory["devices"][0][name].as_u64().unwrap_or(0);
-        Held {
-            live_bytes: device("live_bytes"),
-            peak_bytes: device("peak_bytes"),
-            reclaimed_bytes: device("reclaimed_bytes"),
-            context_references: device("context_references"),
-            pinned_bytes: memory["pinned_bytes"].as_u64().unwrap(),
-        }
-    }
-
-    /// That nothing is held, and that it was freed by whoever allocated it.
-    fn assert_free(&self) {
-        let held = self.held();
-        let sum = held.live_bytes + held.reclaimed_bytes + held.context_references + held.pinned_bytes;
-        assert_eq!(sum, 0, "{held:?}");
-    }
-
-    /// Kernels launched so far.
-    fn launches(&self) -> usize {
-        self.json("softgpu_counters_json").as_array().unwrap().len()
-    }
-}
-
-impl Drop for Gpu {
-    fn drop(&mut self) {
-        self.plan("");
-    }
-}
-
 fn open(model: &str) -> kudos::Result<Engine> {
     // A small batch: some of what is submitted waits while a pass runs.
     let options =
         Options { device: Device::Cuda, batch_tokens: 16, max_tokens: Some(64), ..Options::default() };
-    Engine::open(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(model), options)
+    Engine::open(root().join(model), options)
 }
 
 fn sequences() -> Vec<Vec<u32>> {
@@ -253,10 +165,11 @@ fn a_lost_device_answers_everybody_and_spares_the_next_engine() {
     a_failed_pass("lost", "CUDA_ERROR_UNKNOWN");
 }
 
-/// The command on one line of token ids.
+/// The command on one line of token ids, on a machine with one GPU.
 fn score(device: &str, variables: &[(&str, Option<&str>)]) -> Run {
-    let model = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(MODEL);
-    kudos_in(variables, &["score", "--device", device, "--model", model.to_str().unwrap(), "-"], LINE)
+    let model = root().join(MODEL);
+    let variables = [&[("SOFTGPU_DEVICES", Some("1"))], variables].concat();
+    kudos_in(&variables, &["score", "--device", device, "--model", model.to_str().unwrap(), "-"], LINE)
 }
 
 fn assert_error(run: &Run, words: &[&str]) {

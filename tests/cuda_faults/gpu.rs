@@ -1,0 +1,96 @@
+//! The software GPU of this process: faults on demand, and what is allocated.
+
+use std::ffi::{CString, c_char};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use libloading::{Library, Symbol};
+use serde_json::Value;
+
+/// The software GPU of this process, for one test at a time.
+pub(crate) struct Gpu {
+    library: &'static Library,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// What is allocated, on all devices together, as the software GPU counts it.
+#[derive(Debug)]
+pub(crate) struct Held {
+    pub(crate) live_bytes: u64,
+    pub(crate) peak_bytes: u64,
+    /// What was freed by the context's end instead of by the program.
+    pub(crate) reclaimed_bytes: u64,
+    pub(crate) context_references: u64,
+    pub(crate) pinned_bytes: u64,
+}
+
+impl Gpu {
+    pub(crate) fn take() -> Self {
+        static LIBRARY: OnceLock<Library> = OnceLock::new();
+        static TURN: Mutex<()> = Mutex::new(());
+        let library = LIBRARY.get_or_init(|| {
+            // SAFETY: the software GPU's initialisers are the Rust runtime's own.
+            let library = unsafe { Library::new("libcuda.so") };
+            library.expect("libcuda.so is not on LD_LIBRARY_PATH: `make test` sets it")
+        });
+        // A test that failed has dropped its engines on the way.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let gpu = Self { library, _turn: turn };
+        gpu.plan("");
+        gpu.assert_free();
+        gpu
+    }
+
+    /// Plans faults, counted from here.
+    pub(crate) fn plan(&self, plan: &str) {
+        let plan = CString::new(plan).unwrap();
+        // SAFETY: the function has this type in softgpu, which alone has one of this name; the string ends in zero.
+        unsafe {
+            let function: Symbol<'_, unsafe extern "C" fn(*const c_char)> =
+                self.library.get(b"softgpu_plan_faults").expect("libcuda.so is the software GPU");
+            function(plan.as_ptr());
+        }
+    }
+
+    fn json(&self, function: &str) -> Value {
+        // SAFETY: the functions named here have this type in softgpu.
+        let function: Symbol<'_, unsafe extern "C" fn(*mut c_char, usize) -> usize> =
+            unsafe { self.library.get(function) }.expect("libcuda.so is the software GPU");
+        // SAFETY: with a null pointer nothing is written, and the length is returned.
+        let length = unsafe { function(std::ptr::null_mut(), 0) };
+        let mut text = vec![0_u8; length + 1];
+        // SAFETY: the buffer has that length.
+        unsafe { function(text.as_mut_ptr().cast(), text.len()) };
+        serde_json::from_slice(&text[..length]).unwrap()
+    }
+
+    pub(crate) fn held(&self) -> Held {
+        let memory = self.json("softgpu_memory_json");
+        let devices = memory["devices"].as_array().unwrap();
+        let device = |name: &str| devices.iter().map(|device| device[name].as_u64().unwrap()).sum();
+        Held {
+            live_bytes: device("live_bytes"),
+            peak_bytes: device("peak_bytes"),
+            reclaimed_bytes: device("reclaimed_bytes"),
+            context_references: device("context_references"),
+            pinned_bytes: memory["pinned_bytes"].as_u64().unwrap(),
+        }
+    }
+
+    /// That nothing is held, and that it was freed by whoever allocated it.
+    pub(crate) fn assert_free(&self) {
+        let held = self.held();
+        let sum = held.live_bytes + held.reclaimed_bytes + held.context_references + held.pinned_bytes;
+        assert_eq!(sum, 0, "{held:?}");
+    }
+
+    /// Kernels launched so far.
+    pub(crate) fn launches(&self) -> usize {
+        self.json("softgpu_counters_json").as_array().unwrap().len()
+    }
+}
+
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        self.plan("");
+    }
+}

@@ -1,0 +1,138 @@
+//! What happens when one of several ranks fails: its error reaches everybody, with its number, nobody waits for ever,
+//! memory goes back, and another engine can be opened.
+
+use std::time::{Duration, Instant};
+
+use kudos::{Device, Engine, Error, ErrorKind, Options, RankSums};
+
+use crate::common::root;
+use crate::gpu::Gpu;
+use crate::{MODEL, failure_of_all, rewards};
+
+/// Far more than any of these takes, and far less than a hang.
+const SOON: Duration = Duration::from_secs(30);
+
+fn options(rank_sums: RankSums) -> Options {
+    Options {
+        device: Device::Cuda,
+        ranks: Some(2),
+        rank_sums,
+        batch_tokens: 16,
+        max_tokens: Some(64),
+        peer_timeout: Duration::from_secs(2),
+        ..Options::default()
+    }
+}
+
+fn open(rank_sums: RankSums) -> kudos::Result<Engine> {
+    Engine::open(root().join(MODEL), options(rank_sums))
+}
+
+/// Both ways of taking sums: the faults are those of two kinds of collectives.
+const WAYS: [RankSums; 2] = [RankSums::Ordered, RankSums::Reduced];
+
+/// After a failure: nothing is held, and the next engine gives what the first one gave.
+fn assert_recovered(gpu: &Gpu, rank_sums: RankSums, expected: &[u32]) {
+    gpu.plan("");
+    gpu.assert_free();
+    assert_eq!(rewards(&open(rank_sums).unwrap()), expected);
+    gpu.assert_free();
+}
+
+fn expected(gpu: &Gpu, rank_sums: RankSums) -> Vec<u32> {
+    let rewards = rewards(&open(rank_sums).unwrap());
+    gpu.assert_free();
+    rewards
+}
+
+fn assert_names_rank_1(error: &Error) {
+    assert!(error.message().starts_with("rank 1 of 2: "), "{error}");
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_rank_out_of_memory_is_named_and_nobody_waits_for_it() {
+    let gpu = Gpu::take();
+    for rank_sums in WAYS {
+        let expected = expected(&gpu, rank_sums);
+        let begun = Instant::now();
+        for at in [1, 5, 12] {
+            gpu.plan(&format!("1/alloc:{at}"));
+            let error = open(rank_sums).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
+            assert_names_rank_1(&error);
+            assert!(error.message().contains("bytes on GPU 1 failed"), "{error}");
+            gpu.assert_free();
+        }
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+        assert_recovered(&gpu, rank_sums, &expected);
+    }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_rank_that_fails_in_a_pass_is_named_and_ends_what_the_others_wait_for() {
+    let gpu = Gpu::take();
+    for rank_sums in WAYS {
+        let expected = expected(&gpu, rank_sums);
+        for (fault, code) in [
+            ("1/launch:1", "CUDA_ERROR_LAUNCH_FAILED"),
+            ("1/launch:9", "CUDA_ERROR_LAUNCH_FAILED"),
+            ("1/lost:4", "CUDA_ERROR_UNKNOWN"),
+            ("1/nccl:1", "NCCL says"),
+            ("1/nccl:3", "NCCL says"),
+        ] {
+            let engine = open(rank_sums).unwrap();
+            gpu.plan(fault);
+            let begun = Instant::now();
+            let error = failure_of_all(&engine);
+            assert!(begun.elapsed() < SOON, "{fault}: {:?}", begun.elapsed());
+            assert_eq!(error.kind(), ErrorKind::Device, "{fault}: {error}");
+            assert_names_rank_1(&error);
+            assert!(error.message().contains(code), "{fault}: {error}");
+            assert!(error.place().is_some_and(|place| place.starts_with("GPU 1 (softgpu")), "{error}");
+            drop(engine);
+            assert_recovered(&gpu, rank_sums, &expected);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_rank_that_hangs_ends_the_engine_within_the_time_limit() {
+    let gpu = Gpu::take();
+    for rank_sums in WAYS {
+        let expected = expected(&gpu, rank_sums);
+        let engine = open(rank_sums).unwrap();
+        gpu.plan("1/hang:2");
+        let begun = Instant::now();
+        let error = failure_of_all(&engine);
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+        assert_eq!(error.kind(), ErrorKind::Device, "{error}");
+        assert!(error.message().contains("of 2: waiting for the other ranks"), "{error}");
+        drop(engine);
+        assert_recovered(&gpu, rank_sums, &expected);
+    }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn devices_are_chosen_by_number_and_refused_by_name() {
+    let _gpu = Gpu::take();
+    let open = |devices: &[usize], ranks| {
+        let options = Options { devices: devices.to_vec(), ranks, ..options(RankSums::Ordered) };
+        Engine::open(root().join(MODEL), options)
+    };
+    assert!(open(&[2, 0], Some(2)).unwrap().device().contains("GPUs 2, 0 (softgpu"));
+    // As few as it fits on.
+    assert!(open(&[2, 0], None).unwrap().device().contains("GPU 2 (softgpu"));
+    for (devices, ranks, words) in [
+        (&[0, 9][..], None, "there is no GPU 9"),
+        (&[1, 1], Some(2), "GPU 1 is named twice"),
+        (&[1], Some(2), "2 ranks need as many GPUs, and there are 1"),
+    ] {
+        let error = open(devices, ranks).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Options, "{error}");
+        assert!(error.message().contains(words), "{error}");
+    }
+}
