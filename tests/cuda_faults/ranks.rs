@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use kudos::{Device, Engine, Error, ErrorKind, Options, RankSums};
 
-use crate::common::root;
+use crate::common::{kudos_in, root};
 use crate::gpu::Gpu;
-use crate::{MODEL, failure_of_all, rewards};
+use crate::{LINE, MODEL, failure_of_all, rewards};
 
 /// Far more than any of these takes, and far less than a hang.
 const SOON: Duration = Duration::from_secs(30);
@@ -134,5 +134,36 @@ fn devices_are_chosen_by_number_and_refused_by_name() {
         let error = open(devices, ranks).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Options, "{error}");
         assert!(error.message().contains(words), "{error}");
+    }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_model_too_large_for_one_gpu_gets_as_few_as_it_fits_on() {
+    // With this batch 0.43 GiB on one GPU, 0.23 on each of two, 0.13 on each of four.
+    let model = root().join("tests/fixtures/models/kv4_hd128_tied_f16");
+    let arguments =
+        ["score", "--device", "cuda", "--max-tokens", "512", "--model", model.to_str().unwrap(), "-"];
+    for (memory_gib, gpus) in [("0.5", "GPU 0 ("), ("0.3", "GPUs 0, 1 ("), ("0.15", "GPUs 0, 1, 2, 3 (")] {
+        let variables = [("SOFTGPU_MEMORY_GIB", Some(memory_gib)), ("SOFTGPU_DEVICES", Some("5"))];
+        let run = kudos_in(&variables, &arguments, LINE);
+        assert_eq!(run.status, Some(0), "{run:?}");
+        assert!(run.stderr.contains(gpus), "{memory_gib} GiB: {run:?}");
+    }
+    let variables = [("SOFTGPU_MEMORY_GIB", Some("0.3")), ("SOFTGPU_DEVICES", Some("5"))];
+    let run = kudos_in(&variables, &[&arguments[..], &["--ranks", "1"]].concat(), LINE);
+    assert_eq!(run.status, Some(2), "{run:?}");
+    assert!(run.stderr.contains("the model needs 0.43 GiB"), "{run:?}");
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn the_plan_covers_what_each_rank_allocates() {
+    let gpu = Gpu::take();
+    for rank_sums in WAYS {
+        let engine = open(rank_sums).unwrap();
+        rewards(&engine);
+        let planned = engine.plan().ranks * engine.plan().footprint.total();
+        assert!(gpu.held().live_bytes <= planned as u64, "{planned} bytes planned, {:?}", gpu.held());
     }
 }

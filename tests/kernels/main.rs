@@ -8,6 +8,7 @@ mod attention;
 mod gemm;
 mod launches;
 mod least;
+mod nccl;
 mod numbers;
 mod occupancy;
 mod page;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
         eprintln!("kernels: on {} with compute capability {}", info.name, info.capability);
     }
     let counters = info.as_ref().and_then(|_| launches::Counters::find());
+    let has_nccl = nccl::is_present();
     let mut trials = Vec::new();
     let mut gpus = Vec::new();
     for tier in CudaTier::ALL {
@@ -90,6 +92,13 @@ fn main() -> ExitCode {
         for (name, test) in [rows::TESTS, gemm::TESTS].concat() {
             trials.push(trial(&format!("{name} ({storage:?})"), gpu.clone(), move |gpu| {
                 let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
+                test(gpu);
+            }));
+        }
+        for &(name, test) in nccl::TESTS {
+            let found = gpu.clone().filter(|_| has_nccl);
+            trials.push(trial(&format!("{name} ({storage:?})"), found, move |gpu| {
+                let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
                 test(gpu);
             }));
         }
