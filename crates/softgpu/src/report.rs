@@ -1,5 +1,6 @@
 //! What tests ask the library itself, found by `dlsym`: counters, faults, planted bugs.
 
+use crate::driver::trace::{calls_json, reset_calls};
 use crate::driver::world::{initialise, world};
 use std::ffi::{CStr, c_char};
 
@@ -30,6 +31,51 @@ pub extern "C" fn softgpu_reset_counters() {
             device.lock().unwrap_or_else(std::sync::PoisonError::into_inner).launches.clear();
         }
     }
+}
+
+/// What ran since the last reset, as a JSON array of `{"device","stream","kind","name","bytes","start","end"}`, devices in
+/// order. Kinds are `kernel`, `library`, `collective`, `copy_in` and `copy_out` (named `pinned` or `pageable`),
+/// `copy_device` and `fill`; times are logical nanoseconds. Returns and writes as [`softgpu_counters_json`] does.
+///
+/// # Safety
+/// `buffer` is null or has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softgpu_trace_json(buffer: *mut c_char, length: usize) -> usize {
+    let mut items = Vec::new();
+    if let Ok(world) = world() {
+        for device in &world.devices {
+            items.extend(device.lock().unwrap_or_else(std::sync::PoisonError::into_inner).trace_json());
+        }
+    }
+    let text = format!("[{}]", items.join(","));
+    // SAFETY: the caller's buffer.
+    unsafe { write_text(&text, buffer, length) }
+}
+
+/// Forgets what ran and counts calls from 0 again. What runs from now on starts at the logical time 0 or later, on all
+/// devices, as if everything before had been waited for.
+#[unsafe(no_mangle)]
+pub extern "C" fn softgpu_reset_trace() {
+    reset_calls();
+    if let Ok(world) = world() {
+        let device =
+            |index: usize| world.devices[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let devices = 0..world.devices.len();
+        let floor = devices.clone().map(|index| device(index).latest()).max().unwrap_or(0);
+        devices.for_each(|index| device(index).reset_trace(floor));
+    }
+}
+
+/// Calls of the libraries' entry points by name, and bytes between host and device, both as they were asked for since the
+/// last [`softgpu_reset_trace`]: `{"calls":{"cuMemAlloc_v2":3},"copied_in":{"pinned":0,"pageable":64},"copied_out":{"pinned":0,
+/// "pageable":0}}`. Returns and writes as [`softgpu_counters_json`] does.
+///
+/// # Safety
+/// `buffer` is null or has room for `length` bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softgpu_calls_json(buffer: *mut c_char, length: usize) -> usize {
+    // SAFETY: the caller's buffer.
+    unsafe { write_text(&calls_json(), buffer, length) }
 }
 
 /// What is allocated, as one JSON object: `pinned_bytes` on the host, and of each device `live_bytes` and

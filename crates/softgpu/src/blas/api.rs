@@ -2,6 +2,7 @@
 
 use super::gemm::{Element, Gemm, Matrix};
 use crate::driver::queue::Op;
+use crate::driver::trace::called;
 use crate::driver::wait::push_launch;
 use crate::driver::{device_of, enter};
 use std::ffi::{c_int, c_uint, c_void};
@@ -74,6 +75,7 @@ pub struct HeuristicResult {
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtCreate(handle: *mut usize) -> LtStatus {
+    called("cublasLtCreate");
     // SAFETY: the caller's out parameter.
     unsafe { handle.write(1) };
     SUCCESS
@@ -82,12 +84,14 @@ pub unsafe extern "C" fn cublasLtCreate(handle: *mut usize) -> LtStatus {
 /// Nothing to free.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtDestroy(_handle: usize) -> LtStatus {
+    called("cublasLtDestroy");
     SUCCESS
 }
 
 /// 13.0.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtGetVersion() -> usize {
+    called("cublasLtGetVersion");
     130_000
 }
 
@@ -103,6 +107,7 @@ pub unsafe extern "C" fn cublasLtMatrixLayoutCreate(
     columns: u64,
     stride: i64,
 ) -> LtStatus {
+    called("cublasLtMatrixLayoutCreate");
     let made = Layout { element: Element::from_number(kind), rows, columns, stride, row_order: false };
     // SAFETY: the caller's out parameter.
     unsafe { layout.write(Box::into_raw(Box::new(made))) };
@@ -120,6 +125,7 @@ pub unsafe extern "C" fn cublasLtMatrixLayoutSetAttribute(
     value: *const c_void,
     _bytes: usize,
 ) -> LtStatus {
+    called("cublasLtMatrixLayoutSetAttribute");
     if matches!(attribute, LAYOUT_ROWS | LAYOUT_COLUMNS) {
         // SAFETY: the caller's layout, and a value of the attribute's size, 8 bytes for these two.
         let (layout, size) = unsafe { (&mut *layout, value.cast::<u64>().read_unaligned()) };
@@ -142,6 +148,7 @@ pub unsafe extern "C" fn cublasLtMatrixLayoutSetAttribute(
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtMatrixLayoutDestroy(layout: *mut Layout) -> LtStatus {
+    called("cublasLtMatrixLayoutDestroy");
     // SAFETY: made by `cublasLtMatrixLayoutCreate`, destroyed once.
     drop(unsafe { Box::from_raw(layout) });
     SUCCESS
@@ -157,6 +164,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescCreate(
     compute: c_uint,
     scale: c_uint,
 ) -> LtStatus {
+    called("cublasLtMatmulDescCreate");
     const COMPUTE_32F: c_uint = 68;
     const COMPUTE_32F_PEDANTIC: c_uint = 69;
     if !matches!(compute, COMPUTE_32F | COMPUTE_32F_PEDANTIC) || scale != 0 {
@@ -185,6 +193,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
     value: *const c_void,
     _bytes: usize,
 ) -> LtStatus {
+    called("cublasLtMatmulDescSetAttribute");
     let pointer = value;
     // SAFETY: the caller's description, and a value of the attribute's size, 4 bytes at least for those that are read.
     let (desc, value) = unsafe { (&mut *desc, value.cast::<i32>().read_unaligned()) };
@@ -210,6 +219,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtMatmulDescDestroy(desc: *mut Description) -> LtStatus {
+    called("cublasLtMatmulDescDestroy");
     // SAFETY: made by `cublasLtMatmulDescCreate`, destroyed once.
     drop(unsafe { Box::from_raw(desc) });
     SUCCESS
@@ -221,6 +231,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescDestroy(desc: *mut Description) -> Lt
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtMatmulPreferenceCreate(preference: *mut usize) -> LtStatus {
+    called("cublasLtMatmulPreferenceCreate");
     // SAFETY: the caller's out parameter.
     unsafe { preference.write(1) };
     SUCCESS
@@ -234,12 +245,14 @@ pub extern "C" fn cublasLtMatmulPreferenceSetAttribute(
     _value: *const c_void,
     _bytes: usize,
 ) -> LtStatus {
+    called("cublasLtMatmulPreferenceSetAttribute");
     SUCCESS
 }
 
 /// Nothing to free.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtMatmulPreferenceDestroy(_preference: usize) -> LtStatus {
+    called("cublasLtMatmulPreferenceDestroy");
     SUCCESS
 }
 
@@ -260,6 +273,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
     results: *mut HeuristicResult,
     found: *mut c_int,
 ) -> LtStatus {
+    called("cublasLtMatmulAlgoGetHeuristic");
     // SAFETY: the caller's descriptors.
     let gemm = match unsafe { gemm(desc, [a, b, c, d], [0; 4]) } {
         Ok(gemm) => gemm,
@@ -299,6 +313,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoCheck(
     algorithm: *const Algorithm,
     result: *mut HeuristicResult,
 ) -> LtStatus {
+    called("cublasLtMatmulAlgoCheck");
     // SAFETY: the caller's descriptors and algorithm.
     let (gemm, algorithm) = unsafe { (gemm(desc, [a, b, c, d], [0; 4]), *algorithm) };
     if algorithm.words[3] != ALGORITHM_MARK || algorithm.words[1] != 1 || algorithm.words[0] >= ALGORITHMS {
@@ -326,6 +341,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigGetAttribute(
     bytes: usize,
     written: *mut usize,
 ) -> LtStatus {
+    called("cublasLtMatmulAlgoConfigGetAttribute");
     // SAFETY: the caller's algorithm.
     let words = unsafe { (*algorithm).words };
     let found = match attribute {
@@ -358,6 +374,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigSetAttribute(
     value: *const c_void,
     bytes: usize,
 ) -> LtStatus {
+    called("cublasLtMatmulAlgoConfigSetAttribute");
     if bytes < 4 {
         return INVALID_VALUE;
     }
@@ -395,21 +412,23 @@ pub unsafe extern "C" fn cublasLtMatmul(
     _workspace_bytes: usize,
     stream: usize,
 ) -> LtStatus {
+    called("cublasLtMatmul");
     // SAFETY: the caller's descriptors and scalars; the algorithm may be null.
     let (gemm, alpha, beta, algorithm) = unsafe {
         let chosen = if algorithm.is_null() { Algorithm::default() } else { *algorithm };
         (gemm(desc, [a_layout, b_layout, c_layout, d_layout], [a, b, c, d]), *alpha, *beta, chosen)
     };
-    let gemm = match gemm.and_then(|g| g.sizes().map(|_| g)) {
-        Ok(gemm) => gemm,
+    let (gemm, (m, n, k)) = match gemm.and_then(|g| g.sizes().map(|sizes| (g, sizes))) {
+        Ok(checked) => checked,
         Err(why) => return refuse(&why),
     };
+    let multiplications = (m * n * k) as u64;
     let k_block = if algorithm.words[0] == 2 { K_BLOCK } else { 0 };
     let gemm = Gemm { alpha, beta, k_block, ..gemm };
     let work = Box::new(move |memory: &mut crate::device::DeviceMemory| gemm.run(memory));
-    let queued = device_of(stream)
-        .and_then(enter)
-        .and_then(|device| push_launch(device, stream, Op::Work { name: "cublasLtMatmul", work }));
+    let queued = device_of(stream).and_then(enter).and_then(|device| {
+        push_launch(device, stream, Op::Work { name: "cublasLtMatmul", multiplications, work })
+    });
     if queued.is_ok() { SUCCESS } else { EXECUTION_FAILED }
 }
 

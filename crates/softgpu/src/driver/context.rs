@@ -1,6 +1,7 @@
 //! `cuInit`, devices, contexts, error texts.
 
 use super::status::{self, Status};
+use super::trace::called;
 use super::wait::drain_all;
 use super::world::{initialise, world};
 use super::{CURRENT, CuResult, code, current_device, enter, lock, store};
@@ -11,6 +12,7 @@ const DRIVER_VERSION: c_int = 13000;
 /// Starts the driver: reads the settings. Without a device it is refused, as the driver does.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuInit(_flags: c_uint) -> CuResult {
+    called("cuInit");
     if initialise().devices.is_empty() { Status::NoDevice as u32 } else { 0 }
 }
 
@@ -20,6 +22,7 @@ pub extern "C" fn cuInit(_flags: c_uint) -> CuResult {
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> CuResult {
+    called("cuDriverGetVersion");
     // SAFETY: the caller's out parameter.
     code(unsafe { store(version, DRIVER_VERSION) })
 }
@@ -30,6 +33,7 @@ pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> CuResult {
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> CuResult {
+    called("cuDeviceGetCount");
     // SAFETY: the caller's out parameter.
     code(world().and_then(|w| unsafe { store(count, w.devices.len() as c_int) }))
 }
@@ -40,6 +44,7 @@ pub unsafe extern "C" fn cuDeviceGetCount(count: *mut c_int) -> CuResult {
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> CuResult {
+    called("cuDeviceGet");
     // SAFETY: the caller's out parameter.
     code(lock(ordinal as usize).and_then(|_| unsafe { store(device, ordinal) }))
 }
@@ -50,6 +55,7 @@ pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> CuRe
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, length: c_int, _device: c_int) -> CuResult {
+    called("cuDeviceGetName");
     code(world().and_then(|w| {
         let text = format!("softgpu sm_{}", w.settings.cc);
         let count = text.len().min((length.max(1) - 1) as usize);
@@ -71,6 +77,7 @@ pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, length: c_int, _devi
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -> CuResult {
+    called("cuDeviceTotalMem_v2");
     // SAFETY: the caller's out parameter.
     code(lock(device as usize).and_then(|d| unsafe { store(bytes, d.memory.free_and_total().1) }))
 }
@@ -81,6 +88,7 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: c_int) -> CuResult {
+    called("cuDeviceGetUuid_v2");
     let mut bytes = *b"softgpu         ";
     bytes[15] = device as u8;
     // SAFETY: the caller's out parameter.
@@ -97,6 +105,7 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(
     attribute: c_uint,
     _device: c_int,
 ) -> CuResult {
+    called("cuDeviceGetAttribute");
     code(world().and_then(|w| {
         let Some(found) = attribute_of(w.settings.cc, attribute) else {
             eprintln!("softgpu: device attribute {attribute} is not known");
@@ -151,6 +160,7 @@ fn attribute_of(cc: u32, attribute: c_uint) -> Option<c_int> {
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c_int) -> CuResult {
+    called("cuDevicePrimaryCtxRetain");
     code(lock(device as usize).and_then(|mut d| {
         d.context_references += 1;
         // SAFETY: the caller's out parameter.
@@ -161,6 +171,7 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c
 /// The last release frees everything and ends a sticky error.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> CuResult {
+    called("cuDevicePrimaryCtxRelease_v2");
     code(lock(device as usize).and_then(|mut d| {
         if d.context_references == 0 {
             return Err(Status::InvalidContext);
@@ -179,6 +190,7 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> CuResult {
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuCtxGetCurrent(context: *mut usize) -> CuResult {
+    called("cuCtxGetCurrent");
     // SAFETY: the caller's out parameter.
     code(unsafe { store(context, CURRENT.get()) })
 }
@@ -186,6 +198,7 @@ pub unsafe extern "C" fn cuCtxGetCurrent(context: *mut usize) -> CuResult {
 /// Sets the calling thread's context.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxSetCurrent(context: usize) -> CuResult {
+    called("cuCtxSetCurrent");
     CURRENT.set(context);
     0
 }
@@ -196,6 +209,7 @@ pub extern "C" fn cuCtxSetCurrent(context: usize) -> CuResult {
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuCtxGetDevice(device: *mut c_int) -> CuResult {
+    called("cuCtxGetDevice");
     // SAFETY: the caller's out parameter.
     code(current_device().and_then(|d| unsafe { store(device, d as c_int) }))
 }
@@ -203,6 +217,7 @@ pub unsafe extern "C" fn cuCtxGetDevice(device: *mut c_int) -> CuResult {
 /// Runs every stream of the device.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuCtxSynchronize() -> CuResult {
+    called("cuCtxSynchronize");
     code(current_device().and_then(enter).and_then(|d| drain_all(d).1))
 }
 
@@ -212,6 +227,7 @@ pub extern "C" fn cuCtxSynchronize() -> CuResult {
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetErrorName(error: c_uint, text: *mut *const c_char) -> CuResult {
+    called("cuGetErrorName");
     // SAFETY: the caller's out parameter.
     code(
         status::describe(error)
@@ -226,6 +242,7 @@ pub unsafe extern "C" fn cuGetErrorName(error: c_uint, text: *mut *const c_char)
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuGetErrorString(error: c_uint, text: *mut *const c_char) -> CuResult {
+    called("cuGetErrorString");
     // SAFETY: the caller's out parameter.
     code(
         status::describe(error)

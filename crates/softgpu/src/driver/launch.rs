@@ -3,6 +3,7 @@
 use super::context::limits;
 use super::queue::Op;
 use super::status::Status;
+use super::trace::called;
 use super::wait::push_launch;
 use super::world::{Function, world};
 use super::{CuResult, code, current_device, device_of, enter, store};
@@ -25,6 +26,7 @@ const ATTRIBUTE_DYNAMIC_SHARED_MAX: c_uint = 8;
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_void) -> CuResult {
+    called("cuModuleLoadData");
     code(current_device().and_then(enter).and_then(|mut d| {
         if image.is_null() {
             return Err(Status::InvalidValue);
@@ -55,6 +57,7 @@ pub unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_vo
 /// Forgets the module; functions in use live on in their launches.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuModuleUnload(module: usize) -> CuResult {
+    called("cuModuleUnload");
     code(
         device_of(module)
             .and_then(enter)
@@ -72,6 +75,7 @@ pub unsafe extern "C" fn cuModuleGetFunction(
     module: usize,
     name: *const c_char,
 ) -> CuResult {
+    called("cuModuleGetFunction");
     code(device_of(module).and_then(enter).and_then(|mut d| {
         // SAFETY: the caller's string.
         let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
@@ -94,6 +98,7 @@ pub unsafe extern "C" fn cuFuncGetAttribute(
     attribute: c_uint,
     function: usize,
 ) -> CuResult {
+    called("cuFuncGetAttribute");
     code(device_of(function).and_then(enter).and_then(|d| {
         let f = d.functions.get(&function).ok_or(Status::InvalidHandle)?;
         let found = match attribute {
@@ -110,6 +115,7 @@ pub unsafe extern "C" fn cuFuncGetAttribute(
 /// Raises dynamic shared memory up to the device's opt-in limit; other attributes are hints.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_uint, value: c_int) -> CuResult {
+    called("cuFuncSetAttribute");
     code(device_of(function).and_then(enter).and_then(|mut d| {
         let opt_in = limits(world()?.settings.cc).0 as usize;
         let f = d.functions.get_mut(&function).ok_or(Status::InvalidHandle)?;
@@ -136,6 +142,7 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     dynamic_shared_bytes: usize,
     _flags: c_uint,
 ) -> CuResult {
+    called("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags");
     code(device_of(function).and_then(enter).and_then(|d| {
         let f = d.functions.get(&function).ok_or(Status::InvalidHandle)?;
         let (opt_in, _, threads) = limits(world()?.settings.cc);
@@ -166,6 +173,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
     params: *mut *mut c_void,
     extra: *mut *mut c_void,
 ) -> CuResult {
+    called("cuLaunchKernel");
     code(device_of(function).and_then(enter).and_then(|d| {
         let f = d.functions.get(&function).ok_or(Status::InvalidHandle)?;
         let program = f.program.clone();
@@ -203,6 +211,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
 /// Not there yet: no kernel here uses tensor maps.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuTensorMapEncodeTiled() -> CuResult {
+    called("cuTensorMapEncodeTiled");
     eprintln!("softgpu: cuTensorMapEncodeTiled is not supported");
     Status::NotSupported as u32
 }

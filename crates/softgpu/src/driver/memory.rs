@@ -2,6 +2,7 @@
 
 use super::queue::Op;
 use super::status::Status;
+use super::trace::{Way, called, copied};
 use super::wait::{drain, drain_all};
 use super::world::world;
 use super::{CuResult, code, current_device, device_of, enter, lock, store};
@@ -17,6 +18,7 @@ const PINNED_ALIGN: usize = 4096;
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> CuResult {
+    called("cuMemGetInfo_v2");
     code(current_device().and_then(enter).and_then(|d| {
         let (f, t) = d.memory.free_and_total();
         // SAFETY: the caller's out parameters.
@@ -30,6 +32,7 @@ pub unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) ->
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemAlloc_v2(pointer: *mut u64, bytes: usize) -> CuResult {
+    called("cuMemAlloc_v2");
     code(current_device().and_then(enter).and_then(|mut d| {
         if bytes == 0 {
             return Err(Status::InvalidValue);
@@ -46,6 +49,7 @@ pub unsafe extern "C" fn cuMemAlloc_v2(pointer: *mut u64, bytes: usize) -> CuRes
 /// Frees, after the device's work is done, as the hardware's driver waits too.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemFree_v2(pointer: u64) -> CuResult {
+    called("cuMemFree_v2");
     code(owner(pointer).and_then(lock).and_then(|d| {
         if pointer == 0 {
             return Ok(());
@@ -68,6 +72,7 @@ fn owner(pointer: u64) -> Result<usize, Status> {
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut u8, bytes: usize, _flags: c_uint) -> CuResult {
+    called("cuMemHostAlloc");
     code(current_device().and_then(enter).and_then(|_| {
         let layout = Layout::from_size_align(bytes, PINNED_ALIGN).map_err(|_| Status::InvalidValue)?;
         if bytes == 0 {
@@ -91,6 +96,7 @@ pub unsafe extern "C" fn cuMemHostAlloc(pointer: *mut *mut u8, bytes: usize, _fl
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemFreeHost(pointer: *mut u8) -> CuResult {
+    called("cuMemFreeHost");
     code(world().and_then(|w| {
         let mut pinned = w.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let bytes = pinned.remove(&(pointer as usize)).ok_or(Status::InvalidValue)?;
@@ -104,6 +110,7 @@ pub unsafe extern "C" fn cuMemFreeHost(pointer: *mut u8) -> CuResult {
 /// Fills with a byte.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemsetD8Async(to: u64, value: c_uchar, bytes: usize, stream: usize) -> CuResult {
+    called("cuMemsetD8Async");
     code(device_of(stream).and_then(enter).and_then(|mut d| d.push(stream, Op::Fill { to, value, bytes })))
 }
 
@@ -118,15 +125,24 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
     bytes: usize,
     stream: usize,
 ) -> CuResult {
-    code(device_of(stream).and_then(enter).and_then(|mut d| {
-        let op = if world()?.is_pinned(from as usize, bytes) {
-            Op::CopyInPinned { to, from: from as usize, bytes }
-        } else {
-            // SAFETY: the caller's source, read now.
-            Op::CopyIn { to, bytes: unsafe { read(from, bytes) } }
-        };
-        d.push(stream, op)
-    }))
+    called("cuMemcpyHtoDAsync_v2");
+    // SAFETY: the caller's source.
+    code(unsafe { copy_in(to, from, bytes, stream) })
+}
+
+/// # Safety
+/// As [`cuMemcpyHtoDAsync_v2`].
+unsafe fn copy_in(to: u64, from: *const u8, bytes: usize, stream: usize) -> Result<(), Status> {
+    let mut d = device_of(stream).and_then(enter)?;
+    let pinned = world()?.is_pinned(from as usize, bytes);
+    copied(Way::In, pinned, bytes);
+    let op = if pinned {
+        Op::CopyInPinned { to, from: from as usize, bytes }
+    } else {
+        // SAFETY: the caller's source, read now.
+        Op::CopyIn { to, bytes: unsafe { read(from, bytes) } }
+    };
+    d.push(stream, op)
 }
 
 /// Device to host. A copy to pageable memory waits for itself, as the driver's does.
@@ -140,21 +156,27 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
     bytes: usize,
     stream: usize,
 ) -> CuResult {
-    code(device_of(stream).and_then(enter).and_then(|mut d| {
-        let world = world()?;
-        d.push(stream, Op::CopyOut { to: to as usize, from, bytes })?;
-        if world.is_pinned(to as usize, bytes) { Ok(()) } else { drain(d, stream).map(|_| ()) }
-    }))
+    called("cuMemcpyDtoHAsync_v2");
+    code(copy_out(to, from, bytes, stream))
+}
+
+fn copy_out(to: *mut u8, from: u64, bytes: usize, stream: usize) -> Result<(), Status> {
+    let mut d = device_of(stream).and_then(enter)?;
+    let pinned = world()?.is_pinned(to as usize, bytes);
+    copied(Way::Out, pinned, bytes);
+    d.push(stream, Op::CopyOut { to: to as usize, from, bytes, pinned })?;
+    if pinned { Ok(()) } else { drain(d, stream).map(|_| ()) }
 }
 
 /// Within the device.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: usize) -> CuResult {
-    code(
-        device_of(stream)
-            .and_then(enter)
-            .and_then(|mut d| d.push(stream, Op::CopyDevice { to, from, bytes })),
-    )
+    called("cuMemcpyDtoDAsync_v2");
+    code(copy_device(to, from, bytes, stream))
+}
+
+fn copy_device(to: u64, from: u64, bytes: usize, stream: usize) -> Result<(), Status> {
+    device_of(stream).and_then(enter)?.push(stream, Op::CopyDevice { to, from, bytes })
 }
 
 /// `CUDA_MEMCPY2D`, as the driver's header lays it out.
@@ -188,6 +210,7 @@ const KIND_DEVICE: c_uint = 2;
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpy2DAsync_v2(copy: *const Memcpy2D, stream: usize) -> CuResult {
+    called("cuMemcpy2DAsync_v2");
     if copy.is_null() {
         return Status::InvalidValue as u32;
     }
@@ -197,29 +220,23 @@ pub unsafe extern "C" fn cuMemcpy2DAsync_v2(copy: *const Memcpy2D, stream: usize
         let source = (c.source_y + row) * c.source_pitch + c.source_x;
         let target = (c.target_y + row) * c.target_pitch + c.target_x;
         // SAFETY: the rows lie inside the caller's areas, which the contract of this call promises.
-        let status = unsafe {
+        let done = unsafe {
             match (c.source_kind, c.target_kind) {
-                (KIND_HOST, KIND_DEVICE) => cuMemcpyHtoDAsync_v2(
-                    c.target_device + target as u64,
-                    c.source_host.add(source),
-                    c.width,
-                    stream,
-                ),
-                (KIND_DEVICE, KIND_HOST) => cuMemcpyDtoHAsync_v2(
-                    c.target_host.add(target),
-                    c.source_device + source as u64,
-                    c.width,
-                    stream,
-                ),
+                (KIND_HOST, KIND_DEVICE) => {
+                    copy_in(c.target_device + target as u64, c.source_host.add(source), c.width, stream)
+                }
+                (KIND_DEVICE, KIND_HOST) => {
+                    copy_out(c.target_host.add(target), c.source_device + source as u64, c.width, stream)
+                }
                 (KIND_DEVICE, KIND_DEVICE) => {
                     let (to, from) = (c.target_device + target as u64, c.source_device + source as u64);
-                    cuMemcpyDtoDAsync_v2(to, from, c.width, stream)
+                    copy_device(to, from, c.width, stream)
                 }
-                _ => Status::NotSupported as u32,
+                _ => Err(Status::NotSupported),
             }
         };
-        if status != 0 {
-            return status;
+        if let Err(status) = done {
+            return status as u32;
         }
     }
     0

@@ -10,6 +10,7 @@ pub mod memory;
 pub mod queue;
 pub mod status;
 pub mod stream;
+pub mod trace;
 pub(crate) mod wait;
 pub mod world;
 

@@ -1,6 +1,7 @@
 //! Streams and events: queues that run when somebody waits for them.
 
 use super::status::Status;
+use super::trace;
 use super::world::{DeviceState, World};
 use crate::check::{Fault, Violation};
 use crate::decode::Program;
@@ -16,8 +17,9 @@ pub type Failure = (Status, String);
 /// Work of a library (a GEMM) on the device's memory; an error names what went wrong.
 pub type Work = Box<dyn FnOnce(&mut DeviceMemory) -> Result<(), String> + Send>;
 
-/// A collective: `None` as long as it waits for other ranks. It is asked again until it ends.
-pub type Poll = Box<dyn FnMut(&mut DeviceMemory) -> Option<Result<(), Failure>> + Send>;
+/// A collective: `None` as long as it waits for other ranks. It is asked again until it ends. It is given the logical time
+/// at which it could start here, and gives that of its start, when all ranks could.
+pub type Poll = Box<dyn FnMut(&mut DeviceMemory, u64) -> Option<Result<u64, Failure>> + Send>;
 
 /// One entry of a stream.
 #[allow(missing_docs)]
@@ -27,7 +29,7 @@ pub enum Op {
     /// From pinned host memory, read when this runs.
     CopyInPinned { to: u64, from: usize, bytes: usize },
     /// To host memory.
-    CopyOut { to: usize, from: u64, bytes: usize },
+    CopyOut { to: usize, from: u64, bytes: usize, pinned: bool },
     /// Between two places of the device.
     CopyDevice { to: u64, from: u64, bytes: usize },
     /// Bytes of one value.
@@ -38,10 +40,10 @@ pub enum Op {
     Record { event: usize },
     /// Nothing later before that place of another stream is done.
     Wait { stream: usize, sequence: u64 },
-    /// A library call, with its name.
-    Work { name: &'static str, work: Work },
+    /// A library call, with its name and size.
+    Work { name: &'static str, multiplications: u64, work: Work },
     /// A call that ends when all ranks of a group have come to it.
-    Collective { name: &'static str, group: usize, poll: Poll },
+    Collective { name: &'static str, bytes: usize, group: usize, poll: Poll },
 }
 
 /// How far a stream ran.
@@ -64,6 +66,10 @@ pub struct Stream {
     pub pushed: u64,
     /// Entries done.
     pub done: u64,
+    /// The logical time at which the last of them ended.
+    pub(super) clock: u64,
+    /// The same of each.
+    pub(super) ends: Vec<u64>,
     /// Waits for the default stream and is waited for by it.
     pub blocking: bool,
 }
@@ -119,15 +125,17 @@ impl DeviceState {
                 break;
             }
             let Some(mut op) = s.queue.pop_front() else { break };
-            let mut outcome = Ok(());
+            let ready = self.trace.ready(s);
+            let mut start = Ok(ready);
             let waits = match &mut op {
-                Op::Wait { stream: other, sequence } => match self.run_until(world, *other, *sequence)? {
-                    Progress::Done => None,
-                    waits => Some(waits),
-                },
-                Op::Collective { name, group, poll } => match poll(&mut self.memory) {
+                Op::Wait { stream: other, sequence } => {
+                    let progress = self.run_until(world, *other, *sequence)?;
+                    start = Ok(ready.max(self.ended(*other, *sequence)));
+                    (progress != Progress::Done).then_some(progress)
+                }
+                Op::Collective { name, group, poll, .. } => match poll(&mut self.memory, ready) {
                     Some(ended) => {
-                        outcome = ended.map_err(|(status, why)| (status, format!("{name}: {why}")));
+                        start = ended.map_err(|(status, why)| (status, format!("{name}: {why}")));
                         None
                     }
                     None => Some(Progress::Waits { group: *group }),
@@ -140,16 +148,20 @@ impl DeviceState {
                 }
                 return Ok(waits);
             }
-            if outcome.is_ok() {
-                outcome = self.perform(world, op);
-            }
-            if let Err((status, why)) = outcome {
-                eprintln!("softgpu: device {}: {why}", self.index);
-                self.error = Some(status);
-                self.message = why;
-            }
+            let (what, work) = (trace::describe(&op), trace::work(&op));
+            let end = match start.and_then(|start| self.perform(world, op).map(|()| start)) {
+                Ok(start) => what.map_or(start, |what| self.record(world, stream, what, start, work)),
+                Err((status, why)) => {
+                    eprintln!("softgpu: device {}: {why}", self.index);
+                    self.error = Some(status);
+                    self.message = why;
+                    0
+                }
+            };
             if let Some(s) = self.streams.get_mut(&stream) {
                 s.done += 1;
+                s.clock = s.clock.max(end);
+                s.ends.push(s.clock);
             }
         }
         self.error.map_or(Ok(Progress::Done), Err)
@@ -184,7 +196,7 @@ impl DeviceState {
                 // SAFETY: `range` found the target inside a live allocation, and the source is pinned memory that lives still.
                 unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
             }
-            Op::CopyOut { to, from, bytes } => {
+            Op::CopyOut { to, from, bytes, .. } => {
                 memory.range(from, bytes, Access::Read).map_err(in_copy)?;
                 // SAFETY: `range` found the source inside a live allocation; the target is the caller's, promised by
                 // cuMemcpyDtoHAsync's contract until the copy has been waited for.
@@ -209,7 +221,7 @@ impl DeviceState {
                 }
             }
             Op::Wait { .. } | Op::Collective { .. } => {}
-            Op::Work { name, work } => {
+            Op::Work { name, work, .. } => {
                 work(memory).map_err(|why| (Status::IllegalAddress, format!("{name}: {why}")))?;
             }
         }

@@ -2,6 +2,7 @@
 
 use super::queue::{Event, Op, Progress, Stream};
 use super::status::Status;
+use super::trace::called;
 use super::wait::{drain, finish, help};
 use super::world::world;
 use super::{CuResult, code, current_device, device_of, enter, lock, store};
@@ -15,6 +16,7 @@ const STREAM_NON_BLOCKING: c_uint = 1;
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamCreate(stream: *mut usize, flags: c_uint) -> CuResult {
+    called("cuStreamCreate");
     code(current_device().and_then(enter).and_then(|mut d| {
         let handle = d.handle();
         d.streams.insert(handle, Stream { blocking: flags & STREAM_NON_BLOCKING == 0, ..Stream::default() });
@@ -26,13 +28,16 @@ pub unsafe extern "C" fn cuStreamCreate(stream: *mut usize, flags: c_uint) -> Cu
 /// Runs what is left, then forgets the stream.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamDestroy_v2(stream: usize) -> CuResult {
+    called("cuStreamDestroy_v2");
     code(device_of(stream).and_then(lock).and_then(|d| {
         let Some(s) = d.streams.get(&stream).filter(|_| stream != 0) else {
             return Err(Status::InvalidHandle);
         };
         let pushed = s.pushed;
         let (mut d, ran) = finish(d, &[(stream, pushed)]);
-        d.streams.remove(&stream);
+        if let Some(s) = d.streams.remove(&stream) {
+            d.trace.forget(&s);
+        }
         ran
     }))
 }
@@ -40,12 +45,14 @@ pub extern "C" fn cuStreamDestroy_v2(stream: usize) -> CuResult {
 /// Runs the stream.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamSynchronize(stream: usize) -> CuResult {
+    called("cuStreamSynchronize");
     code(device_of(stream).and_then(enter).and_then(|d| drain(d, stream)).map(|_| ()))
 }
 
 /// Later work of the stream waits for the event's last record.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, _flags: c_uint) -> CuResult {
+    called("cuStreamWaitEvent");
     code(device_of(stream).and_then(enter).and_then(|mut d| {
         if device_of(event)? != d.index {
             eprintln!("softgpu: an event of another device cannot be waited for");
@@ -66,6 +73,7 @@ pub extern "C" fn cuStreamWaitEvent(stream: usize, event: usize, _flags: c_uint)
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventCreate(event: *mut usize, _flags: c_uint) -> CuResult {
+    called("cuEventCreate");
     code(current_device().and_then(enter).and_then(|mut d| {
         let handle = d.handle();
         d.events.insert(handle, Event::default());
@@ -77,6 +85,7 @@ pub unsafe extern "C" fn cuEventCreate(event: *mut usize, _flags: c_uint) -> CuR
 /// Forgets the event.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventDestroy_v2(event: usize) -> CuResult {
+    called("cuEventDestroy_v2");
     code(device_of(event).and_then(lock).and_then(|mut d| {
         d.events.remove(&event).map(|_| ()).ok_or(Status::InvalidHandle)?;
         d.error.map_or(Ok(()), Err)
@@ -86,6 +95,7 @@ pub extern "C" fn cuEventDestroy_v2(event: usize) -> CuResult {
 /// The event now stands for all that the stream holds.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventRecord(event: usize, stream: usize) -> CuResult {
+    called("cuEventRecord");
     code(device_of(event).and_then(enter).and_then(|mut d| {
         d.push(stream, Op::Record { event })?;
         let sequence = d.streams[&stream].pushed;
@@ -100,6 +110,7 @@ pub extern "C" fn cuEventRecord(event: usize, stream: usize) -> CuResult {
 /// not wait for other ranks.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventQuery(event: usize) -> CuResult {
+    called("cuEventQuery");
     code(device_of(event).and_then(enter).and_then(|mut d| {
         let Some((stream, sequence)) = d.events.get(&event).ok_or(Status::InvalidHandle)?.recorded else {
             return Ok(());
@@ -121,6 +132,7 @@ pub extern "C" fn cuEventQuery(event: usize) -> CuResult {
 /// Runs the event's stream up to its record.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventSynchronize(event: usize) -> CuResult {
+    called("cuEventSynchronize");
     code(device_of(event).and_then(enter).and_then(|d| {
         match d.events.get(&event).ok_or(Status::InvalidHandle)?.recorded {
             Some(target) => finish(d, &[target]).1,
@@ -135,6 +147,7 @@ pub extern "C" fn cuEventSynchronize(event: usize) -> CuResult {
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventElapsedTime_v2(ms: *mut f32, start: usize, end: usize) -> CuResult {
+    called("cuEventElapsedTime_v2");
     code(device_of(start).and_then(enter).and_then(|d| {
         let passed =
             |event: usize| d.events.get(&event).ok_or(Status::InvalidHandle)?.passed.ok_or(Status::NotReady);

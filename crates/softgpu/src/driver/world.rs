@@ -2,6 +2,7 @@
 
 use super::queue::{Event, Stream};
 use super::status::Status;
+use super::trace::Trace;
 use crate::decode::Program;
 use crate::device::{DeviceMemory, Launch};
 use crate::ptx::{Module, Plants};
@@ -13,6 +14,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 /// Handles carry their device's index plus one above this bit.
 pub const HANDLE_SHIFT: u32 = 40;
 const DEFAULT_MEMORY_GIB: f64 = 16.0;
+/// PCIe 4 with 16 lanes.
+const DEFAULT_LINK_BYTES_PER_NS: f64 = 25.0;
 
 /// A kernel of a loaded module.
 pub struct Function {
@@ -42,6 +45,8 @@ pub struct DeviceState {
     pub message: String,
     /// References to the primary context.
     pub context_references: usize,
+    /// What ran, in logical time.
+    pub trace: Trace,
     /// Counters of every launch since they were last reset.
     pub launches: Vec<Launch>,
     next: usize,
@@ -59,6 +64,7 @@ impl DeviceState {
             error: None,
             message: String::new(),
             context_references: 0,
+            trace: Trace::default(),
             launches: Vec::new(),
             next: 1,
         }
@@ -73,6 +79,7 @@ impl DeviceState {
     /// What the last release of a primary context does: everything goes, the sticky error too.
     pub fn reset(&mut self) {
         self.memory.clear();
+        self.streams.values().for_each(|stream| self.trace.forget(stream));
         self.streams = HashMap::from([(0, Stream::default())]);
         self.events.clear();
         self.modules.clear();
@@ -92,6 +99,8 @@ pub struct Settings {
     pub memory_bytes: Vec<usize>,
     /// `SOFTGPU_CHECK`.
     pub checked: bool,
+    /// `SOFTGPU_LINK_GBPS`: gigabytes a second between host and device, in logical time.
+    pub link_bytes_per_ns: f64,
     /// `CUDA_LAUNCH_BLOCKING`, the driver's own variable: launches wait for themselves.
     pub launch_blocking: bool,
 }
@@ -189,6 +198,10 @@ pub fn initialise() -> &'static World {
             devices: read("SOFTGPU_DEVICES").and_then(|v| v.parse().ok()).unwrap_or(1),
             memory_bytes: memory_bytes(&read("SOFTGPU_MEMORY_GIB").unwrap_or_default()),
             checked: read("SOFTGPU_CHECK").as_deref() != Some("0"),
+            link_bytes_per_ns: read("SOFTGPU_LINK_GBPS")
+                .and_then(|v| v.parse().ok())
+                .filter(|&rate| rate > 0.0)
+                .unwrap_or(DEFAULT_LINK_BYTES_PER_NS),
             launch_blocking: read("CUDA_LAUNCH_BLOCKING").as_deref() == Some("1"),
         };
         let devices: Vec<_> = (0..settings.devices).map(|index| DeviceState::new(index, &settings)).collect();

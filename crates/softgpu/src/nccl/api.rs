@@ -4,6 +4,7 @@ use super::comm::{Collective, Comm, deadline};
 use super::meeting::{Call, Group};
 use super::sum::{Element, concat, ring_sum};
 use crate::driver::queue::Op;
+use crate::driver::trace::called;
 use crate::driver::wait::{changed, changes, wait_for_change};
 use crate::driver::world::world;
 use crate::driver::{current_device, device_of, enter};
@@ -62,6 +63,7 @@ fn give_up(comm: usize) -> Result<Arc<Comm>, NcclResult> {
 /// As NCCL documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclGetVersion(version: *mut c_int) -> NcclResult {
+    called("ncclGetVersion");
     // SAFETY: the caller's out parameter.
     unsafe { version.write(22_800) };
     SUCCESS
@@ -73,6 +75,7 @@ pub unsafe extern "C" fn ncclGetVersion(version: *mut c_int) -> NcclResult {
 /// As NCCL documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclGetUniqueId(id: *mut UniqueId) -> NcclResult {
+    called("ncclGetUniqueId");
     let mut bytes = [0; 128];
     bytes[..8].copy_from_slice(&NEXT_ID.fetch_add(1, Ordering::Relaxed).to_le_bytes());
     // SAFETY: the caller's out parameter.
@@ -93,6 +96,7 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
     rank: c_int,
     config: *const Config,
 ) -> NcclResult {
+    called("ncclCommInitRankConfig");
     let Ok(device) = current_device() else { return INVALID_USAGE };
     if comm.is_null() || ranks < 1 || !(0..ranks).contains(&rank) {
         return INVALID_ARGUMENT;
@@ -152,6 +156,7 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
 /// As NCCL documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclCommGetAsyncError(comm: usize, error: *mut NcclResult) -> NcclResult {
+    called("ncclCommGetAsyncError");
     let comm = match find(comm) {
         Ok(comm) => comm,
         Err(result) => return result,
@@ -169,6 +174,7 @@ pub unsafe extern "C" fn ncclCommGetAsyncError(comm: usize, error: *mut NcclResu
 /// for this one wait on, until their own communicator is aborted.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclCommAbort(comm: usize) -> NcclResult {
+    called("ncclCommAbort");
     match give_up(comm) {
         Ok(comm) => {
             comm.aborted.store(true, Ordering::Release);
@@ -182,6 +188,7 @@ pub extern "C" fn ncclCommAbort(comm: usize) -> NcclResult {
 /// Gives the communicator up; queued collectives still run.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclCommDestroy(comm: usize) -> NcclResult {
+    called("ncclCommDestroy");
     give_up(comm).map_or_else(|result| result, |_| SUCCESS)
 }
 
@@ -196,6 +203,7 @@ pub extern "C" fn ncclAllReduce(
     comm: usize,
     stream: usize,
 ) -> NcclResult {
+    called("ncclAllReduce");
     if op != SUM {
         eprintln!("softgpu: nccl: only sums are reduced, not operation {op}");
         return INVALID_ARGUMENT;
@@ -213,6 +221,7 @@ pub extern "C" fn ncclAllGather(
     comm: usize,
     stream: usize,
 ) -> NcclResult {
+    called("ncclAllGather");
     collective("ncclAllGather", [send, receive], count, kind, comm, stream, concat)
 }
 
@@ -263,8 +272,8 @@ fn collective(
         comm: comm.clone(),
     };
     let group = Arc::as_ptr(&comm.group) as usize;
-    let poll = Box::new(move |memory: &mut _| queued.poll(memory));
-    if device.push(stream, Op::Collective { name, group, poll }).is_err() {
+    let poll = Box::new(move |memory: &mut _, ready| queued.poll(memory, ready));
+    if device.push(stream, Op::Collective { name, bytes: count * element.bytes(), group, poll }).is_err() {
         return UNHANDLED_CUDA_ERROR;
     }
     changed();
@@ -278,6 +287,7 @@ fn collective(
 /// The text of a result.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclGetErrorString(result: NcclResult) -> *const c_char {
+    called("ncclGetErrorString");
     let text = match result {
         SUCCESS => c"no error",
         UNHANDLED_CUDA_ERROR => c"unhandled cuda error",
@@ -294,5 +304,6 @@ pub extern "C" fn ncclGetErrorString(result: NcclResult) -> *const c_char {
 /// Details are on stderr.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclGetLastError(_comm: usize) -> *const c_char {
+    called("ncclGetLastError");
     c"softgpu printed the details on stderr".as_ptr()
 }

@@ -81,15 +81,15 @@ pub(super) struct Collective {
 
 impl Collective {
     /// Starts it, or looks whether it has ended.
-    pub(super) fn poll(&mut self, memory: &mut DeviceMemory) -> Option<Result<(), Failure>> {
+    pub(super) fn poll(&mut self, memory: &mut DeviceMemory, ready: u64) -> Option<Result<u64, Failure>> {
         if self.comm.aborted.load(Ordering::Acquire) {
             let why = "its communicator was aborted, and what it should have written is undefined";
             // Hardware's stream goes on as if nothing had happened.
-            return Some(if self.checked { Err((Status::LaunchFailed, why.into())) } else { Ok(()) });
+            return Some(if self.checked { Err((Status::LaunchFailed, why.into())) } else { Ok(ready) });
         }
         let until = match self.until {
             Some(until) => until,
-            None => match self.start(memory) {
+            None => match self.start(memory, ready) {
                 Ok(until) => until,
                 Err(why) => return Some(Err((Status::IllegalAddress, why))),
             },
@@ -107,25 +107,26 @@ impl Collective {
         Some(Err((Status::LaunchTimeout, why)))
     }
 
-    fn start(&mut self, memory: &mut DeviceMemory) -> Result<Instant, String> {
+    fn start(&mut self, memory: &mut DeviceMemory, ready: u64) -> Result<Instant, String> {
         let bytes = self.call.count * self.call.element.bytes();
         memory.range(self.send, bytes, Access::Read).map_err(|(v, d)| format!("{v} in the input: {d}"))?;
         // SAFETY: `range` found the input inside a live allocation of this device.
         let part = unsafe { std::slice::from_raw_parts(self.send as *const u8, bytes) }.to_vec();
         if !self.hangs {
-            let part = Part { call: self.call, bytes: Arc::new(part) };
+            let part = Part { call: self.call, bytes: Arc::new(part), ready };
             self.comm.group.bring(self.comm.rank, self.sequence, part);
             self.brought = true;
         }
         Ok(*self.until.insert(deadline()))
     }
 
-    fn end(&self, memory: &mut DeviceMemory, parts: &[Part]) -> Result<(), Failure> {
+    fn end(&self, memory: &mut DeviceMemory, parts: &[Part]) -> Result<u64, Failure> {
         if let Some(rank) = parts.iter().position(|p| p.call != self.call) {
             let (own, mine, theirs) = (self.comm.rank, self.call, parts[rank].call);
             let why = format!("the ranks disagree: rank {own} calls {mine:?}, rank {rank} calls {theirs:?}");
             return Err((Status::LaunchFailed, why));
         }
+        let start = parts.iter().map(|p| p.ready).max().unwrap_or(0);
         let parts: Vec<&[u8]> = parts.iter().map(|p| p.bytes.as_slice()).collect();
         let result = (self.join)(self.call.element, &parts);
         memory
@@ -133,7 +134,7 @@ impl Collective {
             .map_err(|(v, d)| (Status::IllegalAddress, format!("{v} in the output: {d}")))?;
         // SAFETY: `range` found the output inside a live allocation of this device.
         unsafe { std::ptr::copy_nonoverlapping(result.as_ptr(), self.receive as *mut u8, result.len()) };
-        Ok(())
+        Ok(start)
     }
 }
 

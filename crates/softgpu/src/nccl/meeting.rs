@@ -23,6 +23,8 @@ pub(super) struct Part {
     pub call: Call,
     /// Its input.
     pub bytes: Arc<Vec<u8>>,
+    /// The logical time at which it could start.
+    pub ready: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
