@@ -10,6 +10,7 @@
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+mod layer;
 pub mod tier;
 
 use std::ops::Range;
@@ -18,7 +19,9 @@ use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::shard::Shard;
-use crate::weights::HostTensor;
+use crate::weights::{HostTensor, LayerTensors};
+
+pub use layer::{LayerWeights, Part};
 
 /// The sizes and constants that ops need: the model's, and this rank's part of them.
 #[derive(Clone, Debug, PartialEq)]
@@ -187,6 +190,8 @@ pub trait Backend: Sized {
     type Weight;
     /// What a pass needs besides its tokens: positions, spans, last rows.
     type Plan;
+    /// A place on the device for the weights of one layer, which many layers pass through one after the other.
+    type Slot;
 
     /// What this backend will hold for a rank of this geometry, without a device.
     fn footprint(geometry: &Geometry, capacity: &Capacity, weight_bytes: usize) -> Footprint;
@@ -211,6 +216,25 @@ pub trait Backend: Sized {
 
     /// A vector `[width]`: the weight of a norm.
     fn vector(&mut self, tensor: &HostTensor) -> Result<Self::Weight>;
+
+    /// A slot for layers of the shapes of `like`, which all layers of a rank have; contents undefined.
+    fn slot(&mut self, like: &LayerTensors) -> Result<Self::Slot>;
+
+    /// Finds of a layer that will be staged what loading it would find: a weight that the device's format cannot hold,
+    /// and what is to be warned of. Asked once for each such layer, so that no pass finds it.
+    fn check(&mut self, _layer: &LayerTensors) -> Result<()> {
+        Ok(())
+    }
+
+    /// Begins to put a layer into a slot, and does not wait for it. Ops that were queued before this call still find
+    /// what was in the slot; no op may use it until [`await_slot`](Backend::await_slot) was called. What is staged
+    /// first arrives first: slots are awaited in the order in which they were staged, and the copies run beside the
+    /// ops that are queued meanwhile. An error may also show only when the slot is awaited.
+    fn stage(&mut self, slot: &mut Self::Slot, layer: &LayerTensors) -> Result<()>;
+
+    /// What was last staged into the slot, for ops that are queued from here on. It may block the caller until the
+    /// copies are on their way, but waits for no op.
+    fn await_slot<'a>(&mut self, slot: &'a mut Self::Slot) -> Result<&'a LayerWeights<Self::Weight>>;
 
     /// What the caller should know of the weights as they were loaded.
     fn warnings(&self) -> Vec<String> {

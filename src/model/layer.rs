@@ -7,41 +7,8 @@
 //! With several ranks the two sums are not in the residual stream `x` at once: they are all-reduced into a buffer
 //! that was free (`wide` after o, `normed` after down), and the norm that comes next adds them.
 
-use crate::backend::{Backend, Delta, Features, Matrix, Rotate, Sum, Tokens};
+use crate::backend::{Backend, Delta, Features, LayerWeights, Rotate, Sum, Tokens};
 use crate::error::Result;
-use crate::weights::LayerTensors;
-
-/// One layer's weights on a device; matrices are this rank's part.
-#[derive(Debug)]
-pub struct LayerWeights<W> {
-    /// `[hidden]`
-    pub input_norm: W,
-    /// `[qkv_width, hidden]`
-    pub qkv: W,
-    /// `[hidden, q_width]`
-    pub o: W,
-    /// `[hidden]`
-    pub post_attention_norm: W,
-    /// `[2 * ffn, hidden]`
-    pub gate_up: W,
-    /// `[hidden, ffn]`
-    pub down: W,
-}
-
-impl<W> LayerWeights<W> {
-    /// Gives one layer to the backend.
-    pub fn load<B: Backend<Weight = W>>(backend: &mut B, tensors: &LayerTensors) -> Result<Self> {
-        let one = std::slice::from_ref;
-        Ok(Self {
-            input_norm: backend.vector(&tensors.input_norm)?,
-            qkv: backend.matrix(Matrix::Qkv, &tensors.qkv, tensors.qkv_bias.as_deref())?,
-            o: backend.matrix(Matrix::O, one(&tensors.o), tensors.o_bias.as_ref().map(one))?,
-            post_attention_norm: backend.vector(&tensors.post_attention_norm)?,
-            gate_up: backend.matrix(Matrix::GateUp, &tensors.gate_up, tensors.gate_up_bias.as_deref())?,
-            down: backend.matrix(Matrix::Down, one(&tensors.down), tensors.down_bias.as_ref().map(one))?,
-        })
-    }
-}
 
 /// The residual stream of some rows, and its normed form that linear layers read.
 #[derive(Debug)]

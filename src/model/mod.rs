@@ -1,25 +1,34 @@
 //! The Llama forward pass, written once for every device.
 //!
 //! [`Model`] holds a rank's weights and activations; [`Model::forward`] takes a packed batch to one row of logits per
-//! distinct last token. One decoder layer is on the page of [`layer`]; [`rope`] has RoPE's frequencies.
+//! distinct last token. One decoder layer is on the page of [`layer`]; [`streamed`] lets layers pass through a device that
+//! cannot hold them all; [`rope`] has RoPE's frequencies.
 
 pub mod layer;
 pub mod rope;
+pub mod streamed;
 
-use crate::backend::{Backend, Capacity, Delta, Matrix, Role, Sum};
+use crate::backend::{Backend, Capacity, Delta, LayerWeights, Matrix, Role, Sum};
 use crate::batch::Packed;
 use crate::error::Result;
 use crate::weights::{HostTensor, ModelTensors};
-use layer::{LayerWeights, Pass, Stream};
+use layer::{Pass, Stream};
+
+pub use streamed::Streamed;
 
 /// Where the forward pass gets its layers from: all on the device, or one after the other through a few slots.
 pub trait LayerSource<B: Backend> {
     /// How many layers the model has.
     fn layers(&self) -> usize;
 
-    /// Layer `index`, ready for use by ops that are queued from here on. Layers are asked for in ascending order,
-    /// once per pass.
+    /// Layer `index`, ready for use by ops that are queued from here on, until the next call. Layers are asked for in
+    /// ascending order, each once per pass.
     fn layer(&mut self, backend: &mut B, index: usize) -> Result<&LayerWeights<B::Weight>>;
+
+    /// Called when the last op of a pass that uses a layer is queued.
+    fn end_pass(&mut self, _backend: &mut B) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Every layer stays where the backend put it.
@@ -109,6 +118,7 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         let weights = self.layers.layer(backend, layers - 1)?;
         sum =
             layer::forward_last(backend, weights, &pass, sum, &mut self.all, &mut self.last, &mut self.wide)?;
+        self.layers.end_pass(backend)?;
         let delta = match sum {
             Sum::InResidual => Delta::None,
             Sum::Pending => Delta::InOutput,

@@ -21,11 +21,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{
-    Backend, Capacity, Delta, Features, Footprint, Geometry, Matrix, Role, Rotate, Sum, Tokens,
+    Backend, Capacity, Delta, Features, Footprint, Geometry, LayerWeights, Matrix, Role, Rotate, Sum, Tokens,
 };
 use crate::batch::Packed;
 use crate::error::{Error, ErrorKind, Result};
-use crate::weights::HostTensor;
+use crate::weights::{HostTensor, LayerTensors};
 use act::RopeTables;
 use attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
 use elementwise::{add_rms_norm, rope, silu_mul};
@@ -141,6 +141,8 @@ impl Backend for Cpu {
     type Act = Act;
     type Weight = Weight;
     type Plan = Plan;
+    /// Weights are used where they are mapped, so a layer arrives as it is staged.
+    type Slot = Option<LayerWeights<Weight>>;
 
     fn footprint(geometry: &Geometry, capacity: &Capacity, _weight_bytes: usize) -> Footprint {
         let stream = |rows: usize| rows * (geometry.hidden + geometry.normed_width());
@@ -169,6 +171,19 @@ impl Backend for Cpu {
 
     fn vector(&mut self, tensor: &HostTensor) -> Result<Weight> {
         Ok(Weight::vector(tensor))
+    }
+
+    fn slot(&mut self, _like: &LayerTensors) -> Result<Self::Slot> {
+        Ok(None)
+    }
+
+    fn stage(&mut self, slot: &mut Self::Slot, layer: &LayerTensors) -> Result<()> {
+        *slot = Some(LayerWeights::load(self, layer)?);
+        Ok(())
+    }
+
+    fn await_slot<'a>(&mut self, slot: &'a mut Self::Slot) -> Result<&'a LayerWeights<Weight>> {
+        Ok(slot.as_ref().expect("a slot is staged before it is awaited"))
     }
 
     fn plan(&mut self, packed: &Packed) -> Result<Plan> {

@@ -3,7 +3,6 @@
 //! All memory is allocated at the start, for passes of full capacity. What a pass needs besides its tokens goes up in one
 //! copy. Only [`head`](Backend::head) waits for the GPU.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
@@ -12,22 +11,25 @@ use std::sync::Arc;
 use super::Storage;
 use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
+use super::courier::{Courier, Order, What};
 use super::gemm::{self, Lt, Operands, Out, Product, ProductShape};
 use super::heads::HeadLayout;
 use super::nccl::{Comm, Group, Number};
 use super::ops::{self, AddRmsNorm, Attention, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul};
 use super::probe::DeviceInfo;
+use super::slot::Slot;
 use super::staging::Staging;
 use super::tiles::{BLOCK_PAIRS_MIN, Tiles, Work};
-use super::weight::{Loader, Weight, into_f32};
+use super::weight::{Layout, Rows, Weight, into_f32};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
-    Backend, Capacity, Delta, Features, Footprint, Geometry, Matrix, RankSums, Role, Rotate, Sum, Tokens,
+    Backend, Capacity, Delta, Features, Footprint, Geometry, LayerWeights, Matrix, Part, RankSums, Role,
+    Rotate, Sum, Tokens,
 };
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::weights::HostTensor;
+use crate::weights::{Dtype, HostTensor, LayerTensors};
 
 /// What the SwiGLU product is scaled by with f16, so that it stays below 65,504; the product with down undoes it.
 const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
@@ -35,7 +37,8 @@ const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
 /// One rank's CUDA backend.
 #[derive(Debug)]
 pub struct Cuda {
-    // Dropped in this order: what waits for the device goes before the context that it waits for.
+    // Dropped in this order: the communicator first, which ends what waits for other ranks; then the courier, whose
+    // thread ends before anything goes that it may use; and what waits for the device before the context.
     comm: Option<Comm>,
     /// The other ranks, where there are any.
     group: Option<Arc<Group>>,
@@ -43,6 +46,7 @@ pub struct Cuda {
     sums: Option<DeviceBuffer>,
     /// What every rank has computed, `[ranks, tokens, hidden]`, where it is added in order.
     gathered: Option<DeviceBuffer>,
+    courier: Courier,
     lt: Lt,
     /// Prepared when they are first needed, and kept: layers of a model have the same shapes.
     products: HashMap<ProductShape, Product>,
@@ -55,7 +59,6 @@ pub struct Cuda {
     geometry: Geometry,
     capacity: Capacity,
     heads: HeadLayout,
-    subnormal: Cell<u64>,
 }
 
 /// An activation: rows on the device. The width is that of the op that wrote it last.
@@ -109,6 +112,7 @@ impl Cuda {
         let context = ops.context();
         let lt = Lt::new(context, storage)?;
         let staging = Staging::new(context)?;
+        let courier = Courier::new(context, geometry.shard.ranks)?;
         let tables = RopeTables::new(&ops, &heads.frequencies(&geometry.rope_frequencies), capacity.tokens)?;
         let facts = context.allocate(facts_bytes(&heads, &capacity))?;
         let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;
@@ -125,6 +129,7 @@ impl Cuda {
             group,
             sums,
             gathered,
+            courier,
             lt,
             products: HashMap::new(),
             staging,
@@ -135,7 +140,6 @@ impl Cuda {
             geometry,
             capacity,
             heads,
-            subnormal: Cell::new(0),
         })
     }
 
@@ -153,15 +157,16 @@ impl Cuda {
         self.ops.storage()
     }
 
-    fn loader(&mut self) -> Loader<'_> {
-        let storage = self.ops.storage();
-        Loader {
-            context: self.ops.context(),
-            staging: &mut self.staging,
-            storage,
-            heads: self.heads,
-            subnormal: &self.subnormal,
-        }
+    fn layout(&self) -> Layout {
+        Layout { storage: self.storage(), heads: self.heads }
+    }
+
+    /// A weight that is there to stay.
+    fn load(&mut self, part: &Part<'_>) -> Result<Weight> {
+        let context = self.ops.context();
+        let weight = Weight::allocate(context, self.layout(), part)?;
+        self.courier.load(context, weight.rows_from(self.layout(), part))?;
+        Ok(weight)
     }
 
     fn ops_heads(&self) -> ops::Heads {
@@ -219,9 +224,9 @@ fn fits(context: &Context, planned: &Footprint) -> Result<()> {
         gib(free)
     );
     let hint = if planned.weights < free {
-        "a smaller longest sequence (`--max-tokens`) and fewer tokens per batch (`--batch-tokens`) need less workspace"
+        "a smaller longest sequence (`--max-tokens`) and fewer tokens per batch (`--batch-tokens`) need less workspace, streamed layers (`--residency auto`) less for weights"
     } else {
-        "the weights alone do not fit on this GPU"
+        "the weights alone do not fit on this GPU; streamed layers (`--residency auto`) need less"
     };
     Err(Error::new(ErrorKind::Memory, message).at(&context.info().name).with_hint(hint))
 }
@@ -274,6 +279,7 @@ impl Backend for Cuda {
     type Act = Act;
     type Weight = Weight;
     type Plan = Plan;
+    type Slot = Slot;
 
     fn footprint(geometry: &Geometry, capacity: &Capacity, weight_bytes: usize) -> Footprint {
         let heads = HeadLayout::new(geometry);
@@ -318,15 +324,38 @@ impl Backend for Cuda {
         pieces: &[HostTensor],
         bias: Option<&[HostTensor]>,
     ) -> Result<Weight> {
-        self.loader().matrix(matrix, pieces, bias)
+        self.load(&Part { matrix: Some(matrix), pieces, bias })
     }
 
     fn vector(&mut self, tensor: &HostTensor) -> Result<Weight> {
-        self.loader().vector(tensor)
+        self.load(&Part { matrix: None, pieces: std::slice::from_ref(tensor), bias: None })
+    }
+
+    fn slot(&mut self, like: &LayerTensors) -> Result<Slot> {
+        Slot::new(self.ops.context(), self.layout(), like)
+    }
+
+    fn check(&mut self, layer: &LayerTensors) -> Result<()> {
+        // Every weight is a number in bf16, and what is f16 already stays what it is.
+        let all_f16 = layer.tensors().all(|tensor| tensor.dtype() == Dtype::F16);
+        if self.storage() == Storage::Bf16 || all_f16 {
+            return Ok(());
+        }
+        let rows =
+            Part::of_layer(layer).iter().flat_map(|part| Rows::to_check(self.layout(), part)).collect();
+        self.courier.order(Order { rows, what: What::Check }).wait()
+    }
+
+    fn stage(&mut self, slot: &mut Slot, layer: &LayerTensors) -> Result<()> {
+        slot.stage(self.ops.context(), &self.courier, self.layout(), layer)
+    }
+
+    fn await_slot<'a>(&mut self, slot: &'a mut Slot) -> Result<&'a LayerWeights<Weight>> {
+        slot.wait(self.ops.context())
     }
 
     fn warnings(&self) -> Vec<String> {
-        match self.subnormal.get() {
+        match self.courier.subnormal() {
             0 => Vec::new(),
             count => vec![format!(
                 "{count} weights are subnormal numbers in f16, the format of this GPU, and lost digits by it"
@@ -378,7 +407,7 @@ impl Backend for Cuda {
         residual.width = hidden;
         staging.copy_rows(context, &mut residual.buffer, 0, tokens, row_bytes, |row, bytes| {
             let id = packed.tokens[row] as usize;
-            if storage == Storage::Bf16 && table.dtype() == crate::weights::Dtype::BF16 {
+            if storage == Storage::Bf16 && table.dtype() == Dtype::BF16 {
                 bytes.copy_from_slice(table.row_bytes(id));
                 return Ok(());
             }

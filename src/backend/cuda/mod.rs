@@ -6,18 +6,23 @@
 mod backend;
 pub mod buffer;
 pub mod context;
+mod courier;
 mod fault;
 pub mod gemm;
 pub mod heads;
 pub mod kernels;
 pub mod nccl;
 pub mod ops;
+mod pinned;
 pub mod probe;
+mod ring;
+mod slot;
 pub mod staging;
 pub mod tiles;
 mod weight;
 
 pub use backend::{Act, Cuda, Plan};
+pub use slot::Slot;
 pub use weight::Weight;
 
 use super::tier::CudaTier;

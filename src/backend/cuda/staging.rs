@@ -1,23 +1,21 @@
-//! Rows from the host to the device through pinned memory: weights at load, embeddings in every pass.
+//! Rows of embeddings from the host to the device in every pass, through pinned memory. Weights take another way:
+//! [`courier`](super::courier).
 //!
 //! Two slots take turns: one is filled while the other's copy is under way. Pinned memory is read by the copy itself, so
 //! each slot has an event that says when it may be filled again.
 
 use std::fmt;
-use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaEvent, result};
+use cudarc::driver::{CudaEvent, result};
 
 use super::buffer::DeviceBuffer;
 use super::context::Context;
 use super::fault::OrFault;
+use super::pinned::Pinned;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of a slot: large enough that a copy is fast, small enough to cost nothing.
 const SLOT_BYTES: usize = 8 << 20;
-
-/// CU_MEMHOSTALLOC_PORTABLE: pinned for every context, and cached, not write-combined: it is also read.
-const PORTABLE: u32 = 1;
 
 /// Pinned memory in two slots.
 pub struct Staging {
@@ -31,17 +29,12 @@ struct Slot {
     copied: CudaEvent,
 }
 
-struct Pinned {
-    cuda: Arc<CudaContext>,
-    start: *mut u8,
-}
-
 impl Staging {
     /// Two slots of pinned memory.
     pub fn new(context: &Context) -> Result<Self> {
         let slot = || -> Result<Slot> {
             let copied = context.cuda().new_event(None).or_fault("making an event")?;
-            Ok(Slot { pinned: Pinned::new(context.cuda())?, copied })
+            Ok(Slot { pinned: Pinned::new(context.cuda(), SLOT_BYTES)?, copied })
         };
         Ok(Self { slots: [slot()?, slot()?], next: 0 })
     }
@@ -92,32 +85,6 @@ impl Staging {
             slot.copied.record(stream).or_fault(doing)?;
         }
         Ok(())
-    }
-}
-
-impl Pinned {
-    fn new(cuda: &Arc<CudaContext>) -> Result<Self> {
-        let doing = "allocating pinned memory";
-        cuda.bind_to_thread().or_fault(doing)?;
-        // SAFETY: the memory holds no values that Rust knows of until `bytes` has zeroed it below.
-        let start = unsafe { result::malloc_host(SLOT_BYTES, PORTABLE) }.or_fault(doing)?.cast::<u8>();
-        // SAFETY: exactly the bytes just allocated.
-        unsafe { start.write_bytes(0, SLOT_BYTES) };
-        Ok(Self { cuda: cuda.clone(), start })
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: `start` is an allocation of SLOT_BYTES initialised bytes, which only `self` refers to.
-        unsafe { std::slice::from_raw_parts_mut(self.start, SLOT_BYTES) }
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // A copy may still read it; after a failure none does, and the free fails as well.
-        self.cuda.record_err(self.cuda.synchronize());
-        // SAFETY: `start` came from malloc_host, is freed here only, and the device is idle.
-        self.cuda.record_err(unsafe { result::free_host(self.start.cast()) });
     }
 }
 

@@ -1,15 +1,16 @@
-//! Weights on the device: converted to its storage format and laid out on their way through pinned memory.
+//! Weights on the device, and [`Rows`]: how they are converted to its format and laid out on their way there.
 
-use std::cell::Cell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use cudarc::driver::sys::CUdeviceptr;
 use half::{bf16, f16};
 
 use super::Storage;
 use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
 use super::heads::HeadLayout;
-use super::staging::Staging;
-use crate::backend::Matrix;
+use crate::backend::{Matrix, Part};
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::{Dtype, HostTensor};
 
@@ -26,7 +27,38 @@ pub struct Weight {
     pub(super) in_features: usize,
 }
 
+/// The form of weights on a device.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    pub(super) storage: Storage,
+    pub(super) heads: HeadLayout,
+}
+
 impl Weight {
+    /// Room for a weight of the shape of `part`; contents undefined.
+    pub(super) fn allocate(context: &Context, layout: Layout, part: &Part<'_>) -> Result<Self> {
+        let (matrix, out_features, in_features) = layout.shape(part);
+        let values = context.allocate(out_features * in_features * Storage::BYTES)?;
+        let bias = match part.bias {
+            Some(_) => Some(context.allocate(out_features * layout.bias_bytes(matrix))?),
+            None => None,
+        };
+        Ok(Self { matrix, values, bias, out_features, in_features })
+    }
+
+    /// What must be copied for this weight to hold `part`.
+    ///
+    /// # Panics
+    ///
+    /// When `part` has another shape.
+    pub(super) fn rows_from(&self, layout: Layout, part: &Part<'_>) -> Vec<Rows> {
+        let shape = (self.matrix, self.out_features, self.in_features);
+        assert_eq!(layout.shape(part), shape, "a weight of another shape takes the place");
+        assert_eq!(part.bias.is_some(), self.bias.is_some(), "a bias comes or goes");
+        let bias = self.bias.as_ref().map_or(NOWHERE, DeviceBuffer::address);
+        Rows::of_part(layout, part, self.values.address(), bias)
+    }
+
     /// All of it.
     pub(super) fn values(&self) -> DeviceSlice<'_> {
         self.values.all()
@@ -46,85 +78,136 @@ impl Weight {
     }
 }
 
-/// Brings weights to one device.
-pub(super) struct Loader<'a> {
-    pub(super) context: &'a Context,
-    pub(super) staging: &'a mut Staging,
-    pub(super) storage: Storage,
-    pub(super) heads: HeadLayout,
-    /// Weights that became subnormal f16 numbers so far, and lost digits by it.
-    pub(super) subnormal: &'a Cell<u64>,
+impl Layout {
+    /// What a part is and its output and input features on the device.
+    fn shape(self, part: &Part<'_>) -> (Matrix, usize, usize) {
+        // A norm's weight is laid out like a matrix of one row whose features are nobody's heads.
+        let matrix = part.matrix.unwrap_or(Matrix::Down);
+        let rows = part.pieces.iter().map(HostTensor::rows).sum();
+        let out_features = self.heads.out_features(matrix, rows);
+        (matrix, out_features, self.heads.in_features(matrix, part.pieces[0].cols()))
+    }
+
+    /// Bytes of one number of a bias.
+    fn bias_bytes(self, matrix: Matrix) -> usize {
+        if into_f32(matrix, self.storage) { size_of::<f32>() } else { Storage::BYTES }
+    }
 }
 
-impl Loader<'_> {
-    /// A matrix made of pieces, one after the other by output features.
-    pub(super) fn matrix(
-        &mut self,
-        matrix: Matrix,
-        pieces: &[HostTensor],
-        bias: Option<&[HostTensor]>,
-    ) -> Result<Weight> {
-        let rows: usize = pieces.iter().map(HostTensor::rows).sum();
-        let out_features = self.heads.out_features(matrix, rows);
-        let in_features = self.heads.in_features(matrix, pieces[0].cols());
-        let mut values = self.context.allocate(out_features * in_features * Storage::BYTES)?;
-        let (storage, heads, subnormal) = (self.storage, self.heads, self.subnormal);
-        let mut scratch = vec![0.0; pieces[0].cols()];
-        let row_bytes = in_features * Storage::BYTES;
-        self.staging.copy_rows(self.context, &mut values, 0, out_features, row_bytes, |row, bytes| {
-            let source = if matrix == Matrix::Qkv { heads.source(row) } else { Some(row) };
-            let Some((piece, row)) = source.map(|row| piece_of(pieces, row)) else {
+/// Rows of one weight, or its bias as a single row, with where they come from and where on the device they belong.
+#[derive(Debug)]
+pub(super) struct Rows {
+    layout: Layout,
+    matrix: Matrix,
+    kind: Kind,
+    pieces: Vec<HostTensor>,
+    to: CUdeviceptr,
+    /// How many.
+    pub(super) count: usize,
+    /// Numbers of a row.
+    width: usize,
+    /// Bytes of a row on the device.
+    pub(super) row_bytes: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Values,
+    Bias,
+}
+
+/// The address of rows that are not copied.
+const NOWHERE: CUdeviceptr = 0;
+
+impl Rows {
+    /// The rows of a part that is only looked at.
+    pub(super) fn to_check(layout: Layout, part: &Part<'_>) -> Vec<Self> {
+        Self::of_part(layout, part, NOWHERE, NOWHERE)
+    }
+
+    /// A part's values, and its bias if it has one, which belong to these addresses.
+    fn of_part(layout: Layout, part: &Part<'_>, values: CUdeviceptr, bias: CUdeviceptr) -> Vec<Self> {
+        let (matrix, out_features, in_features) = layout.shape(part);
+        let mut all = vec![Self {
+            layout,
+            matrix,
+            kind: Kind::Values,
+            pieces: part.pieces.to_vec(),
+            to: values,
+            count: out_features,
+            width: in_features,
+            row_bytes: in_features * Storage::BYTES,
+        }];
+        all.extend(part.bias.map(|pieces| Self {
+            layout,
+            matrix,
+            kind: Kind::Bias,
+            pieces: pieces.to_vec(),
+            to: bias,
+            count: 1,
+            width: out_features,
+            row_bytes: out_features * layout.bias_bytes(matrix),
+        }));
+        all
+    }
+
+    /// Where rows `rows` belong on the device: the address, and the bytes from there on.
+    pub(super) fn destination(&self, rows: &Range<usize>) -> (CUdeviceptr, usize) {
+        assert!(rows.start <= rows.end && rows.end <= self.count, "rows {rows:?} of {}", self.count);
+        (self.to + (rows.start * self.row_bytes) as CUdeviceptr, rows.len() * self.row_bytes)
+    }
+
+    /// Writes rows from `first` on, as many as `bytes` holds, as the device stores them. Adds to `subnormal` the numbers
+    /// that became subnormal f16 ones and lost digits by it.
+    pub(super) fn fill(&self, first: usize, bytes: &mut [u8], subnormal: &AtomicU64) -> Result<()> {
+        if self.kind == Kind::Bias {
+            return self.fill_bias(bytes, subnormal);
+        }
+        let Layout { storage, heads } = self.layout;
+        let mut scratch = Vec::new();
+        for (row, bytes) in (first..).zip(bytes.chunks_exact_mut(self.row_bytes)) {
+            let source = if self.matrix == Matrix::Qkv { heads.source(row) } else { Some(row) };
+            let Some((piece, row)) = source.map(|row| piece_of(&self.pieces, row)) else {
                 bytes.fill(0);
-                return Ok(());
+                continue;
             };
-            if in_features == piece.cols() && stored_alike(piece.dtype(), storage) {
+            if self.width == piece.cols() && stored_alike(piece.dtype(), storage) {
                 bytes.copy_from_slice(piece.row_bytes(row));
-                return Ok(());
+                continue;
             }
+            scratch.resize(piece.cols(), 0.0);
             piece.row_to_f32(row, &mut scratch);
             for (feature, number) in bytes.chunks_exact_mut(Storage::BYTES).enumerate() {
-                let source = if matrix == Matrix::O { heads.source(feature) } else { Some(feature) };
+                let source = if self.matrix == Matrix::O { heads.source(feature) } else { Some(feature) };
                 let bits = match source {
                     Some(source) => stored(scratch[source], storage, piece, subnormal)?,
                     None => 0,
                 };
                 number.copy_from_slice(&bits.to_le_bytes());
             }
-            Ok(())
-        })?;
-        let bias = bias.map(|pieces| self.bias(matrix, pieces, out_features)).transpose()?;
-        Ok(Weight { matrix, values, bias, out_features, in_features })
+        }
+        Ok(())
     }
 
-    /// A vector.
-    pub(super) fn vector(&mut self, tensor: &HostTensor) -> Result<Weight> {
-        // A norm's weight is laid out like a matrix of one row whose features are nobody's heads.
-        self.matrix(Matrix::Down, std::slice::from_ref(tensor), None)
-    }
-
-    fn bias(&mut self, matrix: Matrix, pieces: &[HostTensor], out_features: usize) -> Result<DeviceBuffer> {
+    fn fill_bias(&self, bytes: &mut [u8], subnormal: &AtomicU64) -> Result<()> {
+        let Layout { storage, heads } = self.layout;
         let mut values = Vec::new();
-        for piece in pieces {
+        for piece in &self.pieces {
             let first = values.len();
             values.resize(first + piece.cols(), 0.0);
             piece.row_to_f32(0, &mut values[first..]);
         }
-        let at = |feature: usize| {
-            let source = if matrix == Matrix::Qkv { self.heads.source(feature) } else { Some(feature) };
-            source.map_or(0.0, |source| values[source])
-        };
-        let (storage, subnormal) = (self.storage, self.subnormal);
-        let mut bytes: Vec<u8> = Vec::new();
-        for feature in 0..out_features {
-            if into_f32(matrix, storage) {
-                bytes.extend(at(feature).to_le_bytes());
+        for (feature, number) in bytes.chunks_exact_mut(self.row_bytes / self.width).enumerate() {
+            let source = if self.matrix == Matrix::Qkv { heads.source(feature) } else { Some(feature) };
+            let value = source.map_or(0.0, |source| values[source]);
+            if into_f32(self.matrix, storage) {
+                number.copy_from_slice(&value.to_le_bytes());
             } else {
-                bytes.extend(stored(at(feature), storage, &pieces[0], subnormal)?.to_le_bytes());
+                let bits = stored(value, storage, &self.pieces[0], subnormal)?;
+                number.copy_from_slice(&bits.to_le_bytes());
             }
         }
-        let mut bias = self.context.allocate(bytes.len())?;
-        bias.upload(0, &bytes, self.context.compute())?;
-        Ok(bias)
+        Ok(())
     }
 }
 
@@ -149,7 +232,7 @@ fn stored_alike(dtype: Dtype, storage: Storage) -> bool {
 }
 
 /// A weight in the device's format; an error that names the tensor when it is outside of f16's range.
-fn stored(value: f32, storage: Storage, tensor: &HostTensor, subnormal: &Cell<u64>) -> Result<u16> {
+fn stored(value: f32, storage: Storage, tensor: &HostTensor, subnormal: &AtomicU64) -> Result<u16> {
     match storage {
         Storage::Bf16 => Ok(bf16::from_f32(value).to_bits()),
         Storage::F16 => {
@@ -163,7 +246,7 @@ fn stored(value: f32, storage: Storage, tensor: &HostTensor, subnormal: &Cell<u6
                 .with_hint("this GPU has no bf16; a newer one (compute capability 8.0), or the CPU, can score this model"));
             }
             if value != 0.0 && short.to_f32().abs() < f16::MIN_POSITIVE.to_f32() && short.to_f32() != value {
-                subnormal.set(subnormal.get() + 1);
+                subnormal.fetch_add(1, Ordering::Relaxed);
             }
             Ok(short.to_bits())
         }

@@ -1,0 +1,139 @@
+//! The ring of pinned memory that weights pass through on their way to the device: [`Ring`], which belongs to the
+//! [`courier`](super::courier)'s thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use cudarc::driver::sys::CUevent_flags;
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
+use rayon::prelude::*;
+
+use super::courier::{DOING, Order, What};
+use super::fault::OrFault;
+use super::pinned::Pinned;
+use super::weight::Rows;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Chunks of the ring: some are being filled and copied while others wait for the link.
+const CHUNKS: usize = 4;
+
+/// Bytes of a chunk: a copy of it takes far longer than starting one, on any link.
+const CHUNK_BYTES: usize = 16 << 20;
+
+/// Bytes that are worth a reader of their own.
+const READ_BYTES_MIN: usize = 256 << 10;
+
+/// What the courier's thread works with.
+pub(super) struct Ring {
+    cuda: Arc<CudaContext>,
+    copy: Arc<CudaStream>,
+    chunks: Vec<Chunk>,
+    next: usize,
+    readers: rayon::ThreadPool,
+    stop: Arc<AtomicBool>,
+    subnormal: Arc<AtomicU64>,
+}
+
+struct Chunk {
+    pinned: Pinned,
+    /// Recorded behind the copy out of this chunk.
+    copied: CudaEvent,
+}
+
+impl Ring {
+    /// A ring of pinned memory with so many threads of its own that fill it. `stop` ends an order early; `subnormal` counts
+    /// weights that lose digits as f16.
+    pub(super) fn new(
+        cuda: Arc<CudaContext>,
+        copy: Arc<CudaStream>,
+        readers: usize,
+        stop: Arc<AtomicBool>,
+        subnormal: Arc<AtomicU64>,
+    ) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(readers)
+            .thread_name(|index| format!("kudos-reader-{index}"))
+            .build();
+        let readers = pool.map_err(|error| {
+            Error::new(ErrorKind::Io, format!("cannot start {readers} threads that read weights: {error}"))
+        })?;
+        let chunk = || -> Result<Chunk> {
+            // Whoever waits for it sleeps: its core is a reader's.
+            let sleeping = Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC);
+            let copied = cuda.new_event(sleeping).or_fault("making an event")?;
+            Ok(Chunk { pinned: Pinned::new(&cuda, CHUNK_BYTES)?, copied })
+        };
+        let chunks = (0..CHUNKS).map(|_| chunk()).collect::<Result<_>>()?;
+        Ok(Self { cuda, copy, chunks, next: 0, readers, stop, subnormal })
+    }
+
+    /// Fills and queues every copy of an order, and records its event.
+    pub(super) fn carry_out(&mut self, order: &Order) -> Result<()> {
+        self.cuda.bind_to_thread().or_fault(DOING)?;
+        if let What::Stage { free, .. } = &order.what {
+            self.copy.wait(free).or_fault(DOING)?;
+        }
+        for rows in &order.rows {
+            self.bring(rows, &order.what)?;
+        }
+        match &order.what {
+            What::Check => Ok(()),
+            What::Load { filled } | What::Stage { filled, .. } => filled.record(&self.copy).or_fault(DOING),
+        }
+    }
+
+    fn bring(&mut self, rows: &Rows, what: &What) -> Result<()> {
+        if rows.row_bytes > CHUNK_BYTES {
+            let message =
+                format!("a row of {} bytes does not fit into {CHUNK_BYTES} of pinned memory", rows.row_bytes);
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        // Stagings come again and again: what is to be said of them was found when they were checked.
+        let not_counted = AtomicU64::new(0);
+        let subnormal = if matches!(what, What::Stage { .. }) { &not_counted } else { &*self.subnormal };
+        let rows_at_once = CHUNK_BYTES / rows.row_bytes.max(1);
+        for start in (0..rows.count).step_by(rows_at_once) {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Error::new(ErrorKind::Dead, "the engine ended while weights were on their way"));
+            }
+            let part = start..rows.count.min(start + rows_at_once);
+            let (address, byte_count) = rows.destination(&part);
+            let chunk = &mut self.chunks[self.next];
+            self.next = (self.next + 1) % CHUNKS;
+            // An event that was never recorded is complete.
+            chunk.copied.synchronize().or_fault(DOING)?;
+            let bytes = &mut chunk.pinned.bytes()[..byte_count];
+            fill(&self.readers, rows, start, bytes, subnormal)?;
+            if matches!(what, What::Check) {
+                continue;
+            }
+            // SAFETY: `destination` lies in the weight that the rows were made for, which lives: a load's customer keeps
+            // it until the receipt, a slot is kept by the order, and freeing either waits for the device. No op uses it
+            // meanwhile: those on a slot's old contents come before FREE, for which this stream waits, and those on the
+            // new ones, or on a loaded weight, are queued behind a wait for FILLED. The chunk is not written again
+            // before its event says that the copy is through, and dropping it waits for the device.
+            unsafe { result::memcpy_htod_async(address, bytes, self.copy.cu_stream()) }.or_fault(DOING)?;
+            chunk.copied.record(&self.copy).or_fault(DOING)?;
+        }
+        Ok(())
+    }
+}
+
+/// Lets the readers write rows from `first` on into `bytes`, each some of them.
+fn fill(
+    readers: &rayon::ThreadPool,
+    rows: &Rows,
+    first: usize,
+    bytes: &mut [u8],
+    subnormal: &AtomicU64,
+) -> Result<()> {
+    let count = bytes.len() / rows.row_bytes.max(1);
+    let least = READ_BYTES_MIN.div_ceil(rows.row_bytes.max(1));
+    let share = count.div_ceil(readers.current_num_threads()).max(least);
+    if share >= count {
+        return rows.fill(first, bytes, subnormal);
+    }
+    let shares = bytes.par_chunks_mut(share * rows.row_bytes).enumerate();
+    readers
+        .install(|| shares.try_for_each(|(index, bytes)| rows.fill(first + index * share, bytes, subnormal)))
+}
