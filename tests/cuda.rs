@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{family, kudos};
-use kudos::{CudaTier, Device, Engine, Options, RankSums, Sharing};
+use kudos::{CudaTier, Device, Engine, Options, RankSums, Residency, Sharing};
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
 
@@ -220,6 +220,31 @@ fn a_reward_over_ranks_depends_on_its_own_tokens_alone() {
         tried += 1;
     }
     println!("{tried} models over ranks{}", if tried == 0 { ": not run, there is one GPU" } else { "" });
+}
+
+#[test]
+#[ignore = "needs a GPU, real or software: make test"]
+fn streamed_layers_give_the_bits_of_resident_ones() {
+    // Of bf16, with a head width that is padded and biases, and of f16 likewise; of two layers and of three; and the demo,
+    // of four, in which resident layers can lie between streamed ones.
+    let wanted = ["gqa3_hd20_bias_f16", "mha_hd16_bf16", "kv8_hd32_attention_bias_bf16"];
+    let folders = chosen().into_iter().filter(|fixture| wanted.contains(&fixture.name.as_str()));
+    for folder in folders.map(|fixture| fixture.folder).chain([common::demo_model()]) {
+        let engine = Engine::open(&folder, options()).unwrap();
+        let (layers, sequences) = (engine.config().layers, family(engine.config().vocab as u32));
+        let expected = bits(&engine, &sequences);
+        assert_eq!((engine.plan().placement.resident, engine.plan().placement.streamed), (layers, 0));
+        for resident in 0..layers {
+            let residency = Residency::Streamed { resident_layers: Some(resident) };
+            // Many passes, so that a slot is used again and again.
+            let options = Options { residency, batch_tokens: 64, ..options() };
+            let engine = Engine::open(&folder, options).unwrap();
+            assert_eq!(engine.plan().placement.streamed, layers - resident);
+            let what = format!("{}, {resident} of {layers} layers resident", folder.display());
+            assert_eq!(bits(&engine, &sequences), expected, "{what}");
+            assert_eq!(bits(&engine, &sequences), expected, "{what}: run again");
+        }
+    }
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! What must not change a reward, bit for bit, on every model of `tests/fixtures/models`: its neighbours in the batch,
-//! sharing prefixes with them, the number of threads, the size of batches, running again.
+//! sharing prefixes with them, the number of threads, the size of batches, streaming layers, running again.
 
 mod common;
 
 use common::{cpu, family, fixtures};
-use kudos::{Engine, Options, Sharing};
+use kudos::{Engine, Options, Residency, Sharing};
 
 fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
     let bits =
@@ -28,6 +28,10 @@ fn a_reward_depends_on_its_own_tokens_alone() {
     }
 }
 
+fn streamed(resident_layers: Option<usize>) -> Options {
+    Options { residency: Residency::Streamed { resident_layers }, ..cpu() }
+}
+
 #[test]
 fn options_that_are_about_speed_change_no_bit() {
     let variants = [
@@ -38,6 +42,9 @@ fn options_that_are_about_speed_change_no_bit() {
         ("small batches", Options { batch_tokens: 100, ..cpu() }),
         ("batches of one", Options { batch_tokens: 1, ..cpu() }),
         ("a short queue", Options { queue_tokens: 1, ..cpu() }),
+        ("all layers streamed", streamed(None)),
+        ("one layer resident", streamed(Some(1))),
+        ("one layer resident, small batches", Options { batch_tokens: 100, ..streamed(Some(1)) }),
     ];
     for dir in fixtures() {
         let engine = Engine::open(&dir, Options { threads: Some(1), ..cpu() }).unwrap();

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::backend::RankSums;
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
-use crate::engine::{Device, Options};
+use crate::engine::{Device, Options, Residency};
 use crate::prompt::{PromptOptions, Truncate};
 
 /// Rewards from Llama-architecture reward models.
@@ -74,6 +74,11 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "N")]
     pub(super) batch_tokens: Option<usize>,
 
+    /// Whether layers stay on the device: all if they fit, else as many as do, and the others are streamed (auto); all;
+    /// or some streamed even where all would fit
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) residency: ResidencyArg,
+
     /// CPU threads over all ranks [default: all cores]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
@@ -126,6 +131,13 @@ pub(super) enum DeviceArg {
     Auto,
     Cpu,
     Cuda,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum ResidencyArg {
+    Auto,
+    Resident,
+    Streamed,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -183,6 +195,11 @@ impl ScoreArgs {
             devices: self.devices.clone(),
             batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
             max_tokens: self.model.max_tokens,
+            residency: match self.residency {
+                ResidencyArg::Auto => Residency::Auto,
+                ResidencyArg::Resident => Residency::Resident,
+                ResidencyArg::Streamed => Residency::Streamed { resident_layers: None },
+            },
             threads: self.threads,
             cpu_math: match self.cpu_math {
                 CpuMathArg::F32 => CpuMath::F32,

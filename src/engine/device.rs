@@ -13,10 +13,12 @@ use crate::backend::tier::CudaTier;
 use crate::backend::{Backend, Capacity, Footprint, Geometry};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
+#[cfg(feature = "cuda")]
+use crate::engine::Residency;
 use crate::engine::ranks::Rank;
 use crate::engine::{Device, Options};
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::{LayerSource, Model, Resident};
+use crate::model::{LayerSource, Model, Resident, Streamed};
 #[cfg(feature = "cuda")]
 use crate::shard::allowed_ranks;
 use crate::weights::ModelTensors;
@@ -99,6 +101,9 @@ impl Chosen {
             }
             #[cfg(feature = "cuda")]
             (Hardware::Cuda { .. }, Some(ranks)) => Ok(ranks),
+            // Whoever asks for streaming means to do without more GPUs.
+            #[cfg(feature = "cuda")]
+            (Hardware::Cuda { .. }, None) if matches!(options.residency, Residency::Streamed { .. }) => Ok(1),
             #[cfg(feature = "cuda")]
             (Hardware::Cuda { gpus, .. }, None) => {
                 let able = |ranks: &usize| *ranks <= gpus.len() && Cuda::divides(config, *ranks);
@@ -166,6 +171,19 @@ impl Chosen {
         }
     }
 
+    /// Bytes that are free on the device at present, where weights must fit into them; on the CPU they need not.
+    pub(super) fn free_bytes(&self) -> Result<Option<usize>> {
+        match &self.hardware {
+            Hardware::Cpu { .. } => Ok(None),
+            // A context takes memory itself, so what is free is asked within one, as the rank does that will load.
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda { gpus, .. } => {
+                let free = gpus.iter().map(|info| Context::open(info)?.free_bytes());
+                free.collect::<Result<Vec<_>>>().map(|free| free.into_iter().min())
+            }
+        }
+    }
+
     /// Opens one rank, on the thread that will run it. `warn` gets what the caller should know.
     #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "the CPU plans without it"))]
     pub(super) fn open_rank(
@@ -173,6 +191,7 @@ impl Chosen {
         geometry: Geometry,
         capacity: Capacity,
         tensors: &ModelTensors,
+        resident_layers: usize,
         footprint: &Footprint,
         warn: &dyn Fn(String),
     ) -> Result<Box<dyn Rank>> {
@@ -180,13 +199,13 @@ impl Chosen {
             Hardware::Cpu { threads, math, group } => {
                 let threads = (threads / geometry.shard.ranks).max(1);
                 let cpu = Cpu::new(geometry, capacity, *math, threads, Arc::clone(group))?;
-                load(cpu, capacity, tensors, warn)
+                load(cpu, capacity, tensors, resident_layers, warn)
             }
             #[cfg(feature = "cuda")]
             Hardware::Cuda { gpus, tier, group } => {
                 let info = &gpus[geometry.shard.rank];
                 let cuda = Cuda::new(info, *tier, geometry, capacity, group.clone(), footprint);
-                let model = cuda.and_then(|cuda| load(cuda, capacity, tensors, warn));
+                let model = cuda.and_then(|cuda| load(cuda, capacity, tensors, resident_layers, warn));
                 model
                     .map(|model| Box::new(NamingPasses { info: info.clone(), model }) as Box<dyn Rank>)
                     .map_err(|error| lacking(error, footprint))
@@ -230,19 +249,27 @@ impl Chosen {
     }
 }
 
-/// A model with all layers resident, ready for passes.
+/// A model of which so many layers are resident and the others streamed, ready for passes.
 fn load<B: Backend + 'static>(
     mut backend: B,
     capacity: Capacity,
     tensors: &ModelTensors,
+    resident_layers: usize,
     warn: &dyn Fn(String),
-) -> Result<Box<dyn Rank>>
-where
-    B::Act: 'static,
-    B::Weight: 'static,
-{
+) -> Result<Box<dyn Rank>> {
+    if resident_layers < tensors.layers.len() {
+        let layers = Streamed::load(&mut backend, tensors, resident_layers)?;
+        return ready(Model::new(backend, capacity, tensors, layers)?, warn);
+    }
     let layers = Resident::load(&mut backend, tensors)?;
-    let model = Model::new(backend, capacity, tensors, layers)?;
+    ready(Model::new(backend, capacity, tensors, layers)?, warn)
+}
+
+fn ready<B, L>(model: Model<B, L>, warn: &dyn Fn(String)) -> Result<Box<dyn Rank>>
+where
+    B: Backend + 'static,
+    L: LayerSource<B> + 'static,
+{
     model.warnings().into_iter().for_each(warn);
     Ok(Box::new(model))
 }

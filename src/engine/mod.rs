@@ -7,6 +7,7 @@ mod device;
 mod plan;
 mod queue;
 mod ranks;
+mod residency;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -33,6 +34,7 @@ pub use plan::Plan;
 pub use queue::Pending;
 use queue::{Facts, Job, Queue, WhenFull};
 use ranks::Team;
+pub use residency::{Placement, Residency};
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +67,8 @@ pub struct Options {
     pub batch_tokens: usize,
     /// The longest sequence that is scored, in tokens; the model's own limit when that is smaller or nothing is given.
     pub max_tokens: Option<usize>,
+    /// Whether all layers stay on the device, or some pass through it in every pass.
+    pub residency: Residency,
     /// Tokens that may wait in the queue before [`Engine::submit`] blocks.
     pub queue_tokens: usize,
     /// Whether common prefixes are computed once.
@@ -89,6 +93,7 @@ impl Default for Options {
             peer_timeout: Duration::from_secs(600),
             batch_tokens: 4096,
             max_tokens: None,
+            residency: Residency::Auto,
             queue_tokens: 65_536,
             sharing: Sharing::Prefixes,
             threads: None,
@@ -173,14 +178,16 @@ impl Engine {
         let mut chosen = Chosen::new(&options)?;
         let ranks = chosen.ranks(&options, &config, |ranks| {
             let tensors = ModelTensors::open(&checkpoint, &config, &Shard::new(&config, 0, ranks)?)?;
-            Ok(Plan::new(&config, &options, &chosen, ranks, tensors.bytes())?.footprint)
+            let resident = Options { residency: Residency::Resident, ..options.clone() };
+            Ok(Plan::new(&config, &resident, &chosen, ranks, tensors.bytes())?.0.footprint)
         })?;
         chosen.divide(ranks, &options)?;
         let tensors = if ranks == 1 { whole } else { parts(ranks)? };
-        let plan = Plan::new(&config, &options, &chosen, ranks, tensors[0].bytes())?;
+        let (plan, streaming) = Plan::new(&config, &options, &chosen, ranks, tensors[0].bytes())?;
         let prompt = Prompt::open(dir, options.prompt.clone());
         let mut warnings = generation_warnings(dir, &config.head);
         warnings.extend(tensors[0].warnings.iter().cloned());
+        warnings.extend(streaming);
         warnings.extend(prompt.iter().flat_map(|prompt| prompt.warnings().iter().cloned()));
 
         let queue = Arc::new(Queue::new(options.queue_tokens));
@@ -193,7 +200,7 @@ impl Engine {
             abort: chosen.abort(),
         };
         let (device, device_reason) = (chosen.describe(), chosen.reason.clone());
-        let (capacity, footprint) = (plan.capacity, plan.footprint);
+        let (capacity, footprint, resident_layers) = (plan.capacity, plan.footprint, plan.placement.resident);
         let geometries = (0..ranks)
             .map(|rank| Ok(geometry(&config, &options, Shard::new(&config, rank, ranks)?)))
             .collect::<Result<Vec<Geometry>>>()?;
@@ -201,7 +208,8 @@ impl Engine {
         let shared_warnings = Arc::clone(&warnings);
         let threads = ranks::start(&team, move |rank| {
             let warn = |warning| warn_once(&shared_warnings, warning);
-            chosen.open_rank(geometries[rank].clone(), capacity, &tensors[rank], &footprint, &warn)
+            let geometry = geometries[rank].clone();
+            chosen.open_rank(geometry, capacity, &tensors[rank], resident_layers, &footprint, &warn)
         })?;
         Ok(Self { config, prompt, plan, device, device_reason, queue, threads, warnings })
     }
@@ -269,7 +277,7 @@ impl Engine {
     }
 
     /// What the caller should know once: settings of the model folder that other programs would obey and this one
-    /// does not, a template that read the clock, inputs that ended in padding.
+    /// does not, a template that read the clock, inputs that ended in padding, layers that do not fit on the device.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::backend::{Capacity, Footprint};
 use crate::config::ModelConfig;
 use crate::engine::device::Chosen;
+use crate::engine::residency::{Placement, Residency};
 use crate::engine::{Options, geometry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Shard;
@@ -21,6 +22,8 @@ pub struct Plan {
     pub ranks: usize,
     /// Bytes of rank 0's weights, as stored. On the CPU they are used where they are mapped.
     pub weight_bytes: WeightBytes,
+    /// Which layers stay on the device.
+    pub placement: Placement,
     /// Bytes that one rank allocates for weights and for passes.
     pub footprint: Footprint,
     /// Unique tokens that one pass takes together.
@@ -32,13 +35,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// The plan, and what is to be said of layers that do not stay on the device, if nobody asked for that.
     pub(super) fn new(
         config: &ModelConfig,
         options: &Options,
         chosen: &Chosen,
         ranks: usize,
         weight_bytes: WeightBytes,
-    ) -> Result<Self> {
+    ) -> Result<(Self, Option<String>)> {
         let max_tokens = options.max_tokens.unwrap_or(config.max_tokens).min(config.max_tokens);
         if max_tokens == 0 || options.batch_tokens == 0 {
             return Err(Error::new(
@@ -53,9 +57,33 @@ impl Plan {
         let geometry = geometry(config, options, Shard::new(config, 0, ranks)?);
         let mlp_tokens = chosen.mlp_tokens(&geometry, tokens);
         let capacity = Capacity { tokens, sequences: SEQUENCES_MAX.min(tokens), mlp_tokens };
-        let footprint = chosen.footprint(&geometry, &capacity, weight_bytes.layers + weight_bytes.head);
+        let footprint = |placement: Placement| {
+            let layers = match placement.streamed {
+                0 => weight_bytes.layers,
+                _ => (placement.resident + placement.slots) * weight_bytes.layer_max,
+            };
+            chosen.footprint(&geometry, &capacity, layers + weight_bytes.head)
+        };
+        let needed = |placement| footprint(placement).total();
+        let free = match options.residency {
+            // Opening the device to ask it takes time: only where the answer matters.
+            Residency::Resident | Residency::Streamed { resident_layers: Some(_) } => None,
+            Residency::Auto | Residency::Streamed { resident_layers: None } => chosen.free_bytes()?,
+        };
+        let placement = Placement::choose(options.residency, config.layers, free, needed)?;
+        let said = free.filter(|_| options.residency == Residency::Auto && placement.streamed > 0).map(|free| {
+            let Placement { resident, streamed, .. } = placement;
+            format!(
+                "the whole model needs {:.2} GiB, the GPU has {:.2} free: {resident} of {} layers stay on it, the other \
+                 {streamed} are streamed through it in every pass",
+                gib(needed(Placement::resident(config.layers))),
+                gib(free),
+                config.layers,
+            )
+        });
         let batch_tokens = options.batch_tokens;
-        Ok(Self { ranks, weight_bytes, footprint, batch_tokens, max_tokens, capacity })
+        let footprint = footprint(placement);
+        Ok((Self { ranks, weight_bytes, placement, footprint, batch_tokens, max_tokens, capacity }, said))
     }
 
     /// How many tokens are worth having in the queue: enough that a pass always finds a full batch.
@@ -64,9 +92,12 @@ impl Plan {
     }
 }
 
+fn gib(bytes: usize) -> f64 {
+    bytes as f64 / f64::from(1 << 30)
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
         writeln!(f, "ranks            {}", self.ranks)?;
         writeln!(
             f,
@@ -74,6 +105,8 @@ impl fmt::Display for Plan {
             gib(self.weight_bytes.layers + self.weight_bytes.head),
             gib(self.footprint.weights)
         )?;
+        let Placement { resident, streamed, slots } = self.placement;
+        writeln!(f, "layers           {resident} resident, {streamed} streamed through {slots} slots")?;
         writeln!(f, "workspace        {:.2} GiB a rank", gib(self.footprint.workspace))?;
         writeln!(
             f,

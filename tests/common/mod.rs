@@ -1,14 +1,15 @@
-//! What several test binaries need: where the models are, running the command, damaging a safetensors file.
+//! What several test binaries need: where the models are, running the command, making a model, damaging a safetensors
+//! file.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
 use kudos::{Device, Options};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Where `tests/fixtures` and `demo` are: the repository, or what `KUDOS_TEST_ROOT` names where there is none.
 pub(crate) fn root() -> PathBuf {
@@ -137,4 +138,65 @@ pub(crate) fn overwrite_tensor(path: &Path, tensor: &str, dtype: &str, first: &[
     let start = 8 + header_len + header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
     bytes[start..start + first.len()].copy_from_slice(first);
     fs::write(path, bytes).unwrap();
+}
+
+/// The sizes of a model of heads of 1/8 of its width.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    pub(crate) hidden: usize,
+    pub(crate) ffn: usize,
+    pub(crate) layers: usize,
+    pub(crate) vocab: usize,
+}
+
+/// Writes a model with random bf16 weights between 1/32 and 1/16 and of either sign, and returns their bytes. It has no
+/// tokenizer.
+pub(crate) fn random_model(dir: &Path, sizes: Sizes) -> usize {
+    let Sizes { hidden, ffn, layers, vocab } = sizes;
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
+        "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 8,
+        "vocab_size": vocab, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 512,
+        "tie_word_embeddings": true, "torch_dtype": "bfloat16",
+    });
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_owned(), vec![vocab, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ];
+    for layer in 0..layers {
+        let mut add = |name: &str, shape: &[usize]| {
+            tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
+        };
+        add("input_layernorm", &[hidden]);
+        add("post_attention_layernorm", &[hidden]);
+        for name in ["q_proj", "k_proj", "v_proj", "o_proj"] {
+            add(&format!("self_attn.{name}"), &[hidden, hidden]);
+        }
+        add("mlp.gate_proj", &[ffn, hidden]);
+        add("mlp.up_proj", &[ffn, hidden]);
+        add("mlp.down_proj", &[hidden, ffn]);
+    }
+    let mut header = serde_json::Map::new();
+    let mut offset = 0;
+    for (name, shape) in tensors {
+        let end = offset + 2 * shape.iter().product::<usize>();
+        header.insert(name, json!({"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]}));
+        offset = end;
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = BufWriter::new(fs::File::create(dir.join("model.safetensors")).unwrap());
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    for _ in 0..offset / 2 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        // The exponent of 1/32; sign and mantissa at random.
+        let bits = 0x3D00 | (state >> 32) as u16 & 0x807F;
+        file.write_all(&bits.to_le_bytes()).unwrap();
+    }
+    file.flush().unwrap();
+    offset
 }

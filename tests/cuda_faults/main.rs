@@ -14,9 +14,9 @@ use std::fs;
 
 use libloading::Library;
 
-use common::{Run, ids, kudos_in, overwrite_tensor, root};
+use common::{Run, Sizes, ids, kudos_in, overwrite_tensor, random_model, root};
 use gpu::Gpu;
-use kudos::{Device, Engine, Error, ErrorKind, Options, Pending};
+use kudos::{Device, Engine, Error, ErrorKind, Options, Pending, Residency};
 
 const MODEL: &str = "tests/fixtures/models/mha_hd16_bf16";
 
@@ -24,9 +24,14 @@ const MODEL: &str = "tests/fixtures/models/mha_hd16_bf16";
 const LINE: &str = "{\"input_ids\":[1,2,3]}\n";
 
 fn open(model: &str) -> kudos::Result<Engine> {
+    open_with(model, Residency::Auto)
+}
+
+fn open_with(model: &str, residency: Residency) -> kudos::Result<Engine> {
     // A small batch: some of what is submitted waits while a pass runs.
+    let defaults = Options::default();
     let options =
-        Options { device: Device::Cuda, batch_tokens: 16, max_tokens: Some(64), ..Options::default() };
+        Options { device: Device::Cuda, batch_tokens: 16, max_tokens: Some(64), residency, ..defaults };
     Engine::open(root().join(model), options)
 }
 
@@ -58,11 +63,18 @@ fn failure_of_all(engine: &Engine) -> Error {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn every_allocation_that_fails_at_load_is_named_and_leaves_nothing_behind() {
     let gpu = Gpu::take();
+    every_allocation_fails_once(&gpu, Residency::Resident);
+    // A copy into a slot may be under way then.
+    every_allocation_fails_once(&gpu, Residency::Streamed { resident_layers: Some(1) });
+}
+
+fn every_allocation_fails_once(gpu: &Gpu, residency: Residency) {
+    gpu.plan("");
     let expected = rewards(&open(MODEL).unwrap());
     let mut failed = 0;
     let engine = loop {
         gpu.plan(&format!("alloc:{}", failed + 1));
-        let error = match open(MODEL) {
+        let error = match open_with(MODEL, residency) {
             Ok(engine) => break engine,
             Err(error) => error,
         };
@@ -85,13 +97,16 @@ fn every_allocation_that_fails_at_load_is_named_and_leaves_nothing_behind() {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn passes_allocate_nothing_so_that_no_batch_can_run_out_of_memory() {
     let gpu = Gpu::take();
-    let engine = open(MODEL).unwrap();
-    let before = gpu.held();
-    gpu.plan("alloc:1");
-    rewards(&engine);
-    engine.score_tokens(&[ids(9, 64, 512)]).pop().unwrap().unwrap();
-    let after = gpu.held();
-    assert_eq!((before.live_bytes, before.pinned_bytes), (after.live_bytes, after.pinned_bytes));
+    for residency in [Residency::Resident, Residency::Streamed { resident_layers: Some(1) }] {
+        let engine = open_with(MODEL, residency).unwrap();
+        let before = gpu.held();
+        gpu.plan("alloc:1");
+        rewards(&engine);
+        engine.score_tokens(&[ids(9, 64, 512)]).pop().unwrap().unwrap();
+        let after = gpu.held();
+        assert_eq!((before.live_bytes, before.pinned_bytes), (after.live_bytes, after.pinned_bytes));
+        gpu.plan("");
+    }
 }
 
 #[test]
@@ -100,12 +115,14 @@ fn the_plan_covers_what_is_allocated() {
     let gpu = Gpu::take();
     // Padded heads, f32 files, biases, heads that need no padding: none may take more than its plan says.
     let models = ["mha_hd16_bf16", "gqa3_hd64_f32", "kv8_hd32_attention_bias_bf16", "gqa8_hd128_llama3_bf16"];
-    for model in models {
-        let engine = open(&format!("tests/fixtures/models/{model}")).unwrap();
+    let streamed = |count| Residency::Streamed { resident_layers: Some(count) };
+    let residencies = [Residency::Resident, streamed(0), streamed(1)];
+    for (model, residency) in models.into_iter().flat_map(|model| residencies.map(|how| (model, how))) {
+        let engine = open_with(&format!("tests/fixtures/models/{model}"), residency).unwrap();
         engine.score_tokens(&[vec![1, 2, 3]]).pop().unwrap().unwrap();
         let (footprint, held) = (engine.plan().footprint, gpu.held());
         let planned = (footprint.weights + footprint.workspace) as u64;
-        assert!(held.live_bytes <= planned, "{model}: {planned} bytes planned, {held:?}");
+        assert!(held.live_bytes <= planned, "{model}, {residency:?}: {planned} bytes planned, {held:?}");
         assert!(held.peak_bytes >= held.live_bytes, "{held:?}");
     }
 }
@@ -151,6 +168,25 @@ fn a_failed_pass(fault: &str, code: &str) {
         drop((failed, next));
         gpu.assert_free();
     }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_lost_device_ends_an_engine_that_streams_and_an_idle_one_ends_by_itself() {
+    let gpu = Gpu::take();
+    let residency = Residency::Streamed { resident_layers: None };
+    let expected = rewards(&open(MODEL).unwrap());
+    // The next pass's layers are staged, and no pass comes.
+    drop(open_with(MODEL, residency).unwrap());
+    gpu.assert_free();
+    let engine = open_with(MODEL, residency).unwrap();
+    assert_eq!(rewards(&engine), expected);
+    gpu.plan("lost:9");
+    let error = failure_of_all(&engine);
+    assert_eq!(error.kind(), ErrorKind::Device, "{error}");
+    assert!(error.message().ends_with("failed: CUDA_ERROR_UNKNOWN"), "{error}");
+    gpu.assert_free();
+    assert_eq!(rewards(&open_with(MODEL, residency).unwrap()), expected);
 }
 
 #[test]
@@ -201,6 +237,35 @@ fn a_model_that_does_not_fit_is_refused_with_the_sum_before_anything_is_allocate
     assert!(!run.stderr.contains("planned fault"), "{}", run.stderr);
 }
 
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_model_too_large_for_the_gpu_is_streamed_with_as_many_resident_layers_as_fit_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    // Layers of 8 MiB: 64 in all, beside 32 of workspace for products and a little more.
+    let weight_bytes = random_model(dir.path(), Sizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });
+    assert!(weight_bytes > 64 << 20);
+    let run = |gib: &str, residency: &str| {
+        let model = ["--model", dir.path().to_str().unwrap(), "-", "--residency", residency];
+        let small = ["--batch-tokens", "16", "--max-tokens", "16"];
+        let arguments = [&["score", "--device", "cuda"][..], &model, &small].concat();
+        kudos_in(&[("SOFTGPU_MEMORY_GIB", Some(gib))], &arguments, LINE)
+    };
+    let expected = run("8", "auto");
+    assert_eq!(expected.status, Some(0), "{expected:?}");
+    assert!(!expected.stderr.contains("streamed"), "{expected:?}");
+    for (gib, resident) in [("0.09", 4), ("0.07", 2), ("0.053", 0)] {
+        let streamed = run(gib, "auto");
+        assert_eq!((streamed.status, &streamed.stdout), (Some(0), &expected.stdout), "{streamed:?}");
+        let said = format!("{resident} of 8 layers stay on it, the other {} are streamed", 8 - resident);
+        assert!(streamed.stderr.contains(&said), "{gib} GiB: {streamed:?}");
+        assert_error(&run(gib, "resident"), &["the model needs 0.1", "`--residency auto`"]);
+    }
+    // Room for everything, but some layers are to be streamed.
+    let streamed = run("8", "streamed");
+    assert_eq!((streamed.status, &streamed.stdout), (Some(0), &expected.stdout), "{streamed:?}");
+    assert_error(&run("0.04", "auto"), &["the model needs 0.0", "the GPU has 0.04 free"]);
+}
+
 /// Both answers to a device that is not there: asked for by name, and left to the engine.
 fn assert_missing(variables: &[(&str, Option<&str>)], what: &str) {
     assert_error(&score("cuda", variables), &[what, "hint: "]);
@@ -248,22 +313,23 @@ fn on_turing_a_weight_beyond_f16_is_refused_by_name_and_subnormal_ones_are_count
     for name in ["config.json", "model.safetensors"] {
         fs::copy(format!("tests/fixtures/models/gqa3_hd64_f32/{name}"), dir.path().join(name)).unwrap();
     }
-    let run_with = |weight: f32| {
+    let run_with = |weight: f32, residency: &str| {
         let weights = dir.path().join("model.safetensors");
         overwrite_tensor(&weights, TENSOR, "F32", &weight.to_le_bytes());
-        let model = dir.path().to_str().unwrap();
-        kudos_in(&[("SOFTGPU_CC", Some("75"))], &["score", "--device", "cuda", "--model", model, "-"], LINE)
+        let model = ["--model", dir.path().to_str().unwrap(), "--residency", residency, "-"];
+        kudos_in(&[("SOFTGPU_CC", Some("75"))], &[&["score", "--device", "cuda"][..], &model].concat(), LINE)
     };
-    let beyond = run_with(70_000.0);
-    assert_eq!(beyond.status, Some(2), "{beyond:?}");
-    for word in [TENSOR, "70000", "f16", "model.safetensors", "hint: "] {
-        assert!(beyond.stderr.contains(word), "`{word}` is not in: {}", beyond.stderr);
+    // A streamed layer is looked at before the first pass, and counted once however often it is copied.
+    for residency in ["resident", "streamed"] {
+        let beyond = run_with(70_000.0, residency);
+        assert_eq!(beyond.status, Some(2), "{beyond:?}");
+        for word in [TENSOR, "70000", "f16", "model.safetensors", "hint: "] {
+            assert!(beyond.stderr.contains(word), "`{word}` is not in: {}", beyond.stderr);
+        }
     }
     // Between two subnormal numbers of f16, and a normal number of f32.
-    let subnormal = run_with(1.00001e-6);
-    assert_eq!(subnormal.status, Some(0), "{subnormal:?}");
-    assert!(
-        subnormal.stderr.contains("warning: ") && subnormal.stderr.contains("subnormal"),
-        "{subnormal:?}"
-    );
+    let [resident, streamed] = ["resident", "streamed"].map(|residency| run_with(1.00001e-6, residency));
+    assert_eq!(resident.status, Some(0), "{resident:?}");
+    assert!(resident.stderr.contains("warning: ") && resident.stderr.contains("subnormal"), "{resident:?}");
+    assert_eq!((streamed.stdout, streamed.stderr), (resident.stdout, resident.stderr));
 }
