@@ -71,6 +71,14 @@ fn files_in_and_out_are_the_same_as_standard_input_and_output() {
 }
 
 #[test]
+fn where_layers_are_changes_no_number() {
+    let lines = "{\"input_ids\": [5, 6]}\n{\"input_ids\": [7, 8, 9]}";
+    let [auto, resident, streamed] =
+        ["auto", "resident", "streamed"].map(|residency| scored(&["--residency", residency, "-"], lines));
+    assert_eq!((&resident, &streamed), (&auto, &auto));
+}
+
+#[test]
 fn a_reader_that_feeds_one_line_at_a_time_gets_each_result_at_once() {
     let mut child = Command::new(env!("CARGO_BIN_EXE_kudos"))
         .args(["score", "--device", "cpu", "--model", &demo(), "-"])

@@ -10,7 +10,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use common::{cpu, demo_model, fixtures, ids};
-use kudos::{Conversation, Engine, ErrorKind, Options};
+use kudos::{Conversation, Engine, ErrorKind, Options, Residency};
 
 fn demo() -> Engine {
     Engine::open(demo_model(), cpu()).unwrap()
@@ -136,6 +136,25 @@ fn a_classifier_that_ends_in_padding_is_scored_before_it_and_says_so_once() {
     assert_eq!((scores[1].scored_token, scores[1].tokens), (1, 4));
     assert_eq!(scores[2].scored_token, 0, "nothing but padding: the first token, as in Transformers");
     assert_eq!(engine.warnings().len(), 1);
+}
+
+#[test]
+fn layers_stay_on_a_cpu_unless_they_are_to_be_streamed() {
+    let placement = |residency| {
+        let engine = Engine::open(demo_model(), Options { residency, ..cpu() })?;
+        assert!(
+            !engine.warnings().iter().any(|warning| warning.contains("streamed")),
+            "nobody asked to be told"
+        );
+        let placement = engine.plan().placement;
+        Ok::<_, kudos::Error>((placement.resident, placement.streamed))
+    };
+    assert_eq!(placement(Residency::Auto).unwrap(), (4, 0));
+    assert_eq!(placement(Residency::Resident).unwrap(), (4, 0));
+    assert_eq!(placement(Residency::Streamed { resident_layers: None }).unwrap(), (0, 4));
+    assert_eq!(placement(Residency::Streamed { resident_layers: Some(3) }).unwrap(), (3, 1));
+    let error = placement(Residency::Streamed { resident_layers: Some(4) }).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Options, "{error}");
 }
 
 #[test]

@@ -56,3 +56,22 @@ fn options_that_are_about_speed_change_no_bit() {
         }
     }
 }
+
+#[test]
+fn streamed_layers_change_no_bit_on_any_number_of_ranks() {
+    let mut tried = 0;
+    for dir in fixtures() {
+        let config = kudos::config::ModelConfig::read(&dir).unwrap();
+        let sequences = family(config.vocab as u32);
+        for ranks in kudos::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks > 1) {
+            let with = |options: Options| Options { ranks, threads: Some(ranks), ..options };
+            let resident = Engine::open(&dir, with(cpu())).unwrap();
+            let engine = Engine::open(&dir, with(streamed(Some(1)))).unwrap();
+            let placement = engine.plan().placement;
+            assert_eq!((placement.resident, placement.streamed), (1, config.layers - 1));
+            assert_eq!(bits(&engine, &sequences), bits(&resident, &sequences), "{dir:?}, {ranks} ranks");
+            tried += 1;
+        }
+    }
+    assert!(tried >= 20, "only {tried} combinations of model and ranks");
+}

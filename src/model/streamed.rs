@@ -25,8 +25,8 @@ pub const SLOTS: usize = 2;
 enum Place {
     /// This one of the resident layers.
     Resident(usize),
-    /// In a slot when its turn comes.
-    Streamed,
+    /// This one of the streamed layers, in a slot when its turn comes.
+    Streamed(usize),
 }
 
 /// Layers of which some stay on the device, and the others pass through it in every pass.
@@ -59,7 +59,7 @@ impl<B: Backend> Streamed<B> {
         for (index, layer) in tensors.layers.iter().enumerate() {
             if is_streamed(index, layers, layers - resident_layers) {
                 backend.check(layer)?;
-                places.push(Place::Streamed);
+                places.push(Place::Streamed(streamed.len()));
                 streamed.push(layer.clone());
             } else {
                 places.push(Place::Resident(resident.len()));
@@ -95,7 +95,9 @@ impl<B: Backend> LayerSource<B> for Streamed<B> {
         self.release(backend)?;
         match self.places[index] {
             Place::Resident(resident) => Ok(&self.resident[resident]),
-            Place::Streamed => {
+            Place::Streamed(streamed) => {
+                let next = self.used % self.streamed.len();
+                assert_eq!(streamed, next, "layer {index} is asked for out of order");
                 let slot = self.used % self.slots.len();
                 self.used += 1;
                 self.in_use = true;

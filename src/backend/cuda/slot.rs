@@ -13,7 +13,7 @@ use crate::backend::{LayerWeights, Part};
 use crate::error::Result;
 use crate::weights::LayerTensors;
 
-/// A layer's place on the device. The order of events is told in [`courier`](super::courier).
+/// A layer's place on the device. The order of its events is told in `courier.rs`.
 pub struct Slot {
     /// Shared with orders under way, so that it outlives them.
     weights: Arc<LayerWeights<Weight>>,

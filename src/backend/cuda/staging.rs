@@ -1,5 +1,5 @@
 //! Rows of embeddings from the host to the device in every pass, through pinned memory. Weights take another way:
-//! [`courier`](super::courier).
+//! `courier.rs`.
 //!
 //! Two slots take turns: one is filled while the other's copy is under way. Pinned memory is read by the copy itself, so
 //! each slot has an event that says when it may be filled again.

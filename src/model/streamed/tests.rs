@@ -199,6 +199,15 @@ fn every_pass_finds_each_layer_and_stages_each_streamed_one_once() {
     }
 }
 
+#[test]
+#[should_panic(expected = "layer 2 is asked for out of order")]
+fn a_layer_that_is_left_out_is_our_bug() {
+    let (mut backend, tensors) = (Recorder::default(), tensors(3));
+    let mut source = Streamed::load(&mut backend, &tensors, 0).unwrap();
+    source.layer(&mut backend, 0).unwrap();
+    let _ = source.layer(&mut backend, 2);
+}
+
 /// What a log must show: each streamed layer checked once; stagings in the order of use, from one pass to the next; slots
 /// in turn, awaited before use and staged again only afterwards; no more stagings than passes need, and a slot each.
 fn assert_order(log: &[Event], streamed: &[usize], passes: usize, what: &str) {
