@@ -1,8 +1,10 @@
 //! The entry points. A communicator is a number behind the opaque pointer: one that was given up is known as such.
 
 use super::comm::{Collective, Comm, deadline};
-use super::meeting::{Call, Group};
+use super::meeting::{Call, Group, Place};
+use super::remote::{Link, Remote, serve, wake};
 use super::sum::{Element, concat, ring_sum};
+use super::wire::listen;
 use crate::driver::queue::Op;
 use crate::driver::trace::called;
 use crate::driver::wait::{changed, changes, wait_for_change};
@@ -10,8 +12,10 @@ use crate::driver::world::world;
 use crate::driver::{current_device, device_of, enter};
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_uint};
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// `ncclResult_t`.
 pub type NcclResult = c_uint;
@@ -22,14 +26,19 @@ pub(super) const SYSTEM_ERROR: NcclResult = 2;
 const INTERNAL_ERROR: NcclResult = 3;
 const INVALID_ARGUMENT: NcclResult = 4;
 const INVALID_USAGE: NcclResult = 5;
+pub(super) const REMOTE_ERROR: NcclResult = 6;
 pub(super) const IN_PROGRESS: NcclResult = 7;
 const SUM: c_uint = 0;
 
-/// `ncclUniqueId`.
+/// The collectives.
+pub(super) const NAMES: [&str; 2] = ["ncclAllReduce", "ncclAllGather"];
+
+/// `ncclUniqueId`: the name of the socket at which the process that made it serves.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct UniqueId {
-    bytes: [u8; 128],
+    /// Text, then zeros.
+    pub bytes: [u8; 128],
 }
 
 /// The head of `ncclConfig_t`.
@@ -42,6 +51,7 @@ pub struct Config {
     pub blocking: c_int,
 }
 
+/// Those that this process serves.
 static GROUPS: LazyLock<Mutex<HashMap<UniqueId, Arc<Group>>>> = LazyLock::new(Mutex::default);
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 static COMMS: LazyLock<Mutex<HashMap<usize, Arc<Comm>>>> = LazyLock::new(Mutex::default);
@@ -69,18 +79,52 @@ pub unsafe extern "C" fn ncclGetVersion(version: *mut c_int) -> NcclResult {
     SUCCESS
 }
 
-/// An id that no other call got.
+/// An id that no other call got, on this machine; this process serves the ranks of others that bring it.
 ///
 /// # Safety
 /// As NCCL documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn ncclGetUniqueId(id: *mut UniqueId) -> NcclResult {
     called("ncclGetUniqueId");
-    let mut bytes = [0; 128];
-    bytes[..8].copy_from_slice(&NEXT_ID.fetch_add(1, Ordering::Relaxed).to_le_bytes());
+    let number = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let name = format!("softgpu-nccl-{}-{number}-{now:x}", std::process::id());
+    let mut made = UniqueId { bytes: [0; 128] };
+    made.bytes[..name.len()].copy_from_slice(name.as_bytes());
+    let listener = match listen(&made) {
+        Ok(listener) => listener,
+        Err(why) => {
+            eprintln!("softgpu: nccl: no socket {name}: {why}");
+            return SYSTEM_ERROR;
+        }
+    };
+    let group = Arc::<Group>::default();
+    GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(made, group.clone());
+    serve(made, listener, group);
     // SAFETY: the caller's out parameter.
-    unsafe { id.write(UniqueId { bytes }) };
+    unsafe { id.write(made) };
     SUCCESS
+}
+
+/// Joins a group of this process, or that of the process that made the id.
+fn link(id: &UniqueId, rank: usize, ranks: usize, device: usize) -> Result<Link, NcclResult> {
+    let place = Place { process: std::process::id(), device };
+    let group = GROUPS.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+    let joined = match group {
+        Some(group) => group.join(rank, ranks, place, None).map_err(Some).map(|()| {
+            if group.is_complete() {
+                wake(id);
+            }
+            Link::Here(group)
+        }),
+        None => Remote::join(id, rank, ranks, place).map(Link::There),
+    };
+    joined.map_err(|why| {
+        let text =
+            why.as_deref().unwrap_or("nobody serves this unique id; has the process that made it ended?");
+        eprintln!("softgpu: nccl: {text}");
+        if why.is_some() { INVALID_USAGE } else { SYSTEM_ERROR }
+    })
 }
 
 /// Joins the current device as a rank, and waits for the others until the deadline. With `blocking = 0` it says that it is
@@ -104,16 +148,13 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
     let (ranks, rank) = (ranks as usize, rank as usize);
     // SAFETY: the caller's configuration, whole where there is one.
     let blocking = config.is_null() || unsafe { (*config).blocking } != 0;
-    let group = {
-        let mut groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
-        groups.entry(id).or_insert_with(|| Arc::new(Group::new(ranks))).clone()
+    let link = match link(&id, rank, ranks, device) {
+        Ok(link) => link,
+        Err(result) => return result,
     };
-    if let Err(why) = group.join(rank, ranks, device) {
-        eprintln!("softgpu: nccl: {why}");
-        return INVALID_USAGE;
-    }
     let made = Arc::new(Comm {
-        group,
+        link,
+        group: BuildHasherDefault::<DefaultHasher>::default().hash_one(id) as usize,
         rank,
         device,
         blocking,
@@ -140,7 +181,7 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
             SUCCESS => return SUCCESS,
             error => {
                 if give_up(number).is_ok() {
-                    made.group.leave(rank);
+                    made.link.leave(rank);
                 }
                 // SAFETY: as above.
                 unsafe { comm.write(0) };
@@ -178,7 +219,7 @@ pub extern "C" fn ncclCommAbort(comm: usize) -> NcclResult {
     match give_up(comm) {
         Ok(comm) => {
             comm.aborted.store(true, Ordering::Release);
-            comm.group.leave(comm.rank);
+            comm.link.leave(comm.rank);
             SUCCESS
         }
         Err(result) => result,
@@ -208,7 +249,7 @@ pub extern "C" fn ncclAllReduce(
         eprintln!("softgpu: nccl: only sums are reduced, not operation {op}");
         return INVALID_ARGUMENT;
     }
-    collective("ncclAllReduce", [send, receive], count, kind, comm, stream, ring_sum)
+    collective(NAMES[0], [send, receive], count, kind, comm, stream, ring_sum)
 }
 
 /// Queues the concatenation of the ranks' parts.
@@ -222,7 +263,7 @@ pub extern "C" fn ncclAllGather(
     stream: usize,
 ) -> NcclResult {
     called("ncclAllGather");
-    collective("ncclAllGather", [send, receive], count, kind, comm, stream, concat)
+    collective(NAMES[1], [send, receive], count, kind, comm, stream, concat)
 }
 
 fn collective(
@@ -271,7 +312,7 @@ fn collective(
         brought: false,
         comm: comm.clone(),
     };
-    let group = Arc::as_ptr(&comm.group) as usize;
+    let group = comm.group;
     let poll = Box::new(move |memory: &mut _, ready| queued.poll(memory, ready));
     if device.push(stream, Op::Collective { name, bytes: count * element.bytes(), group, poll }).is_err() {
         return UNHANDLED_CUDA_ERROR;
@@ -295,6 +336,7 @@ pub extern "C" fn ncclGetErrorString(result: NcclResult) -> *const c_char {
         INTERNAL_ERROR => c"internal error",
         INVALID_ARGUMENT => c"invalid argument",
         INVALID_USAGE => c"invalid usage",
+        REMOTE_ERROR => c"remote process exited or there was a network error",
         IN_PROGRESS => c"NCCL operation in progress",
         _ => c"unknown result code",
     };

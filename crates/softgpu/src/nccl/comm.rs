@@ -1,7 +1,8 @@
 //! A rank's end of a communicator, and its collectives.
 
-use super::api::{IN_PROGRESS, NcclResult, SUCCESS, SYSTEM_ERROR};
-use super::meeting::{Call, Group, Part};
+use super::api::{IN_PROGRESS, NcclResult, REMOTE_ERROR, SUCCESS, SYSTEM_ERROR};
+use super::meeting::{Call, Part};
+use super::remote::Link;
 use super::sum::Element;
 use crate::device::{Access, DeviceMemory};
 use crate::driver::queue::Failure;
@@ -22,7 +23,9 @@ pub(super) fn deadline() -> Instant {
 
 /// One rank's end.
 pub(super) struct Comm {
-    pub(super) group: Arc<Group>,
+    pub(super) link: Link,
+    /// The same number for all ranks of this process.
+    pub(super) group: usize,
     pub(super) rank: usize,
     pub(super) device: usize,
     /// Calls wait until they have succeeded; otherwise they say that they are in progress.
@@ -42,7 +45,11 @@ impl Comm {
     /// What `ncclCommGetAsyncError` reports.
     pub(super) fn state(&self) -> NcclResult {
         let error = self.error.load(Ordering::Acquire);
-        if error != SUCCESS || self.group.is_complete() {
+        if error == SUCCESS && self.link.is_lost() {
+            eprintln!("softgpu: nccl: rank {}: the process of another rank has ended", self.rank);
+            return self.fail(REMOTE_ERROR);
+        }
+        if error != SUCCESS || self.link.is_complete() {
             return error;
         }
         if Instant::now() < self.join_by {
@@ -94,16 +101,16 @@ impl Collective {
                 Err(why) => return Some(Err((Status::IllegalAddress, why))),
             },
         };
-        if let Some(parts) = self.brought.then(|| self.comm.group.take(self.sequence)).flatten() {
+        if let Some(parts) = self.brought.then(|| self.comm.link.take(self.sequence)).flatten() {
             self.brought = false;
             return Some(self.end(memory, &parts));
         }
         if Instant::now() < until {
             return None;
         }
-        let missing = self.comm.group.missing(self.sequence);
+        let missing = self.comm.link.missing(self.sequence);
         self.comm.fail(SYSTEM_ERROR);
-        let why = format!("rank {} waited for ranks {missing:?} in vain", self.comm.rank);
+        let why = format!("rank {} waited for {missing} in vain", self.comm.rank);
         Some(Err((Status::LaunchTimeout, why)))
     }
 
@@ -114,7 +121,7 @@ impl Collective {
         let part = unsafe { std::slice::from_raw_parts(self.send as *const u8, bytes) }.to_vec();
         if !self.hangs {
             let part = Part { call: self.call, bytes: Arc::new(part), ready };
-            self.comm.group.bring(self.comm.rank, self.sequence, part);
+            self.comm.link.bring(self.comm.rank, self.sequence, part);
             self.brought = true;
         }
         Ok(*self.until.insert(deadline()))
@@ -141,7 +148,7 @@ impl Collective {
 impl Drop for Collective {
     fn drop(&mut self) {
         if self.brought {
-            self.comm.group.withdraw(self.comm.rank, self.sequence);
+            self.comm.link.withdraw(self.comm.rank, self.sequence);
         }
     }
 }

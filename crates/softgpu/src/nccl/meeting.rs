@@ -1,8 +1,11 @@
 //! Where ranks meet: a seat a rank, a round a collective, a part a rank and round.
 
 use super::sum::Element;
+use super::wire::{Tag, part_bytes, send};
 use crate::driver::wait::changed;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a rank calls; all must call the same.
@@ -27,11 +30,17 @@ pub(super) struct Part {
     pub ready: u64,
 }
 
+/// Where a rank's device is. Devices of different processes may have equal indices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) process: u32,
+    pub(super) device: usize,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Seat {
     Empty,
-    /// By a device.
-    Taken(usize),
+    Taken(Place),
     Left,
 }
 
@@ -41,46 +50,64 @@ struct Round {
     gone: usize,
 }
 
+#[derive(Default)]
 struct Table {
+    /// None before the first rank has come, who says how many there are.
     seats: Vec<Seat>,
     /// All seats were taken at one time.
     complete: bool,
+    /// The process of some rank ended.
+    lost: bool,
     rounds: HashMap<u64, Round>,
+    /// Ranks of other processes.
+    remotes: BTreeMap<usize, UnixStream>,
 }
 
 /// What the ranks of one communicator share.
+#[derive(Default)]
 pub(super) struct Group {
-    ranks: usize,
     table: Mutex<Table>,
 }
 
 impl Group {
-    pub(super) fn new(ranks: usize) -> Self {
-        let table = Table { seats: vec![Seat::Empty; ranks], complete: false, rounds: HashMap::new() };
-        Self { ranks, table: Mutex::new(table) }
-    }
-
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seats a device as a rank.
+    /// Seats a device as a rank; one of another process is told so, and what comes later.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn join(&self, rank: usize, ranks: usize, device: usize) -> Result<(), String> {
+    pub(super) fn join(
+        &self,
+        rank: usize,
+        ranks: usize,
+        place: Place,
+        remote: Option<UnixStream>,
+    ) -> Result<(), String> {
         let mut table = self.table();
-        if ranks != self.ranks {
-            return Err(format!("rank {rank} says there are {ranks} ranks, another said {}", self.ranks));
+        if table.seats.is_empty() {
+            table.seats = vec![Seat::Empty; ranks];
+        }
+        if ranks != table.seats.len() || rank >= ranks {
+            let before = table.seats.len();
+            return Err(format!("rank {rank} says there are {ranks} ranks, another said {before}"));
         }
         if table.seats[rank] != Seat::Empty {
             return Err(format!("rank {rank} has been there already"));
         }
-        if table.seats.contains(&Seat::Taken(device)) {
-            return Err(format!("two ranks on device {device}"));
+        if table.seats.contains(&Seat::Taken(place)) {
+            return Err(format!("two ranks on device {} of process {}", place.device, place.process));
         }
-        table.seats[rank] = Seat::Taken(device);
+        table.seats[rank] = Seat::Taken(place);
         table.complete = table.seats.iter().all(|seat| matches!(seat, Seat::Taken(_)));
+        if let Some(remote) = remote {
+            table.tell(&remote, Tag::Joined, 0, &[]);
+            table.remotes.insert(rank, remote);
+        }
+        if table.complete {
+            table.tell_all(Tag::Complete, 0, &[]);
+        }
         changed();
         Ok(())
     }
@@ -90,47 +117,60 @@ impl Group {
         self.table().complete
     }
 
+    /// The process of some rank ended without leaving.
+    pub(super) fn is_lost(&self) -> bool {
+        self.table().lost
+    }
+
     /// Gives a seat up. What the rank brought to rounds that wait still is taken back: they wait for ever.
     pub(super) fn leave(&self, rank: usize) {
+        self.table().leave(rank);
+        changed();
+    }
+
+    /// The rank's process has ended without leaving, and all others are told.
+    pub(super) fn lose(&self, rank: usize) {
         let mut table = self.table();
-        table.seats[rank] = Seat::Left;
-        for round in table.rounds.values_mut().filter(|r| r.parts.iter().any(Option::is_none)) {
-            round.parts[rank] = None;
+        table.leave(rank);
+        table.lost = true;
+        table.tell_all(Tag::Lost, 0, &[]);
+        changed();
+    }
+
+    /// Brings a rank's part to a round. With the last one, ranks of other processes are sent them all, before any rank of
+    /// this one can take them: this process may end then.
+    pub(super) fn bring(&self, rank: usize, sequence: u64, part: Part) {
+        let mut table = self.table();
+        let round = Round { parts: vec![None; table.seats.len()], gone: 0 };
+        let round = table.rounds.entry(sequence).or_insert(round);
+        round.parts[rank] = Some(part);
+        if !table.remotes.is_empty()
+            && let Some(parts) = table.parts(sequence)
+        {
+            let body: Vec<u8> = parts.iter().flat_map(part_bytes).collect();
+            table.tell_all(Tag::Round, sequence, &body);
+            (0..table.remotes.len()).for_each(|_| table.depart(sequence));
         }
         changed();
     }
 
-    /// Brings a rank's part to a round.
-    pub(super) fn bring(&self, rank: usize, sequence: u64, part: Part) {
-        let round = || Round { parts: vec![None; self.ranks], gone: 0 };
-        self.table().rounds.entry(sequence).or_insert_with(round).parts[rank] = Some(part);
-        changed();
-    }
-
-    /// All parts of a round, by rank, once they are there. Each rank takes them once.
+    /// All parts of a round, by rank, once they are there. Each rank of this process takes them once.
     pub(super) fn take(&self, sequence: u64) -> Option<Vec<Part>> {
         let mut table = self.table();
-        let parts = table.rounds.get(&sequence)?.parts.iter().cloned().collect::<Option<Vec<Part>>>()?;
-        self.depart(&mut table, sequence);
+        let parts = table.parts(sequence)?;
+        table.depart(sequence);
         Some(parts)
     }
 
     /// A rank that brought its part will not take the others'.
     pub(super) fn withdraw(&self, rank: usize, sequence: u64) {
         let mut table = self.table();
-        let Some(round) = table.rounds.get_mut(&sequence) else { return };
-        if round.parts.iter().all(Option::is_some) {
-            self.depart(&mut table, sequence);
-        } else {
-            round.parts[rank] = None;
-        }
-    }
-
-    fn depart(&self, table: &mut Table, sequence: u64) {
-        let Some(round) = table.rounds.get_mut(&sequence) else { return };
-        round.gone += 1;
-        if round.gone == self.ranks {
-            table.rounds.remove(&sequence);
+        if table.parts(sequence).is_none() {
+            if let Some(round) = table.rounds.get_mut(&sequence) {
+                round.parts[rank] = None;
+            }
+        } else if !table.remotes.contains_key(&rank) {
+            table.depart(sequence);
         }
     }
 
@@ -138,6 +178,39 @@ impl Group {
     pub(super) fn missing(&self, sequence: u64) -> Vec<usize> {
         let table = self.table();
         let came = |rank: usize| table.rounds.get(&sequence).is_some_and(|r| r.parts[rank].is_some());
-        (0..self.ranks).filter(|&rank| !came(rank)).collect()
+        (0..table.seats.len()).filter(|&rank| !came(rank)).collect()
+    }
+}
+
+impl Table {
+    /// A remote that cannot be told is noticed by the thread that reads from it.
+    fn tell(&self, remote: &UnixStream, tag: Tag, sequence: u64, body: &[u8]) {
+        if send(remote, tag, sequence, body).is_err() {
+            let _ = remote.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn tell_all(&self, tag: Tag, sequence: u64, body: &[u8]) {
+        self.remotes.values().for_each(|remote| self.tell(remote, tag, sequence, body));
+    }
+
+    fn leave(&mut self, rank: usize) {
+        self.seats[rank] = Seat::Left;
+        self.remotes.remove(&rank);
+        for round in self.rounds.values_mut().filter(|r| r.parts.iter().any(Option::is_none)) {
+            round.parts[rank] = None;
+        }
+    }
+
+    fn parts(&self, sequence: u64) -> Option<Vec<Part>> {
+        self.rounds.get(&sequence)?.parts.iter().cloned().collect()
+    }
+
+    fn depart(&mut self, sequence: u64) {
+        let Some(round) = self.rounds.get_mut(&sequence) else { return };
+        round.gone += 1;
+        if round.gone == self.seats.len() {
+            self.rounds.remove(&sequence);
+        }
     }
 }

@@ -1,0 +1,131 @@
+//! Frames between processes of one machine, over a socket without a file that the unique id names.
+
+use super::api::{NAMES, UniqueId};
+use super::meeting::{Call, Part};
+use super::sum::Element;
+use std::io::{self, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A peer that takes nothing for so long, or does not answer who joins, counts as lost.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a frame says. From rank to server up to `Leave`, the rest back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tag {
+    /// Body: ranks, rank, process, device.
+    Join,
+    /// Body: a part.
+    Bring,
+    Withdraw,
+    Leave,
+    Joined,
+    /// Body: why.
+    Refused,
+    /// All have joined.
+    Complete,
+    /// Body: all parts of a round.
+    Round,
+    /// The process of a rank has ended.
+    Lost,
+}
+
+const TAGS: [Tag; 9] = [
+    Tag::Join,
+    Tag::Bring,
+    Tag::Withdraw,
+    Tag::Leave,
+    Tag::Joined,
+    Tag::Refused,
+    Tag::Complete,
+    Tag::Round,
+    Tag::Lost,
+];
+
+/// A message; the sequence is that of a round.
+pub(super) struct Frame {
+    pub(super) tag: Tag,
+    pub(super) sequence: u64,
+    pub(super) body: Vec<u8>,
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "not a frame of softgpu's")
+}
+
+/// Writes a frame: tag, sequence and length as 64-bit numbers, then the body.
+pub(super) fn send(mut stream: &UnixStream, tag: Tag, sequence: u64, body: &[u8]) -> io::Result<()> {
+    let head = [tag as u64, sequence, body.len() as u64].map(u64::to_le_bytes).concat();
+    stream.write_all(&head)?;
+    stream.write_all(body)
+}
+
+/// Waits for a frame.
+pub(super) fn receive(mut stream: &UnixStream) -> io::Result<Frame> {
+    let mut head = [0u8; 24];
+    stream.read_exact(&mut head)?;
+    let mut numbers = Numbers(&head);
+    let (tag, sequence, length) = (numbers.next()?, numbers.next()?, numbers.next()?);
+    let tag = *TAGS.get(tag as usize).ok_or_else(malformed)?;
+    let mut body = vec![0; length as usize];
+    stream.read_exact(&mut body)?;
+    Ok(Frame { tag, sequence, body })
+}
+
+/// Reads 64-bit numbers and bytes off the front.
+pub(super) struct Numbers<'a>(pub(super) &'a [u8]);
+
+impl Numbers<'_> {
+    pub(super) fn next(&mut self) -> io::Result<u64> {
+        let (head, rest) = self.0.split_first_chunk::<8>().ok_or_else(malformed)?;
+        self.0 = rest;
+        Ok(u64::from_le_bytes(*head))
+    }
+
+    fn bytes(&mut self, count: usize) -> io::Result<Vec<u8>> {
+        let (head, rest) = self.0.split_at_checked(count).ok_or_else(malformed)?;
+        self.0 = rest;
+        Ok(head.to_vec())
+    }
+
+    pub(super) fn part(&mut self) -> io::Result<Part> {
+        let (name, element, count) = (self.next()?, self.next()?, self.next()?);
+        let (ready, length) = (self.next()?, self.next()?);
+        let name = NAMES.get(name as usize).ok_or_else(malformed)?;
+        let element = Element::from_number(element as u32).ok_or_else(malformed)?;
+        let bytes = Arc::new(self.bytes(length as usize)?);
+        Ok(Part { call: Call { name, element, count: count as usize }, bytes, ready })
+    }
+}
+
+/// The bytes that [`Numbers::part`] reads.
+pub(super) fn part_bytes(part: &Part) -> Vec<u8> {
+    let Call { name, element, count } = part.call;
+    let name = NAMES.iter().position(|&known| known == name).unwrap_or(NAMES.len());
+    let head = [name as u64, element as u64, count as u64, part.ready, part.bytes.len() as u64];
+    [head.map(u64::to_le_bytes).concat(), part.bytes.to_vec()].concat()
+}
+
+fn address(id: &UniqueId) -> io::Result<SocketAddr> {
+    let end = id.bytes.iter().position(|&b| b == 0).unwrap_or(id.bytes.len());
+    SocketAddr::from_abstract_name(&id.bytes[..end])
+}
+
+pub(super) fn listen(id: &UniqueId) -> io::Result<UnixListener> {
+    UnixListener::bind_addr(&address(id)?)
+}
+
+pub(super) fn connect(id: &UniqueId) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect_addr(&address(id)?)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// The other end of [`connect`].
+pub(super) fn accept(listener: &UnixListener) -> io::Result<UnixStream> {
+    let (stream, _) = listener.accept()?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
