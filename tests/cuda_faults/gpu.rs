@@ -4,6 +4,7 @@ use std::ffi::{CString, c_char};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
+use serde::Deserialize;
 use serde_json::Value;
 
 /// The software GPU of this process, for one test at a time.
@@ -21,6 +22,14 @@ pub(crate) struct Held {
     pub(crate) reclaimed_bytes: u64,
     pub(crate) context_references: u64,
     pub(crate) pinned_bytes: u64,
+}
+
+/// One piece of work of a device, in logical time.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Entry {
+    pub(crate) kind: String,
+    pub(crate) start: u64,
+    pub(crate) end: u64,
 }
 
 impl Gpu {
@@ -49,6 +58,31 @@ impl Gpu {
                 self.library.get(b"softgpu_plan_faults").expect("libcuda.so is the software GPU");
             function(plan.as_ptr());
         }
+    }
+
+    /// What ran from here on, and which calls asked for it.
+    pub(crate) fn reset_trace(&self) {
+        // SAFETY: the function has this type in softgpu, which alone has one of this name.
+        unsafe {
+            let function: Symbol<'_, unsafe extern "C" fn()> =
+                self.library.get(b"softgpu_reset_trace").expect("libcuda.so is the software GPU");
+            function();
+        }
+    }
+
+    /// The entries that ran.
+    pub(crate) fn trace(&self) -> Vec<Entry> {
+        serde_json::from_value(self.json("softgpu_trace_json")).unwrap()
+    }
+
+    /// How often an entry point was called.
+    pub(crate) fn calls(&self, name: &str) -> u64 {
+        self.json("softgpu_calls_json")["calls"][name].as_u64().unwrap_or(0)
+    }
+
+    /// Bytes that were copied to the device from pinned memory, as the program asked for it.
+    pub(crate) fn copied_in_pinned(&self) -> u64 {
+        self.json("softgpu_calls_json")["copied_in"]["pinned"].as_u64().unwrap()
     }
 
     fn json(&self, function: &str) -> Value {

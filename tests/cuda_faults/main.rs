@@ -9,6 +9,7 @@
 mod common;
 mod gpu;
 mod ranks;
+mod streams;
 
 use std::fs;
 
@@ -248,7 +249,8 @@ fn a_model_too_large_for_the_gpu_is_streamed_with_as_many_resident_layers_as_fit
         let model = ["--model", dir.path().to_str().unwrap(), "-", "--residency", residency];
         let small = ["--batch-tokens", "16", "--max-tokens", "16"];
         let arguments = [&["score", "--device", "cuda"][..], &model, &small].concat();
-        kudos_in(&[("SOFTGPU_MEMORY_GIB", Some(gib))], &arguments, LINE)
+        // On one GPU: with more, it would be divided before it is streamed.
+        kudos_in(&[("SOFTGPU_MEMORY_GIB", Some(gib)), ("SOFTGPU_DEVICES", Some("1"))], &arguments, LINE)
     };
     let expected = run("8", "auto");
     assert_eq!(expected.status, Some(0), "{expected:?}");
