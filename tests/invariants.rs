@@ -64,7 +64,7 @@ fn streamed_layers_change_no_bit_on_any_number_of_ranks() {
         let config = kudos::config::ModelConfig::read(&dir).unwrap();
         let sequences = family(config.vocab as u32);
         for ranks in kudos::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks > 1) {
-            let with = |options: Options| Options { ranks, threads: Some(ranks), ..options };
+            let with = |options: Options| Options { ranks: Some(ranks), threads: Some(ranks), ..options };
             let resident = Engine::open(&dir, with(cpu())).unwrap();
             let engine = Engine::open(&dir, with(streamed(Some(1)))).unwrap();
             let placement = engine.plan().placement;

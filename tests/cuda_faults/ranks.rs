@@ -167,3 +167,17 @@ fn the_plan_covers_what_each_rank_allocates() {
         assert!(gpu.held().live_bytes <= planned as u64, "{planned} bytes planned, {:?}", gpu.held());
     }
 }
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn an_abort_that_leaves_no_error_on_the_stream_is_no_result() {
+    // Unchecked, an aborted sum ends its stream like any other, as NCCL's does: what is there then is no sum.
+    let model = root().join(MODEL);
+    let arguments = ["score", "--device", "cuda", "--ranks", "2", "--model", model.to_str().unwrap(), "-"];
+    for fault in ["1/launch:5", "1/nccl:2"] {
+        let variables = [("SOFTGPU_CHECK", Some("0")), ("SOFTGPU_FAIL", Some(fault))];
+        let run = kudos_in(&variables, &arguments, LINE);
+        assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{fault}: {run:?}");
+        assert!(run.stderr.contains("error: rank 1 of 2: "), "{fault}: {run:?}");
+    }
+}
