@@ -193,9 +193,6 @@ pub trait Backend: Sized {
     /// A place on the device for the weights of one layer, which many layers pass through one after the other.
     type Slot;
 
-    /// What this backend will hold for a rank of this geometry, without a device.
-    fn footprint(geometry: &Geometry, capacity: &Capacity, weight_bytes: usize) -> Footprint;
-
     /// Meets the other ranks. Called once, on each rank, after all of them have allocated what they need: a rank that
     /// could not is then known, and nobody waits for it here.
     fn connect(&mut self) -> Result<()> {

@@ -158,6 +158,10 @@ impl Chosen {
     }
 
     /// What one rank will allocate.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        allow(unused_variables, reason = "the CPU uses weights where they are")
+    )]
     pub(super) fn footprint(
         &self,
         geometry: &Geometry,
@@ -165,9 +169,9 @@ impl Chosen {
         weight_bytes: usize,
     ) -> Footprint {
         match &self.hardware {
-            Hardware::Cpu { .. } => Cpu::footprint(geometry, capacity, weight_bytes),
+            Hardware::Cpu { .. } => Cpu::footprint(geometry, capacity),
             #[cfg(feature = "cuda")]
-            Hardware::Cuda { .. } => Cuda::footprint(geometry, capacity, weight_bytes),
+            Hardware::Cuda { tier, .. } => Cuda::footprint(*tier, geometry, capacity, weight_bytes),
         }
     }
 

@@ -11,9 +11,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Shard;
 use crate::weights::WeightBytes;
 
-/// Sequences with different last tokens in one pass, at most. The last layer's rows are sized by it: 32 MiB at the
-/// width of a 70B.
-const SEQUENCES_MAX: usize = 1024;
+/// Sequences with different last tokens in one pass, at most: one for so many of the batch's tokens. What is a sequence's
+/// own is rarely shorter, and the last layer's rows and, on GPUs, the seam tiles of shared prefixes are sized by it.
+const TOKENS_PER_SEQUENCE: usize = 16;
 
 /// What an engine holds in memory, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +56,8 @@ impl Plan {
         let tokens = options.batch_tokens.max(max_tokens);
         let geometry = geometry(config, options, Shard::new(config, 0, ranks)?);
         let mlp_tokens = chosen.mlp_tokens(&geometry, tokens);
-        let capacity = Capacity { tokens, sequences: SEQUENCES_MAX.min(tokens), mlp_tokens };
+        let capacity =
+            Capacity { tokens, sequences: options.batch_tokens.div_ceil(TOKENS_PER_SEQUENCE), mlp_tokens };
         let footprint = |placement: Placement| {
             let layers = match placement.streamed {
                 0 => weight_bytes.layers,

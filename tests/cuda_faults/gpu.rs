@@ -89,12 +89,16 @@ impl Gpu {
         // SAFETY: the functions named here have this type in softgpu.
         let function: Symbol<'_, unsafe extern "C" fn(*mut c_char, usize) -> usize> =
             unsafe { self.library.get(function) }.expect("libcuda.so is the software GPU");
-        // SAFETY: with a null pointer nothing is written, and the length is returned.
-        let length = unsafe { function(std::ptr::null_mut(), 0) };
-        let mut text = vec![0_u8; length + 1];
-        // SAFETY: the buffer has that length.
-        unsafe { function(text.as_mut_ptr().cast(), text.len()) };
-        serde_json::from_slice(&text[..length]).unwrap()
+        let mut text = vec![0_u8; 1 << 16];
+        loop {
+            // SAFETY: the buffer has that length.
+            let length = unsafe { function(text.as_mut_ptr().cast(), text.len()) };
+            // A thread of the engine may be at work, and there be more to tell the next time.
+            if length < text.len() {
+                return serde_json::from_slice(&text[..length]).unwrap();
+            }
+            text.resize(2 * length, 0);
+        }
     }
 
     pub(crate) fn held(&self) -> Held {

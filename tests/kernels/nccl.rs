@@ -58,10 +58,9 @@ fn numbers_collected_from_one_rank_are_its_own(gpu: &Gpu) {
     let numbers = Random::new(2).rows(gpu.storage, 1_000, 1.0);
     let (from, mut to) = (upload(&ops, &numbers), upload(&ops, &vec![0.0; 1_000]));
     let number = Number::Storage(gpu.storage);
-    comm.all_gather(from.all(), &mut to, 800, number, ops.context().compute()).unwrap();
+    comm.all_gather(&from, 100, &mut to, 800, number, ops.context().compute()).unwrap();
     comm.wait(ops.context()).unwrap();
-    let expected: Vec<f64> =
-        numbers.iter().enumerate().map(|(i, &x)| if i < 800 { x } else { 0.0 }).collect();
+    let expected: Vec<f64> = (0..1_000).map(|i| if i < 800 { numbers[100 + i] } else { 0.0 }).collect();
     assert_eq!(download(&ops, &to), expected);
 }
 
@@ -71,5 +70,6 @@ fn collectives_refuse_to_leave_their_buffers(gpu: &Gpu) {
     let (from, mut to) = (upload(&ops, &[0.0; 16]), upload(&ops, &[0.0; 15]));
     let (number, stream) = (Number::Storage(gpu.storage), ops.context().compute());
     assert!(comm.all_reduce(&mut to, 1, 15, number, stream).is_err());
-    assert!(comm.all_gather(from.all(), &mut to, 16, number, stream).is_err());
+    assert!(comm.all_gather(&from, 0, &mut to, 16, number, stream).is_err());
+    assert!(comm.all_gather(&from, 2, &mut to, 15, number, stream).is_err());
 }

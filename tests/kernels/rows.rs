@@ -17,6 +17,7 @@ pub(crate) const TESTS: &[Test] = &[
         "add_rms_norm_adds_parts_in_order_with_one_rounding",
         add_rms_norm_adds_parts_in_order_with_one_rounding,
     ),
+    ("add_rms_norm_of_some_rows_leaves_the_others_alone", add_rms_norm_of_some_rows_leaves_the_others_alone),
     ("add_rms_norm_refuses_widths_that_it_cannot_do", add_rms_norm_refuses_widths_that_it_cannot_do),
     ("rope_has_the_bits_of_three_roundings", rope_has_the_bits_of_three_roundings),
     ("silu_mul_matches_naive", silu_mul_matches_naive),
@@ -78,6 +79,7 @@ fn add_rms_norm_matches_naive(gpu: &Gpu) {
                 delta: if with_delta { Delta::In(delta_rows.all()) } else { Delta::None },
                 weight: weights.all(),
                 out: &mut out,
+                first_row: 0,
                 tokens,
                 hidden,
                 eps: 1e-5,
@@ -115,6 +117,7 @@ fn add_rms_norm_takes_its_delta_from_its_output(gpu: &Gpu) {
             delta,
             weight: weight.all(),
             out: &mut out,
+            first_row: 0,
             tokens,
             hidden,
             eps: 1e-5,
@@ -143,6 +146,7 @@ fn add_rms_norm_adds_parts_in_order_with_one_rounding(gpu: &Gpu) {
             delta: Delta::Parts(delta_parts.all(), parts),
             weight: weight.all(),
             out: &mut out,
+            first_row: 0,
             tokens,
             hidden,
             eps: 1e-5,
@@ -160,6 +164,40 @@ fn add_rms_norm_adds_parts_in_order_with_one_rounding(gpu: &Gpu) {
     }
 }
 
+fn add_rms_norm_of_some_rows_leaves_the_others_alone(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let (tokens, hidden) = (7, 136);
+    let mut random = Random::new(9);
+    let x = random.residual_rows(gpu.storage, tokens * hidden, 1.0);
+    let delta = upload_residual(&ops, &random.residual_rows(gpu.storage, tokens * hidden, 1.0));
+    let weight = upload(&ops, &random.rows(gpu.storage, hidden, 1.0));
+    // Runs of rows, one after the other.
+    let run = |runs: &[std::ops::Range<usize>]| {
+        let (mut stream, mut out) = (upload_residual(&ops, &x), upload(&ops, &vec![7.0; tokens * hidden]));
+        for rows in runs {
+            ops.add_rms_norm(AddRmsNorm {
+                residual: &mut stream,
+                delta: Delta::In(delta.all()),
+                weight: weight.all(),
+                out: &mut out,
+                first_row: rows.start,
+                tokens: rows.len(),
+                hidden,
+                eps: 1e-5,
+            })
+            .unwrap();
+        }
+        (residual(&ops, &stream), download(&ops, &out))
+    };
+    let whole = run(std::slice::from_ref(&(0..tokens)));
+    assert_eq!(run(&[0..2, 2..3, 3..tokens]), whole);
+    let (stream, out) = run(std::slice::from_ref(&(2..5)));
+    let part = 2 * hidden..5 * hidden;
+    assert_eq!((&stream[part.clone()], &out[part.clone()]), (&whole.0[part.clone()], &whole.1[part]));
+    assert_eq!((&stream[..2 * hidden], &stream[5 * hidden..]), (&x[..2 * hidden], &x[5 * hidden..]));
+    assert!(out[..2 * hidden].iter().chain(&out[5 * hidden..]).all(|&number| number == 7.0));
+}
+
 fn add_rms_norm_refuses_widths_that_it_cannot_do(gpu: &Gpu) {
     let ops = gpu.ops(64);
     for hidden in [0, 4, 65, 16_392] {
@@ -171,6 +209,7 @@ fn add_rms_norm_refuses_widths_that_it_cannot_do(gpu: &Gpu) {
             delta: Delta::None,
             weight: weight.all(),
             out: &mut out,
+            first_row: 0,
             tokens: 1,
             hidden,
             eps: 1e-5,

@@ -70,6 +70,7 @@ fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, add
         },
         weight: weight.all(),
         out: &mut out,
+        first_row: 0,
         tokens,
         hidden,
         eps: 1e-5,

@@ -74,6 +74,20 @@ struct PlanRows {
 }
 
 impl Cpu {
+    /// What a rank of this geometry will hold. Weights are used where they are mapped.
+    pub fn footprint(geometry: &Geometry, capacity: &Capacity) -> Footprint {
+        let stream = |rows: usize| rows * (geometry.hidden + geometry.normed_width());
+        // What a rank brings to an all-reduce lies in the group for the time of the sum.
+        let shared = if geometry.shard.ranks > 1 { capacity.tokens * geometry.hidden } else { 0 };
+        let tables = capacity.tokens * geometry.shard.head_dim;
+        let floats = stream(capacity.tokens)
+            + stream(capacity.sequences)
+            + geometry.wide_numbers(capacity)
+            + shared
+            + tables;
+        Footprint { weights: 0, workspace: floats * size_of::<f32>() }
+    }
+
     /// A backend for the rank of `geometry` and passes of up to `capacity`, with `threads` worker threads of its own.
     ///
     /// [`ErrorKind::Options`] when the CPU has no instructions for `math`.
@@ -143,19 +157,6 @@ impl Backend for Cpu {
     type Plan = Plan;
     /// Weights are used where they are mapped, so a layer arrives as it is staged.
     type Slot = Option<LayerWeights<Weight>>;
-
-    fn footprint(geometry: &Geometry, capacity: &Capacity, _weight_bytes: usize) -> Footprint {
-        let stream = |rows: usize| rows * (geometry.hidden + geometry.normed_width());
-        // What a rank brings to an all-reduce lies in the group for the time of the sum.
-        let shared = if geometry.shard.ranks > 1 { capacity.tokens * geometry.hidden } else { 0 };
-        let tables = capacity.tokens * geometry.shard.head_dim;
-        let floats = stream(capacity.tokens)
-            + stream(capacity.sequences)
-            + geometry.wide_numbers(capacity)
-            + shared
-            + tables;
-        Footprint { weights: 0, workspace: floats * size_of::<f32>() }
-    }
 
     fn activation(&mut self, role: Role, rows: usize) -> Result<Act> {
         Act::new(match role {

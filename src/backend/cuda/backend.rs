@@ -44,7 +44,7 @@ pub struct Cuda {
     group: Option<Arc<Group>>,
     /// Sums over ranks in f32, `[tokens, hidden]`, where the residual stream is in f32: no activation has room for them.
     sums: Option<DeviceBuffer>,
-    /// What every rank has computed, `[ranks, tokens, hidden]`, where it is added in order.
+    /// What every rank has computed for some rows, `[ranks, GATHERED_ROWS, hidden]`, where it is added in order.
     gathered: Option<DeviceBuffer>,
     courier: Courier,
     lt: Lt,
@@ -91,6 +91,33 @@ struct PlanRows {
 }
 
 impl Cuda {
+    /// What a rank of this geometry will hold, without a device: `weight_bytes` are its weights as they are stored.
+    pub fn footprint(
+        tier: CudaTier,
+        geometry: &Geometry,
+        capacity: &Capacity,
+        weight_bytes: usize,
+    ) -> Footprint {
+        let (heads, storage) = (HeadLayout::new(geometry), Storage::of(tier));
+        let rows = capacity.tokens + capacity.sequences;
+        let row_bytes =
+            geometry.hidden * storage.residual_bytes() + normed_width(geometry, &heads) * Storage::BYTES;
+        let wide = wide_numbers(geometry, &heads, capacity) * Storage::BYTES;
+        let logits = capacity.sequences * geometry.labels * size_of::<f32>();
+        let tables = RopeTables::bytes(heads.padded, capacity.tokens);
+        let sums = sums_bytes(geometry, capacity, storage) + gathered_bytes(geometry, capacity, storage);
+        let facts = facts_bytes(&heads, capacity);
+        let workspace = rows * row_bytes + wide + sums + facts + logits + tables + gemm::WORKSPACE_BYTES;
+        // Padded heads take more; f32 weights take half.
+        let weights = (weight_bytes * heads.padded).div_ceil(heads.head_dim);
+        // The biases that Turing keeps in f32: two bytes more for a row of o or down.
+        let biases = match storage {
+            Storage::F16 => weights.div_ceil(heads.q_width().min(geometry.shard.ffn_local)),
+            Storage::Bf16 => 0,
+        };
+        Footprint { weights: weights + biases, workspace }
+    }
+
     /// A backend on the GPU `info`, which can run this tier, for passes of up to `capacity`; `group` has
     /// the other ranks, where there are any. [`ErrorKind::Memory`], before anything is allocated,
     /// when the GPU has less free than `planned`.
@@ -196,12 +223,17 @@ fn sums_bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usi
     }
 }
 
+/// Rows of what every rank has computed that are collected at a time: enough for links to be busy, and little memory beside
+/// the activations.
+const GATHERED_ROWS: usize = 4096;
+
 /// Bytes of what every rank has computed, where that is collected.
 fn gathered_bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usize {
     match (geometry.shard.ranks, geometry.rank_sums) {
         (1, _) | (_, RankSums::Reduced) => 0,
         (ranks, RankSums::Ordered) => {
-            ranks * capacity.tokens.max(capacity.sequences) * geometry.hidden * storage.residual_bytes()
+            let rows = capacity.tokens.max(capacity.sequences).min(GATHERED_ROWS);
+            ranks * rows * geometry.hidden * storage.residual_bytes()
         }
     }
 }
@@ -280,27 +312,6 @@ impl Backend for Cuda {
     type Weight = Weight;
     type Plan = Plan;
     type Slot = Slot;
-
-    fn footprint(geometry: &Geometry, capacity: &Capacity, weight_bytes: usize) -> Footprint {
-        let heads = HeadLayout::new(geometry);
-        let rows = capacity.tokens + capacity.sequences;
-        // An f32 residual stream, which Turing needs, counted for all: the plan knows no device.
-        let stream =
-            rows * (geometry.hidden * size_of::<f32>() + normed_width(geometry, &heads) * Storage::BYTES);
-        let wide = wide_numbers(geometry, &heads, capacity) * Storage::BYTES;
-        let logits = capacity.sequences * geometry.labels * size_of::<f32>();
-        let tables = RopeTables::bytes(heads.padded, capacity.tokens);
-        // Counted for all, too.
-        let sums =
-            sums_bytes(geometry, capacity, Storage::F16) + gathered_bytes(geometry, capacity, Storage::F16);
-        let workspace =
-            stream + wide + sums + facts_bytes(&heads, capacity) + logits + tables + gemm::WORKSPACE_BYTES;
-        // Padded heads take more; f32 weights take half.
-        let weights = (weight_bytes * heads.padded).div_ceil(heads.head_dim);
-        // The biases that Turing keeps in f32, counted for all like the stream: two bytes more for a row of o or down.
-        let biases = weights.div_ceil(heads.q_width().min(geometry.shard.ffn_local));
-        Footprint { weights: weights + biases, workspace }
-    }
 
     fn connect(&mut self) -> Result<()> {
         if let Some(group) = &self.group {
@@ -433,33 +444,52 @@ impl Backend for Cuda {
         out: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
+        let (weight, eps) = (weight.values(), self.geometry.rms_norm_eps);
+        out.width = hidden;
         if let (Some(gathered), Some(comm), Delta::In(_) | Delta::InOutput) =
             (&mut self.gathered, &self.comm, &delta)
         {
-            let from = match (&self.sums, &delta) {
-                (Some(sums), _) => sums.all(),
-                (None, Delta::In(act)) => act.buffer.all(),
-                (None, _) => out.buffer.all(),
-            };
-            let number = residual_number(self.ops.storage());
-            comm.all_gather(from, gathered, rows * hidden, number, self.ops.context().compute())?;
+            let (number, ranks) = (residual_number(self.ops.storage()), self.geometry.shard.ranks);
+            let stream = self.ops.context().compute();
+            for first_row in (0..rows).step_by(GATHERED_ROWS) {
+                let tokens = GATHERED_ROWS.min(rows - first_row);
+                let from = match (&self.sums, &delta) {
+                    (Some(sums), _) => sums,
+                    (None, Delta::In(act)) => &act.buffer,
+                    (None, _) => &out.buffer,
+                };
+                comm.all_gather(from, first_row * hidden, gathered, tokens * hidden, number, stream)?;
+                let delta = ops::Delta::Parts(gathered.all(), ranks);
+                let (residual, out) = (&mut residual.buffer, &mut out.buffer);
+                self.ops.add_rms_norm(AddRmsNorm {
+                    residual,
+                    delta,
+                    weight,
+                    out,
+                    first_row,
+                    tokens,
+                    hidden,
+                    eps,
+                })?;
+            }
+            return Ok(());
         }
-        let delta = match (delta, &self.gathered, &self.sums) {
-            (Delta::None, ..) => ops::Delta::None,
-            (_, Some(gathered), _) => ops::Delta::Parts(gathered.all(), self.geometry.shard.ranks),
-            (_, None, Some(sums)) => ops::Delta::In(sums.all()),
-            (Delta::In(act), None, None) => ops::Delta::In(act.buffer.all()),
-            (Delta::InOutput, None, None) => ops::Delta::InOutput,
+        let delta = match (delta, &self.sums) {
+            (Delta::None, _) => ops::Delta::None,
+            (_, Some(sums)) => ops::Delta::In(sums.all()),
+            (Delta::In(act), None) => ops::Delta::In(act.buffer.all()),
+            (Delta::InOutput, None) => ops::Delta::InOutput,
         };
-        out.width = hidden;
+        let (residual, out) = (&mut residual.buffer, &mut out.buffer);
         self.ops.add_rms_norm(AddRmsNorm {
-            residual: &mut residual.buffer,
+            residual,
             delta,
-            weight: weight.values(),
-            out: &mut out.buffer,
+            weight,
+            out,
+            first_row: 0,
             tokens: rows,
             hidden,
-            eps: self.geometry.rms_norm_eps,
+            eps,
         })
     }
 

@@ -16,7 +16,7 @@ use cudarc::driver::{CudaEvent, CudaStream};
 use libloading::Library;
 
 use super::Storage;
-use super::buffer::{DeviceBuffer, DeviceSlice};
+use super::buffer::DeviceBuffer;
 use super::context::Context;
 use super::fault::OrFault;
 use crate::error::{Error, ErrorKind, Result};
@@ -281,22 +281,24 @@ impl Comm {
         self.settle("summing over ranks", code)
     }
 
-    /// Queues on `stream`: `to` gets every rank's `count` numbers from the start of its `from`, one after the other.
+    /// Queues on `stream`: `to` gets every rank's `count` numbers from number `first` of its `from` on, rank after rank.
     /// Every rank calls this with the same count, in the same order.
     pub fn all_gather(
         &self,
-        from: DeviceSlice<'_>,
+        from: &DeviceBuffer,
+        first: usize,
         to: &mut DeviceBuffer,
         count: usize,
         number: Number,
         stream: &CudaStream,
     ) -> Result<()> {
         let bytes = count * number.bytes();
-        if bytes > from.bytes() || self.group.ranks * bytes > to.bytes() {
+        let first_byte = first * number.bytes();
+        if first_byte + bytes > from.bytes() || self.group.ranks * bytes > to.bytes() {
             let message = format!("{count} numbers of each rank leave their buffers of {from:?} and {to:?}");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        let (from, to) = (from.address() as *const c_void, to.address() as *mut c_void);
+        let (from, to) = ((from.address() + first_byte as u64) as *const c_void, to.address() as *mut c_void);
         let code = {
             let end = self.end.lock();
             let comm = end.ok_or_else(gave_up)?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::*;
-use crate::backend::{Capacity, Delta, Features, Footprint, Geometry, Matrix, Role, Rotate, Sum, Tokens};
+use crate::backend::{Delta, Features, Matrix, Role, Rotate, Sum, Tokens};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::shard::Shard;
@@ -80,10 +80,6 @@ impl Backend for Recorder {
     fn await_slot<'a>(&mut self, slot: &'a mut Slot) -> Result<&'a LayerWeights<String>> {
         self.log.push(Event::Await { slot: slot.number });
         Ok(slot.holds.as_ref().unwrap())
-    }
-
-    fn footprint(_: &Geometry, _: &Capacity, _: usize) -> Footprint {
-        unreachable!()
     }
 
     fn activation(&mut self, _: Role, _: usize) -> Result<()> {

@@ -19,9 +19,9 @@ const THREADS_MAX: usize = 256;
 pub enum Delta<'a> {
     /// Nothing.
     None,
-    /// `[tokens, hidden]` in the residual's format.
+    /// `[.., hidden]` in the residual's format: the rows of the residual.
     In(DeviceSlice<'a>),
-    /// `[parts, tokens, hidden]` in the residual's format: what each rank has computed, added in that order.
+    /// `[parts, tokens, hidden]` in the residual's format: what each rank has computed for these rows, added in that order.
     Parts(DeviceSlice<'a>, usize),
     /// The rows of `out`, which it then overwrites. Only where the residual has the format of `out`.
     InOutput,
@@ -30,14 +30,16 @@ pub enum Delta<'a> {
 /// `residual += delta; out = residual / rms(residual) * weight`, row by row.
 #[derive(Debug)]
 pub struct AddRmsNorm<'a> {
-    /// `[tokens, hidden]` bf16, or f32 with [`Storage::F16`].
+    /// `[.., hidden]` bf16, or f32 with [`Storage::F16`].
     pub residual: &'a mut DeviceBuffer,
     /// What is added first.
     pub delta: Delta<'a>,
     /// `[hidden]`
     pub weight: DeviceSlice<'a>,
-    /// `[tokens, hidden]`
+    /// `[.., hidden]`
     pub out: &'a mut DeviceBuffer,
+    /// The first row of residual, delta and out that takes part.
+    pub first_row: usize,
     /// Rows.
     pub tokens: usize,
     /// Their width.
@@ -49,19 +51,21 @@ pub struct AddRmsNorm<'a> {
 impl Ops {
     /// Launches `add_rms_norm`.
     pub fn add_rms_norm(&self, args: AddRmsNorm<'_>) -> Result<()> {
-        let AddRmsNorm { residual, delta, weight, out, tokens, hidden, eps } = args;
+        let AddRmsNorm { residual, delta, weight, out, first_row, tokens, hidden, eps } = args;
         let needs = Needs("add_rms_norm");
         needs.wide("hidden", hidden)?;
         needs.that(hidden <= HIDDEN_MAX, || format!("hidden <= {HIDDEN_MAX}, not {hidden}"))?;
+        let residual_first = first_row * hidden * self.storage().residual_bytes();
         let residual_bytes = tokens * hidden * self.storage().residual_bytes();
-        needs.covers("residual", residual.bytes(), residual_bytes)?;
+        let out_first = first_row * hidden * Storage::BYTES;
+        needs.covers("residual", residual.bytes(), residual_first + residual_bytes)?;
         needs.covers("weight", weight.bytes(), hidden * Storage::BYTES)?;
-        needs.covers("out", out.bytes(), tokens * hidden * Storage::BYTES)?;
+        needs.covers("out", out.bytes(), out_first + tokens * hidden * Storage::BYTES)?;
         let (delta, parts) = match delta {
             Delta::None => (0, 0),
             Delta::In(rows) => {
-                needs.covers("delta", rows.bytes(), residual_bytes)?;
-                (rows.address(), 1)
+                needs.covers("delta", rows.bytes(), residual_first + residual_bytes)?;
+                (rows.address() + residual_first as u64, 1)
             }
             Delta::Parts(rows, parts) => {
                 needs.covers("delta", rows.bytes(), parts * residual_bytes)?;
@@ -71,15 +75,16 @@ impl Ops {
                 needs.that(self.storage() == Storage::Bf16, || {
                     "a delta in f32, which cannot lie in `out`".to_owned()
                 })?;
-                (out.address(), 1)
+                (out.address() + out_first as u64, 1)
             }
         };
         let parts = needs.int("parts", parts)?;
         let threads = (hidden / WIDE).next_multiple_of(32).min(THREADS_MAX);
         let config = needs.grid(tokens, 1, threads, 0)?;
-        let (residual, weight, out) = (residual.address(), weight.address(), out.address());
+        let (residual, out) = (residual.address() + residual_first as u64, out.address() + out_first as u64);
+        let weight = weight.address();
         let width = needs.int("hidden", hidden)?;
-        // SAFETY: types: two addresses, int, two addresses, int, float. bounds: rows 0..tokens of width hidden, checked above; the kernel
+        // SAFETY: types: two addresses, int, two addresses, int, float. bounds: `tokens` rows of width hidden from the first one on, checked above; the kernel
         // stops at hidden, within THREADS_MAX threads of 64 numbers = HIDDEN_MAX. aliases: residual and out are borrowed mutably;
         // delta is another buffer, or out itself, where each thread reads what it later writes. lives: see above.
         unsafe {
