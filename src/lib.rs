@@ -17,6 +17,8 @@ pub use backend::cpu::CpuMath;
 pub use backend::tier::CudaTier;
 pub use batch::Sharing;
 pub use conversation::{Conversation, Message};
+#[cfg(feature = "cuda")]
+pub use engine::PlannedGpus;
 pub use engine::{Device, Engine, Options, Pending, Plan, Residency, Score};
 pub use error::{Error, ErrorKind, Result};
 pub use prompt::{Prompt, PromptOptions, Truncate};

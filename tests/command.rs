@@ -175,3 +175,80 @@ fn bf16_arithmetic_runs_where_the_cpu_has_it_and_is_refused_where_it_has_not() {
         }
     }
 }
+
+/// A checkpoint of the 70B's shapes, whose file is all hole: only its header is there.
+#[cfg(feature = "cuda")]
+fn sparse_70b(dir: &std::path::Path) {
+    let (hidden, ffn, kv, layers, vocab) = (8192_u64, 28_672_u64, 1024_u64, 80, 128_256_u64);
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
+        "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "vocab_size": vocab, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 131_072,
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8192},
+    });
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = vec![
+        ("model.embed_tokens".to_owned(), vec![vocab, hidden]),
+        ("model.norm".to_owned(), vec![hidden]),
+        ("lm_head".to_owned(), vec![vocab, hidden]),
+    ];
+    for layer in 0..layers {
+        for (name, shape) in [
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![hidden, hidden]),
+            ("self_attn.k_proj", vec![kv, hidden]),
+            ("self_attn.v_proj", vec![kv, hidden]),
+            ("self_attn.o_proj", vec![hidden, hidden]),
+            ("mlp.gate_proj", vec![ffn, hidden]),
+            ("mlp.up_proj", vec![ffn, hidden]),
+            ("mlp.down_proj", vec![hidden, ffn]),
+        ] {
+            tensors.push((format!("model.layers.{layer}.{name}"), shape));
+        }
+    }
+    let (mut header, mut offset) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let end = offset + 2 * shape.iter().product::<u64>();
+        let entry = serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]});
+        header.insert(format!("{name}.weight"), entry);
+        offset = end;
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = fs::File::create(dir.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + offset).unwrap();
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    sparse_70b(dir.path());
+    let plan = |arguments: &[&str]| {
+        let all = [&["plan", "--model", dir.path().to_str().unwrap(), "--json"], arguments].concat();
+        let run = kudos(&all, "");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        run.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    // What it is made for: all of it on one GPU of 141 GB, at the model's own limit of 131,072 tokens.
+    let rows = plan(&[]);
+    let of =
+        |gpu: &str| rows.iter().find(|row| row["gpu"] == gpu).unwrap_or_else(|| panic!("{gpu}: {rows:?}"));
+    let facts = |gpu: &str| {
+        (of(gpu)["ranks"].as_u64(), of(gpu)["layers_resident"].as_u64(), of(gpu)["fits"].as_bool())
+    };
+    assert_eq!(facts("H200"), (Some(1), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(facts("H100"), (Some(2), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(facts("A100 40GB"), (Some(4), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(of("H200")["max_tokens"], 131_072);
+    // 80 layers of 855,654,400 numbers, the final norm and one row of the head.
+    assert_eq!(of("H200")["weight_bytes"], 2 * (80 * 855_654_400_u64 + 2 * 8192));
+    // One small GPU: layer after layer through it, with short conversations.
+    let rows = plan(&["--gpus", "1", "--gpu-memory-gib", "15", "--max-tokens", "4096"]);
+    assert_eq!((rows.len(), rows[0]["fits"].as_bool()), (1, Some(true)), "{rows:?}");
+    assert!(rows[0]["layers_streamed"].as_u64().unwrap() > 70, "{rows:?}");
+}

@@ -25,6 +25,9 @@ pub(super) enum Command {
     Score(ScoreArgs),
     /// Show the text and the token ids that would be scored; needs no weights
     Render(RenderArgs),
+    /// Show what the model would hold in memory, and whether it fits, on well-known GPUs or on one of given memory
+    #[cfg(feature = "cuda")]
+    Plan(PlanArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -100,6 +103,38 @@ pub(super) struct RenderArgs {
     /// JSON lines to render, `-` for standard input
     #[arg(value_name = "INPUT")]
     pub(super) input: PathBuf,
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Debug, clap::Args)]
+pub(super) struct PlanArgs {
+    /// The model's folder, or an `org/name` that is in the local Hugging Face cache
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: String,
+
+    /// The longest conversation, in tokens [default: the model's own limit]
+    #[arg(long, value_name = "N")]
+    pub(super) max_tokens: Option<usize>,
+
+    /// Unique tokens that one pass takes together
+    #[arg(long, value_name = "N")]
+    pub(super) batch_tokens: Option<usize>,
+
+    /// Ranks that share every layer [default: as few GPUs as the model fits on]
+    #[arg(long, value_name = "N")]
+    pub(super) ranks: Option<usize>,
+
+    /// GPUs of each kind that there are
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub(super) gpus: usize,
+
+    /// Plan for a GPU with so much memory free instead of well-known ones
+    #[arg(long, value_name = "X")]
+    pub(super) gpu_memory_gib: Option<f64>,
+
+    /// Write a line of JSON for each GPU
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 /// The model, and how conversations become its tokens.

@@ -6,6 +6,8 @@ mod args;
 mod input;
 mod model_dir;
 mod output;
+#[cfg(feature = "cuda")]
+mod plan;
 mod render;
 mod score;
 
@@ -28,6 +30,8 @@ pub fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Score(args) => score::run(&args),
         Command::Render(args) => render::run(&args),
+        #[cfg(feature = "cuda")]
+        Command::Plan(args) => plan::run(&args),
     };
     match result {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,

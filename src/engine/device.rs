@@ -5,7 +5,7 @@ use std::thread;
 
 use crate::backend::cpu::{Cpu, CpuMath, Group, Isa};
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::probe::{self, DeviceInfo};
+use crate::backend::cuda::probe::{self, Capability, DeviceInfo};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{Cuda, context::Context, gemm, nccl};
 #[cfg(feature = "cuda")]
@@ -13,10 +13,10 @@ use crate::backend::tier::CudaTier;
 use crate::backend::{Backend, Capacity, Footprint, Geometry};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
-#[cfg(feature = "cuda")]
-use crate::engine::Residency;
 use crate::engine::ranks::Rank;
 use crate::engine::{Device, Options};
+#[cfg(feature = "cuda")]
+use crate::engine::{PlannedGpus, Residency};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{LayerSource, Model, Resident, Streamed};
 #[cfg(feature = "cuda")]
@@ -51,6 +51,8 @@ enum Hardware {
         tier: CudaTier,
         /// The ranks, where there are several.
         group: Option<Arc<nccl::Group>>,
+        /// What is free on each, of GPUs that need not be there: they are planned for, not opened.
+        free_bytes: Option<usize>,
     },
 }
 
@@ -70,6 +72,28 @@ impl Chosen {
                 Err(error.with_hint("leave the device to `auto`, or choose `cpu`"))
             }
             (Err(error), _) => Err(error),
+        }
+    }
+
+    /// GPUs that need not be there.
+    #[cfg(feature = "cuda")]
+    pub(super) fn imagined(gpus: &PlannedGpus) -> Self {
+        let capability = match gpus.tier {
+            CudaTier::Sm75 => Capability { major: 7, minor: 5 },
+            CudaTier::Sm80 => Capability { major: 8, minor: 0 },
+        };
+        let info = |ordinal| DeviceInfo {
+            ordinal,
+            name: gpus.name.clone(),
+            capability,
+            memory_bytes: gpus.free_bytes,
+            multiprocessors: 0,
+            shared_bytes_max: 0,
+        };
+        let (infos, free_bytes) = ((0..gpus.count).map(info).collect(), Some(gpus.free_bytes));
+        Self {
+            hardware: Hardware::Cuda { gpus: infos, tier: gpus.tier, group: None, free_bytes },
+            reason: None,
         }
     }
 
@@ -105,7 +129,7 @@ impl Chosen {
             #[cfg(feature = "cuda")]
             (Hardware::Cuda { .. }, None) if matches!(options.residency, Residency::Streamed { .. }) => Ok(1),
             #[cfg(feature = "cuda")]
-            (Hardware::Cuda { gpus, .. }, None) => {
+            (Hardware::Cuda { gpus, free_bytes, .. }, None) => {
                 let able = |ranks: &usize| *ranks <= gpus.len() && Cuda::divides(config, *ranks);
                 let counts: Vec<usize> = allowed_ranks(config).into_iter().filter(able).collect();
                 // One GPU needs no choice, and no look at what is free.
@@ -114,7 +138,7 @@ impl Chosen {
                 let mut looked = 0;
                 for &ranks in candidates {
                     for info in &gpus[looked..ranks] {
-                        free = free.min(Context::open(info)?.free_bytes()?);
+                        free = free.min(free_on(info, *free_bytes)?);
                     }
                     looked = ranks;
                     if footprint(ranks)?.total() <= free {
@@ -179,10 +203,9 @@ impl Chosen {
     pub(super) fn free_bytes(&self) -> Result<Option<usize>> {
         match &self.hardware {
             Hardware::Cpu { .. } => Ok(None),
-            // A context takes memory itself, so what is free is asked within one, as the rank does that will load.
             #[cfg(feature = "cuda")]
-            Hardware::Cuda { gpus, .. } => {
-                let free = gpus.iter().map(|info| Context::open(info)?.free_bytes());
+            Hardware::Cuda { gpus, free_bytes, .. } => {
+                let free = gpus.iter().map(|info| free_on(info, *free_bytes));
                 free.collect::<Result<Vec<_>>>().map(|free| free.into_iter().min())
             }
         }
@@ -206,7 +229,7 @@ impl Chosen {
                 load(cpu, capacity, tensors, resident_layers, warn)
             }
             #[cfg(feature = "cuda")]
-            Hardware::Cuda { gpus, tier, group } => {
+            Hardware::Cuda { gpus, tier, group, .. } => {
                 let info = &gpus[geometry.shard.rank];
                 let cuda = Cuda::new(info, *tier, geometry, capacity, group.clone(), footprint);
                 let model = cuda.and_then(|cuda| load(cuda, capacity, tensors, resident_layers, warn));
@@ -342,7 +365,14 @@ fn cuda(options: &Options) -> Result<Hardware> {
         let message = format!("a GPU of compute capability {capability} cannot run {tier} kernels");
         return Err(Error::new(ErrorKind::Options, message).at(&oldest.name).with_hint("leave the tier out"));
     }
-    Ok(Hardware::Cuda { gpus, tier, group: None })
+    Ok(Hardware::Cuda { gpus, tier, group: None, free_bytes: None })
+}
+
+/// Bytes that are free on a GPU, where they are not known. A context takes memory itself, so that is asked within one, as
+/// the rank does that will load.
+#[cfg(feature = "cuda")]
+fn free_on(info: &DeviceInfo, known: Option<usize>) -> Result<usize> {
+    known.map_or_else(|| Context::open(info)?.free_bytes(), Ok)
 }
 
 /// The GPUs with these numbers, in their order; all when none is named.

@@ -104,6 +104,20 @@ impl Default for Options {
     }
 }
 
+/// GPUs of one kind to plan for.
+#[cfg(feature = "cuda")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedGpus {
+    /// What they are called.
+    pub name: String,
+    /// The kernels that they run.
+    pub tier: CudaTier,
+    /// Bytes that are free on each.
+    pub free_bytes: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
 /// What the model thinks of one conversation.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -176,11 +190,7 @@ impl Engine {
         };
         let whole = parts(1)?;
         let mut chosen = Chosen::new(&options)?;
-        let ranks = chosen.ranks(&options, &config, |ranks| {
-            let tensors = ModelTensors::open(&checkpoint, &config, &Shard::new(&config, 0, ranks)?)?;
-            let resident = Options { residency: Residency::Resident, ..options.clone() };
-            Ok(Plan::new(&config, &resident, &chosen, ranks, tensors.bytes())?.0.footprint)
-        })?;
+        let ranks = ranks_of(&chosen, &checkpoint, &config, &options)?;
         chosen.divide(ranks, &options)?;
         let tensors = if ranks == 1 { whole } else { parts(ranks)? };
         let (plan, streaming) = Plan::new(&config, &options, &chosen, ranks, tensors[0].bytes())?;
@@ -212,6 +222,18 @@ impl Engine {
             chosen.open_rank(geometry, capacity, &tensors[rank], resident_layers, &footprint, &warn)
         })?;
         Ok(Self { config, prompt, plan, device, device_reason, queue, threads, warnings })
+    }
+
+    /// What an engine with these options would hold on GPUs that need not be there. Reads `config.json` and the headers of
+    /// the weights.
+    #[cfg(feature = "cuda")]
+    pub fn plan_for(dir: impl AsRef<Path>, options: &Options, gpus: &PlannedGpus) -> Result<Plan> {
+        let config = ModelConfig::read(dir.as_ref())?;
+        let checkpoint = Checkpoint::open(dir.as_ref())?;
+        let chosen = Chosen::imagined(gpus);
+        let ranks = ranks_of(&chosen, &checkpoint, &config, options)?;
+        let tensors = ModelTensors::open(&checkpoint, &config, &Shard::new(&config, 0, ranks)?)?;
+        Ok(Plan::new(&config, options, &chosen, ranks, tensors.bytes())?.0)
     }
 
     /// Scores conversations; results are in their order, and one's failure is not another's.
@@ -336,6 +358,20 @@ impl Engine {
         }
         scored
     }
+}
+
+/// Among how many ranks the model is divided on the chosen device.
+fn ranks_of(
+    chosen: &Chosen,
+    checkpoint: &Checkpoint,
+    config: &ModelConfig,
+    options: &Options,
+) -> Result<usize> {
+    chosen.ranks(options, config, |ranks| {
+        let tensors = ModelTensors::open(checkpoint, config, &Shard::new(config, 0, ranks)?)?;
+        let resident = Options { residency: Residency::Resident, ..options.clone() };
+        Ok(Plan::new(config, &resident, chosen, ranks, tensors.bytes())?.0.footprint)
+    })
 }
 
 /// Adds a warning that is not there yet.
