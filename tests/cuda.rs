@@ -4,6 +4,8 @@
 //! after the other, and `KUDOS_TEST_GPU=real make test` on a real one. `KUDOS_TEST_FIXTURES` limits the models to those
 //! whose names are in it, separated by commas; `KUDOS_TEST_TIER` (`sm75`, `sm80`) asks for another tier than the GPU's own.
 
+#![cfg(feature = "cuda")]
+
 mod common;
 mod oracle;
 
