@@ -12,19 +12,20 @@ use super::Storage;
 use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
 use super::courier::{Courier, Order, What};
-use super::gemm::{self, Lt, Operands, Out, Product, ProductShape};
+use super::gemm::{Lt, Operands, Out, Product, ProductShape};
 use super::heads::HeadLayout;
 use super::nccl::{Comm, Group, Number};
 use super::ops::{self, AddRmsNorm, Attention, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul};
 use super::probe::DeviceInfo;
+use super::sizes::{GATHERED_ROWS, facts_bytes, gathered_bytes, normed_width, sums_bytes, wide_numbers};
 use super::slot::Slot;
 use super::staging::Staging;
-use super::tiles::{BLOCK_PAIRS_MIN, Tiles, Work};
+use super::tiles::{Tiles, Work};
 use super::weight::{Layout, Rows, Weight, into_f32};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
-    Backend, Capacity, Delta, Features, Footprint, Geometry, LayerWeights, Matrix, Part, RankSums, Role,
-    Rotate, Sum, Tokens,
+    Backend, Capacity, Delta, Features, Footprint, Geometry, LayerWeights, Matrix, Part, Role, Rotate, Sum,
+    Tokens,
 };
 use crate::batch::Packed;
 use crate::config::ModelConfig;
@@ -91,33 +92,6 @@ struct PlanRows {
 }
 
 impl Cuda {
-    /// What a rank of this geometry will hold, without a device: `weight_bytes` are its weights as they are stored.
-    pub fn footprint(
-        tier: CudaTier,
-        geometry: &Geometry,
-        capacity: &Capacity,
-        weight_bytes: usize,
-    ) -> Footprint {
-        let (heads, storage) = (HeadLayout::new(geometry), Storage::of(tier));
-        let rows = capacity.tokens + capacity.sequences;
-        let row_bytes =
-            geometry.hidden * storage.residual_bytes() + normed_width(geometry, &heads) * Storage::BYTES;
-        let wide = wide_numbers(geometry, &heads, capacity) * Storage::BYTES;
-        let logits = capacity.sequences * geometry.labels * size_of::<f32>();
-        let tables = RopeTables::bytes(heads.padded, capacity.tokens);
-        let sums = sums_bytes(geometry, capacity, storage) + gathered_bytes(geometry, capacity, storage);
-        let facts = facts_bytes(&heads, capacity);
-        let workspace = rows * row_bytes + wide + sums + facts + logits + tables + gemm::WORKSPACE_BYTES;
-        // Padded heads take more; f32 weights take half.
-        let weights = (weight_bytes * heads.padded).div_ceil(heads.head_dim);
-        // The biases that Turing keeps in f32: two bytes more for a row of o or down.
-        let biases = match storage {
-            Storage::F16 => weights.div_ceil(heads.q_width().min(geometry.shard.ffn_local)),
-            Storage::Bf16 => 0,
-        };
-        Footprint { weights: weights + biases, workspace }
-    }
-
     /// A backend on the GPU `info`, which can run this tier, for passes of up to `capacity`; `group` has
     /// the other ranks, where there are any. [`ErrorKind::Memory`], before anything is allocated,
     /// when the GPU has less free than `planned`.
@@ -210,31 +184,28 @@ impl Cuda {
         self.lt.run(product, operands)
     }
 
+    /// Queues: `gathered` gets what every rank has computed for `tokens` rows, of which this rank's lie where its sums lie,
+    /// in the delta, or in the norm's output.
+    fn gather(
+        &mut self,
+        delta: &Delta<'_, Act>,
+        out: &DeviceBuffer,
+        first_row: usize,
+        tokens: usize,
+    ) -> Result<()> {
+        let (Some(gathered), Some(comm)) = (&mut self.gathered, &self.comm) else { return Ok(()) };
+        let from = match (&self.sums, delta) {
+            (Some(sums), _) => sums,
+            (None, Delta::In(act)) => &act.buffer,
+            (None, _) => out,
+        };
+        let (hidden, number) = (self.geometry.hidden, residual_number(self.ops.storage()));
+        let stream = self.ops.context().compute();
+        comm.all_gather(from, first_row * hidden, gathered, tokens * hidden, number, stream)
+    }
+
     fn facts(&self, bytes: &Range<usize>) -> DeviceSlice<'_> {
         self.facts.slice(bytes.clone())
-    }
-}
-
-/// Bytes of sums over ranks that no activation has room for.
-fn sums_bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usize {
-    match (geometry.shard.ranks, storage) {
-        (1, _) | (_, Storage::Bf16) => 0,
-        (_, Storage::F16) => capacity.tokens.max(capacity.sequences) * geometry.hidden * size_of::<f32>(),
-    }
-}
-
-/// Rows of what every rank has computed that are collected at a time: enough for links to be busy, and little memory beside
-/// the activations.
-const GATHERED_ROWS: usize = 4096;
-
-/// Bytes of what every rank has computed, where that is collected.
-fn gathered_bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usize {
-    match (geometry.shard.ranks, geometry.rank_sums) {
-        (1, _) | (_, RankSums::Reduced) => 0,
-        (ranks, RankSums::Ordered) => {
-            let rows = capacity.tokens.max(capacity.sequences).min(GATHERED_ROWS);
-            ranks * rows * geometry.hidden * storage.residual_bytes()
-        }
     }
 }
 
@@ -280,31 +251,6 @@ fn needs_multiple(name: &str, size: usize) -> Result<()> {
     }
     let message = format!("{name} is {size}; the CUDA backend needs a multiple of {WIDTH_STEP}");
     Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"))
-}
-
-/// Numbers in the activation that holds q, k and v with their seam tiles, or gate and up of a chunk, or what attention's
-/// output projection sums up over ranks.
-fn wide_numbers(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
-    let rows = capacity.tokens + Tiles::seam_rows_max(capacity.tokens, capacity.sequences);
-    let sums = if geometry.shard.ranks > 1 { capacity.tokens * geometry.hidden } else { 0 };
-    (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local).max(sums)
-}
-
-fn normed_width(geometry: &Geometry, heads: &HeadLayout) -> usize {
-    geometry.hidden.max(heads.q_width())
-}
-
-/// Bytes that the facts of any pass can need.
-fn facts_bytes(heads: &HeadLayout, capacity: &Capacity) -> usize {
-    let (tokens, sequences) = (capacity.tokens, capacity.sequences);
-    let words = tokens
-        + 2 * sequences
-        + Tiles::tile_rows_max(tokens, sequences)
-        + Tiles::seam_rows_max(tokens, sequences);
-    // A last row's pairs start a block of their own.
-    let group = heads.group();
-    let work = Tiles::work_max(tokens, sequences, group) + sequences * group.div_ceil(BLOCK_PAIRS_MIN);
-    words * size_of::<u32>() + work * size_of::<Work>()
 }
 
 impl Backend for Cuda {
@@ -444,53 +390,35 @@ impl Backend for Cuda {
         out: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let (weight, eps) = (weight.values(), self.geometry.rms_norm_eps);
         out.width = hidden;
-        if let (Some(gathered), Some(comm), Delta::In(_) | Delta::InOutput) =
-            (&mut self.gathered, &self.comm, &delta)
-        {
-            let (number, ranks) = (residual_number(self.ops.storage()), self.geometry.shard.ranks);
-            let stream = self.ops.context().compute();
-            for first_row in (0..rows).step_by(GATHERED_ROWS) {
-                let tokens = GATHERED_ROWS.min(rows - first_row);
-                let from = match (&self.sums, &delta) {
-                    (Some(sums), _) => sums,
-                    (None, Delta::In(act)) => &act.buffer,
-                    (None, _) => &out.buffer,
-                };
-                comm.all_gather(from, first_row * hidden, gathered, tokens * hidden, number, stream)?;
-                let delta = ops::Delta::Parts(gathered.all(), ranks);
-                let (residual, out) = (&mut residual.buffer, &mut out.buffer);
-                self.ops.add_rms_norm(AddRmsNorm {
-                    residual,
-                    delta,
-                    weight,
-                    out,
-                    first_row,
-                    tokens,
-                    hidden,
-                    eps,
-                })?;
-            }
-            return Ok(());
+        // What is added in order is collected piece by piece.
+        let ordered = self.gathered.is_some() && !matches!(delta, Delta::None);
+        let rows_at_once = if ordered { GATHERED_ROWS } else { rows.max(1) };
+        for first_row in (0..rows).step_by(rows_at_once) {
+            let tokens = rows_at_once.min(rows - first_row);
+            let delta = match (&delta, &self.sums) {
+                (Delta::None, _) => ops::Delta::None,
+                _ if ordered => {
+                    self.gather(&delta, &out.buffer, first_row, tokens)?;
+                    let gathered = self.gathered.as_ref().expect("sums are ordered");
+                    ops::Delta::Parts(gathered.all(), self.geometry.shard.ranks)
+                }
+                (_, Some(sums)) => ops::Delta::In(sums.all()),
+                (Delta::In(act), None) => ops::Delta::In(act.buffer.all()),
+                (Delta::InOutput, None) => ops::Delta::InOutput,
+            };
+            self.ops.add_rms_norm(AddRmsNorm {
+                residual: &mut residual.buffer,
+                delta,
+                weight: weight.values(),
+                out: &mut out.buffer,
+                first_row,
+                tokens,
+                hidden,
+                eps: self.geometry.rms_norm_eps,
+            })?;
         }
-        let delta = match (delta, &self.sums) {
-            (Delta::None, _) => ops::Delta::None,
-            (_, Some(sums)) => ops::Delta::In(sums.all()),
-            (Delta::In(act), None) => ops::Delta::In(act.buffer.all()),
-            (Delta::InOutput, None) => ops::Delta::InOutput,
-        };
-        let (residual, out) = (&mut residual.buffer, &mut out.buffer);
-        self.ops.add_rms_norm(AddRmsNorm {
-            residual,
-            delta,
-            weight,
-            out,
-            first_row: 0,
-            tokens: rows,
-            hidden,
-            eps,
-        })
+        Ok(())
     }
 
     fn linear(

@@ -16,6 +16,7 @@ pub mod ops;
 mod pinned;
 pub mod probe;
 mod ring;
+mod sizes;
 mod slot;
 pub mod staging;
 pub mod tiles;
