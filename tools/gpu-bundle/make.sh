@@ -31,7 +31,7 @@ while IFS= read -r executable; do
     fi
     glibc=$({ echo "$glibc" && readelf -V "$executable" | grep -o 'GLIBC_[0-9.]*' | sed 's/GLIBC_//'; } | sort -V | tail -n 1)
     # Packed, because each carries the machine code of every kernel for every architecture, uncompressed so that its PTX
-    # can be read: three executables are 37 MB, and 11 MB packed.
+    # can be read: three executables are 61 MB, and 15 MB packed.
     gzip -9n <"$executable" >"$bundle/bin/$name.gz"
     printf '%s  %s\n' "$(sha256sum <"$executable" | cut -d ' ' -f 1)" "$name" >>"$bundle/SHA256SUMS"
 done < <(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$built")
