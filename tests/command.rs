@@ -247,6 +247,11 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
     assert_eq!(of("H200")["max_tokens"], 131_072);
     // 80 layers of 855,654,400 numbers, the final norm and one row of the head.
     assert_eq!(of("H200")["weight_bytes"], 2 * (80 * 855_654_400_u64 + 2 * 8192));
+    for wrong in [["--gpus", "0"], ["--gpu-memory-gib", "nan"], ["--gpu-memory-gib", "much"]] {
+        let run = kudos(&[&["plan", "--model", dir.path().to_str().unwrap()], &wrong[..]].concat(), "");
+        assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+        assert!(run.stderr.contains(wrong[0]), "{run:?}");
+    }
     // One small GPU: layer after layer through it, with short conversations.
     let rows = plan(&["--gpus", "1", "--gpu-memory-gib", "15", "--max-tokens", "4096"]);
     assert_eq!((rows.len(), rows[0]["fits"].as_bool()), (1, Some(true)), "{rows:?}");

@@ -1,5 +1,7 @@
 //! What can be typed.
 
+#[cfg(feature = "cuda")]
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
@@ -125,11 +127,11 @@ pub(super) struct PlanArgs {
     pub(super) ranks: Option<usize>,
 
     /// GPUs of each kind that there are
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    pub(super) gpus: usize,
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub(super) gpus: NonZeroUsize,
 
     /// Plan for a GPU with so much memory free instead of well-known ones
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = gib)]
     pub(super) gpu_memory_gib: Option<f64>,
 
     /// Write a line of JSON for each GPU
@@ -248,6 +250,12 @@ impl ScoreArgs {
             ..defaults
         }
     }
+}
+
+#[cfg(feature = "cuda")]
+fn gib(text: &str) -> Result<f64, String> {
+    let gib = text.parse::<f64>().ok().filter(|gib| gib.is_finite() && *gib >= 0.0);
+    gib.ok_or_else(|| "expected a number of GiB, such as 23.5".to_owned())
 }
 
 fn template_var(text: &str) -> Result<(String, Value), String> {

@@ -47,14 +47,14 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         name: name.to_owned(),
         tier,
         free_bytes: (mib - TAKEN_MIB) * MIB,
-        count: args.gpus,
+        count: args.gpus.get(),
     };
     let kinds: Vec<PlannedGpus> = match args.gpu_memory_gib {
         Some(gib) => vec![PlannedGpus {
             name: format!("{gib} GiB"),
             tier: CudaTier::Sm80,
-            free_bytes: (gib.max(0.0) * GIB) as usize,
-            count: args.gpus,
+            free_bytes: (gib * GIB) as usize,
+            count: args.gpus.get(),
         }],
         None => GPUS.iter().map(named).collect(),
     };
