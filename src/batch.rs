@@ -9,6 +9,8 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 /// Whether sequences of a batch share the tokens of a common prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Sharing {
@@ -29,7 +31,7 @@ pub struct Budget {
 }
 
 /// Rows `start..start + len` of a packed batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Span {
     /// The first row.
     pub start: usize,
@@ -38,7 +40,7 @@ pub struct Span {
 }
 
 /// A run of tokens that the same sequences go through: one node of the trie.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// The packed rows of its tokens.
     pub rows: Range<usize>,
@@ -49,7 +51,7 @@ pub struct Segment {
 }
 
 /// A batch, ready for one pass through the model.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Packed {
     /// `[tokens]` token ids, one per packed row.
     pub tokens: Vec<u32>,
@@ -63,8 +65,42 @@ pub struct Packed {
     pub sequences: Vec<usize>,
 }
 
+impl Packed {
+    /// Whether every index points where it may and positions are those of their paths: so for every batch that
+    /// [`Batch::pack`] lays out, which one that came from another process may not be.
+    pub fn is_sound(&self, vocab: usize) -> bool {
+        let count = self.tokens.len();
+        if self.positions.len() != count || self.tokens.iter().any(|&id| id as usize >= vocab) {
+            return false;
+        }
+        let mut next_row = 0;
+        let segments_are = self.segments.iter().all(|segment| {
+            let Segment { rows, first_position, spans } = segment;
+            let follows = rows.start == next_row && rows.start < rows.end && rows.end <= count;
+            next_row = rows.end;
+            // A path goes through rows before its own, and ends with those.
+            let inside = |span: &Span| span.start <= rows.end && span.len <= rows.end - span.start;
+            let path = spans.iter().fold(0, |path: usize, span| path.saturating_add(span.len));
+            follows
+                && spans.iter().all(inside)
+                && spans.last().is_some_and(|span| span.start + span.len == rows.end)
+                && first_position.checked_add(rows.len()) == Some(path)
+                && (*first_position..path).eq(self.positions[rows.clone()].iter().map(|&at| at as usize))
+        });
+        let last_rows = self.last.iter().map(|last| last.row);
+        let ends =
+            |last: &LastRow| self.segments.get(last.segment).is_some_and(|of| of.rows.end == last.row + 1);
+        segments_are
+            && next_row == count
+            && !self.last.is_empty()
+            && self.last.iter().all(ends)
+            && last_rows.is_sorted_by(|a, b| a < b)
+            && self.sequences.iter().all(|&last| last < self.last.len())
+    }
+}
+
 /// A row in which at least one sequence ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastRow {
     /// The packed row.
     pub row: usize,
@@ -298,6 +334,7 @@ mod tests {
     /// Follows each sequence's spans back from its last row and reads the tokens and positions along the way.
     fn check_paths(sequences: &[&[u32]], packed: &Packed) {
         assert_eq!(packed.sequences.len(), sequences.len());
+        assert!(packed.is_sound(1 + packed.tokens.iter().copied().max().unwrap() as usize));
         let mut next_row = 0;
         for segment in &packed.segments {
             assert_eq!(segment.rows.start, next_row, "segments lie one after the other");
@@ -371,6 +408,33 @@ mod tests {
             prefixes.sort();
             prefixes.dedup();
             assert_eq!(packed.tokens.len(), prefixes.len(), "one row per distinct prefix");
+        }
+    }
+
+    #[test]
+    fn a_batch_with_an_index_that_points_elsewhere_is_not_sound() {
+        let packed = pack(&[&[1, 2, 3], &[1, 2, 4], &[5, 6]], Sharing::Prefixes);
+        assert!(packed.is_sound(7) && !packed.is_sound(6));
+        let spoilt: [fn(&mut Packed); 14] = [
+            |packed| packed.tokens[0] = 7,
+            |packed| packed.tokens.truncate(5),
+            |packed| packed.positions.truncate(5),
+            |packed| packed.positions[2] = 9,
+            |packed| packed.segments[1].rows.end += 1,
+            |packed| packed.segments[0].rows = 0..usize::MAX,
+            |packed| packed.segments[1].first_position = usize::MAX,
+            |packed| packed.segments[2].spans[0].start = 3,
+            |packed| packed.segments[1].spans[0] = Span { start: usize::MAX, len: 2 },
+            |packed| packed.segments[1].spans.clear(),
+            |packed| drop(packed.segments.pop()),
+            |packed| packed.last[1].segment = 9,
+            |packed| packed.last[1] = packed.last[0],
+            |packed| packed.last.clear(),
+        ];
+        for (index, spoil) in spoilt.into_iter().enumerate() {
+            let mut packed = packed.clone();
+            spoil(&mut packed);
+            assert!(!packed.is_sound(7), "{index}: {packed:?}");
         }
     }
 

@@ -3,6 +3,7 @@
 #[cfg(feature = "cuda")]
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use crate::backend::RankSums;
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
-use crate::engine::{Device, Options, Residency};
+use crate::engine::{Device, Options, ProcessRank, Residency};
 use crate::prompt::{PromptOptions, Truncate};
 
 /// Rewards from Llama-architecture reward models.
@@ -24,7 +25,7 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Score conversations: one result per line, in the input's order
-    Score(ScoreArgs),
+    Score(Box<ScoreArgs>),
     /// Show the text and the token ids that would be scored; needs no weights
     Render(RenderArgs),
     /// Show what the model would hold in memory, and whether it fits, on well-known GPUs or on one of given memory
@@ -39,7 +40,7 @@ pub(super) struct ScoreArgs {
     pub(super) model: ModelArgs,
 
     /// JSON lines to score, `-` for standard input
-    #[arg(value_name = "INPUT", required_unless_present = "prompt", conflicts_with = "prompt")]
+    #[arg(value_name = "INPUT", required_unless_present_any = ["prompt", "rendezvous"], conflicts_with = "prompt")]
     pub(super) input: Option<PathBuf>,
 
     /// Score responses to this prompt instead of a file
@@ -75,6 +76,13 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     pub(super) devices: Vec<usize>,
 
+    #[command(flatten)]
+    pub(super) process: ProcessArgs,
+
+    /// Seconds that a rank waits for another one before all of them give up
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(super) peer_timeout: Option<Duration>,
+
     /// Unique tokens that one pass takes together
     #[arg(long, value_name = "N")]
     pub(super) batch_tokens: Option<usize>,
@@ -95,6 +103,28 @@ pub(super) struct ScoreArgs {
     /// Run the kernels for an older GPU, to check them [default: this GPU's own]
     #[arg(long, value_enum, value_name = "TIER")]
     pub(super) cuda_tier: Option<CudaTierArg>,
+}
+
+/// This process's rank, where there are several processes, on one machine or on many.
+#[derive(Debug, clap::Args)]
+pub(super) struct ProcessArgs {
+    /// The rank of this process, when the ranks are processes, each with a GPU of its own. Rank 0 reads and writes; the
+    /// others take no INPUT and end with it
+    #[arg(long, value_name = "R", requires = "world_size")]
+    pub(super) rank: Option<usize>,
+
+    /// How many such processes there are
+    #[arg(long, value_name = "N", requires = "rendezvous")]
+    pub(super) world_size: Option<usize>,
+
+    /// Where rank 0 listens and the others find it; or `env`, which takes this and the ranks from what torchrun sets, or
+    /// Slurm (with MASTER_ADDR and MASTER_PORT). Only for networks whose machines trust each other
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "ranks")]
+    pub(super) rendezvous: Option<String>,
+
+    /// A file with a secret that all ranks prove to know [default: KUDOS_RENDEZVOUS_SECRET in the environment]
+    #[arg(long, value_name = "FILE", requires = "rendezvous")]
+    pub(super) rendezvous_secret_file: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -216,7 +246,8 @@ impl ModelArgs {
 }
 
 impl ScoreArgs {
-    pub(super) fn options(&self) -> Options {
+    /// The engine's options; `process` is what [`ProcessArgs`] says.
+    pub(super) fn options(&self, process: Option<ProcessRank>) -> Options {
         let defaults = Options::default();
         Options {
             device: match self.device {
@@ -230,6 +261,8 @@ impl ScoreArgs {
                 RankSumsArg::Reduced => RankSums::Reduced,
             },
             devices: self.devices.clone(),
+            peer_timeout: self.peer_timeout.unwrap_or(defaults.peer_timeout),
+            process,
             batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
             max_tokens: self.model.max_tokens,
             residency: match self.residency {
@@ -256,6 +289,11 @@ impl ScoreArgs {
 fn gib(text: &str) -> Result<f64, String> {
     let gib = text.parse::<f64>().ok().filter(|gib| gib.is_finite() && *gib >= 0.0);
     gib.ok_or_else(|| "expected a number of GiB, such as 23.5".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|seconds| !seconds.is_zero()).ok_or_else(|| "expected seconds, more than 0".to_owned())
 }
 
 fn template_var(text: &str) -> Result<(String, Value), String> {

@@ -8,6 +8,7 @@ mod model_dir;
 mod output;
 #[cfg(feature = "cuda")]
 mod plan;
+mod process;
 mod render;
 mod score;
 

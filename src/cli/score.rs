@@ -4,15 +4,16 @@
 //! and the channel between the two are bounded, so a long input neither sits in memory nor waits for its end.
 
 use std::sync::Arc;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
 use crate::cli::args::ScoreArgs;
 use crate::cli::input::{Input, Line, Request, lines};
 use crate::cli::output::{Output, error_fields, is_terminal, row, score_fields, scores_fields, table};
-use crate::cli::{Outcome, model_dir};
+use crate::cli::{Outcome, model_dir, process};
 use crate::conversation::Conversation;
 use crate::engine::{Engine, Pending, Score};
 use crate::error::{Error, Result};
@@ -20,12 +21,24 @@ use crate::error::{Error, Result};
 /// Lines that may be on their way between reading and writing.
 const LINES_AHEAD: usize = 4096;
 
+/// How often a command that waits for lines looks whether the engine is well.
+const LOOK: Duration = Duration::from_millis(500);
+
 pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model.model)?;
+    let process = process::rank(args)?;
+    if let Some(process) = process.clone().filter(|process| process.rank > 0) {
+        let began = |device: &str, warnings: &[String]| {
+            eprintln!("running on {device}, rank {} of {}", process.rank, process.world_size);
+            warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+        };
+        Engine::serve(dir, args.options(Some(process.clone())), began)?;
+        return Ok(Outcome::Complete);
+    }
     // Before the model, which takes longer: what cannot be read or written is said at once.
     let source = args.input.as_deref().map(lines).transpose()?;
     let mut output = Output::open(args.output.as_deref())?;
-    let engine = Arc::new(Engine::open(dir, args.options())?);
+    let engine = Arc::new(Engine::open(dir, args.options(process))?);
     match engine.device_reason() {
         Some(reason) => eprintln!("running on {}: {reason}", engine.device()),
         None => eprintln!("running on {}", engine.device()),
@@ -39,6 +52,8 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         (None, None) => unreachable!("the command line asks for a prompt or an input"),
     };
     warnings.print();
+    // Whatever came of it here, ranks elsewhere have no more to do; the thread that reads may hold the engine for ever.
+    engine.close();
     outcome
 }
 
@@ -99,8 +114,16 @@ fn stream(
         move || submit_all(&engine, lines, &sender)
     });
     let (mut total, mut failed) = (0, 0);
-    for in_flight in receiver {
-        let InFlight { key, work } = in_flight?;
+    loop {
+        let InFlight { key, work } = match receiver.recv_timeout(LOOK) {
+            Ok(in_flight) => in_flight?,
+            Err(RecvTimeoutError::Disconnected) => break,
+            // A rank may fail while the next line is long in coming.
+            Err(RecvTimeoutError::Timeout) => match engine.failure() {
+                Some(error) => return Err(error.into()),
+                None => continue,
+            },
+        };
         let (fields, failure) = finish(work);
         if let Some(error) = failure {
             // What is wrong with the engine is not the line's fault: another run can score it.

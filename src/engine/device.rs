@@ -59,6 +59,18 @@ enum Hardware {
 impl Chosen {
     /// The device that the options ask for, or the best one that is there.
     pub(super) fn new(options: &Options) -> Result<Self> {
+        if options.several_processes().is_some() {
+            if options.device == Device::Cpu {
+                let message = "ranks on the CPU share one process, and several processes were asked for";
+                return Err(Error::new(ErrorKind::Options, message)
+                    .with_hint("give each process a GPU, or leave out the processes: `--ranks N` alone"));
+            }
+            return Ok(Self { hardware: cuda(options)?, reason: None });
+        }
+        if options.device == Device::Cpu && !options.devices.is_empty() {
+            let message = "GPUs were named for a model that is to run on the CPU";
+            return Err(Error::new(ErrorKind::Options, message).with_hint("leave out one of the two"));
+        }
         if options.device == Device::Cpu {
             return Self::cpu(options, None);
         }
@@ -67,7 +79,10 @@ impl Chosen {
                 Ok(Self { hardware, reason: Some("the first GPU that this build supports".to_owned()) })
             }
             (Ok(hardware), _) => Ok(Self { hardware, reason: None }),
-            (Err(error), Device::Auto) => Self::cpu(options, Some(error.message().to_owned())),
+            // Whoever names GPUs does not mean the CPU.
+            (Err(error), Device::Auto) if options.devices.is_empty() => {
+                Self::cpu(options, Some(error.message().to_owned()))
+            }
             (Err(error), _) if error.hint().is_none() => {
                 Err(error.with_hint("leave the device to `auto`, or choose `cpu`"))
             }
@@ -116,12 +131,16 @@ impl Chosen {
         config: &ModelConfig,
         footprint: impl Fn(usize) -> Result<Footprint>,
     ) -> Result<usize> {
+        if let Some(process) = options.several_processes() {
+            return Ok(process.world_size);
+        }
         match (&self.hardware, options.ranks) {
             (Hardware::Cpu { .. }, asked) => Ok(asked.unwrap_or(1)),
             #[cfg(feature = "cuda")]
             (Hardware::Cuda { gpus, .. }, Some(ranks)) if ranks > gpus.len() => {
                 let message = format!("{ranks} ranks need as many GPUs, and there are {}", gpus.len());
-                Err(Error::new(ErrorKind::Options, message))
+                Err(Error::new(ErrorKind::Options, message)
+                    .with_hint("ask for fewer (`--ranks`), or let processes on several machines share the model (`--rendezvous`)"))
             }
             #[cfg(feature = "cuda")]
             (Hardware::Cuda { .. }, Some(ranks)) => Ok(ranks),
@@ -159,7 +178,13 @@ impl Chosen {
             Hardware::Cuda { gpus, group, .. } => {
                 gpus.truncate(ranks);
                 if ranks > 1 {
-                    *group = Some(Arc::new(nccl::Group::new(ranks, options.peer_timeout)?));
+                    let made = match options.several_processes() {
+                        Some(process) if process.rank > 0 => {
+                            nccl::Group::elsewhere(ranks, options.peer_timeout)
+                        }
+                        _ => nccl::Group::new(ranks, options.peer_timeout),
+                    };
+                    *group = Some(Arc::new(made?));
                 }
             }
         }
@@ -230,13 +255,42 @@ impl Chosen {
             }
             #[cfg(feature = "cuda")]
             Hardware::Cuda { gpus, tier, group, .. } => {
-                let info = &gpus[geometry.shard.rank];
+                // A process of several has one rank and one GPU.
+                let info = if let [info] = &gpus[..] { info } else { &gpus[geometry.shard.rank] };
                 let cuda = Cuda::new(info, *tier, geometry, capacity, group.clone(), footprint);
                 let model = cuda.and_then(|cuda| load(cuda, capacity, tensors, resident_layers, warn));
                 model
                     .map(|model| Box::new(NamingPasses { info: info.clone(), model }) as Box<dyn Rank>)
                     .map_err(|error| lacking(error, footprint))
             }
+        }
+    }
+
+    /// What ranks in other processes find this one by; nothing where there are none.
+    pub(super) fn nccl_id(&self) -> Vec<u8> {
+        match &self.hardware {
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda { group: Some(group), .. } => group.id(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Says where the ranks of several processes meet, which is what [`nccl_id`](Self::nccl_id) gave at rank 0.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "only GPUs meet"))]
+    pub(super) fn meet_at(&self, nccl_id: &[u8]) -> Result<()> {
+        match &self.hardware {
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda { group: Some(group), .. } => group.meet_at(nccl_id),
+            _ => Ok(()),
+        }
+    }
+
+    /// The kernels that are run, which all ranks share.
+    pub(super) fn tier_name(&self) -> &'static str {
+        match &self.hardware {
+            Hardware::Cpu { .. } => "none",
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda { tier, .. } => tier.name(),
         }
     }
 
@@ -355,8 +409,11 @@ fn lacking(error: Error, footprint: &Footprint) -> Error {
 
 #[cfg(feature = "cuda")]
 fn cuda(options: &Options) -> Result<Hardware> {
-    let gpus = named(probe::devices()?, &options.devices)?;
+    let mut gpus = named(probe::devices()?, &options.devices)?;
     gemm::is_present()?;
+    if let Some(process) = options.several_processes() {
+        gpus = vec![local(gpus, &options.devices, process.local_rank)?];
+    }
     // All ranks store numbers alike: the oldest GPU decides.
     let oldest = gpus.iter().min_by_key(|info| info.capability).expect("there is at least one GPU");
     let tier = options.cuda_tier.unwrap_or_else(|| oldest.capability.tier());
@@ -373,6 +430,22 @@ fn cuda(options: &Options) -> Result<Hardware> {
 #[cfg(feature = "cuda")]
 fn free_on(info: &DeviceInfo, known: Option<usize>) -> Result<usize> {
     known.map_or_else(|| Context::open(info)?.free_bytes(), Ok)
+}
+
+/// The one GPU of a process of several.
+#[cfg(feature = "cuda")]
+fn local(gpus: Vec<DeviceInfo>, named: &[usize], local_rank: usize) -> Result<DeviceInfo> {
+    let (there, named) = (gpus.len(), named.len());
+    if named > 1 {
+        let message = format!("a process of several has one rank and one GPU, and {named} are named");
+        return Err(Error::new(ErrorKind::Options, message));
+    }
+    // Slurm and containers may show each process its own GPU only.
+    let index = if there == 1 { 0 } else { local_rank };
+    gpus.into_iter().nth(index).ok_or_else(|| {
+        let message = format!("this is process {local_rank} of its machine, which has {there} GPUs");
+        Error::new(ErrorKind::Options, message).with_hint("start as many processes there as it has GPUs")
+    })
 }
 
 /// The GPUs with these numbers, in their order; all when none is named.

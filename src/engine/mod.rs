@@ -5,8 +5,10 @@
 
 mod device;
 mod plan;
+mod processes;
 mod queue;
 mod ranks;
+mod rendezvous;
 mod residency;
 
 use std::collections::VecDeque;
@@ -16,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use half::bf16;
+use sha2::{Digest, Sha256};
 
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
@@ -31,9 +34,12 @@ use crate::weights::{Checkpoint, ModelTensors};
 
 use device::Chosen;
 pub use plan::Plan;
+use processes::{Follower, Remote};
 pub use queue::Pending;
 use queue::{Facts, Job, Queue, WhenFull};
-use ranks::Team;
+use ranks::{LAST_WORDS, Rank, Team};
+use rendezvous::Link;
+pub use rendezvous::{ProcessRank, Secret};
 pub use residency::{Placement, Residency};
 
 /// Where a model runs.
@@ -63,6 +69,8 @@ pub struct Options {
     pub devices: Vec<usize>,
     /// How long a rank on a GPU waits for another one before the engine gives up.
     pub peer_timeout: Duration,
+    /// This process's rank, when the ranks are in several processes.
+    pub process: Option<ProcessRank>,
     /// Unique tokens that one pass takes together. A longer sequence makes a pass of its own.
     pub batch_tokens: usize,
     /// The longest sequence that is scored, in tokens; the model's own limit when that is smaller or nothing is given.
@@ -91,6 +99,7 @@ impl Default for Options {
             rank_sums: RankSums::Ordered,
             devices: Vec::new(),
             peer_timeout: Duration::from_secs(600),
+            process: None,
             batch_tokens: 4096,
             max_tokens: None,
             residency: Residency::Auto,
@@ -116,6 +125,13 @@ pub struct PlannedGpus {
     pub free_bytes: usize,
     /// How many there are.
     pub count: usize,
+}
+
+impl Options {
+    /// This process's rank, where there is more than one process.
+    fn several_processes(&self) -> Option<&ProcessRank> {
+        self.process.as_ref().filter(|process| process.world_size > 1)
+    }
 }
 
 /// What the model thinks of one conversation.
@@ -162,7 +178,9 @@ pub struct Engine {
     device: String,
     device_reason: Option<String>,
     queue: Arc<Queue>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// To the ranks in other processes.
+    links: Vec<Arc<Link>>,
     warnings: Arc<Mutex<Vec<String>>>,
 }
 
@@ -171,43 +189,42 @@ impl Engine {
     /// token ids will be scored, `tokenizer.json` with a chat template.
     ///
     /// Everything that can be checked is checked here: the config against what is implemented, every tensor against
-    /// the config, the ranks against the model.
+    /// the config, the ranks against the model. With [`Options::process`] this is rank 0, and waits for the others.
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self> {
         let dir = dir.as_ref();
-        if !dir.is_dir() {
-            return Err(Error::new(ErrorKind::Io, "there is no such model folder")
-                .at(dir.display())
-                .with_hint("name a folder that holds config.json and safetensors files"));
+        if let Some(process) = options.process.as_ref().filter(|process| process.rank > 0) {
+            let message = format!("rank {} cannot open the engine, which is rank 0's", process.rank);
+            return Err(Error::new(ErrorKind::Options, message).with_hint("`Engine::serve` runs the others"));
         }
-        let config = ModelConfig::read(dir)?;
-        if let Some(ranks) = options.ranks {
-            Shard::new(&config, 0, ranks)?;
-        }
-        let checkpoint = Checkpoint::open(dir)?;
-        let parts = |ranks: usize| -> Result<Vec<ModelTensors>> {
-            let shards = (0..ranks).map(|rank| Shard::new(&config, rank, ranks));
-            shards.map(|shard| ModelTensors::open(&checkpoint, &config, &shard?)).collect()
+        let mut parts = Parts::new(dir, &options)?;
+        let links = match options.several_processes() {
+            None => Vec::new(),
+            Some(process) => {
+                let facts = facts(&parts, &options);
+                let links = rendezvous::gather(process, &facts, options.peer_timeout)?;
+                parts.keep(processes::agree(&links, parts.plan.placement.resident)?, &options)?;
+                links.into_iter().map(Arc::new).collect()
+            }
         };
-        let whole = parts(1)?;
-        let mut chosen = Chosen::new(&options)?;
-        let ranks = ranks_of(&chosen, &checkpoint, &config, &options)?;
-        chosen.divide(ranks, &options)?;
-        let tensors = if ranks == 1 { whole } else { parts(ranks)? };
-        let (plan, streaming) = Plan::new(&config, &options, &chosen, ranks, tensors[0].bytes())?;
+        let Parts { config, chosen, ranks, tensors, plan, said } = parts;
         let prompt = Prompt::open(dir, options.prompt.clone());
         let mut warnings = generation_warnings(dir, &config.head);
-        warnings.extend(tensors[0].warnings.iter().cloned());
-        warnings.extend(streaming);
+        warnings.extend(said);
         warnings.extend(prompt.iter().flat_map(|prompt| prompt.warnings().iter().cloned()));
 
         let queue = Arc::new(Queue::new(options.queue_tokens));
+        let (abort, told) = (chosen.abort(), links.clone());
         let team = Team {
             queue: Arc::clone(&queue),
             ranks,
             budget: Budget { tokens: options.batch_tokens, sequences: plan.capacity.sequences },
             sharing: options.sharing,
             labels: config.labels(),
-            abort: chosen.abort(),
+            abort: Arc::new(move |cause| {
+                told.iter().for_each(|link| link.end(Some(cause)));
+                abort();
+            }),
+            last_words: if links.is_empty() { Duration::ZERO } else { LAST_WORDS },
         };
         let (device, device_reason) = (chosen.describe(), chosen.reason.clone());
         let (capacity, footprint, resident_layers) = (plan.capacity, plan.footprint, plan.placement.resident);
@@ -215,13 +232,48 @@ impl Engine {
             .map(|rank| Ok(geometry(&config, &options, Shard::new(&config, rank, ranks)?)))
             .collect::<Result<Vec<Geometry>>>()?;
         let warnings = Arc::new(Mutex::new(warnings));
-        let shared_warnings = Arc::clone(&warnings);
+        let (shared_warnings, shared_links) = (Arc::clone(&warnings), links.clone());
         let threads = ranks::start(&team, move |rank| {
+            if let Some(link) = rank.checked_sub(1).and_then(|index| shared_links.get(index)) {
+                return Ok(Box::new(Remote::open(Arc::clone(link), chosen.nccl_id())?));
+            }
             let warn = |warning| warn_once(&shared_warnings, warning);
             let geometry = geometries[rank].clone();
             chosen.open_rank(geometry, capacity, &tensors[rank], resident_layers, &footprint, &warn)
-        })?;
-        Ok(Self { config, prompt, plan, device, device_reason, queue, threads, warnings })
+        });
+        if let Err(error) = &threads {
+            links.iter().for_each(|link| link.end(Some(error)));
+        }
+        let threads = Mutex::new(threads?);
+        Ok(Self { config, prompt, plan, device, device_reason, queue, threads, links, warnings })
+    }
+
+    /// Runs a rank other than 0 of several processes ([`Options::process`]) for the engine that rank 0 opens, until
+    /// that one is dropped. An error is the first cause for which all ranks end, whichever rank it befell.
+    /// `began` gets the device in words, and what the caller should know, when rank 0 has let this rank in.
+    pub fn serve(dir: impl AsRef<Path>, options: Options, began: impl FnOnce(&str, &[String])) -> Result<()> {
+        let Some(process) = options.several_processes().filter(|process| process.rank > 0).cloned() else {
+            return Err(Error::new(ErrorKind::Options, "rank 0 opens the engine, and serves none")
+                .with_hint("`Engine::open` runs rank 0"));
+        };
+        let mut parts = Parts::new(dir.as_ref(), &options)?;
+        let link = rendezvous::join(&process, &facts(&parts, &options), options.peer_timeout)?;
+        parts.keep(processes::agreed(&link, parts.plan.placement.resident)?, &options)?;
+        let Parts { config, chosen, ranks, mut tensors, plan, said } = parts;
+        let tensors = tensors.swap_remove(0);
+        began(&chosen.describe(), &said);
+        let geometry = geometry(&config, &options, Shard::new(&config, process.rank, ranks)?);
+        let (vocab, capacity) = (config.vocab, plan.capacity);
+        let (abort, chosen) = (chosen.abort(), Arc::new(chosen));
+        let meeting = Arc::clone(&chosen);
+        let open = move || -> Result<Box<dyn Rank>> {
+            let Plan { capacity, footprint, placement, .. } = plan;
+            // Rank 0 has the same ones to tell.
+            let unheard = |_| {};
+            chosen.open_rank(geometry, capacity, &tensors, placement.resident, &footprint, &unheard)
+        };
+        let meet = move |nccl_id: &[u8]| meeting.meet_at(nccl_id);
+        processes::follow(Follower { process, vocab, capacity, open, meet, abort }, link)
     }
 
     /// What an engine with these options would hold on GPUs that need not be there. Reads `config.json` and the headers of
@@ -309,6 +361,21 @@ impl Engine {
         self.queue.closed()
     }
 
+    /// Ends the engine for all who share it, after the pass that runs: what waits is answered with an error, and so is
+    /// what comes. Ranks in other processes end as well, without an error. Dropping the last owner does the same.
+    pub fn close(&self) {
+        self.queue.close(Error::new(ErrorKind::Dead, "the engine was closed before this was scored"));
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A waker may close the engine on the thread that answered; that thread ends by itself.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+        // Does nothing where they were told of a failure.
+        self.links.iter().for_each(|link| link.end(None));
+    }
+
     fn tokens(&self, conversation: &Conversation) -> Result<PromptTokens> {
         self.prompt()?.tokens(conversation, self.plan.max_tokens)
     }
@@ -374,6 +441,102 @@ fn ranks_of(
     })
 }
 
+/// What an engine or a rank of one is made of, checked before anything is allocated.
+struct Parts {
+    config: ModelConfig,
+    chosen: Chosen,
+    ranks: usize,
+    /// Of each rank in this process.
+    tensors: Vec<ModelTensors>,
+    plan: Plan,
+    /// Warnings of the files and of the plan.
+    said: Vec<String>,
+}
+
+impl Parts {
+    fn new(dir: &Path, options: &Options) -> Result<Self> {
+        if !dir.is_dir() {
+            return Err(Error::new(ErrorKind::Io, "there is no such model folder")
+                .at(dir.display())
+                .with_hint("name a folder that holds config.json and safetensors files"));
+        }
+        if let Some(process) = &options.process {
+            process.check()?;
+            if let Some(ranks) = options.ranks.filter(|&ranks| ranks != process.world_size) {
+                let message = format!("{ranks} ranks in {} processes of one rank each", process.world_size);
+                return Err(Error::new(ErrorKind::Options, message).with_hint("leave the ranks out"));
+            }
+        }
+        let config = ModelConfig::read(dir)?;
+        if let Some(ranks) = options.several_processes().map(|process| process.world_size).or(options.ranks) {
+            Shard::new(&config, 0, ranks)?;
+        }
+        let checkpoint = Checkpoint::open(dir)?;
+        let part = |rank: usize, ranks: usize| {
+            ModelTensors::open(&checkpoint, &config, &Shard::new(&config, rank, ranks)?)
+        };
+        let whole = part(0, 1)?;
+        let mut chosen = Chosen::new(options)?;
+        let ranks = ranks_of(&chosen, &checkpoint, &config, options)?;
+        chosen.divide(ranks, options)?;
+        let tensors = match options.several_processes() {
+            Some(process) => vec![part(process.rank, ranks)?],
+            None if ranks == 1 => vec![whole],
+            None => (0..ranks).map(|rank| part(rank, ranks)).collect::<Result<_>>()?,
+        };
+        let (plan, streaming) = Plan::new(&config, options, &chosen, ranks, tensors[0].bytes())?;
+        let said = tensors[0].warnings.iter().cloned().chain(streaming).collect();
+        Ok(Self { config, chosen, ranks, tensors, plan, said })
+    }
+
+    /// Keeps only so many layers resident, because another rank has no room for more.
+    fn keep(&mut self, resident: usize, options: &Options) -> Result<()> {
+        if resident == self.plan.placement.resident {
+            return Ok(());
+        }
+        let residency = Residency::Streamed { resident_layers: Some(resident) };
+        let options = Options { residency, ..options.clone() };
+        let weight_bytes = self.tensors[0].bytes();
+        self.plan = Plan::new(&self.config, &options, &self.chosen, self.ranks, weight_bytes)?.0;
+        let layers = self.config.layers;
+        self.said.push(format!(
+            "another rank's GPU has room for {resident} of {layers} layers: here, too, the other {} are streamed",
+            layers - resident
+        ));
+        Ok(())
+    }
+}
+
+/// What ranks in several processes must have in common, by name.
+fn facts(parts: &Parts, options: &Options) -> rendezvous::Facts {
+    let Parts { config, chosen, plan, tensors, .. } = parts;
+    // Rows that every rank holds whole, and in which models differ that are trained from the same one.
+    let mut weights = Sha256::new();
+    weights.update(tensors[0].final_norm.bytes());
+    weights.update(tensors[0].head.bytes());
+    let weights: String = weights.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let facts = [
+        ("hidden_size", config.hidden.to_string()),
+        ("layers", config.layers.to_string()),
+        ("heads", format!("{} of {} with {} for keys", config.q_heads, config.head_dim, config.kv_heads)),
+        ("ffn", config.ffn.to_string()),
+        ("vocabulary", config.vocab.to_string()),
+        ("rms_norm_eps", config.rms_norm_eps.to_string()),
+        ("rope", format!("{:?}", config.rope)),
+        ("biases", format!("attention {}, mlp {}", config.attention_bias, config.mlp_bias)),
+        ("head", format!("{:?}", config.head)),
+        ("digest of weights", weights),
+        ("tier", chosen.tier_name().to_owned()),
+        ("batch tokens", plan.batch_tokens.to_string()),
+        ("max tokens", plan.max_tokens.to_string()),
+        ("rank sums", format!("{:?}", options.rank_sums).to_lowercase()),
+        // Signs of life are sent as often as the one who waits for them expects.
+        ("peer timeout", format!("{} s", options.peer_timeout.as_secs_f64())),
+        ("residency", format!("{:?}", options.residency).to_lowercase()),
+    ];
+    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
 /// Adds a warning that is not there yet.
 fn warn_once(warnings: &Mutex<Vec<String>>, warning: String) {
     let mut warnings = warnings.lock().unwrap_or_else(PoisonError::into_inner);
@@ -390,13 +553,7 @@ fn geometry(config: &ModelConfig, options: &Options, shard: Shard) -> Geometry {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.queue.close(Error::new(ErrorKind::Dead, "the engine was dropped before this was scored"));
-        for thread in self.threads.drain(..) {
-            // A waker may drop the engine on the thread that answered; that thread ends by itself.
-            if thread.thread().id() != thread::current().id() {
-                let _ = thread.join();
-            }
-        }
+        self.close();
     }
 }
 

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use crate::batch::{Batch, Budget, Packed, Sharing};
 use crate::engine::Score;
@@ -137,6 +138,13 @@ impl Queue {
     /// Why the queue takes nothing any more, if so.
     pub(super) fn closed(&self) -> Option<Error> {
         self.lock().closed.clone()
+    }
+
+    /// The same, waiting for so long that it may come to be.
+    pub(super) fn closed_within(&self, time: Duration) -> Option<Error> {
+        let open = |waiting: &mut Waiting| waiting.closed.is_none();
+        let waited = self.changed.wait_timeout_while(self.lock(), time, open);
+        waited.unwrap_or_else(PoisonError::into_inner).0.closed.clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
@@ -274,7 +282,6 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
     use std::thread;
-    use std::time::Duration;
 
     const BUDGET: Budget = Budget { tokens: 8, sequences: 8 };
 

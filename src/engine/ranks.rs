@@ -3,16 +3,27 @@
 //! Rank 0 takes batches from the queue, passes them on to the others and answers. The first failure of any rank,
 //! error or panic, closes the queue with its cause and aborts the others' collectives, so that nobody waits for a
 //! rank that will not come.
+//!
+//! A rank in another process has a thread here too, which passes on to it what it is told ([`super::processes`]).
 
 use std::any::Any;
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use crate::batch::{Budget, Packed, Sharing};
 use crate::engine::queue::{Queue, Reply};
 use crate::error::{Error, ErrorKind, Result};
+
+/// How often a rank that waits for a batch is asked whether it is well.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a rank that failed because another one did waits for that one to say why, where ranks are in several
+/// processes: the end of a process may be known before its last words are.
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// One rank's model on its device.
 pub(super) trait Rank {
@@ -23,6 +34,11 @@ pub(super) trait Rank {
 
     /// One pass: a packed batch to `[packed.last.len(), labels]` logits.
     fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>>;
+
+    /// Whether the rank is well, asked now and then while it waits for a batch.
+    fn idle(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// What needs nobody else.
@@ -41,8 +57,23 @@ pub(super) struct Team {
     pub(super) sharing: Sharing,
     /// Logits per sequence.
     pub(super) labels: usize,
-    /// Makes every rank that waits for another give up. Called after the cause is known to the queue.
-    pub(super) abort: Arc<dyn Fn() + Send + Sync>,
+    /// Makes every rank that waits for another give up, for this cause, which the queue knows by then.
+    pub(super) abort: Arc<dyn Fn(&Error) + Send + Sync>,
+    /// How long a rank that failed because of another one waits for that one's error.
+    pub(super) last_words: Duration,
+}
+
+impl Team {
+    /// Makes a rank's failure that of all. Returns the first cause, and who waits for scores.
+    fn fail(&self, error: Error) -> (Error, Vec<Reply>) {
+        if error.kind() == ErrorKind::Dead {
+            let _ = self.queue.closed_within(self.last_words);
+        }
+        // If another rank's failure is behind this one, the queue knows that cause already and keeps it.
+        let (cause, waiting) = self.queue.stop(error);
+        (self.abort)(&cause);
+        (cause, waiting)
+    }
 }
 
 /// Starts one thread per rank. `open(rank)` runs on that rank's thread; when all have opened they meet, and begin to
@@ -59,7 +90,8 @@ pub(super) fn start(
         batches.push(sender);
         receivers.push(receiver);
     }
-    let mut leader = Some(batches);
+    let (following, followers_end) = channel();
+    let mut leader = Some((batches, followers_end));
     let mut followers = receivers.into_iter();
     let mut threads = Vec::new();
     for rank in 0..team.ranks {
@@ -68,8 +100,8 @@ pub(super) fn start(
         votes.push(vote);
         go.push(go_sender);
         let duty = match leader.take() {
-            Some(batches) => Duty::Lead(batches),
-            None => Duty::Follow(followers.next().expect("a channel for every follower")),
+            Some((batches, followers_end)) => Duty::Lead(batches, followers_end),
+            None => Duty::Follow(followers.next().expect("a channel for every follower"), following.clone()),
         };
         let (team, open) = (team.clone(), Arc::clone(&open));
         let thread = thread::Builder::new()
@@ -83,6 +115,7 @@ pub(super) fn start(
             Err(error) => return give_up(error, go, threads),
         }
     }
+    drop(following);
     // Opened, then met.
     for _ in 0..2 {
         if let Err(error) = agree(&votes) {
@@ -117,10 +150,10 @@ fn give_up<T>(error: Error, go: Vec<Sender<()>>, threads: Vec<JoinHandle<()>>) -
 
 /// What a rank does with batches.
 enum Duty {
-    /// Takes them from the queue, passes them on and answers.
-    Lead(Vec<Sender<Arc<Packed>>>),
-    /// Gets them from rank 0.
-    Follow(Receiver<Arc<Packed>>),
+    /// Takes them from the queue, passes them on and answers. The receiver tells when no follower works any more.
+    Lead(Vec<Sender<Arc<Packed>>>, Receiver<Infallible>),
+    /// Gets them from rank 0. The sender is held while it works.
+    Follow(Receiver<Arc<Packed>>, Sender<Infallible>),
 }
 
 fn run(
@@ -134,34 +167,37 @@ fn run(
     let opened = guarded(rank, team.ranks, || open(rank));
     let mut forward = match opened {
         Ok(forward) => forward,
-        Err(error) => return drop(vote.send(Err(error))),
+        Err(error) => {
+            // Ranks elsewhere need not load to the end to hear of it.
+            let (cause, _) = team.fail(error);
+            return drop(vote.send(Err(cause)));
+        }
     };
     if vote.send(Ok(())).is_err() || go.recv().is_err() {
         return;
     }
     if let Err(error) = guarded(rank, team.ranks, || forward.connect()) {
         // The others may be waiting for this one.
-        (team.abort)();
+        let (cause, _) = team.fail(error);
         drop(forward);
-        return drop(vote.send(Err(error)));
+        return drop(vote.send(Err(cause)));
     }
     if vote.send(Ok(())).is_err() || go.recv().is_err() {
         return;
     }
     let mut in_flight = Vec::new();
-    let result = guarded(rank, team.ranks, || match &duty {
-        Duty::Lead(followers) => lead(team, &mut *forward, followers, &mut in_flight),
-        Duty::Follow(batches) => {
-            while let Ok(packed) = batches.recv() {
-                forward.forward(&packed)?;
-            }
+    let result = guarded(rank, team.ranks, || match duty {
+        Duty::Lead(followers, followers_end) => {
+            lead(team, &mut *forward, &followers, &mut in_flight)?;
+            drop(followers);
+            // They may be about to receive what this rank has sent them, in the last pass's last sum.
+            let Err(_ended) = followers_end.recv();
             Ok(())
         }
+        Duty::Follow(batches, _following) => follow(&mut *forward, &batches),
     });
     if let Err(error) = result {
-        // If another rank's failure is behind this one, the queue knows that cause already and keeps it.
-        let (cause, waiting) = team.queue.stop(error);
-        (team.abort)();
+        let (cause, waiting) = team.fail(error);
         // The device is let go of before anybody is told: whoever then opens another engine finds the memory free, and
         // on a GPU not the context that this failure has spoilt.
         drop(forward);
@@ -193,15 +229,29 @@ fn lead(
     Ok(())
 }
 
+/// Runs what rank 0 passes on until it ends.
+fn follow(forward: &mut dyn Rank, batches: &Receiver<Arc<Packed>>) -> Result<()> {
+    loop {
+        match batches.recv_timeout(LOOK) {
+            Ok(packed) => drop(forward.forward(&packed)?),
+            Err(RecvTimeoutError::Timeout) => forward.idle()?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        }
+    }
+}
+
 /// Runs `work`; a panic becomes an error, and with several ranks an error names its rank.
-fn guarded<T>(rank: usize, ranks: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn guarded<T>(rank: usize, ranks: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(Error::new(
             ErrorKind::Dead,
             format!("the engine has a bug and panicked: {}", panic_text(&*panic)),
         ))
     });
-    result.map_err(|error| if ranks > 1 { error.prefixed(format!("rank {rank} of {ranks}")) } else { error })
+    let name = format!("rank {rank} of {ranks}");
+    // A rank in another process may be known by its name already.
+    let is_named = |error: &Error| ranks == 1 || error.message().starts_with(&name);
+    result.map_err(|error| if is_named(&error) { error } else { error.prefixed(&name) })
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {
@@ -222,7 +272,8 @@ mod tests {
             budget: Budget { tokens: 100, sequences: 100 },
             sharing: Sharing::Prefixes,
             labels: 1,
-            abort: Arc::new(|| {}),
+            abort: Arc::new(|_| {}),
+            last_words: Duration::ZERO,
         }
     }
 
@@ -306,7 +357,7 @@ mod tests {
         let gate = Arc::new((Mutex::new(false), Condvar::new()));
         let abort = Arc::clone(&gate);
         let team = Team {
-            abort: Arc::new(move || {
+            abort: Arc::new(move |_| {
                 *abort.0.lock().unwrap() = true;
                 abort.1.notify_all();
             }),

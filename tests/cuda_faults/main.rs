@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod gpu;
+mod processes;
 mod ranks;
 mod streams;
 

@@ -27,6 +27,9 @@ const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 const SUCCESS: c_int = 0;
 const IN_PROGRESS: c_int = 7;
 
+/// `ncclRemoteError`: another rank's process ended, or cannot be reached.
+const REMOTE_ERROR: c_int = 6;
+
 /// `ncclSum`
 const SUM: c_int = 0;
 
@@ -120,7 +123,8 @@ pub fn version() -> Result<String> {
 /// The ranks of one engine on GPUs: what they find each other by, and the way to end what they wait for.
 pub struct Group {
     nccl: &'static Functions,
-    id: UniqueId,
+    /// Known from the beginning where all ranks are in this process, or the process is the first one's.
+    id: OnceLock<UniqueId>,
     ranks: usize,
     /// How long a rank waits for the others, in a pass or in the beginning.
     timeout: Duration,
@@ -153,15 +157,38 @@ impl End {
 impl Group {
     /// A group that nobody has joined; an error where NCCL is missing.
     pub fn new(ranks: usize, timeout: Duration) -> Result<Self> {
-        let nccl = Functions::get()?;
+        let group = Self::elsewhere(ranks, timeout)?;
         let mut id = UniqueId([0; 128]);
         // SAFETY: the call writes one id.
-        match unsafe { (nccl.unique_id)(&mut id) } {
+        match unsafe { (group.nccl.unique_id)(&mut id) } {
             SUCCESS => {}
-            error => return Err(nccl.error("starting NCCL", error)),
+            error => return Err(group.nccl.error("starting NCCL", error)),
         }
+        Ok(Self { id: id.into(), ..group })
+    }
+
+    /// A group that another process makes: nobody joins it before [`meet_at`](Self::meet_at) says where it is. An error
+    /// where NCCL is missing.
+    pub fn elsewhere(ranks: usize, timeout: Duration) -> Result<Self> {
+        let nccl = Functions::get()?;
         let (ends, aborted) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { nccl, id, ranks, timeout, ends, aborted })
+        Ok(Self { nccl, id: OnceLock::new(), ranks, timeout, ends, aborted })
+    }
+
+    /// What other processes find this group by; empty before it is known here.
+    pub fn id(&self) -> Vec<u8> {
+        self.id.get().map(|id| id.0.map(|byte| byte as u8).to_vec()).unwrap_or_default()
+    }
+
+    /// Says where a group is that another process made: `id` is what [`id`](Self::id) gave there.
+    pub fn meet_at(&self, id: &[u8]) -> Result<()> {
+        let Ok(bytes) = <[u8; 128]>::try_from(id) else {
+            let message = format!("an NCCL id has 128 bytes, and this one {}", id.len());
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        };
+        // A second one would be another group's: the first stays.
+        let _ = self.id.set(UniqueId(bytes.map(|byte| byte as c_char)));
+        Ok(())
     }
 
     /// How many ranks take part.
@@ -172,6 +199,9 @@ impl Group {
     /// Joins as `rank` with this context's GPU. Returns when all have joined; an error when one does not come in time,
     /// or gives up.
     pub fn join(self: &Arc<Self>, context: &Context, rank: usize) -> Result<Comm> {
+        let Some(&id) = self.id.get() else {
+            return Err(Error::new(ErrorKind::Unsupported, "nobody said where the ranks meet"));
+        };
         context.bind()?;
         let mut config = Config {
             size: size_of::<Config>(),
@@ -188,7 +218,7 @@ impl Group {
         let (ranks, rank_number) = (self.ranks as c_int, rank as c_int);
         // SAFETY: out parameter and configuration are locals; the id is one that NCCL made; the context of the rank's
         // GPU is current.
-        let code = unsafe { (self.nccl.init)(&mut raw, ranks, self.id, rank_number, &mut config) };
+        let code = unsafe { (self.nccl.init)(&mut raw, ranks, id, rank_number, &mut config) };
         let end = Arc::new(End(Mutex::new(NonNull::new(raw))));
         self.ends.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&end));
         let done = context.cuda().new_event(None).or_fault("making an event")?;
@@ -329,6 +359,7 @@ impl Comm {
         match code {
             SUCCESS => return Ok(()),
             IN_PROGRESS => {}
+            REMOTE_ERROR => return Err(gave_up()),
             error => return Err(self.group.nccl.error(doing, error)),
         }
         self.poll(doing, || self.healthy(doing))
@@ -349,6 +380,8 @@ impl Comm {
         match (code, state) {
             (SUCCESS, SUCCESS) => Ok(true),
             (SUCCESS, IN_PROGRESS) => Ok(false),
+            // What this follows from is that rank's to tell.
+            (SUCCESS, REMOTE_ERROR) | (REMOTE_ERROR, _) => Err(gave_up()),
             (SUCCESS, error) | (error, _) => Err(self.group.nccl.error(doing, error)),
         }
     }

@@ -1,0 +1,236 @@
+//! Ranks that are processes: the same rewards as one process gives, and one end for all when one of them fails.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::common::{Run, Sizes, kudos_in, kudos_path, random_model, root};
+use crate::{LINE, MODEL};
+
+/// Far more than the end of all takes, and far less than a hang.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A port where nobody listens, or so it was just before.
+fn free_address() -> String {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// Starts a rank of two on the GPU of its number.
+fn start(rank: usize, address: &str, more: &[&str], variables: &[(&str, &str)]) -> Child {
+    start_of("2", &root().join(MODEL), rank, address, more, variables)
+}
+
+fn start_of(
+    world_size: &str,
+    model: &Path,
+    rank: usize,
+    address: &str,
+    more: &[&str],
+    variables: &[(&str, &str)],
+) -> Child {
+    let number = rank.to_string();
+    Command::new(kudos_path())
+        .args(["score", "--device", "cuda", "--model", model.to_str().unwrap()])
+        .args(["--rank", &number, "--world-size", world_size, "--rendezvous", address, "--devices", &number])
+        .args(["--batch-tokens", "16", "--max-tokens", "64"])
+        .args(more)
+        .envs(variables.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+#[track_caller]
+fn end(child: Child) -> Run {
+    let output = child.wait_with_output().unwrap();
+    Run {
+        status: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+fn assert_failed(run: &Run, words: &[&str]) {
+    assert_eq!(run.status, Some(2), "{run:?}");
+    for word in words {
+        assert!(run.stderr.contains(word), "`{word}` is not in: {}", run.stderr);
+    }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn two_processes_give_what_two_threads_give() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    let lines: String = (1..7).map(|id| format!("{{\"input_ids\":[{id},2,3,4,{id}]}}\n")).collect();
+    fs::write(&input, &lines).unwrap();
+    let address = free_address();
+    let second = start(1, &address, &["--peer-timeout", "30"], &[]);
+    let more = [input.to_str().unwrap(), "-o", output.to_str().unwrap(), "--peer-timeout", "30"];
+    let (first, second) = (end(start(0, &address, &more, &[])), end(second));
+    assert_eq!((first.status, first.stdout.as_str()), (Some(0), ""), "{first:?}");
+    assert_eq!((second.status, second.stdout.as_str()), (Some(0), ""), "{second:?}");
+    assert!(second.stderr.contains("rank 1 of 2"), "{second:?}");
+    let model = root().join(MODEL);
+    let threads = ["score", "--device", "cuda", "--ranks", "2", "--model", model.to_str().unwrap(), "-"];
+    let threads = kudos_in(&[], &[&threads[..], &["--batch-tokens", "16"]].concat(), &lines);
+    assert_eq!(threads.status, Some(0), "{threads:?}");
+    assert_eq!(fs::read_to_string(output).unwrap(), threads.stdout);
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_rank_that_fails_ends_both_processes_with_its_cause() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in.jsonl");
+    fs::write(&input, LINE).unwrap();
+    for (fault, cause) in [
+        ("alloc:3", "CUDA_ERROR_OUT_OF_MEMORY"),
+        ("launch:4", "CUDA_ERROR_LAUNCH_FAILED"),
+        ("nccl:2", "NCCL says"),
+    ] {
+        let address = free_address();
+        let begun = Instant::now();
+        let second = start(1, &address, &["--peer-timeout", "20"], &[("SOFTGPU_FAIL", fault)]);
+        let first = start(0, &address, &[input.to_str().unwrap(), "--peer-timeout", "20"], &[]);
+        let (first, second) = (end(first), end(second));
+        assert_failed(&first, &["rank 1 of 2: ", cause]);
+        assert_failed(&second, &["rank 1 of 2: ", cause]);
+        assert!(begun.elapsed() < SOON, "{fault}: {:?}", begun.elapsed());
+    }
+}
+
+/// Starts both ranks with an open input at rank 0, feeds that, and waits for the first result.
+fn start_both_and_score(address: &str, lines: &str) -> ([Child; 2], impl BufRead + use<>) {
+    let second = start(1, address, &["--peer-timeout", "20"], &[]);
+    let mut first = start(0, address, &["-", "--peer-timeout", "20"], &[]);
+    first.stdin.as_mut().unwrap().write_all(lines.as_bytes()).unwrap();
+    let mut results = BufReader::new(first.stdout.take().unwrap());
+    let mut result = String::new();
+    results.read_line(&mut result).unwrap();
+    assert!(result.contains("\"reward\""), "{result}");
+    ([first, second], results)
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_process_that_is_killed_ends_the_other_one() {
+    // One line: the ranks wait for the next. Many: passes are running.
+    for (killed, lines) in [(0, 1), (1, 1), (0, 300), (1, 300)] {
+        let lines: String =
+            (0..lines).map(|id| format!("{{\"input_ids\":[{id},2,3,4,{id},6,7]}}\n")).collect();
+        let (mut both, results) = start_both_and_score(&free_address(), &lines);
+        let begun = Instant::now();
+        both[killed].kill().unwrap();
+        // Its input stays open.
+        let input = both[0].stdin.take();
+        let [first, second] = both.map(end);
+        assert_failed(&[second, first][killed], &[&format!("rank {killed} of 2 went away")]);
+        drop((input, results));
+        assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+    }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_reader_who_has_had_enough_is_no_failure_of_any_rank() {
+    let lines: String = (0..300).map(|id| format!("{{\"input_ids\":[{id},2,3,4,{id},6,7]}}\n")).collect();
+    let (mut both, results) = start_both_and_score(&free_address(), &lines);
+    let input = both[0].stdin.take();
+    drop(results);
+    let [first, second] = both.map(end);
+    assert_eq!((first.status, second.status), (Some(0), Some(0)), "{first:?} {second:?}");
+    drop(input);
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn ranks_with_unlike_memory_keep_as_many_layers_as_the_fullest_gpu() {
+    let dir = tempfile::tempdir().unwrap();
+    // Layers of 8 MiB, of which a rank has half.
+    random_model(dir.path(), Sizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });
+    let input = dir.path().join("in.jsonl");
+    fs::write(&input, LINE).unwrap();
+    let run = |memory_gib: &str| {
+        let (address, variables) = (free_address(), [("SOFTGPU_MEMORY_GIB", memory_gib)]);
+        let timeout = ["--peer-timeout", "20"];
+        let second = start_of("2", dir.path(), 1, &address, &timeout, &variables);
+        let more = [&timeout[..], &[input.to_str().unwrap()]].concat();
+        let first = start_of("2", dir.path(), 0, &address, &more, &variables);
+        let runs = [first, second].map(end);
+        assert!(runs.iter().all(|run| run.status == Some(0)), "{runs:?}");
+        runs
+    };
+    let [expected, _] = run("8");
+    for (memory_gib, fullest) in [("0.06,8", 0), ("8,0.06", 1)] {
+        let runs = run(memory_gib);
+        assert_eq!(runs[0].stdout, expected.stdout);
+        assert!(runs[fullest].stderr.contains("of 8 layers stay on it"), "{runs:?}");
+        assert!(runs[1 - fullest].stderr.contains("another rank's GPU has room for "), "{runs:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn who_is_missing_or_of_another_world_is_named_and_strangers_are_not_waited_for() {
+    let address = free_address();
+    let second = start_of("4", &root().join(MODEL), 1, &address, &["--peer-timeout", "3"], &[]);
+    let first = start(0, &address, &["-", "--peer-timeout", "3"], &[]);
+    let [first, second] = [first, second].map(end);
+    assert_failed(&first, &["rank 1 of 2 did not come within 3 s", "its world size is 4, and rank 0's is 2"]);
+    assert_failed(&second, &["rank 0 refused rank 1 of 4: its world size is 4, and rank 0's is 2"]);
+
+    let address = free_address();
+    let alone = [start(0, &address, &["-", "--peer-timeout", "1"], &[])].map(end);
+    assert_failed(&alone[0], &["rank 1 of 2 did not come within 1 s", "hint: start them with the same"]);
+    let alone = [start(1, &address, &["--peer-timeout", "1"], &[])].map(end);
+    assert_failed(&alone[0], &["rank 0 was not found within 1 s", "hint: start rank 0 with the same"]);
+
+    let address = free_address();
+    let mut first = start(0, &address, &["-", "--peer-timeout", "20"], &[]);
+    let mut stranger = loop {
+        match TcpStream::connect(&address) {
+            Ok(stream) => break stream,
+            Err(_) => thread::sleep(Duration::from_millis(20)),
+        }
+    };
+    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let silent = TcpStream::connect(&address).unwrap();
+    let second = start(1, &address, &["--peer-timeout", "20"], &[]);
+    first.stdin.take().unwrap().write_all(LINE.as_bytes()).unwrap();
+    let runs = [first, second].map(end);
+    assert!(runs.iter().all(|run| run.status == Some(0)), "{runs:?}");
+    assert!(runs[0].stdout.contains("\"reward\""), "{runs:?}");
+    drop((stranger, silent));
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn ranks_that_do_not_belong_together_say_what_differs() {
+    let address = free_address();
+    let second = start(1, &address, &["--peer-timeout", "3", "--rank-sums", "reduced"], &[]);
+    let first = start(0, &address, &["-", "--peer-timeout", "3"], &[]);
+    assert_failed(&end(first), &["rank 1 of 2 did not come within 3 s", "its rank sums is reduced"]);
+    assert_failed(&end(second), &["rank 0 refused rank 1 of 2", "its rank sums is reduced"]);
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn what_cannot_be_is_refused_before_anybody_is_waited_for() {
+    let address = free_address();
+    let begun = Instant::now();
+    assert_failed(&end(start(0, &address, &[], &[])), &["rank 0 has nothing to score"]);
+    assert_failed(&end(start(1, &address, &["-"], &[])), &["rank 1 reads and writes nothing"]);
+    let model = root().join(MODEL);
+    let cpu = ["score", "--device", "cpu", "--model", model.to_str().unwrap(), "-"];
+    let process = ["--rank", "0", "--world-size", "2", "--rendezvous", &address];
+    let run = kudos_in(&[], &[&cpu[..], &process].concat(), LINE);
+    assert_failed(&run, &["ranks on the CPU share one process", "hint: "]);
+    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+}
