@@ -256,6 +256,8 @@ fn impossible_options_are_refused() {
     assert_refused(&score_lines(&model, &["--ranks", "3"], one), &["3 ranks", "1, 2, 4"]);
     assert_refused(&score_lines(&model, &["--ranks", "0"], one), &["0 ranks"]);
     assert_refused(&score_lines(&model, &["--threads", "0"], one), &["0 threads"]);
+    let devices = score_lines(&model, &["--device", "cpu", "--devices", "0"], one);
+    assert_refused(&devices, &["GPUs were named for a model that is to run on the CPU"]);
     assert_refused(&score_lines(&model, &["--batch-tokens", "0"], one), &["0 tokens"]);
     assert_refused(&score_lines(&model, &["--device", "cuda"], one), &["CUDA"]);
 }

@@ -226,11 +226,9 @@ fn fits(context: &Context, planned: &Footprint) -> Result<()> {
         gib(planned.workspace),
         gib(free)
     );
-    let hint = if planned.weights < free {
-        "a smaller longest sequence (`--max-tokens`) and fewer tokens per batch (`--batch-tokens`) need less workspace, streamed layers (`--residency auto`) less for weights"
-    } else {
-        "the weights alone do not fit on this GPU; streamed layers (`--residency auto`) need less"
-    };
+    let workspace = "a smaller longest sequence (`--max-tokens`) and fewer tokens per batch (`--batch-tokens`) need less workspace; ";
+    let weights = "weights need less where layers are streamed (`--residency auto`, the default) or more GPUs share them (`--ranks`)";
+    let hint = format!("{}{weights}", if planned.weights < free { workspace } else { "" });
     Err(Error::new(ErrorKind::Memory, message).at(&context.info().name).with_hint(hint))
 }
 
