@@ -1,9 +1,8 @@
 // add_rms_norm — residual += delta;  out[t,:] = residual[t,:] / sqrt(mean(residual[t,:]^2) + eps) * weight
-//   bf16        residual [tokens, hidden] bf16 in/out · delta [parts, tokens, hidden] bf16, or out itself for one part;
-//               its parts, one of each rank, are added in their order, with one rounding; none where parts is 0 ·
-//               weight [hidden] bf16 · out [tokens, hidden] bf16
-//   f16         the same with residual and delta in f32, so delta cannot be out itself: the sm75 tier, whose residual
-//               stream would overflow fp16
+//   bf16        residual [tokens, hidden] bf16 in/out · delta [parts, tokens, hidden] bf16: its parts, one of each
+//               rank, are added in their order, with one rounding; none where parts is 0 · weight [hidden] bf16 ·
+//               out [tokens, hidden] bf16
+//   f16         the same with residual and delta in f32: the sm75 tier, whose residual stream would overflow fp16
 //   accumulate  f32; the norm is that of the stored residual; its quotient is rounded to storage and then the product
 //               with the weight, as Hugging Face does. The order of the sum is fixed (bit-identical from run to run)
 //   grid        [tokens], one block per token; threads = hidden / 8 in whole warps, at most 256; 16 bytes of residual
@@ -56,7 +55,7 @@ template <> struct Word<bf16> {
 };
 #endif
 
-// T is the type of weight and out, R that of residual and delta. No pointer is __restrict__: delta may be out.
+// T is the type of weight and out, R that of residual and delta.
 template <typename T, typename R> __device__ __forceinline__ void
 add_rms_norm(R *residual, const R *delta, int parts, const T *weight, T *out, int hidden, float eps) {
   __shared__ float scratch[WARP];

@@ -12,9 +12,9 @@ pub mod prompt;
 pub mod shard;
 pub mod weights;
 
-pub use backend::RankSums;
 pub use backend::cpu::CpuMath;
 pub use backend::tier::CudaTier;
+pub use backend::{Overlap, RankSums};
 pub use batch::Sharing;
 pub use conversation::{Conversation, Message};
 #[cfg(feature = "cuda")]

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{family, kudos};
-use kudos::{CudaTier, Device, Engine, Options, RankSums, Residency, Sharing};
+use kudos::{CudaTier, Device, Engine, Options, Overlap, RankSums, Residency, Sharing};
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
 
@@ -222,9 +222,39 @@ fn a_reward_over_ranks_depends_on_its_own_tokens_alone() {
         let alone: Vec<Vec<u32>> =
             sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
         assert_eq!(bits(&engine, &sequences), alone, "{}, {ranks} ranks: alone = in a batch", fixture.name);
+        drop(engine);
+        // In two parts, of which the first ends within a sequence.
+        let in_parts = Options { ranks: Some(ranks), overlap: Overlap::Always, ..options() };
+        let engine = Engine::open(&fixture.folder, in_parts).unwrap();
+        assert_eq!(
+            bits(&engine, &sequences),
+            alone,
+            "{}, {ranks} ranks: sums beside computation",
+            fixture.name
+        );
         tried += 1;
     }
     println!("{tried} models over ranks{}", if tried == 0 { ": not run, there is one GPU" } else { "" });
+}
+
+#[test]
+#[ignore = "needs several GPUs, real or software: make test"]
+fn a_pass_of_more_parts_than_sums_can_be_gathered_at_a_time_gives_the_same_rewards() {
+    let _turn = turn();
+    let Some(fixture) = chosen().into_iter().find(|fixture| fixture.name == "mha_hd16_bf16") else { return };
+    if !rank_counts(&fixture).contains(&2) {
+        return println!("not run: there is one GPU");
+    }
+    // 8,800 tokens in one pass: three parts, or three pieces of one part's sums.
+    let sequences: Vec<Vec<u32>> = (0..200).map(|seed| common::ids(seed + 1, 44, 512)).collect();
+    let rewards = |batch_tokens, overlap| {
+        let options = Options { ranks: Some(2), batch_tokens, overlap, ..options() };
+        bits(&Engine::open(&fixture.folder, options).unwrap(), &sequences)
+    };
+    let expected = rewards(1_000, Overlap::Never);
+    for overlap in [Overlap::Never, Overlap::Auto] {
+        assert!(rewards(9_000, overlap) == expected, "{overlap:?}");
+    }
 }
 
 #[test]

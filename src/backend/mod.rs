@@ -38,6 +38,8 @@ pub struct Geometry {
     pub labels: usize,
     /// How sums over ranks are taken.
     pub rank_sums: RankSums,
+    /// Whether they run beside the computation of other rows.
+    pub overlap: Overlap,
 }
 
 /// How sums over ranks are taken.
@@ -52,11 +54,25 @@ pub enum RankSums {
     Reduced,
 }
 
+/// Whether sums over ranks run beside computation. A pass is then cut into parts by rows: while the sums of one part are
+/// under way, the next part computes. No reward changes by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overlap {
+    /// In passes of so many rows that the parts are still fast.
+    #[default]
+    Auto,
+    /// In every pass that can be cut.
+    Always,
+    /// Never: a sum begins when all rows are there, and what comes next waits for it.
+    Never,
+}
+
 impl Geometry {
     /// The geometry of one rank's part of a model.
     pub fn new(config: &ModelConfig, shard: Shard, rope_frequencies: Vec<f32>, labels: usize) -> Self {
         let (hidden, rms_norm_eps) = (config.hidden, config.rms_norm_eps);
-        Self { hidden, shard, rms_norm_eps, rope_frequencies, labels, rank_sums: RankSums::Ordered }
+        let (rank_sums, overlap) = (RankSums::Ordered, Overlap::Auto);
+        Self { hidden, shard, rms_norm_eps, rope_frequencies, labels, rank_sums, overlap }
     }
 
     /// The widest row of an activation in `normed` form: a norm's output or attention's.
@@ -64,13 +80,17 @@ impl Geometry {
         self.hidden.max(self.shard.q_width_local())
     }
 
-    /// Numbers in an activation of [`Role::Wide`]: q, k and v of every row, or gate and up of a chunk of rows, or what
-    /// an output projection sums up for the next norm.
+    /// Numbers in an activation of [`Role::Wide`]: q, k and v of every row, or gate and up of a chunk of rows.
     pub fn wide_numbers(&self, capacity: &Capacity) -> usize {
         let qkv = capacity.tokens * self.shard.qkv_width_local();
         let gate_up = capacity.mlp_tokens * 2 * self.shard.ffn_local;
-        let delta = if self.shard.ranks > 1 { capacity.tokens * self.hidden } else { 0 };
-        qkv.max(gate_up).max(delta)
+        qkv.max(gate_up)
+    }
+
+    /// Numbers that a rank brings to sums over ranks: what output projections put out for every row, until the next norm
+    /// adds it. None where there is one rank, which adds at once.
+    pub fn sum_numbers(&self, capacity: &Capacity) -> usize {
+        if self.shard.ranks > 1 { capacity.tokens.max(capacity.sequences) * self.hidden } else { 0 }
     }
 }
 
@@ -115,8 +135,8 @@ pub enum Role {
 /// Which rows of a pass an op works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tokens {
-    /// Every packed row.
-    All,
+    /// The rows of this one of the pass's parts ([`Backend::parts`]).
+    Part(usize),
     /// Only the rows in which sequences end, in the order of [`Packed::last`].
     Last,
 }
@@ -143,24 +163,13 @@ pub enum Features {
     KeysAndValues,
 }
 
-/// Where the sum of an output projection went.
+/// Where the sum of an output projection over ranks is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sum {
-    /// Into the residual stream.
+    /// In the residual stream.
     InResidual,
-    /// Into the buffer that was given for it, all-reduced; the next norm adds it to the residual stream.
+    /// On its way: the next norm of the same rows waits for it and adds it to the residual stream.
     Pending,
-}
-
-/// What a norm adds to the residual stream before it normalises.
-#[derive(Debug)]
-pub enum Delta<'a, A> {
-    /// Nothing: it is there already.
-    None,
-    /// `[rows, hidden]` these rows.
-    In(&'a A),
-    /// The rows that lie in the norm's own output, which it then overwrites.
-    InOutput,
 }
 
 /// Bytes that a backend will hold for one rank.
@@ -241,22 +250,27 @@ pub trait Backend: Sized {
     /// Sends up what the pass over `packed` needs.
     fn plan(&mut self, packed: &Packed) -> Result<Self::Plan>;
 
+    /// The parts into which this pass's rows are cut, in their order: the layers' ops but the last one's take one after
+    /// the other, so that sums over ranks of one part can run beside the ops of the next. One part where nothing is
+    /// gained by that.
+    fn parts(plan: &Self::Plan) -> &[Range<usize>];
+
     /// `residual[t, :] = table[tokens[t], :]`; the table `[vocab, hidden]` stays where it is mapped.
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Self::Act) -> Result<()>;
 
-    /// `residual += delta; out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight` for rows
-    /// `0..rows`. `residual` and `out` are `[rows, hidden]`.
+    /// `residual += before; out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight` for rows `rows`,
+    /// where `before` is the sum of these rows that is pending, if one is. `residual` and `out` are `[.., hidden]`.
     fn add_rms_norm(
         &mut self,
         residual: &mut Self::Act,
-        delta: Delta<'_, Self::Act>,
+        before: Sum,
         weight: &Self::Weight,
-        rows: usize,
+        rows: Range<usize>,
         out: &mut Self::Act,
     ) -> Result<()>;
 
-    /// `out[i, features] = x[rows[i], :] * weight[features, :]^T + bias[features]`, where `out` is
-    /// `[rows.len(), out_features]` with the columns outside of `features` left alone.
+    /// `out[out_first + i, features] = x[rows[i], :] * weight[features, :]^T + bias[features]`, where `out` is
+    /// `[.., out_features]` with the columns outside of `features` left alone.
     fn linear(
         &mut self,
         x: &Self::Act,
@@ -264,6 +278,7 @@ pub trait Backend: Sized {
         weight: &Self::Weight,
         features: Features,
         out: &mut Self::Act,
+        out_first: usize,
     ) -> Result<()>;
 
     /// Rotates heads of `qkv` in place by their positions, in the half-split layout: for a head `v` at position `p`,
@@ -274,8 +289,9 @@ pub trait Backend: Sized {
     /// Causal grouped-query attention along each row's path:
     /// `out[i, h, :] = softmax(q[i, h, :] . k[path, h / group, :] / sqrt(head_dim)) * v[path, h / group, :]`, where
     /// the path is the keys at positions up to the query's own. With [`Tokens::Last`], the query of last row `i` is
-    /// row `i` of `qkv`; keys and values are where they were computed. `qkv` `[tokens, qkv_width]`, `out`
-    /// `[rows, q_width]`. A backend may put copies of keys and values behind the last row of `qkv`.
+    /// row `i` of `qkv`; keys and values are where they were computed, for a part by then up to its last row. `qkv`
+    /// `[tokens, qkv_width]`, `out` `[rows, q_width]`. A backend may put copies of keys and values behind the last row of
+    /// `qkv`.
     fn attention(
         &mut self,
         qkv: &mut Self::Act,
@@ -284,17 +300,21 @@ pub trait Backend: Sized {
         out: &mut Self::Act,
     ) -> Result<()>;
 
-    /// An output projection, whose input features are divided among ranks: the sum over ranks of `x * weight^T`,
-    /// plus the bias, is added to rows `rows` of `residual`, now or with the next norm ([`Sum`]). `x` is read from
-    /// its row 0 on; `delta` has the rows of `residual`.
+    /// An output projection, whose input features are divided among ranks: this rank's part of
+    /// `x * weight^T + bias`. With one rank it is added to rows `rows` of `residual`; with more it waits for
+    /// [`sum`](Backend::sum). `x` is read from its row `x_first` on.
     fn row_parallel(
         &mut self,
         x: &Self::Act,
+        x_first: usize,
         weight: &Self::Weight,
         rows: Range<usize>,
         residual: &mut Self::Act,
-        delta: &mut Self::Act,
-    ) -> Result<Sum>;
+    ) -> Result<()>;
+
+    /// Begins the sum over ranks of what output projections put out for rows `rows`; every rank begins the same ones in
+    /// the same order, and norms take them in that order.
+    fn sum(&mut self, rows: Range<usize>) -> Result<Sum>;
 
     /// `gate_up[i, j] = silu(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn` and rows `0..rows`, with
     /// `silu(x) = x / (1 + exp(-x))`. `gate_up` is `[rows, 2 * ffn]` and stays so: the product takes the gate's place.

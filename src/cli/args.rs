@@ -8,9 +8,9 @@ use std::time::Duration;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
-use crate::backend::RankSums;
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
+use crate::backend::{Overlap, RankSums};
 use crate::engine::{Device, Options, ProcessRank, Residency};
 use crate::prompt::{PromptOptions, Truncate};
 
@@ -71,6 +71,11 @@ pub(super) struct ScoreArgs {
     /// lets rewards change with their batch
     #[arg(long, value_enum, default_value = "ordered")]
     pub(super) rank_sums: RankSumsArg,
+
+    /// Whether sums over ranks run beside the computation of other rows on GPUs; no reward changes by it [auto: in
+    /// passes of 2,048 tokens and more]
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) overlap: OverlapArg,
 
     /// The GPUs to use, by number, such as 0,2,3 [default: all]
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
@@ -226,6 +231,13 @@ pub(super) enum RankSumsArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum OverlapArg {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum CudaTierArg {
     Sm75,
     Sm80,
@@ -259,6 +271,11 @@ impl ScoreArgs {
             rank_sums: match self.rank_sums {
                 RankSumsArg::Ordered => RankSums::Ordered,
                 RankSumsArg::Reduced => RankSums::Reduced,
+            },
+            overlap: match self.overlap {
+                OverlapArg::Auto => Overlap::Auto,
+                OverlapArg::Always => Overlap::Always,
+                OverlapArg::Never => Overlap::Never,
             },
             devices: self.devices.clone(),
             peer_timeout: self.peer_timeout.unwrap_or(defaults.peer_timeout),

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
-use crate::backend::{Geometry, RankSums};
+use crate::backend::{Geometry, Overlap, RankSums};
 use crate::batch::{Budget, Sharing};
 use crate::config::{Head, ModelConfig, generation_warnings};
 use crate::conversation::Conversation;
@@ -65,6 +65,8 @@ pub struct Options {
     pub ranks: Option<usize>,
     /// How sums over ranks are taken on GPUs; the CPU always adds in order.
     pub rank_sums: RankSums,
+    /// Whether sums over ranks run beside computation on GPUs.
+    pub overlap: Overlap,
     /// The GPUs to use, by number, in the order of ranks; all that there are when none is named.
     pub devices: Vec<usize>,
     /// How long a rank on a GPU waits for another one before the engine gives up.
@@ -97,6 +99,7 @@ impl Default for Options {
             device: Device::Auto,
             ranks: None,
             rank_sums: RankSums::Ordered,
+            overlap: Overlap::Auto,
             devices: Vec::new(),
             peer_timeout: Duration::from_secs(600),
             process: None,
@@ -530,6 +533,8 @@ fn facts(parts: &Parts, options: &Options) -> rendezvous::Facts {
         ("batch tokens", plan.batch_tokens.to_string()),
         ("max tokens", plan.max_tokens.to_string()),
         ("rank sums", format!("{:?}", options.rank_sums).to_lowercase()),
+        // Ranks begin the same sums in the same order.
+        ("overlap", format!("{:?}", options.overlap).to_lowercase()),
         // Signs of life are sent as often as the one who waits for them expects.
         ("peer timeout", format!("{} s", options.peer_timeout.as_secs_f64())),
         ("residency", format!("{:?}", options.residency).to_lowercase()),
@@ -548,7 +553,8 @@ fn warn_once(warnings: &Mutex<Vec<String>>, warning: String) {
 /// What the ops of one rank need to know of the model.
 fn geometry(config: &ModelConfig, options: &Options, shard: Shard) -> Geometry {
     let frequencies = rope::frequencies(&config.rope, config.head_dim);
-    Geometry { rank_sums: options.rank_sums, ..Geometry::new(config, shard, frequencies, config.labels()) }
+    let (rank_sums, overlap) = (options.rank_sums, options.overlap);
+    Geometry { rank_sums, overlap, ..Geometry::new(config, shard, frequencies, config.labels()) }
 }
 
 impl Drop for Engine {

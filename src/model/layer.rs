@@ -4,10 +4,13 @@
 //! x += o(attention(rope(qkv(norm(x)))))        x += down(silu(gate(norm(x))) * up(norm(x)))
 //! ```
 //!
-//! With several ranks the two sums are not in the residual stream `x` at once: they are all-reduced into a buffer
-//! that was free (`wide` after o, `normed` after down), and the norm that comes next adds them.
+//! With several ranks the two sums are not in the residual stream `x` at once: they are taken over ranks while other rows
+//! compute, and the norm that comes next adds them. So a pass goes through attention part by part of its rows, and
+//! then through the MLP.
 
-use crate::backend::{Backend, Delta, Features, LayerWeights, Rotate, Sum, Tokens};
+use std::ops::Range;
+
+use crate::backend::{Backend, Features, LayerWeights, Rotate, Sum, Tokens};
 use crate::error::Result;
 
 /// The residual stream of some rows, and its normed form that linear layers read.
@@ -15,7 +18,7 @@ use crate::error::Result;
 pub struct Stream<A> {
     /// `[rows, hidden]`
     pub residual: A,
-    /// `[rows, max(hidden, q_width)]`: a norm's output, attention's output, and a sum that waits for the next norm.
+    /// `[rows, max(hidden, q_width)]`: a norm's output, or attention's.
     pub normed: A,
 }
 
@@ -23,8 +26,8 @@ pub struct Stream<A> {
 pub struct Pass<'a, P> {
     /// Positions, spans and last rows on the device.
     pub plan: &'a P,
-    /// Packed rows.
-    pub tokens: usize,
+    /// The packed rows, in parts that follow each other.
+    pub parts: &'a [Range<usize>],
     /// Rows in which sequences end.
     pub sequences: usize,
     /// Rows that go through the MLP at a time.
@@ -40,11 +43,21 @@ pub fn forward<B: Backend>(
     x: &mut Stream<B::Act>,
     wide: &mut B::Act,
 ) -> Result<Sum> {
-    input_norm(backend, weights, pass, before, x)?;
-    backend.linear(&x.normed, 0..pass.tokens, &weights.qkv, Features::All, wide)?;
-    backend.rope(wide, pass.plan, Tokens::All, Rotate::QueriesAndKeys)?;
-    backend.attention(wide, pass.plan, Tokens::All, &mut x.normed)?;
-    output_and_mlp(backend, weights, pass, pass.tokens, x, wide)
+    let mut sum = before;
+    for (index, rows) in pass.parts.iter().enumerate() {
+        let (first, part) = (rows.start, Tokens::Part(index));
+        backend.add_rms_norm(&mut x.residual, before, &weights.input_norm, rows.clone(), &mut x.normed)?;
+        backend.linear(&x.normed, rows.clone(), &weights.qkv, Features::All, wide, first)?;
+        backend.rope(wide, pass.plan, part, Rotate::QueriesAndKeys)?;
+        backend.attention(wide, pass.plan, part, &mut x.normed)?;
+        backend.row_parallel(&x.normed, first, &weights.o, rows.clone(), &mut x.residual)?;
+        sum = backend.sum(rows.clone())?;
+    }
+    let after_attention = sum;
+    for rows in pass.parts {
+        sum = mlp(backend, weights, pass, after_attention, rows.clone(), x, wide)?;
+    }
+    Ok(sum)
 }
 
 /// The last layer: every row gives keys and values, but only the rows in which sequences end go on from there.
@@ -57,53 +70,45 @@ pub fn forward_last<B: Backend>(
     last: &mut Stream<B::Act>,
     wide: &mut B::Act,
 ) -> Result<Sum> {
-    input_norm(backend, weights, pass, before, x)?;
-    backend.linear(&x.normed, 0..pass.tokens, &weights.qkv, Features::KeysAndValues, wide)?;
-    backend.rope(wide, pass.plan, Tokens::All, Rotate::Keys)?;
+    for (index, rows) in pass.parts.iter().enumerate() {
+        backend.add_rms_norm(&mut x.residual, before, &weights.input_norm, rows.clone(), &mut x.normed)?;
+        backend.linear(&x.normed, rows.clone(), &weights.qkv, Features::KeysAndValues, wide, rows.start)?;
+        backend.rope(wide, pass.plan, Tokens::Part(index), Rotate::Keys)?;
+    }
     backend.gather_last(&x.residual, pass.plan, &mut last.residual)?;
     backend.gather_last(&x.normed, pass.plan, &mut last.normed)?;
     // The queries of the last rows take the first rows' empty places beside the keys.
-    backend.linear(&last.normed, 0..pass.sequences, &weights.qkv, Features::Queries, wide)?;
+    let rows = 0..pass.sequences;
+    backend.linear(&last.normed, rows.clone(), &weights.qkv, Features::Queries, wide, 0)?;
     backend.rope(wide, pass.plan, Tokens::Last, Rotate::Queries)?;
     backend.attention(wide, pass.plan, Tokens::Last, &mut last.normed)?;
-    output_and_mlp(backend, weights, pass, pass.sequences, last, wide)
+    backend.row_parallel(&last.normed, 0, &weights.o, rows.clone(), &mut last.residual)?;
+    let sum = backend.sum(rows.clone())?;
+    mlp(backend, weights, pass, sum, rows, last, wide)
 }
 
-fn input_norm<B: Backend>(
+/// From o's sum over ranks to the end of the layer, for rows `rows`.
+fn mlp<B: Backend>(
     backend: &mut B,
     weights: &LayerWeights<B::Weight>,
     pass: &Pass<'_, B::Plan>,
     before: Sum,
-    x: &mut Stream<B::Act>,
-) -> Result<()> {
-    let delta = match before {
-        Sum::InResidual => Delta::None,
-        Sum::Pending => Delta::InOutput,
-    };
-    backend.add_rms_norm(&mut x.residual, delta, &weights.input_norm, pass.tokens, &mut x.normed)
-}
-
-/// From attention's output in `x.normed` to the end of the layer, for rows `0..rows`.
-fn output_and_mlp<B: Backend>(
-    backend: &mut B,
-    weights: &LayerWeights<B::Weight>,
-    pass: &Pass<'_, B::Plan>,
-    rows: usize,
+    rows: Range<usize>,
     x: &mut Stream<B::Act>,
     wide: &mut B::Act,
 ) -> Result<Sum> {
-    let delta = match backend.row_parallel(&x.normed, &weights.o, 0..rows, &mut x.residual, wide)? {
-        Sum::InResidual => Delta::None,
-        Sum::Pending => Delta::In(&*wide),
-    };
-    backend.add_rms_norm(&mut x.residual, delta, &weights.post_attention_norm, rows, &mut x.normed)?;
-    let mut sum = Sum::InResidual;
-    for start in (0..rows).step_by(pass.mlp_tokens) {
-        let chunk = start..(start + pass.mlp_tokens).min(rows);
-        backend.linear(&x.normed, chunk.clone(), &weights.gate_up, Features::All, wide)?;
+    backend.add_rms_norm(
+        &mut x.residual,
+        before,
+        &weights.post_attention_norm,
+        rows.clone(),
+        &mut x.normed,
+    )?;
+    for start in rows.clone().step_by(pass.mlp_tokens) {
+        let chunk = start..(start + pass.mlp_tokens).min(rows.end);
+        backend.linear(&x.normed, chunk.clone(), &weights.gate_up, Features::All, wide, 0)?;
         backend.silu_mul(wide, chunk.len())?;
-        // The chunk's rows of `normed` were read for the last time: they may hold its sum.
-        sum = backend.row_parallel(wide, &weights.down, chunk, &mut x.residual, &mut x.normed)?;
+        backend.row_parallel(wide, 0, &weights.down, chunk, &mut x.residual)?;
     }
-    Ok(sum)
+    backend.sum(rows)
 }

@@ -8,7 +8,7 @@ pub mod layer;
 pub mod rope;
 pub mod streamed;
 
-use crate::backend::{Backend, Capacity, Delta, LayerWeights, Matrix, Role, Sum};
+use crate::backend::{Backend, Capacity, LayerWeights, Matrix, Role, Sum};
 use crate::batch::Packed;
 use crate::error::Result;
 use crate::weights::{HostTensor, ModelTensors};
@@ -101,9 +101,10 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
 
     /// One pass: `[packed.last.len(), labels]` logits, row by row.
     pub fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
+        let plan = &self.backend.plan(packed)?;
         let pass = Pass {
-            plan: &self.backend.plan(packed)?,
-            tokens: packed.tokens.len(),
+            plan,
+            parts: B::parts(plan),
             sequences: packed.last.len(),
             mlp_tokens: self.capacity.mlp_tokens,
         };
@@ -119,12 +120,8 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         sum =
             layer::forward_last(backend, weights, &pass, sum, &mut self.all, &mut self.last, &mut self.wide)?;
         self.layers.end_pass(backend)?;
-        let delta = match sum {
-            Sum::InResidual => Delta::None,
-            Sum::Pending => Delta::InOutput,
-        };
         let Stream { residual, normed } = &mut self.last;
-        backend.add_rms_norm(residual, delta, &self.final_norm, pass.sequences, normed)?;
+        backend.add_rms_norm(residual, sum, &self.final_norm, 0..pass.sequences, normed)?;
         backend.head(normed, &self.head, pass.sequences)
     }
 }

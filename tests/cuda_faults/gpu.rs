@@ -27,6 +27,7 @@ pub(crate) struct Held {
 /// One piece of work of a device, in logical time.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Entry {
+    pub(crate) device: usize,
     pub(crate) kind: String,
     pub(crate) start: u64,
     pub(crate) end: u64,

@@ -1,5 +1,7 @@
 //! Attention with its tile tables and seam tiles: the same tests for every kernel that does it.
 
+use std::slice;
+
 use kudos::Sharing;
 use kudos::backend::cuda::Storage;
 use kudos::backend::cuda::buffer::DeviceBuffer;
@@ -77,7 +79,8 @@ pub(crate) fn try_run(
 ) -> kudos::Result<Vec<f64>> {
     let tokens = packed.tokens.len();
     let block_pairs = ops.attention_kernel().block_pairs;
-    let mut tiles = Tiles::new(packed, heads.q_heads / heads.kv_heads, block_pairs, tokens);
+    let group = heads.q_heads / heads.kv_heads;
+    let mut tiles = Tiles::new(packed, slice::from_ref(&(0..tokens)), group, block_pairs, tokens);
     edit(&mut tiles);
     let seam_rows = tiles.seam_sources.len();
     let mut all = rows.to_vec();

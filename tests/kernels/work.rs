@@ -4,6 +4,8 @@
 //! A warp multiplies whole steps: 16 of its rows with 16 keys, over as many keys as the last of its rows sees. Whatever
 //! goes beyond the causal minimum is these roundings up, so the count follows from the work list alone.
 
+use std::slice;
+
 use kudos::CudaTier;
 use kudos::Sharing;
 use kudos::backend::cuda::Storage;
@@ -37,7 +39,8 @@ fn conversations(lengths: &[u32]) -> Packed {
 }
 
 fn tiles(kernel: &AttentionKernel, heads: Heads, packed: &Packed) -> Tiles {
-    Tiles::new(packed, heads.q_heads / heads.kv_heads, kernel.block_pairs, packed.tokens.len())
+    let (rows, group) = (packed.tokens.len(), heads.q_heads / heads.kv_heads);
+    Tiles::new(packed, slice::from_ref(&(0..rows)), group, kernel.block_pairs, rows)
 }
 
 /// What attention of these conversations counts.

@@ -47,20 +47,16 @@ impl Act {
         Rows::new(data, rows.len(), width, self.width)
     }
 
-    /// The first `rows` rows, of which the first `width` columns are read.
-    pub(super) fn rows_from_start(&self, rows: usize, width: usize) -> Rows<'_> {
-        self.rows(0..rows, width)
-    }
-
-    /// The first `rows` rows to write, `width` wide from here on.
-    pub(super) fn write(&mut self, rows: usize, width: usize) -> &mut [f32] {
+    /// Rows `rows` to write; all rows are `width` wide from here on.
+    pub(super) fn write(&mut self, rows: Range<usize>, width: usize) -> &mut [f32] {
         self.width = width;
-        &mut bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory)[..rows * width]
+        &mut bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory)[rows.start * width..rows.end * width]
     }
 
     /// The same as a view.
-    pub(super) fn rows_mut(&mut self, rows: usize, width: usize) -> RowsMut<'_> {
-        RowsMut::new(self.write(rows, width), rows, width, width)
+    pub(super) fn rows_mut(&mut self, rows: Range<usize>, width: usize) -> RowsMut<'_> {
+        let count = rows.len();
+        RowsMut::new(self.write(rows, width), count, width, width)
     }
 
     fn floats(&self) -> &[f32] {

@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{
-    Backend, Capacity, Delta, Features, Footprint, Geometry, LayerWeights, Matrix, Role, Rotate, Sum, Tokens,
+    Backend, Capacity, Features, Footprint, Geometry, LayerWeights, Matrix, Role, Rotate, Sum, Tokens,
 };
 use crate::batch::Packed;
 use crate::error::{Error, ErrorKind, Result};
@@ -57,10 +57,14 @@ pub struct Cpu {
     threads: Threads,
     group: Arc<Group>,
     tables: RopeTables,
+    /// `[rows, hidden]` sums over ranks that the next norm adds, where there are several.
+    sums: Option<Act>,
 }
 
 /// What a pass needs besides its tokens.
 pub struct Plan {
+    /// All rows: ranks share the processor, so that nothing is gained by other work beside their sums.
+    part: Range<usize>,
     all: PlanRows,
     last: PlanRows,
     /// Packed rows in which sequences end.
@@ -77,13 +81,13 @@ impl Cpu {
     /// What a rank of this geometry will hold. Weights are used where they are mapped.
     pub fn footprint(geometry: &Geometry, capacity: &Capacity) -> Footprint {
         let stream = |rows: usize| rows * (geometry.hidden + geometry.normed_width());
-        // What a rank brings to an all-reduce lies in the group for the time of the sum.
-        let shared = if geometry.shard.ranks > 1 { capacity.tokens * geometry.hidden } else { 0 };
+        // What a rank brings to a sum lies in the group, too, for the time of the sum.
+        let sums = 2 * geometry.sum_numbers(capacity);
         let tables = capacity.tokens * geometry.shard.head_dim;
         let floats = stream(capacity.tokens)
             + stream(capacity.sequences)
             + geometry.wide_numbers(capacity)
-            + shared
+            + sums
             + tables;
         Footprint { weights: 0, workspace: floats * size_of::<f32>() }
     }
@@ -114,7 +118,11 @@ impl Cpu {
         let scratch = gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, heads(&geometry)));
         threads.reserve(scratch);
         let tables = RopeTables::new(geometry.rope_frequencies.clone());
-        Ok(Self { geometry, capacity, isa, math, threads, group, tables })
+        let sums = match geometry.sum_numbers(&capacity) {
+            0 => None,
+            floats => Some(Act::new(floats)?),
+        };
+        Ok(Self { geometry, capacity, isa, math, threads, group, tables, sums })
     }
 
     /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`, piece by piece.
@@ -202,6 +210,7 @@ impl Backend for Cpu {
             spans: &packed.segments[last.segment].spans,
         });
         Ok(Plan {
+            part: 0..packed.tokens.len(),
             all: PlanRows { positions: packed.positions.clone(), attention: AttentionPlan::new(heads, all) },
             last: PlanRows {
                 positions: packed.last.iter().map(|last| packed.positions[last.row]).collect(),
@@ -211,8 +220,12 @@ impl Backend for Cpu {
         })
     }
 
+    fn parts(plan: &Plan) -> &[Range<usize>] {
+        std::slice::from_ref(&plan.part)
+    }
+
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
-        let rows = residual.write(packed.tokens.len(), self.geometry.hidden);
+        let rows = residual.write(0..packed.tokens.len(), self.geometry.hidden);
         for (row, &id) in rows.chunks_exact_mut(self.geometry.hidden).zip(&packed.tokens) {
             table.row_to_f32(id as usize, row);
         }
@@ -222,19 +235,18 @@ impl Backend for Cpu {
     fn add_rms_norm(
         &mut self,
         residual: &mut Act,
-        delta: Delta<'_, Act>,
+        before: Sum,
         weight: &Weight,
-        rows: usize,
+        rows: Range<usize>,
         out: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let delta = match delta {
-            Delta::None => elementwise::Delta::None,
-            Delta::In(act) => elementwise::Delta::Rows(act.rows(0..rows, hidden)),
-            Delta::InOutput => elementwise::Delta::InOut,
+        let delta = match (before, &self.sums) {
+            (Sum::Pending, Some(sums)) => elementwise::Delta::Rows(sums.rows(rows.clone(), hidden)),
+            _ => elementwise::Delta::None,
         };
         let eps = self.geometry.rms_norm_eps;
-        let (residual, out) = (residual.rows_mut(rows, hidden), out.rows_mut(rows, hidden));
+        let (residual, out) = (residual.rows_mut(rows.clone(), hidden), out.rows_mut(rows, hidden));
         add_rms_norm(self.isa, &self.threads, residual, delta, weight.values(), eps, out);
         Ok(())
     }
@@ -246,8 +258,9 @@ impl Backend for Cpu {
         weight: &Weight,
         features: Features,
         out: &mut Act,
+        out_first: usize,
     ) -> Result<()> {
-        let (rows_len, width) = (rows.len(), weight.out_features());
+        let (width, out_rows) = (weight.out_features(), out_first..out_first + rows.len());
         let q_width = self.geometry.shard.q_width_local();
         let features = match features {
             Features::All => 0..width,
@@ -255,7 +268,7 @@ impl Backend for Cpu {
             Features::KeysAndValues => q_width..width,
         };
         let x = x.rows(rows, weight.in_features());
-        self.product(x, weight, features, Store::Replace, out.write(rows_len, width), width);
+        self.product(x, weight, features, Store::Replace, out.write(out_rows, width), width);
         Ok(())
     }
 
@@ -269,7 +282,7 @@ impl Backend for Cpu {
             Rotate::Keys => q_width..q_width + kv_width,
         };
         let positions = &plan.rows(tokens).positions;
-        let data = &mut qkv.write(positions.len(), stride)[columns.start..];
+        let data = &mut qkv.write(0..positions.len(), stride)[columns.start..];
         let rows = RowsMut::new(data, positions.len(), columns.len(), stride);
         rope(self.isa, &self.threads, rows, columns.len() / shard.head_dim, self.tables.table(), positions);
         Ok(())
@@ -288,7 +301,7 @@ impl Backend for Cpu {
             k: keys(q_width),
             v: keys(q_width + kv_width),
         };
-        let out = out.rows_mut(queries, q_width);
+        let out = out.rows_mut(0..queries, q_width);
         attention(self.isa, &self.threads, &plan.rows(tokens).attention, &input, out);
         Ok(())
     }
@@ -296,32 +309,39 @@ impl Backend for Cpu {
     fn row_parallel(
         &mut self,
         x: &Act,
+        x_first: usize,
         weight: &Weight,
         rows: Range<usize>,
         residual: &mut Act,
-        delta: &mut Act,
-    ) -> Result<Sum> {
+    ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let x = x.rows_from_start(rows.len(), weight.in_features());
-        let at = rows.start * hidden..rows.end * hidden;
-        if self.group.ranks() == 1 {
-            self.product(x, weight, 0..hidden, Store::Add, &mut residual.write(rows.end, hidden)[at], hidden);
-            return Ok(Sum::InResidual);
+        let x = x.rows(x_first..x_first + rows.len(), weight.in_features());
+        // Out of `self` for the time of the product, which reads the rest of it.
+        let mut sums = self.sums.take();
+        match &mut sums {
+            None => self.product(x, weight, 0..hidden, Store::Add, residual.write(rows, hidden), hidden),
+            Some(sums) => {
+                self.product(x, weight, 0..hidden, Store::Replace, sums.write(rows, hidden), hidden);
+            }
         }
-        let partial = &mut delta.write(rows.end, hidden)[at];
-        self.product(x, weight, 0..hidden, Store::Replace, partial, hidden);
-        self.group.all_reduce(self.geometry.shard.rank, partial)?;
+        self.sums = sums;
+        Ok(())
+    }
+
+    fn sum(&mut self, rows: Range<usize>) -> Result<Sum> {
+        let Some(sums) = &mut self.sums else { return Ok(Sum::InResidual) };
+        self.group.all_reduce(self.geometry.shard.rank, sums.write(rows, self.geometry.hidden))?;
         Ok(Sum::Pending)
     }
 
     fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
-        silu_mul(self.isa, &self.threads, gate_up.rows_mut(rows, 2 * self.geometry.shard.ffn_local));
+        silu_mul(self.isa, &self.threads, gate_up.rows_mut(0..rows, 2 * self.geometry.shard.ffn_local));
         Ok(())
     }
 
     fn gather_last(&mut self, x: &Act, plan: &Plan, out: &mut Act) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let out = out.write(plan.last_rows.len(), hidden);
+        let out = out.write(0..plan.last_rows.len(), hidden);
         for (out, &row) in out.chunks_exact_mut(hidden).zip(&plan.last_rows) {
             out.copy_from_slice(x.rows(row..row + 1, hidden).row(0));
         }
@@ -347,7 +367,7 @@ impl Backend for Cpu {
 impl Plan {
     fn rows(&self, tokens: Tokens) -> &PlanRows {
         match tokens {
-            Tokens::All => &self.all,
+            Tokens::Part(_) => &self.all,
             Tokens::Last => &self.last,
         }
     }

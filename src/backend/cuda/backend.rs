@@ -14,18 +14,18 @@ use super::context::Context;
 use super::courier::{Courier, Order, What};
 use super::gemm::{Lt, Operands, Out, Product, ProductShape};
 use super::heads::HeadLayout;
-use super::nccl::{Comm, Group, Number};
+use super::nccl::Group;
 use super::ops::{self, AddRmsNorm, Attention, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul};
 use super::probe::DeviceInfo;
-use super::sizes::{GATHERED_ROWS, facts_bytes, gathered_bytes, normed_width, sums_bytes, wide_numbers};
+use super::sizes::{facts_bytes, normed_width, parts, wide_numbers};
 use super::slot::Slot;
 use super::staging::Staging;
-use super::tiles::{Tiles, Work};
+use super::sums::Sums;
+use super::tiles::{PartTiles, Tiles, Work};
 use super::weight::{Layout, Rows, Weight, into_f32};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
-    Backend, Capacity, Delta, Features, Footprint, Geometry, LayerWeights, Matrix, Part, Role, Rotate, Sum,
-    Tokens,
+    Backend, Capacity, Features, Footprint, Geometry, LayerWeights, Matrix, Part, Role, Rotate, Sum, Tokens,
 };
 use crate::batch::Packed;
 use crate::config::ModelConfig;
@@ -38,15 +38,10 @@ const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
 /// One rank's CUDA backend.
 #[derive(Debug)]
 pub struct Cuda {
-    // Dropped in this order: the communicator first, which ends what waits for other ranks; then the courier, whose
-    // thread ends before anything goes that it may use; and what waits for the device before the context.
-    comm: Option<Comm>,
-    /// The other ranks, where there are any.
-    group: Option<Arc<Group>>,
-    /// Sums over ranks in f32, `[tokens, hidden]`, where the residual stream is in f32: no activation has room for them.
-    sums: Option<DeviceBuffer>,
-    /// What every rank has computed for some rows, `[ranks, GATHERED_ROWS, hidden]`, where it is added in order.
-    gathered: Option<DeviceBuffer>,
+    // Dropped in this order: the sums first, which ends what waits for other ranks; then the courier, whose thread ends
+    // before anything goes that it may use; and what waits for the device before the context.
+    /// With the other ranks, where there are any.
+    sums: Option<Sums>,
     courier: Courier,
     lt: Lt,
     /// Prepared when they are first needed, and kept: layers of a model have the same shapes.
@@ -73,22 +68,27 @@ pub struct Act {
 /// Where a pass's facts lie in the device's copy.
 #[derive(Debug)]
 pub struct Plan {
-    all: PlanRows,
+    parts: Vec<Range<usize>>,
+    /// Of each part.
+    rows: Vec<PlanRows>,
     last: PlanRows,
     last_rows: Range<usize>,
     tile_rows: Range<usize>,
-    seam_sources: Range<usize>,
+    /// Rows of all seam tiles.
     seam_rows: usize,
     tokens: usize,
 }
 
 #[derive(Debug)]
 struct PlanRows {
-    rows: usize,
+    rows: Range<usize>,
     positions: Range<usize>,
     position_max: usize,
     work: Range<usize>,
     work_count: usize,
+    /// The seam tiles that these rows' keys complete, by rows behind the last packed row.
+    seams: Range<usize>,
+    seam_sources: Range<usize>,
 }
 
 impl Cuda {
@@ -115,24 +115,18 @@ impl Cuda {
         let staging = Staging::new(context)?;
         let courier = Courier::new(context, geometry.shard.ranks)?;
         let tables = RopeTables::new(&ops, &heads.frequencies(&geometry.rope_frequencies), capacity.tokens)?;
-        let facts = context.allocate(facts_bytes(&heads, &capacity))?;
+        let facts = context.allocate(facts_bytes(&geometry, &heads, &capacity))?;
         let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;
-        let sums = match sums_bytes(&geometry, &capacity, storage) {
-            0 => None,
-            bytes => Some(context.allocate(bytes)?),
+        let sums = match group {
+            Some(group) => Some(Sums::new(context, group, &geometry, &capacity, storage)?),
+            None => None,
         };
-        let gathered = match gathered_bytes(&geometry, &capacity, storage) {
-            0 => None,
-            bytes => Some(context.allocate(bytes)?),
-        };
+        let products = HashMap::new();
         Ok(Self {
-            comm: None,
-            group,
             sums,
-            gathered,
             courier,
             lt,
-            products: HashMap::new(),
+            products,
             staging,
             tables,
             facts,
@@ -184,26 +178,6 @@ impl Cuda {
         self.lt.run(product, operands)
     }
 
-    /// Queues: `gathered` gets what every rank has computed for `tokens` rows, of which this rank's lie where its sums lie,
-    /// in the delta, or in the norm's output.
-    fn gather(
-        &mut self,
-        delta: &Delta<'_, Act>,
-        out: &DeviceBuffer,
-        first_row: usize,
-        tokens: usize,
-    ) -> Result<()> {
-        let (Some(gathered), Some(comm)) = (&mut self.gathered, &self.comm) else { return Ok(()) };
-        let from = match (&self.sums, delta) {
-            (Some(sums), _) => sums,
-            (None, Delta::In(act)) => &act.buffer,
-            (None, _) => out,
-        };
-        let (hidden, number) = (self.geometry.hidden, residual_number(self.ops.storage()));
-        let stream = self.ops.context().compute();
-        comm.all_gather(from, first_row * hidden, gathered, tokens * hidden, number, stream)
-    }
-
     fn facts(&self, bytes: &Range<usize>) -> DeviceSlice<'_> {
         self.facts.slice(bytes.clone())
     }
@@ -232,14 +206,6 @@ fn fits(context: &Context, planned: &Footprint) -> Result<()> {
     Err(Error::new(ErrorKind::Memory, message).at(&context.info().name).with_hint(hint))
 }
 
-/// What is summed over ranks: numbers of the residual stream.
-fn residual_number(storage: Storage) -> Number {
-    match storage {
-        Storage::F16 => Number::F32,
-        Storage::Bf16 => Number::Storage(storage),
-    }
-}
-
 /// Widths are whole multiples of this: rows are read in 16-byte words.
 const WIDTH_STEP: usize = 8;
 
@@ -258,10 +224,7 @@ impl Backend for Cuda {
     type Slot = Slot;
 
     fn connect(&mut self) -> Result<()> {
-        if let Some(group) = &self.group {
-            self.comm = Some(group.join(self.ops.context(), self.geometry.shard.rank)?);
-        }
-        Ok(())
+        self.sums.as_mut().map_or(Ok(()), |sums| sums.connect(self.ops.context()))
     }
 
     fn activation(&mut self, role: Role, rows: usize) -> Result<Act> {
@@ -323,7 +286,8 @@ impl Backend for Cuda {
         self.ops.context().bind()?;
         let tokens = packed.tokens.len();
         let block_pairs = self.ops.attention_kernel().block_pairs;
-        let tiles = Tiles::new(packed, self.heads.group(), block_pairs, tokens);
+        let parts = parts(&self.geometry, tokens);
+        let tiles = Tiles::new(packed, &parts, self.heads.group(), block_pairs, tokens);
         let last_positions: Vec<u32> = packed.last.iter().map(|last| packed.positions[last.row]).collect();
         let last_rows: Vec<u32> = packed.last.iter().map(|last| last.row as u32).collect();
         let mut facts: Vec<u8> = Vec::new();
@@ -332,24 +296,37 @@ impl Backend for Cuda {
             facts.extend_from_slice(bytes);
             first..facts.len()
         };
-        let mut rows = |positions: &[u32], work: &[Work]| PlanRows {
-            rows: positions.len(),
+        let mut rows = |rows: Range<usize>, positions: &[u32], work: &[Work], seams: Range<usize>| PlanRows {
+            rows,
             positions: put(bytemuck::cast_slice(positions)),
             position_max: positions.iter().max().map_or(0, |&position| position as usize),
             work: put(bytemuck::cast_slice(work)),
             work_count: work.len(),
+            seam_sources: put(bytemuck::cast_slice(&tiles.seam_sources[seams.clone()])),
+            seams,
         };
+        let of_part = |(part, tiles_of): (&Range<usize>, &PartTiles)| {
+            let positions = &packed.positions[part.clone()];
+            rows(part.clone(), positions, &tiles.all[tiles_of.work.clone()], tiles_of.seam_rows.clone())
+        };
+        let rows_of_parts = parts.iter().zip(&tiles.parts).map(of_part).collect();
+        // What the last rows' paths read is there when all parts are.
+        let last = rows(0..last_rows.len(), &last_positions, &tiles.last, 0..0);
         let plan = Plan {
-            all: rows(&packed.positions, &tiles.all),
-            last: rows(&last_positions, &tiles.last),
+            rows: rows_of_parts,
+            parts,
+            last,
             last_rows: put(bytemuck::cast_slice(&last_rows)),
             tile_rows: put(bytemuck::cast_slice(&tiles.tile_rows)),
-            seam_sources: put(bytemuck::cast_slice(&tiles.seam_sources)),
             seam_rows: tiles.seam_sources.len(),
             tokens,
         };
         self.facts.upload(0, &facts, self.ops.context().compute())?;
         Ok(plan)
+    }
+
+    fn parts(plan: &Plan) -> &[Range<usize>] {
+        &plan.parts
     }
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
@@ -382,41 +359,29 @@ impl Backend for Cuda {
     fn add_rms_norm(
         &mut self,
         residual: &mut Act,
-        delta: Delta<'_, Act>,
+        before: Sum,
         weight: &Weight,
-        rows: usize,
+        rows: Range<usize>,
         out: &mut Act,
     ) -> Result<()> {
-        let hidden = self.geometry.hidden;
+        let (hidden, eps, ops) = (self.geometry.hidden, self.geometry.rms_norm_eps, &self.ops);
         out.width = hidden;
-        // What is added in order is collected piece by piece.
-        let ordered = self.gathered.is_some() && !matches!(delta, Delta::None);
-        let rows_at_once = if ordered { GATHERED_ROWS } else { rows.max(1) };
-        for first_row in (0..rows).step_by(rows_at_once) {
-            let tokens = rows_at_once.min(rows - first_row);
-            let delta = match (&delta, &self.sums) {
-                (Delta::None, _) => ops::Delta::None,
-                _ if ordered => {
-                    self.gather(&delta, &out.buffer, first_row, tokens)?;
-                    let gathered = self.gathered.as_ref().expect("sums are ordered");
-                    ops::Delta::Parts(gathered.all(), self.geometry.shard.ranks)
-                }
-                (_, Some(sums)) => ops::Delta::In(sums.all()),
-                (Delta::In(act), None) => ops::Delta::In(act.buffer.all()),
-                (Delta::InOutput, None) => ops::Delta::InOutput,
-            };
-            self.ops.add_rms_norm(AddRmsNorm {
+        let mut norm = |rows: Range<usize>, delta: ops::Delta<'_>| {
+            ops.add_rms_norm(AddRmsNorm {
                 residual: &mut residual.buffer,
                 delta,
                 weight: weight.values(),
                 out: &mut out.buffer,
-                first_row,
-                tokens,
+                first_row: rows.start,
+                tokens: rows.len(),
                 hidden,
-                eps: self.geometry.rms_norm_eps,
-            })?;
+                eps,
+            })
+        };
+        match (before, &mut self.sums) {
+            (Sum::Pending, Some(sums)) => sums.take(ops.context(), rows, norm),
+            _ => norm(rows, ops::Delta::None),
         }
-        Ok(())
     }
 
     fn linear(
@@ -426,6 +391,7 @@ impl Backend for Cuda {
         weight: &Weight,
         features: Features,
         out: &mut Act,
+        out_first: usize,
     ) -> Result<()> {
         let width = weight.out_features;
         let features = match features {
@@ -450,7 +416,7 @@ impl Backend for Cuda {
             weight: weight.rows(features.start, features.len()),
             bias,
             out: &mut out.buffer,
-            out_first: features.start,
+            out_first: out_first * width + features.start,
             rows: rows.len(),
             alpha: 1.0,
         };
@@ -469,7 +435,8 @@ impl Backend for Cuda {
             qkv: &mut qkv.buffer,
             positions: self.facts(&rows.positions),
             tables: &self.tables,
-            rows: rows.rows,
+            first_row: rows.rows.start,
+            rows: rows.rows.len(),
             row_stride: self.heads.qkv_width(),
             first_head,
             heads,
@@ -478,15 +445,18 @@ impl Backend for Cuda {
     }
 
     fn attention(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, out: &mut Act) -> Result<()> {
-        let heads = self.ops_heads();
-        self.ops.seam_tiles(SeamTiles {
-            qkv: &mut qkv.buffer,
-            sources: self.facts(&plan.seam_sources),
-            first_row: plan.tokens,
-            count: plan.seam_rows,
-            heads,
-        })?;
-        let rows = plan.rows(tokens);
+        let (heads, rows) = (self.ops_heads(), plan.rows(tokens));
+        // The last rows' keys were computed part by part, and attention is called once: all seams are due by then.
+        let due = if tokens == Tokens::Last { &plan.rows[..] } else { std::slice::from_ref(rows) };
+        for PlanRows { seams, seam_sources, .. } in due {
+            self.ops.seam_tiles(SeamTiles {
+                qkv: &mut qkv.buffer,
+                sources: self.facts(seam_sources),
+                first_row: plan.tokens + seams.start,
+                count: seams.len(),
+                heads,
+            })?;
+        }
         out.width = self.heads.q_width();
         self.ops.attention(Attention {
             qkv: qkv.buffer.all(),
@@ -495,7 +465,7 @@ impl Backend for Cuda {
             tile_rows: self.facts(&plan.tile_rows),
             count: rows.work_count,
             rows: plan.tokens + plan.seam_rows,
-            out_rows: rows.rows,
+            out_rows: rows.rows.end,
             heads,
             scale: 1.0 / (self.heads.head_dim as f32).sqrt(),
         })
@@ -504,12 +474,11 @@ impl Backend for Cuda {
     fn row_parallel(
         &mut self,
         x: &Act,
+        x_first: usize,
         weight: &Weight,
         rows: Range<usize>,
         residual: &mut Act,
-        delta: &mut Act,
-    ) -> Result<Sum> {
-        let several = self.geometry.shard.ranks > 1;
+    ) -> Result<()> {
         let hidden = self.geometry.hidden;
         let alpha = match (weight.matrix, self.storage()) {
             (Matrix::Down, Storage::F16) => 1.0 / SWIGLU_SCALE_F16,
@@ -522,7 +491,7 @@ impl Backend for Cuda {
             width: weight.in_features,
             x_stride: x.width,
             out_stride: hidden,
-            out: match (into_f32, several) {
+            out: match (into_f32, self.sums.is_some()) {
                 (true, false) => Out::AddF32,
                 (false, false) => Out::AddStorage,
                 (true, true) => Out::F32,
@@ -531,30 +500,27 @@ impl Backend for Cuda {
             bias: bias.is_some(),
             rows_nominal: ROWS_NOMINAL,
         };
+        // Out of `self` for the time of the call, which takes the rest of it.
         let mut sums = self.sums.take();
-        let out = match (several, &mut sums) {
-            (false, _) => &mut residual.buffer,
-            (true, Some(sums)) => sums,
-            (true, None) => {
-                delta.width = hidden;
-                &mut delta.buffer
-            }
+        let out = sums.as_mut().map_or(&mut residual.buffer, Sums::partial);
+        let operands = Operands {
+            x: x.buffer.slice(x_first * x.width * Storage::BYTES..x.buffer.bytes()),
+            weight: weight.values(),
+            bias,
+            out,
+            out_first: rows.start * hidden,
+            rows: rows.len(),
+            alpha,
         };
-        let out_first = rows.start * hidden;
-        let (weight, x) = (weight.values(), x.buffer.all());
-        let operands = Operands { x, weight, bias, out: &mut *out, out_first, rows: rows.len(), alpha };
         let multiplied = self.multiply(shape, operands);
-        // Where they are added in order, that is the next norm's work.
-        let summed = multiplied.and_then(|()| match (&self.comm, &self.gathered) {
-            (Some(comm), None) => {
-                let (number, stream) = (residual_number(self.storage()), self.ops.context().compute());
-                comm.all_reduce(out, out_first, rows.len() * hidden, number, stream)
-            }
-            _ => Ok(()),
-        });
         self.sums = sums;
-        summed?;
-        Ok(if several { Sum::Pending } else { Sum::InResidual })
+        multiplied
+    }
+
+    fn sum(&mut self, rows: Range<usize>) -> Result<Sum> {
+        let Some(sums) = &mut self.sums else { return Ok(Sum::InResidual) };
+        sums.begin(self.ops.context(), rows)?;
+        Ok(Sum::Pending)
     }
 
     fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
@@ -575,7 +541,7 @@ impl Backend for Cuda {
             rows: self.facts(&plan.last_rows),
             out: &mut out.buffer,
             x_rows: plan.tokens,
-            count: plan.last.rows,
+            count: plan.last.rows.len(),
             row_bytes: hidden * number,
         })
     }
@@ -590,8 +556,8 @@ impl Backend for Cuda {
             labels,
             hidden: self.geometry.hidden,
         })?;
-        if let Some(comm) = &self.comm {
-            comm.wait(self.ops.context())?;
+        if let Some(sums) = &self.sums {
+            sums.wait(self.ops.context())?;
         }
         self.logits.slice(0..rows * labels * size_of::<f32>()).download(self.ops.context().compute())
     }
@@ -600,7 +566,7 @@ impl Backend for Cuda {
 impl Plan {
     fn rows(&self, tokens: Tokens) -> &PlanRows {
         match tokens {
-            Tokens::All => &self.all,
+            Tokens::Part(index) => &self.rows[index],
             Tokens::Last => &self.last,
         }
     }

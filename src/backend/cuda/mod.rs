@@ -19,6 +19,7 @@ mod ring;
 mod sizes;
 mod slot;
 pub mod staging;
+mod sums;
 pub mod tiles;
 mod weight;
 

@@ -128,6 +128,8 @@ pub struct Group {
     ranks: usize,
     /// How long a rank waits for the others, in a pass or in the beginning.
     timeout: Duration,
+    /// The most blocks that a sum may occupy; NCCL's own choice without.
+    blocks_max: Option<u8>,
     ends: Mutex<Vec<Arc<End>>>,
     aborted: AtomicBool,
 }
@@ -172,7 +174,13 @@ impl Group {
     pub fn elsewhere(ranks: usize, timeout: Duration) -> Result<Self> {
         let nccl = Functions::get()?;
         let (ends, aborted) = (Mutex::default(), AtomicBool::new(false));
-        Ok(Self { nccl, id: OnceLock::new(), ranks, timeout, ends, aborted })
+        Ok(Self { nccl, id: OnceLock::new(), ranks, timeout, blocks_max: None, ends, aborted })
+    }
+
+    /// Lets a sum occupy no more than so many of a GPU's multiprocessors: the others are for kernels beside it.
+    /// `NCCL_MAX_CTAS` in the environment has the last word.
+    pub fn with_blocks_max(self, blocks_max: u8) -> Self {
+        Self { blocks_max: Some(blocks_max), ..self }
     }
 
     /// What other processes find this group by; empty before it is known here.
@@ -210,7 +218,7 @@ impl Group {
             blocking: 0,
             cga_cluster_size: c_int::MIN,
             ctas_min: c_int::MIN,
-            ctas_max: c_int::MIN,
+            ctas_max: self.blocks_max.map_or(c_int::MIN, c_int::from),
             net_name: ptr::null(),
             split_share: c_int::MIN,
         };

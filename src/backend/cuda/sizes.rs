@@ -1,12 +1,14 @@
 //! How much memory a rank takes, by shapes alone: what [`Cuda`] will allocate, known before there is a device.
 
+use std::ops::Range;
+
 use super::backend::Cuda;
 use super::heads::HeadLayout;
 use super::ops::RopeTables;
-use super::tiles::{BLOCK_PAIRS_MIN, Tiles, Work};
+use super::tiles::{BLOCK_PAIRS_MIN, TilesMax, Work};
 use super::{Storage, gemm};
 use crate::backend::tier::CudaTier;
-use crate::backend::{Capacity, Footprint, Geometry, RankSums};
+use crate::backend::{Capacity, Footprint, Geometry, Overlap, RankSums};
 
 impl Cuda {
     /// What a rank of this geometry will hold, without a device: `weight_bytes` are its weights as they are stored.
@@ -23,8 +25,8 @@ impl Cuda {
         let wide = wide_numbers(geometry, &heads, capacity) * Storage::BYTES;
         let logits = capacity.sequences * geometry.labels * size_of::<f32>();
         let tables = RopeTables::bytes(heads.padded, capacity.tokens);
-        let sums = sums_bytes(geometry, capacity, storage) + gathered_bytes(geometry, capacity, storage);
-        let facts = facts_bytes(&heads, capacity);
+        let sums = SumSizes::bytes(geometry, capacity, storage);
+        let facts = facts_bytes(geometry, &heads, capacity);
         let workspace = rows * row_bytes + wide + sums + facts + logits + tables + gemm::WORKSPACE_BYTES;
         // Padded heads take more; f32 weights take half.
         let weights = (weight_bytes * heads.padded).div_ceil(heads.head_dim);
@@ -37,35 +39,87 @@ impl Cuda {
     }
 }
 
-/// Bytes of sums over ranks that no activation has room for.
-pub(super) fn sums_bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usize {
-    match (geometry.shard.ranks, storage) {
-        (1, _) | (_, Storage::Bf16) => 0,
-        (_, Storage::F16) => capacity.tokens.max(capacity.sequences) * geometry.hidden * size_of::<f32>(),
-    }
+/// Pieces that are gathered at a time: one is added while the next arrives.
+pub(super) const PIECES_GATHERED: usize = 2;
+
+/// Rows of a piece, at most: enough for links to be busy, and little memory beside the activations.
+const PIECE_ROWS_MAX: usize = 4096;
+
+/// Parts have whole multiples of so many rows, but the last: the rows that the tiles of matrix products have.
+const PART_ROWS_STEP: usize = 128;
+
+/// From so many rows on, a pass of several ranks is cut into parts. Of two parts of 1,024 rows, products with the 70B's
+/// gate and up, o and down on two ranks fill 97 % of whole waves of 132 blocks of 128 x 256 numbers, as those of all
+/// rows do (counted); those with its qkv 61 % instead of 81 %, a fourteenth of the work.
+const OVERLAP_ROWS_MIN: usize = 2048;
+
+/// What sums over several ranks take.
+pub(super) struct SumSizes {
+    /// Rows whose sum is one collective.
+    pub(super) piece_rows: usize,
+    /// Such sums that can wait for their norms at a time.
+    pub(super) pieces: usize,
+    /// Bytes of what a rank has computed.
+    pub(super) partial_bytes: usize,
+    /// Bytes of what all ranks have computed of a piece; none where NCCL adds.
+    pub(super) gathered_bytes: usize,
 }
 
-/// Rows of what every rank has computed that are collected at a time: enough for links to be busy, and little memory beside
-/// the activations.
-pub(super) const GATHERED_ROWS: usize = 4096;
+impl SumSizes {
+    pub(super) fn new(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> Self {
+        let rows = capacity.tokens.max(capacity.sequences);
+        let piece_rows = rows.div_ceil(2).next_multiple_of(PART_ROWS_STEP).min(PIECE_ROWS_MAX);
+        let row_bytes = geometry.hidden * storage.residual_bytes();
+        let gathered_bytes = match geometry.rank_sums {
+            RankSums::Ordered => geometry.shard.ranks * piece_rows * row_bytes,
+            RankSums::Reduced => 0,
+        };
+        let partial_bytes = geometry.sum_numbers(capacity) * storage.residual_bytes();
+        Self { piece_rows, pieces: parts_max(geometry, capacity), partial_bytes, gathered_bytes }
+    }
 
-/// Bytes of what every rank has computed, where that is collected.
-pub(super) fn gathered_bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usize {
-    match (geometry.shard.ranks, geometry.rank_sums) {
-        (1, _) | (_, RankSums::Reduced) => 0,
-        (ranks, RankSums::Ordered) => {
-            let rows = capacity.tokens.max(capacity.sequences).min(GATHERED_ROWS);
-            ranks * rows * geometry.hidden * storage.residual_bytes()
+    /// All of it, on the device.
+    fn bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usize {
+        let sizes = Self::new(geometry, capacity, storage);
+        if geometry.shard.ranks > 1 {
+            sizes.partial_bytes + PIECES_GATHERED * sizes.gathered_bytes
+        } else {
+            0
         }
     }
 }
 
-/// Numbers in the activation that holds q, k and v with their seam tiles, or gate and up of a chunk, or what attention's
-/// output projection sums up over ranks.
+/// The parts in which a pass goes through the layers: two or more of up to [`PIECE_ROWS_MAX`] rows where sums over ranks
+/// are to run beside computation, else one.
+pub(super) fn parts(geometry: &Geometry, tokens: usize) -> Vec<Range<usize>> {
+    let overlaps = match geometry.overlap {
+        Overlap::Auto => tokens >= OVERLAP_ROWS_MIN,
+        Overlap::Always => true,
+        Overlap::Never => false,
+    };
+    let count = match geometry.shard.ranks > 1 && overlaps {
+        true => tokens.div_ceil(PIECE_ROWS_MAX).max(2),
+        false => 1,
+    };
+    let step = tokens.div_ceil(count).next_multiple_of(PART_ROWS_STEP);
+    (0..tokens).step_by(step).map(|first| first..tokens.min(first + step)).collect()
+}
+
+/// The most parts, or pieces of a sum, that a pass can have.
+fn parts_max(geometry: &Geometry, capacity: &Capacity) -> usize {
+    let rows = capacity.tokens.max(capacity.sequences);
+    if geometry.shard.ranks == 1 { 1 } else { rows.div_ceil(PIECE_ROWS_MAX).max(2) }
+}
+
+fn tiles_max(geometry: &Geometry, capacity: &Capacity) -> TilesMax {
+    let Capacity { tokens, sequences, .. } = *capacity;
+    TilesMax { tokens, sequences, parts: parts_max(geometry, capacity) }
+}
+
+/// Numbers in the activation that holds q, k and v with their seam tiles, or gate and up of a chunk.
 pub(super) fn wide_numbers(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
-    let rows = capacity.tokens + Tiles::seam_rows_max(capacity.tokens, capacity.sequences);
-    let sums = if geometry.shard.ranks > 1 { capacity.tokens * geometry.hidden } else { 0 };
-    (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local).max(sums)
+    let rows = capacity.tokens + tiles_max(geometry, capacity).seam_rows();
+    (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local)
 }
 
 pub(super) fn normed_width(geometry: &Geometry, heads: &HeadLayout) -> usize {
@@ -73,14 +127,12 @@ pub(super) fn normed_width(geometry: &Geometry, heads: &HeadLayout) -> usize {
 }
 
 /// Bytes that the facts of any pass can need.
-pub(super) fn facts_bytes(heads: &HeadLayout, capacity: &Capacity) -> usize {
+pub(super) fn facts_bytes(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
     let (tokens, sequences) = (capacity.tokens, capacity.sequences);
-    let words = tokens
-        + 2 * sequences
-        + Tiles::tile_rows_max(tokens, sequences)
-        + Tiles::seam_rows_max(tokens, sequences);
+    let tiles = tiles_max(geometry, capacity);
+    let words = tokens + 2 * sequences + tiles.tile_rows() + tiles.seam_rows();
     // A last row's pairs start a block of their own.
     let group = heads.group();
-    let work = Tiles::work_max(tokens, sequences, group) + sequences * group.div_ceil(BLOCK_PAIRS_MIN);
+    let work = tiles.work(group) + sequences * group.div_ceil(BLOCK_PAIRS_MIN);
     words * size_of::<u32>() + work * size_of::<Work>()
 }

@@ -7,6 +7,7 @@
 //! for spans, and no mask but the causal one.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -49,55 +50,100 @@ pub struct Tiles {
     pub tile_rows: Vec<u32>,
     /// For each row of the seam tiles, the row whose keys and values it repeats, or [`NO_ROW`].
     pub seam_sources: Vec<u32>,
-    /// The work when every packed row is a query.
+    /// The work when every packed row is a query, part after part.
     pub all: Vec<Work>,
+    /// What each part of the rows adds to `all` and to `seam_sources`.
+    pub parts: Vec<PartTiles>,
     /// The work when only the last rows are, in the order of [`Packed::last`].
     pub last: Vec<Work>,
 }
 
+/// The part of a batch's tables that a part of its rows has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartTiles {
+    /// Of [`Tiles::all`].
+    pub work: Range<usize>,
+    /// Of [`Tiles::seam_sources`]: the seam tiles that can be put together when this part's keys are there, and not before.
+    pub seam_rows: Range<usize>,
+}
+
+/// The most that a batch can hold, for which tables are sized.
+#[derive(Clone, Copy, Debug)]
+pub struct TilesMax {
+    /// Packed rows.
+    pub tokens: usize,
+    /// Rows in which sequences end.
+    pub sequences: usize,
+    /// Parts into which rows are cut.
+    pub parts: usize,
+}
+
+impl TilesMax {
+    /// Segments: a trie has fewer than two for each end, and each cut makes one more.
+    fn segments(self) -> usize {
+        self.tokens.min(2 * self.sequences + self.parts)
+    }
+
+    /// Rows of seam tiles: each segment but the first of a path has one tile that it shares with the one before.
+    pub fn seam_rows(self) -> usize {
+        TILE_KEYS * self.segments()
+    }
+
+    /// Entries of the tile table.
+    pub fn tile_rows(self) -> usize {
+        self.segments() * self.tokens.div_ceil(TILE_KEYS)
+    }
+
+    /// Pieces of work for all rows: each segment rounds up once.
+    pub fn work(self, group: usize) -> usize {
+        (self.tokens * group).div_ceil(BLOCK_PAIRS_MIN) + self.segments()
+    }
+}
+
 impl Tiles {
     /// The tables of a batch for `group` query heads per kv head, and blocks that work on up to `block_pairs` pairs;
-    /// seam tiles start at row `seam_row`.
-    pub fn new(packed: &Packed, group: usize, block_pairs: usize, seam_row: usize) -> Self {
+    /// seam tiles start at row `seam_row`. The rows are worked on in `parts`, which follow each other: what a part reads
+    /// is there when the parts up to it are.
+    pub fn new(
+        packed: &Packed,
+        parts: &[Range<usize>],
+        group: usize,
+        block_pairs: usize,
+        seam_row: usize,
+    ) -> Self {
         let mut tiles = Self::default();
         let mut seams = HashMap::new();
-        let mut first_tile = Vec::with_capacity(packed.segments.len());
-        for segment in &packed.segments {
-            first_tile.push(tiles.tile_rows.len() as u32);
-            tiles.add_path(segment, seam_row, &mut seams);
-        }
-        for (segment, &first_tile) in packed.segments.iter().zip(&first_tile) {
-            let start = segment.rows.start as u32;
-            let run =
-                Run { query_row: start, out_row: start, position: segment.first_position as u32, first_tile };
-            run.work(segment.rows.len(), group, block_pairs, &mut tiles.all);
+        // Of each segment's last piece, which has the whole path.
+        let mut first_tile = vec![0; packed.segments.len()];
+        let mut segments = packed.segments.iter().enumerate().peekable();
+        for part in parts {
+            let (first_work, first_seam) = (tiles.all.len(), tiles.seam_sources.len());
+            while let Some(&(index, segment)) = segments.peek() {
+                let piece = piece(segment, part);
+                if piece.rows.is_empty() {
+                    break;
+                }
+                first_tile[index] = tiles.tile_rows.len() as u32;
+                tiles.add_path(&piece, seam_row, &mut seams);
+                let (start, position) = (piece.rows.start as u32, piece.first_position as u32);
+                let run = Run { query_row: start, out_row: start, position, first_tile: first_tile[index] };
+                run.work(piece.rows.len(), group, block_pairs, &mut tiles.all);
+                if segment.rows.end > part.end {
+                    break;
+                }
+                segments.next();
+            }
+            longest_first(&mut tiles.all[first_work..]);
+            let (work, seam_rows) = (first_work..tiles.all.len(), first_seam..tiles.seam_sources.len());
+            tiles.parts.push(PartTiles { work, seam_rows });
         }
         for (index, last) in packed.last.iter().enumerate() {
             let (row, first_tile) = (index as u32, first_tile[last.segment]);
             let run = Run { query_row: row, out_row: row, position: packed.positions[last.row], first_tile };
             run.work(1, group, block_pairs, &mut tiles.last);
         }
-        // The longest first, so that no long one is left over at the end; otherwise in the order of rows.
-        for work in [&mut tiles.all, &mut tiles.last] {
-            work.sort_by_key(|work| std::cmp::Reverse(work.position));
-        }
+        longest_first(&mut tiles.last);
         tiles
-    }
-
-    /// Rows of seam tiles that any batch of so many tokens and sequences can need: each segment but the first of a path
-    /// has one tile that it shares with the one before, and a trie has fewer than two segments per end.
-    pub fn seam_rows_max(tokens: usize, sequences: usize) -> usize {
-        TILE_KEYS * tokens.min(2 * sequences)
-    }
-
-    /// Entries of the tile table that any such batch can need.
-    pub fn tile_rows_max(tokens: usize, sequences: usize) -> usize {
-        tokens.min(2 * sequences) * tokens.div_ceil(TILE_KEYS)
-    }
-
-    /// Pieces of work that any such batch can need, for all rows: each segment rounds up once.
-    pub fn work_max(tokens: usize, sequences: usize, group: usize) -> usize {
-        (tokens * group).div_ceil(BLOCK_PAIRS_MIN) + tokens.min(2 * sequences)
     }
 
     /// The tiles of the segment's path; a seam tile that another path has already is shared with it.
@@ -120,6 +166,24 @@ impl Tiles {
             self.tile_rows.push(row);
         }
     }
+}
+
+/// What of a segment lies in a part of the rows, and the path to its end.
+fn piece(segment: &Segment, part: &Range<usize>) -> Segment {
+    let rows = segment.rows.start.max(part.start)..segment.rows.end.min(part.end);
+    let first_position = segment.first_position + (rows.start - segment.rows.start).min(segment.rows.len());
+    let mut spans = segment.spans.clone();
+    // A path ends with its segment's rows.
+    let later = segment.rows.end.saturating_sub(rows.end);
+    if let Some(last) = spans.last_mut() {
+        last.len -= later.min(last.len);
+    }
+    Segment { rows, first_position, spans }
+}
+
+/// The longest first, so that no long one is left over at the end; otherwise in the order of rows.
+fn longest_first(work: &mut [Work]) {
+    work.sort_by_key(|work| std::cmp::Reverse(work.position));
 }
 
 /// Queries of consecutive positions on one path.
@@ -150,6 +214,8 @@ impl Run {
 
 #[cfg(test)]
 mod tests {
+    use std::slice;
+
     use super::*;
     use crate::batch::{Batch, Budget, Sharing};
 
@@ -157,6 +223,22 @@ mod tests {
         let mut batch = Batch::new(Budget { tokens: 100_000, sequences: 1_000 }, sharing);
         assert!(sequences.iter().all(|ids| batch.try_add(ids)));
         batch.pack()
+    }
+
+    /// The tables of all rows in one part.
+    fn tables(packed: &Packed, group: usize, block_pairs: usize, seam_row: usize) -> Tiles {
+        Tiles::new(packed, slice::from_ref(&(0..packed.tokens.len())), group, block_pairs, seam_row)
+    }
+
+    /// The tables of rows in parts of `step`, seam tiles behind the last row.
+    fn cut(packed: &Packed, step: usize, group: usize, block_pairs: usize) -> Tiles {
+        let rows = packed.tokens.len();
+        let parts: Vec<_> = (0..rows).step_by(step).map(|first| first..rows.min(first + step)).collect();
+        Tiles::new(packed, &parts, group, block_pairs, rows)
+    }
+
+    fn max(packed: &Packed, parts: usize) -> TilesMax {
+        TilesMax { tokens: packed.tokens.len(), sequences: packed.last.len(), parts }
     }
 
     /// `shared` tokens that both begin with, then 10 and 70 of their own.
@@ -183,7 +265,7 @@ mod tests {
         ] {
             let packed = packed(&sequences, sharing);
             let seam_row = packed.tokens.len() + 5;
-            let tiles = Tiles::new(&packed, 1, 16, seam_row);
+            let tiles = tables(&packed, 1, 16, seam_row);
             for work in tiles.all.iter().flat_map(|work| (0..work.pairs).map(move |token| (work, token))) {
                 let (work, token) = work;
                 let row = (work.query_row + token) as usize;
@@ -200,9 +282,51 @@ mod tests {
     }
 
     #[test]
+    fn what_a_part_reads_is_there_when_the_parts_up_to_it_are() {
+        let longer = vec![vec![9; 200], vec![9; 64], (0..129).collect(), vec![7]];
+        let packed = packed(&[two(37), two(30), two(100), longer].concat(), Sharing::Prefixes);
+        let rows = packed.tokens.len();
+        let whole = tables(&packed, 2, 16, rows);
+        for step in [1, 50, 64, 100, 128, 1_000] {
+            let tiles = cut(&packed, step, 2, 16);
+            for (index, part) in tiles.parts.iter().enumerate() {
+                let end = rows.min((index + 1) * step);
+                let sources = &tiles.seam_sources[part.seam_rows.clone()];
+                assert!(sources.iter().all(|&source| source == NO_ROW || (source as usize) < end));
+                for work in &tiles.all[part.work.clone()] {
+                    let (query, position) = (work.query_row as usize, work.position as usize);
+                    let last = (work.first_head + work.pairs - 1) as usize / 2;
+                    assert!((index * step..end).contains(&query) && query + last < end);
+                    let seams = rows + part.seam_rows.end;
+                    for key in 0..=position + last {
+                        let tile = tiles.tile_rows[work.first_tile as usize + key / TILE_KEYS] as usize;
+                        assert!(tile < end || (rows..seams).contains(&tile), "{tile} is not there yet");
+                        let row = row_of(&tiles, work.first_tile, key, rows);
+                        assert!((row as usize) < end);
+                        let segment = packed.segments.iter().find(|segment| segment.rows.contains(&query));
+                        let path = segment.unwrap().spans.iter().flat_map(|s| s.start..s.start + s.len);
+                        assert_eq!(row as usize, path.clone().nth(key).unwrap());
+                    }
+                }
+            }
+            let pairs = |tiles: &Tiles| tiles.all.iter().map(|work| work.pairs).sum::<u32>();
+            assert_eq!(pairs(&tiles), pairs(&whole));
+            // The last layer's queries find the whole path.
+            for (cut, uncut) in tiles.last.iter().zip(&whole.last) {
+                let path = |tiles: &Tiles, work: &Work| -> Vec<u32> {
+                    (0..=work.position as usize)
+                        .map(|key| row_of(tiles, work.first_tile, key, rows))
+                        .collect()
+                };
+                assert_eq!(path(&tiles, cut), path(&whole, uncut));
+            }
+        }
+    }
+
+    #[test]
     fn tiles_need_copies_only_where_a_path_leaves_consecutive_rows() {
         let seams = |sequences: &[Vec<u32>], sharing| {
-            let tiles = Tiles::new(&packed(sequences, sharing), 1, 128, 10_000);
+            let tiles = tables(&packed(sequences, sharing), 1, 128, 10_000);
             tiles.seam_sources.len() / TILE_KEYS
         };
         assert_eq!(seams(&two(100), Sharing::Nothing), 0);
@@ -216,7 +340,7 @@ mod tests {
     #[test]
     fn a_seam_tile_ends_in_zeros_where_its_path_ends() {
         let sequences = vec![vec![1, 2, 3, 4, 5], vec![1, 2, 3, 6]];
-        let tiles = Tiles::new(&packed(&sequences, Sharing::Prefixes), 1, 16, 6);
+        let tiles = tables(&packed(&sequences, Sharing::Prefixes), 1, 16, 6);
         assert_eq!(tiles.seam_sources[..5], [0, 1, 2, 5, NO_ROW]);
         assert!(tiles.seam_sources[4..].iter().all(|&source| source == NO_ROW));
         assert_eq!(tiles.seam_sources.len(), TILE_KEYS);
@@ -229,7 +353,7 @@ mod tests {
             groups.into_iter().flat_map(|group| [16, 64, 128].map(|pairs| (group, pairs)))
         {
             let packed = packed(&two(100), Sharing::Prefixes);
-            let tiles = Tiles::new(&packed, group, block_pairs, 10_000);
+            let tiles = tables(&packed, group, block_pairs, 10_000);
             let mut pairs: Vec<(u32, u32)> = Vec::new();
             for work in &tiles.all {
                 assert!((1..=block_pairs as u32).contains(&work.pairs) && work.first_head < group as u32);
@@ -244,14 +368,14 @@ mod tests {
                 (0..rows).flat_map(|row| (0..group as u32).map(move |head| (row, head))).collect();
             assert_eq!(pairs, expected);
             assert!(tiles.all.is_sorted_by(|a, b| a.position >= b.position));
-            assert!(tiles.all.len() <= Tiles::work_max(packed.tokens.len(), 2, group));
+            assert!(tiles.all.len() <= max(&packed, 1).work(group));
         }
     }
 
     #[test]
     fn last_rows_are_queries_of_their_own_at_the_ends_of_their_paths() {
         let packed = packed(&two(100), Sharing::Prefixes);
-        let tiles = Tiles::new(&packed, 4, 128, packed.tokens.len());
+        let tiles = tables(&packed, 4, 128, packed.tokens.len());
         let mut last = tiles.last.clone();
         last.sort_by_key(|work| work.out_row);
         let facts: Vec<_> =
@@ -263,10 +387,12 @@ mod tests {
     fn the_bounds_hold_for_tries_of_many_short_segments() {
         let sequences: Vec<Vec<u32>> = (0..40).map(|n| (0..n / 2).chain([1_000 + n]).collect()).collect();
         let packed = packed(&sequences, Sharing::Prefixes);
-        let (tokens, ends) = (packed.tokens.len(), packed.last.len());
-        let tiles = Tiles::new(&packed, 3, BLOCK_PAIRS_MIN, tokens);
-        assert!(tiles.seam_sources.len() <= Tiles::seam_rows_max(tokens, ends));
-        assert!(tiles.tile_rows.len() <= Tiles::tile_rows_max(tokens, ends));
-        assert!(tiles.all.len() <= Tiles::work_max(tokens, ends, 3));
+        for step in [1, 7, 1_000] {
+            let tiles = cut(&packed, step, 3, BLOCK_PAIRS_MIN);
+            let max = max(&packed, tiles.parts.len());
+            assert!(tiles.seam_sources.len() <= max.seam_rows());
+            assert!(tiles.tile_rows.len() <= max.tile_rows());
+            assert!(tiles.all.len() <= max.work(3));
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::*;
-use crate::backend::{Delta, Features, Matrix, Role, Rotate, Sum, Tokens};
+use crate::backend::{Features, Matrix, Role, Rotate, Sum, Tokens};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::shard::Shard;
@@ -90,22 +90,27 @@ impl Backend for Recorder {
         unreachable!()
     }
 
+    fn parts((): &()) -> &[Range<usize>] {
+        unreachable!()
+    }
+
     fn embed(&mut self, _: &HostTensor, _: &Packed, (): &mut ()) -> Result<()> {
         unreachable!()
     }
 
-    fn add_rms_norm(
-        &mut self,
-        (): &mut (),
-        _: Delta<'_, ()>,
-        _: &String,
-        _: usize,
-        (): &mut (),
-    ) -> Result<()> {
+    fn add_rms_norm(&mut self, (): &mut (), _: Sum, _: &String, _: Range<usize>, (): &mut ()) -> Result<()> {
         unreachable!()
     }
 
-    fn linear(&mut self, (): &(), _: Range<usize>, _: &String, _: Features, (): &mut ()) -> Result<()> {
+    fn linear(
+        &mut self,
+        (): &(),
+        _: Range<usize>,
+        _: &String,
+        _: Features,
+        (): &mut (),
+        _: usize,
+    ) -> Result<()> {
         unreachable!()
     }
 
@@ -117,14 +122,11 @@ impl Backend for Recorder {
         unreachable!()
     }
 
-    fn row_parallel(
-        &mut self,
-        (): &(),
-        _: &String,
-        _: Range<usize>,
-        (): &mut (),
-        (): &mut (),
-    ) -> Result<Sum> {
+    fn row_parallel(&mut self, (): &(), _: usize, _: &String, _: Range<usize>, (): &mut ()) -> Result<()> {
+        unreachable!()
+    }
+
+    fn sum(&mut self, _: Range<usize>) -> Result<Sum> {
         unreachable!()
     }
 

@@ -23,8 +23,6 @@ pub enum Delta<'a> {
     In(DeviceSlice<'a>),
     /// `[parts, tokens, hidden]` in the residual's format: what each rank has computed for these rows, added in that order.
     Parts(DeviceSlice<'a>, usize),
-    /// The rows of `out`, which it then overwrites. Only where the residual has the format of `out`.
-    InOutput,
 }
 
 /// `residual += delta; out = residual / rms(residual) * weight`, row by row.
@@ -71,12 +69,6 @@ impl Ops {
                 needs.covers("delta", rows.bytes(), parts * residual_bytes)?;
                 (rows.address(), parts)
             }
-            Delta::InOutput => {
-                needs.that(self.storage() == Storage::Bf16, || {
-                    "a delta in f32, which cannot lie in `out`".to_owned()
-                })?;
-                (out.address() + out_first as u64, 1)
-            }
         };
         let parts = needs.int("parts", parts)?;
         let threads = (hidden / WIDE).next_multiple_of(32).min(THREADS_MAX);
@@ -85,8 +77,8 @@ impl Ops {
         let weight = weight.address();
         let width = needs.int("hidden", hidden)?;
         // SAFETY: types: two addresses, int, two addresses, int, float. bounds: `tokens` rows of width hidden from the first one on, checked above; the kernel
-        // stops at hidden, within THREADS_MAX threads of 64 numbers = HIDDEN_MAX. aliases: residual and out are borrowed mutably;
-        // delta is another buffer, or out itself, where each thread reads what it later writes. lives: see above.
+        // stops at hidden, within THREADS_MAX threads of 64 numbers = HIDDEN_MAX. aliases: residual and out are borrowed mutably, so delta
+        // is another buffer. lives: see above.
         unsafe {
             self.context
                 .compute()

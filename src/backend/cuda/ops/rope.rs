@@ -45,11 +45,13 @@ impl RopeTables {
     }
 }
 
-/// Rotates heads of rows `0..rows` of `qkv` in place.
+/// Rotates heads of `rows` rows of `qkv` in place.
 #[derive(Debug)]
 pub struct Rope<'a> {
-    /// `[rows, row_stride]`
+    /// `[first_row + rows, row_stride]`
     pub qkv: &'a mut DeviceBuffer,
+    /// The first row to rotate.
+    pub first_row: usize,
     /// `[rows]` u32: all below the tables' number.
     pub positions: DeviceSlice<'a>,
     /// Cosines and sines.
@@ -69,7 +71,8 @@ pub struct Rope<'a> {
 impl Ops {
     /// Launches `rope`.
     pub fn rope(&self, args: Rope<'_>) -> Result<()> {
-        let Rope { qkv, positions, tables, rows, row_stride, first_head, heads, position_max } = args;
+        let Rope { qkv, first_row, positions, tables, rows, row_stride, first_head, heads, position_max } =
+            args;
         let needs = Needs("rope");
         let head_dim = tables.head_dim;
         needs.that(head_dim > 0 && head_dim.is_multiple_of(2 * WIDE), || {
@@ -82,11 +85,12 @@ impl Ops {
         needs.that(position_max < tables.positions, || {
             format!("positions below {}, not up to {position_max}", tables.positions)
         })?;
-        needs.covers("qkv", qkv.bytes(), rows * row_stride * Storage::BYTES)?;
+        needs.covers("qkv", qkv.bytes(), (first_row + rows) * row_stride * Storage::BYTES)?;
         needs.covers("positions", positions.bytes(), rows * size_of::<u32>())?;
         let items = heads * head_dim / (2 * WIDE);
         let config = needs.grid(rows, 1, items.next_multiple_of(32).clamp(32, THREADS_MAX), 0)?;
-        let (qkv, positions) = (qkv.address(), positions.address());
+        let qkv = qkv.address() + (first_row * row_stride * Storage::BYTES) as u64;
+        let positions = positions.address();
         let (cos, sin) = (tables.cos.address(), tables.sin.address());
         let row_stride = needs.int("row_stride", row_stride)?;
         let (head_dim, first_head, heads) = (head_dim as i32, first_head as i32, heads as i32);
