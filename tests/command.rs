@@ -243,7 +243,9 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
     };
     assert_eq!(facts("H200"), (Some(1), Some(80), Some(true)), "{rows:?}");
     assert_eq!(facts("H100"), (Some(2), Some(80), Some(true)), "{rows:?}");
-    assert_eq!(facts("A100 40GB"), (Some(4), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(facts("A100 40GB"), (Some(8), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(of("H200")["tokens_that_hide_the_link"], Value::Null);
+    assert_eq!(of("H200")["passes_per_million_tokens"], 1_000_000_u64.div_ceil(4096));
     assert_eq!(of("H200")["max_tokens"], 131_072);
     // 80 layers of 855,654,400 numbers, the final norm and one row of the head.
     assert_eq!(of("H200")["weight_bytes"], 2 * (80 * 855_654_400_u64 + 2 * 8192));
@@ -252,6 +254,14 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
         assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
         assert!(run.stderr.contains(wrong[0]), "{run:?}");
     }
+    // What 12.6 GB/s of weights and 49 TFLOP/s come to: 2 * 80 * 855,638,016 operations a token, 2 bytes a weight and pass.
+    let rows = plan(&["--gpus", "1", "--max-tokens", "8192"]);
+    let row = rows.iter().find(|row| row["gpu"] == "T4").unwrap();
+    let streamed = row["layers_streamed"].as_f64().unwrap();
+    assert_eq!(row["streamed_bytes_per_pass"].as_f64().unwrap(), streamed * 2.0 * 855_654_400.0);
+    let hiding = (streamed / 80.0) * (0.75 * 65e12) / (0.8 * 15.75e9);
+    assert!((row["tokens_that_hide_the_link"].as_f64().unwrap() - hiding).abs() <= 2.0, "{row} {hiding}");
+    assert_eq!(row["batch_tokens"], 16_384, "larger passes where layers are streamed: {row}");
     // One small GPU: layer after layer through it, with short conversations.
     let rows = plan(&["--gpus", "1", "--gpu-memory-gib", "15", "--max-tokens", "4096"]);
     assert_eq!((rows.len(), rows[0]["fits"].as_bool()), (1, Some(true)), "{rows:?}");

@@ -150,7 +150,7 @@ fn a_reward_depends_on_its_own_tokens_alone() {
         let unshared = Options { sharing: Sharing::Nothing, ..options() };
         let engine = Engine::open(&fixture.folder, unshared).unwrap();
         assert_eq!(bits(&engine, &sequences), alone, "{}: prefixes not shared", fixture.name);
-        let small = Options { batch_tokens: 100, ..options() };
+        let small = Options { batch_tokens: Some(100), ..options() };
         let engine = Engine::open(&fixture.folder, small).unwrap();
         assert_eq!(bits(&engine, &sequences), alone, "{}: small batches", fixture.name);
     }
@@ -248,7 +248,7 @@ fn a_pass_of_more_parts_than_sums_can_be_gathered_at_a_time_gives_the_same_rewar
     // 8,800 tokens in one pass: three parts, or three pieces of one part's sums.
     let sequences: Vec<Vec<u32>> = (0..200).map(|seed| common::ids(seed + 1, 44, 512)).collect();
     let rewards = |batch_tokens, overlap| {
-        let options = Options { ranks: Some(2), batch_tokens, overlap, ..options() };
+        let options = Options { ranks: Some(2), batch_tokens: Some(batch_tokens), overlap, ..options() };
         bits(&Engine::open(&fixture.folder, options).unwrap(), &sequences)
     };
     let expected = rewards(1_000, Overlap::Never);
@@ -272,7 +272,7 @@ fn streamed_layers_give_the_bits_of_resident_ones() {
         for resident in 0..layers {
             let residency = Residency::Streamed { resident_layers: Some(resident) };
             // Many passes, so that a slot is used again and again.
-            let options = Options { residency, batch_tokens: 64, ..options() };
+            let options = Options { residency, batch_tokens: Some(64), ..options() };
             let engine = Engine::open(&folder, options).unwrap();
             assert_eq!(engine.plan().placement.streamed, layers - resident);
             let what = format!("{}, {resident} of {layers} layers resident", folder.display());

@@ -65,7 +65,7 @@ fn many_threads_get_the_rewards_that_one_gets() {
 
 #[test]
 fn score_all_keeps_order_and_errors_and_reads_only_so_far_ahead() {
-    let engine = Engine::open(demo_model(), Options { batch_tokens: 64, ..cpu() }).unwrap();
+    let engine = Engine::open(demo_model(), Options { batch_tokens: Some(64), ..cpu() }).unwrap();
     let pulled = AtomicUsize::new(0);
     let source = (0..2000).map(|index| {
         pulled.fetch_add(1, Ordering::Relaxed);

@@ -39,12 +39,12 @@ fn options_that_are_about_speed_change_no_bit() {
         ("2 threads", Options { threads: Some(2), ..cpu() }),
         ("3 threads", Options { threads: Some(3), ..cpu() }),
         ("5 threads", Options { threads: Some(5), ..cpu() }),
-        ("small batches", Options { batch_tokens: 100, ..cpu() }),
-        ("batches of one", Options { batch_tokens: 1, ..cpu() }),
+        ("small batches", Options { batch_tokens: Some(100), ..cpu() }),
+        ("batches of one", Options { batch_tokens: Some(1), ..cpu() }),
         ("a short queue", Options { queue_tokens: 1, ..cpu() }),
         ("all layers streamed", streamed(None)),
         ("one layer resident", streamed(Some(1))),
-        ("one layer resident, small batches", Options { batch_tokens: 100, ..streamed(Some(1)) }),
+        ("one layer resident, small batches", Options { batch_tokens: Some(100), ..streamed(Some(1)) }),
     ];
     for dir in fixtures() {
         let engine = Engine::open(&dir, Options { threads: Some(1), ..cpu() }).unwrap();

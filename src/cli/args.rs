@@ -88,7 +88,7 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(super) peer_timeout: Option<Duration>,
 
-    /// Unique tokens that one pass takes together
+    /// Unique tokens that one pass takes together [default: 4096, up to 16384 where layers are streamed through a GPU]
     #[arg(long, value_name = "N")]
     pub(super) batch_tokens: Option<usize>,
 
@@ -153,7 +153,7 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "N")]
     pub(super) max_tokens: Option<usize>,
 
-    /// Unique tokens that one pass takes together
+    /// Unique tokens that one pass takes together [default: 4096, up to 16384 where layers are streamed through a GPU]
     #[arg(long, value_name = "N")]
     pub(super) batch_tokens: Option<usize>,
 
@@ -280,7 +280,7 @@ impl ScoreArgs {
             devices: self.devices.clone(),
             peer_timeout: self.peer_timeout.unwrap_or(defaults.peer_timeout),
             process,
-            batch_tokens: self.batch_tokens.unwrap_or(defaults.batch_tokens),
+            batch_tokens: self.batch_tokens,
             max_tokens: self.model.max_tokens,
             residency: match self.residency {
                 ResidencyArg::Auto => Residency::Auto,

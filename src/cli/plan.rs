@@ -8,18 +8,39 @@ use crate::cli::output::Output;
 use crate::cli::{Outcome, model_dir};
 use crate::engine::{Engine, Options, Plan, PlannedGpus};
 
-/// Well-known GPUs: memory in MiB as their driver tells it, and the kernels that they run.
-const GPUS: [(&str, usize, CudaTier); 9] = [
-    ("T4", 15_360, CudaTier::Sm75),
-    ("RTX 2080 Ti", 11_264, CudaTier::Sm75),
-    ("A100 40GB", 40_960, CudaTier::Sm80),
-    ("A100 80GB", 81_920, CudaTier::Sm80),
-    ("L40S", 46_068, CudaTier::Sm80),
-    ("RTX 4090", 24_564, CudaTier::Sm80),
-    ("H100", 81_559, CudaTier::Sm80),
-    ("H200", 143_771, CudaTier::Sm80),
-    ("B200", 183_359, CudaTier::Sm80),
+/// A well-known GPU, by its data sheet.
+struct Known {
+    name: &'static str,
+    /// Memory as its driver tells it.
+    mib: usize,
+    /// The kernels that it runs.
+    tier: CudaTier,
+    /// 16-bit tensor cores with sums in f32, dense.
+    tflops: f64,
+    /// One direction of its PCIe link.
+    link_gb_s: f64,
+}
+
+const fn known(name: &'static str, mib: usize, tier: CudaTier, tflops: f64, link_gb_s: f64) -> Known {
+    Known { name, mib, tier, tflops, link_gb_s }
+}
+
+const GPUS: [Known; 9] = [
+    known("T4", 15_360, CudaTier::Sm75, 65.0, 15.75),
+    known("RTX 2080 Ti", 11_264, CudaTier::Sm75, 53.8, 15.75),
+    known("A100 40GB", 40_960, CudaTier::Sm80, 312.0, 31.5),
+    known("A100 80GB", 81_920, CudaTier::Sm80, 312.0, 31.5),
+    known("L40S", 46_068, CudaTier::Sm80, 362.0, 31.5),
+    known("RTX 4090", 24_564, CudaTier::Sm80, 165.2, 31.5),
+    known("H100", 81_559, CudaTier::Sm80, 989.0, 63.0),
+    known("H200", 143_771, CudaTier::Sm80, 989.0, 63.0),
+    known("B200", 183_359, CudaTier::Sm80, 2250.0, 63.0),
 ];
+
+/// What of a data sheet's figures is reached in earnest, by what others publish: of the tensor cores in products of
+/// this size, and of the link in copies out of pinned memory.
+const TFLOPS_REACHED: f64 = 0.75;
+const LINK_REACHED: f64 = 0.8;
 
 /// What is taken off for the context and the libraries. What NCCL takes for several ranks is not known beforehand.
 const TAKEN_MIB: usize = 800;
@@ -32,6 +53,8 @@ struct Row {
     gpus: PlannedGpus,
     plan: Plan,
     fits: bool,
+    /// What it is, where that is known.
+    known: Option<&'static Known>,
 }
 
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
@@ -39,30 +62,31 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let defaults = Options::default();
     let options = Options {
         ranks: args.ranks,
-        batch_tokens: args.batch_tokens.unwrap_or(defaults.batch_tokens),
+        batch_tokens: args.batch_tokens,
         max_tokens: args.max_tokens,
         ..defaults
     };
-    let named = |&(name, mib, tier): &(&str, usize, CudaTier)| PlannedGpus {
-        name: name.to_owned(),
-        tier,
-        free_bytes: (mib - TAKEN_MIB) * MIB,
-        count: args.gpus.get(),
-    };
-    let kinds: Vec<PlannedGpus> = match args.gpu_memory_gib {
-        Some(gib) => vec![PlannedGpus {
-            name: format!("{gib} GiB"),
-            tier: CudaTier::Sm80,
-            free_bytes: (gib * GIB) as usize,
-            count: args.gpus.get(),
-        }],
-        None => GPUS.iter().map(named).collect(),
-    };
     let mut rows = Vec::new();
-    for gpus in kinds {
-        let plan = Engine::plan_for(&dir, &options, &gpus)?;
+    let mut add = |gpus: PlannedGpus, plan: Plan, known| {
         let fits = plan.footprint.total() <= gpus.free_bytes;
-        rows.push(Row { gpus, plan, fits });
+        rows.push(Row { gpus, plan, fits, known });
+    };
+    let count = args.gpus.get();
+    if let Some(gib) = args.gpu_memory_gib {
+        let (name, free_bytes) = (format!("{gib} GiB"), (gib * GIB) as usize);
+        let gpus = PlannedGpus { name, tier: CudaTier::Sm80, free_bytes, count };
+        let plan = Engine::plan_for(&dir, &options, &gpus)?;
+        add(gpus, plan, None);
+    } else {
+        for known in &GPUS {
+            let free_bytes = (known.mib - TAKEN_MIB) * MIB;
+            let gpus = PlannedGpus { name: known.name.to_owned(), tier: known.tier, free_bytes, count };
+            let plan = Engine::plan_for(&dir, &options, &gpus)?;
+            add(gpus, plan, Some(known));
+        }
+        if let Some((gpus, plan)) = Engine::plan_here(&dir, &options)? {
+            add(PlannedGpus { name: format!("here: {}", gpus.name), ..gpus }, plan, None);
+        }
     }
     let mut output = Output::open(None)?;
     if args.json {
@@ -71,44 +95,70 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         }
         return Ok(Outcome::Complete);
     }
-    let plan = &rows[0].plan;
+    let free =
+        if args.gpu_memory_gib.is_some() { "what is free" } else { "its memory less 0.8 for the driver" };
+    let longest = rows[0].plan.max_tokens;
     output.line(&format!(
-        "passes of {} unique tokens, sequences of up to {}; GiB a GPU, of {}",
-        plan.batch_tokens,
-        plan.max_tokens,
-        if args.gpu_memory_gib.is_some() { "what is free" } else { "its memory less 0.8 for the driver" }
+        "sequences of up to {longest} tokens; GiB a GPU, of {free}; batch: tokens of a pass"
     ))?;
     output.line("")?;
-    output.line("GPU             free   GPUs   weights   workspace     left   layers on it")?;
+    output.line("GPU             free   GPUs   weights   workspace     left   batch   layers on it")?;
     for row in &rows {
         output.line(&row.line())?;
+    }
+    if rows.iter().any(|row| row.hiding_tokens().is_some()) {
+        output.line("")?;
+        output.line(&format!(
+            "Streamed layers are copied once a pass. Passes of so many tokens hide that, if {:.0} % of the link's data \
+             sheet are reached and {:.0} % of the tensor cores'; this is calculated, not measured.",
+            100.0 * LINK_REACHED,
+            100.0 * TFLOPS_REACHED
+        ))?;
     }
     Ok(Outcome::Complete)
 }
 
 impl Row {
+    /// From so many tokens a pass on, copies of streamed layers take no longer than what is computed.
+    fn hiding_tokens(&self) -> Option<u64> {
+        let known = self.known.filter(|_| self.fits && self.plan.placement.streamed > 0)?;
+        let copy_seconds = self.plan.streamed_bytes() as f64 / (known.link_gb_s * LINK_REACHED * 1e9);
+        let token_seconds = self.plan.flops_per_token as f64 / (known.tflops * TFLOPS_REACHED * 1e12);
+        Some((copy_seconds / token_seconds).ceil() as u64)
+    }
+
     fn line(&self) -> String {
-        let Self { gpus, plan, fits } = self;
+        let Self { gpus, plan, fits, .. } = self;
         let gib = |bytes: usize| bytes as f64 / GIB;
         let left = gib(gpus.free_bytes) - gib(plan.footprint.total());
         let layers = plan.placement.resident + plan.placement.streamed;
-        let said = match (fits, plan.placement.streamed) {
+        let mut said = match (fits, plan.placement.streamed) {
             (false, _) => "does not fit".to_owned(),
             (true, 0) => format!("all {layers}"),
-            (true, streamed) => format!("{} of {layers}, {streamed} streamed", plan.placement.resident),
+            (true, streamed) => {
+                let copied = gib(plan.streamed_bytes());
+                format!("{} of {layers}, {streamed} streamed ({copied:.1} a pass", plan.placement.resident)
+            }
         };
+        if let Some(tokens) = self.hiding_tokens() {
+            said += &format!(", hidden from {tokens} tokens on");
+        }
+        if *fits && plan.placement.streamed > 0 {
+            said.push(')');
+        }
         format!(
-            "{:<13}{:>7.2}{:>7}{:>10.2}{:>12.2}{left:>9.2}   {said}",
+            "{:<13}{:>7.2}{:>7}{:>10.2}{:>12.2}{left:>9.2}{:>8}   {said}",
             gpus.name,
             gib(gpus.free_bytes),
             plan.ranks,
             gib(plan.footprint.weights),
-            gib(plan.footprint.workspace)
+            gib(plan.footprint.workspace),
+            plan.batch_tokens
         )
     }
 
     fn json(&self) -> Value {
-        let Self { gpus, plan, fits } = self;
+        let Self { gpus, plan, fits, .. } = self;
         json!({
             "gpu": gpus.name,
             "free_bytes": gpus.free_bytes,
@@ -118,7 +168,10 @@ impl Row {
             "workspace_bytes": plan.footprint.workspace,
             "layers_resident": plan.placement.resident,
             "layers_streamed": plan.placement.streamed,
+            "streamed_bytes_per_pass": plan.streamed_bytes(),
+            "tokens_that_hide_the_link": self.hiding_tokens(),
             "batch_tokens": plan.batch_tokens,
+            "passes_per_million_tokens": 1_000_000_usize.div_ceil(plan.batch_tokens),
             "max_tokens": plan.max_tokens,
         })
     }

@@ -119,6 +119,14 @@ impl Chosen {
         }
     }
 
+    /// The GPUs that were found, as they can be planned for.
+    #[cfg(feature = "cuda")]
+    pub(super) fn planned(&self) -> Result<Option<PlannedGpus>> {
+        let Hardware::Cuda { gpus, tier, .. } = &self.hardware else { return Ok(None) };
+        let free_bytes = self.free_bytes()?.unwrap_or_default();
+        Ok(Some(PlannedGpus { name: gpus[0].name.clone(), tier: *tier, free_bytes, count: gpus.len() }))
+    }
+
     fn cpu(options: &Options, reason: Option<String>) -> Result<Self> {
         let all = || thread::available_parallelism().map_or(1, |n| n.get());
         let threads = options.threads.unwrap_or_else(all);

@@ -73,8 +73,9 @@ pub struct Options {
     pub peer_timeout: Duration,
     /// This process's rank, when the ranks are in several processes.
     pub process: Option<ProcessRank>,
-    /// Unique tokens that one pass takes together. A longer sequence makes a pass of its own.
-    pub batch_tokens: usize,
+    /// Unique tokens that one pass takes together; when nothing is given 4,096, or up to 16,384 where layers are streamed
+    /// through a GPU. A longer sequence makes a pass of its own.
+    pub batch_tokens: Option<usize>,
     /// The longest sequence that is scored, in tokens; the model's own limit when that is smaller or nothing is given.
     pub max_tokens: Option<usize>,
     /// Whether all layers stay on the device, or some pass through it in every pass.
@@ -103,7 +104,7 @@ impl Default for Options {
             devices: Vec::new(),
             peer_timeout: Duration::from_secs(600),
             process: None,
-            batch_tokens: 4096,
+            batch_tokens: None,
             max_tokens: None,
             residency: Residency::Auto,
             queue_tokens: 65_536,
@@ -220,7 +221,7 @@ impl Engine {
         let team = Team {
             queue: Arc::clone(&queue),
             ranks,
-            budget: Budget { tokens: options.batch_tokens, sequences: plan.capacity.sequences },
+            budget: Budget { tokens: plan.batch_tokens, sequences: plan.capacity.sequences },
             sharing: options.sharing,
             labels: config.labels(),
             abort: Arc::new(move |cause| {
@@ -289,6 +290,21 @@ impl Engine {
         let ranks = ranks_of(&chosen, &checkpoint, &config, options)?;
         let tensors = ModelTensors::open(&checkpoint, &config, &Shard::new(&config, 0, ranks)?)?;
         Ok(Plan::new(&config, options, &chosen, ranks, tensors.bytes())?.0)
+    }
+
+    /// What an engine with these options would hold on this machine's GPUs, and how they are called and have free; nothing
+    /// where there is none that it can use.
+    #[cfg(feature = "cuda")]
+    pub fn plan_here(dir: impl AsRef<Path>, options: &Options) -> Result<Option<(PlannedGpus, Plan)>> {
+        let Ok(chosen) = Chosen::new(&Options { device: Device::Cuda, ..options.clone() }) else {
+            return Ok(None);
+        };
+        let config = ModelConfig::read(dir.as_ref())?;
+        let checkpoint = Checkpoint::open(dir.as_ref())?;
+        let ranks = ranks_of(&chosen, &checkpoint, &config, options)?;
+        let tensors = ModelTensors::open(&checkpoint, &config, &Shard::new(&config, 0, ranks)?)?;
+        let plan = Plan::new(&config, options, &chosen, ranks, tensors.bytes())?.0;
+        Ok(chosen.planned()?.map(|gpus| (gpus, plan)))
     }
 
     /// Scores conversations; results are in their order, and one's failure is not another's.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::backend::{Capacity, Footprint};
+use crate::backend::{Capacity, Footprint, Geometry};
 use crate::config::ModelConfig;
 use crate::engine::device::Chosen;
 use crate::engine::residency::{Placement, Residency};
@@ -14,6 +14,13 @@ use crate::weights::WeightBytes;
 /// Sequences with different last tokens in one pass, at most: one for so many of the batch's tokens. What is a sequence's
 /// own is rarely shorter, and the last layer's rows and, on GPUs, the seam tiles of shared prefixes are sized by it.
 const TOKENS_PER_SEQUENCE: usize = 16;
+
+/// Unique tokens of a pass, where nothing else is asked for: matrix products are at full speed from there on.
+const BATCH_TOKENS: usize = 4096;
+
+/// The same where layers are streamed, the largest first that leaves half of what is free to layers: each layer is copied
+/// once a pass, under the computation of that many tokens. 13,000 hide a link of PCIe 5 behind an H200's bf16.
+const BATCH_TOKENS_STREAMED: [usize; 2] = [16_384, 8192];
 
 /// What an engine holds in memory, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +39,8 @@ pub struct Plan {
     pub max_tokens: usize,
     /// What passes are sized for.
     pub capacity: Capacity,
+    /// Floating-point operations of one rank's matrix products for one token.
+    pub flops_per_token: u64,
 }
 
 impl Plan {
@@ -44,52 +53,122 @@ impl Plan {
         weight_bytes: WeightBytes,
     ) -> Result<(Self, Option<String>)> {
         let max_tokens = options.max_tokens.unwrap_or(config.max_tokens).min(config.max_tokens);
-        if max_tokens == 0 || options.batch_tokens == 0 {
+        let batch_tokens = options.batch_tokens.unwrap_or(BATCH_TOKENS);
+        if max_tokens == 0 || batch_tokens == 0 {
             return Err(Error::new(
                 ErrorKind::Options,
                 format!(
-                    "a pass of at most 0 tokens scores nothing (batch {}, longest sequence {max_tokens})",
-                    options.batch_tokens
+                    "a pass of at most 0 tokens scores nothing (batch {batch_tokens}, longest sequence {max_tokens})"
                 ),
             ));
         }
-        let tokens = options.batch_tokens.max(max_tokens);
-        let geometry = geometry(config, options, Shard::new(config, 0, ranks)?);
-        let mlp_tokens = chosen.mlp_tokens(&geometry, tokens);
-        let capacity =
-            Capacity { tokens, sequences: options.batch_tokens.div_ceil(TOKENS_PER_SEQUENCE), mlp_tokens };
-        let footprint = |placement: Placement| {
-            let layers = match placement.streamed {
-                0 => weight_bytes.layers,
-                _ => (placement.resident + placement.slots) * weight_bytes.layer_max,
-            };
-            chosen.footprint(&geometry, &capacity, layers + weight_bytes.head)
-        };
-        let needed = |placement| footprint(placement).total();
         let free = match options.residency {
             // Opening the device to ask it takes time: only where the answer matters.
             Residency::Resident | Residency::Streamed { resident_layers: Some(_) } => None,
             Residency::Auto | Residency::Streamed { resident_layers: None } => chosen.free_bytes()?,
         };
-        let placement = Placement::choose(options.residency, config.layers, free, needed)?;
-        let said = free.filter(|_| options.residency == Residency::Auto && placement.streamed > 0).map(|free| {
-            let Placement { resident, streamed, .. } = placement;
+        let geometry = geometry(config, options, Shard::new(config, 0, ranks)?);
+        let sizing =
+            Sizing { config, geometry, residency: options.residency, chosen, weight_bytes, max_tokens, free };
+        let plan = sizing.plan(batch_tokens)?;
+        let plan = match free {
+            // Ranks in other processes may have other memory free, and must come to the same batches.
+            Some(free)
+                if plan.placement.streamed > 0
+                    && options.batch_tokens.is_none()
+                    && options.several_processes().is_none() =>
+            {
+                sizing.largest_streaming(free)?.unwrap_or(plan)
+            }
+            _ => plan,
+        };
+        let said = free.filter(|_| options.residency == Residency::Auto && plan.placement.streamed > 0);
+        let said = said.map(|free| {
+            let Placement { resident, streamed, .. } = plan.placement;
+            let all = sizing.footprint(&plan.capacity, Placement::resident(config.layers));
             format!(
                 "the whole model needs {:.2} GiB, the GPU has {:.2} free: {resident} of {} layers stay on it, the other \
                  {streamed} are streamed through it in every pass",
-                gib(needed(Placement::resident(config.layers))),
+                gib(all.total()),
                 gib(free),
                 config.layers,
             )
         });
-        let batch_tokens = options.batch_tokens;
-        let footprint = footprint(placement);
-        Ok((Self { ranks, weight_bytes, placement, footprint, batch_tokens, max_tokens, capacity }, said))
+        Ok((plan, said))
+    }
+
+    /// Bytes of one rank's layers that are copied to its device in every pass.
+    pub fn streamed_bytes(&self) -> usize {
+        self.placement.streamed * self.weight_bytes.layer_max
     }
 
     /// How many tokens are worth having in the queue: enough that a pass always finds a full batch.
     pub fn lookahead_tokens(&self) -> usize {
         4 * self.batch_tokens
+    }
+}
+
+/// What plans of one engine have in common.
+struct Sizing<'a> {
+    config: &'a ModelConfig,
+    /// Of rank 0, like whose the other ranks' are.
+    geometry: Geometry,
+    residency: Residency,
+    chosen: &'a Chosen,
+    weight_bytes: WeightBytes,
+    max_tokens: usize,
+    /// Bytes that are free on the device, where that matters.
+    free: Option<usize>,
+}
+
+impl Sizing<'_> {
+    fn capacity(&self, batch_tokens: usize) -> Capacity {
+        let tokens = batch_tokens.max(self.max_tokens);
+        let mlp_tokens = self.chosen.mlp_tokens(&self.geometry, tokens);
+        Capacity { tokens, sequences: batch_tokens.div_ceil(TOKENS_PER_SEQUENCE), mlp_tokens }
+    }
+
+    /// A multiplication and an addition for each weight of the layers' matrices.
+    fn flops_per_token(&self) -> u64 {
+        let Geometry { hidden, shard, .. } = &self.geometry;
+        let attention = hidden * (shard.qkv_width_local() + shard.q_width_local());
+        2 * (self.config.layers * (attention + 3 * hidden * shard.ffn_local)) as u64
+    }
+
+    fn footprint(&self, capacity: &Capacity, placement: Placement) -> Footprint {
+        let WeightBytes { layers, layer_max, head, .. } = self.weight_bytes;
+        let layers = match placement.streamed {
+            0 => layers,
+            _ => (placement.resident + placement.slots) * layer_max,
+        };
+        self.chosen.footprint(&self.geometry, capacity, layers + head)
+    }
+
+    /// The plan for passes of so many tokens.
+    fn plan(&self, batch_tokens: usize) -> Result<Plan> {
+        let Self { weight_bytes, max_tokens, .. } = *self;
+        let (capacity, ranks) = (self.capacity(batch_tokens), self.geometry.shard.ranks);
+        let needed = |placement| self.footprint(&capacity, placement).total();
+        let placement = Placement::choose(self.residency, self.config.layers, self.free, needed)?;
+        let footprint = self.footprint(&capacity, placement);
+        let flops_per_token = self.flops_per_token();
+        Ok(Plan {
+            ranks,
+            weight_bytes,
+            placement,
+            footprint,
+            batch_tokens,
+            max_tokens,
+            capacity,
+            flops_per_token,
+        })
+    }
+
+    /// The plan for the largest passes of streamed layers that leave half of `free` to them.
+    fn largest_streaming(&self, free: usize) -> Result<Option<Plan>> {
+        let workspace = |tokens| self.footprint(&self.capacity(tokens), Placement::resident(0)).workspace;
+        let largest = BATCH_TOKENS_STREAMED.into_iter().find(|&tokens| workspace(tokens) <= free / 2);
+        largest.map(|tokens| self.plan(tokens)).transpose()
     }
 }
 

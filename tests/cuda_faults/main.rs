@@ -33,7 +33,7 @@ fn open_with(model: &str, residency: Residency) -> kudos::Result<Engine> {
     // A small batch: some of what is submitted waits while a pass runs.
     let defaults = Options::default();
     let options =
-        Options { device: Device::Cuda, batch_tokens: 16, max_tokens: Some(64), residency, ..defaults };
+        Options { device: Device::Cuda, batch_tokens: Some(16), max_tokens: Some(64), residency, ..defaults };
     Engine::open(root().join(model), options)
 }
 
@@ -263,6 +263,14 @@ fn a_model_too_large_for_the_gpu_is_streamed_with_as_many_resident_layers_as_fit
         assert!(streamed.stderr.contains(&said), "{gib} GiB: {streamed:?}");
         assert_error(&run(gib, "resident"), &["the model needs 0.09", "`--residency auto`"]);
     }
+    let arguments = ["plan", "--json", "--model", dir.path().to_str().unwrap(), "--max-tokens", "16"];
+    let variables = [("SOFTGPU_MEMORY_GIB", Some("0.09")), ("SOFTGPU_DEVICES", Some("1"))];
+    let planned = kudos_in(&variables, &[&arguments[..], &["--batch-tokens", "16"]].concat(), "");
+    let here = planned.stdout.lines().last().unwrap();
+    assert!(
+        here.contains("\"gpu\":\"here: softgpu") && here.contains("\"layers_resident\":5"),
+        "{planned:?}"
+    );
     // Room for everything, but some layers are to be streamed.
     let streamed = run("8", "streamed");
     assert_eq!((streamed.status, &streamed.stdout), (Some(0), &expected.stdout), "{streamed:?}");

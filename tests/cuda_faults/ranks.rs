@@ -17,7 +17,7 @@ fn options(rank_sums: RankSums) -> Options {
         device: Device::Cuda,
         ranks: Some(2),
         rank_sums,
-        batch_tokens: 16,
+        batch_tokens: Some(16),
         max_tokens: Some(64),
         peer_timeout: Duration::from_secs(2),
         ..Options::default()

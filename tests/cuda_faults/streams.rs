@@ -16,7 +16,7 @@ fn open(model: &Path, residency: Residency, ranks: usize) -> Engine {
         device: Device::Cuda,
         ranks: Some(ranks),
         residency,
-        batch_tokens: TOKENS,
+        batch_tokens: Some(TOKENS),
         max_tokens: Some(TOKENS),
         ..Options::default()
     };
@@ -99,7 +99,7 @@ fn sums_over_ranks_run_beside_the_computation_of_other_rows_where_they_may() {
             ranks: Some(2),
             overlap,
             rank_sums,
-            batch_tokens: tokens,
+            batch_tokens: Some(tokens),
             max_tokens: Some(tokens),
             ..Options::default()
         };
