@@ -51,9 +51,15 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "TEXT", requires = "prompt")]
     pub(super) response: Vec<String>,
 
-    /// Write results to this file instead of standard output
+    /// Write results to this file instead of standard output. A file that is there is replaced as soon as the model is
+    /// open, unless --resume is given
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+
+    /// Go on after the last whole line that an earlier run wrote to the output, if there is one: with the same input from
+    /// its start, and what else was given. The file then becomes what one run would have written, byte for byte
+    #[arg(long, requires = "output", conflicts_with = "prompt")]
+    pub(super) resume: bool,
 
     /// Write JSON even where a table could be shown
     #[arg(long)]

@@ -8,9 +8,11 @@
 //!
 //! each with an optional `id`, and `tools`, `documents`, `template_vars` for the chat template. Other keys are the
 //! user's own and are left alone.
+//!
+//! [`Lines`] reads and counts; [`RawLine::parse`] understands, on whatever thread has time for it.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::Context;
@@ -44,31 +46,93 @@ pub(super) enum Input {
     Tokens(Vec<u32>),
 }
 
+/// Bytes of a line, at most; a longer one is an error of that line. A file that is no JSON lines may be one line, and
+/// must not end up in memory.
+const LINE_BYTES_MAX: u64 = 256 << 20;
+
+/// A line as it was read.
+#[derive(Debug)]
+pub(super) struct RawLine {
+    /// The line's number, from 0; empty lines count.
+    pub(super) index: usize,
+    /// Bytes of the input up to the end of this line.
+    pub(super) end: u64,
+    /// What it says, or why it was not kept.
+    text: Result<Vec<u8>>,
+}
+
+impl RawLine {
+    /// What the line asks for.
+    pub(super) fn parse(&self) -> Line {
+        match &self.text {
+            Ok(text) => parse(text, self.index),
+            Err(error) => Line { key: ("index", Value::from(self.index)), request: Err(error.clone()) },
+        }
+    }
+}
+
 /// The lines of a file, or of standard input for `-`. Empty lines are passed over, but counted.
-pub(super) fn lines(path: &Path) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Line>> + use<>> {
-    let from_stdin = path == Path::new("-");
-    let name = if from_stdin { "standard input".to_owned() } else { format!("`{}`", path.display()) };
-    let mut reader: Box<dyn BufRead + Send> = if from_stdin {
-        Box::new(BufReader::new(io::stdin()))
-    } else {
-        Box::new(BufReader::new(File::open(path).with_context(|| format!("cannot open {name}"))?))
-    };
-    let mut index = 0;
-    Ok(std::iter::from_fn(move || {
-        loop {
-            let mut bytes = Vec::new();
-            match reader.read_until(b'\n', &mut bytes) {
-                Err(error) => return Some(Err(error).with_context(|| format!("cannot read {name}"))),
-                Ok(0) => return None,
-                Ok(_) => {}
-            }
-            let line_index = index;
-            index += 1;
-            if !bytes.trim_ascii().is_empty() {
-                return Some(Ok(parse(&bytes, line_index)));
+pub(super) struct Lines {
+    reader: Box<dyn BufRead + Send>,
+    /// The input in words, for messages.
+    name: String,
+    index: usize,
+    read_bytes: u64,
+    line_bytes_max: u64,
+}
+
+impl Lines {
+    pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
+        let from_stdin = path == Path::new("-");
+        let name = if from_stdin { "standard input".to_owned() } else { format!("`{}`", path.display()) };
+        let reader: Box<dyn BufRead + Send> = if from_stdin {
+            Box::new(BufReader::new(io::stdin()))
+        } else {
+            let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+            Box::new(BufReader::new(file))
+        };
+        Ok(Self { reader, name, index: 0, read_bytes: 0, line_bytes_max: LINE_BYTES_MAX })
+    }
+
+    /// The input in words, for messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The next line, empty or not.
+    fn read(&mut self) -> io::Result<Option<RawLine>> {
+        let mut text = Vec::new();
+        let limit = self.line_bytes_max;
+        let mut bytes = (&mut self.reader).take(limit).read_until(b'\n', &mut text)? as u64;
+        let mut text = Ok(text);
+        if bytes == limit && text.as_ref().is_ok_and(|text| !text.ends_with(b"\n")) {
+            let rest = self.reader.skip_until(b'\n')? as u64;
+            bytes += rest;
+            if rest > 0 {
+                let message = format!("the line has {bytes} bytes, the limit is {limit}");
+                text = Err(on_line(wrong(message), self.index));
             }
         }
-    }))
+        let (index, end) = (self.index, self.read_bytes + bytes);
+        self.index += 1;
+        self.read_bytes = end;
+        Ok((bytes > 0).then_some(RawLine { index, end, text }))
+    }
+}
+
+impl Iterator for Lines {
+    type Item = anyhow::Result<RawLine>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.read() {
+                Err(error) => return Some(Err(error).with_context(|| format!("cannot read {}", self.name))),
+                Ok(None) => return None,
+                Ok(Some(RawLine { text: Ok(text), .. })) if text.trim_ascii().is_empty() => {}
+                Ok(Some(line)) => return Some(Ok(line)),
+            }
+        }
+    }
 }
 
 fn parse(bytes: &[u8], index: usize) -> Line {
@@ -188,4 +252,35 @@ fn wrong(message: impl Into<String>) -> Error {
 
 fn on_line(error: Error, index: usize) -> Error {
     error.at(format!("input line {}", index + 1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Cursor;
+
+    fn lines(text: &str, line_bytes_max: u64) -> Vec<RawLine> {
+        let reader = Box::new(Cursor::new(text.as_bytes().to_vec()));
+        let (name, index, read_bytes) = ("a test".to_owned(), 0, 0);
+        let lines = Lines { reader, name, index, read_bytes, line_bytes_max };
+        lines.collect::<anyhow::Result<_>>().unwrap()
+    }
+
+    #[test]
+    fn lines_know_where_they_are_and_where_they_end() {
+        let read = lines("{}\n\n  \r\n[]", 100);
+        let places: Vec<(usize, u64)> = read.iter().map(|line| (line.index, line.end)).collect();
+        assert_eq!(places, [(0, 3), (3, 10)]);
+    }
+
+    #[test]
+    fn a_line_over_the_limit_is_an_error_of_its_own_and_is_not_kept() {
+        let read = lines("{\"input_ids\": [1, 2, 3, 4, 5]}\n{\"input_ids\": [1]}\n", 20);
+        assert_eq!(read.len(), 2);
+        let error = read[0].parse().request.unwrap_err();
+        assert_eq!(error.message(), "the line has 31 bytes, the limit is 20");
+        assert_eq!((error.place(), read[0].text.is_err()), (Some("input line 1"), true));
+        assert_eq!(read[0].end, 31);
+        assert!(read[1].parse().request.is_ok());
+    }
 }

@@ -1,6 +1,9 @@
 //! The `kudos` command: what was typed, and which mode answers it. stdout carries data only.
 //!
-//! Exit statuses: 0 all was scored, 1 some lines could not be, 2 the command line or the model is at fault.
+//! Exit statuses: 0 all was scored, or whoever read the results had enough of them and closed the pipe; 1 some lines could
+//! not be scored; 2 the command line, the model, the device, reading or writing is at fault. Signals keep their default
+//! dispositions, and with them the conventional statuses (130 for an interrupt, 143 for a termination): each line is
+//! handed to the system in one piece as soon as it is known, so there is nothing to save at the end.
 
 mod args;
 mod input;
@@ -10,6 +13,7 @@ mod output;
 mod plan;
 mod process;
 mod render;
+mod resume;
 mod score;
 
 use std::process::ExitCode;

@@ -1,57 +1,131 @@
 //! Results out: JSON lines written whole, or a table for a person.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind as IoErrorKind, IsTerminal, Write};
-use std::path::Path;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind as IoErrorKind, IsTerminal, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde_json::{Map, Value, json};
 
 use crate::engine::Score;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes that are written to a file and taken away again, to see before hours of work that there is room for results.
+const PROBE_BYTES: usize = 64 << 10;
 
 /// Where data goes. Unlike `println!` it reports a closed pipe or a full disk instead of panicking.
 pub(super) struct Output {
-    writer: BufWriter<Box<dyn Write + Send>>,
-    /// The file, while it still has what an earlier run wrote.
-    earlier: Option<File>,
+    writer: Box<dyn Write + Send>,
+    /// The output in words, for messages.
     name: String,
+    /// The file, if it is a regular one.
+    file: Option<OutputFile>,
+    /// Used anew for each line.
+    line: String,
+}
+
+/// An output that keeps what is written, and has a length.
+pub(super) struct OutputFile {
+    pub(super) path: PathBuf,
+    handle: File,
+    /// Bytes that an earlier run wrote and this one keeps.
+    kept_bytes: u64,
+    /// Lines that are in it, once this run has begun to write.
+    lines: usize,
 }
 
 impl Output {
     /// A file that is opened now, so that one that cannot be written is an error before anything is computed; or
-    /// standard output. What the file holds stays until [`begin`](Self::begin).
+    /// standard output, also for `-`. What the file holds stays until [`begin`](Self::begin).
     pub(super) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
-        let (writer, earlier, name): (Box<dyn Write + Send>, _, _) = match path {
-            None => (Box::new(io::stdout()), None, "standard output".to_owned()),
-            Some(path) => {
-                let name = format!("`{}`", path.display());
-                let file = OpenOptions::new().write(true).create(true).truncate(false).open(path);
-                let opened = file.and_then(|file| Ok((file.try_clone()?, file)));
-                let (file, earlier) = opened.with_context(|| format!("cannot write {name}"))?;
-                (Box::new(file), Some(earlier), name)
-            }
+        let Some(path) = path.filter(|path| *path != Path::new("-")) else {
+            let (writer, name) = (Box::new(io::stdout()), "standard output".to_owned());
+            return Ok(Self { writer, name, file: None, line: String::new() });
         };
-        Ok(Self { writer: BufWriter::new(writer), earlier, name })
+        let name = format!("`{}`", path.display());
+        let open = || -> io::Result<(File, Option<File>)> {
+            let handle = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+            // A device or a pipe has no length to set, and takes nothing back.
+            let file = if handle.metadata()?.is_file() { Some(handle.try_clone()?) } else { None };
+            Ok((handle, file))
+        };
+        let (handle, file) = open().with_context(|| format!("cannot write {name}"))?;
+        if let Some(mut file) = file.as_ref() {
+            // Where files cannot be locked, nothing is said about it.
+            if let Err(TryLockError::WouldBlock) = file.try_lock() {
+                let message = format!("{name} is being written by another kudos");
+                return Err(Error::new(ErrorKind::Io, message).into());
+            }
+            let mut probe = || -> io::Result<()> {
+                let length = file.seek(SeekFrom::End(0))?;
+                let written = file.write_all(&vec![b' '; PROBE_BYTES]);
+                file.set_len(length)?;
+                written
+            };
+            probe().with_context(|| format!("cannot write {name}"))?;
+        }
+        let file = file.map(|handle| OutputFile { path: path.to_owned(), handle, kept_bytes: 0, lines: 0 });
+        Ok(Self { writer: Box::new(handle), name, file, line: String::new() })
     }
 
-    /// Empties the file: from here on there are results to put into it. A model that cannot be opened has not cost
-    /// the results of an earlier run by then.
-    pub(super) fn begin(&mut self) -> anyhow::Result<()> {
-        match self.earlier.take() {
-            // A device or a pipe has no length to set.
-            Some(file) if file.metadata().is_ok_and(|metadata| metadata.is_file()) => {
-                file.set_len(0).with_context(|| format!("cannot write {}", self.name))
-            }
-            _ => Ok(()),
+    /// The output in words, for messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The file, if this is a regular one.
+    pub(super) fn file(&self) -> Option<&OutputFile> {
+        self.file.as_ref()
+    }
+
+    /// Keeps the first `lines` lines, of `bytes` bytes in all.
+    pub(super) fn keep(&mut self, lines: usize, bytes: u64) {
+        if let Some(file) = &mut self.file {
+            (file.lines, file.kept_bytes) = (lines, bytes);
         }
     }
 
-    /// Writes a line and hands it on, so that a reader sees it now and a crash later does not take it along.
+    /// Empties the file of all that is not kept: from here on there are results to put into it. A model that cannot be
+    /// opened has not cost the results of an earlier run by then.
+    pub(super) fn begin(&mut self) -> anyhow::Result<()> {
+        let Some(file) = &mut self.file else { return Ok(()) };
+        let begun = file.handle.set_len(file.kept_bytes).and_then(|()| file.handle.seek(SeekFrom::End(0)));
+        begun.map(drop).with_context(|| format!("cannot write {}", self.name))
+    }
+
+    /// Writes a line in one piece and hands it on, so that a reader sees it now and whatever ends this process does not
+    /// take it along.
     pub(super) fn line(&mut self, line: &str) -> anyhow::Result<()> {
-        writeln!(self.writer, "{line}")
+        self.line.clear();
+        self.line.push_str(line);
+        self.line.push('\n');
+        self.writer
+            .write_all(self.line.as_bytes())
             .and_then(|()| self.writer.flush())
-            .with_context(|| format!("cannot write {}", self.name))
+            .with_context(|| format!("cannot write {}", self.name))?;
+        if let Some(file) = &mut self.file {
+            file.lines += 1;
+        }
+        Ok(())
+    }
+
+    /// Brings the file to the disk, where the system may still find that there is no room.
+    pub(super) fn end(&mut self) -> anyhow::Result<()> {
+        let Some(file) = &self.file else { return Ok(()) };
+        file.handle.sync_data().with_context(|| format!("cannot write {}", self.name))
+    }
+
+    /// How to go on after `error`, where results are in a file.
+    pub(super) fn going_on(&self, error: anyhow::Error) -> anyhow::Error {
+        match &self.file {
+            Some(OutputFile { lines, .. }) if *lines > 0 => {
+                let name = &self.name;
+                anyhow::anyhow!(
+                    "{error:#}\n\nhint: {lines} results are in {name}; `--resume` goes on after them"
+                )
+            }
+            _ => error,
+        }
     }
 }
 

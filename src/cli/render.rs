@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::cli::args::RenderArgs;
-use crate::cli::input::{Input, Request, lines};
+use crate::cli::input::{Input, Lines, Request};
 use crate::cli::output::{Output, error_fields, row};
 use crate::cli::{Outcome, model_dir};
 use crate::config::ModelConfig;
@@ -21,8 +21,8 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
     }
     let mut output = Output::open(None)?;
     let mut outcome = Outcome::Complete;
-    for line in lines(&args.input)? {
-        let line = line?;
+    for raw in Lines::open(&args.input)? {
+        let line = raw?.parse();
         let fields = line.request.and_then(|request| match request {
             Request::One(input) => one(&prompt, max_tokens, input),
             Request::Responses(conversations) => responses(&prompt, max_tokens, conversations),

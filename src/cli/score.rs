@@ -3,6 +3,7 @@
 //! One thread reads, renders and submits; this one waits for results in order and writes them. The engine's queue
 //! and the channel between the two are bounded, so a long input neither sits in memory nor waits for its end.
 
+use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread;
@@ -11,12 +12,13 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::cli::args::ScoreArgs;
-use crate::cli::input::{Input, Line, Request, lines};
+use crate::cli::input::{Input, Line, Lines, Request};
 use crate::cli::output::{Output, error_fields, is_terminal, row, score_fields, scores_fields, table};
+use crate::cli::resume::Earlier;
 use crate::cli::{Outcome, model_dir, process};
 use crate::conversation::Conversation;
 use crate::engine::{Engine, Pending, Score};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 
 /// Lines that may be on their way between reading and writing.
 const LINES_AHEAD: usize = 4096;
@@ -36,8 +38,13 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Complete);
     }
     // Before the model, which takes longer: what cannot be read or written is said at once.
-    let source = args.input.as_deref().map(lines).transpose()?;
+    let mut source = args.input.as_deref().map(Lines::open).transpose()?;
+    refuse_same_file(args)?;
     let mut output = Output::open(args.output.as_deref())?;
+    let mut earlier = match &mut source {
+        Some(source) if args.resume => Earlier::find(source, &mut output)?,
+        _ => Earlier::default(),
+    };
     let engine = Arc::new(Engine::open(dir, args.options(process))?);
     match engine.device_reason() {
         Some(reason) => eprintln!("running on {}: {reason}", engine.device()),
@@ -45,16 +52,40 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     }
     let mut warnings = Warnings { engine: &engine, printed: 0 };
     warnings.print();
+    if earlier.lines > 0 {
+        earlier.confirm(&output, |line| score_line(&engine, line))?;
+        eprintln!("{} results are in {}: going on after them", earlier.lines, output.name());
+    }
     output.begin()?;
     let outcome = match (&args.prompt, source) {
         (Some(prompt), _) => inline(args, prompt, &engine, &mut output),
-        (None, Some(source)) => stream(source, &engine, &mut output, &mut warnings),
+        (None, Some(source)) => stream(source, &earlier, &engine, &mut output, &mut warnings),
         (None, None) => unreachable!("the command line asks for a prompt or an input"),
     };
     warnings.print();
+    let outcome = outcome.and_then(|outcome| output.end().map(|()| outcome));
     // Whatever came of it here, ranks elsewhere have no more to do; the thread that reads may hold the engine for ever.
     engine.close();
-    outcome
+    outcome.map_err(|error| output.going_on(error))
+}
+
+/// An output that is the input would be emptied before it is read.
+fn refuse_same_file(args: &ScoreArgs) -> Result<()> {
+    let (Some(input), Some(output)) = (&args.input, &args.output) else { return Ok(()) };
+    match (fs::canonicalize(input), fs::canonicalize(output)) {
+        (Ok(input), Ok(output)) if input == output && input.is_file() => {
+            let message = format!("`{}` is the input and the output at once", output.display());
+            Err(Error::new(ErrorKind::Options, message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is written for one line.
+fn score_line(engine: &Engine, line: Line) -> Result<String> {
+    let InFlight { key, work } = submit(engine, line)?;
+    let (fields, _) = finish(work);
+    engine.failure().map_or_else(|| Ok(row(key, fields)), Err)
 }
 
 /// Prints each of the engine's warnings once.
@@ -102,7 +133,8 @@ enum Work {
 }
 
 fn stream(
-    lines: impl Iterator<Item = anyhow::Result<Line>> + Send + 'static,
+    lines: Lines,
+    earlier: &Earlier,
     engine: &Arc<Engine>,
     output: &mut Output,
     warnings: &mut Warnings<'_>,
@@ -113,7 +145,7 @@ fn stream(
         let engine = Arc::clone(engine);
         move || submit_all(&engine, lines, &sender)
     });
-    let (mut total, mut failed) = (0, 0);
+    let (mut total, mut failed) = (earlier.lines, earlier.failed);
     loop {
         let InFlight { key, work } = match receiver.recv_timeout(LOOK) {
             Ok(in_flight) => in_flight?,
@@ -160,30 +192,29 @@ fn finish(work: Work) -> (Map<String, Value>, Option<Error>) {
 }
 
 /// Reads, renders and submits line after line until the end, or until nobody wants more.
-fn submit_all(
-    engine: &Engine,
-    lines: impl Iterator<Item = anyhow::Result<Line>>,
-    sender: &SyncSender<anyhow::Result<InFlight>>,
-) {
-    for line in lines {
-        let in_flight = line.and_then(|Line { key, request }| {
-            let work = match request {
-                Err(error) => Work::One(Err(error)),
-                Ok(Request::One(Input::Tokens(ids))) => Work::One(engine.submit_tokens(ids)),
-                Ok(Request::One(Input::Conversation(conversation))) => {
-                    engine.prompt()?;
-                    Work::One(engine.submit(&conversation))
-                }
-                Ok(Request::Responses(conversations)) => {
-                    engine.prompt()?;
-                    Work::Responses(conversations.iter().map(|one| engine.submit(one)).collect())
-                }
-            };
-            Ok(InFlight { key, work })
-        });
+fn submit_all(engine: &Engine, lines: Lines, sender: &SyncSender<anyhow::Result<InFlight>>) {
+    for raw in lines {
+        let in_flight = raw.and_then(|raw| Ok(submit(engine, raw.parse())?));
         let ends = in_flight.is_err();
         if sender.send(in_flight).is_err() || ends {
             return;
         }
     }
+}
+
+/// Renders and submits a line. An error is one of all lines: the model folder has no usable tokenizer or template.
+fn submit(engine: &Engine, Line { key, request }: Line) -> Result<InFlight> {
+    let work = match request {
+        Err(error) => Work::One(Err(error)),
+        Ok(Request::One(Input::Tokens(ids))) => Work::One(engine.submit_tokens(ids)),
+        Ok(Request::One(Input::Conversation(conversation))) => {
+            engine.prompt()?;
+            Work::One(engine.submit(&conversation))
+        }
+        Ok(Request::Responses(conversations)) => {
+            engine.prompt()?;
+            Work::Responses(conversations.iter().map(|one| engine.submit(one)).collect())
+        }
+    };
+    Ok(InFlight { key, work })
 }
