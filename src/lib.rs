@@ -19,6 +19,6 @@ pub use batch::Sharing;
 pub use conversation::{Conversation, Message};
 #[cfg(feature = "cuda")]
 pub use engine::PlannedGpus;
-pub use engine::{Device, Engine, Options, Pending, Plan, ProcessRank, Residency, Score, Secret};
+pub use engine::{Device, Engine, Options, Pending, Plan, ProcessRank, Residency, Score, Secret, Stats};
 pub use error::{Error, ErrorKind, Result};
-pub use prompt::{Prompt, PromptOptions, Truncate};
+pub use prompt::{Prompt, PromptOptions, PromptTokens, Truncate};

@@ -62,6 +62,11 @@ pub(super) struct RawLine {
 }
 
 impl RawLine {
+    /// Bytes of its text.
+    pub(super) fn bytes(&self) -> usize {
+        self.text.as_ref().map_or(0, Vec::len)
+    }
+
     /// What the line asks for.
     pub(super) fn parse(&self) -> Line {
         match &self.text {

@@ -9,6 +9,7 @@ mod args;
 mod input;
 mod model_dir;
 mod output;
+mod pipeline;
 #[cfg(feature = "cuda")]
 mod plan;
 mod process;

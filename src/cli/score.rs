@@ -1,27 +1,25 @@
 //! `kudos score`: a file or stream of JSON lines, or responses given on the command line.
 //!
-//! One thread reads, renders and submits; this one waits for results in order and writes them. The engine's queue
-//! and the channel between the two are bounded, so a long input neither sits in memory nor waits for its end.
+//! [`pipeline`] reads, renders, tokenizes and submits; this thread waits for results in order and writes them. All that is
+//! on its way is bounded, so a long input neither sits in memory nor waits for its end.
 
 use std::fs;
 use std::sync::Arc;
-use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::thread;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
+use anyhow::anyhow;
 use serde_json::{Map, Value};
 
 use crate::cli::args::ScoreArgs;
-use crate::cli::input::{Input, Line, Lines, Request};
+use crate::cli::input::{Line, Lines};
 use crate::cli::output::{Output, error_fields, is_terminal, row, score_fields, scores_fields, table};
+use crate::cli::pipeline::{self, InFlight, Step, Work};
 use crate::cli::resume::Earlier;
 use crate::cli::{Outcome, model_dir, process};
 use crate::conversation::Conversation;
 use crate::engine::{Engine, Pending, Score};
 use crate::error::{Error, ErrorKind, Result};
-
-/// Lines that may be on their way between reading and writing.
-const LINES_AHEAD: usize = 4096;
 
 /// How often a command that waits for lines looks whether the engine is well.
 const LOOK: Duration = Duration::from_millis(500);
@@ -83,8 +81,8 @@ fn refuse_same_file(args: &ScoreArgs) -> Result<()> {
 
 /// What is written for one line.
 fn score_line(engine: &Engine, line: Line) -> Result<String> {
-    let InFlight { key, work } = submit(engine, line)?;
-    let (fields, _) = finish(work);
+    let (key, work) = pipeline::prepare(engine, line)?;
+    let (fields, _) = finish(pipeline::submit(engine, work));
     engine.failure().map_or_else(|| Ok(row(key, fields)), Err)
 }
 
@@ -121,17 +119,6 @@ fn inline(args: &ScoreArgs, prompt: &str, engine: &Engine, output: &mut Output) 
     Ok(outcome)
 }
 
-/// A line whose results are being computed.
-struct InFlight {
-    key: (&'static str, Value),
-    work: Work,
-}
-
-enum Work {
-    One(Result<Pending>),
-    Responses(Vec<Result<Pending>>),
-}
-
 fn stream(
     lines: Lines,
     earlier: &Earlier,
@@ -139,17 +126,14 @@ fn stream(
     output: &mut Output,
     warnings: &mut Warnings<'_>,
 ) -> anyhow::Result<Outcome> {
-    let (sender, receiver) = sync_channel(LINES_AHEAD);
-    // Not joined: when this function ends early, that thread may wait for a line of standard input that never comes.
-    thread::spawn({
-        let engine = Arc::clone(engine);
-        move || submit_all(&engine, lines, &sender)
-    });
+    let steps = pipeline::start(engine, lines);
     let (mut total, mut failed) = (earlier.lines, earlier.failed);
     loop {
-        let InFlight { key, work } = match receiver.recv_timeout(LOOK) {
-            Ok(in_flight) => in_flight?,
-            Err(RecvTimeoutError::Disconnected) => break,
+        let InFlight { key, work, .. } = match steps.recv_timeout(LOOK) {
+            Ok(Step::Line(in_flight)) => in_flight,
+            Ok(Step::End) => break,
+            Ok(Step::Failed(error)) => return Err(error),
+            Err(RecvTimeoutError::Disconnected) => return Err(anyhow!("kudos has a bug: reading panicked")),
             // A rank may fail while the next line is long in coming.
             Err(RecvTimeoutError::Timeout) => match engine.failure() {
                 Some(error) => return Err(error.into()),
@@ -176,7 +160,7 @@ fn stream(
 }
 
 /// Waits for a line's results: the fields of its output, and its first error.
-fn finish(work: Work) -> (Map<String, Value>, Option<Error>) {
+fn finish(work: Work<Pending>) -> (Map<String, Value>, Option<Error>) {
     match work {
         Work::One(pending) => match pending.and_then(Pending::wait) {
             Ok(score) => (score_fields(&score), None),
@@ -189,32 +173,4 @@ fn finish(work: Work) -> (Map<String, Value>, Option<Error>) {
             (scores_fields(&scores), failure)
         }
     }
-}
-
-/// Reads, renders and submits line after line until the end, or until nobody wants more.
-fn submit_all(engine: &Engine, lines: Lines, sender: &SyncSender<anyhow::Result<InFlight>>) {
-    for raw in lines {
-        let in_flight = raw.and_then(|raw| Ok(submit(engine, raw.parse())?));
-        let ends = in_flight.is_err();
-        if sender.send(in_flight).is_err() || ends {
-            return;
-        }
-    }
-}
-
-/// Renders and submits a line. An error is one of all lines: the model folder has no usable tokenizer or template.
-fn submit(engine: &Engine, Line { key, request }: Line) -> Result<InFlight> {
-    let work = match request {
-        Err(error) => Work::One(Err(error)),
-        Ok(Request::One(Input::Tokens(ids))) => Work::One(engine.submit_tokens(ids)),
-        Ok(Request::One(Input::Conversation(conversation))) => {
-            engine.prompt()?;
-            Work::One(engine.submit(&conversation))
-        }
-        Ok(Request::Responses(conversations)) => {
-            engine.prompt()?;
-            Work::Responses(conversations.iter().map(|one| engine.submit(one)).collect())
-        }
-    };
-    Ok(InFlight { key, work })
 }

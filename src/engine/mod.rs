@@ -10,6 +10,7 @@ mod queue;
 mod ranks;
 mod rendezvous;
 mod residency;
+mod stats;
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -41,6 +42,7 @@ use ranks::{LAST_WORDS, Rank, Team};
 use rendezvous::Link;
 pub use rendezvous::{ProcessRank, Secret};
 pub use residency::{Placement, Residency};
+pub use stats::Stats;
 
 /// Where a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +109,7 @@ impl Default for Options {
             batch_tokens: None,
             max_tokens: None,
             residency: Residency::Auto,
-            queue_tokens: 65_536,
+            queue_tokens: 1 << 20,
             sharing: Sharing::Prefixes,
             threads: None,
             cpu_math: CpuMath::F32,
@@ -328,6 +330,22 @@ impl Engine {
         ScoreAll { engine: self, source: conversations.into_iter(), ahead: VecDeque::new(), ahead_tokens: 0 }
     }
 
+    /// What [`submit`](Self::submit) does to a conversation first: renders and tokenizes it, and holds it to the limit.
+    /// Takes the caller's time and none of the engine's, so that several threads can prepare for one that submits.
+    pub fn prepare(&self, conversation: &Conversation) -> Result<PromptTokens> {
+        self.tokens(conversation)
+    }
+
+    /// What [`submit_tokens`](Self::submit_tokens) does to token ids first.
+    pub fn prepare_tokens(&self, ids: Vec<u32>) -> Result<PromptTokens> {
+        self.limited(ids)
+    }
+
+    /// Puts what was prepared into the queue and returns its score to come. Blocks while the queue is full.
+    pub fn submit_prepared(&self, tokens: PromptTokens) -> Result<Pending> {
+        self.enqueue(tokens, WhenFull::Wait)
+    }
+
     /// Puts one conversation into the queue and returns its score to come. Blocks while the queue is full.
     pub fn submit(&self, conversation: &Conversation) -> Result<Pending> {
         self.enqueue(self.tokens(conversation)?, WhenFull::Wait)
@@ -373,6 +391,11 @@ impl Engine {
     /// does not, a template that read the clock, inputs that ended in padding, layers that do not fit on the device.
     pub fn warnings(&self) -> Vec<String> {
         self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What the engine has computed so far.
+    pub fn stats(&self) -> Stats {
+        self.queue.computed().read()
     }
 
     /// Why the engine scores nothing any more, if so.

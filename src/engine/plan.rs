@@ -102,9 +102,10 @@ impl Plan {
         self.placement.streamed * self.weight_bytes.layer_max
     }
 
-    /// How many tokens are worth having in the queue: enough that a pass always finds a full batch.
+    /// How many tokens are worth having in the queue: enough that a pass always finds a full batch, also where
+    /// sequences share nearly all of their tokens.
     pub fn lookahead_tokens(&self) -> usize {
-        4 * self.batch_tokens
+        64 * self.batch_tokens
     }
 }
 

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::batch::{Batch, Budget, Packed, Sharing};
 use crate::engine::Score;
+use crate::engine::stats::Counters;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A sequence that waits to be scored.
@@ -37,6 +38,7 @@ pub(super) struct Queue {
     waiting: Mutex<Waiting>,
     changed: Condvar,
     tokens_max: usize,
+    computed: Counters,
 }
 
 #[derive(Debug)]
@@ -51,7 +53,8 @@ impl Queue {
     /// An empty queue for up to `tokens_max` tokens; a longer job enters when the queue is empty.
     pub(super) fn new(tokens_max: usize) -> Self {
         let waiting = Waiting { jobs: VecDeque::new(), tokens: 0, closed: None };
-        Self { waiting: Mutex::new(waiting), changed: Condvar::new(), tokens_max }
+        let computed = Counters::default();
+        Self { waiting: Mutex::new(waiting), changed: Condvar::new(), tokens_max, computed }
     }
 
     /// Puts a job at the end, or says why not: the queue is closed, or full and asked not to wait.
@@ -133,6 +136,11 @@ impl Queue {
         waiting.tokens = 0;
         self.changed.notify_all();
         (error, jobs.into_iter().map(|job| job.reply).collect())
+    }
+
+    /// What has become of the jobs that were taken.
+    pub(super) fn computed(&self) -> &Counters {
+        &self.computed
     }
 
     /// Why the queue takes nothing any more, if so.

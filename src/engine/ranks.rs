@@ -222,6 +222,7 @@ fn lead(
             let _ = follower.send(Arc::clone(&packed));
         }
         let logits = forward.forward(&packed)?;
+        team.queue.computed().add(&packed);
         for (reply, &row) in in_flight.drain(..).zip(&packed.sequences) {
             reply.answer(Ok(&logits[row * team.labels..(row + 1) * team.labels]));
         }
