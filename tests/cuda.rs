@@ -284,6 +284,24 @@ fn streamed_layers_give_the_bits_of_resident_ones() {
 
 #[test]
 #[ignore = "needs a GPU, real or software: make test"]
+fn weights_are_counted_as_they_come_to_stay_and_streamed_ones_are_not() {
+    let demo = common::demo_model();
+    for (residency, resident) in
+        [(Residency::Resident, 4), (Residency::Streamed { resident_layers: Some(1) }, 1)]
+    {
+        let options = Options { residency, ..options() };
+        let loading = options.loading.clone();
+        let engine = Engine::open(&demo, options).unwrap();
+        let bytes = engine.plan().weight_bytes;
+        let expected = (bytes.layers / 4 * resident + bytes.head) as u64;
+        assert_eq!((loading.brought_bytes(), loading.total_bytes()), (expected, expected));
+        engine.score_tokens(&[vec![1, 2, 3]]).remove(0).unwrap();
+        assert_eq!(loading.brought_bytes(), expected);
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU, real or software: make test"]
 fn the_demo_wins_on_cuda_as_on_the_cpu() {
     let model = common::demo_model();
     let inline = ["--prompt", "What is 1+1?", "--response", "1+1=2", "--response", "1+1=3"];

@@ -11,6 +11,7 @@ pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod layer;
+mod loading;
 pub mod tier;
 
 use std::ops::Range;
@@ -22,6 +23,7 @@ use crate::shard::Shard;
 use crate::weights::{HostTensor, LayerTensors};
 
 pub use layer::{LayerWeights, Part};
+pub use loading::Loading;
 
 /// The sizes and constants that ops need: the model's, and this rank's part of them.
 #[derive(Clone, Debug, PartialEq)]

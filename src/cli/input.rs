@@ -11,7 +11,7 @@
 //!
 //! [`Lines`] reads and counts; [`RawLine::parse`] understands, on whatever thread has time for it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
@@ -81,6 +81,8 @@ pub(super) struct Lines {
     reader: Box<dyn BufRead + Send>,
     /// The input in words, for messages.
     name: String,
+    /// Bytes of the input, where that is known before it is read.
+    size: Option<u64>,
     index: usize,
     read_bytes: u64,
     line_bytes_max: u64,
@@ -90,18 +92,25 @@ impl Lines {
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let from_stdin = path == Path::new("-");
         let name = if from_stdin { "standard input".to_owned() } else { format!("`{}`", path.display()) };
+        let mut size = None;
         let reader: Box<dyn BufRead + Send> = if from_stdin {
             Box::new(BufReader::new(io::stdin()))
         } else {
             let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+            size = file.metadata().ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len());
             Box::new(BufReader::new(file))
         };
-        Ok(Self { reader, name, index: 0, read_bytes: 0, line_bytes_max: LINE_BYTES_MAX })
+        Ok(Self { reader, name, size, index: 0, read_bytes: 0, line_bytes_max: LINE_BYTES_MAX })
     }
 
     /// The input in words, for messages.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Bytes of the input, where that is known before it is read.
+    pub(super) fn size(&self) -> Option<u64> {
+        self.size
     }
 
     /// The next line, empty or not.
@@ -267,7 +276,7 @@ mod tests {
     fn lines(text: &str, line_bytes_max: u64) -> Vec<RawLine> {
         let reader = Box::new(Cursor::new(text.as_bytes().to_vec()));
         let (name, index, read_bytes) = ("a test".to_owned(), 0, 0);
-        let lines = Lines { reader, name, index, read_bytes, line_bytes_max };
+        let lines = Lines { reader, name, size: None, index, read_bytes, line_bytes_max };
         lines.collect::<anyhow::Result<_>>().unwrap()
     }
 

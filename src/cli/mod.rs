@@ -13,6 +13,7 @@ mod pipeline;
 #[cfg(feature = "cuda")]
 mod plan;
 mod process;
+mod progress;
 mod render;
 mod resume;
 mod score;

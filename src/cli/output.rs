@@ -20,6 +20,7 @@ pub(super) struct Output {
     name: String,
     /// The file, if it is a regular one.
     file: Option<OutputFile>,
+    standard: bool,
     /// Used anew for each line.
     line: String,
 }
@@ -40,7 +41,7 @@ impl Output {
     pub(super) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             let (writer, name) = (Box::new(io::stdout()), "standard output".to_owned());
-            return Ok(Self { writer, name, file: None, line: String::new() });
+            return Ok(Self { writer, name, file: None, standard: true, line: String::new() });
         };
         let name = format!("`{}`", path.display());
         let open = || -> io::Result<(File, Option<File>)> {
@@ -65,12 +66,17 @@ impl Output {
             probe().with_context(|| format!("cannot write {name}"))?;
         }
         let file = file.map(|handle| OutputFile { path: path.to_owned(), handle, kept_bytes: 0, lines: 0 });
-        Ok(Self { writer: Box::new(handle), name, file, line: String::new() })
+        Ok(Self { writer: Box::new(handle), name, file, standard: false, line: String::new() })
     }
 
     /// The output in words, for messages.
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Whether this is standard output.
+    pub(super) fn is_standard(&self) -> bool {
+        self.standard
     }
 
     /// The file, if this is a regular one.

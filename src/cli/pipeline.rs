@@ -42,6 +42,8 @@ pub(super) struct InFlight {
     /// How its result is named.
     pub(super) key: (&'static str, Value),
     pub(super) work: Work<Pending>,
+    /// Bytes of the input up to the end of this line.
+    pub(super) end: u64,
     /// Given back with this.
     _room: Permit,
 }
@@ -67,6 +69,7 @@ type Prepared = Result<((&'static str, Value), Work<PromptTokens>)>;
 /// A line's place in the order.
 struct Place {
     prepared: Receiver<Prepared>,
+    end: u64,
     room: Permit,
 }
 
@@ -109,10 +112,10 @@ fn read(lines: Lines, jobs: &Sender<Job>, places: &Sender<anyhow::Result<Place>>
     for raw in lines {
         let place = raw.map(|raw| {
             let room = room.enter(raw.bytes() + LINE_BYTES);
-            let (done, prepared) = channel();
+            let (end, (done, prepared)) = (raw.end, channel());
             // If nobody works any more, the place says so.
             let _ = jobs.send(Job { raw, done });
-            Place { prepared, room }
+            Place { prepared, end, room }
         });
         if places.send(place).is_err() {
             return;
@@ -163,10 +166,10 @@ fn submit_all(
     steps: &SyncSender<Step>,
 ) -> anyhow::Result<()> {
     for place in places {
-        let Place { prepared, room } = place?;
+        let Place { prepared, end, room } = place?;
         let (key, work) =
             prepared.recv().map_err(|_| anyhow!("kudos has a bug: a line's preparation panicked"))??;
-        let in_flight = InFlight { key, work: submit(engine, work), _room: room };
+        let in_flight = InFlight { key, work: submit(engine, work), end, _room: room };
         if steps.send(Step::Line(in_flight)).is_err() {
             break;
         }

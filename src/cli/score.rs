@@ -15,6 +15,7 @@ use crate::cli::args::ScoreArgs;
 use crate::cli::input::{Line, Lines};
 use crate::cli::output::{Output, error_fields, is_terminal, row, score_fields, scores_fields, table};
 use crate::cli::pipeline::{self, InFlight, Step, Work};
+use crate::cli::progress::{self, Progress, Results};
 use crate::cli::resume::Earlier;
 use crate::cli::{Outcome, model_dir, process};
 use crate::conversation::Conversation;
@@ -43,13 +44,15 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         Some(source) if args.resume => Earlier::find(source, &mut output)?,
         _ => Earlier::default(),
     };
-    let engine = Arc::new(Engine::open(dir, args.options(process))?);
+    let options = args.options(process);
+    let engine = progress::while_loading(&options.loading.clone(), || Engine::open(dir, options));
+    let engine = Arc::new(engine?);
     match engine.device_reason() {
         Some(reason) => eprintln!("running on {}: {reason}", engine.device()),
         None => eprintln!("running on {}", engine.device()),
     }
     let mut warnings = Warnings { engine: &engine, printed: 0 };
-    warnings.print();
+    warnings.print(say);
     if earlier.lines > 0 {
         earlier.confirm(&output, |line| score_line(&engine, line))?;
         eprintln!("{} results are in {}: going on after them", earlier.lines, output.name());
@@ -60,7 +63,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         (None, Some(source)) => stream(source, &earlier, &engine, &mut output, &mut warnings),
         (None, None) => unreachable!("the command line asks for a prompt or an input"),
     };
-    warnings.print();
+    warnings.print(say);
     let outcome = outcome.and_then(|outcome| output.end().map(|()| outcome));
     // Whatever came of it here, ranks elsewhere have no more to do; the thread that reads may hold the engine for ever.
     engine.close();
@@ -86,6 +89,11 @@ fn score_line(engine: &Engine, line: Line) -> Result<String> {
     engine.failure().map_or_else(|| Ok(row(key, fields)), Err)
 }
 
+/// A line on standard error, while there is no bar.
+fn say(text: &str) {
+    eprintln!("{text}");
+}
+
 /// Prints each of the engine's warnings once.
 struct Warnings<'a> {
     engine: &'a Engine,
@@ -93,9 +101,9 @@ struct Warnings<'a> {
 }
 
 impl Warnings<'_> {
-    fn print(&mut self) {
+    fn print(&mut self, say: impl Fn(&str)) {
         for warning in self.engine.warnings().iter().skip(self.printed) {
-            eprintln!("warning: {warning}");
+            say(&format!("warning: {warning}"));
             self.printed += 1;
         }
     }
@@ -126,10 +134,14 @@ fn stream(
     output: &mut Output,
     warnings: &mut Warnings<'_>,
 ) -> anyhow::Result<Outcome> {
+    let size = lines.size();
     let steps = pipeline::start(engine, lines);
     let (mut total, mut failed) = (earlier.lines, earlier.failed);
+    let results =
+        if output.is_standard() && is_terminal() { Results::OnTerminal } else { Results::Elsewhere };
+    let mut progress = Progress::new(results, size, earlier.input_bytes, engine.stats());
     loop {
-        let InFlight { key, work, .. } = match steps.recv_timeout(LOOK) {
+        let InFlight { key, work, end, .. } = match steps.recv_timeout(LOOK) {
             Ok(Step::Line(in_flight)) => in_flight,
             Ok(Step::End) => break,
             Ok(Step::Failed(error)) => return Err(error),
@@ -150,8 +162,10 @@ fn stream(
         }
         total += 1;
         output.line(&row(key, fields))?;
-        warnings.print();
+        progress.reached(end, || engine.stats());
+        warnings.print(|text| progress.say(text));
     }
+    progress.end(&engine.stats());
     if failed == 0 {
         return Ok(Outcome::Complete);
     }

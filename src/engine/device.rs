@@ -12,7 +12,7 @@ use crate::backend::cuda::probe::{self, Capability, DeviceInfo};
 use crate::backend::cuda::{Cuda, context::Context, gemm, nccl};
 #[cfg(feature = "cuda")]
 use crate::backend::tier::CudaTier;
-use crate::backend::{Backend, Capacity, Footprint, Geometry};
+use crate::backend::{Backend, Capacity, Footprint, Geometry, Loading};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::engine::ranks::Rank;
@@ -24,6 +24,8 @@ use crate::model::{LayerSource, Model, Resident, Streamed};
 #[cfg(feature = "cuda")]
 use crate::shard::allowed_ranks;
 use crate::weights::ModelTensors;
+#[cfg(feature = "cuda")]
+use crate::weights::WeightBytes;
 
 /// Rows that go through the MLP at a time on the CPU: gate and up of a chunk stay near the cache, while a weight block
 /// is packed once for many rows.
@@ -43,6 +45,9 @@ pub(super) struct Chosen {
     hardware: Hardware,
     /// Why it is this one, when nobody asked for it by name.
     pub(super) reason: Option<String>,
+    /// Where ranks are counted in that bring weights to a device.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU brings nothing"))]
+    loading: Loading,
 }
 
 enum Hardware {
@@ -66,13 +71,14 @@ enum Hardware {
 impl Chosen {
     /// The device that the options ask for, or the best one that is there.
     pub(super) fn new(options: &Options) -> Result<Self> {
+        let loading = options.loading.clone();
         if options.several_processes().is_some() {
             if options.device == Device::Cpu {
                 let message = "ranks on the CPU share one process, and several processes were asked for";
                 return Err(Error::new(ErrorKind::Options, message)
                     .with_hint("give each process a GPU, or leave out the processes: `--ranks N` alone"));
             }
-            return Ok(Self { hardware: cuda(options)?, reason: None });
+            return Ok(Self { hardware: cuda(options)?, reason: None, loading });
         }
         if options.device == Device::Cpu && !options.devices.is_empty() {
             let message = "GPUs were named for a model that is to run on the CPU";
@@ -82,10 +88,12 @@ impl Chosen {
             return Self::cpu(options, None);
         }
         match (cuda(options), options.device) {
-            (Ok(hardware), Device::Auto) => {
-                Ok(Self { hardware, reason: Some("the first GPU that this build supports".to_owned()) })
-            }
-            (Ok(hardware), _) => Ok(Self { hardware, reason: None }),
+            (Ok(hardware), Device::Auto) => Ok(Self {
+                hardware,
+                reason: Some("the first GPU that this build supports".to_owned()),
+                loading,
+            }),
+            (Ok(hardware), _) => Ok(Self { hardware, reason: None, loading }),
             // Whoever names GPUs does not mean the CPU.
             (Err(error), Device::Auto) if options.devices.is_empty() => {
                 Self::cpu(options, Some(error.message().to_owned()))
@@ -116,6 +124,7 @@ impl Chosen {
         Self {
             hardware: Hardware::Cuda { gpus: infos, tier: gpus.tier, group: None, free_bytes },
             reason: None,
+            loading: Loading::default(),
         }
     }
 
@@ -134,7 +143,11 @@ impl Chosen {
             return Err(Error::new(ErrorKind::Options, "0 threads cannot compute anything"));
         }
         let group = Arc::new(Group::new(1));
-        Ok(Self { hardware: Hardware::Cpu { threads, math: options.cpu_math, group }, reason })
+        Ok(Self {
+            hardware: Hardware::Cpu { threads, math: options.cpu_math, group },
+            reason,
+            loading: options.loading.clone(),
+        })
     }
 
     /// How many ranks are to share the model: as many as are asked for, or as few GPUs as it fits on. When it fits on
@@ -277,7 +290,12 @@ impl Chosen {
                 // A process of several has one rank and one GPU.
                 let info = if let [info] = &gpus[..] { info } else { &gpus[geometry.shard.rank] };
                 let cuda = Cuda::new(info, *tier, geometry, capacity, group.clone(), footprint);
-                let model = cuda.and_then(|cuda| load(cuda, capacity, tensors, resident_layers, warn));
+                let WeightBytes { layers, head, .. } = tensors.bytes();
+                let to_stay = layers / tensors.layers.len().max(1) * resident_layers + head;
+                let model = cuda.and_then(|cuda| {
+                    self.loading.count_in(to_stay as u64, Arc::clone(cuda.brought_bytes()));
+                    load(cuda, capacity, tensors, resident_layers, warn)
+                });
                 model
                     .map(|model| Box::new(NamingPasses { info: info.clone(), model }) as Box<dyn Rank>)
                     .map_err(|error| lacking(error, footprint))

@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
-use crate::backend::{Geometry, Overlap, RankSums};
+use crate::backend::{Geometry, Loading, Overlap, RankSums};
 use crate::batch::{Budget, Sharing};
 use crate::config::{Head, ModelConfig, generation_warnings};
 use crate::conversation::Conversation;
@@ -94,6 +94,8 @@ pub struct Options {
     pub cuda_tier: Option<CudaTier>,
     /// How conversations become text and tokens.
     pub prompt: PromptOptions,
+    /// Counts weights while the engine opens; keep a clone to read it meanwhile.
+    pub loading: Loading,
 }
 
 impl Default for Options {
@@ -115,6 +117,7 @@ impl Default for Options {
             cpu_math: CpuMath::F32,
             cuda_tier: None,
             prompt: PromptOptions::default(),
+            loading: Loading::default(),
         }
     }
 }

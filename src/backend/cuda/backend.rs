@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::Storage;
 use super::buffer::{DeviceBuffer, DeviceSlice};
@@ -146,6 +147,11 @@ impl Cuda {
     /// The GPU that it is on.
     pub fn info(&self) -> &DeviceInfo {
         self.ops.context().info()
+    }
+
+    /// Counts bytes of weights, as stored in their files, that were brought here to stay.
+    pub fn brought_bytes(&self) -> &Arc<AtomicU64> {
+        self.courier.brought()
     }
 
     fn storage(&self) -> Storage {

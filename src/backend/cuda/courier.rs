@@ -78,6 +78,7 @@ pub(super) struct Courier {
     thread: Option<JoinHandle<()>>,
     stop: Arc<AtomicBool>,
     subnormal: Arc<AtomicU64>,
+    brought: Arc<AtomicU64>,
     /// For weights that are loaded once; recorded anew for each of them.
     loaded: Arc<CudaEvent>,
 }
@@ -93,8 +94,10 @@ impl Courier {
         let (cuda, copy) = (Arc::clone(context.cuda()), Arc::clone(context.copy()));
         let (ready, is_ready) = mpsc::channel();
         let (stop_too, subnormal_too) = (Arc::clone(&stop), Arc::clone(&subnormal));
+        let brought = Arc::new(AtomicU64::new(0));
+        let brought_too = Arc::clone(&brought);
         let work = move || {
-            let mut ring = match Ring::new(cuda, copy, readers, stop_too, subnormal_too) {
+            let mut ring = match Ring::new(cuda, copy, readers, stop_too, subnormal_too, brought_too) {
                 Ok(ring) => ring,
                 Err(error) => return drop(ready.send(Err(error))),
             };
@@ -111,7 +114,7 @@ impl Courier {
             Error::new(ErrorKind::Io, format!("cannot start a thread that copies weights: {error}"))
         })?;
         Receipt(is_ready).wait()?;
-        Ok(Self { orders: Some(orders), thread: Some(thread), stop, subnormal, loaded })
+        Ok(Self { orders: Some(orders), thread: Some(thread), stop, subnormal, brought, loaded })
     }
 
     /// Queues an order behind those before it.
@@ -135,6 +138,11 @@ impl Courier {
     /// Weights that became subnormal f16 numbers when they were loaded or checked, and lost digits by it.
     pub(super) fn subnormal(&self) -> u64 {
         self.subnormal.load(Ordering::Relaxed)
+    }
+
+    /// Counts bytes of weights, as stored, that are loaded to stay: on the device or on their way.
+    pub(super) fn brought(&self) -> &Arc<AtomicU64> {
+        &self.brought
     }
 }
 

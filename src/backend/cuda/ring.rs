@@ -32,6 +32,7 @@ pub(super) struct Ring {
     readers: rayon::ThreadPool,
     stop: Arc<AtomicBool>,
     subnormal: Arc<AtomicU64>,
+    brought: Arc<AtomicU64>,
 }
 
 struct Chunk {
@@ -42,13 +43,14 @@ struct Chunk {
 
 impl Ring {
     /// A ring of pinned memory with so many threads of its own that fill it. `stop` ends an order early; `subnormal` counts
-    /// weights that lose digits as f16.
+    /// weights that lose digits as f16, `brought` bytes that are loaded to stay.
     pub(super) fn new(
         cuda: Arc<CudaContext>,
         copy: Arc<CudaStream>,
         readers: usize,
         stop: Arc<AtomicBool>,
         subnormal: Arc<AtomicU64>,
+        brought: Arc<AtomicU64>,
     ) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(readers)
@@ -64,7 +66,7 @@ impl Ring {
             Ok(Chunk { pinned: Pinned::new(&cuda, CHUNK_BYTES)?, copied })
         };
         let chunks = (0..CHUNKS).map(|_| chunk()).collect::<Result<_>>()?;
-        Ok(Self { cuda, copy, chunks, next: 0, readers, stop, subnormal })
+        Ok(Self { cuda, copy, chunks, next: 0, readers, stop, subnormal, brought })
     }
 
     /// Fills and queues every copy of an order, and records its event.
@@ -97,6 +99,7 @@ impl Ring {
                 return Err(Error::new(ErrorKind::Dead, "the engine ended while weights were on their way"));
             }
             let part = start..rows.count.min(start + rows_at_once);
+            let stored_bytes = (part.len() * rows.stored_row_bytes()) as u64;
             let (address, byte_count) = rows.destination(&part);
             let chunk = &mut self.chunks[self.next];
             self.next = (self.next + 1) % CHUNKS;
@@ -114,6 +117,9 @@ impl Ring {
             // before its event says that the copy is through, and dropping it waits for the device.
             unsafe { result::memcpy_htod_async(address, bytes, self.copy.cu_stream()) }.or_fault(DOING)?;
             chunk.copied.record(&self.copy).or_fault(DOING)?;
+            if matches!(what, What::Load { .. }) {
+                self.brought.fetch_add(stored_bytes, Ordering::Relaxed);
+            }
         }
         Ok(())
     }

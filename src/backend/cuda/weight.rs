@@ -157,6 +157,15 @@ impl Rows {
         (self.to + (rows.start * self.row_bytes) as CUdeviceptr, rows.len() * self.row_bytes)
     }
 
+    /// Bytes of a row in the files that it comes from.
+    pub(super) fn stored_row_bytes(&self) -> usize {
+        let bytes = |piece: &HostTensor| piece.cols() * piece.dtype().size();
+        match self.kind {
+            Kind::Values => bytes(&self.pieces[0]),
+            Kind::Bias => self.pieces.iter().map(bytes).sum(),
+        }
+    }
+
     /// Writes rows from `first` on, as many as `bytes` holds, as the device stores them. Adds to `subnormal` the numbers
     /// that became subnormal f16 ones and lost digits by it.
     pub(super) fn fill(&self, first: usize, bytes: &mut [u8], subnormal: &AtomicU64) -> Result<()> {
