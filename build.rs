@@ -82,6 +82,11 @@ fn build() -> Result<(), String> {
     let kernels = build.sources(&version)?;
     build.compile_all(&kernels)?;
     build.write_table(&kernels)?;
+    // For `kudos --version`. nvcc's own words end in `..., V13.0.88`.
+    let release = version.split(", V").nth(1).and_then(|rest| rest.split_whitespace().next());
+    println!("cargo::rustc-env=KUDOS_NVCC={}", release.unwrap_or("of an unknown version"));
+    let targets: Vec<String> = build.architectures.iter().map(|name| format!("sm_{name}")).collect();
+    println!("cargo::rustc-env=KUDOS_CUDA_TARGETS={}", targets.join(", "));
     build.write_reports(&kernels, &version)
 }
 

@@ -267,3 +267,27 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
     assert_eq!((rows.len(), rows[0]["fits"].as_bool()), (1, Some(true)), "{rows:?}");
     assert!(rows[0]["layers_streamed"].as_u64().unwrap() > 70, "{rows:?}");
 }
+
+#[test]
+fn the_version_says_what_was_built_and_every_shell_and_man_are_served() {
+    let short = kudos(&["-V"], "");
+    assert_eq!(short.stdout, format!("kudos {}\n", env!("CARGO_PKG_VERSION")));
+    let long = kudos(&["--version"], "").stdout;
+    let cuda = if cfg!(feature = "cuda") { "CUDA: kernels by nvcc 1" } else { "CUDA: not in this build" };
+    assert!(long.starts_with(&short.stdout) && long.contains(cuda), "{long}");
+    for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef kudos"), ("fish", "complete -c kudos")] {
+        let script = kudos(&["completions", shell], "");
+        assert_eq!(script.status, Some(0), "{script:?}");
+        assert!(
+            script.stdout.contains(word) && script.stdout.contains("resume"),
+            "{shell}: {}",
+            script.stdout
+        );
+    }
+    let pages = [kudos(&["man"], ""), kudos(&["man", "score"], "")].map(|run| run.stdout);
+    assert!(pages[0].contains(".TH kudos 1") && pages[0].contains("kudos\\-score(1)"), "{}", pages[0]);
+    assert!(pages[1].contains(".TH kudos-score 1") && pages[1].contains("\\-\\-resume"), "{}", pages[1]);
+    let unknown = kudos(&["man", "paint"], "");
+    assert_eq!(unknown.status, Some(2));
+    assert!(unknown.stderr.contains("there is no command `paint`"), "{unknown:?}");
+}

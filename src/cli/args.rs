@@ -14,9 +14,23 @@ use crate::backend::{Overlap, RankSums};
 use crate::engine::{Device, Options, ProcessRank, Residency};
 use crate::prompt::{PromptOptions, Truncate};
 
+/// The version, and what this build can run on.
+#[cfg(feature = "cuda")]
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\nCUDA: kernels by nvcc ",
+    env!("KUDOS_NVCC"),
+    ", machine code for ",
+    env!("KUDOS_CUDA_TARGETS"),
+    "\nCPU: f32, and bf16 on demand"
+);
+#[cfg(not(feature = "cuda"))]
+const LONG_VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), "\nCUDA: not in this build\nCPU: f32, and bf16 on demand");
+
 /// Rewards from Llama-architecture reward models.
 #[derive(Debug, Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, long_version = LONG_VERSION, propagate_version = true)]
 pub(super) struct Args {
     #[command(subcommand)]
     pub(super) command: Command,
@@ -31,6 +45,24 @@ pub(super) enum Command {
     /// Show what the model would hold in memory, and whether it fits, on well-known GPUs or on one of given memory
     #[cfg(feature = "cuda")]
     Plan(PlanArgs),
+    /// Print a script that completes this command in a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page of this command, or of one of its commands: `kudos man score | man -l -`
+    Man(ManArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ManArgs {
+    /// One of the commands, such as `score`
+    #[arg(value_name = "COMMAND")]
+    pub(super) command: Option<String>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -7,6 +7,7 @@
 
 mod args;
 mod input;
+mod manual;
 mod model_dir;
 mod output;
 mod pipeline;
@@ -37,6 +38,8 @@ pub fn main() -> ExitCode {
     let result = match Args::parse().command {
         Command::Score(args) => score::run(&args),
         Command::Render(args) => render::run(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
         #[cfg(feature = "cuda")]
         Command::Plan(args) => plan::run(&args),
     };
