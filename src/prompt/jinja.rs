@@ -11,7 +11,7 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Undefi
 
 use super::clock::strftime;
 use super::methods::{self, capitalize, replace, split_lines, strip};
-use super::python::{JsonStyle, is_space, json_dumps, str_of, unsupported};
+use super::python::{JsonStyle, affordable, is_space, json_dumps, str_of, unsupported};
 
 /// What one rendering may cost: in minijinja's count, instructions and 64-byte pieces of text, so about 600 MB.
 const FUEL: u64 = 10_000_000;
@@ -78,7 +78,7 @@ fn add_filters(env: &mut Environment<'static>) {
     env.add_filter("capitalize", |value: &Value| capitalize(&str_of(value)?));
     env.add_filter("title", |value: &Value| Ok::<_, Error>(title(&str_of(value)?)));
     env.add_filter("replace", |value: &Value, old: &Value, new: &Value, count: Option<i64>| {
-        Ok::<_, Error>(replace(&str_of(value)?, &str_of(old)?, &str_of(new)?, count))
+        replace(&str_of(value)?, &str_of(old)?, &str_of(new)?, count)
     });
     env.add_filter("default", default);
     env.add_filter("d", default);
@@ -155,14 +155,18 @@ fn join(
     if value.is_none() {
         return Err(unsupported("join: none cannot be iterated"));
     }
-    let mut texts = vec![];
+    let (mut texts, mut bytes) = (vec![], 0);
     for item in value.try_iter()?.checked() {
         let item = item?;
         let item = match attribute {
             Some(path) => path.split('.').try_fold(item, |item, key| item.get_attr(key))?,
             None => item,
         };
-        texts.push(str_of(&item)?);
+        let text = str_of(&item)?;
+        // An item without text takes memory, too.
+        bytes += size_of::<String>() + text.len() + separator.len();
+        affordable(bytes)?;
+        texts.push(text);
     }
     Ok(texts.join(&separator))
 }
@@ -187,8 +191,10 @@ fn indent(
             None => " ".repeat(usize::try_from(i64::try_from(width.clone())?.clamp(0, 1024)).unwrap_or(0)),
         },
     };
+    let lines = split_lines(&text, false);
+    affordable(text.len() + lines.len() * indention.len())?;
     let mut out = String::new();
-    for (index, line) in split_lines(&text, false).into_iter().enumerate() {
+    for (index, line) in lines.into_iter().enumerate() {
         out.push_str(if index > 0 { "\n" } else { "" });
         if if index == 0 { first } else { blank || !line.is_empty() } {
             out.push_str(&indention);

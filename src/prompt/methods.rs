@@ -6,7 +6,7 @@
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::python::{is_space, unsupported};
+use super::python::{affordable, is_space, unsupported};
 
 /// minijinja's callback for methods that its values do not have themselves.
 pub(super) fn call(_: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -38,7 +38,7 @@ fn of_string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
         "partition" | "rpartition" => partition(s, one(args)?, method == "rpartition")?,
         "replace" => {
             let (old, new, count): (&str, &str, Option<i64>) = from_args(args)?;
-            Value::from(replace(s, old, new, count))
+            Value::from(replace(s, old, new, count)?)
         }
         "find" | "index" => found(s, s.find(one::<&str>(args)?), method == "index")?,
         "rfind" | "rindex" => found(s, s.rfind(one::<&str>(args)?), method == "rindex")?,
@@ -48,8 +48,13 @@ fn of_string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
         },
         "join" => {
             let items = one::<&Value>(args)?.try_iter()?.checked();
+            let mut bytes = 0;
             let strings = items.map(|item| match item?.to_str() {
-                Some(text) => Ok(text.to_string()),
+                Some(text) => {
+                    bytes += size_of::<String>() + text.len() + s.len();
+                    affordable(bytes)?;
+                    Ok(text.to_string())
+                }
                 None => Err(unsupported("str.join: an item is not a string")),
             });
             Value::from(strings.collect::<Result<Vec<_>, Error>>()?.join(s))
@@ -131,11 +136,11 @@ pub(super) fn strip<'s>(s: &'s str, chars: Option<&str>, start: bool, end: bool)
 }
 
 /// `str.replace(old, new, count)`; a negative or missing count replaces all.
-pub(super) fn replace(s: &str, old: &str, new: &str, count: Option<i64>) -> String {
-    match count.and_then(|count| usize::try_from(count).ok()) {
-        Some(count) => s.replacen(old, new, count),
-        None => s.replace(old, new),
-    }
+pub(super) fn replace(s: &str, old: &str, new: &str, count: Option<i64>) -> Result<String, Error> {
+    let count = count.and_then(|count| usize::try_from(count).ok()).unwrap_or(usize::MAX);
+    let found = s.matches(old).take(count).count();
+    affordable(s.len().saturating_add(found.saturating_mul(new.len())))?;
+    Ok(s.replacen(old, new, found))
 }
 
 /// `str.splitlines`: Python breaks lines at more characters than `\n`.

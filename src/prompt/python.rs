@@ -8,6 +8,30 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+/// Bytes of one text that a template makes, at most. What it may make in all is bounded by its fuel, of which a text is
+/// charged when it is there.
+pub(super) const TEXT_BYTES_MAX: usize = 64 << 20;
+
+/// Lists in lists, at most, that are printed: printing them recurses. JSON from outside has no more than 128.
+const NESTING_MAX: usize = 200;
+
+/// Refuses a text of so many bytes before it is made, or made any longer.
+pub(super) fn affordable(bytes: usize) -> Result<(), Error> {
+    if bytes <= TEXT_BYTES_MAX {
+        return Ok(());
+    }
+    Err(unsupported(format!("a text of more than {} MiB", TEXT_BYTES_MAX >> 20)))
+}
+
+/// Refuses lists that are nested too deep to be printed, and ends one whose text is too long already.
+fn printable(out: &str, depth: usize) -> Result<(), Error> {
+    affordable(out.len())?;
+    if depth <= NESTING_MAX {
+        return Ok(());
+    }
+    Err(unsupported(format!("a value with more than {NESTING_MAX} lists or mappings in each other")))
+}
+
 /// What `str.isspace`, `str.strip` and `str.split` take for whitespace: Unicode's, and the four separators U+001C..U+001F.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
@@ -19,12 +43,13 @@ pub(super) fn str_of(value: &Value) -> Result<String, Error> {
     match value.as_str() {
         Some(text) => out.push_str(text),
         None if value.is_undefined() => {}
-        None => write_repr(&mut out, value)?,
+        None => write_repr(&mut out, value, 0)?,
     }
     Ok(out)
 }
 
-fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
+fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+    printable(out, depth)?;
     match value.kind() {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
@@ -36,9 +61,9 @@ fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
             for (index, key) in value.try_iter()?.checked().enumerate() {
                 let key = key?;
                 out.push_str(if index > 0 { ", " } else { "" });
-                write_repr(out, &key)?;
+                write_repr(out, &key, depth + 1)?;
                 out.push_str(": ");
-                write_repr(out, &value.get_item(&key)?)?;
+                write_repr(out, &value.get_item(&key)?, depth + 1)?;
             }
             out.push('}');
         }
@@ -48,7 +73,7 @@ fn write_repr(out: &mut String, value: &Value) -> Result<(), Error> {
             let mut items = 0;
             for item in value.try_iter()?.checked() {
                 out.push_str(if items > 0 { ", " } else { "" });
-                write_repr(out, &item?)?;
+                write_repr(out, &item?, depth + 1)?;
                 items += 1;
             }
             out.push_str(if value.is_tuple() && items == 1 { "," } else { "" });
@@ -136,6 +161,7 @@ pub(super) fn json_dumps(value: &Value, style: &JsonStyle) -> Result<String, Err
 }
 
 fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), Error> {
+    printable(out, depth)?;
     match value.kind() {
         ValueKind::String => write_json_str(out, value.as_str().unwrap_or_default(), style.ensure_ascii),
         ValueKind::Map => {
@@ -272,6 +298,29 @@ mod tests {
             str_of(&list).unwrap(),
             r#"['a', "it's", '"', '\'"', '\n\x1c\x7f\xa0', 'e"#.to_owned() + "\u{301}é😀" + r"\u200d\ufeff']"
         );
+    }
+
+    #[test]
+    fn what_would_be_printed_without_end_is_refused() {
+        let mut deep = Value::from(0);
+        let mut wide = Value::from("0".repeat(1000));
+        for _ in 0..NESTING_MAX {
+            deep = Value::from(vec![deep]);
+        }
+        assert_eq!(str_of(&deep).unwrap().len(), 2 * NESTING_MAX + 1);
+        for _ in 0..60 {
+            wide = Value::from(vec![wide.clone(), wide]);
+        }
+        let style = JsonStyle {
+            indent: None,
+            item_separator: ",".to_owned(),
+            key_separator: ":".to_owned(),
+            sort_keys: false,
+            ensure_ascii: false,
+        };
+        for value in [Value::from(vec![deep]), wide] {
+            assert!(str_of(&value).is_err() && json_dumps(&value, &style).is_err());
+        }
     }
 
     #[test]

@@ -27,6 +27,13 @@ const TAGS: [&str; 19] = [
     "continue",
 ];
 
+/// Names and operators in one tag, at most: minijinja's parser recurses over some of them, and what it makes of the others
+/// is as deep as they are many. Tags of the templates that tests have come to 44.
+const PARTS_MAX: usize = 1000;
+
+/// What counts as so many of them, because one of it takes the parser through all its levels.
+const PART_WEIGHT_DEEP: usize = 8;
+
 /// A template ready for minijinja.
 #[derive(Debug, PartialEq)]
 pub(super) struct Scanned {
@@ -83,7 +90,9 @@ impl<'a> Scanner<'a> {
     fn run(&mut self) -> Result<(), String> {
         loop {
             let rest = self.rest();
-            let Some(start) = ["{{", "{%", "{#"].iter().filter_map(|open| rest.find(open)).min() else {
+            // One look at each byte: a search for each of the three would look at all the rest for each tag.
+            let is_tag = |&(at, _): &(usize, &str)| rest[at + 1..].starts_with(['{', '%', '#']);
+            let Some((start, _)) = rest.match_indices('{').find(is_tag) else {
                 self.literals.push(rest.to_owned());
                 self.copy(rest.len());
                 return Ok(());
@@ -150,9 +159,14 @@ impl<'a> Scanner<'a> {
     /// Operands of `~` get `|string`, which prints them as Python does; minijinja's `~` prints floats and lists otherwise.
     fn code(&mut self, close: &str) -> Result<(), String> {
         let mut nested = vec![Operand::default()];
+        let mut parts = 0;
         loop {
             let rest = self.rest();
             let c = rest.chars().next().ok_or_else(|| format!("a tag is not closed by `{close}`"))?;
+            parts += part_weight(rest, c);
+            if parts > PARTS_MAX {
+                return Err(format!("a tag has more than {PARTS_MAX} names and operators"));
+            }
             let outermost = nested.len() == 1;
             let operand = nested.last_mut().ok_or("a bracket is closed that was not opened")?;
             match c {
@@ -282,6 +296,21 @@ impl<'a> Scanner<'a> {
     fn copy(&mut self, bytes: usize) {
         self.text.push_str(&self.rest()[..bytes]);
         self.at += bytes;
+    }
+}
+
+/// What the part of an expression that begins with `c`, and goes on as `rest` does, counts against [`PARTS_MAX`].
+fn part_weight(rest: &str, c: char) -> usize {
+    let is_word = |word: &str| {
+        rest.strip_prefix(word)
+            .is_some_and(|tail| !tail.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
+    };
+    match c {
+        c if c.is_whitespace() => 0,
+        ',' | ':' | '"' | '\'' | '(' | ')' | '[' | ']' | '{' | '}' => 0,
+        '-' | '+' | '*' => PART_WEIGHT_DEEP,
+        _ if is_word("not") || is_word("if") || is_word("else") => PART_WEIGHT_DEEP,
+        _ => 1,
     }
 }
 

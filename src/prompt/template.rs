@@ -13,6 +13,9 @@ use super::jinja::{Raised, environment};
 use super::scan::scan;
 use crate::error::{Error, ErrorKind, Result};
 
+/// Bytes of a template, at most. Those that tests have come to 5,000.
+const TEMPLATE_BYTES_MAX: usize = 1 << 20;
+
 /// A template as its file gives it.
 struct Source {
     text: String,
@@ -101,6 +104,11 @@ impl Templates {
 
 fn compile(env: &mut Environment<'static>, name: &'static str, source: Source) -> Result<Template> {
     let Source { text, place } = source;
+    if text.len() > TEMPLATE_BYTES_MAX {
+        let message =
+            format!("the chat template has {} bytes, the limit is {TEMPLATE_BYTES_MAX}", text.len());
+        return Err(Error::new(ErrorKind::Template, message).at(place));
+    }
     let scanned = scan(&text).map_err(|refusal| {
         Error::new(ErrorKind::Template, format!("the chat template cannot be used: {}", refusal.message))
             .at(format!("{place}, line {}", refusal.line))
