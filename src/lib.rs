@@ -7,6 +7,8 @@ pub mod config;
 pub mod conversation;
 pub mod engine;
 pub mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod model;
 pub mod prompt;
 pub mod shard;

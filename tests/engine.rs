@@ -191,7 +191,7 @@ fn ranks_agree_with_one_rank() {
 
 #[test]
 fn responses_to_one_long_prompt_share_it_in_few_passes_and_the_counts_say_so() {
-    let engine = Engine::open(demo_model(), Options { batch_tokens: 1024, ..cpu() }).unwrap();
+    let engine = Engine::open(demo_model(), Options { batch_tokens: Some(1024), ..cpu() }).unwrap();
     let prompt = "What is 1+1? ".repeat(50);
     let count = 60;
     let conversations = (0..count).map(|index| Conversation::exchange(&prompt, index.to_string()));

@@ -149,7 +149,8 @@ impl Iterator for Lines {
     }
 }
 
-fn parse(bytes: &[u8], index: usize) -> Line {
+/// What a line's text asks for.
+pub(super) fn parse(bytes: &[u8], index: usize) -> Line {
     let by_index = ("index", Value::from(index));
     let value = match serde_json::from_slice::<Value>(bytes.trim_ascii_end()) {
         Ok(Value::Object(fields)) => fields,

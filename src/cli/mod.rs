@@ -25,12 +25,24 @@ use clap::Parser;
 
 use args::{Args, Command};
 
+use crate::conversation::Conversation;
+use crate::error::Result;
+
 /// How a command ended that was able to do its work.
 enum Outcome {
     /// Every line has its result.
     Complete,
     /// Some lines have an error instead.
     SomeFailed,
+}
+
+/// The conversations that a line of input asks for, for fuzzing.
+pub(crate) fn conversations_of_line(text: &[u8]) -> Result<Vec<Conversation>> {
+    Ok(match input::parse(text, 0).request? {
+        input::Request::One(input::Input::Conversation(conversation)) => vec![conversation],
+        input::Request::One(input::Input::Tokens(_)) => vec![],
+        input::Request::Responses(conversations) => conversations,
+    })
 }
 
 /// Runs the command line of this process.

@@ -161,6 +161,21 @@ impl Prompt {
     }
 }
 
+/// What the templates of a `tokenizer_config.json` make of a conversation, with no tokenizer beside them; for fuzzing.
+pub(crate) fn render_alone(config: &Map<String, Value>, conversation: &Conversation) -> Result<String> {
+    // A folder that is not there has no template files either.
+    let nowhere = Path::new("/nowhere/without/templates");
+    let templates = Templates::open(nowhere, config, jiff::civil::date(2026, 7, 26).at(12, 0, 0, 0))?;
+    let template = templates.choose(conversation.tools().is_some())?;
+    let messages = conversation.messages().iter().map(|message| message.fields().clone());
+    let list = |items: Option<&[Value]>| items.map_or(Value::Null, |items| Value::from(items.to_vec()));
+    let mut vars = conversation.template_vars().clone();
+    vars.insert("messages".to_owned(), messages.map(with_reasoning).collect());
+    vars.insert("tools".to_owned(), list(conversation.tools()));
+    vars.insert("documents".to_owned(), list(conversation.documents()));
+    templates.render(template, vars)
+}
+
 /// Ids as they will be scored: checked, and held to `max_tokens` by the policy. `bos` is the beginning-of-text token.
 ///
 /// No ids, or `bos` twice at the start, are [`ErrorKind::Conversation`]; too many are [`ErrorKind::TooLong`].

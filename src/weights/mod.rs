@@ -14,8 +14,20 @@ mod table;
 mod tensor;
 mod tensors;
 
+use std::path::Path;
+
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use map::MappedFile;
 pub use tensor::HostTensor;
 pub use tensors::{LayerTensors, ModelTensors, WeightBytes};
+
+/// Whether these bytes are a safetensors file, for fuzzing.
+pub(crate) fn accepts_file(bytes: &[u8]) -> bool {
+    header::parse(bytes, Path::new("model.safetensors")).is_ok()
+}
+
+/// Whether this text is an index of safetensors files, for fuzzing.
+pub(crate) fn accepts_index(text: &str) -> bool {
+    index::Index::parse(text, Path::new("model.safetensors.index.json")).is_ok()
+}

@@ -200,3 +200,12 @@ pub(crate) fn random_model(dir: &Path, sizes: Sizes) -> usize {
     file.flush().unwrap();
     offset
 }
+
+/// Every file in a folder and its folders, in order of their paths.
+pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        entries.flat_map(|path| if path.is_dir() { files_below(&path) } else { vec![path] }).collect();
+    files.sort();
+    files
+}
