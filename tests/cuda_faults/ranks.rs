@@ -1,9 +1,18 @@
 //! What happens when one of several ranks fails: its error reaches everybody, with its number, nobody waits for ever,
 //! memory goes back, and another engine can be opened.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kudos::{Device, Engine, Error, ErrorKind, Options, RankSums};
+use kudos::backend::cuda::Cuda;
+use kudos::backend::cuda::nccl::Group;
+use kudos::backend::cuda::probe::devices;
+use kudos::backend::{Capacity, Footprint, Geometry, LayerWeights};
+use kudos::config::ModelConfig;
+use kudos::model::rope::frequencies;
+use kudos::shard::Shard;
+use kudos::weights::{Checkpoint, ModelTensors};
+use kudos::{CudaTier, Device, Engine, Error, ErrorKind, Options, RankSums};
 
 use crate::common::{kudos_in, root};
 use crate::gpu::Gpu;
@@ -180,4 +189,24 @@ fn an_abort_that_leaves_no_error_on_the_stream_is_no_result() {
         assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{fault}: {run:?}");
         assert!(run.stderr.contains("error: rank 1 of 2: "), "{fault}: {run:?}");
     }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_rank_whose_group_has_failed_loads_no_further() {
+    let _gpu = Gpu::take();
+    let folder = root().join(MODEL);
+    let config = ModelConfig::read(&folder).unwrap();
+    let shard = Shard::new(&config, 0, 2).unwrap();
+    let tensors = ModelTensors::open(&Checkpoint::open(&folder).unwrap(), &config, &shard).unwrap();
+    let geometry = Geometry::new(&config, shard, frequencies(&config.rope, config.head_dim), 1);
+    let capacity = Capacity { tokens: 16, sequences: 1, mlp_tokens: 16 };
+    let group = Arc::new(Group::new(2, Duration::from_secs(20)).unwrap());
+    let (info, tier) = (devices().unwrap().remove(0), CudaTier::Sm80);
+    let nothing = Footprint::default();
+    let mut cuda = Cuda::new(&info, tier, geometry, capacity, Some(Arc::clone(&group)), &nothing).unwrap();
+    LayerWeights::load(&mut cuda, &tensors.layers[0]).map(drop).unwrap();
+    group.abort();
+    let error = LayerWeights::load(&mut cuda, &tensors.layers[1]).map(drop).unwrap_err();
+    assert_eq!((error.kind(), error.message()), (ErrorKind::Dead, "another rank of this engine failed"));
 }

@@ -114,7 +114,7 @@ impl Cuda {
         let context = ops.context();
         let lt = Lt::new(context, storage)?;
         let staging = Staging::new(context)?;
-        let courier = Courier::new(context, geometry.shard.ranks)?;
+        let courier = Courier::new(context, group.clone())?;
         let tables = RopeTables::new(&ops, &heads.frequencies(&geometry.rope_frequencies), capacity.tokens)?;
         let facts = context.allocate(facts_bytes(&geometry, &heads, &capacity))?;
         let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;

@@ -25,7 +25,8 @@ use cudarc::driver::CudaEvent;
 
 use super::context::Context;
 use super::fault::OrFault;
-use super::ring::Ring;
+use super::nccl::Group;
+use super::ring::{Ring, Watch};
 use super::weight::{Rows, Weight};
 use crate::backend::LayerWeights;
 use crate::error::{Error, ErrorKind, Result};
@@ -76,28 +77,26 @@ impl Receipt {
 pub(super) struct Courier {
     orders: Option<Sender<(Order, Sender<Result<()>>)>>,
     thread: Option<JoinHandle<()>>,
-    stop: Arc<AtomicBool>,
-    subnormal: Arc<AtomicU64>,
-    brought: Arc<AtomicU64>,
+    watch: Arc<Watch>,
     /// For weights that are loaded once; recorded anew for each of them.
     loaded: Arc<CudaEvent>,
 }
 
 impl Courier {
-    /// Starts the thread and its readers, a share of this machine's cores for each of `ranks` ranks.
-    pub(super) fn new(context: &Context, ranks: usize) -> Result<Self> {
+    /// Starts the thread and its readers, a share of this machine's cores for each rank of `group`.
+    pub(super) fn new(context: &Context, group: Option<Arc<Group>>) -> Result<Self> {
+        let ranks = group.as_ref().map_or(1, |group| group.ranks());
         let cores = thread::available_parallelism().map_or(1, |cores| cores.get());
         let readers = (cores / ranks).clamp(1, READERS_MAX);
         let loaded = Arc::new(context.cuda().new_event(None).or_fault("making an event")?);
-        let (stop, subnormal) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, subnormal, brought) = (AtomicBool::new(false), AtomicU64::new(0), Arc::default());
+        let watch = Arc::new(Watch { stop, group, subnormal, brought });
         let (orders, to_do) = mpsc::channel::<(Order, Sender<Result<()>>)>();
         let (cuda, copy) = (Arc::clone(context.cuda()), Arc::clone(context.copy()));
         let (ready, is_ready) = mpsc::channel();
-        let (stop_too, subnormal_too) = (Arc::clone(&stop), Arc::clone(&subnormal));
-        let brought = Arc::new(AtomicU64::new(0));
-        let brought_too = Arc::clone(&brought);
+        let watched = Arc::clone(&watch);
         let work = move || {
-            let mut ring = match Ring::new(cuda, copy, readers, stop_too, subnormal_too, brought_too) {
+            let mut ring = match Ring::new(cuda, copy, readers, watched) {
                 Ok(ring) => ring,
                 Err(error) => return drop(ready.send(Err(error))),
             };
@@ -114,7 +113,7 @@ impl Courier {
             Error::new(ErrorKind::Io, format!("cannot start a thread that copies weights: {error}"))
         })?;
         Receipt(is_ready).wait()?;
-        Ok(Self { orders: Some(orders), thread: Some(thread), stop, subnormal, brought, loaded })
+        Ok(Self { orders: Some(orders), thread: Some(thread), watch, loaded })
     }
 
     /// Queues an order behind those before it.
@@ -137,18 +136,18 @@ impl Courier {
 
     /// Weights that became subnormal f16 numbers when they were loaded or checked, and lost digits by it.
     pub(super) fn subnormal(&self) -> u64 {
-        self.subnormal.load(Ordering::Relaxed)
+        self.watch.subnormal.load(Ordering::Relaxed)
     }
 
     /// Counts bytes of weights, as stored, that are loaded to stay: on the device or on their way.
     pub(super) fn brought(&self) -> &Arc<AtomicU64> {
-        &self.brought
+        &self.watch.brought
     }
 }
 
 impl Drop for Courier {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.watch.stop.store(true, Ordering::Relaxed);
         self.orders = None;
         if let Some(thread) = self.thread.take() {
             // Its panic was reported by the receipt that never came.

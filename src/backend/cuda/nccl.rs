@@ -199,6 +199,11 @@ impl Group {
         Ok(())
     }
 
+    /// Whether a rank has failed and made all give up.
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::SeqCst)
+    }
+
     /// How many ranks take part.
     pub fn ranks(&self) -> usize {
         self.ranks
@@ -375,7 +380,7 @@ impl Comm {
 
     /// Whether nothing is in progress; the error that happened meanwhile, here or on another rank.
     fn healthy(&self, doing: &str) -> Result<bool> {
-        if self.group.aborted.load(Ordering::SeqCst) {
+        if self.group.is_aborted() {
             return Err(gave_up());
         }
         let mut state = SUCCESS;
@@ -416,7 +421,7 @@ impl Drop for Comm {
     }
 }
 
-fn gave_up() -> Error {
+pub(super) fn gave_up() -> Error {
     Error::new(ErrorKind::Dead, "another rank of this engine failed")
 }
 

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use super::courier::{DOING, Order, What};
 use super::fault::OrFault;
+use super::nccl::{Group, gave_up};
 use super::pinned::Pinned;
 use super::weight::Rows;
 use crate::error::{Error, ErrorKind, Result};
@@ -30,9 +31,29 @@ pub(super) struct Ring {
     chunks: Vec<Chunk>,
     next: usize,
     readers: rayon::ThreadPool,
-    stop: Arc<AtomicBool>,
-    subnormal: Arc<AtomicU64>,
-    brought: Arc<AtomicU64>,
+    watch: Arc<Watch>,
+}
+
+/// What the courier's customer and its thread tell each other.
+pub(super) struct Watch {
+    /// Whether an order is to end early.
+    pub(super) stop: AtomicBool,
+    /// The other ranks, whose failure ends an order early, too.
+    pub(super) group: Option<Arc<Group>>,
+    /// Weights that lost digits as f16.
+    pub(super) subnormal: AtomicU64,
+    /// Bytes of weights, as stored, that are loaded to stay: on the device or on their way.
+    pub(super) brought: Arc<AtomicU64>,
+}
+
+impl Watch {
+    /// Why nothing more is to be brought, if so.
+    fn ends(&self) -> Option<Error> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Some(Error::new(ErrorKind::Dead, "the engine ended while weights were on their way"));
+        }
+        self.group.as_ref().filter(|group| group.is_aborted()).map(|_| gave_up())
+    }
 }
 
 struct Chunk {
@@ -42,15 +63,12 @@ struct Chunk {
 }
 
 impl Ring {
-    /// A ring of pinned memory with so many threads of its own that fill it. `stop` ends an order early; `subnormal` counts
-    /// weights that lose digits as f16, `brought` bytes that are loaded to stay.
+    /// A ring of pinned memory with so many threads of its own that fill it.
     pub(super) fn new(
         cuda: Arc<CudaContext>,
         copy: Arc<CudaStream>,
         readers: usize,
-        stop: Arc<AtomicBool>,
-        subnormal: Arc<AtomicU64>,
-        brought: Arc<AtomicU64>,
+        watch: Arc<Watch>,
     ) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(readers)
@@ -66,7 +84,7 @@ impl Ring {
             Ok(Chunk { pinned: Pinned::new(&cuda, CHUNK_BYTES)?, copied })
         };
         let chunks = (0..CHUNKS).map(|_| chunk()).collect::<Result<_>>()?;
-        Ok(Self { cuda, copy, chunks, next: 0, readers, stop, subnormal, brought })
+        Ok(Self { cuda, copy, chunks, next: 0, readers, watch })
     }
 
     /// Fills and queues every copy of an order, and records its event.
@@ -92,11 +110,11 @@ impl Ring {
         }
         // Stagings come again and again: what is to be said of them was found when they were checked.
         let not_counted = AtomicU64::new(0);
-        let subnormal = if matches!(what, What::Stage { .. }) { &not_counted } else { &*self.subnormal };
+        let subnormal = if matches!(what, What::Stage { .. }) { &not_counted } else { &self.watch.subnormal };
         let rows_at_once = CHUNK_BYTES / rows.row_bytes.max(1);
         for start in (0..rows.count).step_by(rows_at_once) {
-            if self.stop.load(Ordering::Relaxed) {
-                return Err(Error::new(ErrorKind::Dead, "the engine ended while weights were on their way"));
+            if let Some(error) = self.watch.ends() {
+                return Err(error);
             }
             let part = start..rows.count.min(start + rows_at_once);
             let stored_bytes = (part.len() * rows.stored_row_bytes()) as u64;
@@ -118,7 +136,7 @@ impl Ring {
             unsafe { result::memcpy_htod_async(address, bytes, self.copy.cu_stream()) }.or_fault(DOING)?;
             chunk.copied.record(&self.copy).or_fault(DOING)?;
             if matches!(what, What::Load { .. }) {
-                self.brought.fetch_add(stored_bytes, Ordering::Relaxed);
+                self.watch.brought.fetch_add(stored_bytes, Ordering::Relaxed);
             }
         }
         Ok(())
