@@ -64,3 +64,22 @@ fn memory_does_not_grow_with_the_input() {
     // The second input has 96 MiB more.
     assert!(many < few + (32 << 20), "{few} bytes for 8,000 lines, {many} for 32,000");
 }
+
+#[test]
+fn memory_does_not_grow_with_the_responses_to_a_long_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    let prompt = "What is 1+1? ".repeat(150);
+    let mut peaks = Vec::new();
+    for count in [100, 8_000] {
+        let responses: Vec<String> = (0..count).map(|index| index.to_string()).collect();
+        fs::write(&input, json!({"prompt": prompt, "responses": responses}).to_string()).unwrap();
+        peaks.push(peak_bytes(&input, &output));
+        let result: serde_json::Value = serde_json::from_str(&fs::read_to_string(&output).unwrap()).unwrap();
+        assert_eq!(result["rewards"].as_array().unwrap().len(), count);
+    }
+    println!("{peaks:?}");
+    let [few, many] = peaks[..] else { panic!() };
+    // All conversations at once would be 16 MB of text and 26 MB of tokens.
+    assert!(many < few + (28 << 20), "{few} bytes for 100 responses, {many} for 8,000");
+}

@@ -13,6 +13,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::mem;
 use std::path::Path;
 
 use anyhow::Context;
@@ -36,7 +37,34 @@ pub(super) enum Request {
     /// One conversation, one reward.
     One(Input),
     /// Responses to one prompt, a reward for each.
-    Responses(Vec<Conversation>),
+    Responses(Responses),
+}
+
+/// Responses to one prompt. Each makes a conversation with all of the prompt in it: they are made one at a time.
+#[derive(Debug)]
+pub(super) struct Responses {
+    before: Vec<Message>,
+    responses: Vec<String>,
+    /// What the line gives its chat template besides messages.
+    fields: Map<String, Value>,
+}
+
+impl Responses {
+    /// How many.
+    pub(super) fn count(&self) -> usize {
+        self.responses.len()
+    }
+
+    /// The conversations with each.
+    pub(super) fn into_conversations(self) -> impl Iterator<Item = Result<Conversation>> {
+        let Self { before, responses, fields } = self;
+        responses.into_iter().map(move |response| conversation(&before, response, &fields))
+    }
+}
+
+fn conversation(before: &[Message], response: String, fields: &Map<String, Value>) -> Result<Conversation> {
+    let messages = before.iter().cloned().chain([Message::assistant(response)]).collect();
+    with_extras(Conversation::new(messages)?, fields)
 }
 
 /// Something that has one reward.
@@ -197,21 +225,24 @@ fn responses(fields: &mut Map<String, Value>) -> Result<Request> {
         Value::String(text) => vec![Message::user(text)],
         list => messages(list, "prompt")?,
     };
-    let conversation = |response: Value| {
-        let Value::String(text) = response else {
-            return Err(wrong(format!("a response is {}, expected a string", kind_of(&response))));
-        };
-        let messages = before.iter().cloned().chain([Message::assistant(text)]).collect();
-        with_extras(Conversation::new(messages)?, fields)
+    let text = |response: Value| match response {
+        Value::String(text) => Ok(text),
+        other => Err(wrong(format!("a response is {}, expected a string", kind_of(&other)))),
     };
-    match (fields.get("response"), fields.get("responses")) {
-        (Some(one), None) => Ok(Request::One(Input::Conversation(conversation(one.clone())?))),
+    match (fields.remove("response"), fields.remove("responses")) {
+        (Some(one), None) => {
+            Ok(Request::One(Input::Conversation(conversation(&before, text(one)?, fields)?)))
+        }
         (None, Some(Value::Array(all))) if !all.is_empty() => {
-            Ok(Request::Responses(all.iter().cloned().map(conversation).collect::<Result<_>>()?))
+            let responses = all.into_iter().map(text).collect::<Result<Vec<String>>>()?;
+            // What is wrong with the prompt is an error of the line.
+            conversation(&before, String::new(), fields)?;
+            Ok(Request::Responses(Responses { before, responses, fields: mem::take(fields) }))
         }
-        (None, Some(other)) => {
-            Err(wrong(format!("`responses` is {}, expected a list with at least one string", kind_of(other))))
-        }
+        (None, Some(other)) => Err(wrong(format!(
+            "`responses` is {}, expected a list with at least one string",
+            kind_of(&other)
+        ))),
         (None, None) => Err(wrong("the line has a `prompt`, but neither `response` nor `responses`")),
         (Some(_), Some(_)) => {
             Err(wrong("the line has `response` and `responses` at once, expected one of them"))

@@ -41,7 +41,7 @@ pub(crate) fn conversations_of_line(text: &[u8]) -> Result<Vec<Conversation>> {
     Ok(match input::parse(text, 0).request? {
         input::Request::One(input::Input::Conversation(conversation)) => vec![conversation],
         input::Request::One(input::Input::Tokens(_)) => vec![],
-        input::Request::Responses(conversations) => conversations,
+        input::Request::Responses(responses) => responses.into_conversations().collect::<Result<_>>()?,
     })
 }
 

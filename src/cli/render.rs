@@ -3,11 +3,10 @@
 use serde_json::{Map, Value, json};
 
 use crate::cli::args::RenderArgs;
-use crate::cli::input::{Input, Lines, Request};
+use crate::cli::input::{Input, Lines, Request, Responses};
 use crate::cli::output::{Output, error_fields, row};
 use crate::cli::{Outcome, model_dir};
 use crate::config::ModelConfig;
-use crate::conversation::Conversation;
 use crate::error::Result;
 use crate::prompt::Prompt;
 
@@ -25,7 +24,7 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
         let line = raw?.parse();
         let fields = line.request.and_then(|request| match request {
             Request::One(input) => one(&prompt, max_tokens, input),
-            Request::Responses(conversations) => responses(&prompt, max_tokens, conversations),
+            Request::Responses(all) => responses(&prompt, max_tokens, all),
         });
         let fields = fields.unwrap_or_else(|error| {
             outcome = Outcome::SomeFailed;
@@ -51,14 +50,10 @@ fn one(prompt: &Prompt, max_tokens: usize, input: Input) -> Result<Map<String, V
 }
 
 /// The same fields, each a list with one entry per response.
-fn responses(
-    prompt: &Prompt,
-    max_tokens: usize,
-    conversations: Vec<Conversation>,
-) -> Result<Map<String, Value>> {
+fn responses(prompt: &Prompt, max_tokens: usize, responses: Responses) -> Result<Map<String, Value>> {
     let mut columns = Map::new();
-    for conversation in conversations {
-        for (name, value) in one(prompt, max_tokens, Input::Conversation(conversation))? {
+    for conversation in responses.into_conversations() {
+        for (name, value) in one(prompt, max_tokens, Input::Conversation(conversation?))? {
             if let Value::Array(column) = columns.entry(name).or_insert_with(|| json!([])) {
                 column.push(value);
             }

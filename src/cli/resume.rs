@@ -117,8 +117,8 @@ fn check(line: &Line, result: &[u8]) -> Result<bool, String> {
     }
     let has = |field: &str| result.get(field).is_some();
     match &line.request {
-        Ok(Request::Responses(conversations)) => {
-            let (rewards, expected) = (result.get("rewards").and_then(Value::as_array), conversations.len());
+        Ok(Request::Responses(responses)) => {
+            let (rewards, expected) = (result.get("rewards").and_then(Value::as_array), responses.count());
             match rewards.map(Vec::len) {
                 Some(count) if count == expected => Ok(has("errors")),
                 Some(count) => Err(format!("it has {count} rewards, expected {expected}")),

@@ -84,8 +84,8 @@ fn refuse_same_file(args: &ScoreArgs) -> Result<()> {
 
 /// What is written for one line.
 fn score_line(engine: &Engine, line: Line) -> Result<String> {
-    let (key, work) = pipeline::prepare(engine, line)?;
-    let (fields, _) = finish(pipeline::submit(engine, work));
+    let (key, work) = pipeline::submit(engine, line)?;
+    let (fields, _) = finish(work);
     engine.failure().map_or_else(|| Ok(row(key, fields)), Err)
 }
 
@@ -174,7 +174,7 @@ fn stream(
 }
 
 /// Waits for a line's results: the fields of its output, and its first error.
-fn finish(work: Work<Pending>) -> (Map<String, Value>, Option<Error>) {
+fn finish(work: Work) -> (Map<String, Value>, Option<Error>) {
     match work {
         Work::One(pending) => match pending.and_then(Pending::wait) {
             Ok(score) => (score_fields(&score), None),
