@@ -301,3 +301,13 @@ fn a_device_without_room_is_an_error_and_a_file_that_may_not_grow_is_resumed_lat
     assert_eq!(full.status.code(), Some(2), "{stderr}");
     assert!(stderr.contains("error: cannot write `/dev/full`: No space left"), "{stderr}");
 }
+
+#[test]
+fn nobody_reading_what_is_said_does_not_end_the_work() {
+    let desk = Desk::new(&mixed(50));
+    let mut child = desk.command(&[]).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let lines = desk.output().iter().filter(|&&byte| byte == b'\n').count();
+    assert_eq!(lines, (0..50).filter(|index| index % 7 != 2).count());
+}

@@ -19,6 +19,7 @@ mod render;
 mod resume;
 mod score;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -45,6 +46,11 @@ pub(crate) fn conversations_of_line(text: &[u8]) -> Result<Vec<Conversation>> {
     })
 }
 
+/// A line on standard error. Unlike `eprintln!` it lets the work go on when nobody reads it there any more.
+fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let result = match Args::parse().command {
@@ -61,7 +67,7 @@ pub fn main() -> ExitCode {
         // Whoever read our output has had enough, as `head` does.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            say(&format!("error: {error:#}"));
             ExitCode::from(2)
         }
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::backend::Loading;
+use crate::cli::say;
 use crate::engine::Stats;
 
 /// How often a bar is drawn anew, at most.
@@ -87,8 +88,8 @@ impl Progress {
     /// A line on standard error.
     pub(super) fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
         }
     }
 
@@ -107,7 +108,8 @@ impl Progress {
         let Some(bar) = self.bar else { return };
         bar.finish_and_clear();
         let elapsed = self.began.elapsed();
-        eprintln!("{}, in {}", scoring_text(&self.before.0, stats, elapsed, None), HumanDuration(elapsed));
+        let text = scoring_text(&self.before.0, stats, elapsed, None);
+        say(&format!("{text}, in {}", HumanDuration(elapsed)));
     }
 }
 

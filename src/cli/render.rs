@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::cli::args::RenderArgs;
 use crate::cli::input::{Input, Lines, Request, Responses};
 use crate::cli::output::{Output, error_fields, row};
-use crate::cli::{Outcome, model_dir};
+use crate::cli::{Outcome, model_dir, say};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::prompt::Prompt;
@@ -16,7 +16,7 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
     let max_tokens = args.model.max_tokens.unwrap_or(limit).min(limit);
     let prompt = Prompt::open(&dir, args.model.prompt_options())?;
     for warning in prompt.warnings() {
-        eprintln!("warning: {warning}");
+        say(&format!("warning: {warning}"));
     }
     let mut output = Output::open(None)?;
     let mut outcome = Outcome::Complete;

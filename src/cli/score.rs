@@ -17,7 +17,7 @@ use crate::cli::output::{Output, error_fields, is_terminal, row, score_fields, s
 use crate::cli::pipeline::{self, InFlight, Step, Work};
 use crate::cli::progress::{self, Progress, Results};
 use crate::cli::resume::Earlier;
-use crate::cli::{Outcome, model_dir, process};
+use crate::cli::{Outcome, model_dir, process, say};
 use crate::conversation::Conversation;
 use crate::engine::{Engine, Pending, Score};
 use crate::error::{Error, ErrorKind, Result};
@@ -30,8 +30,8 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let process = process::rank(args)?;
     if let Some(process) = process.clone().filter(|process| process.rank > 0) {
         let began = |device: &str, warnings: &[String]| {
-            eprintln!("running on {device}, rank {} of {}", process.rank, process.world_size);
-            warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+            say(&format!("running on {device}, rank {} of {}", process.rank, process.world_size));
+            warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
         };
         Engine::serve(dir, args.options(Some(process.clone())), began)?;
         return Ok(Outcome::Complete);
@@ -48,14 +48,14 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let engine = progress::while_loading(&options.loading.clone(), || Engine::open(dir, options));
     let engine = Arc::new(engine?);
     match engine.device_reason() {
-        Some(reason) => eprintln!("running on {}: {reason}", engine.device()),
-        None => eprintln!("running on {}", engine.device()),
+        Some(reason) => say(&format!("running on {}: {reason}", engine.device())),
+        None => say(&format!("running on {}", engine.device())),
     }
     let mut warnings = Warnings { engine: &engine, printed: 0 };
     warnings.print(say);
     if earlier.lines > 0 {
         earlier.confirm(&output, |line| score_line(&engine, line))?;
-        eprintln!("{} results are in {}: going on after them", earlier.lines, output.name());
+        say(&format!("{} results are in {}: going on after them", earlier.lines, output.name()));
     }
     output.begin()?;
     let outcome = match (&args.prompt, source) {
@@ -89,11 +89,6 @@ fn score_line(engine: &Engine, line: Line) -> Result<String> {
     engine.failure().map_or_else(|| Ok(row(key, fields)), Err)
 }
 
-/// A line on standard error, while there is no bar.
-fn say(text: &str) {
-    eprintln!("{text}");
-}
-
 /// Prints each of the engine's warnings once.
 struct Warnings<'a> {
     engine: &'a Engine,
@@ -122,7 +117,7 @@ fn inline(args: &ScoreArgs, prompt: &str, engine: &Engine, output: &mut Output) 
     let mut failed = scores.iter().filter_map(|score| score.as_ref().err()).peekable();
     let outcome = if failed.peek().is_some() { Outcome::SomeFailed } else { Outcome::Complete };
     for error in failed {
-        eprintln!("error: {error}");
+        say(&format!("error: {error}"));
     }
     Ok(outcome)
 }
@@ -169,7 +164,7 @@ fn stream(
     if failed == 0 {
         return Ok(Outcome::Complete);
     }
-    eprintln!("{failed} of {total} lines have an error instead of a reward");
+    say(&format!("{failed} of {total} lines have an error instead of a reward"));
     Ok(Outcome::SomeFailed)
 }
 
