@@ -292,7 +292,7 @@ impl Bench {
 }
 
 fn row_stride(width: usize) -> usize {
-    width.div_ceil(16) / 2 * 32 + 16
+    (width.div_ceil(16) | 1) * 16
 }
 
 /// The most that a core can multiply and add: independent chains in registers and nothing else.

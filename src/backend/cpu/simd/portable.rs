@@ -56,7 +56,7 @@ impl<const N: usize, M: MulAdd> Vector for Lanes<N, M> {
     const LANES: usize = N;
     const PANEL_VECTORS: usize = if N == LANES_MAX { 3 } else { 2 };
     const TILE_ROWS: usize = if N == LANES_MAX { 8 } else { 4 };
-    const K_BLOCK: usize = if N == LANES_MAX { 384 } else { 256 };
+    const K_BLOCK: usize = if N == LANES_MAX { 768 } else { 256 };
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
