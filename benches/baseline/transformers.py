@@ -6,8 +6,8 @@
 The workload is {"sequences": [[id, ..], ..]}, all of one length, so that nothing is padded. What is timed is the forward
 pass that yields the reward and no more: one logit of the last token (`logits_to_keep=1` for a causal model, the score
 head for a classifier), sdpa attention, no cache. One sequence at a time, four at a time and all at once are
-tried, and the fastest is what counts. One JSON object comes out on stdout, with the seconds of every run; the first
-run of each size is not among them.
+tried, and the fastest is what counts. One JSON object comes out on stdout, with the seconds of every run; one
+forward of each size warms up.
 """
 import argparse
 import json
@@ -51,11 +51,12 @@ def main():
     with torch.inference_mode():
         for batch in sorted({1, min(4, len(ids)), len(ids)}):
             seconds = []
-            for _ in range(options.runs + 1):
+            rewards_of(ids[:batch])
+            for _ in range(options.runs):
                 start = time.perf_counter()
                 rewards = [reward for part in ids.split(batch) for reward in rewards_of(part)]
                 seconds.append(time.perf_counter() - start)
-            by_batch[batch] = seconds[1:]
+            by_batch[batch] = seconds
     best = min(by_batch, key=lambda batch: min(by_batch[batch]))
     print(json.dumps({
         "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
