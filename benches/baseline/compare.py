@@ -6,7 +6,7 @@
 MODEL is a folder in Hugging Face layout, PROGRAM what `cargo bench --bench cpu_engine --no-run` built. Two workloads of
 seeded random ids: `conversations`, 16 of 512 tokens that share nothing, and `responses`, a prompt of 512 tokens with 8
 responses of 64. Each side runs in a process of its own, in turn, N rounds; the fastest run counts, for on a shared machine
-the others measure the neighbours. --out gets MACHINE/DATE-COMMIT.json with every sample.
+the others measure the neighbours; there the processes' CPU time is the steadier measure, and both are kept. --out gets MACHINE/DATE-COMMIT.json with every sample.
 """
 import argparse
 import datetime
@@ -73,12 +73,15 @@ def summary(samples):
     rows = []
     for name, sides in samples.items():
         best = {side: max(said["best_tokens_per_second"] for said in rounds) for side, rounds in sides.items()}
+        least = {side: min(min(said["cpu_seconds"]) for said in rounds) for side, rounds in sides.items()}
         exact = sides["kudos f32"][0]["rewards"]
         for side, rounds in sides.items():
             moved = [abs(a - b) for a, b in zip(rounds[0]["rewards"], exact, strict=True)]
             rows.append({
                 "workload": name, "side": side, "tokens_per_second": round(best[side], 1),
                 "times_transformers_float32": round(best[side] / best["transformers float32"], 3),
+                "cpu_seconds": round(least[side], 3),
+                "transformers_float32_cpu_seconds_over_these": round(least["transformers float32"] / least[side], 3),
                 "peak_rss_mib": round(max(said["peak_rss_bytes"] for said in rounds) / 2**20),
                 "rewards_moved_mean": sum(moved) / len(moved), "rewards_moved_max": max(moved),
             })
@@ -97,7 +100,8 @@ def main():
     rows = summary(samples)
     for row in rows:
         print(f"{row['workload']:14} {row['side']:22} {row['tokens_per_second']:8.1f} tokens/s"
-              f" {row['times_transformers_float32']:6.2f} x transformers float32 {row['peak_rss_mib']:6} MiB"
+              f" {row['times_transformers_float32']:6.2f} x transformers float32"
+              f" (by CPU time {row['transformers_float32_cpu_seconds_over_these']:5.2f} x) {row['peak_rss_mib']:6} MiB"
               f"   rewards moved {row['rewards_moved_mean']:.1e} mean, {row['rewards_moved_max']:.1e} max")
     if options.out:
         date, commit = datetime.date.today().isoformat(), output("git", "describe", "--always", "--dirty", "--abbrev=9")
@@ -105,7 +109,7 @@ def main():
         file = options.out / slug / f"{date}-{commit}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({
-            "commit": commit, "date": date, "cpu": cpu_name(), "system": platform.platform(),
+            "commit": commit, "date": date, "cpu": cpu_name(), "system": platform.platform(), "load": output("uptime"),
             "command": f"compare.py {options.model.name} --rounds {options.rounds} --runs {options.runs}",
             "summary": rows, "samples": samples,
         }, indent=1))
