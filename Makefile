@@ -5,7 +5,7 @@ KUDOS := target/release/kudos
 DEMO := demo/model
 
 .PHONY: demo test test-gpu test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain softgpu softgpu-env
-.PHONY: kernels-page
+.PHONY: kernels-page bench-cpu
 
 demo: build
 	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
@@ -31,6 +31,10 @@ gpu-bundle: cuda-toolchain
 
 gpu-bundle-check: gpu-bundle softgpu
 	tools/gpu-bundle/check.sh target/gpu-bundle target/softgpu
+
+# The engine against Hugging Face transformers on this CPU, about a quarter of an hour: benches/README.md.
+bench-cpu:
+	benches/cpu.sh
 
 fmt:
 	cargo fmt --check --all

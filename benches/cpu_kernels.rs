@@ -1,8 +1,9 @@
 //! How fast the CPU kernels are against what this CPU can do.
 //!
-//! `cargo bench --profile release --bench cpu_kernels -- [THREADS] [gemm|small|attention|elementwise]`. Prints the peak of
-//! a loop of nothing but multiply-adds in registers, measured in the same run, and each kernel as the best of several
-//! runs: on a machine that others share, the best is what the kernel can do and the rest is the others.
+//! `cargo bench --profile release --bench cpu_kernels -- [THREADS] [avx2+fma] [bf16] [gemm|llama8b|small|attention|elementwise]
+//! [MxNxK]`. Beside each product stands the share of the peak: a loop of nothing but multiply-adds in registers, run right
+//! before and right after every run of the kernel, because a shared CPU's clock moves by a fifth within a minute. The share
+//! is the median over the runs; speeds are the best run's.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -19,43 +20,65 @@ use kudos::weights::Dtype;
 /// Runs of each kernel, and more while the time lasts.
 const RUNS: usize = 7;
 const SECONDS: f64 = 1.0;
+/// Steps of the peak's loop at a time: about a millisecond.
+const PEAK_STEPS: usize = 400_000;
+
+/// Products of SmolLM2-135M: k and v, q and o, gate and up, down.
+const SMOLLM2: [(usize, usize); 4] = [(192, 576), (576, 576), (1536, 576), (576, 1536)];
+/// Of Llama-3.1-8B.
+const LLAMA_8B: [(usize, usize); 4] = [(1024, 4096), (4096, 4096), (14336, 4096), (4096, 14336)];
 
 fn main() {
     // `cargo test --benches` passes --test, `cargo bench` --bench: neither is ours.
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let as_test = std::env::args().any(|a| a == "--test");
     let threads = args.iter().find_map(|a| a.parse().ok()).unwrap_or(1);
-    let wanted = |what: &str| args.iter().all(|a| a.parse::<usize>().is_ok() || a == what);
+    let isa = Isa::available().into_iter().find(|isa| args.iter().any(|a| a == isa.name()));
+    let isa = isa.unwrap_or_else(Isa::detect);
+    let math = if args.iter().any(|a| a == "bf16") {
+        Math::Bf16(isa.bf16().expect("no bf16 instructions here"))
+    } else {
+        Math::F32
+    };
+    let topics = ["gemm", "llama8b", "small", "attention", "elementwise"];
+    let shapes: Vec<Vec<usize>> = args
+        .iter()
+        .filter_map(|a| a.split('x').map(|n| n.parse().ok()).collect())
+        .filter(|s: &Vec<_>| s.len() == 3)
+        .collect();
+    let chosen = args.iter().any(|a| topics.contains(&a.as_str())) || !shapes.is_empty();
+    let wanted = |what: &str| !chosen || args.iter().any(|a| a == what);
     let bench = Bench {
-        isa: Isa::detect(),
+        isa,
+        math,
         threads: Threads::new(threads).unwrap(),
         runs: if as_test { 1 } else { RUNS },
+        begin: Instant::now(),
     };
-    println!("{} on {threads} thread(s), best of at least {}", bench.isa.name(), bench.runs);
-    let peak = bench.peak();
+    println!("{} {math:?} on {threads} thread(s), at least {} runs", isa.name(), bench.runs);
+    let peak = bench.best(|| bench.peak_once());
+    let peak = bench.peak_flops() / peak;
     println!("peak {:.1} GFLOP/s", peak / 1e9);
-    if wanted("gemm") {
-        let shapes = [
-            (512, 576, 576),
-            (512, 3072, 576),
-            (512, 576, 1536),
-            (2048, 3072, 576),
-            (512, 4096, 4096),
-            (64, 3072, 576),
-        ];
-        let shapes = if as_test { &shapes[5..] } else { &shapes[..] };
-        for &(m, n, k) in shapes {
-            bench.gemm(m, n, k, Dtype::BF16, peak);
+    for shape in shapes {
+        bench.gemm(shape[0], shape[1], shape[2], Dtype::BF16);
+    }
+    for (topic, products) in [("gemm", SMOLLM2), ("llama8b", LLAMA_8B)] {
+        for m in [64, 512, 4096] {
+            for (n, k) in products {
+                if wanted(topic) && (!as_test || m * n * k < 10_000_000) {
+                    bench.gemm(m, n, k, Dtype::BF16);
+                }
+            }
         }
     }
     if wanted("attention") {
         let heads = Heads { q_heads: 9, kv_heads: 3, head_dim: 64 };
         bench.exp(peak);
         for tokens in if as_test { &[64][..] } else { &[512, 2048] } {
-            bench.attention(heads, *tokens, peak);
+            bench.attention(heads, *tokens);
         }
         if !as_test {
-            bench.attention(Heads { q_heads: 8, kv_heads: 1, head_dim: 128 }, 2048, peak);
+            bench.attention(Heads { q_heads: 8, kv_heads: 1, head_dim: 128 }, 2048);
         }
     }
     if wanted("elementwise") {
@@ -64,16 +87,26 @@ fn main() {
     if wanted("small") && !as_test {
         println!("read {:.1} GB/s", bench.read_bandwidth() / 1e9);
         for m in [1, 2, 4, 8, 16, 32] {
-            bench.gemm(m, 14336, 4096, Dtype::BF16, peak);
+            bench.gemm(m, 14336, 4096, Dtype::BF16);
         }
-        bench.gemm(1, 14336, 4096, Dtype::F32, peak);
+        bench.gemm(1, 14336, 4096, Dtype::F32);
     }
 }
 
 struct Bench {
     isa: Isa,
+    math: Math,
     threads: Threads,
     runs: usize,
+    begin: Instant,
+}
+
+/// What a kernel reached.
+struct Reached {
+    /// Of the fastest run.
+    seconds: f64,
+    /// Of the peak measured around each run, the median.
+    share: f64,
 }
 
 impl Bench {
@@ -91,16 +124,55 @@ impl Bench {
             .fold(f64::INFINITY, f64::min)
     }
 
-    /// Multiply-adds that stay in registers, FLOP/s of all threads.
-    fn peak(&self) -> f64 {
-        const STEPS: usize = 4_000_000;
-        let workers = self.threads.count();
-        let seconds = self.best(|| {
-            self.threads.for_each_item(workers, |_, _| {
-                black_box(register_fma(STEPS));
-            })
-        });
-        (workers * STEPS * fma_flops_per_step()) as f64 / seconds
+    /// A kernel of `flops`, each run between two of the peak.
+    fn reached(&self, flops: f64, mut run: impl FnMut()) -> Reached {
+        let timed = |run: &mut dyn FnMut()| {
+            let start = self.clock();
+            run();
+            self.clock() - start
+        };
+        let (mut shares, mut fastest, mut before) = (Vec::new(), f64::INFINITY, f64::INFINITY);
+        // The first run warms up.
+        let runs = self.best_runs();
+        for seconds in runs.map(|_| timed(&mut run)) {
+            let after = timed(&mut || self.peak_once());
+            shares.push(flops / seconds / (self.peak_flops() / before.min(after)));
+            fastest = fastest.min(seconds);
+            before = after;
+        }
+        shares.remove(0);
+        shares.sort_by(f64::total_cmp);
+        Reached { seconds: fastest, share: shares.get(shares.len() / 2).copied().unwrap_or(f64::NAN) }
+    }
+
+    /// Seconds of this thread on its CPU, which others' work does not lengthen; of the wall clock with several threads.
+    fn clock(&self) -> f64 {
+        if self.threads.count() > 1 {
+            return self.begin.elapsed().as_secs_f64();
+        }
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the call writes one timespec.
+        let status = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+        assert_eq!(status, 0, "the system has no clock of a thread's time");
+        time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
+    }
+
+    /// One run to warm up, then as many as are asked for and the time allows.
+    fn best_runs(&self) -> impl Iterator<Item = usize> + use<> {
+        let (runs, begin) = (self.runs, Instant::now());
+        (0..).take_while(move |i| *i <= runs || runs > 1 && begin.elapsed().as_secs_f64() < SECONDS)
+    }
+
+    /// Multiply-adds that stay in registers, on every thread.
+    fn peak_once(&self) {
+        self.threads.for_each_item(self.threads.count(), |_, _| {
+            black_box(peak::run(self.isa, self.math, PEAK_STEPS));
+        })
+    }
+
+    /// FLOP of [`peak_once`](Self::peak_once).
+    fn peak_flops(&self) -> f64 {
+        (self.threads.count() * PEAK_STEPS * peak::flops_per_step(self.isa, self.math)) as f64
     }
 
     /// Bytes per second of reading 512 MiB, all threads.
@@ -133,7 +205,7 @@ impl Bench {
         );
     }
 
-    fn attention(&self, heads: Heads, tokens: usize, peak: f64) {
+    fn attention(&self, heads: Heads, tokens: usize) {
         let (q_width, kv_width) = (heads.q_heads * heads.head_dim, heads.kv_heads * heads.head_dim);
         let stride = q_width + 2 * kv_width;
         let qkv: Vec<f32> = (0..tokens * stride).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
@@ -145,16 +217,16 @@ impl Bench {
             v: Rows::new(&qkv[q_width + kv_width..], tokens, kv_width, stride),
         };
         let mut out = vec![0.0; tokens * q_width];
-        let seconds = self.best(|| {
+        let flops = (4 * q_width * tokens * (tokens + 1) / 2) as f64;
+        let Reached { seconds, share } = self.reached(flops, || {
             let out = RowsMut::new(&mut out, tokens, q_width, q_width);
             attention(self.isa, &self.threads, &plan, &input, out);
         });
-        let flops = (4 * q_width * tokens * (tokens + 1) / 2) as f64 / seconds;
         println!(
             "attention {tokens} tokens, {heads:?}: {:.2} ms, {:.1} GFLOP/s, {:.1} % of peak",
             seconds * 1e3,
-            flops / 1e9,
-            100.0 * flops / peak
+            flops / seconds / 1e9,
+            100.0 * share
         );
     }
 
@@ -187,81 +259,109 @@ impl Bench {
         print("rope", seconds, 2 * 4 * width);
     }
 
-    fn gemm(&self, m: usize, n: usize, k: usize, dtype: Dtype, peak: f64) {
-        let x = vec![0.5f32; m * k];
-        let mut out = vec![0.0f32; m * n];
+    fn gemm(&self, m: usize, n: usize, k: usize, dtype: Dtype) {
+        // As far apart as the backend's activations are.
+        let (x_stride, out_stride) = (row_stride(k), row_stride(n));
+        let x = vec![0.5f32; m * x_stride];
+        let mut out = vec![0.0f32; m * out_stride];
         // Several weights in turn, so that none is still in a cache from the run before.
         let weight_bytes = n * k * dtype.size();
         let copies = if m <= 64 { (256usize << 20).div_ceil(weight_bytes) } else { 1 };
         let bytes: Vec<u8> = (0..copies * weight_bytes).map(|i| if i % 2 == 0 { 0 } else { 0x3f }).collect();
         let mut turn = 0;
-        let seconds = self.best(|| {
+        let flops = (2 * m * n * k) as f64;
+        let Reached { seconds, share } = self.reached(flops, || {
             let weight = &bytes[turn % copies * weight_bytes..][..weight_bytes];
             turn += 1;
             let operands = Gemm {
-                x: Rows::new(&x, m, k, k),
+                x: Rows::new(&x, m, k, x_stride),
                 weight: WeightView::new(weight, dtype, n, k, k),
                 bias: None,
                 store: Store::Replace,
-                math: Math::F32,
+                math: self.math,
             };
-            gemm(self.isa, &self.threads, &operands, RowsMut::new(&mut out, m, n, n));
+            gemm(self.isa, &self.threads, &operands, RowsMut::new(&mut out, m, n, out_stride));
         });
-        let flops = (2 * m * n * k) as f64 / seconds;
         println!(
             "gemm {m:5} {n:5} {k:5} {dtype:?}: {:6.1} GFLOP/s, {:5.1} % of peak, weight at {:5.1} GB/s",
-            flops / 1e9,
-            100.0 * flops / peak,
+            flops / seconds / 1e9,
+            100.0 * share,
             weight_bytes as f64 / seconds / 1e9
         );
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-fn fma_flops_per_step() -> usize {
-    if is_x86_feature_detected!("avx512f") { 12 * 16 * 2 } else { 12 * 8 * 2 }
+fn row_stride(width: usize) -> usize {
+    (width.div_ceil(16) | 1) * 16
 }
 
-/// Twelve independent chains of multiply-adds.
-#[cfg(target_arch = "x86_64")]
-fn register_fma(steps: usize) -> f32 {
+/// The most that a core can multiply and add: independent chains in registers and nothing else.
+mod peak {
+    use super::{Isa, Math, black_box};
+
+    /// Chains: more than an addition's latency times the two units that add.
+    const CHAINS: usize = 12;
+
+    /// FLOP of one step of [`run`].
+    pub(super) fn flops_per_step(isa: Isa, math: Math) -> usize {
+        let lanes = if isa.name() == "avx512" { 16 } else { 8 };
+        let products = if math == Math::F32 { 1 } else { 2 };
+        CHAINS * lanes * products * 2
+    }
+
+    /// `steps` steps of every chain. No peak is known for portable code.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn run(isa: Isa, math: Math, steps: usize) -> f32 {
+        // SAFETY: whoever holds an `Isa`, or the arithmetic of its bf16 instructions, has the proof that they are there.
+        unsafe {
+            match (isa.name(), math) {
+                ("avx512", Math::F32) => wide(steps),
+                ("avx512", Math::Bf16(_)) => wide_pairs(steps),
+                ("avx2+fma", _) => narrow(steps),
+                _ => 0.0,
+            }
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn run(_: Isa, _: Math, _: usize) -> f32 {
+        0.0
+    }
+
+    #[cfg(target_arch = "x86_64")]
     use std::arch::x86_64::*;
+
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f")]
     fn wide(steps: usize) -> f32 {
-        let mut sums = [_mm512_set1_ps(1.0); 12];
+        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
         let (a, b) = (black_box(_mm512_set1_ps(0.5)), black_box(_mm512_set1_ps(0.25)));
         for _ in 0..steps {
             sums.iter_mut().for_each(|s| *s = _mm512_fmadd_ps(*s, a, b));
         }
         sums.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
     }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn wide_pairs(steps: usize) -> f32 {
+        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
+        let pairs = |x: f32| _mm512_cvtne2ps_pbh(_mm512_set1_ps(x), _mm512_set1_ps(x));
+        let (a, b) = (black_box(pairs(0.5)), black_box(pairs(0.25)));
+        for _ in 0..steps {
+            sums.iter_mut().for_each(|s| *s = _mm512_dpbf16_ps(*s, a, b));
+        }
+        sums.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
+    }
+
+    #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     fn narrow(steps: usize) -> f32 {
-        let mut sums = [_mm256_set1_ps(1.0); 12];
+        let mut sums = [_mm256_set1_ps(1.0); CHAINS];
         let (a, b) = (black_box(_mm256_set1_ps(0.5)), black_box(_mm256_set1_ps(0.25)));
         for _ in 0..steps {
             sums.iter_mut().for_each(|s| *s = _mm256_fmadd_ps(*s, a, b));
         }
         sums.into_iter().map(|s| _mm256_cvtss_f32(s)).sum()
     }
-    // SAFETY: each branch asks for its instructions first.
-    unsafe {
-        if is_x86_feature_detected!("avx512f") {
-            wide(steps)
-        } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            narrow(steps)
-        } else {
-            0.0
-        }
-    }
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn fma_flops_per_step() -> usize {
-    0
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn register_fma(_: usize) -> f32 {
-    0.0
 }

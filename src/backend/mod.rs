@@ -82,17 +82,10 @@ impl Geometry {
         self.hidden.max(self.shard.q_width_local())
     }
 
-    /// Numbers in an activation of [`Role::Wide`]: q, k and v of every row, or gate and up of a chunk of rows.
-    pub fn wide_numbers(&self, capacity: &Capacity) -> usize {
-        let qkv = capacity.tokens * self.shard.qkv_width_local();
-        let gate_up = capacity.mlp_tokens * 2 * self.shard.ffn_local;
-        qkv.max(gate_up)
-    }
-
-    /// Numbers that a rank brings to sums over ranks: what output projections put out for every row, until the next norm
+    /// Rows of `hidden` numbers that a rank brings to sums over ranks: what output projections put out, until the next norm
     /// adds it. None where there is one rank, which adds at once.
-    pub fn sum_numbers(&self, capacity: &Capacity) -> usize {
-        if self.shard.ranks > 1 { capacity.tokens.max(capacity.sequences) * self.hidden } else { 0 }
+    pub fn sum_rows(&self, capacity: &Capacity) -> usize {
+        if self.shard.ranks > 1 { capacity.tokens.max(capacity.sequences) } else { 0 }
     }
 }
 

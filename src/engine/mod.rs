@@ -314,14 +314,12 @@ impl Engine {
 
     /// Scores conversations; results are in their order, and one's failure is not another's.
     pub fn score(&self, conversations: &[Conversation]) -> Vec<Result<Score>> {
-        let pending: Vec<_> = conversations.iter().map(|conversation| self.submit(conversation)).collect();
-        pending.into_iter().map(|pending| pending?.wait()).collect()
+        self.score_each(conversations.iter().map(|conversation| self.tokens(conversation)))
     }
 
     /// Scores sequences of token ids, taken as they are; results are in their order.
     pub fn score_tokens(&self, sequences: &[Vec<u32>]) -> Vec<Result<Score>> {
-        let pending: Vec<_> = sequences.iter().map(|ids| self.submit_tokens(ids.clone())).collect();
-        pending.into_iter().map(|pending| pending?.wait()).collect()
+        self.score_each(sequences.iter().map(|ids| self.limited(ids.clone())))
     }
 
     /// Scores conversations as they come; results are in their order. Reads ahead far enough to fill batches, so
@@ -433,11 +431,33 @@ impl Engine {
         }
     }
 
-    fn enqueue(
-        &self,
-        PromptTokens { mut ids, truncated }: PromptTokens,
-        when_full: WhenFull,
-    ) -> Result<Pending> {
+    /// Enters them in groups that fill several batches, so that what they share is found in the first batch already,
+    /// and a rank need not wait for the last of many.
+    fn score_each(&self, sequences: impl Iterator<Item = Result<PromptTokens>>) -> Vec<Result<Score>> {
+        let (mut pending, mut group, mut group_tokens) = (Vec::new(), Vec::new(), 0);
+        for sequence in sequences {
+            pending.push(sequence.and_then(|tokens| self.job(tokens)).map(|(job, pending)| {
+                group_tokens += job.ids.len();
+                group.push(job);
+                pending
+            }));
+            if group_tokens >= self.plan.lookahead_tokens() {
+                self.queue.push_all(group.drain(..));
+                group_tokens = 0;
+            }
+        }
+        self.queue.push_all(group);
+        pending.into_iter().map(|pending| pending?.wait()).collect()
+    }
+
+    fn enqueue(&self, tokens: PromptTokens, when_full: WhenFull) -> Result<Pending> {
+        let (job, pending) = self.job(tokens)?;
+        self.queue.push(job, when_full)?;
+        Ok(pending)
+    }
+
+    /// A sequence as the queue takes it, and its score to come.
+    fn job(&self, PromptTokens { mut ids, truncated }: PromptTokens) -> Result<(Job, Pending)> {
         if let Some((index, id)) = ids.iter().enumerate().find(|&(_, &id)| id as usize >= self.config.vocab) {
             return Err(Error::new(
                 ErrorKind::Conversation,
@@ -451,8 +471,7 @@ impl Engine {
         // Nothing after the scored token can change its logits.
         ids.truncate(facts.scored_token + 1);
         let (reply, pending) = queue::pending(facts);
-        self.queue.push(Job { ids, reply }, when_full)?;
-        Ok(pending)
+        Ok((Job { ids, reply }, pending))
     }
 
     /// The last token; for a classifier the rightmost one that is not padding, as Transformers has it.

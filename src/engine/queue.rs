@@ -49,6 +49,18 @@ struct Waiting {
     closed: Option<Error>,
 }
 
+impl Waiting {
+    /// Whether the job may enter a queue for up to `tokens_max` tokens.
+    fn has_room(&self, job: &Job, tokens_max: usize) -> bool {
+        self.tokens == 0 || self.tokens + job.ids.len() <= tokens_max
+    }
+
+    fn put(&mut self, job: Job) {
+        self.tokens += job.ids.len();
+        self.jobs.push_back(job);
+    }
+}
+
 impl Queue {
     /// An empty queue for up to `tokens_max` tokens; a longer job enters when the queue is empty.
     pub(super) fn new(tokens_max: usize) -> Self {
@@ -64,7 +76,7 @@ impl Queue {
             if let Some(error) = &waiting.closed {
                 return Err(error.clone());
             }
-            if waiting.tokens == 0 || waiting.tokens + job.ids.len() <= self.tokens_max {
+            if waiting.has_room(&job, self.tokens_max) {
                 break;
             }
             if when_full == WhenFull::Refuse {
@@ -78,10 +90,29 @@ impl Queue {
             }
             waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
-        waiting.tokens += job.ids.len();
-        waiting.jobs.push_back(job);
+        waiting.put(job);
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// Puts jobs at the end, waiting where the queue is full, and shows the ranks none before there are as many as it
+    /// holds: an idle rank would take the first alone, and compute what it shares with the others once more with them. When
+    /// the queue is closed they are answered with its error.
+    pub(super) fn push_all(&self, jobs: impl IntoIterator<Item = Job>) {
+        let mut jobs = jobs.into_iter();
+        let mut waiting = self.lock();
+        while let Some(job) = jobs.next() {
+            while waiting.closed.is_none() && !waiting.has_room(&job, self.tokens_max) {
+                self.changed.notify_all();
+                waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            }
+            if let Some(error) = waiting.closed.clone() {
+                drop(waiting);
+                return [job].into_iter().chain(jobs).for_each(|job| job.reply.answer(Err(error.clone())));
+            }
+            waiting.put(job);
+        }
+        self.changed.notify_all();
     }
 
     /// Waits for jobs and takes as many as fit into one batch, leaving out those that nobody waits for any more.
@@ -312,6 +343,39 @@ mod tests {
         assert_eq!((packed.tokens.len(), replies.len()), (7, 3));
         let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
         assert_eq!((packed.tokens.as_slice(), replies.len()), ([8, 9, 10].as_slice(), 1));
+    }
+
+    #[test]
+    fn jobs_put_in_together_are_taken_together_however_early_a_rank_waits() {
+        let queue = Queue::new(100);
+        thread::scope(|scope| {
+            let rank = scope.spawn(|| queue.next_batch(BUDGET, Sharing::Prefixes).unwrap());
+            thread::sleep(Duration::from_millis(20));
+            let (jobs, _pending): (Vec<Job>, Vec<Pending>) =
+                [[1, 2, 3], [1, 2, 4], [1, 2, 5]].iter().map(|ids| job(ids)).unzip();
+            queue.push_all(jobs);
+            let (packed, replies) = rank.join().unwrap();
+            assert_eq!((packed.tokens.len(), replies.len()), (5, 3));
+        });
+    }
+
+    #[test]
+    fn jobs_put_in_together_enter_a_small_queue_one_after_the_other_and_learn_of_its_end() {
+        let queue = Queue::new(2);
+        let (jobs, pendings): (Vec<Job>, Vec<Pending>) =
+            [[1, 2], [3, 4], [5, 6]].iter().map(|ids| job(ids)).unzip();
+        thread::scope(|scope| {
+            scope.spawn(|| queue.push_all(jobs));
+            for first in [1, 3] {
+                let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
+                assert_eq!(packed.tokens[0], first);
+                replies.into_iter().for_each(|reply| reply.answer(Ok(&[1.0])));
+            }
+            queue.close(Error::new(ErrorKind::Dead, "the end"));
+        });
+        let rewards: Vec<_> = pendings.into_iter().map(Pending::wait).collect();
+        assert!(rewards[0].is_ok() && rewards[1].is_ok());
+        assert_eq!(rewards[2].as_ref().unwrap_err().message(), "the end");
     }
 
     #[test]

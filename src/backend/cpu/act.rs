@@ -9,7 +9,14 @@ use super::view::{Rows, RowsMut};
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::HostTensor;
 
-/// An activation: rows of f32, one after the other. The width is that of the op that wrote it last.
+/// Floats from one row of an activation to the next: an odd number of cache lines, so that the neighbouring rows that a
+/// product reads at once lie in different sets of the caches. (Rows of 4,096 floats would all fall into one.)
+pub(super) fn row_stride(width: usize) -> usize {
+    const LINE: usize = 16;
+    (width.div_ceil(LINE) | 1) * LINE
+}
+
+/// An activation: rows of f32, [`row_stride`] apart. The width is that of the op that wrote it last.
 ///
 /// The memory is the system's, zeroed and not in RAM until it is touched, so that room for the longest sequence costs
 /// nothing while sequences are short.
@@ -19,7 +26,7 @@ pub struct Act {
 }
 
 impl Act {
-    /// Room for so many numbers.
+    /// Room for so many numbers, those between the rows included.
     pub(super) fn new(floats: usize) -> Result<Self> {
         let memory = floats
             .checked_mul(size_of::<f32>())
@@ -35,28 +42,29 @@ impl Act {
         Ok(Self { memory, width: 0 })
     }
 
-    /// The first `rows` rows, which an op wrote with this `stride` before.
-    pub(super) fn read(&self, rows: usize, stride: usize) -> &[f32] {
-        assert_eq!(self.width, stride, "the activation was written with another width");
-        &self.floats()[..rows * stride]
+    /// The first `rows` rows, which an op wrote with this `width` before.
+    pub(super) fn read(&self, rows: usize, width: usize) -> &[f32] {
+        assert_eq!(self.width, width, "the activation was written with another width");
+        &self.floats()[..rows * row_stride(width)]
     }
 
     /// Rows `rows`, of which the first `width` columns are read.
     pub(super) fn rows(&self, rows: Range<usize>, width: usize) -> Rows<'_> {
-        let data = &self.floats()[rows.start * self.width..];
-        Rows::new(data, rows.len(), width, self.width)
+        let stride = row_stride(self.width);
+        Rows::new(&self.floats()[rows.start * stride..], rows.len(), width, stride)
     }
 
     /// Rows `rows` to write; all rows are `width` wide from here on.
     pub(super) fn write(&mut self, rows: Range<usize>, width: usize) -> &mut [f32] {
         self.width = width;
-        &mut bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory)[rows.start * width..rows.end * width]
+        let stride = row_stride(width);
+        &mut bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory)[rows.start * stride..rows.end * stride]
     }
 
     /// The same as a view.
     pub(super) fn rows_mut(&mut self, rows: Range<usize>, width: usize) -> RowsMut<'_> {
         let count = rows.len();
-        RowsMut::new(self.write(rows, width), count, width, width)
+        RowsMut::new(self.write(rows, width), count, width, row_stride(width))
     }
 
     fn floats(&self) -> &[f32] {

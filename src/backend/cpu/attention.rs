@@ -16,7 +16,7 @@
 use super::pack::{Lanes32, pack_panel};
 use super::simd::{Isa, Kernel, LANES_MAX, Sums, Vector, exp};
 use super::threads::{Scratch, Threads};
-use super::tile::{F32, Product, Start, multiply};
+use super::tile::{Ahead, F32, Product, Start, multiply};
 use super::view::{Rows, RowsMut, SharedRows};
 
 mod plan;
@@ -270,6 +270,8 @@ impl Work<'_> {
                 sums: self.scores.as_mut_ptr(),
                 sums_stride: KEYS,
                 start: Start::Zero,
+                finish: None,
+                ahead: Ahead::NOTHING,
             };
             // SAFETY: `q` has these rows, `k` the panels of KEYS keys, `scores` TILE_ROWS rows of KEYS.
             unsafe { multiply::<V, F32, VECTORS>(scores, rows, keys_max.div_ceil(width)) };
@@ -291,6 +293,8 @@ impl Work<'_> {
                     sums: o.add((row + r) * padded),
                     sums_stride: padded,
                     start,
+                    finish: None,
+                    ahead: Ahead::NOTHING,
                 };
                 multiply::<V, F32, VECTORS>(product(0, 0, keys_all, start), rows, padded / width);
                 for r in 0..rows {

@@ -8,19 +8,22 @@
 //! first); it is added to `out` at the end. So an element's bits depend on its own row of x and row of the weight alone:
 //! not on m, nor on how n is cut into pieces, nor on the number of threads.
 //!
-//! A block of the output, at most 512 x 96, belongs to one worker. It packs `96 x k_block` of the weight, widened to f32,
-//! into its scratch and multiplies all its rows of x with them before it goes on to the next of k: no f32 copy of a
-//! weight exists anywhere, and each value is widened once per 512 rows. (x itself is read in place: packing it too was
-//! not tried.)
+//! A block of the output, at most 512 rows, belongs to one worker. It packs a piece of the weight (at most 192 columns,
+//! `K_BLOCK` steps of k), widened to f32, into its scratch and multiplies all its rows of x with it before it goes on to
+//! the next piece: no f32 copy of a weight exists anywhere, and each value is widened once per 512 rows. The next piece
+//! is fetched out of memory meanwhile, a few lines with every tile. x is read in place, a tile's rows ahead. The last round
+//! of k leaves the registers straight for `out`: a separate pass over finished sums cost 3 to 6 % of a product.
 
 use std::ops::Range;
 
 use super::pack::{Lanes32, Source, load_bytes, pack_panel, pack_stored};
 use super::simd::{Bf16Isa, Bf16Kernel, Bf16Vector, Isa, Kernel, Vector};
 use super::threads::{Scratch, Threads};
-use super::tile::{Bf16, Dot, F32, Product, Start, multiply};
+use super::tile::{Ahead, Bf16, Dot, F32, Finish, Product, Start, multiply, tiles};
 use super::view::{Rows, RowsMut, SharedRows, WeightView};
 use crate::weights::Dtype;
+
+pub use super::tile::Store;
 
 #[cfg(test)]
 mod tests;
@@ -29,12 +32,12 @@ mod tests;
 const BLOCK_ROWS_MAX: usize = 512;
 /// Rows of an output block below which more blocks would cost more packing than they gain in balance.
 const BLOCK_ROWS_MIN: usize = 64;
-/// Rows of x that go past all packed panels while they lie in the second-level cache (96 x 256 floats: 96 KiB).
-const CHUNK_ROWS: usize = 96;
-/// Columns of a block: x is read again for every so many. A multiple of every panel width.
-const BLOCK_COLUMNS_MAX: usize = 96;
-/// The same for bfloat16 products, where x is also rounded again for every so many.
-const BLOCK_COLUMNS_MAX_BF16: usize = 192;
+/// Rows of x that are rounded to bfloat16 at a time. A multiple of every tile's rows.
+const CHUNK_ROWS: usize = 24;
+/// Columns that are packed at a time: x is read again for every so many. A multiple of every panel width.
+const PACKED_COLUMNS_MAX: usize = 192;
+/// Columns of a block at most. More at a time could be fetched ahead, fewer are easier to share among workers.
+const BLOCK_COLUMNS_MAX: usize = 4 * PACKED_COLUMNS_MAX;
 
 /// How products are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,15 +46,6 @@ pub enum Math {
     F32,
     /// x and the weight rounded to bfloat16, products exact, sums in f32: faster, and some 100 times less exact.
     Bf16(Bf16Isa),
-}
-
-/// What becomes of the values that `out` held.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Store {
-    /// They are overwritten.
-    Replace,
-    /// The product is added to them.
-    Add,
 }
 
 /// The operands of a matrix product.
@@ -82,7 +76,7 @@ pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
     if m == 0 || n == 0 {
         return;
     }
-    let (block_rows, block_columns) = block_shape(isa, gemm.math, m, n, threads.count());
+    let (block_rows, block_columns) = block_shape(isa, m, n, threads.count());
     let column_blocks = n.div_ceil(block_columns);
     let out = out.share();
     threads.for_each_item(column_blocks * m.div_ceil(block_rows), |item, scratch| {
@@ -100,23 +94,19 @@ pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
 pub fn scratch_floats(isa: Isa, math: Math) -> usize {
     let shape = isa.shape();
     match math {
-        Math::F32 => Parts::new(BLOCK_ROWS_MAX, BLOCK_COLUMNS_MAX, shape.k_block, 0).total(),
+        Math::F32 => Parts::new(BLOCK_ROWS_MAX, PACKED_COLUMNS_MAX, shape.k_block, 0).total(),
         Math::Bf16(_) => {
             let converted = (CHUNK_ROWS + shape.panel_width) * shape.k_block;
-            Parts::new(BLOCK_ROWS_MAX, BLOCK_COLUMNS_MAX_BF16, shape.k_block, converted).total()
+            Parts::new(BLOCK_ROWS_MAX, PACKED_COLUMNS_MAX, shape.k_block, converted).total()
         }
     }
 }
 
 /// Rows and columns of the blocks that `[m, n]` is cut into: a few blocks for each worker, columns cut first.
-fn block_shape(isa: Isa, math: Math, m: usize, n: usize, threads: usize) -> (usize, usize) {
-    let columns_max = match math {
-        Math::F32 => BLOCK_COLUMNS_MAX,
-        Math::Bf16(_) => BLOCK_COLUMNS_MAX_BF16,
-    };
+fn block_shape(isa: Isa, m: usize, n: usize, threads: usize) -> (usize, usize) {
     let panel = isa.shape().panel_width;
     let blocks_wanted = if threads == 1 { 1 } else { 4 * threads };
-    let columns = n.div_ceil(blocks_wanted).next_multiple_of(panel).min(columns_max);
+    let columns = n.div_ceil(blocks_wanted).next_multiple_of(panel).min(BLOCK_COLUMNS_MAX);
     let row_blocks = blocks_wanted.div_ceil(n.div_ceil(columns));
     (m.div_ceil(row_blocks).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX), columns)
 }
@@ -136,9 +126,9 @@ impl Kernel for Block<'_, '_> {
         // SAFETY: the caller vouches for the instructions.
         unsafe {
             if V::PANEL_VECTORS == 3 {
-                self.compute::<V, F32, 3>(BLOCK_COLUMNS_MAX);
+                self.compute::<V, F32, 3>();
             } else {
-                self.compute::<V, F32, 2>(BLOCK_COLUMNS_MAX);
+                self.compute::<V, F32, 2>();
             }
         }
     }
@@ -149,7 +139,7 @@ impl Bf16Kernel for Block<'_, '_> {
     unsafe fn run<V: Bf16Vector>(self) {
         const { assert!(V::PANEL_VECTORS == 3) };
         // SAFETY: the caller vouches for the instructions.
-        unsafe { self.compute::<V, Bf16, 3>(BLOCK_COLUMNS_MAX_BF16) }
+        unsafe { self.compute::<V, Bf16, 3>() }
     }
 }
 
@@ -175,84 +165,82 @@ impl Block<'_, '_> {
     ///
     /// The CPU has the instructions of `V`.
     #[inline(always)]
-    unsafe fn compute<V: Vector, M: Operands<V>, const VECTORS: usize>(self, columns_max: usize) {
+    unsafe fn compute<V: Vector, M: Operands<V>, const VECTORS: usize>(self) {
         let Self { gemm, out, rows, columns, scratch } = self;
         let (width, k) = (VECTORS * V::LANES, gemm.weight.cols());
-        let panels = columns.len().div_ceil(width);
-        let sums_stride = panels * width;
-        debug_assert!(sums_stride <= columns_max && rows.len() <= BLOCK_ROWS_MAX);
-        let parts = Parts::new(rows.len(), sums_stride, V::K_BLOCK, M::converted_floats(width, V::K_BLOCK));
+        let k_round = round_of(k, V::K_BLOCK * M::VALUES, V::LANES * M::VALUES);
+        // An empty sum takes one round too, of no values.
+        let rounds = k.div_ceil(k_round).max(1);
+        let parts =
+            Parts::new(rows.len(), PACKED_COLUMNS_MAX, V::K_BLOCK, M::converted_floats(width, V::K_BLOCK));
         let (packed, rest) = scratch.floats(parts.total()).split_at_mut(parts.packed);
         let (sums, converted) = rest.split_at_mut(parts.sums);
-        let mut start = Start::Zero;
-        for k_start in (0..k).step_by(V::K_BLOCK * M::VALUES) {
-            let values = (k - k_start).min(V::K_BLOCK * M::VALUES);
-            let steps = values.div_ceil(M::VALUES);
-            // SAFETY: columns and k_start + values lie inside the weight, rows inside x (`gemm` checked the shapes);
-            // `packed` holds `panels` panels of `width * K_BLOCK`, `sums` rows x panels x width, and both are this
-            // worker's alone. Sums are continued only after the first round has written all of them.
+        // One piece of the weight after the other: a group of columns, and of those a round of k.
+        let piece = |index: usize| {
+            let column = columns.start + index / rounds * PACKED_COLUMNS_MAX;
+            let col = index % rounds * k_round;
+            let rows = PACKED_COLUMNS_MAX.min(columns.end - column);
+            Piece { row: column, rows, col, values: (k - col).min(k_round) }
+        };
+        let pieces = columns.len().div_ceil(PACKED_COLUMNS_MAX) * rounds;
+        for index in 0..pieces {
+            let weights = piece(index);
+            let panels = weights.rows.div_ceil(width);
+            let tiles = tiles::<V>(rows.len(), panels);
+            let mut ahead = Ahead::NOTHING;
+            if index + 1 < pieces {
+                ahead = gemm.weight.ahead(piece(index + 1), M::VALUES, tiles);
+            }
+            let sums_stride = panels * width;
+            let finish = Finish {
+                out: out.element(rows.start, weights.row),
+                stride: out.stride(),
+                columns: weights.rows,
+                bias: gemm.bias.map(|bias| bias[weights.row..][..weights.rows].as_ptr()),
+                store: gemm.store,
+            };
+            let product = Product {
+                steps: weights.values.div_ceil(M::VALUES),
+                x: std::ptr::null(),
+                x_stride: 0,
+                panel: packed.as_ptr(),
+                panel_stride: width * V::K_BLOCK,
+                sums: sums.as_mut_ptr(),
+                sums_stride,
+                start: if index % rounds == 0 { Start::Zero } else { Start::Continue },
+                finish: (index % rounds + 1 == rounds).then_some(finish),
+                ahead,
+            };
+            // SAFETY: pieces lie inside the weight, rows inside x (`gemm` checked the shapes); `packed` holds `panels` panels
+            // of `width * K_BLOCK`, `sums` rows x panels x width, and both are this worker's alone. Sums are continued only
+            // after the first round has written all of them. Blocks do not overlap, so what they finish is this worker's
+            // alone too.
             unsafe {
                 for panel in 0..panels {
-                    let column = columns.start + panel * width;
+                    let first = panel * width;
                     let piece =
-                        Piece { row: column, rows: width.min(columns.end - column), col: k_start, values };
-                    let to = packed.as_mut_ptr().add(panel * width * V::K_BLOCK);
+                        Piece { row: weights.row + first, rows: width.min(weights.rows - first), ..weights };
+                    let to = packed.as_mut_ptr().add(first * V::K_BLOCK);
                     M::pack(&gemm.weight, piece, width, to, converted);
                 }
-                for row in rows.clone().step_by(CHUNK_ROWS) {
-                    let chunk = CHUNK_ROWS.min(rows.end - row);
-                    let (x, x_stride) =
-                        M::x(&gemm.x, Piece { row, rows: chunk, col: k_start, values }, converted);
-                    let product = Product {
-                        steps,
-                        x,
-                        x_stride,
-                        panel: packed.as_ptr(),
-                        panel_stride: width * V::K_BLOCK,
-                        sums: sums.as_mut_ptr().add((row - rows.start) * sums_stride),
-                        sums_stride,
-                        start,
-                    };
+                for first in (0..rows.len()).step_by(CHUNK_ROWS) {
+                    let chunk = CHUNK_ROWS.min(rows.len() - first);
+                    let x = Piece { row: rows.start + first, rows: chunk, ..weights };
+                    let (x, x_stride) = M::x(&gemm.x, x, converted);
+                    let mut product = product.skip_rows(first);
+                    (product.x, product.x_stride) = (x, x_stride);
+                    product.ahead = ahead.skip_tiles(tiles * first / rows.len());
                     multiply::<V, M, VECTORS>(product, chunk, panels);
                 }
             }
-            start = Start::Continue;
-        }
-        if k == 0 {
-            sums.fill(0.0);
-        }
-        for row in rows.clone() {
-            // SAFETY: blocks do not overlap, and this worker holds one part of its own block at a time.
-            let out = unsafe { out.part(row, columns.clone()) };
-            let bias = gemm.bias.map(|bias| &bias[columns.clone()]);
-            let sums = &sums[(row - rows.start) * sums_stride..][..columns.len()];
-            // SAFETY: the three have the same length.
-            unsafe { store_row::<V>(sums, bias, gemm.store, out) };
         }
     }
 }
 
-/// `out = (out or 0) + (sums + bias)`.
-///
-/// # Safety
-///
-/// The CPU has the instructions of `V`; `sums`, `bias` and `out` have the same length.
-#[inline(always)]
-unsafe fn store_row<V: Vector>(sums: &[f32], bias: Option<&[f32]>, store: Store, out: &mut [f32]) {
-    for i in (0..out.len()).step_by(V::LANES) {
-        let count = V::LANES.min(out.len() - i);
-        // SAFETY: i + count <= the common length.
-        unsafe {
-            let mut value = V::load_first(sums.as_ptr().add(i), count);
-            if let Some(bias) = bias {
-                value = value.add(V::load_first(bias.as_ptr().add(i), count));
-            }
-            if store == Store::Add {
-                value = V::load_first(out.as_ptr().add(i), count).add(value);
-            }
-            value.store_first(out.as_mut_ptr().add(i), count);
-        }
-    }
+/// Values of k in a round: as few rounds as blocks of `most` allow, all about equally long, in whole `squares`.
+fn round_of(k: usize, most: usize, square: usize) -> usize {
+    let rounds = k.div_ceil(most).max(1);
+    k.div_ceil(rounds).max(1).next_multiple_of(square)
 }
 
 /// Rows `row..row + rows`, columns `col..col + values` of x or of a weight.
@@ -262,6 +250,19 @@ struct Piece {
     rows: usize,
     col: usize,
     values: usize,
+}
+
+impl WeightView<'_> {
+    /// A piece to be fetched while `tiles` tiles are computed, of steps of `values` values.
+    fn ahead(&self, piece: Piece, values: usize, tiles: usize) -> Ahead {
+        Ahead {
+            first: self.element(piece.row, piece.col),
+            row_bytes: self.row_stride() * self.dtype().size(),
+            rows: piece.rows,
+            rows_per_tile: piece.rows.div_ceil(tiles),
+            step_bytes: values * self.dtype().size(),
+        }
+    }
 }
 
 /// How the operands are brought into 32-bit steps.
@@ -359,12 +360,12 @@ unsafe fn round_row<V: Bf16Vector, S: Source>(from: *const u8, values: usize, to
     // SAFETY: `whole` values in whole vectors, the rest through a buffer; all inside what the caller vouches for.
     unsafe {
         for i in (0..whole).step_by(V::LANES) {
-            S::load::<V>(from.wrapping_add(i.wrapping_mul(S::STEP_BYTES))).store_bf16(to.wrapping_add(i));
+            S::load::<V>(from.wrapping_add(i.wrapping_mul(S::LANE_BYTES))).store_bf16(to.wrapping_add(i));
         }
         if whole < values {
             let rest = values - whole;
             let mut buffer = [0u16; super::simd::LANES_MAX];
-            load_bytes::<V, S>(from.add(whole * S::STEP_BYTES), rest * S::STEP_BYTES)
+            load_bytes::<V, S>(from.add(whole * S::LANE_BYTES), rest * S::LANE_BYTES)
                 .store_bf16(buffer.as_mut_ptr());
             std::ptr::copy_nonoverlapping(buffer.as_ptr(), to.add(whole), rest.next_multiple_of(2));
         }

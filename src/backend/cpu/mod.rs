@@ -26,7 +26,7 @@ use crate::backend::{
 use crate::batch::Packed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::{HostTensor, LayerTensors};
-use act::RopeTables;
+use act::{RopeTables, row_stride};
 use attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
 use elementwise::{add_rms_norm, rope, silu_mul};
 use gemm::{Gemm, Math, Store, gemm};
@@ -80,13 +80,13 @@ struct PlanRows {
 impl Cpu {
     /// What a rank of this geometry will hold. Weights are used where they are mapped.
     pub fn footprint(geometry: &Geometry, capacity: &Capacity) -> Footprint {
-        let stream = |rows: usize| rows * (geometry.hidden + geometry.normed_width());
+        let stream = |rows: usize| rows * (row_stride(geometry.hidden) + row_stride(geometry.normed_width()));
         // What a rank brings to a sum lies in the group, too, for the time of the sum.
-        let sums = 2 * geometry.sum_numbers(capacity);
+        let sums = 2 * geometry.sum_rows(capacity) * row_stride(geometry.hidden);
         let tables = capacity.tokens * geometry.shard.head_dim;
         let floats = stream(capacity.tokens)
             + stream(capacity.sequences)
-            + geometry.wide_numbers(capacity)
+            + wide_floats(geometry, capacity)
             + sums
             + tables;
         Footprint { weights: 0, workspace: floats * size_of::<f32>() }
@@ -118,23 +118,16 @@ impl Cpu {
         let scratch = gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, heads(&geometry)));
         threads.reserve(scratch);
         let tables = RopeTables::new(geometry.rope_frequencies.clone());
-        let sums = match geometry.sum_numbers(&capacity) {
+        let sums = match geometry.sum_rows(&capacity) {
             0 => None,
-            floats => Some(Act::new(floats)?),
+            rows => Some(Act::new(rows * row_stride(geometry.hidden))?),
         };
         Ok(Self { geometry, capacity, isa, math, threads, group, tables, sums })
     }
 
     /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`, piece by piece.
-    fn product(
-        &self,
-        x: Rows<'_>,
-        weight: &Weight,
-        features: Range<usize>,
-        store: Store,
-        out: &mut [f32],
-        out_stride: usize,
-    ) {
+    fn product(&self, x: Rows<'_>, weight: &Weight, features: Range<usize>, store: Store, out: &mut [f32]) {
+        let out_stride = row_stride(weight.out_features());
         let mut first = 0;
         for piece in weight.pieces() {
             let piece_features = first..first + piece.rows();
@@ -154,6 +147,13 @@ impl Cpu {
     }
 }
 
+/// Floats of [`Role::Wide`]: q, k and v of every row, or gate and up of a chunk.
+fn wide_floats(geometry: &Geometry, capacity: &Capacity) -> usize {
+    let qkv = capacity.tokens * row_stride(geometry.shard.qkv_width_local());
+    let gate_up = capacity.mlp_tokens * row_stride(2 * geometry.shard.ffn_local);
+    qkv.max(gate_up)
+}
+
 fn heads(geometry: &Geometry) -> Heads {
     let shard = &geometry.shard;
     Heads { q_heads: shard.q_heads_local, kv_heads: shard.kv_heads_local, head_dim: shard.head_dim }
@@ -168,9 +168,9 @@ impl Backend for Cpu {
 
     fn activation(&mut self, role: Role, rows: usize) -> Result<Act> {
         Act::new(match role {
-            Role::Residual => rows.saturating_mul(self.geometry.hidden),
-            Role::Normed => rows.saturating_mul(self.geometry.normed_width()),
-            Role::Wide => self.geometry.wide_numbers(&self.capacity),
+            Role::Residual => rows.saturating_mul(row_stride(self.geometry.hidden)),
+            Role::Normed => rows.saturating_mul(row_stride(self.geometry.normed_width())),
+            Role::Wide => wide_floats(&self.geometry, &self.capacity),
         })
     }
 
@@ -225,9 +225,10 @@ impl Backend for Cpu {
     }
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
-        let rows = residual.write(0..packed.tokens.len(), self.geometry.hidden);
-        for (row, &id) in rows.chunks_exact_mut(self.geometry.hidden).zip(&packed.tokens) {
-            table.row_to_f32(id as usize, row);
+        let hidden = self.geometry.hidden;
+        let rows = residual.write(0..packed.tokens.len(), hidden);
+        for (row, &id) in rows.chunks_exact_mut(row_stride(hidden)).zip(&packed.tokens) {
+            table.row_to_f32(id as usize, &mut row[..hidden]);
         }
         Ok(())
     }
@@ -268,21 +269,22 @@ impl Backend for Cpu {
             Features::KeysAndValues => q_width..width,
         };
         let x = x.rows(rows, weight.in_features());
-        self.product(x, weight, features, Store::Replace, out.write(out_rows, width), width);
+        self.product(x, weight, features, Store::Replace, out.write(out_rows, width));
         Ok(())
     }
 
     fn rope(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, rotate: Rotate) -> Result<()> {
         let shard = self.geometry.shard;
-        let (q_width, kv_width, stride) =
+        let (q_width, kv_width, width) =
             (shard.q_width_local(), shard.kv_width_local(), shard.qkv_width_local());
+        let stride = row_stride(width);
         let columns = match rotate {
             Rotate::QueriesAndKeys => 0..q_width + kv_width,
             Rotate::Queries => 0..q_width,
             Rotate::Keys => q_width..q_width + kv_width,
         };
         let positions = &plan.rows(tokens).positions;
-        let data = &mut qkv.write(0..positions.len(), stride)[columns.start..];
+        let data = &mut qkv.write(0..positions.len(), width)[columns.start..];
         let rows = RowsMut::new(data, positions.len(), columns.len(), stride);
         rope(self.isa, &self.threads, rows, columns.len() / shard.head_dim, self.tables.table(), positions);
         Ok(())
@@ -290,11 +292,12 @@ impl Backend for Cpu {
 
     fn attention(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, out: &mut Act) -> Result<()> {
         let shard = self.geometry.shard;
-        let (q_width, kv_width, stride) =
+        let (q_width, kv_width, width) =
             (shard.q_width_local(), shard.kv_width_local(), shard.qkv_width_local());
+        let stride = row_stride(width);
         let key_rows = plan.all.positions.len();
         let queries = plan.rows(tokens).positions.len();
-        let data = qkv.read(key_rows, stride);
+        let data = qkv.read(key_rows, width);
         let keys = |column: usize| Rows::new(&data[column..], key_rows, kv_width, stride);
         let input = AttentionInput {
             q: Rows::new(data, queries, q_width, stride),
@@ -319,10 +322,8 @@ impl Backend for Cpu {
         // Out of `self` for the time of the product, which reads the rest of it.
         let mut sums = self.sums.take();
         match &mut sums {
-            None => self.product(x, weight, 0..hidden, Store::Add, residual.write(rows, hidden), hidden),
-            Some(sums) => {
-                self.product(x, weight, 0..hidden, Store::Replace, sums.write(rows, hidden), hidden);
-            }
+            None => self.product(x, weight, 0..hidden, Store::Add, residual.write(rows, hidden)),
+            Some(sums) => self.product(x, weight, 0..hidden, Store::Replace, sums.write(rows, hidden)),
         }
         self.sums = sums;
         Ok(())
@@ -330,6 +331,7 @@ impl Backend for Cpu {
 
     fn sum(&mut self, rows: Range<usize>) -> Result<Sum> {
         let Some(sums) = &mut self.sums else { return Ok(Sum::InResidual) };
+        // What lies between the rows is added too, and read by nobody.
         self.group.all_reduce(self.geometry.shard.rank, sums.write(rows, self.geometry.hidden))?;
         Ok(Sum::Pending)
     }
@@ -342,8 +344,8 @@ impl Backend for Cpu {
     fn gather_last(&mut self, x: &Act, plan: &Plan, out: &mut Act) -> Result<()> {
         let hidden = self.geometry.hidden;
         let out = out.write(0..plan.last_rows.len(), hidden);
-        for (out, &row) in out.chunks_exact_mut(hidden).zip(&plan.last_rows) {
-            out.copy_from_slice(x.rows(row..row + 1, hidden).row(0));
+        for (out, &row) in out.chunks_exact_mut(row_stride(hidden)).zip(&plan.last_rows) {
+            out[..hidden].copy_from_slice(x.rows(row..row + 1, hidden).row(0));
         }
         Ok(())
     }

@@ -6,37 +6,74 @@
 use super::simd::{LANES_MAX, Vector};
 use crate::weights::Dtype;
 
-/// Loads `LANES` 32-bit steps of a row, whatever the row is stored as.
+/// What a row is stored as: how a vector of it is loaded, and what steps its lanes become.
 pub(super) trait Source {
-    /// Bytes of one step in memory.
-    const STEP_BYTES: usize;
+    /// Bytes of one lane in memory.
+    const LANE_BYTES: usize;
+    /// Steps of the panel that one lane makes.
+    const LANE_STEPS: usize = 1;
 
-    /// `LANES` steps from `from`.
+    /// `LANES` lanes from `from`.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`, and `LANES * STEP_BYTES` bytes are readable at `from`.
+    /// The CPU has the instructions of `V`, and `LANES * LANE_BYTES` bytes are readable at `from`.
     unsafe fn load<V: Vector>(from: *const u8) -> V;
+
+    /// `LANES` lanes from `offset` of each of the first `LANES` rows, transposed.
+    ///
+    /// # Safety
+    ///
+    /// As [`load`](Self::load), for every row.
+    #[inline(always)]
+    unsafe fn load_square<V: Vector>(rows: &[*const u8; LANES_MAX], offset: usize) -> [V; LANES_MAX] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut square = [V::splat(0.0); LANES_MAX];
+            for i in 0..V::LANES {
+                square[i] = Self::load(rows[i].wrapping_add(offset));
+            }
+            V::transpose(&mut square);
+            square
+        }
+    }
+
+    /// Writes what one lane of each of `LANES` rows makes, `LANE_STEPS` steps that are `width` floats apart.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`, and `to` is writable for `LANES` floats of each of those steps.
+    #[inline(always)]
+    unsafe fn store<V: Vector>(lanes: V, to: *mut f32, _width: usize) {
+        // SAFETY: the caller's promise.
+        unsafe { lanes.store(to) }
+    }
 }
 
 /// Rows stored as f32, or as any 32-bit lanes to be moved as they are (pairs of bfloat16).
 pub(super) struct Lanes32;
 /// Rows stored as IEEE halves.
 pub(super) struct Halves;
-/// Rows stored as bfloat16.
+/// Rows stored as bfloat16, to be widened: moved in pairs, since shuffles are what packing waits for.
 pub(super) struct Bfloats;
 
 impl Source for Lanes32 {
-    const STEP_BYTES: usize = 4;
+    const LANE_BYTES: usize = 4;
     #[inline(always)]
     unsafe fn load<V: Vector>(from: *const u8) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::load(from.cast()) }
     }
+
+    #[inline(always)]
+    unsafe fn load_square<V: Vector>(rows: &[*const u8; LANES_MAX], offset: usize) -> [V; LANES_MAX] {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_square(rows, offset) }
+    }
 }
 
 impl Source for Halves {
-    const STEP_BYTES: usize = 2;
+    const LANE_BYTES: usize = 2;
     #[inline(always)]
     unsafe fn load<V: Vector>(from: *const u8) -> V {
         // SAFETY: the caller's promise.
@@ -45,23 +82,40 @@ impl Source for Halves {
 }
 
 impl Source for Bfloats {
-    const STEP_BYTES: usize = 2;
+    const LANE_BYTES: usize = 4;
+    const LANE_STEPS: usize = 2;
     #[inline(always)]
     unsafe fn load<V: Vector>(from: *const u8) -> V {
         // SAFETY: the caller's promise.
-        unsafe { V::load_bf16(from) }
+        unsafe { V::load(from.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_square<V: Vector>(rows: &[*const u8; LANES_MAX], offset: usize) -> [V; LANES_MAX] {
+        // SAFETY: the caller's promise.
+        unsafe { V::load_square(rows, offset) }
+    }
+
+    #[inline(always)]
+    unsafe fn store<V: Vector>(lanes: V, to: *mut f32, width: usize) {
+        // SAFETY: the caller's promise, for two steps.
+        unsafe {
+            let (first, second) = lanes.widen_pairs();
+            first.store(to);
+            second.store(to.wrapping_add(width));
+        }
     }
 }
 
-/// Loads `bytes` bytes as steps, zeros behind them; reads nothing beyond.
+/// Loads `bytes` bytes as lanes, zeros behind them; reads nothing beyond.
 ///
 /// # Safety
 ///
-/// The CPU has the instructions of `V`; `bytes <= LANES * STEP_BYTES` bytes are readable at `from`.
+/// The CPU has the instructions of `V`; `bytes <= LANES * LANE_BYTES` bytes are readable at `from`.
 #[inline(always)]
 pub(super) unsafe fn load_bytes<V: Vector, S: Source>(from: *const u8, bytes: usize) -> V {
     let mut buffer = [0u8; 4 * LANES_MAX];
-    debug_assert!(bytes <= V::LANES * S::STEP_BYTES);
+    debug_assert!(bytes <= V::LANES * S::LANE_BYTES);
     // SAFETY: at most 64 bytes, which the caller vouches for, into a buffer of 64.
     unsafe {
         std::ptr::copy_nonoverlapping(from, buffer.as_mut_ptr(), bytes);
@@ -69,8 +123,8 @@ pub(super) unsafe fn load_bytes<V: Vector, S: Source>(from: *const u8, bytes: us
     }
 }
 
-/// Packs `rows <= width` rows of `row_bytes` bytes as one panel `[steps, width]`, `steps = row_bytes / STEP_BYTES`
-/// rounded up (a last pair may lack its second half). Columns from `rows` on are zero. Unless `ahead_bytes` is 0, what
+/// Packs `rows <= width` rows of `row_bytes` bytes as one panel `[steps, width]`: `LANE_STEPS` steps for every lane, of
+/// which the last may lack bytes and has zeros for them. Columns from `rows` on are zero. Unless `ahead_bytes` is 0, what
 /// lies so far behind each row is fetched into the cache: a row's part is too short for the hardware to do it in time.
 ///
 /// # Safety
@@ -86,51 +140,45 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
     width: usize,
     panel: *mut f32,
 ) {
-    let steps = row_bytes.div_ceil(S::STEP_BYTES);
-    let whole = row_bytes / (V::LANES * S::STEP_BYTES) * V::LANES;
+    let square_bytes = V::LANES * S::LANE_BYTES;
+    let whole_bytes = row_bytes - row_bytes % square_bytes;
     for first_row in (0..width).step_by(V::LANES) {
         let square_rows = rows.saturating_sub(first_row).min(V::LANES);
         let mut from = [std::ptr::null(); LANES_MAX];
         for i in 0..square_rows {
             from[i] = row(first_row + i);
         }
-        // SAFETY: squares below `whole` read whole loads inside a row's bytes, the last one what is left of them; step
-        // `k` of this group of columns is written at k * width + first_row, LANES floats, inside the panel.
+        // SAFETY: squares below `whole_bytes` read whole loads inside a row's bytes, the last one what is left of them;
+        // step `k` of this group of columns is written at k * width + first_row, LANES floats, inside the panel.
         unsafe {
             let mut to = panel.add(first_row);
+            let mut put = |square: &[V; LANES_MAX], lanes: usize| {
+                for i in 0..lanes {
+                    S::store(square[i], to, width);
+                    to = to.wrapping_add(S::LANE_STEPS * width);
+                }
+            };
             if square_rows == V::LANES {
-                for step in (0..whole).step_by(V::LANES) {
-                    let offset = step.wrapping_mul(S::STEP_BYTES);
+                for offset in (0..whole_bytes).step_by(square_bytes) {
                     if ahead_bytes > 0 && offset.is_multiple_of(64) {
                         for from in &from[..V::LANES] {
                             prefetch(from.wrapping_add(offset).wrapping_add(ahead_bytes));
                         }
                     }
-                    let mut square = [V::splat(0.0); LANES_MAX];
-                    for i in 0..V::LANES {
-                        square[i] = S::load(from[i].wrapping_add(offset));
-                    }
-                    V::transpose(&mut square);
-                    for i in 0..V::LANES {
-                        square[i].store(to);
-                        to = to.wrapping_add(width);
-                    }
+                    put(&S::load_square(&from, offset), V::LANES);
                 }
             }
             // What is not a whole square: the last steps, or every step where rows are missing.
-            let mut step = if square_rows == V::LANES { whole } else { 0 };
-            while step < steps {
+            let mut offset = if square_rows == V::LANES { whole_bytes } else { 0 };
+            while offset < row_bytes {
+                let bytes = (row_bytes - offset).min(square_bytes);
                 let mut square = [V::splat(0.0); LANES_MAX];
-                let bytes = (row_bytes - step * S::STEP_BYTES).min(V::LANES * S::STEP_BYTES);
                 for i in 0..square_rows {
-                    square[i] = load_bytes::<V, S>(from[i].add(step * S::STEP_BYTES), bytes);
+                    square[i] = load_bytes::<V, S>(from[i].add(offset), bytes);
                 }
                 V::transpose(&mut square);
-                for i in 0..V::LANES.min(steps - step) {
-                    square[i].store(to);
-                    to = to.wrapping_add(width);
-                }
-                step += V::LANES;
+                put(&square, bytes.div_ceil(S::LANE_BYTES));
+                offset += square_bytes;
             }
         }
     }
@@ -138,7 +186,7 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
 
 /// Asks for the cache line at `address`, which need not be valid.
 #[inline(always)]
-fn prefetch(address: *const u8) {
+pub(super) fn prefetch(address: *const u8) {
     // SAFETY: a prefetch of any address has no effect but on the caches; x86-64 always has the instruction.
     #[cfg(target_arch = "x86_64")]
     unsafe {
@@ -149,11 +197,24 @@ fn prefetch(address: *const u8) {
     let _ = address;
 }
 
+/// The same, into the second-level cache only.
+#[inline(always)]
+pub(super) fn prefetch_far(address: *const u8) {
+    // SAFETY: as for `prefetch`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Packs rows of stored weights, `row_stride` values apart, widened to f32: [`pack_panel`] for a [`Dtype`].
 ///
 /// # Safety
 ///
-/// As [`pack_panel`], for `values` values a row.
+/// As [`pack_panel`], for `values` values a row; of bfloat16 an even number of steps is written.
 #[inline(always)]
 pub(super) unsafe fn pack_stored<V: Vector>(
     dtype: Dtype,

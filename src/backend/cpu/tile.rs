@@ -8,7 +8,12 @@
 //! and continued. That is why a row's bits do not depend on how many rows there are. GEMM and both products of attention
 //! are made of this one function.
 
+use super::pack::{prefetch, prefetch_far};
 use super::simd::{Bf16Vector, Vector};
+
+/// A cache line.
+const LINE_BYTES: usize = 64;
+const LINE_FLOATS: usize = 16;
 
 /// How one step of k is multiplied and added.
 pub(super) trait Dot<V> {
@@ -72,14 +77,122 @@ pub(super) struct Product {
     pub(super) sums: *mut f32,
     pub(super) sums_stride: usize,
     pub(super) start: Start,
+    /// Where the sums go instead of `sums`, when these steps are the last.
+    pub(super) finish: Option<Finish>,
+    /// What is fetched meanwhile.
+    pub(super) ahead: Ahead,
+}
+
+/// Rows of bytes that someone will read soon, to be brought into the second-level cache while a product is computed: a
+/// few of them with every tile, as many bytes as there are steps. Nothing is read, so the addresses need not be valid.
+#[derive(Clone, Copy)]
+pub(super) struct Ahead {
+    pub(super) first: *const u8,
+    /// From one row to the next.
+    pub(super) row_bytes: usize,
+    pub(super) rows: usize,
+    pub(super) rows_per_tile: usize,
+    /// Bytes of a row for each step.
+    pub(super) step_bytes: usize,
+}
+
+impl Ahead {
+    /// Nothing at all.
+    pub(super) const NOTHING: Self =
+        Self { first: std::ptr::null(), row_bytes: 0, rows: 0, rows_per_tile: 0, step_bytes: 0 };
+
+    /// What is left after `tiles` tiles.
+    #[inline(always)]
+    pub(super) fn skip_tiles(mut self, tiles: usize) -> Self {
+        let rows = self.rows.min(tiles * self.rows_per_tile);
+        self.first = self.first.wrapping_add(rows * self.row_bytes);
+        self.rows -= rows;
+        self
+    }
+
+    /// Asks for one tile's share of what belongs to the line of steps from `step` on.
+    #[inline(always)]
+    fn fetch(&self, step: usize) {
+        let offset = step * self.step_bytes;
+        if offset.is_multiple_of(LINE_BYTES) {
+            for row in 0..self.rows.min(self.rows_per_tile) {
+                prefetch_far(self.first.wrapping_add(row * self.row_bytes + offset));
+            }
+        }
+    }
+}
+
+/// What becomes of finished sums: `out = (out or 0) + (sums + bias)`.
+#[derive(Clone, Copy)]
+pub(super) struct Finish {
+    /// `[rows, columns]`.
+    pub(super) out: *mut f32,
+    pub(super) stride: usize,
+    /// Columns that exist: in the last panel fewer than it has.
+    pub(super) columns: usize,
+    /// `[columns]`, or none.
+    pub(super) bias: Option<*const f32>,
+    pub(super) store: Store,
+}
+
+/// What becomes of the values that an output held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// They are overwritten.
+    Replace,
+    /// The product is added to them.
+    Add,
+}
+
+impl Finish {
+    /// Asks for the lines of a tile, which will be written, or read and written, many steps later.
+    #[inline(always)]
+    fn prefetch(&self, rows: usize, columns: usize) {
+        for r in 0..rows {
+            let row = self.out.wrapping_add(r.wrapping_mul(self.stride));
+            for column in (0..columns).step_by(LINE_FLOATS) {
+                prefetch(row.wrapping_add(column).cast());
+            }
+        }
+    }
+
+    /// Finishes the vector of sums at `[row, column]` of the tile.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`; what exists of the vector lies inside `out` and `bias`.
+    #[inline(always)]
+    unsafe fn put<V: Vector>(&self, row: usize, column: usize, mut sums: V) {
+        let count = V::LANES.min(self.columns.saturating_sub(column));
+        // SAFETY: `count` columns from `column` on exist; where none do, nothing is read or written.
+        unsafe {
+            if let Some(bias) = self.bias {
+                sums = sums.add(V::load_first(bias.wrapping_add(column), count));
+            }
+            let out = self.out.wrapping_add(row.wrapping_mul(self.stride).wrapping_add(column));
+            if self.store == Store::Add {
+                sums = V::load_first(out, count).add(sums);
+            }
+            sums.store_first(out, count);
+        }
+    }
+
+    #[inline(always)]
+    fn skip(mut self, rows: usize, columns: usize) -> Self {
+        self.out = self.out.wrapping_add(rows.wrapping_mul(self.stride).wrapping_add(columns));
+        self.bias = self.bias.map(|bias| bias.wrapping_add(columns));
+        self.columns = self.columns.saturating_sub(columns);
+        self
+    }
 }
 
 impl Product {
     /// The product without its first `rows` rows.
     #[inline(always)]
-    fn skip_rows(mut self, rows: usize) -> Self {
+    pub(super) fn skip_rows(mut self, rows: usize) -> Self {
         self.x = self.x.wrapping_add(rows.wrapping_mul(self.x_stride));
         self.sums = self.sums.wrapping_add(rows.wrapping_mul(self.sums_stride));
+        self.finish = self.finish.map(|finish| finish.skip(rows, 0));
         self
     }
 
@@ -88,12 +201,13 @@ impl Product {
     fn skip_panels(mut self, panels: usize, width: usize) -> Self {
         self.panel = self.panel.wrapping_add(panels.wrapping_mul(self.panel_stride));
         self.sums = self.sums.wrapping_add(panels.wrapping_mul(width));
+        self.finish = self.finish.map(|finish| finish.skip(0, panels.wrapping_mul(width)));
         self
     }
 }
 
-/// Computes `rows` rows of `panels` panels of `VECTORS` vectors. A panel stays in the first-level cache while the rows
-/// go past it.
+/// Computes `rows` rows of `panels` panels of `VECTORS` vectors: a few rows of x stay in the first-level cache while all
+/// panels go past them, out of the second.
 ///
 /// # Safety
 ///
@@ -101,7 +215,7 @@ impl Product {
 /// continue) in the shapes that [`Product`] states; nobody else touches those sums.
 #[inline(always)]
 pub(super) unsafe fn multiply<V: Vector, D: Dot<V>, const VECTORS: usize>(
-    product: Product,
+    mut product: Product,
     rows: usize,
     panels: usize,
 ) {
@@ -115,29 +229,44 @@ pub(super) unsafe fn multiply<V: Vector, D: Dot<V>, const VECTORS: usize>(
                 let grouped = panels - panels % 4;
                 for panel in (0..grouped).step_by(4) {
                     tile::<V, D, 1, 4, VECTORS>(product.skip_panels(panel, width));
+                    product.ahead = product.ahead.skip_tiles(1);
                 }
                 for panel in grouped..panels {
                     tile::<V, D, 1, 1, VECTORS>(product.skip_panels(panel, width));
+                    product.ahead = product.ahead.skip_tiles(1);
                 }
             }
             2 => {
                 let grouped = panels - panels % 2;
                 for panel in (0..grouped).step_by(2) {
                     tile::<V, D, 2, 2, VECTORS>(product.skip_panels(panel, width));
+                    product.ahead = product.ahead.skip_tiles(1);
                 }
                 for panel in grouped..panels {
                     tile::<V, D, 2, 1, VECTORS>(product.skip_panels(panel, width));
+                    product.ahead = product.ahead.skip_tiles(1);
                 }
             }
             _ => {
-                for panel in 0..panels {
-                    let product = product.skip_panels(panel, width);
-                    for row in (0..rows).step_by(V::TILE_ROWS) {
-                        rows_of_panel::<V, D, VECTORS>(product.skip_rows(row), V::TILE_ROWS.min(rows - row));
+                for row in (0..rows).step_by(V::TILE_ROWS) {
+                    let tile_rows = V::TILE_ROWS.min(rows - row);
+                    for panel in 0..panels {
+                        let part = product.skip_panels(panel, width).skip_rows(row);
+                        rows_of_panel::<V, D, VECTORS>(part, tile_rows);
+                        product.ahead = product.ahead.skip_tiles(1);
                     }
                 }
             }
         }
+    }
+}
+
+/// Tiles that [`multiply`] makes of so many rows and panels.
+pub(super) fn tiles<V: Vector>(rows: usize, panels: usize) -> usize {
+    match rows {
+        1 => panels / 4 + panels % 4,
+        2 => panels / 2 + panels % 2,
+        _ => rows.div_ceil(V::TILE_ROWS) * panels,
     }
 }
 
@@ -177,6 +306,9 @@ unsafe fn tile<V: Vector, D: Dot<V>, const ROWS: usize, const PANELS: usize, con
     // which the caller vouches for.
     unsafe {
         let width = VECTORS * V::LANES;
+        if let Some(finish) = product.finish {
+            finish.prefetch(ROWS, PANELS * width);
+        }
         let mut sums = [[[V::splat(0.0); VECTORS]; PANELS]; ROWS];
         if product.start == Start::Continue {
             for r in 0..ROWS {
@@ -190,28 +322,38 @@ unsafe fn tile<V: Vector, D: Dot<V>, const ROWS: usize, const PANELS: usize, con
         }
         let x: [*const f32; ROWS] = std::array::from_fn(|r| product.skip_rows(r).x);
         let mut panels: [*const f32; PANELS] = std::array::from_fn(|p| product.skip_panels(p, 0).panel);
-        for step in 0..product.steps {
-            let mut w = [[V::splat(0.0); VECTORS]; PANELS];
-            for p in 0..PANELS {
-                for v in 0..VECTORS {
-                    w[p][v] = V::load(panels[p].add(v * V::LANES));
-                }
-                panels[p] = panels[p].add(width);
+        let next_tile = ROWS.wrapping_mul(product.x_stride);
+        for line in (0..product.steps).step_by(LINE_FLOATS) {
+            for x in x {
+                prefetch(x.wrapping_add(next_tile.wrapping_add(line)).cast());
             }
-            for r in 0..ROWS {
-                let x = V::splat(*x[r].add(step));
+            product.ahead.fetch(line);
+            for step in line..product.steps.min(line + LINE_FLOATS) {
+                let mut w = [[V::splat(0.0); VECTORS]; PANELS];
                 for p in 0..PANELS {
                     for v in 0..VECTORS {
-                        sums[r][p][v] = D::step(sums[r][p][v], x, w[p][v]);
+                        w[p][v] = V::load(panels[p].add(v * V::LANES));
+                    }
+                    panels[p] = panels[p].add(width);
+                }
+                for r in 0..ROWS {
+                    let x = V::splat(*x[r].add(step));
+                    for p in 0..PANELS {
+                        for v in 0..VECTORS {
+                            sums[r][p][v] = D::step(sums[r][p][v], x, w[p][v]);
+                        }
                     }
                 }
             }
         }
         for r in 0..ROWS {
-            let row = product.skip_rows(r).sums;
             for p in 0..PANELS {
                 for v in 0..VECTORS {
-                    sums[r][p][v].store(row.add(p * width + v * V::LANES));
+                    let column = p * width + v * V::LANES;
+                    match product.finish {
+                        Some(finish) => finish.put(r, column, sums[r][p][v]),
+                        None => sums[r][p][v].store(product.skip_rows(r).sums.add(column)),
+                    }
                 }
             }
         }

@@ -153,6 +153,19 @@ impl SharedRows<'_> {
     }
 }
 
+impl SharedRows<'_> {
+    /// The address of element `[row, column]`.
+    pub(super) fn element(&self, row: usize, column: usize) -> *mut f32 {
+        assert!(row < self.rows && column < self.width);
+        self.data.wrapping_add(row * self.stride + column)
+    }
+
+    /// Elements from one row to the next.
+    pub(super) fn stride(&self) -> usize {
+        self.stride
+    }
+}
+
 /// A piece of a weight as stored: `[rows, cols]` of `dtype`, rows `row_stride` elements apart, at any byte address.
 #[derive(Clone, Copy)]
 pub struct WeightView<'a> {

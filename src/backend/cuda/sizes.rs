@@ -74,7 +74,7 @@ impl SumSizes {
             RankSums::Ordered => geometry.shard.ranks * piece_rows * row_bytes,
             RankSums::Reduced => 0,
         };
-        let partial_bytes = geometry.sum_numbers(capacity) * storage.residual_bytes();
+        let partial_bytes = geometry.sum_rows(capacity) * row_bytes;
         Self { piece_rows, pieces: parts_max(geometry, capacity), partial_bytes, gathered_bytes }
     }
 

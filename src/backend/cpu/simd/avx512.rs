@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Bf16Kernel, Bf16Vector, Kernel, Vector};
+use super::{Bf16Kernel, Bf16Vector, Kernel, LANES_MAX, Vector};
 
 /// Sixteen f32 lanes.
 #[derive(Clone, Copy)]
@@ -68,7 +68,9 @@ impl Vector for Avx512 {
     const LANES: usize = 16;
     const PANEL_VECTORS: usize = 3;
     const TILE_ROWS: usize = 8;
-    const K_BLOCK: usize = 384;
+    // A panel of 48 columns comes out of the second-level cache at a third of what that gives, so it need not fit into the
+    // first: 768 steps beat 192 (which would) by 3 to 5 % of a product, for sums are put down and taken up less often.
+    const K_BLOCK: usize = 768;
 
     lanewise! {
         add(self, b) = _mm512_add_ps(self.0, b.0);
@@ -118,12 +120,48 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> Self {
-        // SAFETY: the caller vouches for thirty-two bytes.
-        Self(unsafe {
-            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
-        })
+    unsafe fn widen_pairs(self) -> (Self, Self) {
+        // SAFETY: the caller vouches for the instructions; no memory is touched.
+        unsafe {
+            let pairs = _mm512_castps_si512(self.0);
+            let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            (Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))), Self(_mm512_castsi512_ps(second)))
+        }
+    }
+
+    // Quarters of rows are brought to their places by masked loads, which leaves half of the shuffles: those run on one
+    // port, and packing waits for it.
+    #[inline(always)]
+    unsafe fn load_square(rows: &[*const u8; LANES_MAX], offset: usize) -> [Self; LANES_MAX] {
+        // SAFETY: the caller vouches for the instructions and for sixteen lanes of each row.
+        unsafe {
+            let mut square = [Self::splat(0.0); LANES_MAX];
+            for quarter in 0..4 {
+                // Rows i, 4 + i, 8 + i and 12 + i side by side.
+                let four = |i: usize| {
+                    let at = |r: usize| {
+                        let from = rows[r].wrapping_add(offset).wrapping_add(16 * quarter);
+                        _mm_loadu_ps(from.cast())
+                    };
+                    let mut four = _mm512_castps128_ps512(at(i));
+                    four = _mm512_mask_broadcast_f32x4(four, 0x00f0, at(4 + i));
+                    four = _mm512_mask_broadcast_f32x4(four, 0x0f00, at(8 + i));
+                    _mm512_castps_pd(_mm512_mask_broadcast_f32x4(four, 0xf000, at(12 + i)))
+                };
+                let (a, b, c, d) = (four(0), four(1), four(2), four(3));
+                let low =
+                    |a, b| _mm512_castps_pd(_mm512_unpacklo_ps(_mm512_castpd_ps(a), _mm512_castpd_ps(b)));
+                let high =
+                    |a, b| _mm512_castps_pd(_mm512_unpackhi_ps(_mm512_castpd_ps(a), _mm512_castpd_ps(b)));
+                let (ab, cd) = (low(a, b), low(c, d));
+                square[4 * quarter] = Self(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)));
+                square[4 * quarter + 1] = Self(_mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+                let (ab, cd) = (high(a, b), high(c, d));
+                square[4 * quarter + 2] = Self(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)));
+                square[4 * quarter + 3] = Self(_mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+            }
+            square
+        }
     }
 
     #[inline(always)]

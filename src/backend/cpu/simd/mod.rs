@@ -50,8 +50,8 @@ pub(super) trait Vector: Copy {
     unsafe fn store_first(self, to: *mut f32, count: usize);
     /// Widens `LANES` IEEE halves from memory, exactly.
     unsafe fn load_f16(from: *const u8) -> Self;
-    /// Widens `LANES` bfloat16 values from memory, exactly.
-    unsafe fn load_bf16(from: *const u8) -> Self;
+    /// Widens lanes that are pairs of bfloat16 values, exactly: the first of each (in the low half), and the second.
+    unsafe fn widen_pairs(self) -> (Self, Self);
 
     /// `self * b + c`, rounded once (but see [`portable`]).
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
@@ -87,6 +87,20 @@ pub(super) trait Vector: Copy {
                 (square[2 * i], square[2 * i + 1]) = unsafe { rows[i].zip(rows[i + half]) };
             }
             round *= 2;
+        }
+    }
+
+    /// The `LANES x LANES` square of 32-bit lanes at `offset` bytes of the first `LANES` rows, transposed.
+    #[inline(always)]
+    unsafe fn load_square(rows: &[*const u8; LANES_MAX], offset: usize) -> [Self; LANES_MAX] {
+        // SAFETY: as this function.
+        unsafe {
+            let mut square = [Self::splat(0.0); LANES_MAX];
+            for i in 0..Self::LANES {
+                square[i] = Self::load(rows[i].wrapping_add(offset).cast());
+            }
+            Self::transpose(&mut square);
+            square
         }
     }
 }

@@ -56,7 +56,7 @@ impl<const N: usize, M: MulAdd> Vector for Lanes<N, M> {
     const LANES: usize = N;
     const PANEL_VECTORS: usize = if N == LANES_MAX { 3 } else { 2 };
     const TILE_ROWS: usize = if N == LANES_MAX { 8 } else { 4 };
-    const K_BLOCK: usize = if N == LANES_MAX { 384 } else { 256 };
+    const K_BLOCK: usize = if N == LANES_MAX { 768 } else { 256 };
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -96,9 +96,12 @@ impl<const N: usize, M: MulAdd> Vector for Lanes<N, M> {
     }
 
     #[inline(always)]
-    unsafe fn load_bf16(from: *const u8) -> Self {
-        // SAFETY: the caller vouches for N values.
-        unsafe { Self::widen(from, |bits| f32::from_bits(u32::from(bits) << 16)) }
+    unsafe fn widen_pairs(self) -> (Self, Self) {
+        let bits = |i: usize| self.0[i].to_bits();
+        (
+            Self::from_fn(|i| f32::from_bits(bits(i) << 16)),
+            Self::from_fn(|i| f32::from_bits(bits(i) & 0xffff_0000)),
+        )
     }
 
     #[inline(always)]

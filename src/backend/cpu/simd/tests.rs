@@ -17,7 +17,6 @@ impl Kernel for Probe<'_> {
     unsafe fn run<V: Vector>(self) {
         let Self { a, b, c, count, results } = self;
         let halves: Vec<u8> = a.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
-        let bfloats: Vec<u8> = a.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
         let mut all = |name, op: &dyn Fn(usize) -> V| {
             let mut out = [0.0f32; 16];
             for i in (0..16).step_by(V::LANES) {
@@ -39,7 +38,8 @@ impl Kernel for Probe<'_> {
             all("mul_add", &|i| at(a, i).mul_add(at(b, i), at(c, i)));
             all("bits_shl_23", &|i| at(a, i).bits_shl_23());
             all("load_f16", &|i| V::load_f16(halves.as_ptr().add(2 * i)));
-            all("load_bf16", &|i| V::load_bf16(bfloats.as_ptr().add(2 * i)));
+            all("widen_pairs first", &|i| at(a, i).widen_pairs().0);
+            all("widen_pairs second", &|i| at(a, i).widen_pairs().1);
             let first = count.min(V::LANES);
             all("load_first", &|i| V::load_first(a.as_ptr().add(i), first));
             if V::LANES == 16 {
@@ -54,8 +54,8 @@ impl Kernel for Probe<'_> {
     }
 }
 
-/// Transposes a square of `LANES` rows of sixteen values, counted.
-struct Transpose<'a>(&'a mut Vec<Vec<f32>>);
+/// Transposes a square of `LANES` rows of sixteen values, counted: of vectors, and from memory at odd addresses.
+struct Transpose<'a>(&'a mut [Vec<Vec<f32>>; 2]);
 
 impl Kernel for Transpose<'_> {
     #[inline(always)]
@@ -64,15 +64,20 @@ impl Kernel for Transpose<'_> {
         // SAFETY: the caller vouches for the instructions; every array has at least LANES floats.
         unsafe {
             let mut square = [V::splat(0.0); LANES_MAX];
+            let mut bytes = [[0u8; 3 + 4 * LANES_MAX]; LANES_MAX];
             for row in 0..V::LANES {
                 let values: [f32; LANES_MAX] = std::array::from_fn(|lane| value(row, lane));
                 square[row] = V::load(values.as_ptr());
+                bytes[row][3..].copy_from_slice(bytemuck::cast_slice(&values));
             }
             V::transpose(&mut square);
-            for row in 0..V::LANES {
-                let mut values = vec![0.0f32; V::LANES];
-                square[row].store(values.as_mut_ptr());
-                self.0.push(values);
+            let loaded = V::load_square(&std::array::from_fn(|row| bytes[row].as_ptr()), 3);
+            for (square, rows) in [square, loaded].iter().zip(self.0) {
+                for row in 0..V::LANES {
+                    let mut values = vec![0.0f32; V::LANES];
+                    square[row].store(values.as_mut_ptr());
+                    rows.push(values);
+                }
             }
         }
     }
@@ -103,7 +108,8 @@ fn scalar(name: &str, i: usize, (a, b, c): (&[f32; 16], &[f32; 16], &[f32; 16]),
         "mul_add" => a[i] * b[i] + c[i],
         "bits_shl_23" => f32::from_bits(a[i].to_bits() << 23),
         "load_f16" => half::f16::from_f32(a[i]).to_f32(),
-        "load_bf16" => half::bf16::from_f32(a[i]).to_f32(),
+        "widen_pairs first" => f32::from_bits(a[i].to_bits() << 16),
+        "widen_pairs second" => f32::from_bits(a[i].to_bits() & 0xffff_0000),
         "zip low" => [a, b][i % 2][i / 2],
         "zip high" => [a, b][i % 2][8 + i / 2],
         name => panic!("no scalar line for {name}"),
@@ -159,11 +165,14 @@ fn every_vector_method_matches_its_scalar_line() {
 #[test]
 fn transposing_swaps_row_and_lane() {
     for isa in Isa::for_tests() {
-        let mut rows = Vec::new();
-        isa.run(Transpose(&mut rows));
-        for (row, values) in rows.iter().enumerate() {
-            for (lane, got) in values.iter().enumerate() {
-                assert_eq!(*got, (lane * 100 + row) as f32, "{} [{row}, {lane}]", isa.name());
+        let mut squares = Default::default();
+        isa.run(Transpose(&mut squares));
+        for rows in squares {
+            assert_eq!(rows.len(), isa.shape().lanes);
+            for (row, values) in rows.iter().enumerate() {
+                for (lane, got) in values.iter().enumerate() {
+                    assert_eq!(*got, (lane * 100 + row) as f32, "{} [{row}, {lane}]", isa.name());
+                }
             }
         }
     }
