@@ -102,11 +102,13 @@ pub fn scratch_floats(isa: Isa, math: Math) -> usize {
     }
 }
 
-/// Rows and columns of the blocks that `[m, n]` is cut into: a few blocks for each worker, columns cut first.
+/// Rows and columns of the blocks that `[m, n]` is cut into: a few blocks for each worker. Rows are cut where there are
+/// more than a weight should be packed for, then columns, for each cut of those makes x be read once more; then rows again.
 fn block_shape(isa: Isa, m: usize, n: usize, threads: usize) -> (usize, usize) {
     let panel = isa.shape().panel_width;
     let blocks_wanted = if threads == 1 { 1 } else { 4 * threads };
-    let columns = n.div_ceil(blocks_wanted).next_multiple_of(panel).min(BLOCK_COLUMNS_MAX);
+    let column_blocks = blocks_wanted.div_ceil(m.div_ceil(BLOCK_ROWS_MAX));
+    let columns = n.div_ceil(column_blocks).next_multiple_of(panel).min(BLOCK_COLUMNS_MAX);
     let row_blocks = blocks_wanted.div_ceil(n.div_ceil(columns));
     (m.div_ceil(row_blocks).clamp(BLOCK_ROWS_MIN, BLOCK_ROWS_MAX), columns)
 }
