@@ -1,6 +1,7 @@
 #!/bin/sh
 # Both sides of the comparison on this CPU: the engine and Hugging Face transformers, on SmolLM2-135M. Sets up a venv and
-# the model under target/ (about 400 MB of downloads, once). KUDOS_REAL_DIR: where `make test-real` put its models.
+# the model under target/ (some 3 GB, once: torch brings CUDA along); KUDOS_BENCH_PYTHON names a python that has torch and
+# transformers already. KUDOS_REAL_DIR: where `make test-real` put its models.
 set -eu
 cd "$(dirname "$0")/.."
 real=${KUDOS_REAL_DIR:-$PWD/target/real}
@@ -9,8 +10,7 @@ if [ -z "$python" ]; then
     python=target/baseline/bin/python
     if [ ! -f target/baseline/done ]; then
         python3 -m venv target/baseline
-        "$python" -m pip install --quiet --disable-pip-version-check -r benches/baseline/requirements.txt \
-            --extra-index-url https://download.pytorch.org/whl/cpu
+        "$python" -m pip install --quiet --disable-pip-version-check -r benches/baseline/requirements.txt
         touch target/baseline/done
     fi
 fi
