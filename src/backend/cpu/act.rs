@@ -16,7 +16,7 @@ pub(super) fn row_stride(width: usize) -> usize {
     (width.div_ceil(LINE) | 1) * LINE
 }
 
-/// An activation: rows of f32, [`row_stride`] apart. The width is that of the op that wrote it last.
+/// An activation: rows of f32, `row_stride` apart. The width is that of the op that wrote it last.
 ///
 /// The memory is the system's, zeroed and not in RAM until it is touched, so that room for the longest sequence costs
 /// nothing while sequences are short.
