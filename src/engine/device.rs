@@ -119,6 +119,7 @@ impl Chosen {
             memory_bytes: gpus.free_bytes,
             multiprocessors: 0,
             shared_bytes_max: 0,
+            has_clock: false,
         };
         let (infos, free_bytes) = ((0..gpus.count).map(info).collect(), Some(gpus.free_bytes));
         Self {
@@ -346,6 +347,15 @@ impl Chosen {
             // One rank waits for nobody.
             #[cfg(feature = "cuda")]
             Hardware::Cuda { group: None, .. } => Arc::new(|| {}),
+        }
+    }
+
+    /// Whether times on the device are those of hardware.
+    pub(super) fn has_clock(&self) -> bool {
+        match &self.hardware {
+            Hardware::Cpu { .. } => true,
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda { gpus, .. } => gpus.iter().all(|gpu| gpu.has_clock),
         }
     }
 

@@ -186,6 +186,7 @@ pub struct Engine {
     plan: Plan,
     device: String,
     device_reason: Option<String>,
+    has_clock: bool,
     queue: Arc<Queue>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// To the ranks in other processes.
@@ -236,6 +237,7 @@ impl Engine {
             last_words: if links.is_empty() { Duration::ZERO } else { LAST_WORDS },
         };
         let (device, device_reason) = (chosen.describe(), chosen.reason.clone());
+        let has_clock = chosen.has_clock();
         let (capacity, footprint, resident_layers) = (plan.capacity, plan.footprint, plan.placement.resident);
         let geometries = (0..ranks)
             .map(|rank| Ok(geometry(&config, &options, Shard::new(&config, rank, ranks)?)))
@@ -254,7 +256,7 @@ impl Engine {
             links.iter().for_each(|link| link.end(Some(error)));
         }
         let threads = Mutex::new(threads?);
-        Ok(Self { config, prompt, plan, device, device_reason, queue, threads, links, warnings })
+        Ok(Self { config, prompt, plan, device, device_reason, has_clock, queue, threads, links, warnings })
     }
 
     /// Runs a rank other than 0 of several processes ([`Options::process`]) for the engine that rank 0 opens, until
@@ -386,6 +388,12 @@ impl Engine {
     /// Why it runs there, when the device was left to the engine.
     pub fn device_reason(&self) -> Option<&str> {
         self.device_reason.as_deref()
+    }
+
+    /// Whether the device names a clock rate, as hardware does: how long anything takes on one that does not says nothing
+    /// of speed.
+    pub fn has_clock(&self) -> bool {
+        self.has_clock
     }
 
     /// What the caller should know once: settings of the model folder that other programs would obey and this one

@@ -59,6 +59,9 @@ pub struct DeviceInfo {
     pub multiprocessors: usize,
     /// The most shared memory that a block may ask for, in bytes.
     pub shared_bytes_max: usize,
+    /// Whether its driver names a clock rate, of cores or of memory. Hardware has one; where there is none, how long
+    /// something takes says nothing of how fast a GPU is.
+    pub has_clock: bool,
 }
 
 /// The GPUs that this build has kernels for, by number.
@@ -129,6 +132,8 @@ fn describe(ordinal: i32) -> Result<DeviceInfo> {
     let memory_bytes = unsafe { device::total_mem(handle) }.or_fault(&doing)?;
     let major = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
     let minor = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
+    let core_khz = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
+    let memory_khz = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
     Ok(DeviceInfo {
         ordinal: ordinal as usize,
         name: device::get_name(handle).or_fault(&doing)?,
@@ -136,6 +141,7 @@ fn describe(ordinal: i32) -> Result<DeviceInfo> {
         memory_bytes,
         multiprocessors: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes_max: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        has_clock: core_khz.max(memory_khz) > 0,
     })
 }
 

@@ -137,7 +137,8 @@ fn attribute_of(cc: u32, attribute: c_uint) -> Option<c_int> {
         9 => 64 << 10,
         10 => 32,
         12 | 82 => 65_536,
-        13 | 36 => 1_000_000,
+        // No clock, of cores or of memory: nobody is to take times here for a GPU's.
+        13 | 36 => 0,
         16 => multiprocessors,
         20 => 0,
         37 => 256,
