@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod batch;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod conversation;

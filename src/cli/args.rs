@@ -237,14 +237,14 @@ pub(super) struct ModelArgs {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum DeviceArg {
+pub(crate) enum DeviceArg {
     Auto,
     Cpu,
     Cuda,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum ResidencyArg {
+pub(crate) enum ResidencyArg {
     Auto,
     Resident,
     Streamed,
@@ -257,7 +257,7 @@ pub(super) enum TruncateArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum CpuMathArg {
+pub(crate) enum CpuMathArg {
     F32,
     Bf16,
 }
@@ -281,6 +281,35 @@ pub(super) enum CudaTierArg {
     Sm80,
 }
 
+impl From<DeviceArg> for Device {
+    fn from(arg: DeviceArg) -> Self {
+        match arg {
+            DeviceArg::Auto => Self::Auto,
+            DeviceArg::Cpu => Self::Cpu,
+            DeviceArg::Cuda => Self::Cuda,
+        }
+    }
+}
+
+impl From<ResidencyArg> for Residency {
+    fn from(arg: ResidencyArg) -> Self {
+        match arg {
+            ResidencyArg::Auto => Self::Auto,
+            ResidencyArg::Resident => Self::Resident,
+            ResidencyArg::Streamed => Self::Streamed { resident_layers: None },
+        }
+    }
+}
+
+impl From<CpuMathArg> for CpuMath {
+    fn from(arg: CpuMathArg) -> Self {
+        match arg {
+            CpuMathArg::F32 => Self::F32,
+            CpuMathArg::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 impl ModelArgs {
     pub(super) fn prompt_options(&self) -> PromptOptions {
         PromptOptions {
@@ -300,11 +329,7 @@ impl ScoreArgs {
     pub(super) fn options(&self, process: Option<ProcessRank>) -> Options {
         let defaults = Options::default();
         Options {
-            device: match self.device {
-                DeviceArg::Auto => Device::Auto,
-                DeviceArg::Cpu => Device::Cpu,
-                DeviceArg::Cuda => Device::Cuda,
-            },
+            device: self.device.into(),
             ranks: self.ranks,
             rank_sums: match self.rank_sums {
                 RankSumsArg::Ordered => RankSums::Ordered,
@@ -320,16 +345,9 @@ impl ScoreArgs {
             process,
             batch_tokens: self.batch_tokens,
             max_tokens: self.model.max_tokens,
-            residency: match self.residency {
-                ResidencyArg::Auto => Residency::Auto,
-                ResidencyArg::Resident => Residency::Resident,
-                ResidencyArg::Streamed => Residency::Streamed { resident_layers: None },
-            },
+            residency: self.residency.into(),
             threads: self.threads,
-            cpu_math: match self.cpu_math {
-                CpuMathArg::F32 => CpuMath::F32,
-                CpuMathArg::Bf16 => CpuMath::Bf16,
-            },
+            cpu_math: self.cpu_math.into(),
             cuda_tier: self.cuda_tier.map(|tier| match tier {
                 CudaTierArg::Sm75 => CudaTier::Sm75,
                 CudaTierArg::Sm80 => CudaTier::Sm80,
@@ -346,7 +364,7 @@ fn gib(text: &str) -> Result<f64, String> {
     gib.ok_or_else(|| "expected a number of GiB, such as 23.5".to_owned())
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     seconds.filter(|seconds| !seconds.is_zero()).ok_or_else(|| "expected seconds, more than 0".to_owned())
 }

@@ -5,16 +5,16 @@
 //! dispositions, and with them the conventional statuses (130 for an interrupt, 143 for a termination): each line is
 //! handed to the system in one piece as soon as it is known, so there is nothing to save at the end.
 
-mod args;
+pub(crate) mod args;
 mod input;
 mod manual;
-mod model_dir;
-mod output;
+pub(crate) mod model_dir;
+pub(crate) mod output;
 mod pipeline;
 #[cfg(feature = "cuda")]
 mod plan;
 mod process;
-mod progress;
+pub(crate) mod progress;
 mod render;
 mod resume;
 mod score;
@@ -47,7 +47,7 @@ pub(crate) fn conversations_of_line(text: &[u8]) -> Result<Vec<Conversation>> {
 }
 
 /// A line on standard error. Unlike `eprintln!` it lets the work go on when nobody reads it there any more.
-fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The folder that `model` means. Nothing is downloaded.
-pub(super) fn find(model: &str) -> Result<PathBuf> {
+pub(crate) fn find(model: &str) -> Result<PathBuf> {
     let dir = PathBuf::from(model);
     if dir.is_dir() {
         return Ok(dir);

@@ -14,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 const PROBE_BYTES: usize = 64 << 10;
 
 /// Where data goes. Unlike `println!` it reports a closed pipe or a full disk instead of panicking.
-pub(super) struct Output {
+pub(crate) struct Output {
     writer: Box<dyn Write + Send>,
     /// The output in words, for messages.
     name: String,
@@ -38,7 +38,7 @@ pub(super) struct OutputFile {
 impl Output {
     /// A file that is opened now, so that one that cannot be written is an error before anything is computed; or
     /// standard output, also for `-`. What the file holds stays until [`begin`](Self::begin).
-    pub(super) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             let (writer, name) = (Box::new(io::stdout()), "standard output".to_owned());
             return Ok(Self { writer, name, file: None, standard: true, line: String::new() });
@@ -101,7 +101,7 @@ impl Output {
 
     /// Writes a line in one piece and hands it on, so that a reader sees it now and whatever ends this process does not
     /// take it along.
-    pub(super) fn line(&mut self, line: &str) -> anyhow::Result<()> {
+    pub(crate) fn line(&mut self, line: &str) -> anyhow::Result<()> {
         self.line.clear();
         self.line.push_str(line);
         self.line.push('\n');
@@ -136,7 +136,7 @@ impl Output {
 }
 
 /// Whether this is the error of writing to a pipe that nobody reads any more.
-pub(super) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == IoErrorKind::BrokenPipe)
 }
 

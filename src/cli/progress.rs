@@ -24,7 +24,7 @@ const STYLE: &str = "{bar:24} {percent:>3}%  {msg}";
 const STYLE_ENDLESS: &str = "{msg}";
 
 /// Runs `open` under a bar that shows how far weights have come, if any are to be brought anywhere.
-pub(super) fn while_loading<T>(loading: &Loading, open: impl FnOnce() -> T) -> T {
+pub(crate) fn while_loading<T>(loading: &Loading, open: impl FnOnce() -> T) -> T {
     if !io::stderr().is_terminal() {
         return open();
     }

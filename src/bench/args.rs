@@ -1,0 +1,125 @@
+//! What can be typed.
+
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+
+use crate::bench::shape::ShapeArg;
+use crate::cli::args::{CpuMathArg, DeviceArg, ResidencyArg, seconds};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How many tokens a second the engine scores on this machine.
+///
+/// Each length in `--tokens` is one test: all its sequences, of random ids, are scored in one call, first to warm up and
+/// then at least `--repeats` times. Tokens count as they are (nominal) and as they are computed, where prefixes that
+/// sequences share are computed once (unique).
+#[derive(Debug, Parser)]
+#[command(name = "bench", version)]
+#[command(group = ArgGroup::new("weights").args(["model", "shape"]).required(true))]
+pub(super) struct Args {
+    /// The model's folder, or an `org/name` that is in the local Hugging Face cache
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: Option<String>,
+
+    /// Random bf16 weights of a well-known model's shape instead. They are written to the temporary folder (TMPDIR), which
+    /// needs room for them, as memory does, and are removed as soon as they are open. The vocabulary is cut to 4,096 ids:
+    /// nothing is computed over it
+    #[arg(long, value_enum)]
+    pub(super) shape: Option<ShapeArg>,
+
+    /// Only so many of the shape's layers
+    #[arg(long, value_name = "N", conflicts_with = "model")]
+    pub(super) layers: Option<NonZeroUsize>,
+
+    /// Tokens of each sequence: one test for each number
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "512")]
+    pub(super) tokens: Vec<NonZeroUsize>,
+
+    /// Sequences of a test [default: as many as fill one pass]
+    #[arg(long, value_name = "N")]
+    pub(super) seqs: Option<NonZeroUsize>,
+
+    /// So many of each sequence's tokens are shared with the other responses to the same prompt
+    #[arg(long, value_name = "P", requires = "responses")]
+    pub(super) shared_prefix: Option<NonZeroUsize>,
+
+    /// Sequences that share a prefix
+    #[arg(long, value_name = "N", requires = "shared_prefix")]
+    pub(super) responses: Option<NonZeroUsize>,
+
+    /// Where to run the model
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) device: DeviceArg,
+
+    /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on; 1 on the CPU]
+    #[arg(long, value_name = "N")]
+    pub(super) ranks: Option<usize>,
+
+    /// Whether layers stay on the device, or are streamed through it in every pass
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) residency: ResidencyArg,
+
+    /// Arithmetic of the CPU's matrix products
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(super) cpu_math: CpuMathArg,
+
+    /// CPU threads over all ranks [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<usize>,
+
+    /// Unique tokens that one pass takes together [default: 4096, up to 16384 where layers are streamed through a GPU]
+    #[arg(long, value_name = "N")]
+    pub(super) batch_tokens: Option<NonZeroUsize>,
+
+    /// Runs of each test that are measured, at least
+    #[arg(short, long, value_name = "N", default_value = "5")]
+    pub(super) repeats: NonZeroUsize,
+
+    /// Repeat each test for at least so long: clocks fall under load that lasts
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(super) seconds: Option<Duration>,
+
+    /// What the device could compute in a second, all ranks together, in 10^12 operations: to be had a share of (MFU)
+    /// [default: the data sheet's figure of GPUs that are known]
+    #[arg(long, value_name = "X", value_parser = tflops)]
+    pub(super) peak_tflops: Option<f64>,
+
+    /// A table, or all there is to know, which JSON has with every sample
+    #[arg(short, long, value_enum, default_value = "md")]
+    pub(super) output: Format,
+}
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    Md,
+    Csv,
+    Json,
+}
+
+impl Args {
+    /// Refuses what no model could do.
+    pub(super) fn check(&self) -> Result<()> {
+        let (Some(prefix), Some(shortest)) = (self.shared_prefix, self.tokens.iter().min()) else {
+            return Ok(());
+        };
+        if prefix < *shortest {
+            return Ok(());
+        }
+        let message =
+            format!("a shared prefix of {prefix} tokens leaves nothing of a sequence of {shortest} tokens");
+        Err(Error::new(ErrorKind::Options, message)
+            .with_hint("`--tokens` counts the prefix and what comes after it: ask for a shorter prefix"))
+    }
+
+    /// Tokens of the longest sequences.
+    pub(super) fn longest(&self) -> usize {
+        self.tokens.iter().map(|tokens| tokens.get()).max().unwrap_or(1)
+    }
+}
+
+fn tflops(text: &str) -> Result<f64, String> {
+    let tflops = text.parse::<f64>().ok().filter(|tflops| tflops.is_finite() && *tflops > 0.0);
+    tflops.ok_or_else(|| "expected a number of TFLOP/s above 0, such as 989".to_owned())
+}

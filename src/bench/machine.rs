@@ -1,0 +1,42 @@
+//! What this machine says of itself; nothing where it does not.
+
+use std::fs;
+use std::path::Path;
+
+/// The most memory that this process has had in RAM so far, mapped weights included.
+pub(super) fn peak_memory_bytes() -> Option<u64> {
+    kib_of("/proc/self/status", "VmHWM:")
+}
+
+/// Memory that programs can have without anything being swapped out.
+pub(super) fn available_memory_bytes() -> Option<u64> {
+    kib_of("/proc/meminfo", "MemAvailable:")
+}
+
+/// Room on the disk of `dir` for whoever runs this.
+pub(super) fn free_disk_bytes(dir: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let disk = rustix::fs::statvfs(dir).ok()?;
+        disk.f_bavail.checked_mul(disk.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = dir;
+        None
+    }
+}
+
+/// What the CPU calls itself.
+pub(super) fn cpu_name() -> Option<String> {
+    let info = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Bytes on the line of `file` that begins with `key`.
+fn kib_of(file: &str, key: &str) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}

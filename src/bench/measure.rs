@@ -1,0 +1,124 @@
+//! The clock around a test, and what its samples come to.
+
+use std::time::Instant;
+
+use crate::bench::machine;
+use crate::bench::workload::Workload;
+use crate::engine::Engine;
+use crate::error::{Error, ErrorKind, Result};
+
+/// How often a test is repeated.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Repeats {
+    pub(super) least: usize,
+    /// And on until so much time has passed.
+    pub(super) seconds: f64,
+}
+
+/// One run of a test.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sample {
+    pub(super) seconds: f64,
+    /// Tokens that the engine computed.
+    pub(super) unique_tokens: u64,
+    /// Tokens of the sequences.
+    pub(super) nominal_tokens: u64,
+    pub(super) passes: u64,
+}
+
+/// A test and its samples.
+#[derive(Clone, Debug)]
+pub(super) struct Row {
+    pub(super) workload: Workload,
+    pub(super) samples: Vec<Sample>,
+    /// Of the process, from its start until the test's end.
+    pub(super) peak_memory_bytes: Option<u64>,
+}
+
+/// What several samples of one number come to.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Summary {
+    pub(super) mean: f64,
+    /// The standard deviation that the samples suggest (n - 1); 0 for one sample.
+    pub(super) sd: f64,
+    pub(super) median: f64,
+}
+
+/// Scores a test's sequences, once to warm up and then as often as was asked for.
+pub(super) fn measure(engine: &Engine, workload: Workload, repeats: &Repeats) -> Result<Row> {
+    let ids = workload.ids(engine.config());
+    let rewards = score(engine, &ids)?;
+    let (mut samples, began) = (Vec::new(), Instant::now());
+    while samples.len() < repeats.least || began.elapsed().as_secs_f64() < repeats.seconds {
+        let (before, start) = (engine.stats(), Instant::now());
+        let again = score(engine, &ids)?;
+        let (seconds, after) = (start.elapsed().as_secs_f64(), engine.stats());
+        if again != rewards {
+            let message = format!("{workload}: a run gave other rewards than the one before");
+            return Err(Error::new(ErrorKind::Device, message)
+                .with_hint("rewards are the same bits in every run; is the hardware sound?"));
+        }
+        samples.push(Sample {
+            seconds,
+            unique_tokens: after.unique_tokens - before.unique_tokens,
+            nominal_tokens: after.tokens - before.tokens,
+            passes: after.passes - before.passes,
+        });
+    }
+    Ok(Row { workload, samples, peak_memory_bytes: machine::peak_memory_bytes() })
+}
+
+fn score(engine: &Engine, ids: &[Vec<u32>]) -> Result<Vec<f32>> {
+    engine.score_tokens(ids).into_iter().map(|score| score.map(|score| score.reward)).collect()
+}
+
+impl Row {
+    /// Of what `of` says of each sample.
+    pub(super) fn summary(&self, of: impl Fn(&Sample) -> f64) -> Summary {
+        Summary::new(&self.samples.iter().map(of).collect::<Vec<_>>())
+    }
+
+    /// Tokens that were computed a second.
+    pub(super) fn unique_rate(&self) -> Summary {
+        self.summary(|sample| sample.unique_tokens as f64 / sample.seconds)
+    }
+
+    /// Tokens of sequences that were scored a second.
+    pub(super) fn nominal_rate(&self) -> Summary {
+        self.summary(|sample| sample.nominal_tokens as f64 / sample.seconds)
+    }
+
+    /// Operations that the test needs (`flop`) a second, in 10^12, by the median of the samples.
+    pub(super) fn tflops(&self, flop: f64) -> f64 {
+        flop / self.summary(|sample| sample.seconds).median / 1e12
+    }
+}
+
+impl Summary {
+    fn new(samples: &[f64]) -> Self {
+        let count = samples.len() as f64;
+        let mean = samples.iter().sum::<f64>() / count;
+        let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();
+        let sd = (squares / (count - 1.0).max(1.0)).sqrt();
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let middle = |shift: usize| sorted[(sorted.len() - shift) / 2];
+        Self { mean, sd, median: (middle(1) + middle(0)) / 2.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_summed_up() {
+        let of = |samples: &[f64]| {
+            let Summary { mean, sd, median } = Summary::new(samples);
+            [mean, sd, median]
+        };
+        assert_eq!(of(&[3.0]), [3.0, 0.0, 3.0]);
+        assert_eq!(of(&[9.0, 1.0, 2.0]), [4.0, 19.0_f64.sqrt(), 2.0]);
+        assert_eq!(of(&[1.0, 3.0]), [2.0, 2.0_f64.sqrt(), 2.0]);
+    }
+}

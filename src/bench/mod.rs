@@ -1,0 +1,125 @@
+//! The `bench` command: how many tokens a second the engine scores here.
+//!
+//! It measures what a program that links the engine sees: one call of [`Engine::score_tokens`] with all sequences of a
+//! test, from queue to rewards, tokenization excluded. So it is the same on every device, and knows none of them. What it
+//! prints is described in `benches/schema.md`.
+
+mod args;
+mod machine;
+mod measure;
+mod peak;
+mod random;
+mod report;
+mod shape;
+mod workload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+
+use crate::cli::output::{self, Output};
+use crate::cli::{model_dir, progress, say};
+use crate::engine::{Engine, Options};
+use crate::error::{Error, ErrorKind, Result};
+
+use args::Args;
+use measure::{Repeats, Row};
+use peak::Peak;
+use report::Report;
+use shape::RandomModel;
+use workload::Workload;
+
+/// Runs the command line of this process. `commit` is what it was built from, where whoever built it said so.
+pub fn main(commit: Option<&str>) -> ExitCode {
+    match run(&Args::parse(), commit) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read our output has had enough, as `head` does.
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("error: {error:#}"));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
+    // Before the model, which takes longer.
+    args.check()?;
+    let mut output = Output::open(None)?;
+    let engine = open(args)?;
+    let workloads = workloads(args, &engine)?;
+    let peak = Peak::of(&engine, args.peak_tflops);
+    let repeats =
+        Repeats { least: args.repeats.get(), seconds: args.seconds.unwrap_or(Duration::ZERO).as_secs_f64() };
+    let measured = |workload| {
+        say(&format!("measuring {workload}"));
+        measure::measure(&engine, workload, &repeats)
+    };
+    let rows = workloads.into_iter().map(measured).collect::<Result<Vec<Row>>>()?;
+    let report = Report { args, engine: &engine, commit, peak, rows };
+    output.line(&report.text(args.output))
+}
+
+/// The model, on a device whose times mean something.
+fn open(args: &Args) -> Result<Engine> {
+    let (dir, random) = match (&args.model, args.shape) {
+        (Some(model), _) => (model_dir::find(model)?, None),
+        (None, Some(shape)) => {
+            let random = RandomModel::write(&shape.shape(), args.layers.map(|layers| layers.get()))?;
+            (random.dir().to_owned(), Some(random))
+        }
+        (None, None) => unreachable!("the command line asks for a model or a shape"),
+    };
+    let engine = open_in(args, dir)?;
+    // What is mapped stays readable; should the run be killed, nothing is left behind.
+    drop(random);
+    match engine.device_reason() {
+        Some(reason) => say(&format!("running on {}: {reason}", engine.device())),
+        None => say(&format!("running on {}", engine.device())),
+    }
+    engine.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
+    Ok(engine)
+}
+
+fn open_in(args: &Args, dir: PathBuf) -> Result<Engine> {
+    let options = Options {
+        device: args.device.into(),
+        ranks: args.ranks,
+        residency: args.residency.into(),
+        batch_tokens: args.batch_tokens.map(|tokens| tokens.get()),
+        // What passes are sized for: the longest sequence there will be, not the longest there could be.
+        max_tokens: Some(args.longest()),
+        threads: args.threads,
+        cpu_math: args.cpu_math.into(),
+        ..Options::default()
+    };
+    let engine = progress::while_loading(&options.loading.clone(), || Engine::open(dir, options))?;
+    if !engine.has_clock() {
+        let message = format!("{} has no clock rate: it is no hardware, and has no speed", engine.device());
+        return Err(Error::new(ErrorKind::Device, message)
+            .with_hint("measure on hardware; `--device cpu` measures this CPU"));
+    }
+    if engine.plan().max_tokens < args.longest() {
+        let (asked, limit) = (args.longest(), engine.plan().max_tokens);
+        let message = format!("sequences of {asked} tokens are longer than the model's limit of {limit}");
+        return Err(Error::new(ErrorKind::Options, message).with_hint("ask for shorter ones (`--tokens`)"));
+    }
+    Ok(engine)
+}
+
+/// One test for each length that was asked for.
+fn workloads(args: &Args, engine: &Engine) -> Result<Vec<Workload>> {
+    let workload = |tokens: usize| {
+        let shared_prefix = args.shared_prefix.map_or(0, |tokens| tokens.get());
+        let responses = args.responses.map_or(1, |responses| responses.get());
+        let group = Workload { tokens, sequences: responses, shared_prefix, responses };
+        let fill = || responses * (engine.plan().batch_tokens / group.unique_tokens()).max(1);
+        let sequences = args.seqs.map_or_else(fill, |sequences| sequences.get());
+        let workload = Workload { sequences, ..group };
+        workload.check(engine.config())?;
+        Ok(workload)
+    };
+    args.tokens.iter().map(|tokens| workload(tokens.get())).collect()
+}

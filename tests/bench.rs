@@ -1,0 +1,227 @@
+//! The `bench` command as people and scripts use it: its three forms of output, and what it refuses.
+//!
+//! Nothing here holds a speed to a bound: a machine that runs tests is rarely idle.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::process::Command;
+
+use common::{Run, demo_model, root};
+use serde_json::Value;
+
+/// Runs `bench`.
+fn bench(arguments: &[&str]) -> Run {
+    let output = Command::new(env!("CARGO_BIN_EXE_bench")).args(arguments).output().unwrap();
+    Run {
+        status: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// What a run on the demo model prints, which is expected to succeed.
+#[track_caller]
+fn measured(arguments: &[&str]) -> String {
+    let model = demo_model();
+    let run = bench(&[&["--model", model.to_str().unwrap(), "--device", "cpu"], arguments].concat());
+    assert_eq!(run.status, Some(0), "{run:?}");
+    assert!(run.stderr.contains("running on CPU"), "{run:?}");
+    run.stdout
+}
+
+#[track_caller]
+fn json(arguments: &[&str]) -> Value {
+    let text = measured(&[arguments, &["-o", "json"]].concat());
+    assert_eq!(text.lines().count(), 1, "{text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// Every field with its type, those of objects and of arrays' elements below them.
+fn fields(prefix: &str, value: &Value, found: &mut BTreeSet<(String, &'static str)>) {
+    let Value::Object(object) = value else { return };
+    for (name, value) in object {
+        let path = format!("{prefix}{name}");
+        let below = format!("{path}.");
+        found.insert((path, type_of(value)));
+        fields(&below, value, found);
+        value.as_array().into_iter().flatten().for_each(|value| fields(&below, value, found));
+    }
+}
+
+fn type_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(values) if values.iter().all(Value::is_string) => "array of strings",
+        Value::Array(_) => "array of objects",
+        Value::Object(_) => "object",
+    }
+}
+
+#[test]
+fn json_has_the_fields_and_types_of_its_page() {
+    let page = fs::read_to_string(root().join("benches/schema.md")).unwrap();
+    let lines = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    let documented: Vec<(&str, &str)> = lines
+        .map(|line| {
+            let (path, rest) = line.split_once("` | ").unwrap();
+            (path, rest.split_once(" |").unwrap().0)
+        })
+        .collect();
+    for peak in [&[][..], &["--peak-tflops", "1"]] {
+        let report = json(&[&["--tokens", "5,9", "--seqs", "3", "-r", "2"], peak].concat());
+        assert_eq!(report["schema"], 1);
+        let mut found = BTreeSet::new();
+        fields("", &report, &mut found);
+        for (path, found) in &found {
+            let page = documented.iter().find(|(documented, _)| documented == path);
+            let (_, types) = page.unwrap_or_else(|| panic!("`{path}` is not in benches/schema.md"));
+            assert!(types.split(" or ").any(|one| one == *found), "`{path}` is {found}, documented: {types}");
+        }
+        for (path, _) in &documented {
+            assert!(found.iter().any(|(found, _)| found == path), "`{path}` is not in the output");
+        }
+    }
+}
+
+#[test]
+fn samples_are_as_many_as_repeats_and_count_what_was_scored() {
+    let report =
+        json(&["--tokens", "40", "--seqs", "6", "--shared-prefix", "32", "--responses", "3", "-r", "4"]);
+    let row = &report["rows"][0];
+    let samples = row["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 4);
+    for sample in samples {
+        assert_eq!((&sample["nominal_tokens"], &sample["passes"]), (&(6 * 40).into(), &1.into()), "{sample}");
+        // Two prompts, and six responses of eight tokens.
+        assert_eq!(sample["unique_tokens"], 2 * 32 + 6 * 8, "{sample}");
+        assert!(sample["seconds"].as_f64().unwrap() > 0.0, "{sample}");
+    }
+    let rate = |name: &str| row[name]["median"].as_f64().unwrap();
+    let gain = rate("nominal_tokens_per_second") / rate("unique_tokens_per_second");
+    assert!((gain - 240.0 / 112.0).abs() < 1e-9, "{gain}");
+    assert_eq!((&row["tflops"], &row["mfu"]), (&Value::Null, &Value::Null), "no peak is known");
+}
+
+#[test]
+fn seconds_go_on_where_repeats_would_end() {
+    let report = json(&["--tokens", "8", "--seqs", "1", "-r", "1", "--seconds", "0.2"]);
+    let samples = report["rows"][0]["samples"].as_array().unwrap();
+    let seconds: f64 = samples.iter().map(|sample| sample["seconds"].as_f64().unwrap()).sum();
+    assert!(samples.len() > 1 && seconds > 0.1, "{samples:?}");
+}
+
+#[test]
+fn a_share_of_the_peak_is_what_was_reached_of_it() {
+    let report = json(&["--tokens", "16", "--seqs", "2", "-r", "3", "--peak-tflops", "2"]);
+    let row = &report["rows"][0];
+    assert_eq!((&report["peak_source"], &report["peak_tflops"]), (&"given".into(), &2.0.into()));
+    let mut seconds: Vec<f64> =
+        row["samples"].as_array().unwrap().iter().map(|sample| sample["seconds"].as_f64().unwrap()).collect();
+    seconds.sort_by(f64::total_cmp);
+    let tflops = row["flop"].as_f64().unwrap() / seconds[1] / 1e12;
+    assert!((row["tflops"].as_f64().unwrap() / tflops - 1.0).abs() < 1e-9, "{row}");
+    assert!((row["mfu"].as_f64().unwrap() / (tflops / 2.0) - 1.0).abs() < 1e-9, "{row}");
+}
+
+#[test]
+fn the_table_is_a_table_and_says_where_it_is_from() {
+    let text = measured(&["--tokens", "5,9", "--seqs", "2", "-r", "1", "--peak-tflops", "1"]);
+    let (table, below) = text.split_once("\n\n").unwrap();
+    let cells: Vec<usize> = table.lines().map(|line| line.matches('|').count()).collect();
+    assert_eq!(cells, [10; 4], "{text}");
+    assert!(table.lines().all(|line| line.starts_with('|') && line.ends_with('|')), "{text}");
+    assert!(table.contains("| 2 x 5 |") && table.contains("| 2 x 9 |"), "{text}");
+    assert!(below.contains(concat!("kudos ", env!("CARGO_PKG_VERSION"))) && below.contains("CPU"), "{text}");
+    assert!(below.contains("of 1 TFLOP/s (given)") && below.contains("FLOP: 2 * weights"), "{text}");
+}
+
+/// The cells of a line of CSV.
+fn cells(line: &str) -> Vec<String> {
+    let (mut cells, mut quoted) = (vec![String::new()], false);
+    let mut characters = line.chars().peekable();
+    while let Some(character) = characters.next() {
+        match character {
+            '"' if quoted && characters.peek() == Some(&'"') => {
+                cells.last_mut().unwrap().extend(characters.next())
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => cells.push(String::new()),
+            other => cells.last_mut().unwrap().push(other),
+        }
+    }
+    assert!(!quoted, "{line}");
+    cells
+}
+
+#[test]
+fn csv_has_a_name_for_every_cell() {
+    let text = measured(&["--tokens", "5,9", "--seqs", "2", "-r", "3", "-o", "csv"]);
+    let lines: Vec<Vec<String>> = text.lines().map(cells).collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    let of = |line: usize, name: &str| {
+        assert_eq!(lines[line].len(), lines[0].len(), "{text}");
+        lines[line][lines[0].iter().position(|known| known == name).unwrap()].clone()
+    };
+    assert_eq!((of(1, "tokens"), of(2, "tokens")), ("5".to_owned(), "9".to_owned()));
+    assert!(of(1, "device").starts_with("CPU, "), "{text}");
+    assert_eq!(of(2, "seconds").split(';').filter(|seconds| seconds.parse::<f64>().is_ok()).count(), 3);
+    assert!(of(2, "unique_tokens_per_second_mean").parse::<f64>().unwrap() > 0.0);
+}
+
+#[test]
+fn a_shape_is_measured_with_random_weights_that_leave_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_bench"))
+        .args(["--shape", "smollm2-135m", "--layers", "2", "--device", "cpu", "--tokens", "4", "--seqs", "2"])
+        .args(["-r", "1", "-o", "json"])
+        .env("TMPDIR", dir.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let model = &report["model"];
+    assert_eq!((&model["name"], &model["random_weights"]), (&"smollm2-135m".into(), &true.into()));
+    assert_eq!((&model["layers"], &model["hidden"]), (&2.into(), &576.into()));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_before_anything_is_printed() {
+    let model = demo_model();
+    let demo = ["--model", model.to_str().unwrap(), "--device", "cpu"];
+    for (arguments, words) in [
+        (&["--tokens", "8", "--shared-prefix", "8", "--responses", "2"][..], "a shared prefix of 8 tokens"),
+        (&["--tokens", "100000"], "longer than the model's limit of 2048"),
+        (&["--tokens", "4", "--seqs", "5000"], "5000 different sequences"),
+    ] {
+        let run = bench(&[&demo, arguments].concat());
+        assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+        assert!(run.stderr.contains(words) && run.stderr.contains("hint: "), "{run:?}");
+    }
+    for (arguments, word) in [
+        (&["--tokens", "0"][..], "--tokens"),
+        (&["-r", "0"], "--repeats"),
+        (&["--seconds", "0"], "--seconds"),
+        (&["--peak-tflops", "nan"], "--peak-tflops"),
+        (&["--shared-prefix", "4"], "--responses"),
+        (&["--shape", "smollm2-135m"], "--shape"),
+        (&["-o", "xml"], "md, csv, json"),
+    ] {
+        let run = bench(&[&demo, arguments].concat());
+        assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+        assert!(run.stderr.contains(word) && run.stderr.contains("--help"), "{run:?}");
+    }
+    let run = bench(&["--shape", "smollm2-135m", "--layers", "31"]);
+    assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+    assert!(run.stderr.contains("has 30 layers") && run.stderr.contains("hint: "), "{run:?}");
+    let run = bench(&["--shape", "llama-2-7b"]);
+    assert!(run.status == Some(2) && run.stderr.contains("llama-3.3-70b"), "{run:?}");
+    let run = bench(&[]);
+    assert!(run.status == Some(2) && run.stderr.contains("--model"), "{run:?}");
+}
