@@ -1,6 +1,7 @@
 //! The `bench` command as people and scripts use it: its three forms of output, and what it refuses.
 //!
-//! Nothing here holds a speed to a bound: a machine that runs tests is rarely idle.
+//! Nothing here holds a speed to a bound: a machine that runs tests is rarely idle. One test needs the software GPU, and is
+//! ignored unless asked for: `make test` does.
 
 mod common;
 
@@ -224,4 +225,15 @@ fn what_cannot_be_measured_is_refused_before_anything_is_printed() {
     assert!(run.status == Some(2) && run.stderr.contains("llama-3.3-70b"), "{run:?}");
     let run = bench(&[]);
     assert!(run.status == Some(2) && run.stderr.contains("--model"), "{run:?}");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs the software GPU: make test"]
+fn a_device_that_is_no_hardware_is_given_no_speed() {
+    let model = demo_model();
+    let run =
+        bench(&["--model", model.to_str().unwrap(), "--device", "cuda", "--tokens", "4", "--seqs", "1"]);
+    assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+    assert!(run.stderr.contains("has no clock rate") && run.stderr.contains("hint: "), "{run:?}");
 }

@@ -44,6 +44,7 @@ else
     done
     SOFTGPU_CC=80 SOFTGPU_DEVICES=3
     run "faults, software GPU at compute capability 80" --test cuda_faults -- --ignored
+    run "bench, software GPU at compute capability 80" --test bench -- --ignored
 fi
 
 echo

@@ -153,7 +153,7 @@ impl RandomModel {
         let tensors = shape.tensors();
         let bytes = tensors.iter().map(|(_, sizes)| 2 * sizes.iter().product::<usize>() as u64).sum();
         let temporary = env::temp_dir();
-        let what = format!("the weights of {layers} layers of {name}");
+        let what = format!("the weights of {layers} of {all} layers of {name}");
         refuse_larger(&what, bytes, machine::free_disk_bytes(&temporary), "free on the disk")
             .and_then(|()| refuse_larger(&what, bytes, machine::available_memory_bytes(), "free in memory"))
             .map_err(|error| error.at(temporary.display()))?;

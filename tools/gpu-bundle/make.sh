@@ -14,6 +14,9 @@ targets=(--bin kudos --test kernels --test cuda)
 if [ -e src/bin/bench.rs ] || [ -d src/bin/bench ]; then
     targets+=(--bin bench)
 fi
+# What `bench` says that it was built from.
+KUDOS_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null || true)
+export KUDOS_COMMIT
 built=$(mktemp)
 trap 'rm -f "$built"' EXIT
 cargo build --locked --profile dist "${targets[@]}" --message-format=json-render-diagnostics >"$built"
