@@ -11,8 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How many tokens a second the engine scores on this machine.
 ///
-/// Each length in `--tokens` is one test: all its sequences, of random ids, are scored in one call, first to warm up and
-/// then at least `--repeats` times. Tokens count as they are (nominal) and as they are computed, where prefixes that
+/// Each length in `--tokens` is one test: all its sequences, of random ids, are scored in one call, first to warm up
+/// and then at least `--repeats` times. Tokens count as they are (nominal) and as they are computed, where prefixes that
 /// sequences share are computed once (unique).
 #[derive(Debug, Parser)]
 #[command(name = "bench", version)]
@@ -22,9 +22,9 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR")]
     pub(super) model: Option<String>,
 
-    /// Random bf16 weights of a well-known model's shape instead. They are written to the temporary folder (TMPDIR), which
-    /// needs room for them, as memory does, and are removed as soon as they are open. The vocabulary is cut to 4,096 ids:
-    /// nothing is computed over it
+    /// Random bf16 weights of a well-known model's shape instead. They are written to the temporary folder (TMPDIR),
+    /// removed as soon as they are open, and refused where disk or memory has no room for them. The vocabulary is cut
+    /// to 4,096 ids: nothing is computed over it
     #[arg(long, value_enum)]
     pub(super) shape: Option<ShapeArg>,
 
@@ -40,11 +40,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "N")]
     pub(super) seqs: Option<NonZeroUsize>,
 
-    /// So many of each sequence's tokens are shared with the other responses to the same prompt
+    /// So many of each sequence's tokens, from its start, are shared by all responses to the same prompt
     #[arg(long, value_name = "P", requires = "responses")]
     pub(super) shared_prefix: Option<NonZeroUsize>,
 
-    /// Sequences that share a prefix
+    /// Consecutive sequences that share a prefix: the responses to one prompt
     #[arg(long, value_name = "N", requires = "shared_prefix")]
     pub(super) responses: Option<NonZeroUsize>,
 
@@ -80,12 +80,12 @@ pub(super) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(super) seconds: Option<Duration>,
 
-    /// What the device could compute in a second, all ranks together, in 10^12 operations: to be had a share of (MFU)
-    /// [default: the data sheet's figure of GPUs that are known]
+    /// What the device can compute at most, all ranks together, in TFLOP/s: with it, TFLOP/s and their share of it (MFU)
+    /// are printed [default: the data sheet's figure, of GPUs that are known]
     #[arg(long, value_name = "X", value_parser = tflops)]
     pub(super) peak_tflops: Option<f64>,
 
-    /// A table, or all there is to know, which JSON has with every sample
+    /// How results are printed: a table, CSV, or JSON, which alone has every sample's counts
     #[arg(short, long, value_enum, default_value = "md")]
     pub(super) output: Format,
 }

@@ -1,8 +1,8 @@
 //! The `bench` command: how many tokens a second the engine scores here.
 //!
 //! It measures what a program that links the engine sees: one call of [`Engine::score_tokens`] with all sequences of a
-//! test, from queue to rewards, tokenization excluded. So it is the same on every device, and knows none of them. What it
-//! prints is described in `benches/schema.md`.
+//! test, from queue to rewards, tokenization excluded. So it is the same on every device, and knows none of them. What
+//! it prints is described in `benches/schema.md`.
 
 mod args;
 mod machine;
