@@ -10,20 +10,9 @@ mod tests;
 /// Floats that a worker takes at a time at least: below, waking a second worker costs more than it saves.
 const CHUNK_FLOATS: usize = 16 * 1024;
 
-/// What [`add_rms_norm`] adds to the residual.
-#[derive(Clone, Copy)]
-pub enum Delta<'a> {
-    /// Nothing.
-    None,
-    /// These rows, `[tokens, hidden]`.
-    Rows(Rows<'a>),
-    /// The values that `out` holds, before it is overwritten.
-    InOut,
-}
-
 /// `residual += delta;  out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight`
 ///
-/// residual `[tokens, hidden]` in/out, out `[tokens, hidden]`, weight `[hidden]`. The squares are added in f32 as sixteen
+/// residual and delta (or none) `[tokens, hidden]`, residual in/out, out `[tokens, hidden]`, weight `[hidden]`. The squares are added in f32 as sixteen
 /// partial sums and a tree, on every instruction set; a row's bits depend on nothing else. As in Hugging Face's float32
 /// the row is multiplied by the reciprocal root first and by the weight then.
 ///
@@ -34,7 +23,7 @@ pub fn add_rms_norm(
     isa: Isa,
     threads: &Threads,
     mut residual: RowsMut,
-    delta: Delta,
+    delta: Option<Rows>,
     weight: &[f32],
     eps: f32,
     mut out: RowsMut,
@@ -42,7 +31,7 @@ pub fn add_rms_norm(
     let (tokens, hidden) = (residual.rows(), residual.width());
     assert_eq!((out.rows(), out.width()), (tokens, hidden), "out and residual differ in shape");
     assert_eq!(weight.len(), hidden, "the weight is not as wide as the residual");
-    if let Delta::Rows(delta) = delta {
+    if let Some(delta) = delta {
         assert_eq!((delta.rows(), delta.width()), (tokens, hidden), "delta and residual differ in shape");
     }
     let (residual, out) = (residual.share(), out.share());
@@ -55,7 +44,7 @@ pub fn add_rms_norm(
 
 struct AddRmsNorm<'a> {
     residual: SharedRows<'a>,
-    delta: Delta<'a>,
+    delta: Option<Rows<'a>>,
     weight: &'a [f32],
     eps: f32,
     out: SharedRows<'a>,
@@ -71,11 +60,7 @@ impl Kernel for AddRmsNorm<'_> {
         unsafe {
             let residual = self.residual.part(self.token, 0..hidden).as_mut_ptr();
             let out = self.out.part(self.token, 0..hidden).as_mut_ptr();
-            let delta = match self.delta {
-                Delta::None => None,
-                Delta::Rows(rows) => Some(rows.row(self.token).as_ptr()),
-                Delta::InOut => Some(out.cast_const()),
-            };
+            let delta = self.delta.map(|rows| rows.row(self.token).as_ptr());
             let mut sums = Sums::<V>::zero();
             for i in (0..hidden).step_by(V::LANES) {
                 let count = V::LANES.min(hidden - i);

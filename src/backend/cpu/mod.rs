@@ -242,10 +242,8 @@ impl Backend for Cpu {
         out: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let delta = match (before, &self.sums) {
-            (Sum::Pending, Some(sums)) => elementwise::Delta::Rows(sums.rows(rows.clone(), hidden)),
-            _ => elementwise::Delta::None,
-        };
+        let pending = self.sums.as_ref().filter(|_| before == Sum::Pending);
+        let delta = pending.map(|sums| sums.rows(rows.clone(), hidden));
         let eps = self.geometry.rms_norm_eps;
         let (residual, out) = (residual.rows_mut(rows.clone(), hidden), out.rows_mut(rows, hidden));
         add_rms_norm(self.isa, &self.threads, residual, delta, weight.values(), eps, out);
