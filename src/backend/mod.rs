@@ -63,15 +63,6 @@ impl Geometry {
     pub fn normed_width(&self) -> usize {
         self.hidden.max(self.shard.q_width_local())
     }
-
-    /// Numbers in an activation of [`Role::Wide`]: q, k and v of every row, or gate and up of a chunk of rows, or what
-    /// an output projection sums up for the next norm.
-    pub fn wide_numbers(&self, capacity: &Capacity) -> usize {
-        let qkv = capacity.tokens * self.shard.qkv_width_local();
-        let gate_up = capacity.mlp_tokens * 2 * self.shard.ffn_local;
-        let delta = if self.shard.ranks > 1 { capacity.tokens * self.hidden } else { 0 };
-        qkv.max(gate_up).max(delta)
-    }
 }
 
 /// The most that one pass may hold: what activations are sized for, once.
