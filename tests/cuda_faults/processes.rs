@@ -180,10 +180,10 @@ fn ranks_with_unlike_memory_keep_as_many_layers_as_the_fullest_gpu() {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn who_is_missing_or_of_another_world_is_named_and_strangers_are_not_waited_for() {
     let address = free_address();
-    let second = start_of("4", &root().join(MODEL), 1, &address, &["--peer-timeout", "3"], &[]);
-    let first = start(0, &address, &["-", "--peer-timeout", "3"], &[]);
+    let second = start_of("4", &root().join(MODEL), 1, &address, &["--peer-timeout", "6"], &[]);
+    let first = start(0, &address, &["-", "--peer-timeout", "6"], &[]);
     let [first, second] = [first, second].map(end);
-    assert_failed(&first, &["rank 1 of 2 did not come within 3 s", "its world size is 4, and rank 0's is 2"]);
+    assert_failed(&first, &["rank 1 of 2 did not come within 6 s", "its world size is 4, and rank 0's is 2"]);
     assert_failed(&second, &["rank 0 refused rank 1 of 4: its world size is 4, and rank 0's is 2"]);
 
     let address = free_address();
@@ -214,9 +214,9 @@ fn who_is_missing_or_of_another_world_is_named_and_strangers_are_not_waited_for(
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn ranks_that_do_not_belong_together_say_what_differs() {
     let address = free_address();
-    let second = start(1, &address, &["--peer-timeout", "3", "--rank-sums", "reduced"], &[]);
-    let first = start(0, &address, &["-", "--peer-timeout", "3"], &[]);
-    assert_failed(&end(first), &["rank 1 of 2 did not come within 3 s", "its rank sums is reduced"]);
+    let second = start(1, &address, &["--peer-timeout", "6", "--rank-sums", "reduced"], &[]);
+    let first = start(0, &address, &["-", "--peer-timeout", "6"], &[]);
+    assert_failed(&end(first), &["rank 1 of 2 did not come within 6 s", "its rank sums is reduced"]);
     assert_failed(&end(second), &["rank 0 refused rank 1 of 2", "its rank sums is reduced"]);
 }
 
