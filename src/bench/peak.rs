@@ -1,21 +1,7 @@
 //! What a device could compute in a second: given, or from the data sheet. MFU is the share of it that was reached.
 
+use crate::cli::gpus::GPUS;
 use crate::engine::Engine;
-
-/// 16-bit tensor cores with sums in f32, dense, in TFLOP/s, by the name that the driver has for the card. Cards of one
-/// name that come in several speeds have each its own name here, and those that are missing have no MFU.
-const DATA_SHEETS: [(&str, f64); 10] = [
-    ("Tesla T4", 65.0),
-    ("NVIDIA A100-SXM4-40GB", 312.0),
-    ("NVIDIA A100-SXM4-80GB", 312.0),
-    ("NVIDIA A100-PCIE-40GB", 312.0),
-    ("NVIDIA A100 80GB PCIe", 312.0),
-    ("NVIDIA L40S", 362.0),
-    ("NVIDIA GeForce RTX 4090", 165.2),
-    ("NVIDIA H100 80GB HBM3", 989.0),
-    ("NVIDIA H200", 989.0),
-    ("NVIDIA B200", 2250.0),
-];
 
 /// A peak, and where it is from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,8 +19,9 @@ impl Peak {
     }
 
     fn of_device(device: &str, ranks: usize) -> Option<Self> {
-        let (_, tflops) = DATA_SHEETS.iter().find(|(name, _)| device.contains(&format!("({name},")))?;
-        Some(Self { tflops: ranks as f64 * tflops, source: "data sheet" })
+        let is_named = |name: &&str| device.contains(&format!("({name},"));
+        let known = GPUS.iter().find(|known| known.driver_names.iter().any(is_named))?;
+        Some(Self { tflops: ranks as f64 * known.tflops, source: "data sheet" })
     }
 }
 

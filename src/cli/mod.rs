@@ -6,6 +6,7 @@
 //! handed to the system in one piece as soon as it is known, so there is nothing to save at the end.
 
 pub(crate) mod args;
+pub(crate) mod gpus;
 mod input;
 mod manual;
 pub(crate) mod model_dir;

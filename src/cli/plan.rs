@@ -4,38 +4,10 @@ use serde_json::{Value, json};
 
 use crate::backend::tier::CudaTier;
 use crate::cli::args::PlanArgs;
+use crate::cli::gpus::{GPUS, Known};
 use crate::cli::output::Output;
 use crate::cli::{Outcome, model_dir};
 use crate::engine::{Engine, Options, Plan, PlannedGpus};
-
-/// A well-known GPU, by its data sheet.
-struct Known {
-    name: &'static str,
-    /// Memory as its driver tells it.
-    mib: usize,
-    /// The kernels that it runs.
-    tier: CudaTier,
-    /// 16-bit tensor cores with sums in f32, dense.
-    tflops: f64,
-    /// One direction of its PCIe link.
-    link_gb_s: f64,
-}
-
-const fn known(name: &'static str, mib: usize, tier: CudaTier, tflops: f64, link_gb_s: f64) -> Known {
-    Known { name, mib, tier, tflops, link_gb_s }
-}
-
-const GPUS: [Known; 9] = [
-    known("T4", 15_360, CudaTier::Sm75, 65.0, 15.75),
-    known("RTX 2080 Ti", 11_264, CudaTier::Sm75, 53.8, 15.75),
-    known("A100 40GB", 40_960, CudaTier::Sm80, 312.0, 31.5),
-    known("A100 80GB", 81_920, CudaTier::Sm80, 312.0, 31.5),
-    known("L40S", 46_068, CudaTier::Sm80, 362.0, 31.5),
-    known("RTX 4090", 24_564, CudaTier::Sm80, 165.2, 31.5),
-    known("H100", 81_559, CudaTier::Sm80, 989.0, 63.0),
-    known("H200", 143_771, CudaTier::Sm80, 989.0, 63.0),
-    known("B200", 183_359, CudaTier::Sm80, 2250.0, 63.0),
-];
 
 /// What of a data sheet's figures is reached in earnest, by what others publish: of the tensor cores in products of
 /// this size, and of the link in copies out of pinned memory.
