@@ -120,13 +120,12 @@ impl Report<'_> {
 
     fn json(&self) -> Value {
         let (config, plan) = (self.engine.config(), self.engine.plan());
-        let began = jiff::Timestamp::now().as_second();
         json!({
             "schema": SCHEMA,
             "version": env!("CARGO_PKG_VERSION"),
             "commit": self.commit,
             "arguments": env::args().skip(1).collect::<Vec<_>>(),
-            "unix_seconds": began,
+            "unix_seconds": jiff::Timestamp::now().as_second(),
             "device": self.engine.device(),
             "cpu": machine::cpu_name(),
             "cpu_math": format!("{:?}", self.args.cpu_math).to_lowercase(),

@@ -144,12 +144,7 @@ impl Prompt {
     /// What the template sees: special tokens, the caller's variables, and the conversation.
     fn vars(&self, template: &Template, conversation: &Conversation) -> Map<String, Value> {
         let mut given = self.options.template_vars.clone();
-        given.extend(conversation.template_vars().clone());
-        let messages = conversation.messages().iter().map(|message| message.fields().clone());
-        let list = |items: Option<&[Value]>| items.map_or(Value::Null, |items| Value::from(items.to_vec()));
-        given.insert("messages".to_owned(), messages.map(with_reasoning).collect());
-        given.insert("tools".to_owned(), list(conversation.tools()));
-        given.insert("documents".to_owned(), list(conversation.documents()));
+        given.extend(vars_of(conversation));
         if self.options.sanitize_control_tokens {
             let listed = self.listed_control_tokens.as_deref();
             sanitize::mark_vars(&mut given, &self.tokenizer.control_tokens(listed, &template.literals));
@@ -167,13 +162,18 @@ pub(crate) fn render_alone(config: &Map<String, Value>, conversation: &Conversat
     let nowhere = Path::new("/nowhere/without/templates");
     let templates = Templates::open(nowhere, config, jiff::civil::date(2026, 7, 26).at(12, 0, 0, 0))?;
     let template = templates.choose(conversation.tools().is_some())?;
+    templates.render(template, vars_of(conversation))
+}
+
+/// What a conversation itself gives a template.
+fn vars_of(conversation: &Conversation) -> Map<String, Value> {
     let messages = conversation.messages().iter().map(|message| message.fields().clone());
     let list = |items: Option<&[Value]>| items.map_or(Value::Null, |items| Value::from(items.to_vec()));
     let mut vars = conversation.template_vars().clone();
     vars.insert("messages".to_owned(), messages.map(with_reasoning).collect());
     vars.insert("tools".to_owned(), list(conversation.tools()));
     vars.insert("documents".to_owned(), list(conversation.documents()));
-    templates.render(template, vars)
+    vars
 }
 
 /// Ids as they will be scored: checked, and held to `max_tokens` by the policy. `bos` is the beginning-of-text token.

@@ -1,4 +1,4 @@
-//! NCCL: the sums over ranks after o and after down, on the compute stream, and a way out when a rank fails.
+//! NCCL: the collectives behind sums over ranks, and a way out when a rank fails.
 //!
 //! Its functions are looked up here, because the bindings know neither the name that packages install
 //! (`libnccl.so.2`) nor a communicator that can be aborted from another thread. All communicators are non-blocking: no

@@ -50,7 +50,7 @@ const PART_ROWS_STEP: usize = 128;
 
 /// From so many rows on, a pass of several ranks is cut into parts. Of two parts of 1,024 rows, products with the 70B's
 /// gate and up, o and down on two ranks fill 97 % of whole waves of 132 blocks of 128 x 256 numbers, as those of all
-/// rows do (counted); those with its qkv 61 % instead of 81 %, a fourteenth of the work.
+/// rows do (counted); those with its qkv 61 % instead of 81 %, a tenth of the work.
 const OVERLAP_ROWS_MIN: usize = 2048;
 
 /// What sums over several ranks take.
