@@ -15,6 +15,7 @@ mod loading;
 pub mod tier;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::batch::Packed;
 use crate::config::ModelConfig;
@@ -183,6 +184,9 @@ impl Footprint {
     }
 }
 
+/// Gives the batch of the next pass while one runs, if it is known.
+pub type Ahead<'a> = &'a mut dyn FnMut() -> Option<Arc<Packed>>;
+
 /// The operations that a Llama forward pass consists of, on one device, for one rank.
 ///
 /// Ops are queued in the order of the calls; only [`head`](Backend::head) waits for their results. An error leaves
@@ -252,6 +256,12 @@ pub trait Backend: Sized {
 
     /// `residual[t, :] = table[tokens[t], :]`; the table `[vocab, hidden]` stays where it is mapped.
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Self::Act) -> Result<()>;
+
+    /// Called when a pass is queued but for its head: where a device works by itself, this asks for the batch that comes
+    /// next and gathers on the host what [`embed`](Backend::embed) will need for it. Another batch may come all the same.
+    fn embed_ahead(&mut self, _table: &HostTensor, _ahead: Ahead<'_>) -> Result<()> {
+        Ok(())
+    }
 
     /// `residual += before; out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight` for rows `rows`,
     /// where `before` is the sum of these rows that is pending, if one is. `residual` and `out` are `[.., hidden]`.

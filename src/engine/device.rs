@@ -12,7 +12,7 @@ use crate::backend::cuda::probe::{self, Capability, DeviceInfo};
 use crate::backend::cuda::{Cuda, context::Context, gemm, nccl};
 #[cfg(feature = "cuda")]
 use crate::backend::tier::CudaTier;
-use crate::backend::{Backend, Capacity, Footprint, Geometry, Loading};
+use crate::backend::{Ahead, Backend, Capacity, Footprint, Geometry, Loading};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::engine::ranks::Rank;
@@ -407,8 +407,8 @@ impl<B: Backend, L: LayerSource<B>> Rank for Model<B, L> {
         Self::connect(self)
     }
 
-    fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
-        Self::forward(self, packed)
+    fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>> {
+        Self::forward(self, packed, ahead)
     }
 }
 
@@ -427,8 +427,8 @@ impl Rank for NamingPasses {
             .map_err(|error| error.at(format!("GPU {} ({})", self.info.ordinal, self.info.name)))
     }
 
-    fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
-        self.model.forward(packed).map_err(|error| {
+    fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>> {
+        self.model.forward(packed, ahead).map_err(|error| {
             let gpu = format!("GPU {} ({})", self.info.ordinal, self.info.name);
             let (sequences, tokens) = (packed.last.len(), packed.tokens.len());
             let error = error.at(format!("{gpu}, in a pass of {tokens} tokens and {sequences} last tokens"));

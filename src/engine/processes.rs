@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::ranks::{LAST_WORDS, Rank, guarded};
 use super::rendezvous::{Link, Message, ProcessRank};
-use crate::backend::Capacity;
+use crate::backend::{Ahead, Capacity};
 use crate::batch::Packed;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -70,7 +70,8 @@ impl Rank for Remote {
         expect(&self.link, |message| matches!(message, Message::Ready))
     }
 
-    fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
+    // The other process hears of the next batch when it begins.
+    fn forward(&mut self, packed: &Packed, _ahead: Ahead<'_>) -> Result<Vec<f32>> {
         self.link.send(&Message::Pass(packed.clone()))?;
         expect(&self.link, |message| matches!(message, Message::Done))?;
         // Every rank has the same logits, and rank 0 has its own.
@@ -191,7 +192,7 @@ fn work(
                     link.send(&Message::Ready)?;
                 }
                 (Order::Pass(packed), None) => {
-                    model.forward(&packed)?;
+                    model.forward(&packed, &mut || None)?;
                     link.send(&Message::Done)?;
                 }
                 _ => return Err(Error::new(ErrorKind::Io, "rank 0 gives orders out of turn")),

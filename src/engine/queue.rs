@@ -59,6 +59,27 @@ impl Waiting {
         self.tokens += job.ids.len();
         self.jobs.push_back(job);
     }
+
+    /// As many jobs from the front as fit into one batch, and whether each of them is in it: the batch leaves out those
+    /// that nobody waits for any more.
+    fn first_batch(&self, budget: Budget, sharing: Sharing) -> (Batch, Vec<bool>) {
+        let (mut batch, mut is_in) = (Batch::new(budget, sharing), Vec::new());
+        for job in &self.jobs {
+            let wanted = !job.reply.is_cancelled();
+            if wanted && !batch.try_add(&job.ids) {
+                break;
+            }
+            is_in.push(wanted);
+        }
+        (batch, is_in)
+    }
+
+    /// Takes these from the front, and returns the replies of those that are in the batch.
+    fn take(&mut self, is_in: &[bool]) -> Vec<Reply> {
+        self.tokens -= self.jobs.iter().take(is_in.len()).map(|job| job.ids.len()).sum::<usize>();
+        let jobs = self.jobs.drain(..is_in.len());
+        jobs.zip(is_in).filter(|&(_, &is_in)| is_in).map(|(job, _)| job.reply).collect()
+    }
 }
 
 impl Queue {
@@ -123,30 +144,31 @@ impl Queue {
             if waiting.closed.is_some() {
                 return None;
             }
-            let mut batch = Batch::new(budget, sharing);
-            let mut replies = Vec::new();
-            let mut taken = false;
-            while let Some(job) = waiting.jobs.front() {
-                let cancelled = job.reply.is_cancelled();
-                if !cancelled && !batch.try_add(&job.ids) {
-                    break;
-                }
-                let job = waiting.jobs.pop_front().expect("the front was just looked at");
-                waiting.tokens -= job.ids.len();
-                taken = true;
-                if !cancelled {
-                    replies.push(job.reply);
-                }
-            }
-            if taken {
+            let (batch, is_in) = waiting.first_batch(budget, sharing);
+            if !is_in.is_empty() {
+                let replies = waiting.take(&is_in);
                 self.changed.notify_all();
-            }
-            if !batch.is_empty() {
-                drop(waiting);
-                return Some((batch.pack(), replies));
+                if !batch.is_empty() {
+                    drop(waiting);
+                    return Some((batch.pack(), replies));
+                }
             }
             waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// The next batch if it is full, without waiting: one that is not may find more to share with what comes before it is
+    /// needed. What was taken is computed, whether or not anybody still waits for it by then.
+    pub(super) fn full_batch(&self, budget: Budget, sharing: Sharing) -> Option<(Packed, Vec<Reply>)> {
+        let mut waiting = self.lock();
+        let (batch, is_in) = waiting.first_batch(budget, sharing);
+        if is_in.len() == waiting.jobs.len() || batch.is_empty() {
+            return None;
+        }
+        let replies = waiting.take(&is_in);
+        self.changed.notify_all();
+        drop(waiting);
+        Some((batch.pack(), replies))
     }
 
     /// Answers everything that waits, and everything that comes, with `error`. The first error to close it
@@ -194,7 +216,7 @@ impl Queue {
 
 /// A score on its way: a plain future that needs no runtime, or [`wait`](Pending::wait) for it.
 ///
-/// Dropping it cancels the request, unless the pass that computes it has begun.
+/// Dropping it cancels the request, unless it belongs to the pass that runs, or to a full batch that comes next.
 #[derive(Debug)]
 #[must_use = "a pending score that is dropped is cancelled"]
 pub struct Pending {
@@ -343,6 +365,30 @@ mod tests {
         assert_eq!((packed.tokens.len(), replies.len()), (7, 3));
         let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
         assert_eq!((packed.tokens.as_slice(), replies.len()), ([8, 9, 10].as_slice(), 1));
+    }
+
+    #[test]
+    fn a_batch_is_taken_ahead_of_its_time_only_when_it_is_full() {
+        let queue = Queue::new(100);
+        let mut pendings = Vec::new();
+        let mut push = |ids: &[u32]| {
+            let (job, pending) = job(ids);
+            queue.push(job, WhenFull::Refuse).unwrap();
+            pendings.push(pending);
+        };
+        assert!(queue.full_batch(BUDGET, Sharing::Prefixes).is_none());
+        push(&[1, 2, 3, 4]);
+        push(&[5, 6, 7, 8]);
+        // A sequence that shares everything may still come.
+        assert!(queue.full_batch(BUDGET, Sharing::Prefixes).is_none());
+        push(&[1, 2, 3, 4]);
+        assert!(queue.full_batch(BUDGET, Sharing::Prefixes).is_none());
+        push(&[9]);
+        let (packed, replies) = queue.full_batch(BUDGET, Sharing::Prefixes).unwrap();
+        assert_eq!((packed.tokens.len(), replies.len()), (8, 3));
+        assert!(queue.full_batch(BUDGET, Sharing::Prefixes).is_none());
+        let (packed, _) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
+        assert_eq!(packed.tokens, [9]);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::backend::Ahead;
 use crate::batch::{Budget, Packed, Sharing};
 use crate::engine::queue::{Queue, Reply};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,8 +33,9 @@ pub(super) trait Rank {
         Ok(())
     }
 
-    /// One pass: a packed batch to `[packed.last.len(), labels]` logits.
-    fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>>;
+    /// One pass: a packed batch to `[packed.last.len(), labels]` logits. `ahead` gives the next pass's batch, if
+    /// it is known; a rank whose device works by itself calls it once, when that has everything to do.
+    fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>>;
 
     /// Whether the rank is well, asked now and then while it waits for a batch.
     fn idle(&mut self) -> Result<()> {
@@ -43,7 +45,7 @@ pub(super) trait Rank {
 
 /// What needs nobody else.
 impl<F: FnMut(&Packed) -> Result<Vec<f32>>> Rank for F {
-    fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
+    fn forward(&mut self, packed: &Packed, _ahead: Ahead<'_>) -> Result<Vec<f32>> {
         self(packed)
     }
 }
@@ -83,15 +85,15 @@ pub(super) fn start(
     open: impl Fn(usize) -> Result<Box<dyn Rank>> + Send + Sync + 'static,
 ) -> Result<Vec<JoinHandle<()>>> {
     let open = Arc::new(open);
-    let (mut votes, mut go, mut batches) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut votes, mut go, mut orders) = (Vec::new(), Vec::new(), Vec::new());
     let mut receivers = Vec::new();
     for _ in 1..team.ranks {
         let (sender, receiver) = channel();
-        batches.push(sender);
+        orders.push(sender);
         receivers.push(receiver);
     }
     let (following, followers_end) = channel();
-    let mut leader = Some((batches, followers_end));
+    let mut leader = Some((orders, followers_end));
     let mut followers = receivers.into_iter();
     let mut threads = Vec::new();
     for rank in 0..team.ranks {
@@ -100,7 +102,7 @@ pub(super) fn start(
         votes.push(vote);
         go.push(go_sender);
         let duty = match leader.take() {
-            Some((batches, followers_end)) => Duty::Lead(batches, followers_end),
+            Some((orders, followers_end)) => Duty::Lead(orders, followers_end),
             None => Duty::Follow(followers.next().expect("a channel for every follower"), following.clone()),
         };
         let (team, open) = (team.clone(), Arc::clone(&open));
@@ -151,9 +153,18 @@ fn give_up<T>(error: Error, go: Vec<Sender<()>>, threads: Vec<JoinHandle<()>>) -
 /// What a rank does with batches.
 enum Duty {
     /// Takes them from the queue, passes them on and answers. The receiver tells when no follower works any more.
-    Lead(Vec<Sender<Arc<Packed>>>, Receiver<Infallible>),
+    Lead(Vec<Sender<Order>>, Receiver<Infallible>),
     /// Gets them from rank 0. The sender is held while it works.
-    Follow(Receiver<Arc<Packed>>, Sender<Infallible>),
+    Follow(Receiver<Order>, Sender<Infallible>),
+}
+
+/// What rank 0 passes on.
+#[derive(Clone)]
+enum Order {
+    /// Begin with this batch.
+    Pass(Arc<Packed>),
+    /// Once for each pass, while it runs: the next one's batch where it is known, to get ready for.
+    Ahead(Option<Arc<Packed>>),
 }
 
 fn run(
@@ -194,7 +205,7 @@ fn run(
             let Err(_ended) = followers_end.recv();
             Ok(())
         }
-        Duty::Follow(batches, _following) => follow(&mut *forward, &batches),
+        Duty::Follow(orders, _following) => follow(&mut *forward, &orders),
     });
     if let Err(error) = result {
         let (cause, waiting) = team.fail(error);
@@ -207,34 +218,74 @@ fn run(
     }
 }
 
-/// Scores batches until the queue is closed. The replies of the pass that runs are in `in_flight`.
+/// Scores batches until the queue is closed. The replies of the pass that runs, and behind them those of a batch that was
+/// taken ahead, are in `in_flight`.
 fn lead(
     team: &Team,
     forward: &mut dyn Rank,
-    followers: &[Sender<Arc<Packed>>],
+    followers: &[Sender<Order>],
     in_flight: &mut Vec<Reply>,
 ) -> Result<()> {
-    while let Some((packed, replies)) = team.queue.next_batch(team.budget, team.sharing) {
-        *in_flight = replies;
-        let packed = Arc::new(packed);
+    let tell = |order: &Order| {
         for follower in followers {
-            // A follower that is gone has closed the queue and broken the collectives: the pass below ends at once.
-            let _ = follower.send(Arc::clone(&packed));
+            // A follower that is gone has closed the queue and broken the collectives: the pass ends at once.
+            let _ = follower.send(order.clone());
         }
-        let logits = forward.forward(&packed)?;
+    };
+    let mut next = None;
+    loop {
+        let packed = match next.take() {
+            Some(packed) => packed,
+            None => {
+                let Some((packed, replies)) = team.queue.next_batch(team.budget, team.sharing) else {
+                    return Ok(());
+                };
+                *in_flight = replies;
+                Arc::new(packed)
+            }
+        };
+        tell(&Order::Pass(Arc::clone(&packed)));
+        let mut asked = false;
+        let mut ahead = || {
+            asked = true;
+            if let Some((packed, replies)) = team.queue.full_batch(team.budget, team.sharing) {
+                in_flight.extend(replies);
+                next = Some(Arc::new(packed));
+            }
+            tell(&Order::Ahead(next.clone()));
+            next.clone()
+        };
+        let logits = forward.forward(&packed, &mut ahead)?;
+        if !asked {
+            tell(&Order::Ahead(None));
+        }
         team.queue.computed().add(&packed);
-        for (reply, &row) in in_flight.drain(..).zip(&packed.sequences) {
+        for (reply, &row) in in_flight.drain(..packed.sequences.len()).zip(&packed.sequences) {
             reply.answer(Ok(&logits[row * team.labels..(row + 1) * team.labels]));
         }
+        if let Some(error) = team.queue.closed() {
+            // What was taken ahead has not begun.
+            in_flight.drain(..).for_each(|reply| reply.answer(Err(error.clone())));
+            return Ok(());
+        }
     }
-    Ok(())
 }
 
 /// Runs what rank 0 passes on until it ends.
-fn follow(forward: &mut dyn Rank, batches: &Receiver<Arc<Packed>>) -> Result<()> {
+fn follow(forward: &mut dyn Rank, orders: &Receiver<Order>) -> Result<()> {
+    // Rank 0 says so once in every pass; if it is gone, there is no next one.
+    let mut ahead = || match orders.recv() {
+        Ok(Order::Ahead(packed)) => packed,
+        Ok(Order::Pass(_)) => {
+            unreachable!("a pass begins after rank 0 has said what comes after the one before")
+        }
+        Err(_) => None,
+    };
     loop {
-        match batches.recv_timeout(LOOK) {
-            Ok(packed) => drop(forward.forward(&packed)?),
+        match orders.recv_timeout(LOOK) {
+            Ok(Order::Pass(packed)) => drop(forward.forward(&packed, &mut ahead)?),
+            // Of a pass that did not ask.
+            Ok(Order::Ahead(_)) => {}
             Err(RecvTimeoutError::Timeout) => forward.idle()?,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
@@ -311,6 +362,72 @@ mod tests {
         assert_eq!(pending.wait().unwrap().reward, 6.0);
         stop(&team, threads);
         assert_eq!(*seen.lock().unwrap(), [3, 3, 3]);
+    }
+
+    /// A rank that asks for the next batch in every pass.
+    struct Asking(Box<dyn FnMut(&Packed, Option<&Packed>) -> Result<Vec<f32>>>);
+
+    impl Rank for Asking {
+        fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>> {
+            let next = ahead();
+            self.0(packed, next.as_deref())
+        }
+    }
+
+    #[test]
+    fn while_a_pass_runs_every_rank_learns_of_the_next_full_batch() {
+        let team = Team { budget: Budget { tokens: 3, sequences: 100 }, ..team(3) };
+        let seen = Arc::new(Mutex::new(vec![Vec::new(); 3]));
+        let all = Arc::clone(&seen);
+        // Before a rank takes any: the first batch is full, and so is the second.
+        let pendings = [[1, 2, 3], [4, 5, 6], [7, 8, 9]].map(|ids| submit(&team, &ids));
+        let threads = start(&team, move |rank| {
+            let all = Arc::clone(&all);
+            Ok(Box::new(Asking(Box::new(move |packed, next| {
+                let next = next.map(|next| next.tokens.clone());
+                all.lock().unwrap()[rank].push((packed.tokens.clone(), next));
+                last_tokens(packed)
+            }))))
+        })
+        .unwrap();
+        let rewards = pendings.map(|pending| pending.wait().unwrap().reward);
+        assert_eq!(rewards, [3.0, 6.0, 9.0]);
+        stop(&team, threads);
+        let passes = vec![
+            (vec![1, 2, 3], Some(vec![4, 5, 6])),
+            // Something may come that shares with the last one.
+            (vec![4, 5, 6], None),
+            (vec![7, 8, 9], None),
+        ];
+        assert_eq!(*seen.lock().unwrap(), vec![passes; 3]);
+    }
+
+    #[test]
+    fn a_batch_that_was_taken_ahead_is_answered_when_its_time_does_not_come() {
+        for fails in [false, true] {
+            let team = Team { budget: Budget { tokens: 3, sequences: 100 }, ..team(2) };
+            let pendings = [[1, 2, 3], [4, 5, 6], [7, 8, 9]].map(|ids| submit(&team, &ids));
+            let queue = Arc::clone(&team.queue);
+            let threads = start(&team, move |_| {
+                let queue = Arc::clone(&queue);
+                Ok(Box::new(Asking(Box::new(move |packed, _| match fails {
+                    true => Err(Error::new(ErrorKind::Device, "lost")),
+                    false => {
+                        queue.close(Error::new(ErrorKind::Dead, "the end"));
+                        last_tokens(packed)
+                    }
+                }))))
+            })
+            .unwrap();
+            let answers = pendings.map(Pending::wait);
+            threads.into_iter().for_each(|thread| thread.join().unwrap());
+            let messages = answers.map(|answer| answer.map_err(|error| error.message().to_owned()));
+            let [first, ahead, waiting] = messages;
+            assert_eq!(first.map(|score| score.reward).ok(), (!fails).then_some(3.0));
+            let cause =
+                |message: &str| if fails { message.ends_with(": lost") } else { message == "the end" };
+            assert!(cause(&ahead.unwrap_err()) && cause(&waiting.unwrap_err()), "fails: {fails}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ pub mod layer;
 pub mod rope;
 pub mod streamed;
 
-use crate::backend::{Backend, Capacity, LayerWeights, Matrix, Role, Sum};
+use crate::backend::{Ahead, Backend, Capacity, LayerWeights, Matrix, Role, Sum};
 use crate::batch::Packed;
 use crate::error::Result;
 use crate::weights::{HostTensor, ModelTensors};
@@ -99,8 +99,9 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         self.backend.connect()
     }
 
-    /// One pass: `[packed.last.len(), labels]` logits, row by row.
-    pub fn forward(&mut self, packed: &Packed) -> Result<Vec<f32>> {
+    /// One pass: `[packed.last.len(), labels]` logits, row by row. When all but its end is queued, `ahead` gives the next
+    /// pass's batch, where it is known, and a backend whose device works by itself gets ready for it meanwhile.
+    pub fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>> {
         let plan = &self.backend.plan(packed)?;
         let pass = Pass {
             plan,
@@ -122,6 +123,7 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         self.layers.end_pass(backend)?;
         let Stream { residual, normed } = &mut self.last;
         backend.add_rms_norm(residual, sum, &self.final_norm, 0..pass.sequences, normed)?;
+        backend.embed_ahead(&self.embedding, ahead)?;
         backend.head(normed, &self.head, pass.sequences)
     }
 }

@@ -15,6 +15,7 @@ mod page;
 mod planted;
 mod rows;
 mod sectors;
+mod staging;
 mod work;
 
 use std::process::ExitCode;
@@ -89,7 +90,7 @@ fn main() -> ExitCode {
         }
         let storage = Storage::of(tier);
         let gpu = info.clone().map(|info| Gpu { info, tier, storage });
-        for (name, test) in [rows::TESTS, gemm::TESTS].concat() {
+        for (name, test) in [rows::TESTS, gemm::TESTS, staging::TESTS].concat() {
             trials.push(trial(&format!("{name} ({storage:?})"), gpu.clone(), move |gpu| {
                 let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
                 test(gpu);

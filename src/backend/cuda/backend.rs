@@ -26,7 +26,8 @@ use super::tiles::{PartTiles, Tiles, Work};
 use super::weight::{Layout, Rows, Weight, into_f32};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
-    Backend, Capacity, Features, Footprint, Geometry, LayerWeights, Matrix, Part, Role, Rotate, Sum, Tokens,
+    Ahead, Backend, Capacity, Features, Footprint, Geometry, LayerWeights, Matrix, Part, Role, Rotate, Sum,
+    Tokens,
 };
 use crate::batch::Packed;
 use crate::config::ModelConfig;
@@ -113,7 +114,8 @@ impl Cuda {
         let ops = Ops::new(context, tier, heads.padded)?;
         let context = ops.context();
         let lt = Lt::new(context, storage)?;
-        let staging = Staging::new(context)?;
+        let row_bytes = geometry.hidden * storage.residual_bytes();
+        let staging = Staging::new(context, capacity.tokens, row_bytes)?;
         let courier = Courier::new(context, group.clone())?;
         let tables = RopeTables::new(&ops, &heads.frequencies(&geometry.rope_frequencies), capacity.tokens)?;
         let facts = context.allocate(facts_bytes(&geometry, &heads, &capacity))?;
@@ -186,6 +188,25 @@ impl Cuda {
 
     fn facts(&self, bytes: &Range<usize>) -> DeviceSlice<'_> {
         self.facts.slice(bytes.clone())
+    }
+}
+
+/// Writes an id's row of the embedding table as the residual stream has it.
+fn embedding(table: &HostTensor, storage: Storage) -> impl FnMut(u32, &mut [u8]) {
+    let mut scratch = vec![0.0; table.cols()];
+    move |id, bytes| {
+        if storage == Storage::Bf16 && table.dtype() == Dtype::BF16 {
+            return bytes.copy_from_slice(table.row_bytes(id as usize));
+        }
+        table.row_to_f32(id as usize, &mut scratch);
+        match storage {
+            Storage::F16 => bytes.copy_from_slice(bytemuck::cast_slice(&scratch)),
+            Storage::Bf16 => {
+                for (bytes, &value) in bytes.chunks_exact_mut(Storage::BYTES).zip(&scratch) {
+                    bytes.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+                }
+            }
+        }
     }
 }
 
@@ -336,30 +357,15 @@ impl Backend for Cuda {
     }
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
-        let hidden = self.geometry.hidden;
-        let storage = self.storage();
-        let mut scratch = vec![0.0; hidden];
-        let row_bytes = hidden * storage.residual_bytes();
-        let tokens = packed.tokens.len();
-        let (staging, context) = (&mut self.staging, self.ops.context());
-        residual.width = hidden;
-        staging.copy_rows(context, &mut residual.buffer, 0, tokens, row_bytes, |row, bytes| {
-            let id = packed.tokens[row] as usize;
-            if storage == Storage::Bf16 && table.dtype() == Dtype::BF16 {
-                bytes.copy_from_slice(table.row_bytes(id));
-                return Ok(());
-            }
-            table.row_to_f32(id, &mut scratch);
-            match storage {
-                Storage::F16 => bytes.copy_from_slice(bytemuck::cast_slice(&scratch)),
-                Storage::Bf16 => {
-                    for (bytes, &value) in bytes.chunks_exact_mut(Storage::BYTES).zip(&scratch) {
-                        bytes.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
-                    }
-                }
-            }
-            Ok(())
-        })
+        residual.width = self.geometry.hidden;
+        let fill = embedding(table, self.storage());
+        self.staging.copy_rows(self.ops.context(), &mut residual.buffer, &packed.tokens, fill)
+    }
+
+    fn embed_ahead(&mut self, table: &HostTensor, ahead: Ahead<'_>) -> Result<()> {
+        let Some(packed) = ahead() else { return Ok(()) };
+        let fill = embedding(table, self.storage());
+        self.staging.fill_ahead(&packed.tokens, fill)
     }
 
     fn add_rms_norm(

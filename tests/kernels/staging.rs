@@ -1,0 +1,54 @@
+//! Embedding rows on their way to the GPU.
+
+use kudos::backend::cuda::staging::Staging;
+
+use crate::{Gpu, Test};
+
+pub(crate) const TESTS: &[Test] =
+    &[("rows_filled_ahead_are_copied_as_they_are", rows_filled_ahead_are_copied_as_they_are)];
+
+/// Four rows fill a slot.
+const ROW_BYTES: usize = 2 << 20;
+
+/// Bytes by which rows are told apart.
+fn fill(id: u32, bytes: &mut [u8]) {
+    bytes.fill(id as u8);
+    bytes[..4].copy_from_slice(&id.to_le_bytes());
+}
+
+fn rows_filled_ahead_are_copied_as_they_are(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let context = ops.context();
+    // Ids of each pass, those that were expected, and how many rows are left to fill when it begins. Ten rows take three
+    // slots, the last of them in part.
+    let ids = |first: u32| (first..first + 10).collect::<Vec<u32>>();
+    let one_differs = [&ids(300)[..6], &[7], &ids(307)[..3]].concat();
+    let passes = [
+        (ids(100), None, 10),
+        (ids(200), Some(ids(200)), 0),
+        (one_differs, Some(ids(300)), 4),
+        (ids(400)[..3].to_vec(), Some(ids(400)), 0),
+        (ids(500), Some(ids(500)[..8].to_vec()), 2),
+        (ids(600), None, 10),
+    ];
+    let mut staging = Staging::new(context, 10, ROW_BYTES).unwrap();
+    let mut to = context.allocate(10 * ROW_BYTES).unwrap();
+    for (ids, expected, to_fill) in passes {
+        if let Some(expected) = expected {
+            staging.fill_ahead(&expected, fill).unwrap();
+        }
+        let mut filled = 0;
+        let count = |id: u32, bytes: &mut [u8]| {
+            filled += 1;
+            fill(id, bytes);
+        };
+        staging.copy_rows(context, &mut to, &ids, count).unwrap();
+        assert_eq!(filled, to_fill, "rows filled for {ids:?}");
+        let rows: Vec<u8> = to.slice(0..ids.len() * ROW_BYTES).download(context.compute()).unwrap();
+        for (id, row) in ids.iter().zip(rows.chunks(ROW_BYTES)) {
+            let mut whole = vec![0; ROW_BYTES];
+            fill(*id, &mut whole);
+            assert!(row == whole, "row of id {id}");
+        }
+    }
+}
