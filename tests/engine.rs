@@ -190,6 +190,22 @@ fn ranks_agree_with_one_rank() {
 }
 
 #[test]
+fn what_is_submitted_together_shares_from_the_first_pass() {
+    let engine = Engine::open(demo_model(), cpu()).unwrap();
+    let prepare =
+        |index: u64| engine.prepare(&Conversation::exchange("What is 1+1? ".repeat(20), index.to_string()));
+    let sequences: Vec<_> = (0..8).map(prepare).collect();
+    let tokens = |index: usize| sequences[index].as_ref().unwrap().ids.len() as u64;
+    let (longest, all) = ((0..8).map(tokens).max().unwrap(), (0..8).map(tokens).sum::<u64>());
+    for pending in engine.submit_together(sequences) {
+        pending.unwrap().wait().unwrap();
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.passes, stats.sequences, stats.tokens), (1, 8, all));
+    assert!(stats.unique_tokens < 2 * longest, "{stats:?}, of at most {longest} each");
+}
+
+#[test]
 fn responses_to_one_long_prompt_share_it_in_few_passes_and_the_counts_say_so() {
     let engine = Engine::open(demo_model(), Options { batch_tokens: Some(1024), ..cpu() }).unwrap();
     let prompt = "What is 1+1? ".repeat(50);

@@ -207,8 +207,7 @@ fn prepare(engine: &Engine, line: Line) -> Result<((&'static str, Value), Shape,
 /// Prepares and submits one line by itself.
 pub(super) fn submit(engine: &Engine, line: Line) -> Result<((&'static str, Value), Work)> {
     let (key, shape, sequences) = prepare(engine, line)?;
-    let submit = |tokens: Result<PromptTokens>| tokens.and_then(|tokens| engine.submit_prepared(tokens));
-    Ok((key, shape.work(sequences.map(submit).collect())))
+    Ok((key, shape.work(engine.submit_together(sequences))))
 }
 
 impl Shape {
@@ -242,13 +241,22 @@ fn submit_all(
         let Part::Line(key, shape) = parts.recv().map_err(|_| panicked())?? else {
             return Err(panicked());
         };
-        let mut pending = Vec::new();
-        while pending.len() < shape.sequences() {
-            let Part::Tokens(tokens, room) = parts.recv().map_err(|_| panicked())?? else {
-                return Err(panicked());
-            };
-            pending.push(tokens.and_then(|tokens| engine.submit_prepared(tokens)));
-            drop(room);
+        let mut failed = None;
+        let sequences = (0..shape.sequences()).map_while(|_| match parts.recv() {
+            // Its room is given back: the queue is bounded by itself.
+            Ok(Ok(Part::Tokens(tokens, _room))) => Some(tokens),
+            Ok(Err(error)) => {
+                failed = Some(error.into());
+                None
+            }
+            Ok(Ok(Part::Line(..))) | Err(_) => {
+                failed = Some(panicked());
+                None
+            }
+        });
+        let pending = engine.submit_together(sequences);
+        if let Some(error) = failed {
+            return Err(error);
         }
         let in_flight = InFlight { key, work: shape.work(pending), end, _room: room };
         if steps.send(Step::Line(in_flight)).is_err() {

@@ -349,6 +349,29 @@ impl Engine {
         self.enqueue(tokens, WhenFull::Wait)
     }
 
+    /// Puts what was prepared into the queue together, so that what the sequences share is found in the first pass already;
+    /// where they are very many, in groups that fill several passes, so that the first need not wait for the last. Results
+    /// are in their order. Blocks while the queue is full.
+    pub fn submit_together(
+        &self,
+        sequences: impl IntoIterator<Item = Result<PromptTokens>>,
+    ) -> Vec<Result<Pending>> {
+        let (mut pending, mut group, mut group_tokens) = (Vec::new(), Vec::new(), 0);
+        for sequence in sequences {
+            pending.push(sequence.and_then(|tokens| self.job(tokens)).map(|(job, pending)| {
+                group_tokens += job.ids.len();
+                group.push(job);
+                pending
+            }));
+            if group_tokens >= self.plan.lookahead_tokens() {
+                self.queue.push_all(group.drain(..));
+                group_tokens = 0;
+            }
+        }
+        self.queue.push_all(group);
+        pending
+    }
+
     /// Puts one conversation into the queue and returns its score to come. Blocks while the queue is full.
     pub fn submit(&self, conversation: &Conversation) -> Result<Pending> {
         self.enqueue(self.tokens(conversation)?, WhenFull::Wait)
@@ -439,23 +462,8 @@ impl Engine {
         }
     }
 
-    /// Enters them in groups that fill several batches, so that what they share is found in the first batch already,
-    /// and a rank need not wait for the last of many.
     fn score_each(&self, sequences: impl Iterator<Item = Result<PromptTokens>>) -> Vec<Result<Score>> {
-        let (mut pending, mut group, mut group_tokens) = (Vec::new(), Vec::new(), 0);
-        for sequence in sequences {
-            pending.push(sequence.and_then(|tokens| self.job(tokens)).map(|(job, pending)| {
-                group_tokens += job.ids.len();
-                group.push(job);
-                pending
-            }));
-            if group_tokens >= self.plan.lookahead_tokens() {
-                self.queue.push_all(group.drain(..));
-                group_tokens = 0;
-            }
-        }
-        self.queue.push_all(group);
-        pending.into_iter().map(|pending| pending?.wait()).collect()
+        self.submit_together(sequences).into_iter().map(|pending| pending?.wait()).collect()
     }
 
     fn enqueue(&self, tokens: PromptTokens, when_full: WhenFull) -> Result<Pending> {
