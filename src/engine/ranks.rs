@@ -365,7 +365,10 @@ mod tests {
     }
 
     /// A rank that asks for the next batch in every pass.
-    struct Asking(Box<dyn FnMut(&Packed, Option<&Packed>) -> Result<Vec<f32>>>);
+    struct Asking(Box<Pass>);
+
+    /// A pass, told of the next one.
+    type Pass = dyn FnMut(&Packed, Option<&Packed>) -> Result<Vec<f32>>;
 
     impl Rank for Asking {
         fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>> {
