@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use crate::bench::shape::ShapeArg;
 use crate::cli::args::{CpuMathArg, DeviceArg, ResidencyArg, seconds};
@@ -15,7 +15,25 @@ use crate::error::{Error, ErrorKind, Result};
 /// and then at least `--repeats` times. Tokens count as they are (nominal) and as they are computed, where prefixes that
 /// sequences share are computed once (unique).
 #[derive(Debug, Parser)]
-#[command(name = "bench", version)]
+#[command(name = "bench", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct CommandLine {
+    /// Something else than the engine as a whole
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+
+    #[command(flatten)]
+    pub(super) engine: Args,
+}
+
+/// What can be measured instead of the engine as a whole.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Measure each kernel of a GPU against what the device can do
+    Kernels(KernelsArgs),
+}
+
+/// What `bench` without a command measures: the engine.
+#[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("weights").args(["model", "shape"]).required(true))]
 pub(super) struct Args {
     /// The model's folder, or an `org/name` that is in the local Hugging Face cache
@@ -86,6 +104,18 @@ pub(super) struct Args {
     pub(super) peak_tflops: Option<f64>,
 
     /// How results are printed: a table, CSV, or JSON, which alone has every sample's counts
+    #[arg(short, long, value_enum, default_value = "md")]
+    pub(super) output: Format,
+}
+
+/// What `bench kernels` measures.
+#[derive(Debug, clap::Args)]
+pub(super) struct KernelsArgs {
+    /// The model whose kernels' sizes are measured
+    #[arg(long, value_enum, default_value = "llama-3.1-8b")]
+    pub(super) shape: ShapeArg,
+
+    /// How results are printed
     #[arg(short, long, value_enum, default_value = "md")]
     pub(super) output: Format,
 }

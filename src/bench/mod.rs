@@ -5,6 +5,7 @@
 //! it prints is described in `benches/schema.md`.
 
 mod args;
+mod kernels;
 mod machine;
 mod measure;
 mod peak;
@@ -24,7 +25,7 @@ use crate::cli::{model_dir, progress, say};
 use crate::engine::{Engine, Options};
 use crate::error::{Error, ErrorKind, Result};
 
-use args::Args;
+use args::{Args, Command, CommandLine};
 use measure::{Repeats, Row};
 use peak::Peak;
 use report::Report;
@@ -33,7 +34,12 @@ use workload::Workload;
 
 /// Runs the command line of this process. `commit` is what it was built from, where whoever built it said so.
 pub fn main(commit: Option<&str>) -> ExitCode {
-    match run(&Args::parse(), commit) {
+    let CommandLine { command, engine } = CommandLine::parse();
+    let result = match command {
+        None => run(&engine, commit),
+        Some(Command::Kernels(args)) => kernels::run(&args),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has had enough, as `head` does.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
