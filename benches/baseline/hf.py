@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """How fast Hugging Face transformers scores token ids on this machine: what the engine is held against.
 
-    python3 hf.py MODEL WORKLOADS.json [--ways batched,card] [--dtype float32] [--device cpu] ...   # torch, transformers
+    python3 hf.py MODEL WORKLOADS.json [--ways batched,card] [--dtype auto] [--device cpu] ...   # torch, transformers
 
 MODEL is a folder in Hugging Face layout; one that has a config.json and no weights gets random ones of that config, made on
-the device. WORKLOADS.json lists workloads, each a list of sequences of token ids of one length, so that nothing is padded.
+the device. WORKLOADS.json (- is standard input) lists workloads, each a list of sequences of token ids of one length, so
+that nothing is padded. `bench --compare` runs this with all of its workloads.
 Both ways are transformers' own forward pass with sdpa attention, from ids to rewards, tokenization excluded:
 
     batched     as fast as it goes: one logit of the last token (logits_to_keep=1; a classifier's score head), no cache,
@@ -120,14 +121,18 @@ def main():
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("workloads", type=pathlib.Path)
     parser.add_argument("--ways", default="batched,card")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto: layers on GPU after GPU")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.0, help="repeat for at least so long")
     options = parser.parse_args()
+    workloads = json.loads(sys.stdin.read() if str(options.workloads) == "-" else options.workloads.read_text())
     if options.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"torch {torch.__version__} finds no GPU here")
+    if options.dtype == "auto":
+        on_gpu = "bfloat16" if options.device != "cpu" and torch.cuda.get_device_capability() >= (8, 0) else "float16"
+        options.dtype = "float32" if options.device == "cpu" else on_gpu
     if options.threads:
         torch.set_num_threads(options.threads)
     transformers.utils.logging.set_verbosity_error()
@@ -135,7 +140,7 @@ def main():
     model = Model(options.model, options.dtype, options.device)
     rows = []
     with torch.inference_mode():
-        for sequences in json.loads(options.workloads.read_text()):
+        for sequences in workloads:
             ids = torch.tensor(sequences)
             rows.append({way: WAYS[way](model, ids, options) for way in options.ways.split(",")})
     print(json.dumps({
