@@ -32,7 +32,7 @@ gpu-bundle: cuda-toolchain
 gpu-bundle-check: gpu-bundle softgpu
 	tools/gpu-bundle/check.sh target/gpu-bundle target/softgpu
 
-# The engine against Hugging Face transformers on this CPU, about a quarter of an hour: benches/README.md.
+# The engine against Hugging Face transformers on this CPU, and a record of it: benches/README.md.
 bench-cpu:
 	benches/cpu.sh
 
