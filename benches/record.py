@@ -2,7 +2,7 @@
 """Keeps what `bench ... -o json` printed: python3 benches/record.py [FOLDER] < REPORT
 
 Adds the report on standard input to FOLDER/DEVICE/DATE-COMMIT.json (FOLDER: benches/record) and prints that path. The file
-is {"record": 2, "commit", "date", "system", "load", "reports": [...]}; each report is as benches/schema.md has it, with its
+is {"record": 2, "device", "commit", "date", "system", "load", "reports": [...]}; each report is as benches/schema.md has it, with its
 own arguments, machine and samples. Files without "record" are of the first kind: the CPU against transformers, with
 "summary" and "samples" by workload and side.
 """
@@ -27,7 +27,20 @@ def commit_of(report):
 def device_of(report):
     """The GPU by its name where it ran on one, else the CPU."""
     gpu = re.match(r"CUDA.*?\(([^,]+),", report.get("device") or "")
-    return gpu.group(1) if gpu else report["cpu"] or platform.machine()
+    return gpu.group(1) if gpu else cpu_name(report)
+
+
+def cpu_name(report):
+    """With family and model where this machine says them: clouds call several CPUs by one name."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = dict([part.strip() for part in line.split(":", 1)] for line in lines if ":" in line)
+    name = report["cpu"] or platform.processor() or platform.machine()
+    # The report may be of another machine.
+    here = facts.get("model name") == report["cpu"] and "cpu family" in facts and "model" in facts
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})" if here else name
 
 
 def slug(name):
@@ -36,11 +49,12 @@ def slug(name):
 
 def add(report, folder):
     date, commit = datetime.date.fromtimestamp(report["unix_seconds"]).isoformat(), commit_of(report)
-    path = folder / slug(device_of(report)) / f"{date}-{commit}.json"
+    device = device_of(report)
+    path = folder / slug(device) / f"{date}-{commit}.json"
     if path.exists():
         record = json.loads(path.read_text())
     else:
-        record = {"record": 2, "commit": commit, "date": date, "system": platform.platform(), "reports": []}
+        record = {"record": 2, "device": device, "commit": commit, "date": date, "system": platform.platform(), "reports": []}
     record["load"] = os.getloadavg()
     record["reports"].append(report)
     path.parent.mkdir(parents=True, exist_ok=True)
