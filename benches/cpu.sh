@@ -1,5 +1,5 @@
 #!/bin/sh
-# Both sides of the comparison on this CPU: the engine and Hugging Face transformers, on SmolLM2-135M. Sets up a venv and
+# The engine and Hugging Face transformers on this CPU, on SmolLM2-135M: `bench --compare`, and a record. Sets up a venv and
 # the model under target/ (some 3 GB, once: torch brings CUDA along); KUDOS_BENCH_PYTHON names a python that has torch and
 # transformers already. KUDOS_REAL_DIR: where `make test-real` put its models.
 set -eu
@@ -18,6 +18,18 @@ if [ ! -d "$real/smollm2-causal" ]; then
     "$python" -m pip install --quiet --disable-pip-version-check gguf==0.19.0
     "$python" tests/real/smollm2.py "$real"
 fi
-bench=$(cargo bench --profile release --locked --no-default-features --bench cpu_engine --no-run \
-    --message-format json | sed -n 's/.*"executable":"\([^"]*cpu_engine[^"]*\)".*/\1/p' | tail -n 1)
-"$python" benches/baseline/compare.py "$real/smollm2-causal" --bench "$bench" --out benches/record "$@"
+commit=$(git describe --always --dirty --abbrev=9)
+KUDOS_COMMIT=$commit cargo build --release --locked --no-default-features --bin bench
+# The default arithmetic against transformers in both of its own, and the other arithmetic beside it; in rounds, for on a
+# shared machine one moment's neighbours are not the next one's.
+for round in $(seq "${KUDOS_BENCH_ROUNDS:-3}"); do
+    echo "round $round" >&2
+    for workload in '--tokens 512 --seqs 16' '--tokens 576 --seqs 8 --shared-prefix 512 --responses 8'; do
+        for side in "--compare $python --compare-dtype float32,bfloat16" '--cpu-math bf16'; do
+            # Split into words: options and their values.
+            # shellcheck disable=SC2086
+            "${CARGO_TARGET_DIR:-target}/release/bench" --model "$real/smollm2-causal" --device cpu $workload $side \
+                --repeats 3 --output json "$@" | python3 benches/record.py
+        done
+    done
+done

@@ -58,36 +58,212 @@ fn type_of(value: &Value) -> &'static str {
         Value::Number(number) if number.is_f64() => "number",
         Value::Number(_) => "integer",
         Value::String(_) => "string",
+        Value::Array(values) if values.is_empty() => "array of objects",
         Value::Array(values) if values.iter().all(Value::is_string) => "array of strings",
+        Value::Array(values) if values.iter().all(Value::is_number) => "array of numbers",
         Value::Array(_) => "array of objects",
         Value::Object(_) => "object",
     }
 }
 
-#[test]
-fn json_has_the_fields_and_types_of_its_page() {
+/// Holds a report against those sections of its page: nothing more, and, where `whole`, nothing less.
+#[track_caller]
+fn check_fields(report: &Value, sections: &[&str], whole: bool) {
     let page = fs::read_to_string(root().join("benches/schema.md")).unwrap();
-    let lines = page.lines().filter_map(|line| line.strip_prefix("| `"));
+    let wanted = |section: &&str| sections.iter().any(|name| section.starts_with(&format!("{name}\n")));
+    let lines = page.split("\n## ").filter(wanted).flat_map(str::lines);
     let documented: Vec<(&str, &str)> = lines
+        .filter_map(|line| line.strip_prefix("| `"))
         .map(|line| {
             let (path, rest) = line.split_once("` | ").unwrap();
             (path, rest.split_once(" |").unwrap().0)
         })
         .collect();
+    assert_eq!(report["schema"], 1);
+    let mut found = BTreeSet::new();
+    fields("", report, &mut found);
+    for (path, found) in &found {
+        let page = documented.iter().find(|(documented, _)| documented == path);
+        let (_, types) = page.unwrap_or_else(|| panic!("`{path}` is not in benches/schema.md"));
+        assert!(types.split(" or ").any(|one| one == *found), "`{path}` is {found}, documented: {types}");
+    }
+    for (path, _) in documented.iter().filter(|_| whole) {
+        assert!(found.iter().any(|(found, _)| found == path), "`{path}` is not in the output");
+    }
+}
+
+const MODEL: &str = "Reports on a model";
+
+#[test]
+fn json_has_the_fields_and_types_of_its_page() {
     for peak in [&[][..], &["--peak-tflops", "1"]] {
         let report = json(&[&["--tokens", "5,9", "--seqs", "3", "-r", "2"], peak].concat());
-        assert_eq!(report["schema"], 1);
-        let mut found = BTreeSet::new();
-        fields("", &report, &mut found);
-        for (path, found) in &found {
-            let page = documented.iter().find(|(documented, _)| documented == path);
-            let (_, types) = page.unwrap_or_else(|| panic!("`{path}` is not in benches/schema.md"));
-            assert!(types.split(" or ").any(|one| one == *found), "`{path}` is {found}, documented: {types}");
-        }
-        for (path, _) in &documented {
-            assert!(found.iter().any(|(found, _)| found == path), "`{path}` is not in the output");
-        }
+        check_fields(&report, &["Every report", MODEL, "`bench`"], false);
     }
+}
+
+/// A program that answers as `benches/baseline/hf.py` does, twice as late with each way, and fails without ids.
+#[cfg(unix)]
+fn stand_in(dir: &std::path::Path, random_weights: bool) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let runs = |seconds: f64| serde_json::json!({"batch": 2, "seconds": [seconds, seconds], "cpu_seconds": [1.0, 1.0], "rewards": [0.0, 0.5, 0.0]});
+    let row = serde_json::json!({"batched": runs(1.0), "card": runs(2.0)});
+    let said = serde_json::json!({
+        "engine": "transformers 5", "device": "CPU", "dtype": "float32", "random_weights": random_weights,
+        "peak_memory_bytes": 7, "rows": [row, row],
+    });
+    let path = dir.join("python");
+    fs::write(&path, format!("#!/bin/sh\ngrep -q '^\\[\\[\\[' || exit 3\necho starting\necho '{said}'\n"))
+        .unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_compared_with_stands_beside_the_engine_with_the_ratio() {
+    let dir = tempfile::tempdir().unwrap();
+    let python = stand_in(dir.path(), false);
+    let test = ["--tokens", "5,9", "--seqs", "3", "-r", "2", "--compare", &python];
+    let report = json(&test);
+    check_fields(&report, &["Every report", MODEL, "`bench`"], true);
+    for (row, tokens) in report["rows"].as_array().unwrap().iter().zip([15.0, 27.0]) {
+        let [batched, card] = &row["baselines"].as_array().unwrap()[..] else { panic!("{row}") };
+        assert_eq!((&batched["way"], &card["way"]), (&"batched".into(), &"card".into()));
+        assert_eq!(card["nominal_tokens_per_second"]["median"], tokens / 2.0);
+        let ours = row["nominal_tokens_per_second"]["median"].as_f64().unwrap();
+        let ratio = card["ratio"].as_f64().unwrap();
+        assert!((ratio / (ours / (tokens / 2.0)) - 1.0).abs() < 1e-9, "{row}");
+        let apart = |index: usize, theirs: f64| (row["rewards"][index].as_f64().unwrap() - theirs).abs();
+        let apart = [apart(0, 0.0), apart(1, 0.5), apart(2, 0.0)];
+        let max = batched["rewards_apart_max"].as_f64().unwrap();
+        assert!((max - apart.into_iter().fold(0.0, f64::max)).abs() < 1e-5, "{row}");
+    }
+    let table = measured(&test);
+    assert!(table.contains("| 3 x 9 | card, float32 | 2 | 13.50 ± 0.00 | 13.50 |"), "{table}");
+    let csv = measured(&[&test[..], &["-o", "csv"]].concat());
+    assert!(csv.lines().next().unwrap().contains("transformers_card_float32_ratio"), "{csv}");
+
+    let python = stand_in(dir.path(), true);
+    let report = json(&["--tokens", "5,9", "--seqs", "3", "-r", "1", "--compare", &python]);
+    assert_eq!(
+        report["rows"][0]["baselines"][0]["rewards_apart_mean"],
+        Value::Null,
+        "the weights are others"
+    );
+}
+
+#[test]
+fn a_baseline_that_does_not_run_is_an_error_with_a_hint() {
+    let model = demo_model();
+    let run = bench(&[
+        "--model",
+        model.to_str().unwrap(),
+        "--device",
+        "cpu",
+        "--tokens",
+        "4",
+        "--seqs",
+        "1",
+        "-r",
+        "1",
+        "--compare",
+        "/nowhere/python",
+    ]);
+    assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+    assert!(run.stderr.contains("at /nowhere/python") && run.stderr.contains("hint: "), "{run:?}");
+}
+
+/// What a command of `bench` prints, which is expected to succeed.
+#[track_caller]
+fn command(arguments: &[&str]) -> String {
+    let run = bench(arguments);
+    assert_eq!(run.status, Some(0), "{run:?}");
+    run.stdout
+}
+
+#[test]
+fn requests_that_come_one_by_one_are_all_answered_and_their_latencies_kept() {
+    let model = demo_model();
+    let arguments = [
+        "serve-like",
+        "--model",
+        model.to_str().unwrap(),
+        "--device",
+        "cpu",
+        "--tokens",
+        "4..12",
+        "--rate",
+        "100",
+        "--load",
+        "0.2",
+        "--concurrency",
+        "3",
+        "--seconds",
+        "0.3",
+        "--responses",
+        "2",
+        "--shared",
+        "0.5",
+    ];
+    let report: Value = serde_json::from_str(&command(&[&arguments[..], &["-o", "json"]].concat())).unwrap();
+    check_fields(&report, &["Every report", MODEL, "`bench serve-like`"], true);
+    let loads = report["loads"].as_array().unwrap();
+    assert_eq!(loads.len(), 3);
+    for load in loads {
+        let samples = load["samples"].as_array().unwrap();
+        assert!(!samples.is_empty() && samples.len() as u64 == load["answered"].as_u64().unwrap());
+        let of = |name: &str| -> Vec<f64> { samples.iter().map(|one| one[name].as_f64().unwrap()).collect() };
+        assert!(of("tokens").iter().all(|tokens| (4.0..=12.0).contains(tokens)));
+        assert!(of("due_seconds").iter().all(|due| *due < 0.4), "{load}");
+        let latencies = of("latency_seconds");
+        assert!(latencies.iter().all(|latency| *latency > 0.0), "{load}");
+        let max = latencies.iter().copied().fold(0.0, f64::max);
+        assert_eq!(load["latency_seconds"]["max"], max);
+        let tokens: f64 = of("tokens").iter().sum();
+        let rate = load["nominal_tokens_per_second"].as_f64().unwrap() * load["seconds"].as_f64().unwrap();
+        assert!((rate - tokens).abs() < 1e-6 * tokens, "all tokens were computed: {rate} {tokens}");
+    }
+    assert!(of_closed(&loads[2]) <= 3, "three clients have three requests at most");
+    let table = command(&arguments);
+    assert!(table.contains("| 3 clients |") && table.contains("4..12 tokens, 0.5 of"), "{table}");
+    let csv = command(&[&arguments[..], &["-o", "csv"]].concat());
+    assert!(csv.lines().all(|line| cells(line).len() == cells(csv.lines().next().unwrap()).len()), "{csv}");
+
+    let run = bench(&["serve-like", "--model", model.to_str().unwrap()]);
+    assert!(run.status == Some(2) && run.stderr.contains("--rate"), "{run:?}");
+}
+
+fn of_closed(load: &Value) -> u64 {
+    load["in_flight"]["max"].as_u64().unwrap()
+}
+
+#[test]
+fn tokenizing_is_measured_by_threads() {
+    let (model, input) = (demo_model(), root().join("demo/pairs.jsonl"));
+    let arguments = [
+        "tokenize",
+        "--model",
+        model.to_str().unwrap(),
+        input.to_str().unwrap(),
+        "--threads",
+        "1,2",
+        "-r",
+        "2",
+        "--seconds",
+        "0.05",
+    ];
+    let report: Value = serde_json::from_str(&command(&[&arguments[..], &["-o", "json"]].concat())).unwrap();
+    check_fields(&report, &["Every report", "`bench tokenize`"], true);
+    assert_eq!(report["tokenizing"][1]["threads"], 2);
+    assert_eq!(report["tokenizing"][0]["samples"].as_array().unwrap().len(), 2);
+    assert!(command(&arguments).starts_with("| threads |"));
+
+    let dir = tempfile::tempdir().unwrap();
+    let ids = dir.path().join("ids.jsonl");
+    fs::write(&ids, "{\"input_ids\": [1, 2]}\n").unwrap();
+    let run = bench(&["tokenize", "--model", model.to_str().unwrap(), ids.to_str().unwrap()]);
+    assert!(run.status == Some(2) && run.stderr.contains("no conversations"), "{run:?}");
 }
 
 #[test]

@@ -1,10 +1,12 @@
 //! What can be typed.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
+use crate::bench::requests::Lengths;
 use crate::bench::shape::ShapeArg;
 use crate::cli::args::{CpuMathArg, DeviceArg, ResidencyArg, seconds};
 use crate::error::{Error, ErrorKind, Result};
@@ -15,9 +17,31 @@ use crate::error::{Error, ErrorKind, Result};
 /// and then at least `--repeats` times. Tokens count as they are (nominal) and as they are computed, where prefixes that
 /// sequences share are computed once (unique).
 #[derive(Debug, Parser)]
-#[command(name = "bench", version)]
+#[command(name = "bench", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(super) struct CommandLine {
+    /// Something else than the engine as a whole
+    #[command(subcommand)]
+    pub(super) command: Option<Command>,
+
+    #[command(flatten)]
+    pub(super) engine: Args,
+}
+
+/// What can be measured instead of the engine as a whole.
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Measure each kernel of a GPU against what the device can do
+    Kernels(KernelsArgs),
+    /// Latency and throughput under requests that come one by one, as a service has them
+    ServeLike(ServeArgs),
+    /// How fast conversations become token ids, which happens beside the device's work
+    Tokenize(TokenizeArgs),
+}
+
+/// What is measured, and on what.
+#[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("weights").args(["model", "shape"]).required(true))]
-pub(super) struct Args {
+pub(super) struct ModelArgs {
     /// The model's folder, or an `org/name` that is in the local Hugging Face cache
     #[arg(long, value_name = "DIR")]
     pub(super) model: Option<String>,
@@ -31,22 +55,6 @@ pub(super) struct Args {
     /// Only so many of the shape's layers
     #[arg(long, value_name = "N", conflicts_with = "model")]
     pub(super) layers: Option<NonZeroUsize>,
-
-    /// Tokens of each sequence: one test for each number
-    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "512")]
-    pub(super) tokens: Vec<NonZeroUsize>,
-
-    /// Sequences of a test [default: as many as fill one pass]
-    #[arg(long, value_name = "N")]
-    pub(super) seqs: Option<NonZeroUsize>,
-
-    /// So many of each sequence's tokens, from its start, are shared by all responses to the same prompt
-    #[arg(long, value_name = "P", requires = "responses")]
-    pub(super) shared_prefix: Option<NonZeroUsize>,
-
-    /// Consecutive sequences that share a prefix: the responses to one prompt
-    #[arg(long, value_name = "N", requires = "shared_prefix")]
-    pub(super) responses: Option<NonZeroUsize>,
 
     /// Where to run the model
     #[arg(long, value_enum, default_value = "auto")]
@@ -71,6 +79,29 @@ pub(super) struct Args {
     /// Unique tokens that one pass takes together [default: 4096, up to 16384 where layers are streamed through a GPU]
     #[arg(long, value_name = "N")]
     pub(super) batch_tokens: Option<NonZeroUsize>,
+}
+
+/// What `bench` without a command measures: the engine.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+
+    /// Tokens of each sequence: one test for each number
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "512")]
+    pub(super) tokens: Vec<NonZeroUsize>,
+
+    /// Sequences of a test [default: as many as fill one pass]
+    #[arg(long, value_name = "N")]
+    pub(super) seqs: Option<NonZeroUsize>,
+
+    /// So many of each sequence's tokens, from its start, are shared by all responses to the same prompt
+    #[arg(long, value_name = "P", requires = "responses")]
+    pub(super) shared_prefix: Option<NonZeroUsize>,
+
+    /// Consecutive sequences that share a prefix: the responses to one prompt
+    #[arg(long, value_name = "N", requires = "shared_prefix")]
+    pub(super) responses: Option<NonZeroUsize>,
 
     /// Runs of each test that are measured, at least
     #[arg(short, long, value_name = "N", default_value = "5")]
@@ -88,6 +119,116 @@ pub(super) struct Args {
     /// How results are printed: a table, CSV, or JSON, which alone has every sample's counts
     #[arg(short, long, value_enum, default_value = "md")]
     pub(super) output: Format,
+
+    /// Measure Hugging Face transformers on the same ids as well, with this python, which has torch and transformers:
+    /// batched at its best, and one conversation at a time as model cards show it. The engine is closed first
+    #[arg(long, value_name = "PYTHON")]
+    pub(super) compare: Option<PathBuf>,
+
+    /// Arithmetic of transformers: auto is float32 on the CPU and bfloat16 on GPUs (float16 where they have none)
+    #[arg(
+        long,
+        value_enum,
+        value_name = "DTYPE,..",
+        value_delimiter = ',',
+        default_value = "auto",
+        requires = "compare"
+    )]
+    pub(super) compare_dtype: Vec<Dtype>,
+}
+
+/// What `bench kernels` measures.
+#[derive(Debug, clap::Args)]
+pub(super) struct KernelsArgs {
+    /// The model whose kernels' sizes are measured
+    #[arg(long, value_enum, default_value = "llama-3.1-8b")]
+    pub(super) shape: ShapeArg,
+
+    /// How results are printed
+    #[arg(short, long, value_enum, default_value = "md")]
+    pub(super) output: Format,
+}
+
+/// What `bench serve-like` measures: the engine under requests that come one by one.
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("loads").args(["rate", "load", "concurrency"]).required(true).multiple(true))]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+
+    /// Requests a second, which come at random times (Poisson) whether earlier ones are answered or not: one test for each
+    /// number. A latency counts from the time at which the request was to come
+    #[arg(long, value_name = "R,..", value_delimiter = ',', value_parser = positive)]
+    pub(super) rate: Vec<f64>,
+
+    /// The same, as shares of the requests a second that the engine was measured to answer when all of them wait
+    #[arg(long, value_name = "X,..", value_delimiter = ',', value_parser = positive)]
+    pub(super) load: Vec<f64>,
+
+    /// Clients, each of which asks again when it has its answer: one test for each number
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    pub(super) concurrency: Vec<NonZeroUsize>,
+
+    /// Tokens of a request: a number, FIRST..LAST (uniform, both included), or lognormal:MEDIAN,SIGMA,MAX
+    #[arg(long, value_name = "LENGTHS", default_value = "64..512")]
+    pub(super) tokens: Lengths,
+
+    /// Consecutive requests that are responses to one prompt
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(super) responses: NonZeroUsize,
+
+    /// The part of the shortest of them that is the prompt, from 0 to 1
+    #[arg(long, value_name = "X", default_value = "0", value_parser = part)]
+    pub(super) shared: f64,
+
+    /// How long requests come; then those that wait are answered
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub(super) seconds: Duration,
+
+    /// Threads that submit what comes by itself
+    #[arg(long, value_name = "N", default_value = "4")]
+    pub(super) submitters: NonZeroUsize,
+
+    /// How results are printed: a table, CSV, or JSON, which alone has every request
+    #[arg(short, long, value_enum, default_value = "md")]
+    pub(super) output: Format,
+}
+
+/// What `bench tokenize` measures: conversations to token ids.
+#[derive(Debug, clap::Args)]
+pub(super) struct TokenizeArgs {
+    /// The model's folder, or an `org/name` in the local Hugging Face cache: of its files only tokenizer and template count
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: String,
+
+    /// Lines as `kudos score` reads them; each conversation is rendered and tokenized by itself
+    #[arg(value_name = "INPUT.jsonl")]
+    pub(super) input: PathBuf,
+
+    /// Threads: one test for each number
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1")]
+    pub(super) threads: Vec<NonZeroUsize>,
+
+    /// Runs of each test that are measured
+    #[arg(short, long, value_name = "N", default_value = "5")]
+    pub(super) repeats: NonZeroUsize,
+
+    /// How long a run takes
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub(super) seconds: Duration,
+
+    /// How results are printed
+    #[arg(short, long, value_enum, default_value = "md")]
+    pub(super) output: Format,
+}
+
+/// The arithmetic of a baseline, by torch's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Dtype {
+    Auto,
+    Float32,
+    Bfloat16,
+    Float16,
 }
 
 /// How results are written.
@@ -96,6 +237,13 @@ pub(super) enum Format {
     Md,
     Csv,
     Json,
+}
+
+impl ModelArgs {
+    /// The model by the name that it was asked for with.
+    pub(super) fn name(&self) -> &str {
+        self.shape.map(|shape| shape.shape().name).or(self.model.as_deref()).unwrap_or_default()
+    }
 }
 
 impl Args {
@@ -122,4 +270,14 @@ impl Args {
 fn tflops(text: &str) -> Result<f64, String> {
     let tflops = text.parse::<f64>().ok().filter(|tflops| tflops.is_finite() && *tflops > 0.0);
     tflops.ok_or_else(|| "expected a number of TFLOP/s above 0, such as 989".to_owned())
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number = text.parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+    number.ok_or_else(|| "expected a number above 0".to_owned())
+}
+
+fn part(text: &str) -> Result<f64, String> {
+    let part = text.parse::<f64>().ok().filter(|part| (0.0..=1.0).contains(part));
+    part.ok_or_else(|| "expected a part from 0 to 1, such as 0.5".to_owned())
 }

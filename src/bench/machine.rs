@@ -8,6 +8,19 @@ pub(super) fn peak_memory_bytes() -> Option<u64> {
     kib_of("/proc/self/status", "VmHWM:")
 }
 
+/// Seconds that all threads of this process have run so far, added up.
+pub(super) fn cpu_seconds() -> Option<f64> {
+    #[cfg(unix)]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        Some(time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64)
+    }
+    #[cfg(not(unix))]
+    {
+        None
+    }
+}
+
 /// Memory that programs can have without anything being swapped out.
 pub(super) fn available_memory_bytes() -> Option<u64> {
     kib_of("/proc/meminfo", "MemAvailable:")

@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use serde::Serialize;
+
 use crate::bench::machine;
 use crate::bench::workload::Workload;
 use crate::engine::Engine;
@@ -19,6 +21,8 @@ pub(super) struct Repeats {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
     pub(super) seconds: f64,
+    /// That all threads of this process ran, added up: on a shared machine the steadier measure.
+    pub(super) cpu_seconds: Option<f64>,
     /// Tokens that the engine computed.
     pub(super) unique_tokens: u64,
     /// Tokens of the sequences.
@@ -31,12 +35,14 @@ pub(super) struct Sample {
 pub(super) struct Row {
     pub(super) workload: Workload,
     pub(super) samples: Vec<Sample>,
+    /// One for each sequence, the same in every run.
+    pub(super) rewards: Vec<f32>,
     /// Of the process, from its start until the test's end.
     pub(super) peak_memory_bytes: Option<u64>,
 }
 
 /// What several samples of one number come to.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct Summary {
     pub(super) mean: f64,
     /// The standard deviation that the samples suggest (n - 1); 0 for one sample.
@@ -50,7 +56,7 @@ pub(super) fn measure(engine: &Engine, workload: Workload, repeats: &Repeats) ->
     let rewards = score(engine, &ids)?;
     let (mut samples, began) = (Vec::new(), Instant::now());
     while samples.len() < repeats.least || began.elapsed().as_secs_f64() < repeats.seconds {
-        let (before, start) = (engine.stats(), Instant::now());
+        let (before, cpu_before, start) = (engine.stats(), machine::cpu_seconds(), Instant::now());
         let again = score(engine, &ids)?;
         let (seconds, after) = (start.elapsed().as_secs_f64(), engine.stats());
         if again != rewards {
@@ -60,12 +66,13 @@ pub(super) fn measure(engine: &Engine, workload: Workload, repeats: &Repeats) ->
         }
         samples.push(Sample {
             seconds,
+            cpu_seconds: machine::cpu_seconds().zip(cpu_before).map(|(after, before)| after - before),
             unique_tokens: after.unique_tokens - before.unique_tokens,
             nominal_tokens: after.tokens - before.tokens,
             passes: after.passes - before.passes,
         });
     }
-    Ok(Row { workload, samples, peak_memory_bytes: machine::peak_memory_bytes() })
+    Ok(Row { workload, samples, rewards, peak_memory_bytes: machine::peak_memory_bytes() })
 }
 
 fn score(engine: &Engine, ids: &[Vec<u32>]) -> Result<Vec<f32>> {
@@ -95,7 +102,7 @@ impl Row {
 }
 
 impl Summary {
-    fn new(samples: &[f64]) -> Self {
+    pub(super) fn new(samples: &[f64]) -> Self {
         let count = samples.len() as f64;
         let mean = samples.iter().sum::<f64>() / count;
         let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();

@@ -2,18 +2,26 @@
 //!
 //! It measures what a program that links the engine sees: one call of [`Engine::score_tokens`] with all sequences of a
 //! test, from queue to rewards, tokenization excluded. So it is the same on every device, and knows none of them. What
-//! it prints is described in `benches/schema.md`.
+//! it prints is described in `benches/schema.md`. `serve-like` measures requests that come one by one, `tokenize` what
+//! happens before the engine, and `--compare` what else does the same.
 
 mod args;
+mod compare;
+mod facts;
+mod kernels;
 mod machine;
 mod measure;
 mod peak;
 mod random;
 mod report;
+mod requests;
+mod serve;
+mod serve_report;
 mod shape;
+mod tokenize;
 mod workload;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -24,7 +32,7 @@ use crate::cli::{model_dir, progress, say};
 use crate::engine::{Engine, Options};
 use crate::error::{Error, ErrorKind, Result};
 
-use args::Args;
+use args::{Args, Command, CommandLine, ModelArgs};
 use measure::{Repeats, Row};
 use peak::Peak;
 use report::Report;
@@ -33,7 +41,14 @@ use workload::Workload;
 
 /// Runs the command line of this process. `commit` is what it was built from, where whoever built it said so.
 pub fn main(commit: Option<&str>) -> ExitCode {
-    match run(&Args::parse(), commit) {
+    let CommandLine { command, engine } = CommandLine::parse();
+    let result = match command {
+        None => run(&engine, commit),
+        Some(Command::Kernels(args)) => kernels::run(&args),
+        Some(Command::ServeLike(args)) => serve::run(&args, commit),
+        Some(Command::Tokenize(args)) => tokenize::run(&args, commit),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         // Whoever read our output has had enough, as `head` does.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
@@ -48,7 +63,9 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
     // Before the model, which takes longer.
     args.check()?;
     let mut output = Output::open(None)?;
-    let engine = open(args)?;
+    let Opened { engine, dir, random } = open(&args.model, args.longest())?;
+    // Should the run be killed, nothing is left behind; but a baseline reads the weights again.
+    let random = random.filter(|_| args.compare.is_some());
     let workloads = workloads(args, &engine)?;
     let peak = Peak::of(&engine, args.peak_tflops);
     let repeats =
@@ -58,12 +75,25 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
         measure::measure(&engine, workload, &repeats)
     };
     let rows = workloads.into_iter().map(measured).collect::<Result<Vec<Row>>>()?;
-    let report = Report { args, engine: &engine, commit, peak, rows };
+    let baselines = match &args.compare {
+        None => Vec::new(),
+        Some(python) => compare::run(python, args, &engine, &dir, &rows)?,
+    };
+    drop(random);
+    let report = Report { args, engine: &engine, commit, peak, rows, baselines };
     output.line(&report.text(args.output))
 }
 
-/// The model, on a device whose times mean something.
-fn open(args: &Args) -> Result<Engine> {
+/// A model that is ready.
+struct Opened {
+    engine: Engine,
+    dir: PathBuf,
+    /// What removes `dir` when it is dropped, where that is a temporary folder. What is mapped stays readable.
+    random: Option<RandomModel>,
+}
+
+/// The model, on a device whose times mean something, for sequences of up to `longest` tokens.
+fn open(args: &ModelArgs, longest: usize) -> Result<Opened> {
     let (dir, random) = match (&args.model, args.shape) {
         (Some(model), _) => (model_dir::find(model)?, None),
         (None, Some(shape)) => {
@@ -72,25 +102,23 @@ fn open(args: &Args) -> Result<Engine> {
         }
         (None, None) => unreachable!("the command line asks for a model or a shape"),
     };
-    let engine = open_in(args, dir)?;
-    // What is mapped stays readable; should the run be killed, nothing is left behind.
-    drop(random);
+    let engine = open_in(args, &dir, longest)?;
     match engine.device_reason() {
         Some(reason) => say(&format!("running on {}: {reason}", engine.device())),
         None => say(&format!("running on {}", engine.device())),
     }
     engine.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
-    Ok(engine)
+    Ok(Opened { engine, dir, random })
 }
 
-fn open_in(args: &Args, dir: PathBuf) -> Result<Engine> {
+fn open_in(args: &ModelArgs, dir: &Path, longest: usize) -> Result<Engine> {
     let options = Options {
         device: args.device.into(),
         ranks: args.ranks,
         residency: args.residency.into(),
         batch_tokens: args.batch_tokens.map(|tokens| tokens.get()),
         // What passes are sized for: the longest sequence there will be, not the longest there could be.
-        max_tokens: Some(args.longest()),
+        max_tokens: Some(longest),
         threads: args.threads,
         cpu_math: args.cpu_math.into(),
         ..Options::default()
@@ -101,9 +129,9 @@ fn open_in(args: &Args, dir: PathBuf) -> Result<Engine> {
         return Err(Error::new(ErrorKind::Device, message)
             .with_hint("measure on hardware; `--device cpu` measures this CPU"));
     }
-    if engine.plan().max_tokens < args.longest() {
-        let (asked, limit) = (args.longest(), engine.plan().max_tokens);
-        let message = format!("sequences of {asked} tokens are longer than the model's limit of {limit}");
+    if engine.plan().max_tokens < longest {
+        let limit = engine.plan().max_tokens;
+        let message = format!("sequences of {longest} tokens are longer than the model's limit of {limit}");
         return Err(Error::new(ErrorKind::Options, message).with_hint("ask for shorter ones (`--tokens`)"));
     }
     Ok(engine)

@@ -1,19 +1,16 @@
 //! What was measured, as a table, as CSV, or as JSON: `benches/schema.md` describes the latter.
 
-use std::env;
 use std::fmt::Write;
 
 use serde_json::{Value, json};
 
 use crate::bench::args::{Args, Format};
-use crate::bench::machine;
+use crate::bench::compare::{self, Baseline};
+use crate::bench::facts;
 use crate::bench::measure::{Row, Summary};
 use crate::bench::peak::Peak;
 use crate::bench::workload::FLOP_FORMULA;
 use crate::engine::Engine;
-
-/// Counts changes of the JSON's form that a reader would notice.
-const SCHEMA: u32 = 1;
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -24,6 +21,8 @@ pub(super) struct Report<'a> {
     pub(super) commit: Option<&'a str>,
     pub(super) peak: Option<Peak>,
     pub(super) rows: Vec<Row>,
+    /// What else was measured on the same ids.
+    pub(super) baselines: Vec<Baseline>,
 }
 
 impl Report<'_> {
@@ -34,12 +33,6 @@ impl Report<'_> {
             Format::Csv => self.csv(),
             Format::Json => self.json().to_string(),
         }
-    }
-
-    /// The model by the name that it was asked for with.
-    fn model(&self) -> &str {
-        let shape = self.args.shape.map(|shape| shape.shape().name);
-        shape.or(self.args.model.as_deref()).unwrap_or_default()
     }
 
     /// TFLOP/s, and the share of the peak that they are, from 0 to 1; where a peak is known.
@@ -54,14 +47,12 @@ impl Report<'_> {
             "| model | test | passes | unique tokens/s | median | nominal tokens/s | TFLOP/s | MFU | peak memory |\n\
              |---|---|---:|---:|---:|---:|---:|---:|---:|",
         );
-        // Far more digits than the clock is good for would only be in the way.
-        let rate = |rate: f64| if rate < 100.0 { format!("{rate:.2}") } else { format!("{rate:.0}") };
         let spread = |Summary { mean, sd, .. }| format!("{} ± {}", rate(mean), rate(sd));
         let missing = || "-".to_owned();
         for row in &self.rows {
             let reached = self.reached(row);
             let cells = [
-                self.model().replace('|', "\\|"),
+                self.args.model.name().replace('|', "\\|"),
                 row.workload.to_string(),
                 rate(row.summary(|sample| sample.passes as f64).median),
                 spread(row.unique_rate()),
@@ -78,26 +69,29 @@ impl Report<'_> {
         if let Some(Peak { tflops, source }) = self.peak {
             let _ = write!(text, "\nMFU: of {tflops} TFLOP/s ({source}). FLOP: {FLOP_FORMULA}");
         }
+        if !self.baselines.is_empty() {
+            let _ = write!(text, "\n\n{}", compare::table(&self.baselines, &self.rows));
+        }
         text
     }
 
     fn csv(&self) -> String {
-        let rows: Vec<Vec<(&str, String)>> = self.rows.iter().map(|row| self.csv_row(row)).collect();
-        let lines = rows.iter().map(|row| line(row.iter().map(|(_, value)| value.as_str())));
-        let names = rows.first().map(|row| line(row.iter().map(|(name, _)| *name)));
-        names.into_iter().chain(lines).collect::<Vec<_>>().join("\n")
+        let rows: Vec<Vec<(String, String)>> =
+            (0..self.rows.len()).map(|index| self.csv_row(index)).collect();
+        csv(&rows)
     }
 
-    fn csv_row(&self, row: &Row) -> Vec<(&'static str, String)> {
+    fn csv_row(&self, index: usize) -> Vec<(String, String)> {
+        let row = &self.rows[index];
         let (workload, reached) = (&row.workload, self.reached(row));
         let (unique, nominal) = (row.unique_rate(), row.nominal_rate());
         let seconds: Vec<String> = row.samples.iter().map(|sample| sample.seconds.to_string()).collect();
         let or_nothing = |number: Option<f64>| number.map(|number| number.to_string()).unwrap_or_default();
-        vec![
+        let columns = [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("commit", self.commit.unwrap_or_default().to_owned()),
             ("device", self.engine.device().to_owned()),
-            ("model", self.model().to_owned()),
+            ("model", self.args.model.name().to_owned()),
             ("ranks", self.engine.plan().ranks.to_string()),
             ("batch_tokens", self.engine.plan().batch_tokens.to_string()),
             ("tokens", workload.tokens.to_string()),
@@ -115,52 +109,32 @@ impl Report<'_> {
             ("mfu", or_nothing(reached.map(|(_, mfu)| mfu))),
             ("peak_memory_bytes", row.peak_memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default()),
             ("seconds", seconds.join(";")),
-        ]
+        ];
+        let columns = columns.map(|(name, value)| (name.to_owned(), value));
+        let baselines = self.baselines.iter().flat_map(|baseline| baseline.csv(index, row));
+        columns.into_iter().chain(baselines).collect()
     }
 
     fn json(&self) -> Value {
-        let (config, plan) = (self.engine.config(), self.engine.plan());
-        json!({
-            "schema": SCHEMA,
-            "version": env!("CARGO_PKG_VERSION"),
-            "commit": self.commit,
-            "arguments": env::args().skip(1).collect::<Vec<_>>(),
-            "unix_seconds": jiff::Timestamp::now().as_second(),
-            "device": self.engine.device(),
-            "cpu": machine::cpu_name(),
-            "cpu_math": format!("{:?}", self.args.cpu_math).to_lowercase(),
-            "model": {
-                "name": self.model(),
-                "random_weights": self.args.shape.is_some(),
-                "layers": config.layers,
-                "hidden": config.hidden,
-                "q_heads": config.q_heads,
-                "kv_heads": config.kv_heads,
-                "head_dim": config.head_dim,
-                "ffn": config.ffn,
-            },
-            "plan": {
-                "ranks": plan.ranks,
-                "batch_tokens": plan.batch_tokens,
-                "allocated_weight_bytes": plan.footprint.weights,
-                "workspace_bytes": plan.footprint.workspace,
-                "layers_resident": plan.placement.resident,
-                "layers_streamed": plan.placement.streamed,
-            },
-            "peak_tflops": self.peak.map(|peak| peak.tflops),
-            "peak_source": self.peak.map(|peak| peak.source),
-            "flop_formula": FLOP_FORMULA,
-            "rows": self.rows.iter().map(|row| self.json_row(row)).collect::<Vec<_>>(),
-        })
+        let mut object = facts::of(&self.args.model, self.engine, self.commit);
+        for (name, value) in [
+            ("peak_tflops", json!(self.peak.map(|peak| peak.tflops))),
+            ("peak_source", json!(self.peak.map(|peak| peak.source))),
+            ("flop_formula", json!(FLOP_FORMULA)),
+            ("rows", (0..self.rows.len()).map(|index| self.json_row(index)).collect()),
+        ] {
+            object.insert(name.to_owned(), value);
+        }
+        Value::Object(object)
     }
 
-    fn json_row(&self, row: &Row) -> Value {
+    fn json_row(&self, index: usize) -> Value {
+        let row = &self.rows[index];
         let (workload, reached) = (&row.workload, self.reached(row));
-        let summary =
-            |Summary { mean, sd, median }: Summary| json!({"mean": mean, "sd": sd, "median": median});
         let samples = row.samples.iter().map(|sample| {
             json!({
                 "seconds": sample.seconds,
+                "cpu_seconds": sample.cpu_seconds,
                 "unique_tokens": sample.unique_tokens,
                 "nominal_tokens": sample.nominal_tokens,
                 "passes": sample.passes,
@@ -171,15 +145,29 @@ impl Report<'_> {
             "sequences": workload.sequences,
             "shared_prefix": workload.shared_prefix,
             "responses": workload.responses,
-            "unique_tokens_per_second": summary(row.unique_rate()),
-            "nominal_tokens_per_second": summary(row.nominal_rate()),
+            "unique_tokens_per_second": row.unique_rate(),
+            "nominal_tokens_per_second": row.nominal_rate(),
             "flop": workload.flop(self.engine.config()),
             "tflops": reached.map(|(tflops, _)| tflops),
             "mfu": reached.map(|(_, mfu)| mfu),
             "peak_memory_bytes": row.peak_memory_bytes,
+            "rewards": row.rewards,
             "samples": samples.collect::<Vec<_>>(),
+            "baselines": self.baselines.iter().map(|baseline| baseline.json(index, row)).collect::<Vec<_>>(),
         })
     }
+}
+
+/// Far more digits than the clock is good for would only be in the way.
+pub(super) fn rate(rate: f64) -> String {
+    if rate < 100.0 { format!("{rate:.2}") } else { format!("{rate:.0}") }
+}
+
+/// Lines of CSV below their names, which all rows have in common.
+pub(super) fn csv(rows: &[Vec<(String, String)>]) -> String {
+    let lines = rows.iter().map(|row| line(row.iter().map(|(_, value)| value.as_str())));
+    let names = rows.first().map(|row| line(row.iter().map(|(name, _)| name.as_str())));
+    names.into_iter().chain(lines).collect::<Vec<_>>().join("\n")
 }
 
 /// A line of CSV: what holds a comma, a quote or a line break is quoted.

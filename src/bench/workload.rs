@@ -27,7 +27,7 @@ impl Workload {
     /// Refuses sequences that could not be told apart by the first id that is their own, which would make them share more
     /// than they are to.
     pub(super) fn check(&self, config: &ModelConfig) -> Result<()> {
-        let ids = usable_ids(config);
+        let ids = Ids::of(config).count;
         let alike = self.prefixes().max(self.responses);
         if alike <= ids {
             return Ok(());
@@ -48,21 +48,20 @@ impl Workload {
 
     /// The sequences, the same ones in every run. None ends in a classifier's padding, which it would not be scored at.
     pub(super) fn ids(&self, config: &ModelConfig) -> Vec<Vec<u32>> {
-        let count = usable_ids(config);
-        let padding = padding(config);
-        // Leaves out the padding.
-        let id = |index: usize| if index < padding { index as u32 } else { index as u32 + 1 };
+        let all = Ids::of(config);
         let run = |first: usize, len: usize, seed: usize| {
-            let mut random = Random::new(seed as u64);
-            let rest = (1..len).map(move |_| (random.next() % count as u64) as usize);
-            [first].into_iter().chain(rest).take(len).map(id)
+            let mut run = all.run(seed as u64, len);
+            if let Some(id) = run.first_mut() {
+                *id = all.id(first);
+            }
+            run
         };
         let sequence = |index: usize| {
             let (prompt, response) = (index / self.responses, index % self.responses);
             // What differs comes first: where nothing is shared, all of it.
             let first = if self.shared_prefix > 0 { response } else { index };
             let own = run(first, self.tokens - self.shared_prefix, self.prefixes() + index);
-            run(prompt, self.shared_prefix, prompt).chain(own).collect()
+            [run(prompt, self.shared_prefix, prompt), own].concat()
         };
         (0..self.sequences).map(sequence).collect()
     }
@@ -97,16 +96,33 @@ impl fmt::Display for Workload {
     }
 }
 
-/// The id that is a classifier's padding; one beyond the vocabulary where there is none.
-fn padding(config: &ModelConfig) -> usize {
-    match config.head {
-        Head::Score { pad_token_id: Some(pad), .. } => pad as usize,
-        Head::Score { .. } | Head::LogitZero { .. } => config.vocab,
-    }
+/// A model's token ids but a classifier's padding, at which it would not be scored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ids {
+    pub(super) count: usize,
+    /// One beyond the vocabulary where there is none.
+    pub(super) padding: usize,
 }
 
-fn usable_ids(config: &ModelConfig) -> usize {
-    config.vocab - usize::from(padding(config) < config.vocab)
+impl Ids {
+    pub(super) fn of(config: &ModelConfig) -> Self {
+        let padding = match config.head {
+            Head::Score { pad_token_id: Some(pad), .. } => pad as usize,
+            Head::Score { .. } | Head::LogitZero { .. } => config.vocab,
+        };
+        Self { count: config.vocab - usize::from(padding < config.vocab), padding }
+    }
+
+    /// The id with that number, from 0.
+    fn id(self, index: usize) -> u32 {
+        if index < self.padding { index as u32 } else { index as u32 + 1 }
+    }
+
+    /// Random ids, the same for the same seed.
+    pub(super) fn run(self, seed: u64, len: usize) -> Vec<u32> {
+        let mut random = Random::new(seed);
+        (0..len).map(|_| self.id((random.next() % self.count as u64) as usize)).collect()
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""Keeps what `bench ... -o json` printed: python3 benches/record.py [FOLDER] < REPORT
+
+Adds the report on standard input to FOLDER/DEVICE/DATE-COMMIT.json (FOLDER: benches/record) and prints that path. The file
+is {"record": 2, "device", "commit", "date", "system", "load", "reports": [...]}; each report is as benches/schema.md has it, with its
+own arguments, machine and samples. Files without "record" are of the first kind: the CPU against transformers, with
+"summary" and "samples" by workload and side.
+"""
+import datetime
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def commit_of(report):
+    """What the binary says that it was built from, else what this folder is at."""
+    describe = ["git", "describe", "--always", "--dirty", "--abbrev=9"]
+    return report["commit"] or subprocess.run(describe, cwd=HERE, stdout=subprocess.PIPE, text=True).stdout.strip()
+
+
+def device_of(report):
+    """The GPU by its name where it ran on one, else the CPU."""
+    gpu = re.match(r"CUDA.*?\(([^,]+),", report.get("device") or "")
+    return gpu.group(1) if gpu else cpu_name(report)
+
+
+def cpu_name(report):
+    """With family and model where this machine says them: clouds call several CPUs by one name."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    facts = dict([part.strip() for part in line.split(":", 1)] for line in lines if ":" in line)
+    name = report["cpu"] or platform.processor() or platform.machine()
+    # The report may be of another machine.
+    here = facts.get("model name") == report["cpu"] and "cpu family" in facts and "model" in facts
+    return f"{name} (family {facts['cpu family']}, model {facts['model']})" if here else name
+
+
+def slug(name):
+    return "-".join(re.findall(r"[a-z0-9]+", name.lower()))
+
+
+def add(report, folder):
+    date, commit = datetime.date.fromtimestamp(report["unix_seconds"]).isoformat(), commit_of(report)
+    device = device_of(report)
+    path = folder / slug(device) / f"{date}-{commit}.json"
+    if path.exists():
+        record = json.loads(path.read_text())
+    else:
+        record = {"record": 2, "device": device, "commit": commit, "date": date, "system": platform.platform(), "reports": []}
+    record["load"] = os.getloadavg()
+    record["reports"].append(report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    print(add(json.load(sys.stdin), pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "record"))

@@ -1,0 +1,62 @@
+//! What every report as JSON says of itself, the machine and the model.
+
+use std::env;
+
+use serde_json::{Map, Value, json};
+
+use crate::bench::args::ModelArgs;
+use crate::bench::machine;
+use crate::engine::Engine;
+
+/// Counts changes of the JSON's form that a reader would notice.
+const SCHEMA: u32 = 1;
+
+/// Of a report on an engine.
+pub(super) fn of(args: &ModelArgs, engine: &Engine, commit: Option<&str>) -> Map<String, Value> {
+    let (config, plan) = (engine.config(), engine.plan());
+    let mut facts = of_process(commit);
+    for (name, value) in [
+        ("device", json!(engine.device())),
+        ("cpu_math", json!(format!("{:?}", args.cpu_math).to_lowercase())),
+        (
+            "model",
+            json!({
+                "name": args.name(),
+                "random_weights": args.shape.is_some(),
+                "layers": config.layers,
+                "hidden": config.hidden,
+                "q_heads": config.q_heads,
+                "kv_heads": config.kv_heads,
+                "head_dim": config.head_dim,
+                "ffn": config.ffn,
+            }),
+        ),
+        (
+            "plan",
+            json!({
+                "ranks": plan.ranks,
+                "batch_tokens": plan.batch_tokens,
+                "allocated_weight_bytes": plan.footprint.weights,
+                "workspace_bytes": plan.footprint.workspace,
+                "layers_resident": plan.placement.resident,
+                "layers_streamed": plan.placement.streamed,
+            }),
+        ),
+    ] {
+        facts.insert(name.to_owned(), value);
+    }
+    facts
+}
+
+/// Of any report.
+pub(super) fn of_process(commit: Option<&str>) -> Map<String, Value> {
+    let facts = [
+        ("schema", json!(SCHEMA)),
+        ("version", json!(env!("CARGO_PKG_VERSION"))),
+        ("commit", json!(commit)),
+        ("arguments", json!(env::args().skip(1).collect::<Vec<_>>())),
+        ("unix_seconds", json!(jiff::Timestamp::now().as_second())),
+        ("cpu", json!(machine::cpu_name())),
+    ];
+    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
