@@ -1,7 +1,8 @@
 //! [`Cuda`]: the backend on one GPU, made of the kernels, cublasLt and the memory of one rank.
 //!
-//! All memory is allocated at the start, for passes of full capacity. What a pass needs besides its tokens goes up in one
-//! copy. Only [`head`](Backend::head) waits for the GPU.
+//! All memory is allocated at the start, for passes of full capacity, and all products are prepared. What a pass needs
+//! besides its tokens goes up in one copy from pinned memory, and its tokens' embeddings in a second one. Only
+//! [`head`](Backend::head) waits for the GPU. A test counts what a pass asks of the driver.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -355,7 +356,7 @@ impl Backend for Cuda {
             seam_rows: tiles.seam_sources.len(),
             tokens,
         };
-        self.facts.upload(0, &facts, self.ops.context().compute())?;
+        self.staging.copy(self.ops.context(), &mut self.facts, &facts)?;
         Ok(plan)
     }
 

@@ -1,4 +1,4 @@
-//! Rows of embeddings from the host to the device in every pass, through pinned memory. Weights take another way:
+//! What a pass needs from the host, through pinned memory: rows of embeddings, and its tables in one copy. Weights take another way:
 //! `courier.rs`.
 //!
 //! Two slots take turns: one is filled while the other's copy is under way. Pinned memory is read by the copy itself, so
@@ -37,6 +37,22 @@ impl Staging {
             Ok(Slot { pinned: Pinned::new(context.cuda(), SLOT_BYTES)?, copied })
         };
         Ok(Self { slots: [slot()?, slot()?], next: 0 })
+    }
+
+    /// Queues a copy of `bytes` to byte 0 of `to` and on, on the compute stream: one, unless they are more than a slot's.
+    /// They may be changed as soon as this returns.
+    ///
+    /// # Panics
+    ///
+    /// When they do not fit into `to`.
+    pub fn copy(&mut self, context: &Context, to: &mut DeviceBuffer, bytes: &[u8]) -> Result<()> {
+        for (index, chunk) in bytes.chunks(SLOT_BYTES).enumerate() {
+            self.copy_rows(context, to, index * SLOT_BYTES, 1, chunk.len(), |_, slot| {
+                slot.copy_from_slice(chunk);
+                Ok(())
+            })?;
+        }
+        Ok(())
     }
 
     /// Queues copies of `rows` rows of `row_bytes` bytes to byte `first` of `to` and on, on the compute stream;

@@ -20,6 +20,8 @@
 //! reward would hang on a stopwatch: two runs, two ranks or two machines of one kind could differ. For the same reason
 //! ranks need not agree on anything, and a file of times can make a product slow, but not wrong.
 //!
+//! (The library has had a mode of its own for batch invariance since 13.4, which is newer than what is built against.)
+//!
 //! No algorithm is used for a number of rows that it was not checked for, which asks the library's host code and happens
 //! once per number of rows. What no member of the class takes at once is computed in several pieces of rows, which
 //! gives the same bits; a class without a member for a single row is not used. So no pass fails for its size.
