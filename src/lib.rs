@@ -17,7 +17,7 @@ pub mod weights;
 
 pub use backend::cpu::CpuMath;
 pub use backend::tier::CudaTier;
-pub use backend::{Loading, Overlap, RankSums};
+pub use backend::{GemmTuning, Loading, Overlap, RankSums};
 pub use batch::Sharing;
 pub use conversation::{Conversation, Message};
 #[cfg(feature = "cuda")]

@@ -70,6 +70,17 @@ pub enum Overlap {
     Never,
 }
 
+/// Whether the fastest ways to compute matrix products on GPUs are measured at load, and kept for the next start. No
+/// reward changes by it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GemmTuning {
+    /// Where nothing is known of this kind of GPU: seconds at the first start.
+    #[default]
+    Auto,
+    /// Never: cublasLt's own proposal for a usual batch is used for all.
+    Off,
+}
+
 impl Geometry {
     /// The geometry of one rank's part of a model.
     pub fn new(config: &ModelConfig, shard: Shard, rope_frequencies: Vec<f32>, labels: usize) -> Self {

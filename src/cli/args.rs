@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
-use crate::backend::{Overlap, RankSums};
+use crate::backend::{GemmTuning, Overlap, RankSums};
 use crate::engine::{Device, Options, ProcessRank, Residency};
 use crate::prompt::{PromptOptions, Truncate};
 
@@ -142,6 +142,12 @@ pub(super) struct ScoreArgs {
     /// Arithmetic of the CPU's matrix products; bf16 is faster where the CPU has it, and moves rewards
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) cpu_math: CpuMathArg,
+
+    /// Whether the fastest matrix products of a GPU are measured when the model is loaded: seconds where nothing is known
+    /// of this kind of GPU yet, and kept in the folder KUDOS_CACHE_DIR [default: ~/.cache/kudos; none if empty]. No reward
+    /// changes by it
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) gemm_tuning: GemmTuningArg,
 
     /// Run the kernels for an older GPU, to check them [default: this GPU's own]
     #[arg(long, value_enum, value_name = "TIER")]
@@ -276,6 +282,12 @@ pub(super) enum OverlapArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum GemmTuningArg {
+    Auto,
+    Off,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum CudaTierArg {
     Sm75,
     Sm80,
@@ -348,6 +360,10 @@ impl ScoreArgs {
             residency: self.residency.into(),
             threads: self.threads,
             cpu_math: self.cpu_math.into(),
+            gemm_tuning: match self.gemm_tuning {
+                GemmTuningArg::Auto => GemmTuning::Auto,
+                GemmTuningArg::Off => GemmTuning::Off,
+            },
             cuda_tier: self.cuda_tier.map(|tier| match tier {
                 CudaTierArg::Sm75 => CudaTier::Sm75,
                 CudaTierArg::Sm80 => CudaTier::Sm80,

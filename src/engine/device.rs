@@ -1,18 +1,20 @@
 //! Which device an engine runs on: chosen once, here, and opened per rank.
 
+#[cfg(feature = "cuda")]
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-#[cfg(feature = "cuda")]
-use crate::backend::Overlap;
 use crate::backend::cpu::{Cpu, CpuMath, Group, Isa};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::probe::{self, Capability, DeviceInfo};
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::{Cuda, context::Context, gemm, nccl};
+use crate::backend::cuda::{Cuda, Setup, context::Context, gemm, nccl};
 #[cfg(feature = "cuda")]
 use crate::backend::tier::CudaTier;
 use crate::backend::{Ahead, Backend, Capacity, Footprint, Geometry, Loading};
+#[cfg(feature = "cuda")]
+use crate::backend::{GemmTuning, Overlap};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::engine::ranks::Rank;
@@ -63,6 +65,9 @@ enum Hardware {
         tier: CudaTier,
         /// The ranks, where there are several.
         group: Option<Arc<nccl::Group>>,
+        /// How matrix products are tuned, and the folder in which that is kept.
+        gemm_tuning: GemmTuning,
+        cache_dir: Option<PathBuf>,
         /// What is free on each, of GPUs that need not be there: they are planned for, not opened.
         free_bytes: Option<usize>,
     },
@@ -123,7 +128,14 @@ impl Chosen {
         };
         let (infos, free_bytes) = ((0..gpus.count).map(info).collect(), Some(gpus.free_bytes));
         Self {
-            hardware: Hardware::Cuda { gpus: infos, tier: gpus.tier, group: None, free_bytes },
+            hardware: Hardware::Cuda {
+                gpus: infos,
+                tier: gpus.tier,
+                group: None,
+                gemm_tuning: GemmTuning::Off,
+                cache_dir: None,
+                free_bytes,
+            },
             reason: None,
             loading: Loading::default(),
         }
@@ -287,10 +299,19 @@ impl Chosen {
                 load(cpu, capacity, tensors, resident_layers, warn)
             }
             #[cfg(feature = "cuda")]
-            Hardware::Cuda { gpus, tier, group, .. } => {
+            Hardware::Cuda { gpus, tier, group, gemm_tuning, cache_dir, .. } => {
                 // A process of several has one rank and one GPU.
                 let info = if let [info] = &gpus[..] { info } else { &gpus[geometry.shard.rank] };
-                let cuda = Cuda::new(info, *tier, geometry, capacity, group.clone(), footprint);
+                let setup = Setup {
+                    info,
+                    tier: *tier,
+                    group: group.clone(),
+                    tuning: *gemm_tuning,
+                    cache: cache_dir.clone(),
+                    layer: &tensors.layers[0],
+                    planned: footprint,
+                };
+                let cuda = Cuda::new(setup, geometry, capacity);
                 let WeightBytes { layers, head, .. } = tensors.bytes();
                 let to_stay = layers / tensors.layers.len().max(1) * resident_layers + head;
                 let model = cuda.and_then(|cuda| {
@@ -469,7 +490,9 @@ fn cuda(options: &Options) -> Result<Hardware> {
         let message = format!("a GPU of compute capability {capability} cannot run {tier} kernels");
         return Err(Error::new(ErrorKind::Options, message).at(&oldest.name).with_hint("leave the tier out"));
     }
-    Ok(Hardware::Cuda { gpus, tier, group: None, free_bytes: None })
+    let gemm_tuning = options.gemm_tuning;
+    let cache_dir = options.cache_dir.clone().or_else(gemm::cache::user_folder);
+    Ok(Hardware::Cuda { gpus, tier, group: None, gemm_tuning, cache_dir, free_bytes: None })
 }
 
 /// Bytes that are free on a GPU, where they are not known. A context takes memory itself, so that is asked within one, as

@@ -13,7 +13,7 @@ mod residency;
 mod stats;
 
 use std::collections::VecDeque;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use sha2::{Digest, Sha256};
 
 use crate::backend::cpu::CpuMath;
 use crate::backend::tier::CudaTier;
-use crate::backend::{Geometry, Loading, Overlap, RankSums};
+use crate::backend::{GemmTuning, Geometry, Loading, Overlap, RankSums};
 use crate::batch::{Budget, Sharing};
 use crate::config::{Head, ModelConfig, generation_warnings};
 use crate::conversation::Conversation;
@@ -90,6 +90,12 @@ pub struct Options {
     pub threads: Option<usize>,
     /// The arithmetic of the CPU's matrix products.
     pub cpu_math: CpuMath,
+    /// Whether matrix products are measured on GPUs at load.
+    pub gemm_tuning: GemmTuning,
+    /// The folder in which what was measured is kept. When nothing is given, the one that `KUDOS_CACHE_DIR` names in the
+    /// environment (none where it is empty), or `kudos` in the user's folder for caches. A folder that cannot be used
+    /// is no error.
+    pub cache_dir: Option<PathBuf>,
     /// The kernels that a GPU runs: those for a GPU of this age, or when nothing is given its own, which are fastest.
     pub cuda_tier: Option<CudaTier>,
     /// How conversations become text and tokens.
@@ -115,6 +121,8 @@ impl Default for Options {
             sharing: Sharing::Prefixes,
             threads: None,
             cpu_math: CpuMath::F32,
+            gemm_tuning: GemmTuning::Auto,
+            cache_dir: None,
             cuda_tier: None,
             prompt: PromptOptions::default(),
             loading: Loading::default(),

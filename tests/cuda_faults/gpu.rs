@@ -1,5 +1,6 @@
 //! The software GPU of this process: faults on demand, and what is allocated.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -79,6 +80,16 @@ impl Gpu {
     /// How often an entry point was called.
     pub(crate) fn calls(&self, name: &str) -> u64 {
         self.json("softgpu_calls_json")["calls"][name].as_u64().unwrap_or(0)
+    }
+
+    /// All calls of entry points, by name.
+    pub(crate) fn all_calls(&self) -> BTreeMap<String, u64> {
+        serde_json::from_value(self.json("softgpu_calls_json")["calls"].clone()).unwrap()
+    }
+
+    /// Bytes that were copied to the device from memory that is not pinned.
+    pub(crate) fn copied_in_pageable(&self) -> u64 {
+        self.json("softgpu_calls_json")["copied_in"]["pageable"].as_u64().unwrap()
     }
 
     /// Bytes that were copied to the device from pinned memory, as the program asked for it.

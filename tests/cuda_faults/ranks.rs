@@ -4,15 +4,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kudos::backend::cuda::Cuda;
 use kudos::backend::cuda::nccl::Group;
 use kudos::backend::cuda::probe::devices;
+use kudos::backend::cuda::{Cuda, Setup};
 use kudos::backend::{Capacity, Footprint, Geometry, LayerWeights};
 use kudos::config::ModelConfig;
 use kudos::model::rope::frequencies;
 use kudos::shard::Shard;
 use kudos::weights::{Checkpoint, ModelTensors};
-use kudos::{CudaTier, Device, Engine, Error, ErrorKind, Options, RankSums};
+use kudos::{CudaTier, Device, Engine, Error, ErrorKind, GemmTuning, Options, RankSums};
 
 use crate::common::{kudos_in, root};
 use crate::gpu::Gpu;
@@ -202,9 +202,16 @@ fn a_rank_whose_group_has_failed_loads_no_further() {
     let geometry = Geometry::new(&config, shard, frequencies(&config.rope, config.head_dim), 1);
     let capacity = Capacity { tokens: 16, sequences: 1, mlp_tokens: 16 };
     let group = Arc::new(Group::new(2, Duration::from_secs(20)).unwrap());
-    let (info, tier) = (devices().unwrap().remove(0), CudaTier::Sm80);
-    let nothing = Footprint::default();
-    let mut cuda = Cuda::new(&info, tier, geometry, capacity, Some(Arc::clone(&group)), &nothing).unwrap();
+    let setup = Setup {
+        info: &devices().unwrap().remove(0),
+        tier: CudaTier::Sm80,
+        group: Some(Arc::clone(&group)),
+        tuning: GemmTuning::Off,
+        cache: None,
+        layer: &tensors.layers[0],
+        planned: &Footprint::default(),
+    };
+    let mut cuda = Cuda::new(setup, geometry, capacity).unwrap();
     LayerWeights::load(&mut cuda, &tensors.layers[0]).map(drop).unwrap();
     group.abort();
     let error = LayerWeights::load(&mut cuda, &tensors.layers[1]).map(drop).unwrap_err();

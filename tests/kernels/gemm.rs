@@ -1,9 +1,20 @@
 //! Products by cublasLt, as the backend asks for them.
 
+use std::cell::Cell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
 use half::f16;
 use kudos::backend::cuda::Storage;
+use kudos::backend::cuda::gemm::algorithm::Config;
+use kudos::backend::cuda::gemm::cache::Cache;
+use kudos::backend::cuda::gemm::classes::{BUCKETS, Proposals, Schedule, choose, classes};
+use kudos::backend::cuda::gemm::trial::Trial;
+use kudos::backend::cuda::gemm::tuning::{Stopwatch, Tuner};
 use kudos::backend::cuda::gemm::{Lt, Operands, Out, Product, ProductShape};
 use kudos::backend::cuda::ops::Ops;
+use kudos::{GemmTuning, Result};
 
 use crate::numbers::{Random, bits, half_ulp, upload, upload_raw, value};
 use crate::{Gpu, Test};
@@ -12,17 +23,16 @@ pub(crate) const TESTS: &[Test] = &[
     ("products_match_naive", products_match_naive),
     ("products_with_a_bias_match_naive", products_with_a_bias_match_naive),
     ("a_row_of_a_product_does_not_depend_on_the_number_of_rows", a_row_does_not_depend_on_the_number_of_rows),
+    ("favourites_of_other_classes_are_seen", favourites_of_other_classes_are_seen),
+    ("rows_that_are_refused_are_computed_in_pieces", rows_that_are_refused_are_computed_in_pieces),
+    ("times_choose_within_a_class_and_are_kept", times_choose_within_a_class_and_are_kept),
 ];
 
-const SHAPE: ProductShape = ProductShape {
-    features: 48,
-    width: 136,
-    x_stride: 152,
-    out_stride: 64,
-    out: Out::Storage,
-    bias: false,
-    rows_nominal: 64,
-};
+const SHAPE: ProductShape =
+    ProductShape { features: 48, width: 136, x_stride: 152, out_stride: 64, out: Out::Storage, bias: false };
+
+/// Where the product's columns start in `out`: they are its last ones.
+const COLUMN: usize = SHAPE.out_stride - SHAPE.features;
 
 /// Numbers of `out` before a product adds to them.
 fn old(storage: Storage, out: Out, count: usize) -> Vec<f64> {
@@ -32,7 +42,7 @@ fn old(storage: Storage, out: Out, count: usize) -> Vec<f64> {
     }
 }
 
-/// Runs the product into column 8 of rows 1 and on of `old`, and returns all of it.
+/// Runs the product into column 16 of rows 1 and on of `old`, and returns all of it.
 fn run(ops: &Ops, lt: &Lt, product: &mut Product, shape: ProductShape, rows: usize, alpha: f32) -> Vec<f64> {
     let storage = ops.storage();
     let x = upload(ops, &x(storage, rows));
@@ -49,7 +59,7 @@ fn run(ops: &Ops, lt: &Lt, product: &mut Product, shape: ProductShape, rows: usi
         weight: weight.all(),
         bias: shape.bias.then(|| bias.all()),
         out: &mut out,
-        out_first: shape.out_stride + 8,
+        out_first: shape.out_stride + COLUMN,
         rows,
         alpha,
     };
@@ -90,18 +100,18 @@ fn matches_naive(gpu: &Gpu, kinds: &[(Out, bool, f32)]) {
     let lt = Lt::new(ops.context(), storage).unwrap();
     for &(out, bias_too, alpha) in kinds {
         let shape = ProductShape { out, bias: bias_too, ..SHAPE };
-        let mut product = lt.product(shape).unwrap();
+        let mut product = prepared(&ops, &lt, shape);
         for rows in [1, 3, 65] {
             let got = run(&ops, &lt, &mut product, shape, rows, alpha);
             let before = old(storage, out, got.len());
             let (x, weight, bias) = (x(storage, rows), weight(storage), bias(storage));
             for (i, (&got, &before)) in got.iter().zip(&before).enumerate() {
                 let (row, column) = (i / shape.out_stride, i % shape.out_stride);
-                if row == 0 || !(8..8 + shape.features).contains(&column) {
+                if row == 0 || !(COLUMN..COLUMN + shape.features).contains(&column) {
                     assert_eq!(got, before, "{shape:?}: {row}, {column} is not the product's");
                     continue;
                 }
-                let feature = column - 8;
+                let feature = column - COLUMN;
                 let (x, w) =
                     (&x[(row - 1) * shape.x_stride..], &weight[feature * shape.width..][..shape.width]);
                 let dot = w.iter().zip(x).map(|(w, x)| w * x);
@@ -123,13 +133,146 @@ fn matches_naive(gpu: &Gpu, kinds: &[(Out, bool, f32)]) {
     }
 }
 
+/// A product as an engine prepares it, but with nothing kept.
+fn prepared(ops: &Ops, lt: &Lt, shape: ProductShape) -> Product {
+    tuner(ops, lt, None).product(shape, ROWS_MAX).unwrap()
+}
+
+fn tuner<'a>(ops: &'a Ops, lt: &'a Lt, folder: Option<&Path>) -> Tuner<'a> {
+    let context = ops.context();
+    let cache = Cache::new(folder.map(Path::to_owned), context.info(), ops.storage()).unwrap();
+    Tuner::new(context, lt, GemmTuning::Auto, cache).unwrap()
+}
+
+/// More rows than a whole number of any tile, in the bucket of more than 4,096.
+const ROWS_MAX: usize = 4099;
+
+/// Numbers of rows in every bucket up to that, at its ends and within, few of them a whole number of tiles.
+const ROWS: [usize; 17] = [1, 2, 15, 16, 17, 63, 65, 127, 129, 256, 300, 512, 1000, 1024, 1025, 2049, 4096];
+
+/// The first number of rows whose product has other bits than the same rows of a larger one.
+fn rows_that_differ(ops: &Ops, lt: &Lt, product: &mut Product, shape: ProductShape) -> Option<usize> {
+    let many = run(ops, lt, product, shape, ROWS_MAX, 1.0);
+    ROWS.into_iter().find(|&rows| {
+        let few = run(ops, lt, product, shape, rows, 1.0);
+        few != many[..few.len()]
+    })
+}
+
 fn a_row_does_not_depend_on_the_number_of_rows(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let lt = Lt::new(ops.context(), gpu.storage).unwrap();
-    let mut product = lt.product(SHAPE).unwrap();
-    let many = run(&ops, &lt, &mut product, SHAPE, 200, 1.0);
-    for rows in [1, 2, 17, 64, 199] {
-        let few = run(&ops, &lt, &mut product, SHAPE, rows, 1.0);
-        assert_eq!(few, many[..few.len()], "{rows} rows");
+    for out in [Out::Storage, Out::F32] {
+        let shape = ProductShape { out, ..SHAPE };
+        for tuning in [GemmTuning::Auto, GemmTuning::Off] {
+            let cache = Cache::new(None, gpu.info(), gpu.storage).unwrap();
+            let mut tuner = Tuner::new(ops.context(), &lt, tuning, cache).unwrap();
+            let mut product = tuner.product(shape, ROWS_MAX).unwrap();
+            assert_eq!(rows_that_differ(&ops, &lt, &mut product, shape), None, "{shape:?}, {tuning:?}");
+        }
+    }
+}
+
+/// The test above sees what it is for: with the library's favourite for each number of rows, whatever its bits, rows
+/// change with their number.
+fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let lt = Lt::new(ops.context(), gpu.storage).unwrap();
+    // In f32 every bit of the sums shows.
+    let shape = ProductShape { out: Out::F32, ..SHAPE };
+    let mut problem = lt.problem(shape).unwrap();
+    let mut trial = Trial::new(ops.context(), gpu.storage, shape, 0).unwrap();
+    let proposals = Proposals::of(&lt, &mut problem).unwrap();
+    let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
+    // A library may happen to have one class for a shape. The software GPU has two, and one that is in none.
+    if gpu.info().has_clock && found.len() < 2 {
+        return;
+    }
+    assert!(found.len() >= 2, "{found:?}");
+    let mut product = Product::new(problem, Schedule::new(proposals.buckets));
+    assert!(rows_that_differ(&ops, &lt, &mut product, shape).is_some(), "{:?}", product.schedule());
+}
+
+/// What no algorithm takes at once is computed in pieces, with the same bits.
+fn rows_that_are_refused_are_computed_in_pieces(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let lt = Lt::new(ops.context(), gpu.storage).unwrap();
+    let mut problem = lt.problem(SHAPE).unwrap();
+    let mut trial = Trial::new(ops.context(), gpu.storage, SHAPE, 0).unwrap();
+    let proposals = Proposals::of(&lt, &mut problem).unwrap();
+    let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
+    let class = choose(&lt, &mut problem, found).unwrap();
+    let refuses = |problem: &mut _, algorithm: &_| !lt.accepts(problem, algorithm, 100).unwrap();
+    let refusing = class.members.iter().find(|algorithm| refuses(&mut problem, algorithm)).copied();
+    let Some(refusing) = refusing else {
+        assert!(gpu.info().has_clock, "the software GPU has one that refuses: {class:?}");
+        return;
+    };
+    let others: Vec<_> =
+        class.members.iter().filter(|algorithm| algorithm.config() != refusing.config()).copied().collect();
+    // 100 rows: 64 and 32 by the one that refuses 100, and 4 by another.
+    let mut orders = vec![vec![refusing]; BUCKETS.len()];
+    orders[0] = others;
+    let mut product = Product::new(problem, Schedule::new(orders));
+    let expected = run(&ops, &lt, &mut prepared(&ops, &lt, SHAPE), SHAPE, 100, 1.0);
+    assert_eq!(run(&ops, &lt, &mut product, SHAPE, 100, 1.0), expected);
+}
+
+/// A stopwatch by which some algorithm is the fastest, and which counts how often it is asked.
+struct Favours<'a> {
+    tile: u32,
+    asked: &'a Cell<usize>,
+}
+
+impl Stopwatch for Favours<'_> {
+    fn time(&mut self, _: usize, algorithm: &Config, run: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
+        self.asked.set(self.asked.get() + 1);
+        run()?;
+        Ok(if algorithm.tile == self.tile { 1.0 } else { 2.0 })
+    }
+}
+
+fn times_choose_within_a_class_and_are_kept(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let lt = Lt::new(ops.context(), gpu.storage).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let asked = Cell::new(0);
+    let tuned = |tile, folder: &Path| {
+        asked.set(0);
+        let mut tuner = tuner(&ops, &lt, Some(folder)).with_stopwatch(Favours { tile, asked: &asked });
+        tuner.product(SHAPE, ROWS_MAX).unwrap()
+    };
+    let tile_of = |product: &Product| product.schedule().at(4096)[0].config().tile;
+    let expected = run(&ops, &lt, &mut prepared(&ops, &lt, SHAPE), SHAPE, 1000, 1.0);
+    let members = tuned(0, &dir.path().join("first")).schedule().at(4096).to_vec();
+    let tiles: BTreeSet<u32> = members.iter().map(|algorithm| algorithm.config().tile).collect();
+    assert!(gpu.info().has_clock || tiles.len() > 1, "{members:?}");
+    for &tile in &tiles {
+        let folder = dir.path().join(tile.to_string());
+        let mut product = tuned(tile, &folder);
+        assert!(asked.get() > 0);
+        let chosen = tile_of(&product);
+        assert_eq!(
+            run(&ops, &lt, &mut product, SHAPE, 1000, 1.0),
+            expected,
+            "tile {tile}: times change no bits"
+        );
+        // The next start asks no stopwatch, though another algorithm would be the fastest by this one.
+        assert_eq!((tile_of(&tuned(0, &folder)), asked.get()), (chosen, 0));
+        let file = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
+        let text = fs::read_to_string(&file).unwrap();
+        let lies = [
+            "{".to_owned(),
+            text.replace(&format!("\"gpu\": \"{}\"", gpu.info().name), "\"gpu\": \"another\""),
+            // Of an algorithm that nobody has proposed.
+            text.replace("\"stages\": 0", "\"stages\": 77"),
+        ];
+        for lie in lies.into_iter().filter(|lie| *lie != text) {
+            fs::write(&file, lie).unwrap();
+            let mut product = tuned(tile, &folder);
+            assert!(asked.get() > 0, "what is not to be believed is measured again");
+            assert_eq!(tile_of(&product), chosen);
+            assert_eq!(run(&ops, &lt, &mut product, SHAPE, 1000, 1.0), expected);
+        }
     }
 }

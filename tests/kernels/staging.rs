@@ -31,7 +31,7 @@ fn rows_filled_ahead_are_copied_as_they_are(gpu: &Gpu) {
         (ids(500), Some(ids(500)[..8].to_vec()), 2),
         (ids(600), None, 10),
     ];
-    let mut staging = Staging::new(context, 10, ROW_BYTES).unwrap();
+    let mut staging = Staging::new(context, 10, ROW_BYTES, 8).unwrap();
     let mut to = context.allocate(10 * ROW_BYTES).unwrap();
     for (ids, expected, to_fill) in passes {
         if let Some(expected) = expected {

@@ -1,11 +1,12 @@
 //! [`Cuda`]: the backend on one GPU, made of the kernels, cublasLt and the memory of one rank.
 //!
-//! All memory is allocated at the start, for passes of full capacity. What a pass needs besides its tokens goes up in one
-//! copy. Only [`head`](Backend::head) waits for the GPU.
+//! All memory is allocated at the start, for passes of full capacity, and all products are prepared. What a pass needs
+//! besides its tokens goes up in one copy from pinned memory, and its tokens' embeddings in a second one. Only
+//! [`head`](Backend::head) waits for the GPU. A test counts what a pass asks of the driver.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -13,21 +14,24 @@ use super::Storage;
 use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
 use super::courier::{Courier, Order, What};
-use super::gemm::{Lt, Operands, Out, Product, ProductShape};
+use super::gemm::cache::Cache;
+use super::gemm::tuning::Tuner;
+use super::gemm::{Lt, Operands, Product, ProductShape};
 use super::heads::HeadLayout;
 use super::nccl::Group;
 use super::ops::{self, AddRmsNorm, Attention, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul};
 use super::probe::DeviceInfo;
+use super::products::{self, Biases, Sizes, features_of};
 use super::sizes::{facts_bytes, normed_width, parts, wide_numbers};
 use super::slot::Slot;
 use super::staging::Staging;
 use super::sums::Sums;
 use super::tiles::{PartTiles, Tiles, Work};
-use super::weight::{Layout, Rows, Weight, into_f32};
+use super::weight::{Layout, Rows, Weight};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
-    Ahead, Backend, Capacity, Features, Footprint, Geometry, LayerWeights, Matrix, Part, Role, Rotate, Sum,
-    Tokens,
+    Ahead, Backend, Capacity, Features, Footprint, GemmTuning, Geometry, LayerWeights, Matrix, Part, Role,
+    Rotate, Sum, Tokens,
 };
 use crate::batch::Packed;
 use crate::config::ModelConfig;
@@ -46,7 +50,7 @@ pub struct Cuda {
     sums: Option<Sums>,
     courier: Courier,
     lt: Lt,
-    /// Prepared when they are first needed, and kept: layers of a model have the same shapes.
+    /// Of all layers, which have the same shapes.
     products: HashMap<ProductShape, Product>,
     staging: Staging,
     tables: RopeTables,
@@ -93,18 +97,30 @@ struct PlanRows {
     seam_sources: Range<usize>,
 }
 
+/// A rank's GPU, and how it is used.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    /// The GPU.
+    pub info: &'a DeviceInfo,
+    /// The kernels, which it can run.
+    pub tier: CudaTier,
+    /// The other ranks, where there are any.
+    pub group: Option<Arc<Group>>,
+    /// Whether matrix products are measured.
+    pub tuning: GemmTuning,
+    /// The folder in which what was measured is kept.
+    pub cache: Option<PathBuf>,
+    /// One of the layers, whose shapes all have.
+    pub layer: &'a LayerTensors,
+    /// What the rank was planned to hold.
+    pub planned: &'a Footprint,
+}
+
 impl Cuda {
-    /// A backend on the GPU `info`, which can run this tier, for passes of up to `capacity`; `group` has
-    /// the other ranks, where there are any. [`ErrorKind::Memory`], before anything is allocated,
-    /// when the GPU has less free than `planned`.
-    pub fn new(
-        info: &DeviceInfo,
-        tier: CudaTier,
-        geometry: Geometry,
-        capacity: Capacity,
-        group: Option<Arc<Group>>,
-        planned: &Footprint,
-    ) -> Result<Self> {
+    /// A backend for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is allocated, when the GPU has less
+    /// free than is planned.
+    pub fn new(setup: Setup<'_>, geometry: Geometry, capacity: Capacity) -> Result<Self> {
+        let Setup { info, tier, group, tuning, cache, layer, planned } = setup;
         let storage = Storage::of(tier);
         let heads = HeadLayout::new(&geometry);
         needs_multiple("hidden_size", geometry.hidden)?;
@@ -115,7 +131,8 @@ impl Cuda {
         let context = ops.context();
         let lt = Lt::new(context, storage)?;
         let row_bytes = geometry.hidden * storage.residual_bytes();
-        let staging = Staging::new(context, capacity.tokens, row_bytes)?;
+        let staging =
+            Staging::new(context, capacity.tokens, row_bytes, facts_bytes(&geometry, &heads, &capacity))?;
         let courier = Courier::new(context, group.clone())?;
         let tables = RopeTables::new(&ops, &heads.frequencies(&geometry.rope_frequencies), capacity.tokens)?;
         let facts = context.allocate(facts_bytes(&geometry, &heads, &capacity))?;
@@ -124,7 +141,10 @@ impl Cuda {
             Some(group) => Some(Sums::new(context, group, &geometry, &capacity, storage)?),
             None => None,
         };
-        let products = HashMap::new();
+        let cache = Cache::new(cache, info, storage)?;
+        let shapes = products::of_layers(&geometry, &heads, &capacity, storage, Biases::of(layer));
+        // While weights and activations are not there: products are tried out in their place.
+        let products = prepare(Tuner::new(context, &lt, tuning, cache)?, &shapes)?;
         Ok(Self {
             sums,
             courier,
@@ -177,13 +197,14 @@ impl Cuda {
         ops::Heads { q_heads, kv_heads, head_dim: padded }
     }
 
-    /// Queues a product, which is prepared when there was none of its shape before.
+    /// Queues a product.
+    ///
+    /// # Panics
+    ///
+    /// When it is none of those that were prepared.
     fn multiply(&mut self, shape: ProductShape, operands: Operands<'_>) -> Result<()> {
-        let product = match self.products.entry(shape) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(self.lt.product(shape)?),
-        };
-        self.lt.run(product, operands)
+        let product = self.products.get_mut(&shape);
+        self.lt.run(product.unwrap_or_else(|| panic!("{shape:?} is no layer's")), operands)
     }
 
     fn facts(&self, bytes: &Range<usize>) -> DeviceSlice<'_> {
@@ -210,8 +231,16 @@ fn embedding(table: &HostTensor, storage: Storage) -> impl FnMut(u32, &mut [u8])
     }
 }
 
-/// The number of rows that matrix products are made fast for.
-const ROWS_NOMINAL: usize = 4096;
+/// Products of these shapes with up to so many rows of each.
+fn prepare(mut tuner: Tuner<'_>, shapes: &[(ProductShape, usize)]) -> Result<HashMap<ProductShape, Product>> {
+    shapes.iter().map(|&(shape, rows_max)| Ok((shape, tuner.product(shape, rows_max)?))).collect()
+}
+
+/// The product of `x` with a weight.
+fn sizes_of(weight: &Weight, x: &Act) -> Sizes {
+    let Weight { matrix, out_features, in_features, .. } = *weight;
+    Sizes { matrix, out_features, in_features, x_stride: x.width, bias: weight.has_bias() }
+}
 
 /// That the GPU has as much free as is planned.
 fn fits(context: &Context, planned: &Footprint) -> Result<()> {
@@ -348,7 +377,7 @@ impl Backend for Cuda {
             seam_rows: tiles.seam_sources.len(),
             tokens,
         };
-        self.facts.upload(0, &facts, self.ops.context().compute())?;
+        self.staging.copy_tables(self.ops.context(), &mut self.facts, &facts)?;
         Ok(plan)
     }
 
@@ -408,21 +437,12 @@ impl Backend for Cuda {
         let width = weight.out_features;
         let features = match features {
             Features::All => 0..width,
-            Features::Queries => 0..self.heads.q_width(),
-            Features::KeysAndValues => self.heads.q_width()..width,
+            Features::Queries | Features::KeysAndValues => features_of(&self.heads, features),
         };
         out.width = width;
         let first = rows.start * x.width * Storage::BYTES;
         let bias = weight.bias(features.start, features.len());
-        let shape = ProductShape {
-            features: features.len(),
-            width: weight.in_features,
-            x_stride: x.width,
-            out_stride: width,
-            out: Out::Storage,
-            bias: bias.is_some(),
-            rows_nominal: ROWS_NOMINAL,
-        };
+        let shape = sizes_of(weight, x).linear(features.len());
         let operands = Operands {
             x: x.buffer.slice(first..x.buffer.bytes()),
             weight: weight.rows(features.start, features.len()),
@@ -497,21 +517,7 @@ impl Backend for Cuda {
             _ => 1.0,
         };
         let bias = weight.bias(0, hidden);
-        let into_f32 = into_f32(weight.matrix, self.storage());
-        let shape = ProductShape {
-            features: hidden,
-            width: weight.in_features,
-            x_stride: x.width,
-            out_stride: hidden,
-            out: match (into_f32, self.sums.is_some()) {
-                (true, false) => Out::AddF32,
-                (false, false) => Out::AddStorage,
-                (true, true) => Out::F32,
-                (false, true) => Out::Storage,
-            },
-            bias: bias.is_some(),
-            rows_nominal: ROWS_NOMINAL,
-        };
+        let shape = sizes_of(weight, x).row_parallel(self.storage(), self.geometry.shard.ranks);
         // Out of `self` for the time of the call, which takes the rest of it.
         let mut sums = self.sums.take();
         let out = sums.as_mut().map_or(&mut residual.buffer, Sums::partial);

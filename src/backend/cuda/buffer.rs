@@ -76,12 +76,34 @@ impl DeviceBuffer {
             .or_fault("copying to the GPU")
     }
 
-    /// Fills all of it with zero bytes, in the order of `stream`.
-    pub fn zero(&mut self, stream: &CudaStream) -> Result<()> {
-        self.cuda.bind_to_thread().or_fault("clearing GPU memory")?;
+    /// Queues copies of `values`, again and again until all of it is filled: once from the host, then within the device.
+    ///
+    /// # Panics
+    ///
+    /// When there are no values.
+    pub fn upload_repeated<T: Pod>(&mut self, values: &[T], stream: &CudaStream) -> Result<()> {
+        let period: &[u8] = bytemuck::cast_slice(values);
+        assert!(!period.is_empty(), "nothing to repeat");
+        let mut filled = period.len().min(self.bytes);
+        self.upload(0, &period[..filled], stream)?;
+        while filled < self.bytes {
+            let count = filled.min(self.bytes - filled);
+            let to = self.start + filled as u64;
+            // SAFETY: both parts lie in this buffer, which `&mut self` says nobody else is given, and do not overlap:
+            // the source ends where the destination begins, or before.
+            unsafe { result::memcpy_dtod_async(to, self.start, count, stream.cu_stream()) }
+                .or_fault("filling GPU memory")?;
+            filled += count;
+        }
+        Ok(())
+    }
+
+    /// Makes every byte of it this one, in the order of `stream`.
+    pub fn fill(&mut self, byte: u8, stream: &CudaStream) -> Result<()> {
+        self.cuda.bind_to_thread().or_fault("filling GPU memory")?;
         // SAFETY: exactly this buffer's bytes, which `&mut self` says nobody else is given.
-        unsafe { result::memset_d8_async(self.start, 0, self.bytes, stream.cu_stream()) }
-            .or_fault("clearing GPU memory")
+        unsafe { result::memset_d8_async(self.start, byte, self.bytes, stream.cu_stream()) }
+            .or_fault("filling GPU memory")
     }
 
     fn check(&self, first: usize, bytes: usize) {
@@ -120,6 +142,16 @@ impl DeviceSlice<'_> {
         unsafe { result::memcpy_dtoh_async(bytes, self.address(), stream.cu_stream()) }.or_fault(doing)?;
         stream.synchronize().or_fault(doing)?;
         Ok(values)
+    }
+
+    /// Without its first `bytes` bytes.
+    ///
+    /// # Panics
+    ///
+    /// When it has fewer.
+    pub(super) fn after(&self, bytes: usize) -> Self {
+        assert!(bytes <= self.bytes, "{bytes} bytes of a part of {}", self.bytes);
+        Self { first: self.first + bytes, bytes: self.bytes - bytes, ..*self }
     }
 
     pub(super) fn address(&self) -> CUdeviceptr {

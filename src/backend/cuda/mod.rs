@@ -15,6 +15,7 @@ pub mod nccl;
 pub mod ops;
 mod pinned;
 pub mod probe;
+mod products;
 mod ring;
 mod sizes;
 mod slot;
@@ -23,7 +24,7 @@ mod sums;
 pub mod tiles;
 mod weight;
 
-pub use backend::{Act, Cuda, Plan};
+pub use backend::{Act, Cuda, Plan, Setup};
 pub use slot::Slot;
 pub use weight::Weight;
 

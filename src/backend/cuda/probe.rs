@@ -107,7 +107,8 @@ fn cuda_version(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 
-fn driver_version() -> Result<i32> {
+/// The driver's interface, as it writes it: 13010 is 13.1.
+pub(super) fn driver_version() -> Result<i32> {
     // SAFETY: the library is there, as was asked before; looking a name up runs no code.
     let library = unsafe { sys::culib() };
     // SAFETY: this is the function's type, and the symbol does not outlive the library, which stays.

@@ -3,8 +3,10 @@
 use std::ops::Range;
 
 use super::backend::Cuda;
+use super::gemm::trial::Trial;
 use super::heads::HeadLayout;
 use super::ops::RopeTables;
+use super::products::{self, Biases};
 use super::tiles::{BLOCK_PAIRS_MIN, TilesMax, Work};
 use super::{Storage, gemm};
 use crate::backend::tier::CudaTier;
@@ -27,7 +29,11 @@ impl Cuda {
         let tables = RopeTables::bytes(heads.padded, capacity.tokens);
         let sums = SumSizes::bytes(geometry, capacity, storage);
         let facts = facts_bytes(geometry, &heads, capacity);
-        let workspace = rows * row_bytes + wide + sums + facts + logits + tables + gemm::WORKSPACE_BYTES;
+        // Before activations and weights are there, products are tried out in their place, on as many rows at least.
+        let shapes = products::of_layers(geometry, &heads, capacity, storage, Biases::default());
+        let trial = shapes.iter().map(|(shape, _)| Trial::least_bytes(*shape)).max().unwrap_or(0);
+        let activations = (rows * row_bytes + wide).max(trial);
+        let workspace = activations + sums + facts + logits + tables + gemm::WORKSPACE_BYTES;
         // Padded heads take more; f32 weights take half.
         let weights = (weight_bytes * heads.padded).div_ceil(heads.head_dim);
         // The biases that Turing keeps in f32: two bytes more for a row of o or down.

@@ -1,9 +1,9 @@
-//! Rows of embeddings from the host to the device in every pass, through pinned memory. Weights take another way:
+//! What a pass needs from the host, through pinned memory: rows of embeddings, and its tables. Weights take another way:
 //! `courier.rs`.
 //!
-//! Slots take turns: one is filled while another's copy is under way. Pinned memory is read by the copy itself, so each
-//! slot has an event that says when it may be filled again. While a pass runs, the slots are filled for the next one: as
-//! many rows as fit into them need only be copied when it begins.
+//! Pinned memory is read by the copy itself, so it lies in slots that take turns, each with an event that says when it may
+//! be filled again. While a pass runs, slots are filled with embeddings for the next one: as many rows as fit into them
+//! need only be copied when it begins.
 
 use std::fmt;
 
@@ -18,30 +18,23 @@ use crate::error::{Error, ErrorKind, Result};
 /// Bytes of a slot: large enough that a copy is fast, small enough that the first one begins soon.
 const SLOT_BYTES: usize = 8 << 20;
 
-/// Slots at most: 4,096 rows of the 70B's residual stream in bf16.
+/// Slots for embeddings, at most: 4,096 rows of the 70B's residual stream in bf16.
 const SLOTS_MAX: usize = 8;
 
-const DOING: &str = "copying embeddings to the GPU";
+const DOING: &str = "copying to the GPU";
 
-/// Pinned memory in slots, for rows of one length that have ids.
+/// Pinned memory for what goes up in every pass.
 pub struct Staging {
-    slots: Vec<Slot>,
-    /// The slot whose turn is next.
-    next: usize,
+    rows: Slots,
     row_bytes: usize,
-    /// The ids whose rows lie in the slots from `next` on, not copied yet.
+    /// The ids whose rows lie in the slots from the next one on, not copied yet.
     ahead: Vec<u32>,
-}
-
-struct Slot {
-    pinned: Pinned,
-    /// Recorded behind the copy out of this slot.
-    copied: CudaEvent,
+    tables: Slots,
 }
 
 impl Staging {
-    /// Pinned memory for passes of up to `rows_max` rows of `row_bytes` bytes.
-    pub fn new(context: &Context, rows_max: usize, row_bytes: usize) -> Result<Self> {
+    /// For passes of up to `rows_max` rows of `row_bytes` bytes, and up to `tables_max` bytes of tables.
+    pub fn new(context: &Context, rows_max: usize, row_bytes: usize, tables_max: usize) -> Result<Self> {
         if row_bytes > SLOT_BYTES {
             let message =
                 format!("a row of {row_bytes} bytes does not fit into {SLOT_BYTES} of pinned memory");
@@ -49,12 +42,9 @@ impl Staging {
         }
         let slot_rows = SLOT_BYTES / row_bytes;
         let slots = rows_max.div_ceil(slot_rows).clamp(2, SLOTS_MAX);
-        let slot = |_| -> Result<Slot> {
-            let copied = context.cuda().new_event(None).or_fault("making an event")?;
-            Ok(Slot { pinned: Pinned::new(context.cuda(), slot_rows.min(rows_max) * row_bytes)?, copied })
-        };
-        let slots = (0..slots).map(slot).collect::<Result<_>>()?;
-        Ok(Self { slots, next: 0, row_bytes, ahead: Vec::new() })
+        let rows = Slots::new(context, slots, slot_rows.min(rows_max) * row_bytes)?;
+        let tables = Slots::new(context, 2, tables_max.min(SLOT_BYTES))?;
+        Ok(Self { rows, row_bytes, ahead: Vec::new(), tables })
     }
 
     /// Queues copies of the rows of `ids` to the start of `to`, on the compute stream; `fill(id, bytes)` writes those that
@@ -70,27 +60,15 @@ impl Staging {
         ids: &[u32],
         mut fill: impl FnMut(u32, &mut [u8]),
     ) -> Result<()> {
-        let row_bytes = self.row_bytes;
-        assert!(ids.len() * row_bytes <= to.bytes(), "{} rows of {row_bytes} bytes to {to:?}", ids.len());
+        let (row_bytes, slot_rows) = (self.row_bytes, self.slot_rows());
         context.bind()?;
-        let slot_rows = self.slot_rows();
         let ahead = std::mem::take(&mut self.ahead);
         for (index, chunk) in ids.chunks(slot_rows).enumerate() {
             let first = index * slot_rows;
             if ahead.get(first..first + chunk.len()) != Some(chunk) {
-                self.fill(self.next, chunk, &mut fill)?;
+                fill_rows(self.rows.free(0)?, row_bytes, chunk, &mut fill);
             }
-            let slots = self.slots.len();
-            let slot = &mut self.slots[self.next];
-            self.next = (self.next + 1) % slots;
-            let bytes = &slot.pinned.bytes()[..chunk.len() * row_bytes];
-            let address = to.address() + (first * row_bytes) as u64;
-            let stream = context.compute();
-            // SAFETY: the destination lies in `to`, asserted above and borrowed mutably; work on the same stream is
-            // ordered around the copy. The slot is not written before its event says that the copy is through, and
-            // dropping it waits for the device.
-            unsafe { result::memcpy_htod_async(address, bytes, stream.cu_stream()) }.or_fault(DOING)?;
-            slot.copied.record(stream).or_fault(DOING)?;
+            self.rows.send(context, to, first * row_bytes, chunk.len() * row_bytes)?;
         }
         Ok(())
     }
@@ -98,11 +76,29 @@ impl Staging {
     /// Fills the slots with the rows of `ids` from the first on, as many as they hold, for the next
     /// [`copy_rows`](Self::copy_rows). It waits for copies that are under way, and for nothing else.
     pub fn fill_ahead(&mut self, ids: &[u32], mut fill: impl FnMut(u32, &mut [u8])) -> Result<()> {
-        let slot_rows = self.slot_rows();
         self.ahead.clear();
-        for (index, chunk) in ids.chunks(slot_rows).take(self.slots.len()).enumerate() {
-            self.fill((self.next + index) % self.slots.len(), chunk, &mut fill)?;
+        for (index, chunk) in ids.chunks(self.slot_rows()).take(self.rows.slots.len()).enumerate() {
+            fill_rows(self.rows.free(index)?, self.row_bytes, chunk, &mut fill);
             self.ahead.extend_from_slice(chunk);
+        }
+        Ok(())
+    }
+
+    /// Queues a copy of `bytes` to the start of `to`, on the compute stream: one, unless they are more than a slot's. They
+    /// may be changed as soon as this returns.
+    ///
+    /// # Panics
+    ///
+    /// When they do not fit into `to`.
+    pub fn copy_tables(&mut self, context: &Context, to: &mut DeviceBuffer, bytes: &[u8]) -> Result<()> {
+        context.bind()?;
+        let mut first = 0;
+        while first < bytes.len() {
+            let slot = self.tables.free(0)?;
+            let chunk = &bytes[first..bytes.len().min(first + slot.len())];
+            slot[..chunk.len()].copy_from_slice(chunk);
+            self.tables.send(context, to, first, chunk.len())?;
+            first += chunk.len();
         }
         Ok(())
     }
@@ -110,16 +106,58 @@ impl Staging {
     fn slot_rows(&self) -> usize {
         SLOT_BYTES / self.row_bytes
     }
+}
 
-    /// Writes rows into a slot once the copy out of it is through.
-    fn fill(&mut self, slot: usize, ids: &[u32], fill: &mut impl FnMut(u32, &mut [u8])) -> Result<()> {
-        let slot = &mut self.slots[slot];
+fn fill_rows(slot: &mut [u8], row_bytes: usize, ids: &[u32], fill: &mut impl FnMut(u32, &mut [u8])) {
+    for (&id, bytes) in ids.iter().zip(slot.chunks_exact_mut(row_bytes)) {
+        fill(id, bytes);
+    }
+}
+
+/// Pieces of pinned memory that take turns.
+struct Slots {
+    slots: Vec<Slot>,
+    /// The slot whose turn it is.
+    next: usize,
+}
+
+struct Slot {
+    pinned: Pinned,
+    /// Recorded behind the copy out of this slot.
+    copied: CudaEvent,
+}
+
+impl Slots {
+    fn new(context: &Context, count: usize, bytes: usize) -> Result<Self> {
+        let slot = |_| -> Result<Slot> {
+            let copied = context.cuda().new_event(None).or_fault("making an event")?;
+            Ok(Slot { pinned: Pinned::new(context.cuda(), bytes)?, copied })
+        };
+        Ok(Self { slots: (0..count).map(slot).collect::<Result<_>>()?, next: 0 })
+    }
+
+    /// The slot whose turn it is after `turns` more, once the copy out of it is through.
+    fn free(&mut self, turns: usize) -> Result<&mut [u8]> {
+        let count = self.slots.len();
+        let slot = &mut self.slots[(self.next + turns) % count];
         // An event that was never recorded is complete.
         slot.copied.synchronize().or_fault(DOING)?;
-        for (&id, bytes) in ids.iter().zip(slot.pinned.bytes().chunks_exact_mut(self.row_bytes)) {
-            fill(id, bytes);
-        }
-        Ok(())
+        Ok(slot.pinned.bytes())
+    }
+
+    /// Queues a copy of the first `count` bytes of the slot whose turn it is to byte `first` of `to` and on.
+    fn send(&mut self, context: &Context, to: &mut DeviceBuffer, first: usize, count: usize) -> Result<()> {
+        assert!(first + count <= to.bytes(), "{count} bytes at {first} of {to:?}");
+        let slots = self.slots.len();
+        let slot = &mut self.slots[self.next];
+        self.next = (self.next + 1) % slots;
+        let (bytes, stream) = (&slot.pinned.bytes()[..count], context.compute());
+        // SAFETY: the destination lies in `to`, asserted above and borrowed mutably; work on the same stream is ordered
+        // around the copy. The slot is not written before its event says that the copy is through (`free`), and dropping it
+        // waits for the device.
+        unsafe { result::memcpy_htod_async(to.address() + first as u64, bytes, stream.cu_stream()) }
+            .or_fault(DOING)?;
+        slot.copied.record(stream).or_fault(DOING)
     }
 }
 

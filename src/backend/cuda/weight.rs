@@ -70,6 +70,11 @@ impl Weight {
         self.values.slice(first * bytes..(first + count) * bytes)
     }
 
+    /// Whether it has a bias.
+    pub(super) fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
     /// The bias of output features `first..first + count`.
     pub(super) fn bias(&self, first: usize, count: usize) -> Option<DeviceSlice<'_>> {
         let bias = self.bias.as_ref()?;

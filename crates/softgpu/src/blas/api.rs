@@ -1,5 +1,6 @@
 //! The entry points. Descriptors are boxes behind the opaque pointers.
 
+use super::algorithm::Algorithm;
 use super::gemm::{Element, Gemm, Matrix};
 use crate::driver::queue::Op;
 use crate::driver::trace::called;
@@ -25,13 +26,6 @@ const DESC_EPILOGUE: c_uint = 7;
 const DESC_BIAS_POINTER: c_uint = 8;
 const EPILOGUE_DEFAULT: i32 = 1;
 const EPILOGUE_BIAS: i32 = 4;
-const ALGO_ID: c_uint = 0;
-const ALGO_SPLIT_K: c_uint = 2;
-const ALGO_REDUCTION: c_uint = 3;
-/// k terms that algorithm 2 sums apart.
-const K_BLOCK: usize = 64;
-const ALGORITHMS: u64 = 3;
-
 /// `cublasLtMatrixLayout_t`.
 pub struct Layout {
     element: Option<Element>,
@@ -50,15 +44,6 @@ pub struct Description {
     refused: Option<&'static str>,
 }
 
-/// `cublasLtMatmulAlgo_t`: word 0 is the algorithm, 1 split-K, 2 the reduction scheme, 3 says that it was made here.
-#[repr(C)]
-#[derive(Clone, Copy, Default)]
-pub struct Algorithm {
-    words: [u64; 8],
-}
-
-const ALGORITHM_MARK: u64 = 0x736F_6674;
-
 /// `cublasLtMatmulHeuristicResult_t`.
 #[repr(C)]
 pub struct HeuristicResult {
@@ -67,6 +52,12 @@ pub struct HeuristicResult {
     state: LtStatus,
     waves: f32,
     reserved: [c_int; 4],
+}
+
+impl HeuristicResult {
+    fn of(algorithm: Algorithm) -> Self {
+        Self { algorithm, workspace_bytes: 0, state: SUCCESS, waves: 1.0, reserved: [0; 4] }
+    }
 }
 
 /// A handle holds nothing.
@@ -256,7 +247,7 @@ pub extern "C" fn cublasLtMatmulPreferenceDestroy(_preference: usize) -> LtStatu
     SUCCESS
 }
 
-/// Offers up to three algorithms.
+/// Offers algorithms that take this many columns of D, the favourite for it first.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -275,30 +266,23 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
 ) -> LtStatus {
     called("cublasLtMatmulAlgoGetHeuristic");
     // SAFETY: the caller's descriptors.
-    let gemm = match unsafe { gemm(desc, [a, b, c, d], [0; 4]) } {
-        Ok(gemm) => gemm,
+    let sizes = unsafe { gemm(desc, [a, b, c, d], [0; 4]) }.and_then(|gemm| gemm.sizes());
+    let (_, columns, _) = match sizes {
+        Ok(sizes) => sizes,
         Err(why) => return refuse(&why),
     };
-    if let Err(why) = gemm.sizes() {
-        return refuse(&why);
-    }
-    let count = (wanted.max(0) as u64).min(ALGORITHMS);
-    for index in 0..count {
-        let mut algorithm = Algorithm::default();
-        algorithm.words[0] = index;
-        algorithm.words[1] = 1;
-        algorithm.words[3] = ALGORITHM_MARK;
-        let result =
-            HeuristicResult { algorithm, workspace_bytes: 0, state: SUCCESS, waves: 1.0, reserved: [0; 4] };
-        // SAFETY: the caller gives room for `wanted` results, and count <= wanted.
-        unsafe { results.add(index as usize).write(result) };
+    let mut count = 0;
+    for algorithm in Algorithm::proposed(columns).take(wanted.max(0) as usize) {
+        // SAFETY: the caller gives room for `wanted` results.
+        unsafe { results.add(count).write(HeuristicResult::of(algorithm)) };
+        count += 1;
     }
     // SAFETY: the caller's out parameter.
     unsafe { found.write(count as c_int) };
     SUCCESS
 }
 
-/// Accepts the algorithms that the heuristic offers.
+/// Accepts the algorithms that are there, for the columns of D that they take.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -316,20 +300,22 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoCheck(
     called("cublasLtMatmulAlgoCheck");
     // SAFETY: the caller's descriptors and algorithm.
     let (gemm, algorithm) = unsafe { (gemm(desc, [a, b, c, d], [0; 4]), *algorithm) };
-    if algorithm.words[3] != ALGORITHM_MARK || algorithm.words[1] != 1 || algorithm.words[0] >= ALGORITHMS {
+    let (_, columns, _) = match gemm.and_then(|gemm| gemm.sizes()) {
+        Ok(sizes) => sizes,
+        Err(why) => return refuse(&why),
+    };
+    if !algorithm.is_known() {
         return INVALID_VALUE;
     }
-    if let Err(why) = gemm.and_then(|g| g.sizes().map(|_| ())) {
-        return refuse(&why);
+    if !algorithm.takes(columns) {
+        return NOT_SUPPORTED;
     }
-    let checked =
-        HeuristicResult { algorithm, workspace_bytes: 0, state: SUCCESS, waves: 1.0, reserved: [0; 4] };
     // SAFETY: the caller's out parameter.
-    unsafe { result.write(checked) };
+    unsafe { result.write(HeuristicResult::of(algorithm)) };
     SUCCESS
 }
 
-/// Id, split-K and reduction scheme of an algorithm; anything else is 0.
+/// What an algorithm is made of; 0 for what it has nothing of.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -343,27 +329,25 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigGetAttribute(
 ) -> LtStatus {
     called("cublasLtMatmulAlgoConfigGetAttribute");
     // SAFETY: the caller's algorithm.
-    let words = unsafe { (*algorithm).words };
-    let found = match attribute {
-        ALGO_ID => words[0],
-        ALGO_SPLIT_K => words[1],
-        ALGO_REDUCTION => words[2],
-        _ => 0,
-    } as u32;
-    if bytes < 4 {
+    let found = unsafe { *algorithm }.attribute(attribute);
+    let size = Algorithm::attribute_bytes(attribute);
+    if bytes < size {
         return INVALID_VALUE;
     }
-    // SAFETY: the caller gives `bytes` bytes, 4 at least; `written` may be null.
+    // SAFETY: the caller gives `bytes` bytes, at least as many as the attribute has; `written` may be null.
     unsafe {
-        value.cast::<u32>().write_unaligned(found);
+        match size {
+            2 => value.cast::<u16>().write_unaligned(found as u16),
+            _ => value.cast::<u32>().write_unaligned(found),
+        }
         if !written.is_null() {
-            written.write(4);
+            written.write(size);
         }
     }
     SUCCESS
 }
 
-/// Id, split-K and reduction scheme; `cublasLtMatmulAlgoCheck` then says whether that exists.
+/// Id, tile, split-K and reduction scheme; `cublasLtMatmulAlgoCheck` then says whether that exists.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -379,14 +363,8 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigSetAttribute(
         return INVALID_VALUE;
     }
     // SAFETY: the caller's algorithm, and a value of `bytes` bytes.
-    let (algorithm, value) = unsafe { (&mut *algorithm, value.cast::<u32>().read_unaligned() as u64) };
-    match attribute {
-        ALGO_ID => algorithm.words[0] = value,
-        ALGO_SPLIT_K => algorithm.words[1] = value,
-        ALGO_REDUCTION => algorithm.words[2] = value,
-        _ => return INVALID_VALUE,
-    }
-    SUCCESS
+    let (algorithm, value) = unsafe { (&mut *algorithm, value.cast::<u32>().read_unaligned()) };
+    if algorithm.set(attribute, value) { SUCCESS } else { INVALID_VALUE }
 }
 
 /// Queues a product. Alpha and beta are read now, from the host.
@@ -415,16 +393,21 @@ pub unsafe extern "C" fn cublasLtMatmul(
     called("cublasLtMatmul");
     // SAFETY: the caller's descriptors and scalars; the algorithm may be null.
     let (gemm, alpha, beta, algorithm) = unsafe {
-        let chosen = if algorithm.is_null() { Algorithm::default() } else { *algorithm };
+        let chosen = if algorithm.is_null() { Algorithm::DEFAULT } else { *algorithm };
         (gemm(desc, [a_layout, b_layout, c_layout, d_layout], [a, b, c, d]), *alpha, *beta, chosen)
     };
     let (gemm, (m, n, k)) = match gemm.and_then(|g| g.sizes().map(|sizes| (g, sizes))) {
         Ok(checked) => checked,
         Err(why) => return refuse(&why),
     };
+    if !algorithm.is_known() {
+        return INVALID_VALUE;
+    }
+    if !algorithm.takes(n) {
+        return refuse(&format!("cublasLtMatmul: {algorithm:?} does not take {n} columns"));
+    }
     let multiplications = (m * n * k) as u64;
-    let k_block = if algorithm.words[0] == 2 { K_BLOCK } else { 0 };
-    let gemm = Gemm { alpha, beta, k_block, ..gemm };
+    let gemm = Gemm { alpha, beta, k_block: algorithm.k_block(n, k), ..gemm };
     let work = Box::new(move |memory: &mut crate::device::DeviceMemory| gemm.run(memory));
     let queued = device_of(stream).and_then(enter).and_then(|device| {
         push_launch(device, stream, Op::Work { name: "cublasLtMatmul", multiplications, work })

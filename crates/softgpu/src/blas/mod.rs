@@ -1,8 +1,10 @@
 //! cublasLt: what `cublasLtMatmul` needs, with f32 accumulation.
 //!
-//! Three algorithms are offered. 0 and 1 sum over k in order and agree in bits; 2 sums blocks of k apart and does not: so
-//! a caller that groups algorithms by the bits of their products has something to find.
+//! Several algorithms are offered ([`algorithm`]): some agree in bits, some do not, one is split-K, one changes its bits
+//! with the number of rows, and one refuses most numbers. So a caller that groups algorithms by the bits of their products
+//! has something to find, and one that does not has something to get wrong.
 
+pub mod algorithm;
 mod api;
 pub mod gemm;
 

@@ -1,0 +1,149 @@
+//! The algorithms that there are: several orders of adding, of which some are the same in another tile, and conditions on
+//! the columns of D, which are the rows of a linear layer.
+
+use std::ffi::c_uint;
+
+/// `cublasLtMatmulAlgo_t`: what an algorithm is, as [`ALGORITHMS`] has it, and a mark that says that it was made here.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Algorithm {
+    id: u64,
+    tile: u64,
+    split_k: u64,
+    reduction: u64,
+    mark: u64,
+    unused: [u64; 3],
+}
+
+const MARK: u64 = 0x736F_6674;
+
+/// In which order the terms of a sum are added.
+#[derive(Clone, Copy)]
+enum Order {
+    /// One after the other.
+    Through,
+    /// So many by themselves, and then these sums.
+    Blocks(usize),
+    /// As the first for up to so many columns of D, as blocks of 8 for more: rows change with their number.
+    Changing(usize),
+    /// So many parts of k, one after the other: split-K.
+    Parts(usize),
+}
+
+struct Kind {
+    tile: u64,
+    split_k: u64,
+    reduction: u64,
+    order: Order,
+    /// Columns of D come in multiples of this.
+    columns_step: usize,
+}
+
+const fn kind(tile: u64, order: Order, columns_step: usize) -> Kind {
+    let (split_k, reduction) = match order {
+        Order::Parts(parts) => (parts as u64, 2),
+        _ => (1, 0),
+    };
+    Kind { tile, split_k, reduction, order, columns_step }
+}
+
+/// By id. Tiles are `cublasLtMatmulTile_t`'s: 64 x 64, 128 x 64, 128 x 128, 256 x 128.
+const ALGORITHMS: [Kind; 7] = [
+    kind(18, Order::Through, 1),
+    kind(15, Order::Through, 1),
+    kind(20, Order::Blocks(8), 1),
+    kind(15, Order::Blocks(8), 1),
+    kind(20, Order::Through, 16),
+    kind(20, Order::Changing(128), 1),
+    kind(20, Order::Parts(2), 1),
+];
+
+/// The favourites for up to so many columns of D, by id. Whoever takes the first for each changes a row's bits with the
+/// number of rows.
+const PROPOSED: [(usize, [usize; 7]); 4] = [
+    (64, [6, 3, 1, 0, 2, 5, 4]),
+    (512, [6, 5, 2, 1, 3, 0, 4]),
+    (2048, [2, 0, 1, 4, 3, 5, 6]),
+    (usize::MAX, [6, 4, 0, 2, 3, 1, 5]),
+];
+
+const ID: c_uint = 0;
+const TILE: c_uint = 1;
+const SPLIT_K: c_uint = 2;
+const REDUCTION: c_uint = 3;
+const INNER_SHAPE: c_uint = 7;
+const CLUSTER_SHAPE: c_uint = 8;
+
+impl Algorithm {
+    /// What runs where the caller chooses none.
+    pub(super) const DEFAULT: Self = Self::new(0);
+
+    const fn new(id: usize) -> Self {
+        let Kind { tile, split_k, reduction, .. } = ALGORITHMS[id];
+        Self { id: id as u64, tile, split_k, reduction, mark: MARK, unused: [0; 3] }
+    }
+
+    /// The favourites for D of so many columns.
+    pub(super) fn proposed(columns: usize) -> impl Iterator<Item = Self> {
+        let order = PROPOSED.iter().find(|(most, _)| columns <= *most).map_or([0; 7], |(_, order)| *order);
+        order.into_iter().map(Self::new).filter(move |algorithm| algorithm.takes(columns))
+    }
+
+    /// Whether it is one that is there, and not what a caller has made of it.
+    pub(super) fn is_known(&self) -> bool {
+        ALGORITHMS.len() as u64 > self.id && *self == Self::new(self.id as usize)
+    }
+
+    /// Whether it computes D of so many columns.
+    pub(super) fn takes(&self, columns: usize) -> bool {
+        self.kind().is_some_and(|kind| columns.is_multiple_of(kind.columns_step))
+    }
+
+    /// Terms that are summed before they join the total; 0 sums all in order.
+    pub(super) fn k_block(&self, columns: usize, k: usize) -> usize {
+        match self.kind().map_or(Order::Through, |kind| kind.order) {
+            Order::Through => 0,
+            Order::Blocks(terms) => terms,
+            Order::Changing(most) => {
+                if columns <= most {
+                    0
+                } else {
+                    8
+                }
+            }
+            Order::Parts(parts) => k.div_ceil(parts),
+        }
+    }
+
+    fn kind(&self) -> Option<&'static Kind> {
+        ALGORITHMS.get(self.id as usize)
+    }
+
+    pub(super) fn attribute(&self, attribute: c_uint) -> u32 {
+        let value = match attribute {
+            ID => self.id,
+            TILE => self.tile,
+            SPLIT_K => self.split_k,
+            REDUCTION => self.reduction,
+            _ => 0,
+        };
+        value as u32
+    }
+
+    pub(super) fn attribute_bytes(attribute: c_uint) -> usize {
+        if matches!(attribute, INNER_SHAPE | CLUSTER_SHAPE) { 2 } else { 4 }
+    }
+
+    /// False where it has no such attribute, or none that can be set.
+    pub(super) fn set(&mut self, attribute: c_uint, value: u32) -> bool {
+        let place = match attribute {
+            ID => &mut self.id,
+            TILE => &mut self.tile,
+            SPLIT_K => &mut self.split_k,
+            REDUCTION => &mut self.reduction,
+            _ => return false,
+        };
+        *place = u64::from(value);
+        true
+    }
+}

@@ -1,0 +1,161 @@
+//! cublasLt's algorithms: what it proposes for a product, what it says of each, and whether it takes a number of rows.
+
+use std::fmt;
+
+use cudarc::cublaslt::sys;
+use serde::{Deserialize, Serialize};
+
+use super::handles::{OrFault, Preference};
+use super::{Lt, Problem, WORKSPACE_BYTES};
+use crate::error::Result;
+
+/// Proposals that are asked for at a number of rows.
+const PROPOSALS: usize = 16;
+
+/// One way of the library to compute a product.
+#[derive(Clone, Copy)]
+pub struct Algorithm {
+    raw: sys::cublasLtMatmulAlgo_t,
+    config: Config,
+}
+
+/// What the library tells of an algorithm, in its numbers. It names one among the library's proposals: an algorithm is
+/// never made from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the library's names, and the library's numbers")]
+pub struct Config {
+    pub id: u32,
+    pub tile: u32,
+    pub split_k: u32,
+    pub reduction: u32,
+    pub swizzle: u32,
+    pub custom: u32,
+    pub stages: u32,
+    pub inner_shape: u32,
+    pub cluster_shape: u32,
+}
+
+impl Algorithm {
+    fn new(raw: sys::cublasLtMatmulAlgo_t) -> Self {
+        Self { raw, config: Config::of(&raw) }
+    }
+
+    /// What the library tells of it.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(super) fn raw(&self) -> &sys::cublasLtMatmulAlgo_t {
+        &self.raw
+    }
+
+    /// Whether each number is computed by one thread block. Parts that several have summed are added in an order that may
+    /// change from run to run, and their number with the rows.
+    pub fn sums_in_one_piece(&self) -> bool {
+        self.config.split_k <= 1 && self.config.reduction == 0
+    }
+}
+
+impl Config {
+    fn of(raw: &sys::cublasLtMatmulAlgo_t) -> Self {
+        use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
+        // The last two are of 16 bits, the others of 32.
+        let attribute = |attribute, bytes: usize| {
+            let (mut value, mut written) = (0_u32, 0);
+            // SAFETY: the value has room for `bytes` bytes, 4 at most, of which the call writes no more.
+            let status = unsafe {
+                let value = (&raw mut value).cast();
+                sys::cublasLtMatmulAlgoConfigGetAttribute(raw, attribute, value, bytes, &mut written)
+            };
+            status.result().is_ok().then_some(value)
+        };
+        // What a library cannot tell is 0, except where 0 would speak for the algorithm.
+        let known = |name, bytes| attribute(name, bytes).unwrap_or(0);
+        let needed = |name| attribute(name, 4).unwrap_or(u32::MAX);
+        Self {
+            id: known(Attribute::CUBLASLT_ALGO_CONFIG_ID, 4),
+            tile: known(Attribute::CUBLASLT_ALGO_CONFIG_TILE_ID, 4),
+            split_k: needed(Attribute::CUBLASLT_ALGO_CONFIG_SPLITK_NUM),
+            reduction: needed(Attribute::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME),
+            swizzle: known(Attribute::CUBLASLT_ALGO_CONFIG_CTA_SWIZZLING, 4),
+            custom: known(Attribute::CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION, 4),
+            stages: known(Attribute::CUBLASLT_ALGO_CONFIG_STAGES_ID, 4),
+            inner_shape: known(Attribute::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID, 2),
+            cluster_shape: known(Attribute::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, 2),
+        }
+    }
+}
+
+impl Lt {
+    /// The library's proposals for a product of so many rows, its favourite first. The same ones in every run of one
+    /// version of the library on one kind of GPU.
+    pub fn proposals(&self, problem: &mut Problem, rows: usize) -> Result<Vec<Algorithm>> {
+        let doing = || format!("asking for algorithms of {}", problem.shape);
+        let preference = Preference::new(problem.shape.alignments()).or_fault(doing())?;
+        problem.x.set_cols(rows).or_fault(doing())?;
+        problem.out.set_cols(rows).or_fault(doing())?;
+        let mut found = Vec::<sys::cublasLtMatmulHeuristicResult_t>::with_capacity(PROPOSALS);
+        let mut count = 0;
+        // SAFETY: every handle is alive, made by the same library; `found` has room for as many as are asked for.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                problem.desc.0,
+                problem.weight.0,
+                problem.x.0,
+                problem.out.0,
+                problem.out.0,
+                preference.0,
+                PROPOSALS as i32,
+                found.as_mut_ptr(),
+                &mut count,
+            )
+        };
+        // Nothing for this number of rows is an answer: others may serve.
+        if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED {
+            return Ok(Vec::new());
+        }
+        status.result().or_fault(doing())?;
+        // SAFETY: the library wrote the first `count` of them, which is no more than was asked for.
+        unsafe { found.set_len((count.max(0) as usize).min(PROPOSALS)) };
+        found.retain(|proposal| proposal.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        Ok(found.iter().map(|proposal| Algorithm::new(proposal.algo)).collect())
+    }
+
+    /// Whether an algorithm computes the product of so many rows with the workspace that there is. Asks the library's
+    /// host code only.
+    pub fn accepts(&self, problem: &mut Problem, algorithm: &Algorithm, rows: usize) -> Result<bool> {
+        let doing = || format!("checking an algorithm of {}", problem.shape);
+        problem.x.set_cols(rows).or_fault(doing())?;
+        problem.out.set_cols(rows).or_fault(doing())?;
+        let mut result = sys::cublasLtMatmulHeuristicResult_t {
+            algo: algorithm.raw,
+            workspaceSize: 0,
+            state: sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS,
+            wavesCount: 0.0,
+            reserved: [0; 4],
+        };
+        // SAFETY: every handle is alive, made by the same library, and so is the algorithm, which a heuristic gave; the
+        // result is written to a local.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                problem.desc.0,
+                problem.weight.0,
+                problem.x.0,
+                problem.out.0,
+                problem.out.0,
+                &algorithm.raw,
+                &mut result,
+            )
+        };
+        let success = sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
+        Ok(status == success && result.state == success && result.workspaceSize <= WORKSPACE_BYTES)
+    }
+}
+
+impl fmt::Debug for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.config.fmt(f)
+    }
+}

@@ -1,0 +1,226 @@
+//! Products on numbers made for telling algorithms apart, in memory that is there before weights and activations are.
+//!
+//! The terms of every sum cancel: the second half of a row of `x` repeats the first one backwards, and that of a row of
+//! the weight does so with the sign changed. What comes out is what rounding has left, and that depends on the order
+//! of the additions. Terms are of very different size, so that most additions round. Rows of `x` repeat with a
+//! period: equal rows must come out equal, wherever they lie in a product, and however many rows it has.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::Range;
+use std::sync::Arc;
+
+use cudarc::driver::CudaStream;
+use half::{bf16, f16};
+
+use super::algorithm::Algorithm;
+use super::{Lt, Operands, Out, Problem, ProductShape};
+use crate::backend::cuda::Storage;
+use crate::backend::cuda::buffer::DeviceBuffer;
+use crate::backend::cuda::context::Context;
+use crate::error::Result;
+
+/// Distinct rows of `x`: a prime, so that equal rows lie everywhere in tiles.
+const PERIOD: usize = 61;
+
+/// Distinct rows of the weight.
+const WEIGHT_PERIOD: usize = 67;
+
+/// Numbers of rows that every algorithm computes: one; a few; a whole tile; one row beyond the tallest tile.
+pub const PROBES: [usize; 4] = [1, 17, 128, 257];
+
+/// What every byte of `out` is before a product adds to it: 7.1e-4 in bf16 and in f32, of the size of what rounding leaves.
+const OUT_BYTE: u8 = 0x3A;
+
+/// Powers of two by which numbers differ: -6 to 6. In f16 every one is finite.
+const EXPONENTS: u64 = 13;
+
+/// A digest of each of the `PERIOD` distinct rows of a product.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bits(Vec<u64>);
+
+/// The operands of one shape.
+pub struct Trial {
+    stream: Arc<CudaStream>,
+    weight: DeviceBuffer,
+    x: DeviceBuffer,
+    bias: DeviceBuffer,
+    out: DeviceBuffer,
+}
+
+impl Trial {
+    /// Operands for up to so many rows, and at least those of [`PROBES`].
+    pub fn new(context: &Context, storage: Storage, shape: ProductShape, rows: usize) -> Result<Self> {
+        let rows = rows.max(PROBES[PROBES.len() - 1]);
+        let ProductShape { features, width, x_stride, out_stride, out, .. } = shape;
+        let mut trial = Self {
+            stream: context.compute().clone(),
+            weight: context.allocate(features * width * Storage::BYTES)?,
+            x: context.allocate(rows * x_stride * Storage::BYTES)?,
+            bias: context.allocate(features * out.bytes())?,
+            out: context.allocate(rows * out_stride * out.bytes())?,
+        };
+        trial.fill(storage, shape)?;
+        Ok(trial)
+    }
+
+    /// Bytes that it takes for [`PROBES`] beside the weight: what a plan must have room for where activations take less.
+    pub fn least_bytes(shape: ProductShape) -> usize {
+        let ProductShape { features, x_stride, out_stride, out, .. } = shape;
+        let rows = PROBES[PROBES.len() - 1];
+        rows * (x_stride * Storage::BYTES + out_stride * out.bytes()) + features * out.bytes()
+    }
+
+    /// The bits that an algorithm computes; nothing where it takes too few of [`PROBES`] to tell, or gives equal rows
+    /// different bits.
+    pub fn bits(&mut self, lt: &Lt, problem: &mut Problem, algorithm: &Algorithm) -> Result<Option<Bits>> {
+        let mut known: Option<Bits> = None;
+        // The most rows first: they show every distinct one.
+        for rows in PROBES.into_iter().rev() {
+            let Some(digests) = self.digests(lt, problem, algorithm, rows, 0..rows)? else { continue };
+            match &known {
+                None if rows < PERIOD => return Ok(None),
+                None => known = Some(Bits(digests[..PERIOD].to_vec())),
+                Some(_) => {}
+            }
+            let bits = known.as_ref().expect("set above");
+            if !bits.are_those_of(&digests, 0) {
+                return Ok(None);
+            }
+        }
+        Ok(known)
+    }
+
+    /// Whether an algorithm takes so many rows and computes these bits: looked at in the first and the last rows.
+    pub fn confirms(
+        &mut self,
+        lt: &Lt,
+        problem: &mut Problem,
+        algorithm: &Algorithm,
+        rows: usize,
+        bits: &Bits,
+    ) -> Result<bool> {
+        let count = rows.min(PERIOD);
+        let Some(first) = self.digests(lt, problem, algorithm, rows, 0..count)? else { return Ok(false) };
+        let last = self.row_digests(problem.shape, rows - count..rows)?;
+        Ok(bits.are_those_of(&first, 0) && bits.are_those_of(&last, rows - count))
+    }
+
+    /// Queues a product of so many rows.
+    pub fn launch(
+        &mut self,
+        lt: &Lt,
+        problem: &mut Problem,
+        algorithm: &Algorithm,
+        rows: usize,
+    ) -> Result<bool> {
+        let shape = problem.shape;
+        let mut operands = Operands {
+            x: self.x.all(),
+            weight: self.weight.all(),
+            bias: shape.bias.then(|| self.bias.all()),
+            out: &mut self.out,
+            out_first: 0,
+            rows,
+            alpha: 1.0,
+        };
+        Ok(lt.launch(problem, algorithm, &mut operands)?.is_ok())
+    }
+
+    /// Computes so many rows and digests some of them; nothing where the library refuses.
+    fn digests(
+        &mut self,
+        lt: &Lt,
+        problem: &mut Problem,
+        algorithm: &Algorithm,
+        rows: usize,
+        of: Range<usize>,
+    ) -> Result<Option<Vec<u64>>> {
+        if !lt.accepts(problem, algorithm, rows)? {
+            return Ok(None);
+        }
+        self.out.fill(OUT_BYTE, &self.stream)?;
+        if !self.launch(lt, problem, algorithm, rows)? {
+            return Ok(None);
+        }
+        self.row_digests(problem.shape, of).map(Some)
+    }
+
+    fn row_digests(&self, shape: ProductShape, rows: Range<usize>) -> Result<Vec<u64>> {
+        let (stride, row) = (shape.out_stride * shape.out.bytes(), shape.features * shape.out.bytes());
+        let bytes: Vec<u8> = self.out.slice(rows.start * stride..rows.end * stride).download(&self.stream)?;
+        let digest = |bytes: &[u8]| {
+            let mut hasher = DefaultHasher::new();
+            bytes[..row].hash(&mut hasher);
+            hasher.finish()
+        };
+        Ok(bytes.chunks_exact(stride).map(digest).collect())
+    }
+
+    fn fill(&mut self, storage: Storage, shape: ProductShape) -> Result<()> {
+        let stream = &self.stream;
+        let ProductShape { features, width, x_stride, out, .. } = shape;
+        let mut numbers = Numbers(0x9E37_79B9_7F4A_7C15);
+        let x: Vec<u16> =
+            (0..PERIOD).flat_map(|_| numbers.row(storage, width, x_stride, Half::Repeated)).collect();
+        let weight: Vec<u16> =
+            (0..WEIGHT_PERIOD).flat_map(|_| numbers.row(storage, width, width, Half::Negated)).collect();
+        // As large as what rounding leaves.
+        let bias: Vec<f32> = (0..features).map(|_| numbers.next() / 1024.0).collect();
+        self.x.upload_repeated(&x, stream)?;
+        self.weight.upload_repeated(&weight, stream)?;
+        match out {
+            Out::F32 | Out::AddF32 => self.bias.upload(0, &bias, stream),
+            Out::Storage | Out::AddStorage => {
+                let bias: Vec<u16> = bias.iter().map(|&number| stored(storage, number)).collect();
+                self.bias.upload(0, &bias, stream)
+            }
+        }
+    }
+}
+
+impl Bits {
+    /// Whether these are the digests of a product's rows from row `first` on.
+    fn are_those_of(&self, digests: &[u64], first: usize) -> bool {
+        digests.iter().enumerate().all(|(row, digest)| *digest == self.0[(first + row) % PERIOD])
+    }
+}
+
+/// What the second half of a row is to the first one, backwards.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Half {
+    Repeated,
+    Negated,
+}
+
+/// Numbers as random as a xorshift generator's, the same ones in every run.
+struct Numbers(u64);
+
+impl Numbers {
+    /// Between 1 and 2 in size, times a power of two, of either sign.
+    fn next(&mut self) -> f32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        let bits = self.0;
+        let exponent = (bits >> 32) % EXPONENTS;
+        let size = f32::from_bits((127 - 6 + exponent as u32) << 23 | (bits as u32 & 0x007F_FFFF));
+        if bits >> 63 == 0 { size } else { -size }
+    }
+
+    /// `width` numbers in storage, and zeros up to `stride`.
+    fn row(&mut self, storage: Storage, width: usize, stride: usize, half: Half) -> Vec<u16> {
+        let mut row: Vec<u16> = (0..width / 2).map(|_| stored(storage, self.next())).collect();
+        let sign = if half == Half::Negated { 0x8000 } else { 0 };
+        let backwards: Vec<u16> = row.iter().rev().map(|bits| bits ^ sign).collect();
+        row.extend(backwards);
+        row.resize(stride, 0);
+        row
+    }
+}
+
+fn stored(storage: Storage, number: f32) -> u16 {
+    match storage {
+        Storage::F16 => f16::from_f32(number).to_bits(),
+        Storage::Bf16 => bf16::from_f32(number).to_bits(),
+    }
+}

@@ -1,0 +1,214 @@
+//! Measuring, once at load, which member of a product's class is the fastest for how many rows.
+//!
+//! What it costs: for the 70B on one GPU with batches of 4,096 tokens there are 6 products and 8 sizes of batch, at most 17
+//! algorithms each, and of those 4 runs: 3,264 products at the most, of 10^15 additions and multiplications in all, which is
+//! about two seconds at 700 TFLOP/s; over N ranks an Nth. To sort algorithms into classes takes 403 rows of each, less than
+//! one such batch. Then files ([`cache`](super::cache)) keep what was found, and a start asks for 1 run of 403 rows for
+//! each algorithm and one for each size. [`SECONDS_MAX`] bounds it on a GPU that is slow.
+
+use std::time::{Duration, Instant};
+
+use cudarc::driver::CudaEvent;
+use cudarc::driver::sys::CUevent_flags;
+
+use super::algorithm::{Algorithm, Config};
+use super::cache::{Cache, Fastest};
+use super::classes::{self, BUCKETS, Class, Proposals, Schedule, find};
+use super::trial::Trial;
+use super::{Lt, Problem, Product, ProductShape};
+use crate::backend::GemmTuning;
+use crate::backend::cuda::context::Context;
+use crate::backend::cuda::fault::OrFault;
+use crate::error::Result;
+
+/// Seconds after which nothing more is measured: what is left goes by the library's order.
+pub const SECONDS_MAX: u64 = 30;
+
+/// Runs that a time is the mean of, after one that is not counted.
+const TIMED_RUNS: usize = 3;
+
+/// How long products take.
+pub trait Stopwatch {
+    /// Microseconds of one product of so many rows by this algorithm, which `run` queues.
+    fn time(&mut self, rows: usize, algorithm: &Config, run: &mut dyn FnMut() -> Result<()>) -> Result<f32>;
+}
+
+/// The GPU's own time.
+pub struct Events<'a> {
+    context: &'a Context,
+    begin: CudaEvent,
+    end: CudaEvent,
+}
+
+impl<'a> Events<'a> {
+    /// A stopwatch for what is queued on the compute stream.
+    pub fn new(context: &'a Context) -> Result<Self> {
+        let event =
+            || context.cuda().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).or_fault("making an event");
+        Ok(Self { context, begin: event()?, end: event()? })
+    }
+}
+
+impl Stopwatch for Events<'_> {
+    fn time(&mut self, _: usize, _: &Config, run: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
+        let doing = "measuring a product";
+        self.begin.record(self.context.compute()).or_fault(doing)?;
+        for _ in 0..TIMED_RUNS {
+            run()?;
+        }
+        self.end.record(self.context.compute()).or_fault(doing)?;
+        let milliseconds = self.begin.elapsed_ms(&self.end).or_fault(doing)?;
+        Ok(1000.0 * milliseconds / TIMED_RUNS as f32)
+    }
+}
+
+/// Prepares a rank's products.
+pub struct Tuner<'a> {
+    context: &'a Context,
+    lt: &'a Lt,
+    tuning: GemmTuning,
+    /// None where times say nothing.
+    stopwatch: Option<Box<dyn Stopwatch + 'a>>,
+    cache: Cache,
+    deadline: Instant,
+}
+
+impl<'a> Tuner<'a> {
+    /// A tuner that measures where it is to, and the GPU has a clock. Without, the library's order of its proposals stands
+    /// in for times.
+    pub fn new(context: &'a Context, lt: &'a Lt, tuning: GemmTuning, cache: Cache) -> Result<Self> {
+        let measures = tuning == GemmTuning::Auto && context.info().has_clock;
+        let stopwatch = match measures {
+            true => Some(Box::new(Events::new(context)?) as Box<dyn Stopwatch + 'a>),
+            false => None,
+        };
+        let deadline = Instant::now() + Duration::from_secs(SECONDS_MAX);
+        Ok(Self { context, lt, tuning, stopwatch, cache, deadline })
+    }
+
+    /// The same with another stopwatch.
+    pub fn with_stopwatch(self, stopwatch: impl Stopwatch + 'a) -> Self {
+        Self { stopwatch: Some(Box::new(stopwatch)), ..self }
+    }
+
+    /// A product of up to `rows_max` rows, or more. Allocates its operands, and frees them again.
+    pub fn product(&mut self, shape: ProductShape, rows_max: usize) -> Result<Product> {
+        let mut problem = self.lt.problem(shape)?;
+        let rows = if self.stopwatch.is_some() { rows_max.min(BUCKETS[BUCKETS.len() - 1]) } else { 0 };
+        let mut trial = Trial::new(self.context, self.lt.storage, shape, rows)?;
+        let proposals = Proposals::of(self.lt, &mut problem)?;
+        let found = classes::classes(self.lt, &mut problem, &mut trial, &proposals)?;
+        let class = classes::choose(self.lt, &mut problem, found)?;
+        let schedule = match self.tuning {
+            GemmTuning::Off => Schedule::new(vec![class.members; BUCKETS.len()]),
+            GemmTuning::Auto => self.schedule(&mut problem, &mut trial, &proposals, class, rows)?,
+        };
+        Ok(Product::new(problem, schedule))
+    }
+
+    fn schedule(
+        &mut self,
+        problem: &mut Problem,
+        trial: &mut Trial,
+        proposals: &Proposals,
+        class: Class,
+        rows_max: usize,
+    ) -> Result<Schedule> {
+        let kept = self.cache.load(problem.shape);
+        let mut stopwatch = self.stopwatch.take();
+        let (mut fastest, mut orders, mut below) = (Vec::new(), Vec::new(), 0);
+        for (&most, proposed) in BUCKETS.iter().zip(&proposals.buckets) {
+            let members = proposed.iter().filter_map(|algorithm| find(&class.members, algorithm.config()));
+            let favourites: Vec<Algorithm> = members.copied().collect();
+            // Nobody comes with more rows than `rows_max`.
+            let rows = most.min(rows_max);
+            orders.push(match &mut stopwatch {
+                Some(stopwatch) if rows > below => {
+                    let mut size = Size { rows, lt: self.lt, class: &class, problem, trial };
+                    let (order, found) = self.measure(&mut size, &favourites, &kept, &mut **stopwatch)?;
+                    fastest.extend(found);
+                    order
+                }
+                _ => followed_by(favourites, &class.members),
+            });
+            below = most;
+        }
+        self.stopwatch = stopwatch;
+        if !fastest.is_empty() && fastest != kept {
+            self.cache.store(problem.shape, &fastest);
+        }
+        Ok(Schedule::new(orders))
+    }
+
+    /// The order of algorithms for one size of batch, the fastest first, and what it is: by what is kept, if that is
+    /// confirmed, or by the stopwatch.
+    fn measure(
+        &self,
+        size: &mut Size<'_>,
+        favourites: &[Algorithm],
+        kept: &[Fastest],
+        stopwatch: &mut dyn Stopwatch,
+    ) -> Result<(Vec<Algorithm>, Option<Fastest>)> {
+        // The one that decided on the class competes everywhere.
+        let able = followed_by(favourites.to_vec(), &size.class.members[..1]);
+        let mut others = size.class.members.clone();
+        others.retain(|other| find(&able, other.config()).is_none());
+        let known = kept.iter().find(|kept| kept.rows == size.rows);
+        if let Some((known, algorithm)) =
+            known.and_then(|known| Some((known, find(&able, &known.algorithm)?)))
+            && size.confirms(algorithm)?
+        {
+            return Ok((followed_by(vec![*algorithm], &others), Some(*known)));
+        }
+        let mut timed = Vec::new();
+        for algorithm in &able {
+            if Instant::now() >= self.deadline {
+                return Ok((followed_by(able, &others), None));
+            }
+            // A first run, which is not timed, and which shows that the bits are those of the class for so many rows too.
+            if size.confirms(algorithm)? {
+                timed.push((size.time(stopwatch, algorithm)?, *algorithm));
+            }
+        }
+        timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        let fastest = timed.first().map(|(microseconds, algorithm)| Fastest {
+            rows: size.rows,
+            algorithm: *algorithm.config(),
+            microseconds: *microseconds,
+        });
+        let order = timed.into_iter().map(|(_, algorithm)| algorithm).collect();
+        Ok((followed_by(order, &others), fastest))
+    }
+}
+
+/// One size of batch of one product.
+struct Size<'a> {
+    rows: usize,
+    lt: &'a Lt,
+    class: &'a Class,
+    problem: &'a mut Problem,
+    trial: &'a mut Trial,
+}
+
+impl Size<'_> {
+    fn confirms(&mut self, algorithm: &Algorithm) -> Result<bool> {
+        self.trial.confirms(self.lt, self.problem, algorithm, self.rows, &self.class.bits)
+    }
+
+    fn time(&mut self, stopwatch: &mut dyn Stopwatch, algorithm: &Algorithm) -> Result<f32> {
+        let Self { rows, lt, ref mut problem, ref mut trial, .. } = *self;
+        // Taken a moment ago, so taken again.
+        let mut run = || trial.launch(lt, problem, algorithm, rows).map(drop);
+        stopwatch.time(rows, algorithm.config(), &mut run)
+    }
+}
+
+/// An order with those behind it that are not in it.
+fn followed_by(mut order: Vec<Algorithm>, others: &[Algorithm]) -> Vec<Algorithm> {
+    for other in others {
+        if find(&order, other.config()).is_none() {
+            order.push(*other);
+        }
+    }
+    order
+}

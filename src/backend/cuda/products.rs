@@ -1,0 +1,114 @@
+//! The matrix products of a model's layers, by shapes alone: all are prepared at load, and none in a pass.
+
+use super::Storage;
+use super::gemm::{Out, ProductShape};
+use super::heads::HeadLayout;
+use super::weight::into_f32;
+use crate::backend::{Capacity, Features, Geometry, Matrix};
+use crate::weights::LayerTensors;
+
+/// Which of a rank's matrices have biases.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Biases {
+    qkv: bool,
+    o: bool,
+    gate_up: bool,
+    down: bool,
+}
+
+impl Biases {
+    /// Those of a layer, which all layers of a rank have.
+    pub(super) fn of(layer: &LayerTensors) -> Self {
+        Self {
+            qkv: layer.qkv_bias.is_some(),
+            o: layer.o_bias.is_some(),
+            gate_up: layer.gate_up_bias.is_some(),
+            down: layer.down_bias.is_some(),
+        }
+    }
+}
+
+/// A weight's sizes, as a product needs them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sizes {
+    pub(super) matrix: Matrix,
+    pub(super) out_features: usize,
+    pub(super) in_features: usize,
+    /// Width of the rows that are multiplied.
+    pub(super) x_stride: usize,
+    pub(super) bias: bool,
+}
+
+impl Sizes {
+    /// The product of a linear layer with some features of its weight: `count` of them.
+    pub(super) fn linear(&self, count: usize) -> ProductShape {
+        ProductShape {
+            features: count,
+            width: self.in_features,
+            x_stride: self.x_stride,
+            out_stride: self.out_features,
+            out: Out::Storage,
+            bias: self.bias,
+        }
+    }
+
+    /// The product of an output projection: added to the residual stream, or, where others bring parts of it, by itself.
+    pub(super) fn row_parallel(&self, storage: Storage, ranks: usize) -> ProductShape {
+        let out = match (into_f32(self.matrix, storage), ranks > 1) {
+            (true, false) => Out::AddF32,
+            (false, false) => Out::AddStorage,
+            (true, true) => Out::F32,
+            (false, true) => Out::Storage,
+        };
+        ProductShape { out, ..self.linear(self.out_features) }
+    }
+}
+
+/// Every product of a pass, each once, with the most rows that it can have.
+pub(super) fn of_layers(
+    geometry: &Geometry,
+    heads: &HeadLayout,
+    capacity: &Capacity,
+    storage: Storage,
+    biases: Biases,
+) -> Vec<(ProductShape, usize)> {
+    let (hidden, shard) = (geometry.hidden, &geometry.shard);
+    let wide = 2 * shard.ffn_local;
+    let sizes = |matrix, out_features, in_features, x_stride, bias| Sizes {
+        matrix,
+        out_features,
+        in_features,
+        x_stride,
+        bias,
+    };
+    let qkv = sizes(Matrix::Qkv, heads.qkv_width(), hidden, hidden, biases.qkv);
+    let o = sizes(Matrix::O, hidden, heads.q_width(), heads.q_width(), biases.o);
+    let gate_up = sizes(Matrix::GateUp, wide, hidden, hidden, biases.gate_up);
+    let down = sizes(Matrix::Down, hidden, shard.ffn_local, wide, biases.down);
+    let linear = |features, rows| (qkv.linear(features_of(heads, features).len()), rows);
+    let all = [
+        linear(Features::All, capacity.tokens),
+        linear(Features::KeysAndValues, capacity.tokens),
+        linear(Features::Queries, capacity.sequences),
+        (o.row_parallel(storage, shard.ranks), capacity.tokens),
+        (gate_up.linear(wide), capacity.mlp_tokens),
+        (down.row_parallel(storage, shard.ranks), capacity.mlp_tokens),
+    ];
+    let mut distinct: Vec<(ProductShape, usize)> = Vec::new();
+    for (shape, rows) in all {
+        match distinct.iter_mut().find(|(known, _)| *known == shape) {
+            Some((_, known)) => *known = rows.max(*known),
+            None => distinct.push((shape, rows)),
+        }
+    }
+    distinct
+}
+
+/// The rows of a fused q, k and v that some features are.
+pub(super) fn features_of(heads: &HeadLayout, features: Features) -> std::ops::Range<usize> {
+    match features {
+        Features::All => 0..heads.qkv_width(),
+        Features::Queries => 0..heads.q_width(),
+        Features::KeysAndValues => heads.q_width()..heads.qkv_width(),
+    }
+}
