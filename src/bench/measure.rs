@@ -95,7 +95,7 @@ impl Row {
 }
 
 impl Summary {
-    fn new(samples: &[f64]) -> Self {
+    pub(super) fn new(samples: &[f64]) -> Self {
         let count = samples.len() as f64;
         let mean = samples.iter().sum::<f64>() / count;
         let squares: f64 = samples.iter().map(|sample| (sample - mean).powi(2)).sum();

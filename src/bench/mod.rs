@@ -14,7 +14,6 @@ mod report;
 mod shape;
 mod workload;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -29,7 +28,6 @@ use args::{Args, Command, CommandLine};
 use measure::{Repeats, Row};
 use peak::Peak;
 use report::Report;
-use shape::RandomModel;
 use workload::Workload;
 
 /// Runs the command line of this process. `commit` is what it was built from, where whoever built it said so.
@@ -37,7 +35,7 @@ pub fn main(commit: Option<&str>) -> ExitCode {
     let CommandLine { command, engine } = CommandLine::parse();
     let result = match command {
         None => run(&engine, commit),
-        Some(Command::Kernels(args)) => kernels::run(&args),
+        Some(Command::Kernels(args)) => kernels::run(&args, commit),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -70,17 +68,23 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
 
 /// The model, on a device whose times mean something.
 fn open(args: &Args) -> Result<Engine> {
-    let (dir, random) = match (&args.model, args.shape) {
-        (Some(model), _) => (model_dir::find(model)?, None),
+    let options = options(args);
+    let loading = options.loading.clone();
+    let engine = match (&args.model, args.shape) {
+        (Some(model), _) => {
+            let dir = model_dir::find(model)?;
+            progress::while_loading(&loading, || Engine::open(dir, options))?
+        }
         (None, Some(shape)) => {
-            let random = RandomModel::write(&shape.shape(), args.layers.map(|layers| layers.get()))?;
-            (random.dir().to_owned(), Some(random))
+            let config = shape.shape().config(args.layers.map(|layers| layers.get()))?;
+            let engine =
+                progress::while_loading(&loading, || Engine::open_random(config, shape::SEED, options))?;
+            shape::refuse_crowded(engine.config(), engine.plan())?;
+            engine
         }
         (None, None) => unreachable!("the command line asks for a model or a shape"),
     };
-    let engine = open_in(args, dir)?;
-    // What is mapped stays readable; should the run be killed, nothing is left behind.
-    drop(random);
+    check(args, &engine)?;
     match engine.device_reason() {
         Some(reason) => say(&format!("running on {}: {reason}", engine.device())),
         None => say(&format!("running on {}", engine.device())),
@@ -89,8 +93,8 @@ fn open(args: &Args) -> Result<Engine> {
     Ok(engine)
 }
 
-fn open_in(args: &Args, dir: PathBuf) -> Result<Engine> {
-    let options = Options {
+fn options(args: &Args) -> Options {
+    Options {
         device: args.device.into(),
         ranks: args.ranks,
         residency: args.residency.into(),
@@ -100,8 +104,11 @@ fn open_in(args: &Args, dir: PathBuf) -> Result<Engine> {
         threads: args.threads,
         cpu_math: args.cpu_math.into(),
         ..Options::default()
-    };
-    let engine = progress::while_loading(&options.loading.clone(), || Engine::open(dir, options))?;
+    }
+}
+
+/// Refuses what has no speed, and what the model cannot take.
+fn check(args: &Args, engine: &Engine) -> Result<()> {
     if !engine.has_clock() {
         let message = format!("{} has no clock rate: it is no hardware, and has no speed", engine.device());
         return Err(Error::new(ErrorKind::Device, message)
@@ -112,7 +119,7 @@ fn open_in(args: &Args, dir: PathBuf) -> Result<Engine> {
         let message = format!("sequences of {asked} tokens are longer than the model's limit of {limit}");
         return Err(Error::new(ErrorKind::Options, message).with_hint("ask for shorter ones (`--tokens`)"));
     }
-    Ok(engine)
+    Ok(())
 }
 
 /// One test for each length that was asked for.

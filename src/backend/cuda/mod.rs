@@ -18,7 +18,9 @@ pub mod probe;
 mod ring;
 mod sizes;
 mod slot;
+
 pub mod staging;
+pub mod stopwatch;
 mod sums;
 pub mod tiles;
 mod weight;
