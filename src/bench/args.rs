@@ -109,7 +109,6 @@ pub(super) struct Args {
 
 /// What `bench kernels` measures.
 #[derive(Debug, clap::Args)]
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "there are no kernels to measure"))]
 pub(super) struct KernelsArgs {
     /// The model whose kernels' sizes are measured
     #[arg(long, value_enum, default_value = "llama-3.1-8b")]
