@@ -351,21 +351,29 @@ fn csv_has_a_name_for_every_cell() {
     assert!(of(2, "unique_tokens_per_second_mean").parse::<f64>().unwrap() > 0.0);
 }
 
-#[test]
-fn a_shape_is_measured_with_random_weights_that_leave_nothing_behind() {
-    let dir = tempfile::tempdir().unwrap();
+/// A run on random weights, where no temporary folder can be written to.
+fn shape(arguments: &[&str]) -> Run {
     let output = Command::new(env!("CARGO_BIN_EXE_bench"))
-        .args(["--shape", "smollm2-135m", "--layers", "2", "--device", "cpu", "--tokens", "4", "--seqs", "2"])
-        .args(["-r", "1", "-o", "json"])
-        .env("TMPDIR", dir.path())
+        .args(["--shape", "smollm2-135m", "--tokens", "4", "--seqs", "2", "-r", "1", "-o", "json"])
+        .args(arguments)
+        .env("TMPDIR", "/dev/null")
         .output()
         .unwrap();
-    assert!(output.status.success(), "{output:?}");
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    Run {
+        status: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[test]
+fn a_shape_is_measured_with_random_weights_and_no_files() {
+    let run = shape(&["--layers", "2", "--device", "cpu"]);
+    assert_eq!(run.status, Some(0), "{run:?}");
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
     let model = &report["model"];
     assert_eq!((&model["name"], &model["random_weights"]), (&"smollm2-135m".into(), &true.into()));
     assert_eq!((&model["layers"], &model["hidden"]), (&2.into(), &576.into()));
-    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
 
 #[test]
@@ -412,4 +420,78 @@ fn a_device_that_is_no_hardware_is_given_no_speed() {
         bench(&["--model", model.to_str().unwrap(), "--device", "cuda", "--tokens", "4", "--seqs", "1"]);
     assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
     assert!(run.stderr.contains("has no clock rate") && run.stderr.contains("hint: "), "{run:?}");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs the software GPU: make test"]
+fn random_weights_need_no_file_on_the_gpu_either() {
+    let run = shape(&["--layers", "2", "--device", "cuda"]);
+    // Open, and refused only then: it is no hardware.
+    assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+    assert!(run.stderr.contains("has no clock rate"), "{run:?}");
+}
+
+/// What a dry run of `bench kernels` prints.
+#[cfg(feature = "cuda")]
+#[track_caller]
+fn launched(arguments: &[&str]) -> String {
+    let dry = ["kernels", "--dry-run", "--tokens", "33"];
+    let run = bench(&[&dry, arguments].concat());
+    assert_eq!(run.status, Some(0), "{run:?}");
+    run.stdout
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs the software GPU: make test"]
+fn every_kernel_is_launched_once_and_given_no_speed() {
+    let page = fs::read_to_string(root().join("benches/kernels.md")).unwrap();
+    for (tier, attention) in [("sm80", "attention_sm80_bf16_d64"), ("sm75", "attention_sm75_f16_d64")] {
+        let shape = ["--shape", "smollm2-135m", "--cuda-tier", tier];
+        let text = launched(&[&shape[..], &["-o", "json"]].concat());
+        let report: Value = serde_json::from_str(&text).unwrap();
+        let rows = report["rows"].as_array().unwrap();
+        let launched: BTreeSet<&str> = rows.iter().map(|row| row["kernel"].as_str().unwrap()).collect();
+        let plain = attention.replace(tier, "plain");
+        for kernel in [
+            "copy",
+            "add_rms_norm",
+            "rope",
+            "silu_mul",
+            "gather_rows",
+            "score",
+            "seam_tiles",
+            attention,
+            &plain,
+            "product_square",
+            "product_qkv",
+            "product_o",
+            "product_gate_up",
+            "product_down",
+        ] {
+            assert!(launched.contains(kernel), "{kernel} is not among {launched:?}");
+        }
+        assert!(rows.iter().all(|row| row["seconds_median"].is_null() && row["share"].is_null()), "{text}");
+        let mut found = BTreeSet::new();
+        fields("", &report, &mut found);
+        // Of no samples nobody knows what they are.
+        for (path, found) in found.iter().filter(|(path, _)| path != "rows.samples") {
+            let line = page.lines().find(|line| line.starts_with(&format!("| `{path}` | ")));
+            let types = line.unwrap_or_else(|| panic!("`{path}` is not in benches/kernels.md"));
+            let types = types.split(" | ").nth(1).unwrap();
+            assert!(types.split(" or ").any(|one| one == *found), "`{path}` is {found}, documented: {types}");
+        }
+    }
+    let table = launched(&["--shape", "smollm2-135m"]);
+    assert!(table.lines().take_while(|line| !line.is_empty()).all(|line| line.matches('|').count() == 11));
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs the software GPU: make test"]
+fn kernels_of_a_device_that_is_no_hardware_are_given_no_speed() {
+    let run = bench(&["kernels", "--shape", "smollm2-135m"]);
+    assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+    assert!(run.stderr.contains("has no clock rate") && run.stderr.contains("--dry-run"), "{run:?}");
 }

@@ -37,7 +37,7 @@ class Model:
         self.random_weights = not any(folder.glob("*.safetensors"))
         if self.random_weights:
             torch.manual_seed(0)
-            with torch.device(device):
+            with torch.device("cuda" if device == "auto" else device):
                 model = kind.from_config(transformers.AutoConfig.from_pretrained(folder), **options)
         elif device == "auto":
             # As the card has it: layers on GPU after GPU. It needs the package `accelerate`.

@@ -8,7 +8,7 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use crate::bench::requests::Lengths;
 use crate::bench::shape::ShapeArg;
-use crate::cli::args::{CpuMathArg, DeviceArg, ResidencyArg, seconds};
+use crate::cli::args::{CpuMathArg, CudaTierArg, DeviceArg, ResidencyArg, seconds};
 use crate::error::{Error, ErrorKind, Result};
 
 /// How many tokens a second the engine scores on this machine.
@@ -46,9 +46,8 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) model: Option<String>,
 
-    /// Random bf16 weights of a well-known model's shape instead. They are written to the temporary folder (TMPDIR),
-    /// removed as soon as they are open, and refused where disk or memory has no room for them. The vocabulary is cut
-    /// to 4,096 ids: nothing is computed over it
+    /// Random bf16 weights of a well-known model's shape instead. A GPU makes them itself; on the host, for the CPU and for
+    /// streaming, layers repeat after 2 GiB. The vocabulary is cut to 4,096 ids: nothing is computed over it
     #[arg(long, value_enum)]
     pub(super) shape: Option<ShapeArg>,
 
@@ -143,6 +142,22 @@ pub(super) struct KernelsArgs {
     /// The model whose kernels' sizes are measured
     #[arg(long, value_enum, default_value = "llama-3.1-8b")]
     pub(super) shape: ShapeArg,
+
+    /// Tokens of a pass: all kernels at each of these
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "256,1024,4096")]
+    pub(super) tokens: Vec<NonZeroUsize>,
+
+    /// The kernels that run: of another tier than the GPU's own
+    #[arg(long, value_enum, value_name = "TIER")]
+    pub(super) cuda_tier: Option<CudaTierArg>,
+
+    /// Samples of each kernel, each of as many launches as take 20 ms
+    #[arg(short, long, value_name = "N", default_value = "10")]
+    pub(super) repeats: NonZeroUsize,
+
+    /// Launch every kernel once and measure nothing: also on devices that have no speed
+    #[arg(long)]
+    pub(super) dry_run: bool,
 
     /// How results are printed
     #[arg(short, long, value_enum, default_value = "md")]

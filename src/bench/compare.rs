@@ -1,17 +1,19 @@
 //! Hugging Face transformers on the same machine, model and ids: `benches/baseline/hf.py`, run by a python that has it.
 
+use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::ValueEnum;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::bench::args::Args;
+use crate::bench::args::{Args, ModelArgs};
 use crate::bench::measure::{Row, Summary};
 use crate::bench::report::rate;
-use crate::cli::say;
+use crate::cli::{model_dir, say};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -45,6 +47,34 @@ struct Runs {
     rewards: Vec<f32>,
 }
 
+/// Where the script finds the model.
+enum Folder {
+    Model(PathBuf),
+    /// Of a shape: a `config.json` alone, for which it makes weights of its own.
+    Shape(TempDir),
+}
+
+impl Folder {
+    fn of(args: &ModelArgs) -> Result<Self> {
+        let (Some(shape), None) = (args.shape, &args.model) else {
+            return Ok(Self::Model(model_dir::find(args.model.as_deref().unwrap_or_default())?));
+        };
+        let config = shape.shape().config_json(args.layers.map(|layers| layers.get()))?;
+        let cannot =
+            |error| Error::new(ErrorKind::Io, format!("cannot write a config for the baseline: {error}"));
+        let folder = TempDir::new().map_err(cannot)?;
+        fs::write(folder.path().join("config.json"), config).map_err(cannot)?;
+        Ok(Self::Shape(folder))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Model(folder) => folder,
+            Self::Shape(folder) => folder.path(),
+        }
+    }
+}
+
 /// One way of scoring, and its runs of every workload.
 #[derive(Debug)]
 pub(super) struct Baseline {
@@ -59,21 +89,16 @@ pub(super) struct Baseline {
 }
 
 /// Closes the engine, whose place on the device is needed, and measures every row's workload, once for each arithmetic.
-pub(super) fn run(
-    python: &Path,
-    args: &Args,
-    engine: &Engine,
-    dir: &Path,
-    rows: &[Row],
-) -> Result<Vec<Baseline>> {
+pub(super) fn run(python: &Path, args: &Args, engine: &Engine, rows: &[Row]) -> Result<Vec<Baseline>> {
     engine.close();
+    let folder = Folder::of(&args.model)?;
     let ids: Vec<Vec<Vec<u32>>> = rows.iter().map(|row| row.workload.ids(engine.config())).collect();
     let workloads = json!(ids).to_string();
     let mut baselines = Vec::new();
     for dtype in &args.compare_dtype {
         let dtype = dtype.to_possible_value().expect("no arithmetic is hidden").get_name().to_owned();
         say(&format!("measuring transformers, {dtype}"));
-        let said = ask(command(python, args, engine, dir, &dtype), &workloads)
+        let said = ask(command(python, args, engine, folder.path(), &dtype), &workloads)
             .map_err(|error| error.at(python.display()))?;
         if said.rows.len() != rows.len() {
             let message = format!("the baseline measured {} of {} tests", said.rows.len(), rows.len());

@@ -1,7 +1,6 @@
 //! What this machine says of itself; nothing where it does not.
 
 use std::fs;
-use std::path::Path;
 
 /// The most memory that this process has had in RAM so far, mapped weights included.
 pub(super) fn peak_memory_bytes() -> Option<u64> {
@@ -24,20 +23,6 @@ pub(super) fn cpu_seconds() -> Option<f64> {
 /// Memory that programs can have without anything being swapped out.
 pub(super) fn available_memory_bytes() -> Option<u64> {
     kib_of("/proc/meminfo", "MemAvailable:")
-}
-
-/// Room on the disk of `dir` for whoever runs this.
-pub(super) fn free_disk_bytes(dir: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let disk = rustix::fs::statvfs(dir).ok()?;
-        disk.f_bavail.checked_mul(disk.f_frsize)
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = dir;
-        None
-    }
 }
 
 /// What the CPU calls itself.

@@ -21,7 +21,6 @@ mod shape;
 mod tokenize;
 mod workload;
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -36,7 +35,6 @@ use args::{Args, Command, CommandLine, ModelArgs};
 use measure::{Repeats, Row};
 use peak::Peak;
 use report::Report;
-use shape::RandomModel;
 use workload::Workload;
 
 /// Runs the command line of this process. `commit` is what it was built from, where whoever built it said so.
@@ -44,7 +42,7 @@ pub fn main(commit: Option<&str>) -> ExitCode {
     let CommandLine { command, engine } = CommandLine::parse();
     let result = match command {
         None => run(&engine, commit),
-        Some(Command::Kernels(args)) => kernels::run(&args),
+        Some(Command::Kernels(args)) => kernels::run(&args, commit),
         Some(Command::ServeLike(args)) => serve::run(&args, commit),
         Some(Command::Tokenize(args)) => tokenize::run(&args, commit),
     };
@@ -63,9 +61,7 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
     // Before the model, which takes longer.
     args.check()?;
     let mut output = Output::open(None)?;
-    let Opened { engine, dir, random } = open(&args.model, args.longest())?;
-    // Should the run be killed, nothing is left behind; but a baseline reads the weights again.
-    let random = random.filter(|_| args.compare.is_some());
+    let engine = open(&args.model, args.longest())?;
     let workloads = workloads(args, &engine)?;
     let peak = Peak::of(&engine, args.peak_tflops);
     let repeats =
@@ -77,42 +73,41 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
     let rows = workloads.into_iter().map(measured).collect::<Result<Vec<Row>>>()?;
     let baselines = match &args.compare {
         None => Vec::new(),
-        Some(python) => compare::run(python, args, &engine, &dir, &rows)?,
+        Some(python) => compare::run(python, args, &engine, &rows)?,
     };
-    drop(random);
     let report = Report { args, engine: &engine, commit, peak, rows, baselines };
     output.line(&report.text(args.output))
 }
 
-/// A model that is ready.
-struct Opened {
-    engine: Engine,
-    dir: PathBuf,
-    /// What removes `dir` when it is dropped, where that is a temporary folder. What is mapped stays readable.
-    random: Option<RandomModel>,
-}
-
 /// The model, on a device whose times mean something, for sequences of up to `longest` tokens.
-fn open(args: &ModelArgs, longest: usize) -> Result<Opened> {
-    let (dir, random) = match (&args.model, args.shape) {
-        (Some(model), _) => (model_dir::find(model)?, None),
+fn open(args: &ModelArgs, longest: usize) -> Result<Engine> {
+    let options = options(args, longest);
+    let loading = options.loading.clone();
+    let engine = match (&args.model, args.shape) {
+        (Some(model), _) => {
+            let dir = model_dir::find(model)?;
+            progress::while_loading(&loading, || Engine::open(dir, options))?
+        }
         (None, Some(shape)) => {
-            let random = RandomModel::write(&shape.shape(), args.layers.map(|layers| layers.get()))?;
-            (random.dir().to_owned(), Some(random))
+            let config = shape.shape().config(args.layers.map(|layers| layers.get()))?;
+            let engine =
+                progress::while_loading(&loading, || Engine::open_random(config, shape::SEED, options))?;
+            shape::refuse_crowded(engine.config(), engine.plan())?;
+            engine
         }
         (None, None) => unreachable!("the command line asks for a model or a shape"),
     };
-    let engine = open_in(args, &dir, longest)?;
+    check(&engine, longest)?;
     match engine.device_reason() {
         Some(reason) => say(&format!("running on {}: {reason}", engine.device())),
         None => say(&format!("running on {}", engine.device())),
     }
     engine.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
-    Ok(Opened { engine, dir, random })
+    Ok(engine)
 }
 
-fn open_in(args: &ModelArgs, dir: &Path, longest: usize) -> Result<Engine> {
-    let options = Options {
+fn options(args: &ModelArgs, longest: usize) -> Options {
+    Options {
         device: args.device.into(),
         ranks: args.ranks,
         residency: args.residency.into(),
@@ -122,8 +117,11 @@ fn open_in(args: &ModelArgs, dir: &Path, longest: usize) -> Result<Engine> {
         threads: args.threads,
         cpu_math: args.cpu_math.into(),
         ..Options::default()
-    };
-    let engine = progress::while_loading(&options.loading.clone(), || Engine::open(dir, options))?;
+    }
+}
+
+/// Refuses what has no speed, and what the model cannot take.
+fn check(engine: &Engine, longest: usize) -> Result<()> {
     if !engine.has_clock() {
         let message = format!("{} has no clock rate: it is no hardware, and has no speed", engine.device());
         return Err(Error::new(ErrorKind::Device, message)
@@ -134,7 +132,7 @@ fn open_in(args: &ModelArgs, dir: &Path, longest: usize) -> Result<Engine> {
         let message = format!("sequences of {longest} tokens are longer than the model's limit of {limit}");
         return Err(Error::new(ErrorKind::Options, message).with_hint("ask for shorter ones (`--tokens`)"));
     }
-    Ok(engine)
+    Ok(())
 }
 
 /// One test for each length that was asked for.

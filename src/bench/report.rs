@@ -171,7 +171,7 @@ pub(super) fn csv(rows: &[Vec<(String, String)>]) -> String {
 }
 
 /// A line of CSV: what holds a comma, a quote or a line break is quoted.
-fn line<'a>(values: impl Iterator<Item = &'a str>) -> String {
+pub(super) fn line<'a>(values: impl Iterator<Item = &'a str>) -> String {
     let quoted = |value: &str| {
         if value.contains([',', '"', '\n', '\r']) {
             format!("\"{}\"", value.replace('"', "\"\""))

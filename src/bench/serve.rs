@@ -16,7 +16,6 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::bench::Opened;
 use crate::bench::args::ServeArgs;
 use crate::bench::requests::{Requests, arrivals};
 use crate::bench::serve_report::Report;
@@ -62,8 +61,7 @@ pub(super) struct Row {
 
 pub(super) fn run(args: &ServeArgs, commit: Option<&str>) -> anyhow::Result<()> {
     let mut output = Output::open(None)?;
-    let Opened { engine, random, .. } = super::open(&args.model, args.tokens.longest())?;
-    drop(random);
+    let engine = super::open(&args.model, args.tokens.longest())?;
     let requests = Requests {
         lengths: args.tokens,
         responses: args.responses.get(),

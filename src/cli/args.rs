@@ -288,9 +288,18 @@ pub(super) enum GemmTuningArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum CudaTierArg {
+pub(crate) enum CudaTierArg {
     Sm75,
     Sm80,
+}
+
+impl From<CudaTierArg> for CudaTier {
+    fn from(arg: CudaTierArg) -> Self {
+        match arg {
+            CudaTierArg::Sm75 => Self::Sm75,
+            CudaTierArg::Sm80 => Self::Sm80,
+        }
+    }
 }
 
 impl From<DeviceArg> for Device {
@@ -364,10 +373,7 @@ impl ScoreArgs {
                 GemmTuningArg::Auto => GemmTuning::Auto,
                 GemmTuningArg::Off => GemmTuning::Off,
             },
-            cuda_tier: self.cuda_tier.map(|tier| match tier {
-                CudaTierArg::Sm75 => CudaTier::Sm75,
-                CudaTierArg::Sm80 => CudaTier::Sm80,
-            }),
+            cuda_tier: self.cuda_tier.map(CudaTier::from),
             prompt: self.model.prompt_options(),
             ..defaults
         }

@@ -31,7 +31,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::rope;
 use crate::prompt::{self, Prompt, PromptOptions, PromptTokens, Truncate};
 use crate::shard::Shard;
-use crate::weights::{Checkpoint, ModelTensors};
+use crate::weights::{Checkpoint, ModelTensors, RandomWeights};
 
 use device::Chosen;
 pub use plan::Plan;
@@ -214,7 +214,33 @@ impl Engine {
             let message = format!("rank {} cannot open the engine, which is rank 0's", process.rank);
             return Err(Error::new(ErrorKind::Options, message).with_hint("`Engine::serve` runs the others"));
         }
-        let mut parts = Parts::new(dir, &options)?;
+        let parts = Parts::in_folder(dir, &options)?;
+        let warnings = generation_warnings(dir, &parts.config.head);
+        Self::start(parts, Prompt::open(dir, options.prompt.clone()), warnings, options)
+    }
+
+    /// Opens a model without files: of the sizes that `config` gives, with random weights of this seed, to be measured.
+    /// Devices that can make the weights themselves do; the numbers are then others than on the host. It scores token
+    /// ids only, in this process only.
+    #[doc(hidden)]
+    pub fn open_random(config: ModelConfig, seed: u64, options: Options) -> Result<Self> {
+        if options.several_processes().is_some() {
+            let message = "random weights are of one process, and several were asked for";
+            return Err(Error::new(ErrorKind::Options, message).with_hint("leave out the processes"));
+        }
+        let weights = |config: &ModelConfig| Ok(Weights::Random(RandomWeights::new(config, seed)));
+        let parts = Parts::new(config, &options, weights)?;
+        let none = Error::new(ErrorKind::Tokenizer, "random weights have no tokenizer");
+        Self::start(parts, Err(none.with_hint("score token ids")), Vec::new(), options)
+    }
+
+    /// Starts the ranks of what was checked; what is known to be warned of comes first.
+    fn start(
+        mut parts: Parts,
+        prompt: Result<Prompt>,
+        mut warnings: Vec<String>,
+        options: Options,
+    ) -> Result<Self> {
         let links = match options.several_processes() {
             None => Vec::new(),
             Some(process) => {
@@ -225,8 +251,6 @@ impl Engine {
             }
         };
         let Parts { config, chosen, ranks, tensors, plan, said } = parts;
-        let prompt = Prompt::open(dir, options.prompt.clone());
-        let mut warnings = generation_warnings(dir, &config.head);
         warnings.extend(said);
         warnings.extend(prompt.iter().flat_map(|prompt| prompt.warnings().iter().cloned()));
 
@@ -275,7 +299,7 @@ impl Engine {
             return Err(Error::new(ErrorKind::Options, "rank 0 opens the engine, and serves none")
                 .with_hint("`Engine::open` runs rank 0"));
         };
-        let mut parts = Parts::new(dir.as_ref(), &options)?;
+        let mut parts = Parts::in_folder(dir.as_ref(), &options)?;
         let link = rendezvous::join(&process, &facts(&parts, &options), options.peer_timeout)?;
         parts.keep(processes::agreed(&link, parts.plan.placement.resident)?, &options)?;
         let Parts { config, chosen, ranks, mut tensors, plan, said } = parts;
@@ -300,10 +324,10 @@ impl Engine {
     #[cfg(feature = "cuda")]
     pub fn plan_for(dir: impl AsRef<Path>, options: &Options, gpus: &PlannedGpus) -> Result<Plan> {
         let config = ModelConfig::read(dir.as_ref())?;
-        let checkpoint = Checkpoint::open(dir.as_ref())?;
+        let weights = Weights::Stored(Checkpoint::open(dir.as_ref())?);
         let chosen = Chosen::imagined(gpus);
-        let ranks = ranks_of(&chosen, &checkpoint, &config, options)?;
-        let tensors = ModelTensors::open(&checkpoint, &config, &Shard::new(&config, 0, ranks)?)?;
+        let ranks = ranks_of(&chosen, &weights, &config, options)?;
+        let tensors = weights.part(&config, 0, ranks)?;
         Ok(Plan::new(&config, options, &chosen, ranks, tensors.bytes())?.0)
     }
 
@@ -315,9 +339,9 @@ impl Engine {
             return Ok(None);
         };
         let config = ModelConfig::read(dir.as_ref())?;
-        let checkpoint = Checkpoint::open(dir.as_ref())?;
-        let ranks = ranks_of(&chosen, &checkpoint, &config, options)?;
-        let tensors = ModelTensors::open(&checkpoint, &config, &Shard::new(&config, 0, ranks)?)?;
+        let weights = Weights::Stored(Checkpoint::open(dir.as_ref())?);
+        let ranks = ranks_of(&chosen, &weights, &config, options)?;
+        let tensors = weights.part(&config, 0, ranks)?;
         let plan = Plan::new(&config, options, &chosen, ranks, tensors.bytes())?.0;
         Ok(chosen.planned()?.map(|gpus| (gpus, plan)))
     }
@@ -515,15 +539,27 @@ impl Engine {
     }
 }
 
+/// Where a model's weights are from.
+enum Weights {
+    Stored(Checkpoint),
+    Random(RandomWeights),
+}
+
+impl Weights {
+    /// One rank's part, checked against the config.
+    fn part(&self, config: &ModelConfig, rank: usize, ranks: usize) -> Result<ModelTensors> {
+        let shard = Shard::new(config, rank, ranks)?;
+        match self {
+            Self::Stored(checkpoint) => ModelTensors::open(checkpoint, config, &shard),
+            Self::Random(weights) => Ok(ModelTensors::random(weights, config, &shard)),
+        }
+    }
+}
+
 /// Among how many ranks the model is divided on the chosen device.
-fn ranks_of(
-    chosen: &Chosen,
-    checkpoint: &Checkpoint,
-    config: &ModelConfig,
-    options: &Options,
-) -> Result<usize> {
+fn ranks_of(chosen: &Chosen, weights: &Weights, config: &ModelConfig, options: &Options) -> Result<usize> {
     chosen.ranks(options, config, |ranks| {
-        let tensors = ModelTensors::open(checkpoint, config, &Shard::new(config, 0, ranks)?)?;
+        let tensors = weights.part(config, 0, ranks)?;
         let resident = Options { residency: Residency::Resident, ..options.clone() };
         Ok(Plan::new(config, &resident, chosen, ranks, tensors.bytes())?.0.footprint)
     })
@@ -542,7 +578,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(dir: &Path, options: &Options) -> Result<Self> {
+    /// Of the model in a folder.
+    fn in_folder(dir: &Path, options: &Options) -> Result<Self> {
         if !dir.is_dir() {
             return Err(Error::new(ErrorKind::Io, "there is no such model folder")
                 .at(dir.display())
@@ -555,17 +592,23 @@ impl Parts {
                 return Err(Error::new(ErrorKind::Options, message).with_hint("leave the ranks out"));
             }
         }
-        let config = ModelConfig::read(dir)?;
+        Self::new(ModelConfig::read(dir)?, options, |_| Ok(Weights::Stored(Checkpoint::open(dir)?)))
+    }
+
+    /// Of the weights that `open` opens, which is asked when all else is known to fit the model.
+    fn new(
+        config: ModelConfig,
+        options: &Options,
+        open: impl FnOnce(&ModelConfig) -> Result<Weights>,
+    ) -> Result<Self> {
         if let Some(ranks) = options.several_processes().map(|process| process.world_size).or(options.ranks) {
             Shard::new(&config, 0, ranks)?;
         }
-        let checkpoint = Checkpoint::open(dir)?;
-        let part = |rank: usize, ranks: usize| {
-            ModelTensors::open(&checkpoint, &config, &Shard::new(&config, rank, ranks)?)
-        };
+        let weights = open(&config)?;
+        let part = |rank: usize, ranks: usize| weights.part(&config, rank, ranks);
         let whole = part(0, 1)?;
         let mut chosen = Chosen::new(options)?;
-        let ranks = ranks_of(&chosen, &checkpoint, &config, options)?;
+        let ranks = ranks_of(&chosen, &weights, &config, options)?;
         chosen.divide(ranks, options)?;
         let tensors = match options.several_processes() {
             Some(process) => vec![part(process.rank, ranks)?],

@@ -197,3 +197,42 @@ impl fmt::Display for Plan {
         write!(f, "longest sequence {} tokens", self.max_tokens)
     }
 }
+
+#[cfg(all(test, feature = "cuda"))]
+mod tests {
+    use super::*;
+    use crate::backend::tier::CudaTier;
+    use crate::config::{Head, Rope, RopeScaling};
+    use crate::engine::PlannedGpus;
+    use crate::weights::{Dtype, ModelTensors, RandomWeights};
+
+    #[test]
+    fn random_weights_of_the_70b_fit_on_a_card_of_141_gb_as_its_own_do() {
+        let config = ModelConfig {
+            hidden: 8192,
+            layers: 80,
+            q_heads: 64,
+            kv_heads: 8,
+            head_dim: 128,
+            ffn: 28_672,
+            vocab: 4096,
+            rms_norm_eps: 1e-5,
+            rope: Rope { theta: 5e5, scaling: RopeScaling::Default },
+            max_tokens: 131_072,
+            attention_bias: false,
+            mlp_bias: false,
+            head: Head::LogitZero { tied: true },
+        };
+        let free_bytes = 143_000 << 20;
+        let gpus = PlannedGpus { name: "H200".to_owned(), tier: CudaTier::Sm80, free_bytes, count: 1 };
+        let shard = Shard::new(&config, 0, 1).unwrap();
+        let tensors = ModelTensors::random(&RandomWeights::new(&config, 0), &config, &shard);
+        let options = Options { max_tokens: Some(4096), ..Options::default() };
+        let plan = |bytes| Plan::new(&config, &options, &Chosen::imagined(&gpus), 1, bytes).unwrap();
+        let (random, said) = plan(tensors.bytes());
+        assert_eq!(random, plan(WeightBytes::of(&config, &shard, Dtype::BF16)).0);
+        assert_eq!((random.placement, said), (Placement::resident(80), None));
+        assert_eq!(format!("{:.2}", gib(random.footprint.weights)), "127.50");
+        assert!(random.footprint.total() <= free_bytes);
+    }
+}

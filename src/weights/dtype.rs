@@ -23,7 +23,7 @@ impl Dtype {
     }
 
     /// Bytes of one value.
-    pub fn size(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,

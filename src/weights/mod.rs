@@ -1,7 +1,7 @@
 //! Weights where they lie: mapped safetensors files, the one table of tensor names, and each rank's slices of them.
 //!
 //! [`Checkpoint`] turns a model folder into named tensors, [`ModelTensors`] checks them against `config.json` and takes
-//! one rank's part. No weight is copied or converted here, and none is read: values are looked at by whoever computes.
+//! one rank's part. [`RandomWeights`] are tensors of a model's shape without files. No weight is copied or converted here, and none is read: values are looked at by whoever computes.
 //! A NaN among them is therefore not found here but in the reward.
 
 mod check;
@@ -10,6 +10,7 @@ mod dtype;
 mod header;
 mod index;
 mod map;
+mod random;
 mod table;
 mod tensor;
 mod tensors;
@@ -19,6 +20,7 @@ use std::path::Path;
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use map::MappedFile;
+pub use random::{Normal, RandomWeights};
 pub use tensor::HostTensor;
 pub use tensors::{LayerTensors, ModelTensors, WeightBytes};
 

@@ -1,4 +1,4 @@
-//! [`HostTensor`]: a matrix of weights where it lies in a mapped file.
+//! [`HostTensor`]: a matrix of weights where it lies, in a mapped file or, for random ones, in memory.
 
 use std::fmt;
 use std::ops::Range;
@@ -7,22 +7,31 @@ use std::sync::Arc;
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
-use super::{Dtype, MappedFile};
+use super::random::{self, HostNumbers};
+use super::{Dtype, MappedFile, Normal};
 
 /// A matrix `[rows, cols]` of a mapped file, or a part of one; a vector is one row. Cloning it copies no weights.
 ///
 /// Values are little-endian and may lie at any byte: read them with unaligned loads, never through a cast.
 #[derive(Clone)]
 pub struct HostTensor {
-    file: Arc<MappedFile>,
+    source: Source,
     name: Arc<str>,
     dtype: Dtype,
-    /// Byte of the file where the first value starts.
+    /// Byte of the source where the first value starts.
     offset: usize,
     rows: usize,
     cols: usize,
     /// From the start of one row to the start of the next, in values; at least `cols`.
     row_stride: usize,
+}
+
+/// What a tensor's bytes are a part of.
+#[derive(Clone)]
+enum Source {
+    File(Arc<MappedFile>),
+    /// Of one whole tensor, and how a device makes them itself; nothing for ones.
+    Random(Arc<HostNumbers>, Option<Normal>),
 }
 
 impl HostTensor {
@@ -39,7 +48,36 @@ impl HostTensor {
         [rows, cols]: [usize; 2],
     ) -> Self {
         assert!(offset + rows * cols * dtype.size() <= file.bytes().len(), "tensor `{name}` leaves its file");
-        Self { file, name, dtype, offset, rows, cols, row_stride: cols }
+        let source = Source::File(file);
+        Self { source, name, dtype, offset, rows, cols, row_stride: cols }
+    }
+
+    /// The matrix `[rows, cols]` of all these numbers.
+    ///
+    /// # Panics
+    ///
+    /// When there are more or fewer.
+    pub(super) fn random(
+        numbers: Arc<HostNumbers>,
+        name: Arc<str>,
+        normal: Option<Normal>,
+        [rows, cols]: [usize; 2],
+    ) -> Self {
+        assert_eq!(numbers.count(), rows * cols, "tensor `{name}` is not all of its numbers");
+        let source = Source::Random(numbers, normal);
+        Self { source, name, dtype: random::DTYPE, offset: 0, rows, cols, row_stride: cols }
+    }
+
+    /// How a device can make random numbers like this tensor's by itself, where that is what they are. They are others
+    /// than those of [`bytes`](Self::bytes), of the same distribution.
+    pub fn normal(&self) -> Option<Normal> {
+        match &self.source {
+            Source::File(_) => None,
+            // A part has numbers of its own, by where in the whole it begins.
+            Source::Random(_, normal) => {
+                normal.map(|normal| Normal { seed: normal.seed.wrapping_add(self.offset as u64), ..normal })
+            }
+        }
     }
 
     /// The tensor's name in the checkpoint, also for a part of it.
@@ -49,7 +87,17 @@ impl HostTensor {
 
     /// The file it lies in, for messages.
     pub fn path(&self) -> &Path {
-        self.file.path()
+        match &self.source {
+            Source::File(file) => file.path(),
+            Source::Random(..) => Path::new("random weights"),
+        }
+    }
+
+    fn source_bytes(&self) -> &[u8] {
+        match &self.source {
+            Source::File(file) => file.bytes(),
+            Source::Random(numbers, _) => numbers.bytes(),
+        }
     }
 
     /// The number format of its values.
@@ -118,7 +166,7 @@ impl HostTensor {
             return &[];
         }
         let values = (self.rows - 1) * self.row_stride + self.cols;
-        &self.file.bytes()[self.offset..self.offset + values * self.dtype.size()]
+        &self.source_bytes()[self.offset..self.offset + values * self.dtype.size()]
     }
 
     /// The bytes of one row's values.
@@ -129,7 +177,7 @@ impl HostTensor {
     pub fn row_bytes(&self, row: usize) -> &[u8] {
         assert!(row < self.rows, "row {row} of the {} of `{}`", self.rows, self.name);
         let start = self.offset + row * self.row_stride * self.dtype.size();
-        &self.file.bytes()[start..start + self.cols * self.dtype.size()]
+        &self.source_bytes()[start..start + self.cols * self.dtype.size()]
     }
 
     /// One row as f32, exactly: every f16 and bf16 is an f32. `out`: `[cols]`.

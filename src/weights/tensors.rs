@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::check::{check, head_source};
 use super::checkpoint::Checkpoint;
 use super::table::{Entry, LAYER, LAYER_PREFIX, MODEL, Place};
-use super::{Dtype, HostTensor};
+use super::{Dtype, HostTensor, RandomWeights};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::shard::Shard;
@@ -76,14 +76,25 @@ impl ModelTensors {
     /// tensor that no Llama model has.
     pub fn open(checkpoint: &Checkpoint, config: &ModelConfig, shard: &Shard) -> Result<Self> {
         let warnings = check(checkpoint, config)?;
+        let find = |name: &str| whole(checkpoint, &head_source(checkpoint, config, name));
+        Ok(Self { warnings, ..Self::collect(config, shard, find) })
+    }
+
+    /// This rank's part of random weights, which were made for a model of this `config`.
+    pub fn random(weights: &RandomWeights, config: &ModelConfig, shard: &Shard) -> Self {
+        Self::collect(config, shard, |name| weights.tensor(name))
+    }
+
+    /// This rank's part of the whole tensors that `find` finds by name.
+    fn collect(config: &ModelConfig, shard: &Shard, find: impl Fn(&str) -> HostTensor) -> Self {
         let parts = |prefix: &str, table: &'static [Entry], place: Place| -> Vec<HostTensor> {
             table
                 .iter()
                 .filter(|entry| entry.place == place && entry.when.holds(config))
                 .filter_map(|entry| {
                     let [rows, cols] = entry.part(config, shard)?;
-                    let name = head_source(checkpoint, config, &format!("{prefix}{}", entry.name));
-                    Some(whole(checkpoint, &name).row_range(rows).column_range(cols))
+                    let whole = find(&format!("{prefix}{}", entry.name));
+                    Some(whole.row_range(rows).column_range(cols))
                 })
                 .collect()
         };
@@ -91,13 +102,13 @@ impl ModelTensors {
             let prefix = format!("{LAYER_PREFIX}{layer}.");
             LayerTensors::collect(|place| parts(&prefix, LAYER, place))
         });
-        Ok(Self {
+        Self {
             embedding: only(parts("", MODEL, Place::Embedding)),
             layers: layers.collect(),
             final_norm: only(parts("", MODEL, Place::FinalNorm)),
             head: only(parts("", MODEL, Place::Head)),
-            warnings,
-        })
+            warnings: Vec::new(),
+        }
     }
 
     /// Bytes of these tensors.

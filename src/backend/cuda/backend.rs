@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Storage;
 use super::buffer::{DeviceBuffer, DeviceSlice};
@@ -36,7 +36,7 @@ use crate::backend::{
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::error::{Error, ErrorKind, Result};
-use crate::weights::{Dtype, HostTensor, LayerTensors};
+use crate::weights::{Dtype, HostTensor, LayerTensors, Normal};
 
 /// What the SwiGLU product is scaled by with f16, so that it stays below 65,504; the product with down undoes it.
 const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
@@ -187,8 +187,16 @@ impl Cuda {
     /// A weight that is there to stay.
     fn load(&mut self, part: &Part<'_>) -> Result<Weight> {
         let context = self.ops.context();
-        let weight = Weight::allocate(context, self.layout(), part)?;
-        self.courier.load(context, weight.rows_from(self.layout(), part))?;
+        let mut weight = Weight::allocate(context, self.layout(), part)?;
+        match weight.normal(part) {
+            Some(Normal { seed, deviation }) => {
+                let numbers = weight.out_features * weight.in_features;
+                self.ops.fill_normal(weight.values_mut(), numbers, seed, deviation)?;
+                let stored = part.pieces.iter().map(HostTensor::size_bytes).sum::<usize>();
+                self.brought_bytes().fetch_add(stored as u64, Ordering::Relaxed);
+            }
+            None => self.courier.load(context, weight.rows_from(self.layout(), part))?,
+        }
         Ok(weight)
     }
 

@@ -19,7 +19,9 @@ mod products;
 mod ring;
 mod sizes;
 mod slot;
+
 pub mod staging;
+pub mod stopwatch;
 mod sums;
 pub mod tiles;
 mod weight;

@@ -12,7 +12,7 @@ use super::context::Context;
 use super::heads::HeadLayout;
 use crate::backend::{Matrix, Part};
 use crate::error::{Error, ErrorKind, Result};
-use crate::weights::{Dtype, HostTensor};
+use crate::weights::{Dtype, HostTensor, Normal};
 
 /// A matrix `[out_features, in_features]` with an optional bias, or a vector: one row.
 #[derive(Debug)]
@@ -44,6 +44,18 @@ impl Weight {
             None => None,
         };
         Ok(Self { matrix, values, bias, out_features, in_features })
+    }
+
+    /// How the device can make this weight by itself, where `part` is random numbers that lie alike on host and device.
+    pub(super) fn normal(&self, part: &Part<'_>) -> Option<Normal> {
+        let rows: usize = part.pieces.iter().map(HostTensor::rows).sum();
+        let (first, alike) = (&part.pieces[0], self.out_features == rows);
+        first.normal().filter(|_| alike && self.in_features == first.cols() && part.bias.is_none())
+    }
+
+    /// All of it, to be filled before anything else uses it.
+    pub(super) fn values_mut(&mut self) -> &mut DeviceBuffer {
+        &mut self.values
     }
 
     /// What must be copied for this weight to hold `part`.

@@ -1,0 +1,270 @@
+//! Weights that no file holds: [`RandomWeights`], the tensors of a model's shape with random bf16 numbers, for measuring.
+//!
+//! Power, and with it speed, depends on the numbers that are multiplied: these are distributed as in a model before
+//! training. Norms are 1. A device that can make such numbers itself is told how by [`HostTensor::normal`] and reads
+//! nothing here; whoever asks for a tensor's bytes makes them, in ordinary memory, once.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::thread;
+
+use half::bf16;
+use sha2::{Digest, Sha256};
+
+use super::table::{EMBEDDING, Entry, LAYER_PREFIX, LM_HEAD};
+use super::{Dtype, HostTensor};
+use crate::config::{Head, ModelConfig};
+
+/// The standard deviation of weights, as models are initialised.
+pub(super) const DEVIATION: f32 = 0.02;
+
+/// The number format of all of them.
+pub(super) const DTYPE: Dtype = Dtype::BF16;
+
+/// Layers have bytes of their own on the host until they are so many; those that follow repeat them in turn. More than
+/// any cache holds, so that what is read again comes from memory, as a model's own would.
+const LAYER_BYTES_MIN: usize = 2 << 30;
+
+/// Numbers that one thread makes at a time, from a seed of their own.
+const BLOCK: usize = 1 << 16;
+
+/// Random weights of a model's shape: the same ones for the same seed.
+#[derive(Debug)]
+pub struct RandomWeights {
+    tensors: BTreeMap<String, HostTensor>,
+    host_bytes: usize,
+}
+
+/// How a device is to make a tensor's numbers: normally distributed around 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normal {
+    /// Of this tensor.
+    pub seed: u64,
+    /// The standard deviation.
+    pub deviation: f32,
+}
+
+/// Numbers in the host's memory, from the moment when somebody asks for them.
+pub(super) struct HostNumbers {
+    count: usize,
+    /// Nothing for ones.
+    seed: Option<u64>,
+    bytes: OnceLock<Vec<u8>>,
+}
+
+impl RandomWeights {
+    /// Weights for a model of these sizes. Makes no numbers yet.
+    pub fn new(config: &ModelConfig, seed: u64) -> Self {
+        Self::repeating(config, seed, LAYER_BYTES_MIN)
+    }
+
+    fn repeating(config: &ModelConfig, seed: u64, layer_bytes_min: usize) -> Self {
+        let bytes = |entry: &Entry| entry.sizes(config).iter().product::<usize>() * DTYPE.size();
+        let layer_bytes: usize = Entry::of(config)
+            .filter(|(name, _)| name.starts_with(&format!("{LAYER_PREFIX}0.")))
+            .map(|(_, entry)| bytes(entry))
+            .sum();
+        let own = layer_bytes_min.div_ceil(layer_bytes.max(1)).clamp(1, config.layers);
+        let mut numbers: BTreeMap<String, Arc<HostNumbers>> = BTreeMap::new();
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in Entry::of(config) {
+            if name == LM_HEAD && config.head == (Head::LogitZero { tied: true }) {
+                continue;
+            }
+            let sizes = entry.sizes(config);
+            let shape = if let [rows, cols] = sizes[..] { [rows, cols] } else { [1, sizes[0]] };
+            // Vectors are norms, or biases, which are no part of a known shape.
+            let seed_of = |name: &str| (sizes.len() > 1).then(|| seed_of(name, seed));
+            let count = shape[0] * shape[1];
+            let repeated = repeated(&name, own);
+            let make = || Arc::new(HostNumbers { count, seed: seed_of(&repeated), bytes: OnceLock::new() });
+            let numbers = numbers.entry(repeated.clone()).or_insert_with(make).clone();
+            let normal = seed_of(&name).map(|seed| Normal { seed, deviation: DEVIATION });
+            tensors.insert(name.clone(), HostTensor::random(numbers, name.as_str().into(), normal, shape));
+        }
+        let host_bytes = numbers.values().map(|numbers| numbers.count * DTYPE.size()).sum();
+        Self { tensors, host_bytes }
+    }
+
+    /// Bytes that they take in the host's memory when all of them are read there.
+    pub fn host_bytes(&self) -> usize {
+        self.host_bytes
+    }
+
+    /// A whole tensor; the head of a model whose embeddings are its head is the embeddings.
+    ///
+    /// # Panics
+    ///
+    /// When the model has no such tensor.
+    pub(super) fn tensor(&self, name: &str) -> HostTensor {
+        let tied = || self.tensors.get(EMBEDDING).filter(|_| name == LM_HEAD);
+        self.tensors.get(name).or_else(tied).unwrap_or_else(|| panic!("no tensor `{name}`")).clone()
+    }
+}
+
+/// The tensor whose numbers this one has on the host, where only so many layers have numbers of their own.
+fn repeated(name: &str, own_layers: usize) -> String {
+    let in_layer = name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.'));
+    match in_layer.and_then(|(layer, rest)| Some((layer.parse::<usize>().ok()?, rest))) {
+        Some((layer, rest)) => format!("{LAYER_PREFIX}{}.{rest}", layer % own_layers),
+        None => name.to_owned(),
+    }
+}
+
+/// A seed for a tensor, far from every other tensor's.
+fn seed_of(name: &str, seed: u64) -> u64 {
+    let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize();
+    digest.iter().take(8).fold(0, |bits, &byte| bits << 8 | u64::from(byte))
+}
+
+impl HostNumbers {
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// All of them, little-endian bf16; made by the first who asks, while others who ask wait.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.bytes.get_or_init(|| match self.seed {
+            None => bf16::ONE.to_le_bytes().repeat(self.count),
+            Some(seed) => normal(self.count, seed),
+        })
+    }
+}
+
+impl fmt::Debug for HostNumbers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostNumbers").field("count", &self.count).finish_non_exhaustive()
+    }
+}
+
+/// `count` numbers of mean 0 and [`DEVIATION`]. By threads of its own: callers may be workers of a pool whose other
+/// workers wait for these very numbers.
+fn normal(count: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; count * DTYPE.size()];
+    let threads = thread::available_parallelism().map_or(1, |threads| threads.get());
+    let blocks = count.div_ceil(BLOCK).div_ceil(threads);
+    thread::scope(|scope| {
+        for (share, bytes) in bytes.chunks_mut(blocks.max(1) * BLOCK * DTYPE.size()).enumerate() {
+            scope.spawn(move || {
+                let first = (share * blocks) as u64;
+                for (block, bytes) in (first..).zip(bytes.chunks_mut(BLOCK * DTYPE.size())) {
+                    fill(bytes, seed.wrapping_add(block));
+                }
+            });
+        }
+    });
+    bytes
+}
+
+fn fill(bytes: &mut [u8], seed: u64) {
+    // Xorshift, whose streams of near seeds the multiplication keeps apart.
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    for number in bytes.as_chunks_mut::<{ DTYPE.size() }>().0 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        *number = number_of(state).to_le_bytes();
+    }
+}
+
+/// A weight out of 64 random bits: four uniform numbers add up to one that is nearly normal.
+fn number_of(bits: u64) -> bf16 {
+    /// The mean of the sum of four numbers that are each uniform over 2^16.
+    const MEAN: i32 = 2 * 65_535;
+    /// One over its deviation, 2^16 / sqrt(3).
+    const UNIT: f32 = 1.732_050_8 / 65_536.0;
+    let sum: i32 = (0..4).map(|part| (bits >> (16 * part) & 0xFFFF) as i32).sum();
+    bf16::from_f32((sum - MEAN) as f32 * (UNIT * DEVIATION))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Rope, RopeScaling};
+    use crate::shard::Shard;
+    use crate::weights::{ModelTensors, WeightBytes};
+
+    const CONFIG: ModelConfig = ModelConfig {
+        hidden: 64,
+        layers: 5,
+        q_heads: 4,
+        kv_heads: 2,
+        head_dim: 16,
+        ffn: 96,
+        vocab: 50,
+        rms_norm_eps: 1e-5,
+        rope: Rope { theta: 1e4, scaling: RopeScaling::Default },
+        max_tokens: 100,
+        attention_bias: false,
+        mlp_bias: false,
+        head: Head::LogitZero { tied: true },
+    };
+
+    fn numbers(tensor: &HostTensor) -> Vec<f32> {
+        let mut all = vec![0.0; tensor.rows() * tensor.cols()];
+        for (row, out) in all.chunks_exact_mut(tensor.cols()).enumerate() {
+            tensor.row_to_f32(row, out);
+        }
+        all
+    }
+
+    #[test]
+    fn weights_have_the_deviation_that_models_begin_with() {
+        // More than one block, the last one not whole.
+        let bytes = normal(100_001, 7);
+        let numbers: Vec<f64> =
+            bytes.as_chunks::<2>().0.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f64()).collect();
+        let (count, deviation) = (numbers.len() as f64, f64::from(DEVIATION));
+        let mean = numbers.iter().sum::<f64>() / count;
+        let found = (numbers.iter().map(|number| (number - mean).powi(2)).sum::<f64>() / count).sqrt();
+        assert!(mean.abs() < 5e-4 && (found / deviation - 1.0).abs() < 0.02, "{mean} {found}");
+        assert_ne!(numbers[..1000], numbers[BLOCK..BLOCK + 1000]);
+    }
+
+    #[test]
+    fn a_rank_has_its_part_of_what_a_checkpoint_of_this_shape_would_hold() {
+        let weights = RandomWeights::new(&CONFIG, 0);
+        for ranks in [1, 2] {
+            for rank in 0..ranks {
+                let shard = Shard::new(&CONFIG, rank, ranks).unwrap();
+                let tensors = ModelTensors::random(&weights, &CONFIG, &shard);
+                assert_eq!(tensors.bytes(), WeightBytes::of(&CONFIG, &shard, DTYPE));
+                let whole = ModelTensors::random(&weights, &CONFIG, &Shard::new(&CONFIG, 0, 1).unwrap());
+                let [part, all] = [&tensors, &whole].map(|tensors| &tensors.layers[1].gate_up[0]);
+                let share = all.rows() / ranks;
+                let expected = numbers(&all.row_range(rank * share..(rank + 1) * share));
+                assert_eq!(numbers(part), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_are_those_of_their_seed_and_name() {
+        let whole = Shard::new(&CONFIG, 0, 1).unwrap();
+        let of = |seed| ModelTensors::random(&RandomWeights::new(&CONFIG, seed), &CONFIG, &whole);
+        let (one, again, other) = (of(1), of(1), of(2));
+        assert_eq!(numbers(&one.layers[0].o), numbers(&again.layers[0].o));
+        assert_ne!(numbers(&one.layers[0].o), numbers(&other.layers[0].o));
+        assert_ne!(numbers(&one.layers[0].o), numbers(&one.layers[1].o));
+        assert!(numbers(&one.layers[3].input_norm).iter().all(|&number| number == 1.0));
+        assert_eq!(one.layers[3].input_norm.normal(), None);
+        assert_ne!(one.layers[0].o.normal(), one.layers[1].o.normal());
+        assert_eq!(one.layers[0].o.normal(), again.layers[0].o.normal());
+        // Tied: row 0 of the embeddings.
+        assert_eq!(numbers(&one.head), numbers(&one.embedding.row_range(0..1)));
+    }
+
+    #[test]
+    fn the_host_repeats_layers_and_a_device_does_not() {
+        let layer_bytes = WeightBytes::of(&CONFIG, &Shard::new(&CONFIG, 0, 1).unwrap(), DTYPE).layer_max;
+        let weights = RandomWeights::repeating(&CONFIG, 0, layer_bytes + 1);
+        let whole = Shard::new(&CONFIG, 0, 1).unwrap();
+        let layers = ModelTensors::random(&weights, &CONFIG, &whole).layers;
+        assert_eq!(numbers(&layers[0].down), numbers(&layers[2].down));
+        assert_ne!(numbers(&layers[0].down), numbers(&layers[3].down));
+        assert_ne!(layers[0].down.normal(), layers[2].down.normal());
+        let beside_layers = 2 * (CONFIG.vocab * CONFIG.hidden + CONFIG.hidden);
+        assert_eq!(weights.host_bytes(), 2 * layer_bytes + beside_layers);
+    }
+}
