@@ -163,17 +163,19 @@ fn a_model_is_found_by_its_name_in_the_local_cache() {
 }
 
 #[test]
-fn bf16_arithmetic_runs_where_the_cpu_has_it_and_is_refused_where_it_has_not() {
+fn bf16_arithmetic_is_used_where_the_cpu_is_faster_with_it_and_f32_elsewhere() {
     let model = demo();
-    let arguments = ["score", "--device", "cpu", "--cpu-math", "bf16", "--model", &model, "-"];
-    let run = kudos(&arguments, "{\"input_ids\": [5, 6]}");
-    match kudos::backend::cpu::Isa::detect().bf16() {
-        Some(_) => assert_eq!(run.status, Some(0), "{run:?}"),
-        None => {
-            assert_eq!(run.status, Some(2), "{run:?}");
-            assert!(run.stderr.contains("no bf16 instructions") && run.stderr.contains("hint: "), "{run:?}");
-        }
-    }
+    let reward = |arithmetic: &str| {
+        let arguments = ["score", "--device", "cpu", "--cpu-math", arithmetic, "--model", &model, "-"];
+        let run = kudos(&arguments, "{\"input_ids\": [5, 6]}");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        (run.stdout, run.stderr)
+    };
+    let ((f32, quiet), (bf16, said)) = (reward("f32"), reward("bf16"));
+    let faster = kudos::backend::cpu::Isa::detect().bf16().is_some_and(|bf16| bf16.is_faster());
+    assert_eq!(said.contains("products are computed in f32, not bf16"), !faster, "{said}");
+    assert!(!quiet.contains("bf16"), "{quiet}");
+    assert_eq!(f32 == bf16, !faster, "{f32} and {bf16}");
 }
 
 /// A checkpoint of the 70B's shapes, whose file is all hole: only its header is there.

@@ -139,7 +139,7 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
 
-    /// Arithmetic of the CPU's matrix products; bf16 is faster where the CPU has it, and moves rewards
+    /// Arithmetic of the CPU's matrix products; bf16 moves rewards, and is used only where the CPU is faster with it
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) cpu_math: CpuMathArg,
 

@@ -24,7 +24,7 @@ use crate::backend::{
     Backend, Capacity, Features, Footprint, Geometry, LayerWeights, Matrix, Role, Rotate, Sum, Tokens,
 };
 use crate::batch::Packed;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::weights::{HostTensor, LayerTensors};
 use act::{RopeTables, row_stride};
 use attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
@@ -43,8 +43,8 @@ pub enum CpuMath {
     /// f32 products of f32 activations with the weights as stored.
     #[default]
     F32,
-    /// Activations and weights rounded to bf16, sums in f32: faster where the CPU has bf16 instructions, and rewards
-    /// move by about as much as a bf16 model's do.
+    /// Activations and weights rounded to bf16, sums in f32, where the CPU is faster with that, and rewards move by about as
+    /// much as a bf16 model's do; elsewhere the same as f32, with a warning.
     Bf16,
 }
 
@@ -54,6 +54,8 @@ pub struct Cpu {
     capacity: Capacity,
     isa: Isa,
     math: Math,
+    /// Where that is not what was asked for.
+    warning: Option<String>,
     threads: Threads,
     group: Arc<Group>,
     tables: RopeTables,
@@ -94,7 +96,7 @@ impl Cpu {
 
     /// A backend for the rank of `geometry` and passes of up to `capacity`, with `threads` worker threads of its own.
     ///
-    /// [`ErrorKind::Options`] when the CPU has no instructions for `math`.
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) or [`ErrorKind::Io`](crate::ErrorKind::Io) when there is no room for tables or no thread to be had.
     pub fn new(
         geometry: Geometry,
         capacity: Capacity,
@@ -103,15 +105,13 @@ impl Cpu {
         group: Arc<Group>,
     ) -> Result<Self> {
         let isa = Isa::detect();
-        let math = match (math, isa.bf16()) {
-            (CpuMath::F32, _) => Math::F32,
-            (CpuMath::Bf16, Some(bf16)) => Math::Bf16(bf16),
-            (CpuMath::Bf16, None) => {
-                return Err(Error::new(
-                    ErrorKind::Options,
-                    "this CPU has no bf16 instructions (AVX512-BF16)",
-                )
-                .with_hint("leave the CPU's arithmetic at f32: bf16 would be slower here"));
+        let (math, warning) = match (math, isa.bf16()) {
+            (CpuMath::F32, _) => (Math::F32, None),
+            (CpuMath::Bf16, Some(bf16)) if bf16.is_faster() => (Math::Bf16(bf16), None),
+            (CpuMath::Bf16, bf16) => {
+                let why =
+                    if bf16.is_some() { "multiplies bf16 no faster" } else { "has no bf16 instructions" };
+                (Math::F32, Some(format!("products are computed in f32, not bf16: this CPU {why}")))
             }
         };
         let threads = Threads::new(threads)?;
@@ -122,7 +122,7 @@ impl Cpu {
             0 => None,
             rows => Some(Act::new(rows * row_stride(geometry.hidden))?),
         };
-        Ok(Self { geometry, capacity, isa, math, threads, group, tables, sums })
+        Ok(Self { geometry, capacity, isa, math, warning, threads, group, tables, sums })
     }
 
     /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`, piece by piece.
@@ -165,6 +165,10 @@ impl Backend for Cpu {
     type Plan = Plan;
     /// Weights are used where they are mapped, so a layer arrives as it is staged.
     type Slot = Option<LayerWeights<Weight>>;
+
+    fn warnings(&self) -> Vec<String> {
+        self.warning.iter().cloned().collect()
+    }
 
     fn activation(&mut self, role: Role, rows: usize) -> Result<Act> {
         Act::new(match role {

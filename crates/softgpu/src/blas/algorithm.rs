@@ -3,7 +3,7 @@
 
 use std::ffi::c_uint;
 
-/// `cublasLtMatmulAlgo_t`: what an algorithm is, as [`ALGORITHMS`] has it, and a mark that says that it was made here.
+/// `cublasLtMatmulAlgo_t`: what an algorithm is, as `ALGORITHMS` has it, and a mark that says that it was made here.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Algorithm {

@@ -25,6 +25,12 @@ pub(super) fn is_bf16_available() -> bool {
     is_available() && is_x86_feature_detected!("avx512bf16")
 }
 
+/// Whether AMD made this CPU.
+pub(super) fn is_amd() -> bool {
+    let maker = __cpuid(0);
+    [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+}
+
 /// Runs `kernel` compiled for AVX-512.
 ///
 /// # Safety
