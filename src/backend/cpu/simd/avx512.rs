@@ -47,6 +47,18 @@ pub(super) unsafe fn run_bf16(kernel: impl Bf16Kernel) {
     unsafe { kernel.run::<Avx512>() }
 }
 
+/// The same in a function of its own.
+///
+/// # Safety
+///
+/// [`is_available`].
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn run_apart(kernel: impl Kernel) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { kernel.run::<Avx512>() }
+}
+
 /// Ones for the first `count <= 16` lanes.
 #[inline(always)]
 fn mask(count: usize) -> __mmask16 {
@@ -81,6 +93,12 @@ impl Vector for Avx512 {
         min(self, b) = _mm512_min_ps(self.0, b.0);
         mul_add(self, b, c) = _mm512_fmadd_ps(self.0, b.0, c.0);
         bits_shl_23(self) = _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(self.0)));
+    }
+
+    #[inline(always)]
+    unsafe fn run_apart(kernel: impl Kernel) {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { run_apart(kernel) }
     }
 
     #[inline(always)]
