@@ -5,10 +5,10 @@
 //! l = l * exp(m - m') + rowsum P     O = O * exp(m - m') + P · V     out = O / l
 //! ```
 //!
-//! Both products are made of the register tile of matrix products ([`tile`](super::tile)), over packed panels of Kᵀ and of V
-//! that all query heads of a kv head share; scores come in units of ln 2, so that exponentials are powers of two.
+//! Both products are made of the register tile of matrix products (`tile`), over packed panels of Kᵀ and of V
+//! that all query heads of a kv head share.
 //!
-//! Keys are taken in tiles of [`KEYS`] that are aligned to the absolute position in the sequence, first to last. A tile's
+//! Keys are taken in tiles of 192 that are aligned to the absolute position in the sequence, first to last. A tile's
 //! keys are gathered from their spans before anything is computed, the row maximum does not depend on an order, and all
 //! sums run in the order of the keys. So a row's bits depend on its own path alone: not on where the path is cut into
 //! spans, which query block the row falls into, what else is in the batch, or the number of threads.

@@ -98,7 +98,7 @@ impl<'b> Work<'b> {
         self.first_position + r / self.group + 1
     }
 
-    /// Copies and scales the queries: their scores come in units of ln 2.
+    /// Copies and scales the queries.
     ///
     /// # Safety
     ///
@@ -106,7 +106,7 @@ impl<'b> Work<'b> {
     #[inline(always)]
     pub(super) unsafe fn gather_queries<V: Vector>(&mut self, q: &Rows, first_row: usize, kv_head: usize) {
         let head_dim = self.heads.head_dim;
-        let scale = (std::f64::consts::LOG2_E / (head_dim as f64).sqrt()) as f32;
+        let scale = (1.0 / (head_dim as f64).sqrt()) as f32;
         for r in 0..self.rows {
             let head = kv_head * self.group + r % self.group;
             let from = &q.row(first_row + r / self.group)[head * head_dim..][..head_dim];
@@ -221,6 +221,9 @@ impl<'b> Work<'b> {
         // SAFETY: a row of scores is a whole number of vectors; `row_max` and `factors` are read and written for `rows`
         // or LANES floats that they have; a row has LANES_MAX partial sums and `padded` outputs, both whole vectors.
         unsafe {
+            // Into units of ln 2 by differences, not by the queries' scale: of that, what is rounded off would be multiplied
+            // by the whole score.
+            let log2_e = V::splat(std::f32::consts::LOG2_E);
             // Each row's maximum lane by lane; then all rows' maxima in one vector.
             let mut max = [V::splat(f32::NEG_INFINITY); LANES_MAX];
             for r in 0..rows {
@@ -236,7 +239,7 @@ impl<'b> Work<'b> {
             if first_key > 0 {
                 let before = V::load_first(row_max_at, rows);
                 row_max = before.max(row_max);
-                exp2(before.sub(row_max)).store(factors.as_mut_ptr());
+                exp2(before.sub(row_max).mul(log2_e)).store(factors.as_mut_ptr());
             }
             row_max.store_first(row_max_at, rows);
             for r in 0..rows {
@@ -248,7 +251,7 @@ impl<'b> Work<'b> {
                     sums = Sums::load(row_sums).scale(V::splat(factors[r]));
                 }
                 for i in (0..keys[r]).step_by(V::LANES) {
-                    let p = exp2(V::load(scores.add(i)).sub(max));
+                    let p = exp2(V::load(scores.add(i)).sub(max).mul(log2_e));
                     p.store(scores.add(i));
                     let sum = sums.of(i / V::LANES);
                     *sum = sum.add(p);

@@ -1,4 +1,4 @@
-//! Every method of every vector type against one scalar line, and the accuracy of `exp`.
+//! Every method of every vector type against one scalar line, and the accuracy of `exp` and `exp2`.
 
 use super::*;
 use crate::backend::cpu::testing::{Random, not_run};
