@@ -206,6 +206,7 @@ impl Block<'_, '_> {
                 x: std::ptr::null(),
                 x_stride: 0,
                 panel: packed.as_ptr(),
+                panel_width: width,
                 panel_stride: width * V::K_BLOCK,
                 sums: sums.as_mut_ptr(),
                 sums_stride,

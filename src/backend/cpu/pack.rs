@@ -152,12 +152,6 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
         // step `k` of this group of columns is written at k * width + first_row, LANES floats, inside the panel.
         unsafe {
             let mut to = panel.add(first_row);
-            let mut put = |square: &[V; LANES_MAX], lanes: usize| {
-                for i in 0..lanes {
-                    S::store(square[i], to, width);
-                    to = to.wrapping_add(S::LANE_STEPS * width);
-                }
-            };
             if square_rows == V::LANES {
                 for offset in (0..whole_bytes).step_by(square_bytes) {
                     if ahead_bytes > 0 && offset.is_multiple_of(64) {
@@ -165,7 +159,7 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
                             prefetch(from.wrapping_add(offset).wrapping_add(ahead_bytes));
                         }
                     }
-                    put(&S::load_square(&from, offset), V::LANES);
+                    to = put::<V, S>(&S::load_square(&from, offset), V::LANES, to, width);
                 }
             }
             // What is not a whole square: the last steps, or every step where rows are missing.
@@ -177,11 +171,33 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
                     square[i] = load_bytes::<V, S>(from[i].add(offset), bytes);
                 }
                 V::transpose(&mut square);
-                put(&square, bytes.div_ceil(S::LANE_BYTES));
+                to = put::<V, S>(&square, bytes.div_ceil(S::LANE_BYTES), to, width);
                 offset += square_bytes;
             }
         }
     }
+}
+
+/// Writes what the first `lanes` lanes of a transposed square's rows make from `to` on, and says where the next square goes.
+///
+/// A function, not a closure: a closure that the compiler leaves out of line has no vector instructions to be inlined.
+///
+/// # Safety
+///
+/// The CPU has the instructions of `V`, and `to` is writable for `LANES` floats of each of `lanes * LANE_STEPS` steps.
+#[inline(always)]
+unsafe fn put<V: Vector, S: Source>(
+    square: &[V; LANES_MAX],
+    lanes: usize,
+    mut to: *mut f32,
+    width: usize,
+) -> *mut f32 {
+    for i in 0..lanes {
+        // SAFETY: the caller's promise.
+        unsafe { S::store(square[i], to, width) };
+        to = to.wrapping_add(S::LANE_STEPS * width);
+    }
+    to
 }
 
 /// Asks for the cache line at `address`, which need not be valid.

@@ -63,8 +63,8 @@ pub(super) enum Start {
     Continue,
 }
 
-/// Operands of a product: `x` is `[rows, steps]`, a panel `[steps, VECTORS * LANES]`, `sums` `[rows, panels * VECTORS *
-/// LANES]`; strides in floats.
+/// Operands of a product: `x` is `[rows, steps]`, a panel `[steps, panel_width]`, of which `VECTORS` vectors are multiplied,
+/// `sums` `[rows, panels * VECTORS * LANES]`; strides in floats.
 #[derive(Clone, Copy)]
 pub(super) struct Product {
     pub(super) steps: usize,
@@ -72,6 +72,8 @@ pub(super) struct Product {
     pub(super) x_stride: usize,
     /// The first panel.
     pub(super) panel: *const f32,
+    /// From one step of a panel to the next.
+    pub(super) panel_width: usize,
     /// From one panel to the next.
     pub(super) panel_stride: usize,
     pub(super) sums: *mut f32,
@@ -198,7 +200,7 @@ impl Product {
 
     /// The product without its first `panels` panels of `width` columns.
     #[inline(always)]
-    fn skip_panels(mut self, panels: usize, width: usize) -> Self {
+    pub(super) fn skip_panels(mut self, panels: usize, width: usize) -> Self {
         self.panel = self.panel.wrapping_add(panels.wrapping_mul(self.panel_stride));
         self.sums = self.sums.wrapping_add(panels.wrapping_mul(width));
         self.finish = self.finish.map(|finish| finish.skip(0, panels.wrapping_mul(width)));
@@ -334,7 +336,7 @@ unsafe fn tile<V: Vector, D: Dot<V>, const ROWS: usize, const PANELS: usize, con
                     for v in 0..VECTORS {
                         w[p][v] = V::load(panels[p].add(v * V::LANES));
                     }
-                    panels[p] = panels[p].add(width);
+                    panels[p] = panels[p].add(product.panel_width);
                 }
                 for r in 0..ROWS {
                     let x = V::splat(*x[r].add(step));

@@ -24,6 +24,18 @@ pub(super) unsafe fn run<V: Vector, K: Kernel>(kernel: K) {
     unsafe { kernel.run::<V>() }
 }
 
+/// The same in a function of its own.
+///
+/// # Safety
+///
+/// [`is_available`].
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn run_apart(kernel: impl Kernel) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { kernel.run::<Avx2>() }
+}
+
 /// All ones in the first `count` lanes.
 #[inline(always)]
 unsafe fn mask(count: usize) -> __m256i {
@@ -59,6 +71,12 @@ impl Vector for Avx2 {
         min(self, b) = _mm256_min_ps(self.0, b.0);
         mul_add(self, b, c) = _mm256_fmadd_ps(self.0, b.0, c.0);
         bits_shl_23(self) = _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(self.0)));
+    }
+
+    #[inline(always)]
+    unsafe fn run_apart(kernel: impl Kernel) {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { run_apart(kernel) }
     }
 
     #[inline(always)]

@@ -53,6 +53,18 @@ pub(super) unsafe fn run_bf16(kernel: impl Bf16Kernel) {
     unsafe { kernel.run::<Avx512>() }
 }
 
+/// The same in a function of its own.
+///
+/// # Safety
+///
+/// [`is_available`].
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn run_apart(kernel: impl Kernel) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { kernel.run::<Avx512>() }
+}
+
 /// Ones for the first `count <= 16` lanes.
 #[inline(always)]
 fn mask(count: usize) -> __mmask16 {
@@ -90,6 +102,12 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn run_apart(kernel: impl Kernel) {
+        // SAFETY: the caller vouches for the instructions.
+        unsafe { run_apart(kernel) }
+    }
+
+    #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         // SAFETY: the caller vouches for the instructions.
         Self(unsafe { _mm512_set1_ps(x) })
@@ -109,12 +127,21 @@ impl Vector for Avx512 {
 
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> Self {
+        // A whole vector that was stored under a mask is not forwarded to a load.
+        if count == 16 {
+            // SAFETY: the caller vouches for sixteen floats.
+            return unsafe { Self::load(from) };
+        }
         // SAFETY: the caller vouches for `count` floats; masked lanes are not read.
         Self(unsafe { _mm512_maskz_loadu_ps(mask(count), from) })
     }
 
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, count: usize) {
+        if count == 16 {
+            // SAFETY: the caller vouches for sixteen floats.
+            return unsafe { self.store(to) };
+        }
         // SAFETY: the caller vouches for `count` floats; masked lanes are not written.
         unsafe { _mm512_mask_storeu_ps(to, mask(count), self.0) }
     }

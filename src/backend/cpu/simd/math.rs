@@ -1,4 +1,4 @@
-//! What several kernels compute with vectors: the exponential, and sums over a row.
+//! What several kernels compute with vectors: exponentials, the largest lanes, and sums over a row.
 
 use super::{LANES_MAX, Vector};
 
@@ -34,6 +34,57 @@ pub(in super::super) unsafe fn exp<V: Vector>(x: V) -> V {
         let p = p.mul_add(r.mul(r), r).add(V::splat(1.0));
         p.mul(shifted.bits_shl_23())
     }
+}
+
+/// 2^x in every lane, for x <= 127: at most 9.2e-8 relative error (6.8e-8 where multiply and add are fused) down to -126
+/// (measured against f64 on every 97th float, test `exp2_stays_within_its_stated_error`), 0 below -126.5, NaN for NaN.
+///
+/// 2^x = 2^n 2^r, n = round(x), r = x - n exactly, and on |r| <= 1/2 a polynomial of degree 6, 1 at 0, fitted for least
+/// relative error (7.0e-9). Attention takes 2^(x log2 e) rather than [`exp`], which costs more to be as exact for large |x|:
+/// such scores weigh next to nothing.
+///
+/// # Safety
+///
+/// The CPU has the instructions of `V`.
+#[inline(always)]
+pub(in super::super) unsafe fn exp2<V: Vector>(x: V) -> V {
+    // As in `exp`.
+    const ROUND: f32 = 12_582_912.0 + 127.0;
+    const POLYNOMIAL: [f32; 7] =
+        [1.583_443_7e-4, 1.341_814_3e-3, 9.617_064e-3, 5.550_272_8e-2, 2.402_265_5e-1, 6.931_472_4e-1, 1.0];
+    // SAFETY: the caller vouches for the instructions; nothing here touches memory.
+    unsafe {
+        // NaN passes: the second operand is returned then. The exponent of -127 is that of zero.
+        let x = V::splat(-127.0).max(x);
+        let shifted = x.add(V::splat(ROUND));
+        let r = x.sub(shifted.sub(V::splat(ROUND)));
+        let mut p = V::splat(POLYNOMIAL[0]);
+        for c in &POLYNOMIAL[1..] {
+            p = p.mul_add(r, V::splat(*c));
+        }
+        p.mul(shifted.bits_shl_23())
+    }
+}
+
+/// The largest lane of each of the first `LANES` rows, row `i`'s in lane `i`. A NaN may be passed over.
+///
+/// # Safety
+///
+/// The CPU has the instructions of `V`.
+#[inline(always)]
+pub(in super::super) unsafe fn max_of_rows<V: Vector>(mut rows: [V; LANES_MAX]) -> V {
+    // As in `Vector::transpose`, but halves of rows are folded as they come together.
+    let mut half = V::LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            // SAFETY: the caller vouches for the instructions.
+            let (low, high) = unsafe { rows[i].zip(rows[i + half]) };
+            // SAFETY: the same.
+            rows[i] = unsafe { low.max(high) };
+        }
+        half /= 2;
+    }
+    rows[0]
 }
 
 /// Sixteen partial sums, whatever the width of a vector: element `i` of a row goes to partial sum `i % 16`, and the

@@ -17,7 +17,7 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-pub(super) use math::{Sums, exp};
+pub(super) use math::{Sums, exp, exp2, max_of_rows};
 
 /// The most lanes of any vector type; sums over a row use this many partial sums on every instruction set.
 pub(super) const LANES_MAX: usize = 16;
@@ -72,6 +72,10 @@ pub(super) trait Vector: Copy {
 
     /// `(a0 b0 a1 b1 ..)`: the lower halves of two vectors, and then their upper halves, as a zip.
     unsafe fn zip(self, b: Self) -> (Self, Self);
+
+    /// Runs `kernel` with this vector type in a function of its own, where only its own values compete for registers: what
+    /// is inlined into a long function may find its sums in memory in every step.
+    unsafe fn run_apart(kernel: impl Kernel);
 
     /// Transposes the `LANES x LANES` square whose rows are `square[..LANES]`, moving bits only.
     #[inline(always)]
@@ -138,6 +142,15 @@ pub(super) struct Shape {
     pub(super) panel_width: usize,
     pub(super) tile_rows: usize,
     pub(super) k_block: usize,
+}
+
+impl Shape {
+    /// The sizes that a vector type gives the kernels.
+    #[inline(always)]
+    pub(super) fn of<V: Vector>() -> Self {
+        let panel_width = V::PANEL_VECTORS * V::LANES;
+        Self { lanes: V::LANES, panel_width, tile_rows: V::TILE_ROWS, k_block: V::K_BLOCK }
+    }
 }
 
 /// An instruction set that this CPU has.
@@ -217,9 +230,7 @@ impl Isa {
         impl Kernel for Measure<'_> {
             #[inline(always)]
             unsafe fn run<V: Vector>(self) {
-                let panel_width = V::PANEL_VECTORS * V::LANES;
-                *self.0 =
-                    Shape { lanes: V::LANES, panel_width, tile_rows: V::TILE_ROWS, k_block: V::K_BLOCK };
+                *self.0 = Shape::of::<V>();
             }
         }
         let mut shape = Shape::default();

@@ -4,7 +4,7 @@
 //! before it is added. The sixteen-lane types exist in tests: they drive the AVX-512 shapes of every kernel on any
 //! machine, and with the fused `mul_add` of a mathematics library they give AVX-512's very bits.
 
-use super::{LANES_MAX, Vector};
+use super::{Kernel, LANES_MAX, Vector};
 
 /// How `mul_add` rounds.
 pub(super) trait MulAdd: Copy {
@@ -57,6 +57,13 @@ impl<const N: usize, M: MulAdd> Vector for Lanes<N, M> {
     const PANEL_VECTORS: usize = if N == LANES_MAX { 3 } else { 2 };
     const TILE_ROWS: usize = if N == LANES_MAX { 8 } else { 4 };
     const K_BLOCK: usize = if N == LANES_MAX { 768 } else { 256 };
+
+    // Inline: what runs on these lanes in tests is compiled with the caller's instructions.
+    #[inline(always)]
+    unsafe fn run_apart(kernel: impl Kernel) {
+        // SAFETY: plain Rust; the kernel's own promises are its maker's.
+        unsafe { kernel.run::<Self>() }
+    }
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

@@ -1,4 +1,4 @@
-//! Every method of every vector type against one scalar line, and the accuracy of `exp`.
+//! Every method of every vector type against one scalar line, and the accuracy of `exp` and `exp2`.
 
 use super::*;
 use crate::backend::cpu::testing::{Random, not_run};
@@ -234,6 +234,92 @@ fn exp_keeps_its_ends() {
                 assert!(y == expected || (y.is_nan() && expected.is_nan()), "{} exp({x}) = {y}", isa.name());
             }
         }
+    }
+}
+
+struct Exp2<'a>(&'a mut [f32]);
+
+impl Kernel for Exp2<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        for chunk in self.0.chunks_exact_mut(V::LANES) {
+            // SAFETY: the caller vouches for the instructions; a chunk has LANES floats.
+            unsafe { exp2(V::load(chunk.as_ptr())).store(chunk.as_mut_ptr()) };
+        }
+    }
+}
+
+#[test]
+fn exp2_stays_within_its_stated_error() {
+    let mut inputs: Vec<f32> = (0..u32::MAX / 97)
+        .map(|i| f32::from_bits(i * 97))
+        .filter(|x| (-126.0..=127.0).contains(x) && x.abs() > 1e-9)
+        .collect();
+    inputs.truncate(inputs.len() / 16 * 16);
+    for isa in Isa::available() {
+        let mut outputs = inputs.clone();
+        isa.run(Exp2(&mut outputs));
+        let (mut worst, mut place) = (0.0, 0.0);
+        for (x, y) in inputs.iter().zip(&outputs) {
+            let exact = f64::from(*x).exp2();
+            let error = ((f64::from(*y) - exact) / exact).abs();
+            if error > worst || error.is_nan() {
+                (worst, place) = (error, *x);
+            }
+        }
+        println!("{}: {worst:.3e} at {place} over {} inputs", isa.name(), inputs.len());
+        assert!(worst <= 1.0e-7, "{}: {worst:.3e} at {place}", isa.name());
+    }
+}
+
+#[test]
+fn exp2_keeps_its_ends() {
+    let inputs = [
+        (0.0, 1.0),
+        (-0.0, 1.0),
+        (f32::NEG_INFINITY, 0.0),
+        (-1e30, 0.0),
+        (-126.6, 0.0),
+        (f32::NAN, f32::NAN),
+    ];
+    for isa in Isa::for_tests() {
+        for (x, expected) in inputs {
+            let mut values = [x; 16];
+            isa.run(Exp2(&mut values));
+            for y in values {
+                assert!(y == expected || (y.is_nan() && expected.is_nan()), "{} exp2({x}) = {y}", isa.name());
+            }
+        }
+    }
+}
+
+struct MaxOfRows<'a>(&'a mut Vec<f32>);
+
+impl Kernel for MaxOfRows<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        // Row i has its largest lane, 100 + i, at a place of its own.
+        let value = |row: usize, lane: usize| {
+            if lane == row * 5 % V::LANES { (100 + row) as f32 } else { -(lane as f32) }
+        };
+        let rows = std::array::from_fn(|row| {
+            let lanes: [f32; LANES_MAX] = std::array::from_fn(|lane| value(row, lane));
+            // SAFETY: the caller vouches for the instructions; LANES <= LANES_MAX.
+            unsafe { V::load(lanes.as_ptr()) }
+        });
+        self.0.resize(V::LANES, 0.0);
+        // SAFETY: the caller vouches for the instructions; the vector has LANES floats.
+        unsafe { max_of_rows::<V>(rows).store(self.0.as_mut_ptr()) };
+    }
+}
+
+#[test]
+fn the_largest_lane_of_each_row_stands_in_the_row_s_lane() {
+    for isa in Isa::for_tests() {
+        let mut max = Vec::new();
+        isa.run(MaxOfRows(&mut max));
+        let expected: Vec<f32> = (0..isa.shape().lanes).map(|row| (100 + row) as f32).collect();
+        assert_eq!(max, expected, "{}", isa.name());
     }
 }
 
