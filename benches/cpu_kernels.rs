@@ -11,6 +11,7 @@ use std::time::Instant;
 use kudos::backend::cpu::attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
 use kudos::backend::cpu::elementwise::{RopeTable, add_rms_norm, rope, silu_mul};
 use kudos::backend::cpu::gemm::{Gemm, Math, Store, gemm};
+use kudos::backend::cpu::peak;
 use kudos::backend::cpu::simd::Isa;
 use kudos::backend::cpu::threads::Threads;
 use kudos::backend::cpu::view::{Rows, RowsMut, WeightView};
@@ -20,8 +21,6 @@ use kudos::weights::Dtype;
 /// Runs of each kernel, and more while the time lasts.
 const RUNS: usize = 7;
 const SECONDS: f64 = 1.0;
-/// Steps of the peak's loop at a time: about a millisecond.
-const PEAK_STEPS: usize = 400_000;
 
 /// Products of SmolLM2-135M: k and v, q and o, gate and up, down.
 const SMOLLM2: [(usize, usize); 4] = [(192, 576), (576, 576), (1536, 576), (576, 1536)];
@@ -166,13 +165,13 @@ impl Bench {
     /// Multiply-adds that stay in registers, on every thread.
     fn peak_once(&self) {
         self.threads.for_each_item(self.threads.count(), |_, _| {
-            black_box(peak::run(self.isa, self.math, PEAK_STEPS));
+            black_box(peak::run(self.isa, self.math, peak::STEPS));
         })
     }
 
     /// FLOP of [`peak_once`](Self::peak_once).
     fn peak_flops(&self) -> f64 {
-        (self.threads.count() * PEAK_STEPS * peak::flops_per_step(self.isa, self.math)) as f64
+        (self.threads.count() * peak::STEPS * peak::flops_per_step(self.isa, self.math)) as f64
     }
 
     /// Bytes per second of reading 512 MiB, all threads.
@@ -294,75 +293,4 @@ impl Bench {
 
 fn row_stride(width: usize) -> usize {
     (width.div_ceil(16) | 1) * 16
-}
-
-/// The most that a core can multiply and add: independent chains in registers and nothing else.
-mod peak {
-    use super::{Isa, Math, black_box};
-
-    /// Chains: more than an addition's latency times the two units that add.
-    const CHAINS: usize = 12;
-
-    /// FLOP of one step of [`run`].
-    pub(super) fn flops_per_step(isa: Isa, math: Math) -> usize {
-        let lanes = if isa.name() == "avx512" { 16 } else { 8 };
-        let products = if math == Math::F32 { 1 } else { 2 };
-        CHAINS * lanes * products * 2
-    }
-
-    /// `steps` steps of every chain. No peak is known for portable code.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn run(isa: Isa, math: Math, steps: usize) -> f32 {
-        // SAFETY: whoever holds an `Isa`, or the arithmetic of its bf16 instructions, has the proof that they are there.
-        unsafe {
-            match (isa.name(), math) {
-                ("avx512", Math::F32) => wide(steps),
-                ("avx512", Math::Bf16(_)) => wide_pairs(steps),
-                ("avx2+fma", _) => narrow(steps),
-                _ => 0.0,
-            }
-        }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    pub(super) fn run(_: Isa, _: Math, _: usize) -> f32 {
-        0.0
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    use std::arch::x86_64::*;
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f")]
-    fn wide(steps: usize) -> f32 {
-        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
-        let (a, b) = (black_box(_mm512_set1_ps(0.5)), black_box(_mm512_set1_ps(0.25)));
-        for _ in 0..steps {
-            sums.iter_mut().for_each(|s| *s = _mm512_fmadd_ps(*s, a, b));
-        }
-        sums.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn wide_pairs(steps: usize) -> f32 {
-        let mut sums = [_mm512_set1_ps(1.0); CHAINS];
-        let pairs = |x: f32| _mm512_cvtne2ps_pbh(_mm512_set1_ps(x), _mm512_set1_ps(x));
-        let (a, b) = (black_box(pairs(0.5)), black_box(pairs(0.25)));
-        for _ in 0..steps {
-            sums.iter_mut().for_each(|s| *s = _mm512_dpbf16_ps(*s, a, b));
-        }
-        sums.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
-    }
-
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma")]
-    fn narrow(steps: usize) -> f32 {
-        let mut sums = [_mm256_set1_ps(1.0); CHAINS];
-        let (a, b) = (black_box(_mm256_set1_ps(0.5)), black_box(_mm256_set1_ps(0.25)));
-        for _ in 0..steps {
-            sums.iter_mut().for_each(|s| *s = _mm256_fmadd_ps(*s, a, b));
-        }
-        sums.into_iter().map(|s| _mm256_cvtss_f32(s)).sum()
-    }
 }

@@ -111,7 +111,7 @@ pub(super) struct Args {
     pub(super) seconds: Option<Duration>,
 
     /// What the device can compute at most, all ranks together, in TFLOP/s: with it, TFLOP/s and their share of it (MFU)
-    /// are printed [default: the data sheet's figure, of GPUs that are known]
+    /// are printed [default: the data sheet's figure, of GPUs that are known; measured, on a CPU]
     #[arg(long, value_name = "X", value_parser = tflops)]
     pub(super) peak_tflops: Option<f64>,
 

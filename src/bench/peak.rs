@@ -1,7 +1,17 @@
-//! What a device could compute in a second: given, or from the data sheet. MFU is the share of it that was reached.
+//! What a device could compute in a second: given, measured on a CPU, or from the data sheet of a GPU. MFU is the share of
+//! it that was reached.
 
+use std::num::NonZeroUsize;
+use std::thread;
+use std::time::Duration;
+
+use crate::backend::cpu::{Isa, peak};
 use crate::cli::gpus::GPUS;
 use crate::engine::Engine;
+use crate::error::Result;
+
+/// How long a CPU's peak is measured.
+const TIME: Duration = Duration::from_millis(200);
 
 /// A peak, and where it is from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,10 +22,18 @@ pub(super) struct Peak {
 }
 
 impl Peak {
-    /// The peak that was given, or that the device is known to have.
-    pub(super) fn of(engine: &Engine, given: Option<f64>) -> Option<Self> {
-        let given = given.map(|tflops| Self { tflops, source: "given" });
-        given.or_else(|| Self::of_device(engine.device(), engine.plan().ranks))
+    /// The peak that was given, or that the device has: measured, on as many threads as were asked for, where it is this
+    /// CPU; none where nothing is known of it.
+    pub(super) fn of(engine: &Engine, threads: Option<usize>, given: Option<f64>) -> Result<Option<Self>> {
+        if let Some(tflops) = given {
+            return Ok(Some(Self { tflops, source: "given" }));
+        }
+        if !engine.device().starts_with("CPU") {
+            return Ok(Self::of_device(engine.device(), engine.plan().ranks));
+        }
+        let threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
+        let measured = peak::flop_per_second(Isa::detect(), threads, TIME)?;
+        Ok(measured.map(|flop| Self { tflops: flop / 1e12, source: "measured" }))
     }
 
     fn of_device(device: &str, ranks: usize) -> Option<Self> {

@@ -67,6 +67,7 @@ impl Report<'_> {
         let commit = self.commit.map(|commit| format!(" ({commit})")).unwrap_or_default();
         let _ = write!(text, "\n\nkudos {}{commit} on {}", env!("CARGO_PKG_VERSION"), self.engine.device());
         if let Some(Peak { tflops, source }) = self.peak {
+            let tflops = (1000.0 * tflops).round() / 1000.0;
             let _ = write!(text, "\nMFU: of {tflops} TFLOP/s ({source}). FLOP: {FLOP_FORMULA}");
         }
         if !self.baselines.is_empty() {

@@ -10,6 +10,7 @@ pub mod elementwise;
 pub mod gemm;
 mod group;
 mod pack;
+pub mod peak;
 pub mod simd;
 #[cfg(test)]
 mod testing;

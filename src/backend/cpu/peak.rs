@@ -1,0 +1,105 @@
+//! The most that cores can multiply and add, measured: independent chains in registers and nothing else. What kernels reach
+//! is a share of it.
+
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use super::gemm::Math;
+use super::simd::Isa;
+use super::threads::Threads;
+use crate::error::Result;
+
+/// Steps of a run, of about a millisecond.
+pub const STEPS: usize = 400_000;
+
+/// FLOP per second of so many threads at once, in f32: the fastest run of those that `time` allows. None where no peak is
+/// known.
+///
+/// # Errors
+///
+/// [`ErrorKind::Io`](crate::ErrorKind::Io) where a thread cannot be started.
+pub fn flop_per_second(isa: Isa, threads: usize, time: Duration) -> Result<Option<f64>> {
+    if run(isa, Math::F32, 1) == 0.0 {
+        return Ok(None);
+    }
+    let threads = Threads::new(threads)?;
+    let once = || {
+        let begin = Instant::now();
+        threads.for_each_item(threads.count(), |_, _| {
+            black_box(run(isa, Math::F32, STEPS));
+        });
+        begin.elapsed().as_secs_f64()
+    };
+    let begin = Instant::now();
+    let mut seconds = once();
+    while begin.elapsed() < time {
+        seconds = seconds.min(once());
+    }
+    Ok(Some((threads.count() * STEPS * flops_per_step(isa, Math::F32)) as f64 / seconds))
+}
+
+/// Chains: more than an addition's latency times the two units that add.
+const CHAINS: usize = 12;
+
+/// FLOP of one step of [`run`].
+pub fn flops_per_step(isa: Isa, math: Math) -> usize {
+    let lanes = if isa.name() == "avx512" { 16 } else { 8 };
+    let products = if math == Math::F32 { 1 } else { 2 };
+    CHAINS * lanes * products * 2
+}
+
+/// `steps` steps of every chain; a number, so that they are not left out. No peak is known for portable code.
+#[cfg(target_arch = "x86_64")]
+pub fn run(isa: Isa, math: Math, steps: usize) -> f32 {
+    // SAFETY: whoever holds an `Isa`, or the arithmetic of its bf16 instructions, has the proof that they are there.
+    unsafe {
+        match (isa.name(), math) {
+            ("avx512", Math::F32) => wide(steps),
+            ("avx512", Math::Bf16(_)) => wide_pairs(steps),
+            ("avx2+fma", _) => narrow(steps),
+            _ => 0.0,
+        }
+    }
+}
+
+/// Nothing: no peak is known.
+#[cfg(not(target_arch = "x86_64"))]
+pub fn run(_: Isa, _: Math, _: usize) -> f32 {
+    0.0
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn wide(steps: usize) -> f32 {
+    let mut sums = [_mm512_set1_ps(1.0); CHAINS];
+    let (a, b) = (black_box(_mm512_set1_ps(0.5)), black_box(_mm512_set1_ps(0.25)));
+    for _ in 0..steps {
+        sums.iter_mut().for_each(|s| *s = _mm512_fmadd_ps(*s, a, b));
+    }
+    sums.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn wide_pairs(steps: usize) -> f32 {
+    let mut sums = [_mm512_set1_ps(1.0); CHAINS];
+    let pairs = |x: f32| _mm512_cvtne2ps_pbh(_mm512_set1_ps(x), _mm512_set1_ps(x));
+    let (a, b) = (black_box(pairs(0.5)), black_box(pairs(0.25)));
+    for _ in 0..steps {
+        sums.iter_mut().for_each(|s| *s = _mm512_dpbf16_ps(*s, a, b));
+    }
+    sums.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn narrow(steps: usize) -> f32 {
+    let mut sums = [_mm256_set1_ps(1.0); CHAINS];
+    let (a, b) = (black_box(_mm256_set1_ps(0.5)), black_box(_mm256_set1_ps(0.25)));
+    for _ in 0..steps {
+        sums.iter_mut().for_each(|s| *s = _mm256_fmadd_ps(*s, a, b));
+    }
+    sums.into_iter().map(|s| _mm256_cvtss_f32(s)).sum()
+}
