@@ -11,6 +11,7 @@ pub mod gemm;
 mod group;
 mod pack;
 pub mod peak;
+mod pool;
 pub mod simd;
 #[cfg(test)]
 mod testing;

@@ -1,24 +1,24 @@
 //! A rank's own worker threads, and the memory that each of them works in.
 //!
-//! Never rayon's global pool: two ranks on one pool could each wait for a worker that the other holds. Which worker runs
-//! an item is left to chance and must not show: an item computes whole output elements in an order of its own.
+//! Never one pool for several ranks: two of them could each wait for a worker that the other holds. Which worker runs an
+//! item is left to chance and must not show: an item computes whole output elements in an order of its own.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::pool::Pool;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Worker threads with one scratch buffer each.
 pub struct Threads {
-    /// None for one thread: the caller's own does the work.
-    pool: Option<rayon::ThreadPool>,
+    pool: Pool,
     /// One per worker; a worker locks its own, so no lock is ever waited for.
     scratch: Vec<Mutex<Scratch>>,
 }
 
 impl Threads {
-    /// Starts `count` workers, or none for 1: then the thread that calls does the work.
+    /// `count` workers: the thread that calls, and others that are started.
     ///
     /// # Errors
     ///
@@ -28,19 +28,7 @@ impl Threads {
             return Err(Error::new(ErrorKind::Options, "0 threads can do no work")
                 .with_hint("give at least 1, or leave the option out to use every core"));
         }
-        let pool = match count {
-            1 => None,
-            _ => Some(
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(count)
-                    .thread_name(|index| format!("kudos-cpu-{index}"))
-                    .build()
-                    .map_err(|e| {
-                        Error::new(ErrorKind::Memory, format!("cannot start {count} threads: {e}"))
-                    })?,
-            ),
-        };
-        Ok(Self { pool, scratch: (0..count).map(|_| Mutex::default()).collect() })
+        Ok(Self { pool: Pool::new(count)?, scratch: (0..count).map(|_| Mutex::default()).collect() })
     }
 
     /// The number of threads that work.
@@ -66,25 +54,21 @@ impl Threads {
     pub fn for_each_item(&self, count: usize, work: impl Fn(usize, &mut Scratch) + Sync) {
         // A worker that panicked left its numbers behind, and every item writes scratch before it reads it.
         let lock = |worker: usize| self.scratch[worker].lock().unwrap_or_else(PoisonError::into_inner);
-        match &self.pool {
-            Some(pool) if count > 1 => {
-                let next = AtomicUsize::new(0);
-                pool.broadcast(|worker| {
-                    let mut scratch = lock(worker.index());
-                    loop {
-                        let item = next.fetch_add(1, Ordering::Relaxed);
-                        if item >= count {
-                            break;
-                        }
-                        work(item, &mut scratch);
-                    }
-                });
-            }
-            _ => {
-                let mut scratch = lock(0);
-                (0..count).for_each(|item| work(item, &mut scratch));
-            }
+        if count <= 1 || self.count() == 1 {
+            let mut scratch = lock(0);
+            return (0..count).for_each(|item| work(item, &mut scratch));
         }
+        let next = AtomicUsize::new(0);
+        self.pool.run(&|worker| {
+            let mut scratch = lock(worker);
+            loop {
+                let item = next.fetch_add(1, Ordering::Relaxed);
+                if item >= count {
+                    break;
+                }
+                work(item, &mut scratch);
+            }
+        });
     }
 
     /// Cuts `0..rows` into chunks of at least `rows_min` (the last may be shorter), several for each worker, and calls
