@@ -21,7 +21,7 @@ export KUDOS_TEST_FIXTURES=gqa8_hd128_llama3_bf16 KUDOS_REPORT_DIR="$folder/repo
 "a copy/run.sh" || { cat report/logs/*; fail 'a step failed'; }
 
 [ "$(head -n 1 report/report.txt)" = 'software GPU, not hardware' ] || fail 'the report does not say that the GPU is software'
-for step in kernels.kernels engine.sm80 engine.sm75; do
+for step in kernels.kernels engine.sm80 engine.sm75 bench.kernels_dry; do
     [ "$(cat "report/steps/$step.status")" = passed ] || fail "$step did not run"
 done
 grep -q '^commit: ' report/report.txt || fail 'the report does not name the commit'
