@@ -127,21 +127,12 @@ impl Vector for Avx512 {
 
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> Self {
-        // A whole vector that was stored under a mask is not forwarded to a load.
-        if count == 16 {
-            // SAFETY: the caller vouches for sixteen floats.
-            return unsafe { Self::load(from) };
-        }
         // SAFETY: the caller vouches for `count` floats; masked lanes are not read.
         Self(unsafe { _mm512_maskz_loadu_ps(mask(count), from) })
     }
 
     #[inline(always)]
     unsafe fn store_first(self, to: *mut f32, count: usize) {
-        if count == 16 {
-            // SAFETY: the caller vouches for sixteen floats.
-            return unsafe { self.store(to) };
-        }
         // SAFETY: the caller vouches for `count` floats; masked lanes are not written.
         unsafe { _mm512_mask_storeu_ps(to, mask(count), self.0) }
     }
