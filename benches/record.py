@@ -57,8 +57,10 @@ def add(report, folder):
         record = {"record": 2, "device": device, "commit": commit, "date": date, "system": platform.platform(), "reports": []}
     record["load"] = os.getloadavg()
     # Where things lie on this machine is nobody's business.
-    report["arguments"] = [os.path.basename(part) if os.path.isabs(part) else part for part in report["arguments"]]
-    report["model"]["name"] = os.path.basename(report["model"]["name"])
+    if "arguments" in report:
+        report["arguments"] = [os.path.basename(part) if os.path.isabs(part) else part for part in report["arguments"]]
+    if "name" in (report.get("model") or {}):
+        report["model"]["name"] = os.path.basename(report["model"]["name"])
     record["reports"].append(report)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
