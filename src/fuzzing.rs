@@ -45,7 +45,7 @@ pub fn template(bytes: &[u8]) -> bool {
 pub fn line(bytes: &[u8]) -> bool {
     const TEMPLATE: &str = "{% for message in messages %}{{ message.role }}{{ message.content }}\
                             {{ message.tool_calls | default([]) | tojson(indent=2) }}{% endfor %}{{ tools }}{{ documents | tojson }}";
-    let Ok(conversations) = cli::conversations_of_line(bytes) else { return false };
+    let Ok(conversations) = cli::conversations_of_line(bytes, 0) else { return false };
     let config = Map::from_iter([("chat_template".to_owned(), Value::from(TEMPLATE))]);
     conversations.iter().all(|conversation| prompt::render_alone(&config, conversation).is_ok())
 }

@@ -37,8 +37,10 @@ pub(super) fn run(args: &TokenizeArgs, commit: Option<&str>) -> anyhow::Result<(
     let mut output = Output::open(None)?;
     let name = args.input.display();
     let text = fs::read(&args.input).with_context(|| format!("cannot read `{name}`"))?;
-    let lines = text.split(|&byte| byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
-    let conversations = lines.map(conversations_of_line).collect::<Result<Vec<_>>>()?.concat();
+    let lines = text.split(|&byte| byte == b'\n').enumerate();
+    let lines = lines.filter(|(_, line)| !line.trim_ascii().is_empty());
+    let conversations = lines.map(|(index, line)| conversations_of_line(line, index));
+    let conversations = conversations.collect::<Result<Vec<_>>>()?.concat();
     if conversations.is_empty() {
         let error = Error::new(ErrorKind::Options, "there are no conversations in the input").at(name);
         return Err(error.with_hint("lines of token ids have nothing to tokenize").into());

@@ -38,9 +38,9 @@ enum Outcome {
     SomeFailed,
 }
 
-/// The conversations that a line of input asks for, for fuzzing.
-pub(crate) fn conversations_of_line(text: &[u8]) -> Result<Vec<Conversation>> {
-    Ok(match input::parse(text, 0).request? {
+/// The conversations that line `index` of an input, from 0, asks for.
+pub(crate) fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Conversation>> {
+    Ok(match input::parse(text, index).request? {
         input::Request::One(input::Input::Conversation(conversation)) => vec![conversation],
         input::Request::One(input::Input::Tokens(_)) => vec![],
         input::Request::Responses(responses) => responses.into_conversations().collect::<Result<_>>()?,

@@ -33,7 +33,7 @@ const ROOM_BYTES: usize = 16 << 20;
 /// What a line takes besides its text: its name, its answer, its place in the channels.
 const LINE_BYTES: usize = 1 << 10;
 
-/// Workers, at most: one tokenizes about a million tokens a second.
+/// Workers, at most: each holds a line. How fast one is, `bench tokenize` tells.
 const WORKERS_MAX: usize = 8;
 
 /// Bytes of tokens that may wait to be submitted. Without this, one line with many responses to a long prompt would have
