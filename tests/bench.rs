@@ -175,6 +175,35 @@ fn a_baseline_that_does_not_run_is_an_error_with_a_hint() {
     assert!(run.stderr.contains("at /nowhere/python") && run.stderr.contains("hint: "), "{run:?}");
 }
 
+#[cfg(unix)]
+#[test]
+fn what_the_engine_did_is_printed_though_the_baseline_fails() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let python = dir.path().join("python");
+    fs::write(&python, "#!/bin/sh\n[ \"$1\" = --version ]\n").unwrap();
+    fs::set_permissions(&python, fs::Permissions::from_mode(0o755)).unwrap();
+    let (model, python) = (demo_model(), python.to_str().unwrap().to_owned());
+    let test =
+        ["--device", "cpu", "--tokens", "4", "--seqs", "1", "-r", "1", "-o", "json", "--compare", &python];
+    let run = bench(&[&["--model", model.to_str().unwrap()], &test[..]].concat());
+    assert_eq!(run.status, Some(2), "{run:?}");
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["rows"][0]["samples"].as_array().unwrap().len(), 1);
+    assert!(run.stderr.contains("the baseline ended with") && run.stderr.contains("hint: "), "{run:?}");
+}
+
+#[test]
+fn a_line_that_is_no_conversation_is_named_where_it_is_tokenized() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("lines.jsonl");
+    fs::write(&file, "{\"prompt\": \"a\", \"response\": \"b\"}\n\n{bad\n").unwrap();
+    let model = demo_model();
+    let run = bench(&["tokenize", "--model", model.to_str().unwrap(), file.to_str().unwrap()]);
+    assert_eq!(run.status, Some(2), "{run:?}");
+    assert!(run.stderr.contains("at input line 3"), "{run:?}");
+}
+
 /// What a command of `bench` prints, which is expected to succeed.
 #[track_caller]
 fn command(arguments: &[&str]) -> String {

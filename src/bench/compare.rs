@@ -88,6 +88,20 @@ pub(super) struct Baseline {
     rows: Vec<Runs>,
 }
 
+const HINT: &str =
+    "`--compare` names a python that has torch and transformers (benches/baseline/requirements.txt)";
+
+/// That the program can be started at all, which is known before anything is measured.
+pub(super) fn check(python: &Path) -> Result<()> {
+    let mut command = Command::new(python);
+    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let started = command.status();
+    started.map(drop).map_err(|error| {
+        let message = format!("cannot run the baseline: {error}");
+        Error::new(ErrorKind::Io, message).at(python.display()).with_hint(HINT)
+    })
+}
+
 /// Closes the engine, whose place on the device is needed, and measures every row's workload, once for each arithmetic.
 pub(super) fn run(python: &Path, args: &Args, engine: &Engine, rows: &[Row]) -> Result<Vec<Baseline>> {
     engine.close();
@@ -140,9 +154,7 @@ fn command(python: &Path, args: &Args, engine: &Engine, dir: &Path, dtype: &str)
 
 /// Runs the script on `workloads`, which it reads to the end before it says anything.
 fn ask(mut command: Command, workloads: &str) -> Result<Said> {
-    let hint =
-        "`--compare` names a python that has torch and transformers (benches/baseline/requirements.txt)";
-    let failed = |what: String| Error::new(ErrorKind::Io, what).with_hint(hint);
+    let failed = |what: String| Error::new(ErrorKind::Io, what).with_hint(HINT);
     let cannot = |error| failed(format!("cannot run the baseline: {error}"));
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(cannot)?;
     let mut stdin = child.stdin.take().expect("it was piped");

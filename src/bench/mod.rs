@@ -60,6 +60,9 @@ pub fn main(commit: Option<&str>) -> ExitCode {
 fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
     // Before the model, which takes longer.
     args.check()?;
+    if let Some(python) = &args.compare {
+        compare::check(python)?;
+    }
     let mut output = Output::open(None)?;
     let engine = open(&args.model, args.longest())?;
     let workloads = workloads(args, &engine)?;
@@ -71,12 +74,16 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
         measure::measure(&engine, workload, &repeats)
     };
     let rows = workloads.into_iter().map(measured).collect::<Result<Vec<Row>>>()?;
-    let baselines = match &args.compare {
-        None => Vec::new(),
-        Some(python) => compare::run(python, args, &engine, &rows)?,
+    let compared =
+        args.compare.as_ref().map_or(Ok(Vec::new()), |python| compare::run(python, args, &engine, &rows));
+    // A baseline that fails takes nothing from what the engine did.
+    let (baselines, failed) = match compared {
+        Ok(baselines) => (baselines, None),
+        Err(error) => (Vec::new(), Some(error)),
     };
     let report = Report { args, engine: &engine, commit, peak, rows, baselines };
-    output.line(&report.text(args.output))
+    output.line(&report.text(args.output))?;
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// The model, on a device whose times mean something, for sequences of up to `longest` tokens.

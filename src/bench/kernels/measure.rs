@@ -28,7 +28,10 @@ const LAUNCHES_MAX: usize = 10_000;
 pub(in crate::bench) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow::Result<()> {
     let mut output = Output::open(None)?;
     let config = args.shape.shape().config(None)?;
-    let info = probe::devices()?.swap_remove(0);
+    let devices = probe::devices().map_err(|error| {
+        error.with_hint("kernels are of GPUs; `cargo bench --bench cpu_kernels` measures the CPU's")
+    })?;
+    let info = &devices[0];
     let tried = args.dry_run;
     if !info.has_clock && !tried {
         let message = format!("{} has no clock rate: it is no hardware, and has no speed", info.name);
@@ -42,7 +45,7 @@ pub(in crate::bench) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow:
             format!("a GPU of compute capability {} cannot run {} kernels", info.capability, tier.name());
         return Err(Error::new(ErrorKind::Options, message).with_hint("leave `--cuda-tier` out").into());
     }
-    let ops = Rc::new(Ops::new(Context::open(&info)?, tier, config.head_dim)?);
+    let ops = Rc::new(Ops::new(Context::open(info)?, tier, config.head_dim)?);
     let maker = Maker { ops, config: &config, tried };
     let mut rows = Vec::new();
     let mut measure = |case: Case| -> Result<()> {
