@@ -30,7 +30,6 @@ impl Stopwatch {
         self.start.record(context.compute()).or_fault(DOING)?;
         queue()?;
         self.end.record(context.compute()).or_fault(DOING)?;
-        self.end.synchronize().or_fault(DOING)?;
         let ms = self.start.elapsed_ms(&self.end).or_fault(DOING)?;
         Ok(f64::from(ms) / 1e3)
     }

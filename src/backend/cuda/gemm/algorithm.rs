@@ -90,10 +90,10 @@ impl Lt {
     /// The library's proposals for a product of so many rows, its favourite first. The same ones in every run of one
     /// version of the library on one kind of GPU.
     pub fn proposals(&self, problem: &mut Problem, rows: usize) -> Result<Vec<Algorithm>> {
-        let doing = || format!("asking for algorithms of {}", problem.shape);
-        let preference = Preference::new(problem.shape.alignments()).or_fault(doing())?;
-        problem.x.set_cols(rows).or_fault(doing())?;
-        problem.out.set_cols(rows).or_fault(doing())?;
+        let shape = problem.shape;
+        let doing = || format!("asking for algorithms of {shape}");
+        let preference = Preference::new(shape.alignments()).or_fault(doing())?;
+        problem.set_rows(rows).or_fault(doing())?;
         let mut found = Vec::<sys::cublasLtMatmulHeuristicResult_t>::with_capacity(PROPOSALS);
         let mut count = 0;
         // SAFETY: every handle is alive, made by the same library; `found` has room for as many as are asked for.
@@ -125,9 +125,9 @@ impl Lt {
     /// Whether an algorithm computes the product of so many rows with the workspace that there is. Asks the library's
     /// host code only.
     pub fn accepts(&self, problem: &mut Problem, algorithm: &Algorithm, rows: usize) -> Result<bool> {
-        let doing = || format!("checking an algorithm of {}", problem.shape);
-        problem.x.set_cols(rows).or_fault(doing())?;
-        problem.out.set_cols(rows).or_fault(doing())?;
+        let shape = problem.shape;
+        let doing = || format!("checking an algorithm of {shape}");
+        problem.set_rows(rows).or_fault(doing())?;
         let mut result = sys::cublasLtMatmulHeuristicResult_t {
             algo: algorithm.raw,
             workspaceSize: 0,

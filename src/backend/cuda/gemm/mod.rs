@@ -288,8 +288,7 @@ impl Lt {
         let Operands { x, weight, bias, ref mut out, out_first, rows, alpha } = *operands;
         let shape = problem.shape;
         let doing = || format!("{shape} of {rows} rows");
-        problem.x.set_cols(rows).or_fault(doing())?;
-        problem.out.set_cols(rows).or_fault(doing())?;
+        problem.set_rows(rows).or_fault(doing())?;
         if let Some(bias) = bias {
             problem.desc.set_bias(bias.address()).or_fault(doing())?;
         }
@@ -326,6 +325,12 @@ impl Problem {
     /// What it is.
     pub fn shape(&self) -> ProductShape {
         self.shape
+    }
+
+    /// How many rows `x` and `out` have from here on.
+    fn set_rows(&mut self, rows: usize) -> Result<(), CublasError> {
+        self.x.set_cols(rows)?;
+        self.out.set_cols(rows)
     }
 
     /// That operands lie in their buffers, and where the library was told that they would.

@@ -8,9 +8,6 @@
 
 use std::time::{Duration, Instant};
 
-use cudarc::driver::CudaEvent;
-use cudarc::driver::sys::CUevent_flags;
-
 use super::algorithm::{Algorithm, Config};
 use super::cache::{Cache, Fastest};
 use super::classes::{self, BUCKETS, Class, Proposals, Schedule, find};
@@ -18,7 +15,7 @@ use super::trial::Trial;
 use super::{Lt, Problem, Product, ProductShape};
 use crate::backend::GemmTuning;
 use crate::backend::cuda::context::Context;
-use crate::backend::cuda::fault::OrFault;
+use crate::backend::cuda::stopwatch;
 use crate::error::Result;
 
 /// Seconds after which nothing more is measured: what is left goes by the library's order.
@@ -36,29 +33,20 @@ pub trait Stopwatch {
 /// The GPU's own time.
 pub struct Events<'a> {
     context: &'a Context,
-    begin: CudaEvent,
-    end: CudaEvent,
+    watch: stopwatch::Stopwatch,
 }
 
 impl<'a> Events<'a> {
     /// A stopwatch for what is queued on the compute stream.
     pub fn new(context: &'a Context) -> Result<Self> {
-        let event =
-            || context.cuda().new_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).or_fault("making an event");
-        Ok(Self { context, begin: event()?, end: event()? })
+        Ok(Self { context, watch: stopwatch::Stopwatch::new(context)? })
     }
 }
 
 impl Stopwatch for Events<'_> {
     fn time(&mut self, _: usize, _: &Config, run: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
-        let doing = "measuring a product";
-        self.begin.record(self.context.compute()).or_fault(doing)?;
-        for _ in 0..TIMED_RUNS {
-            run()?;
-        }
-        self.end.record(self.context.compute()).or_fault(doing)?;
-        let milliseconds = self.begin.elapsed_ms(&self.end).or_fault(doing)?;
-        Ok(1000.0 * milliseconds / TIMED_RUNS as f32)
+        let seconds = self.watch.time(self.context, || (0..TIMED_RUNS).try_for_each(|_| run()))?;
+        Ok(1e6 * seconds as f32 / TIMED_RUNS as f32)
     }
 }
 
