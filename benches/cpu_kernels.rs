@@ -1,6 +1,6 @@
 //! How fast the CPU kernels are against what this CPU can do.
 //!
-//! `cargo bench --profile release --bench cpu_kernels -- [THREADS] [avx2+fma] [bf16] [gemm|llama8b|small|attention|elementwise]
+//! `cargo bench --profile release --bench cpu_kernels -- [THREADS] [avx2+fma] [vectors] [bf16] [gemm|llama8b|small|attention|elementwise]
 //! [MxNxK]`. Beside each product stands the share of the peak: a loop of nothing but multiply-adds in registers, run right
 //! before and right after every run of the kernel, because a shared CPU's clock moves by a fifth within a minute. The share
 //! is the median over the runs; speeds are the best run's.
@@ -34,10 +34,11 @@ fn main() {
     let threads = args.iter().find_map(|a| a.parse().ok()).unwrap_or(1);
     let isa = Isa::available().into_iter().find(|isa| args.iter().any(|a| a == isa.name()));
     let isa = isa.unwrap_or_else(Isa::detect);
-    let math = if args.iter().any(|a| a == "bf16") {
-        Math::Bf16(isa.bf16().expect("no bf16 instructions here"))
-    } else {
-        Math::F32
+    let math = match (args.iter().any(|a| a == "bf16"), args.iter().any(|a| a == "vectors")) {
+        (false, false) => Math::f32(isa),
+        (false, true) => Math::F32,
+        (true, false) => Math::bf16(isa).expect("no faster bf16 products here"),
+        (true, true) => Math::Bf16(isa.bf16().expect("no bf16 instructions here")),
     };
     let topics = ["gemm", "llama8b", "small", "attention", "elementwise"];
     let shapes: Vec<Vec<usize>> = args

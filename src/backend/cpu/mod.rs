@@ -5,6 +5,7 @@
 //! and biases, and nothing allocated during a pass but its plan.
 
 mod act;
+pub mod amx;
 pub mod attention;
 pub mod elementwise;
 pub mod gemm;
@@ -107,13 +108,16 @@ impl Cpu {
         group: Arc<Group>,
     ) -> Result<Self> {
         let isa = Isa::detect();
-        let (math, warning) = match (math, isa.bf16()) {
-            (CpuMath::F32, _) => (Math::F32, None),
-            (CpuMath::Bf16, Some(bf16)) if bf16.is_faster() => (Math::Bf16(bf16), None),
-            (CpuMath::Bf16, bf16) => {
-                let why =
-                    if bf16.is_some() { "multiplies bf16 no faster" } else { "has no bf16 instructions" };
-                (Math::F32, Some(format!("products are computed in f32, not bf16: this CPU {why}")))
+        let f32 = Math::f32(isa);
+        let (math, warning) = match (math, Math::bf16(isa)) {
+            (CpuMath::F32, _) => (f32, None),
+            (CpuMath::Bf16, Some(bf16)) => (bf16, None),
+            (CpuMath::Bf16, None) => {
+                let why = match isa.bf16() {
+                    Some(_) => "multiplies bf16 no faster",
+                    None => "has no bf16 instructions",
+                };
+                (f32, Some(format!("products are computed in f32, not bf16: this CPU {why}")))
             }
         };
         let threads = Threads::new(threads)?;

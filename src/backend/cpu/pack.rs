@@ -3,7 +3,7 @@
 //! A panel is `[steps, width]`: what one step of k multiplies lies side by side. Stored weights are widened to f32 on the
 //! way, straight from the mapping, in squares that are transposed in registers.
 
-use super::simd::{LANES_MAX, Vector};
+use super::simd::{Bf16Vector, LANES_MAX, Vector};
 use crate::weights::Dtype;
 
 /// What a row is stored as: how a vector of it is loaded, and what steps its lanes become.
@@ -250,6 +250,67 @@ pub(super) unsafe fn pack_stored<V: Vector>(
             Dtype::F32 => pack_panel::<V, Lanes32>(row, rows, bytes, ahead, width, panel),
             Dtype::F16 => pack_panel::<V, Halves>(row, rows, bytes, ahead, width, panel),
             Dtype::BF16 => pack_panel::<V, Bfloats>(row, rows, bytes, ahead, width, panel),
+        }
+    }
+}
+
+/// Packs rows of stored weights as pairs of bfloat16 values, rounded where they are stored as something else: one step of
+/// the panel for every two values. `rounded` is scratch, `rounded_stride` floats for each row.
+///
+/// # Safety
+///
+/// As [`pack_panel`], for `values` values a row; `rounded` is writable for `rows` rows of at least half as many floats.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub(super) unsafe fn pack_pairs<V: Bf16Vector>(
+    dtype: Dtype,
+    stored: impl Fn(usize) -> *const u8,
+    rows: usize,
+    values: usize,
+    row_stride: usize,
+    width: usize,
+    panel: *mut f32,
+    rounded: *mut f32,
+    rounded_stride: usize,
+) {
+    // SAFETY: the caller's promises.
+    unsafe {
+        if dtype == Dtype::BF16 {
+            let ahead = 2 * V::LANES * row_stride;
+            return pack_panel::<V, Lanes32>(stored, rows, 2 * values, ahead, width, panel);
+        }
+        for r in 0..rows {
+            let to = rounded.wrapping_add(r * rounded_stride).cast();
+            match dtype {
+                Dtype::F16 => round_row::<V, Halves>(stored(r), values, to),
+                _ => round_row::<V, Lanes32>(stored(r), values, to),
+            }
+        }
+        let row = |r: usize| rounded.wrapping_add(r * rounded_stride).cast_const().cast();
+        pack_panel::<V, Lanes32>(row, rows, 4 * values.div_ceil(2), 0, width, panel);
+    }
+}
+
+/// Rounds `values` values to bfloat16, side by side, and one zero behind an odd number of them.
+///
+/// # Safety
+///
+/// The CPU has the instructions of `V`; `values` values of `S` are readable at `from`; `to` is writable for `values`
+/// rounded up to a multiple of two.
+#[inline(always)]
+pub(super) unsafe fn round_row<V: Bf16Vector, S: Source>(from: *const u8, values: usize, to: *mut u16) {
+    let whole = values - values % V::LANES;
+    // SAFETY: `whole` values in whole vectors, the rest through a buffer; all inside what the caller vouches for.
+    unsafe {
+        for i in (0..whole).step_by(V::LANES) {
+            S::load::<V>(from.wrapping_add(i.wrapping_mul(S::LANE_BYTES))).store_bf16(to.wrapping_add(i));
+        }
+        if whole < values {
+            let rest = values - whole;
+            let mut buffer = [0u16; LANES_MAX];
+            load_bytes::<V, S>(from.add(whole * S::LANE_BYTES), rest * S::LANE_BYTES)
+                .store_bf16(buffer.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(buffer.as_ptr(), to.add(whole), rest.next_multiple_of(2));
         }
     }
 }

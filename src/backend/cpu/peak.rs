@@ -46,7 +46,7 @@ const CHAINS: usize = 12;
 /// FLOP of one step of [`run`].
 pub fn flops_per_step(isa: Isa, math: Math) -> usize {
     let lanes = if isa.name() == "avx512" { 16 } else { 8 };
-    let products = if math == Math::F32 { 1 } else { 2 };
+    let products = if matches!(math, Math::F32 | Math::F32Tiles(_)) { 1 } else { 2 };
     CHAINS * lanes * products * 2
 }
 
@@ -56,8 +56,8 @@ pub fn run(isa: Isa, math: Math, steps: usize) -> f32 {
     // SAFETY: whoever holds an `Isa`, or the arithmetic of its bf16 instructions, has the proof that they are there.
     unsafe {
         match (isa.name(), math) {
-            ("avx512", Math::F32) => wide(steps),
-            ("avx512", Math::Bf16(_)) => wide_pairs(steps),
+            ("avx512", Math::F32 | Math::F32Tiles(_)) => wide(steps),
+            ("avx512", Math::Bf16(_) | Math::Bf16Tiles(_)) => wide_pairs(steps),
             ("avx2+fma", _) => narrow(steps),
             _ => 0.0,
         }

@@ -179,8 +179,23 @@ impl Finish {
         }
     }
 
+    /// Finishes `rows` rows of sums, `stride` floats apart, in whole vectors.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`; these sums are readable, and what exists of them lies inside `out` and `bias`.
     #[inline(always)]
-    fn skip(mut self, rows: usize, columns: usize) -> Self {
+    pub(super) unsafe fn put_rows<V: Vector>(&self, sums: *const f32, stride: usize, rows: usize) {
+        for row in 0..rows {
+            for column in (0..self.columns).step_by(V::LANES) {
+                // SAFETY: the caller's promises.
+                unsafe { self.put(row, column, V::load(sums.add(row * stride + column))) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn skip(mut self, rows: usize, columns: usize) -> Self {
         self.out = self.out.wrapping_add(rows.wrapping_mul(self.stride).wrapping_add(columns));
         self.bias = self.bias.map(|bias| bias.wrapping_add(columns));
         self.columns = self.columns.saturating_sub(columns);

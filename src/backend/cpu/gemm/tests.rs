@@ -1,6 +1,7 @@
 //! Products against naive ones: f64 for closeness, one scalar chain in the order of k for the bits.
 
 use super::*;
+use crate::backend::cpu::amx::{BLOCK, flush};
 use crate::backend::cpu::testing::{Random, Worst, all_threads, assert_same_bits, not_run};
 
 /// Largest error relative to the sum of |x * w|, |bias| and |out|: measured 1.15e-6 (k = 1,537 with outliers, products
@@ -137,25 +138,83 @@ fn separate_chain(x: &[f32], w: &[f32]) -> f32 {
     x.iter().zip(w).fold(0.0, |sum, (x, w)| x * w + sum)
 }
 
+/// To bfloat16, as instructions do it: subnormals as zero.
+fn round(x: f32) -> f32 {
+    flush(half::bf16::from_f32(flush(x)).to_f32())
+}
+
 /// VDPBF16PS as its manual describes it, on inputs rounded to bfloat16: the upper of a pair first, subnormals as zero.
 fn pair_chain(x: &[f32], w: &[f32]) -> f32 {
-    let flush = |x: f32| if x.is_subnormal() { 0.0 } else { x };
-    let round = |x: f32| flush(half::bf16::from_f32(flush(x)).to_f32());
     x.chunks(2).zip(w.chunks(2)).fold(0.0, |sum, (x, w)| {
         let upper = if x.len() == 2 { flush(round(x[1]).mul_add(round(w[1]), sum)) } else { sum };
         flush(round(x[0]).mul_add(round(w[0]), upper))
     })
 }
 
+/// TDPBF16PS as its manual describes it, on the parts of x in turn: of 32 values of k the even and the odd ones apart.
+fn tile_chain(x: &[f32], w: &[f32], parts: impl Fn(f32) -> Vec<f32>) -> f32 {
+    let mut sum = 0.0;
+    for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
+        let x: Vec<Vec<f32>> = x.iter().map(|x| parts(*x)).collect();
+        for part in 0..x[0].len() {
+            let half = |first: usize| {
+                let values = x.iter().zip(w).skip(first).step_by(2);
+                values.fold(0.0, |sum, (x, w)| flush(flush(x[part]).mul_add(flush(*w), sum)))
+            };
+            sum = flush(sum + flush(half(0) + half(1)));
+        }
+    }
+    sum
+}
+
+/// The exact sum of three bfloat16 values that x is.
+fn three_parts(x: f32) -> Vec<f32> {
+    let upper = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
+    let (first, rest) = (upper(x), x - upper(x));
+    let (second, third) = (upper(rest), rest - upper(rest));
+    assert_eq!(upper(third), third, "{x:e} has more than three parts");
+    vec![first, second, third]
+}
+
+/// The bits that f32 products have with `math`, for a weight that is stored as `dtype`.
+fn f32_chain(isa: Isa, math: Math, dtype: Dtype) -> impl Fn(&[f32], &[f32]) -> f32 {
+    let fused = Isa::fused_for_tests().contains(&isa);
+    move |x, w| match (math, dtype) {
+        (Math::F32Tiles(_), Dtype::BF16) => tile_chain(x, w, three_parts),
+        _ if fused => fused_chain(x, w),
+        _ => separate_chain(x, w),
+    }
+}
+
+/// Every way to f32 products: instruction sets, and matrix units beside them.
+fn f32_ways() -> Vec<(Isa, Math)> {
+    let of = |isa: Isa| std::iter::once(Math::F32).chain(isa.matrix_unit().map(Math::F32Tiles));
+    Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
+}
+
+/// Every way to products of bfloat16 values.
+fn bf16_ways() -> Vec<(Isa, Math)> {
+    let of = |isa: Isa| isa.bf16().map(Math::Bf16).into_iter().chain(isa.matrix_unit().map(Math::Bf16Tiles));
+    Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
+}
+
+fn name(isa: Isa, math: Math) -> String {
+    match math {
+        Math::F32 => isa.name().to_owned(),
+        Math::Bf16(bf16) => bf16.name().to_owned(),
+        Math::F32Tiles(unit) | Math::Bf16Tiles(unit) => format!("{math:?} {}", unit.name()),
+    }
+}
+
 #[test]
 fn gemm_matches_naive_f64_for_every_dtype_and_instruction_set() {
     let threads = Threads::new(2).unwrap();
-    for isa in Isa::for_tests() {
+    for (isa, math) in f32_ways() {
         let mut worst = Worst::default();
         for shape in SHAPES {
             for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
                 let problem = Problem::new(shape, dtype);
-                let got = problem.run(isa, &threads, Math::F32, Store::Add, true);
+                let got = problem.run(isa, &threads, math, Store::Add, true);
                 for m in 0..problem.m {
                     for n in 0..problem.n {
                         let x = &problem.x[m * (problem.k + X_GAP)..][..problem.k];
@@ -170,7 +229,7 @@ fn gemm_matches_naive_f64_for_every_dtype_and_instruction_set() {
                 }
             }
         }
-        worst.assert_within(ERROR, isa.name());
+        worst.assert_within(ERROR, &name(isa, math));
     }
 }
 
@@ -179,20 +238,37 @@ fn gemm_matches_naive_f64_for_every_dtype_and_instruction_set() {
 #[test]
 fn gemm_has_the_bits_of_one_chain_in_the_order_of_k() {
     let all_threads = all_threads();
-    let fused = Isa::fused_for_tests();
-    for isa in Isa::for_tests() {
-        let chain = if fused.contains(&isa) { fused_chain } else { separate_chain };
+    for (isa, math) in f32_ways() {
         for (i, shape) in SHAPES.into_iter().enumerate() {
-            let dtype = [Dtype::F32, Dtype::F16, Dtype::BF16][i % 3];
+            let dtype = match math {
+                Math::F32Tiles(_) => Dtype::BF16,
+                _ => [Dtype::F32, Dtype::F16, Dtype::BF16][i % 3],
+            };
             let problem = Problem::new(shape, dtype);
             for (store, bias) in [(Store::Replace, false), (Store::Add, true)] {
-                let expected = problem.expected(store, bias, chain);
+                let expected = problem.expected(store, bias, f32_chain(isa, math, dtype));
                 for threads in &all_threads {
-                    let got = problem.run(isa, threads, Math::F32, store, bias);
-                    let what = format!("{} {shape:?} {dtype:?} {} threads", isa.name(), threads.count());
+                    let got = problem.run(isa, threads, math, store, bias);
+                    let what = format!("{} {shape:?} {dtype:?} {} threads", name(isa, math), threads.count());
                     assert_same_bits(&got, &expected, problem.n + OUT_GAP, &what);
                 }
             }
+        }
+    }
+    if !Isa::available().into_iter().any(|isa| isa.matrix_unit().is_some()) {
+        not_run("products by AMX's tiles (their emulation was run)", "amx");
+    }
+}
+
+#[test]
+fn a_matrix_unit_leaves_other_weights_to_vector_instructions() {
+    let threads = Threads::new(2).unwrap();
+    for (isa, math) in f32_ways() {
+        for dtype in [Dtype::F32, Dtype::F16] {
+            let problem = Problem::new((33, 50, 70), dtype);
+            let got = problem.run(isa, &threads, math, Store::Replace, true);
+            let expected = problem.run(isa, &threads, Math::F32, Store::Replace, true);
+            assert_same_bits(&got, &expected, problem.n + OUT_GAP, &name(isa, math));
         }
     }
 }
@@ -200,18 +276,18 @@ fn gemm_has_the_bits_of_one_chain_in_the_order_of_k() {
 #[test]
 fn gemm_gives_the_same_bits_for_any_cut_of_rows_and_columns() {
     let threads = Threads::new(2).unwrap();
-    for isa in Isa::for_tests() {
-        let problem = Problem::new((29, 131, 300), Dtype::BF16);
-        let whole = problem.run(isa, &threads, Math::F32, Store::Replace, true);
-        for (m_cut, n_cut) in [(1, 1), (7, 64), (28, 130), (13, 47)] {
+    for (isa, math) in f32_ways().into_iter().chain(bf16_ways()) {
+        let problem = Problem::new((69, 131, 300), Dtype::BF16);
+        let whole = problem.run(isa, &threads, math, Store::Replace, true);
+        for (m_cut, n_cut) in [(1, 1), (7, 64), (68, 130), (33, 47)] {
             let mut pieces = problem.out.clone();
             for rows in [0..m_cut, m_cut..problem.m] {
                 for columns in [0..n_cut, n_cut..problem.n] {
                     let (rows, store) = (rows.clone(), Store::Replace);
-                    problem.run_part(isa, &threads, Math::F32, store, true, rows, columns, &mut pieces);
+                    problem.run_part(isa, &threads, math, store, true, rows, columns, &mut pieces);
                 }
             }
-            assert_same_bits(&pieces, &whole, problem.n + OUT_GAP, isa.name());
+            assert_same_bits(&pieces, &whole, problem.n + OUT_GAP, &name(isa, math));
         }
     }
 }
@@ -219,19 +295,21 @@ fn gemm_gives_the_same_bits_for_any_cut_of_rows_and_columns() {
 #[test]
 fn gemm_keeps_a_nan_in_its_row_and_its_column() {
     let threads = Threads::new(2).unwrap();
-    for isa in Isa::for_tests() {
-        let mut problem = Problem::new((11, 53, 70), Dtype::F32);
-        let clean = problem.run(isa, &threads, Math::F32, Store::Replace, false);
-        problem.x[4 * (problem.k + X_GAP) + 69] = f32::NAN;
-        let column_at = 1 + (52 * (problem.k + W_GAP) + 3) * 4;
-        problem.bytes[column_at..column_at + 4].copy_from_slice(&f32::INFINITY.to_le_bytes());
-        let got = problem.run(isa, &threads, Math::F32, Store::Replace, false);
-        for m in 0..problem.m {
-            for n in 0..problem.n {
-                let at = m * (problem.n + OUT_GAP) + n;
-                let (touched, what) = (m == 4 || n == 52, format!("{} [{m}, {n}]", isa.name()));
-                assert_eq!(got[at].is_finite(), !touched, "{what}");
-                assert!(touched || got[at] == clean[at], "{what}");
+    for (isa, math) in f32_ways() {
+        for (x, w) in [(f32::NAN, f32::INFINITY), (f32::INFINITY, f32::NAN)] {
+            let mut problem = Problem::new((11, 53, 70), Dtype::BF16);
+            let clean = problem.run(isa, &threads, math, Store::Replace, false);
+            problem.x[4 * (problem.k + X_GAP) + 69] = x;
+            let column_at = 1 + (52 * (problem.k + W_GAP) + 3) * 2;
+            problem.bytes[column_at..column_at + 2].copy_from_slice(&half::bf16::from_f32(w).to_le_bytes());
+            let got = problem.run(isa, &threads, math, Store::Replace, false);
+            for m in 0..problem.m {
+                for n in 0..problem.n {
+                    let at = m * (problem.n + OUT_GAP) + n;
+                    let (touched, what) = (m == 4 || n == 52, format!("{} [{m}, {n}]", name(isa, math)));
+                    assert_eq!(got[at].is_finite(), !touched, "{what}");
+                    assert!(touched || got[at] == clean[at], "{what}");
+                }
             }
         }
     }
@@ -240,15 +318,20 @@ fn gemm_keeps_a_nan_in_its_row_and_its_column() {
 #[test]
 fn bf16_gemm_has_the_bits_of_the_instruction_s_documented_arithmetic() {
     let all_threads = all_threads();
-    for isa in Isa::for_tests() {
-        let Some(bf16) = isa.bf16() else { continue };
+    for (isa, math) in bf16_ways() {
         for (i, shape) in SHAPES.into_iter().enumerate() {
             let dtype = [Dtype::BF16, Dtype::F16, Dtype::F32][i % 3];
             let problem = Problem::new(shape, dtype);
-            let expected = problem.expected(Store::Add, true, pair_chain);
+            let expected = problem.expected(Store::Add, true, |x, w| match math {
+                Math::Bf16Tiles(_) => {
+                    let w: Vec<f32> = w.iter().map(|w| round(*w)).collect();
+                    tile_chain(x, &w, |x| vec![round(x)])
+                }
+                _ => pair_chain(x, w),
+            });
             for threads in &all_threads {
-                let got = problem.run(isa, threads, Math::Bf16(bf16), Store::Add, true);
-                let what = format!("{} {shape:?} {dtype:?} {} threads", bf16.name(), threads.count());
+                let got = problem.run(isa, threads, math, Store::Add, true);
+                let what = format!("{} {shape:?} {dtype:?} {} threads", name(isa, math), threads.count());
                 assert_same_bits(&got, &expected, problem.n + OUT_GAP, &what);
             }
         }
@@ -261,9 +344,9 @@ fn bf16_gemm_has_the_bits_of_the_instruction_s_documented_arithmetic() {
 #[test]
 fn gemm_of_an_empty_sum_is_the_bias() {
     let threads = Threads::new(1).unwrap();
-    for isa in Isa::for_tests() {
-        let problem = Problem::new((3, 20, 0), Dtype::F32);
-        let got = problem.run(isa, &threads, Math::F32, Store::Replace, true);
+    for (isa, math) in f32_ways() {
+        let problem = Problem::new((3, 20, 0), Dtype::BF16);
+        let got = problem.run(isa, &threads, math, Store::Replace, true);
         assert_same_bits(
             &got,
             &problem.expected(Store::Replace, true, |_, _| 0.0),
@@ -275,16 +358,15 @@ fn gemm_of_an_empty_sum_is_the_bias() {
 
 #[test]
 fn gemm_stays_within_the_scratch_it_states() {
-    for isa in Isa::for_tests() {
-        let maths = std::iter::once(Math::F32).chain(isa.bf16().map(Math::Bf16));
-        for math in maths {
-            let threads = Threads::new(1).unwrap();
-            threads.reserve(scratch_floats(isa, math));
-            let before = threads.scratch_bytes();
-            for shape in [(530, 200, 20), (3, 100, 800)] {
-                Problem::new(shape, Dtype::F16).run(isa, &threads, math, Store::Replace, false);
-            }
-            assert_eq!(threads.scratch_bytes(), before, "{} {math:?}", isa.name());
+    for (isa, math) in f32_ways().into_iter().chain(bf16_ways()) {
+        let threads = Threads::new(1).unwrap();
+        threads.reserve(scratch_floats(isa, math));
+        let before = threads.scratch_bytes();
+        for (shape, dtype) in
+            [((530, 200, 20), Dtype::F16), ((3, 100, 800), Dtype::F16), ((300, 800, 800), Dtype::BF16)]
+        {
+            Problem::new(shape, dtype).run(isa, &threads, math, Store::Replace, false);
         }
+        assert_eq!(threads.scratch_bytes(), before, "{}", name(isa, math));
     }
 }

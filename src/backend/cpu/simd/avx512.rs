@@ -216,4 +216,34 @@ impl Bf16Vector for Avx512 {
         // SAFETY: the caller vouches for AVX512-BF16 and sixteen values.
         unsafe { to.cast::<__m256bh>().write_unaligned(_mm512_cvtneps_pbh(self.0)) }
     }
+
+    #[inline(always)]
+    unsafe fn upper_half(self) -> Self {
+        // SAFETY: the caller vouches for the instructions; no memory is touched.
+        unsafe {
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            Self(_mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(self.0), upper)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_upper_halves(self, next: Self, to: *mut u16) {
+        /// Word 2i + 1 of both operands, the second one's behind the first one's.
+        const ODD: [u16; 32] = {
+            let mut odd = [0; 32];
+            let mut i = 0;
+            while i < 32 {
+                odd[i] = 2 * i as u16 + 1;
+                i += 1;
+            }
+            odd
+        };
+        // SAFETY: the caller vouches for the instructions and thirty-two values; ODD is sixty-four bytes.
+        unsafe {
+            let odd = _mm512_loadu_si512(ODD.as_ptr().cast());
+            let words =
+                _mm512_permutex2var_epi16(_mm512_castps_si512(self.0), odd, _mm512_castps_si512(next.0));
+            _mm512_storeu_si512(to.cast(), words);
+        }
+    }
 }

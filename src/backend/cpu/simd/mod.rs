@@ -17,6 +17,7 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
+use super::amx::MatrixUnit;
 pub(super) use math::{Sums, exp, exp2, max_of_rows};
 
 /// The most lanes of any vector type; sums over a row use this many partial sums on every instruction set.
@@ -116,6 +117,10 @@ pub(super) trait Bf16Vector: Vector {
     unsafe fn dot_pairs(self, x: Self, w: Self) -> Self;
     /// Rounds the lanes to bfloat16 (to nearest even; subnormals to zero) and stores them side by side.
     unsafe fn store_bf16(self, to: *mut u16);
+    /// The upper half of each lane, zeros below: the bfloat16 value towards zero.
+    unsafe fn upper_half(self) -> Self;
+    /// Stores the upper halves of all lanes and of `next`'s, side by side.
+    unsafe fn store_upper_halves(self, next: Self, to: *mut u16);
 }
 
 /// A computation that is generic over the instruction set. Implementations are `#[inline(always)]`.
@@ -221,6 +226,15 @@ impl Isa {
             #[cfg(test)]
             IsaKind::Lanes16 | IsaKind::Lanes16Fused => Some(Bf16Isa(Bf16Kind::Lanes16)),
             _ => None,
+        }
+    }
+
+    /// The matrix unit, where this CPU has one beside this instruction set.
+    pub fn matrix_unit(self) -> Option<MatrixUnit> {
+        match self.0 {
+            #[cfg(test)]
+            IsaKind::Lanes16 | IsaKind::Lanes16Fused => self.bf16().map(MatrixUnit::emulated),
+            _ => self.bf16().and_then(MatrixUnit::beside),
         }
     }
 

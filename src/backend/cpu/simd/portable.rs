@@ -202,5 +202,16 @@ mod sixteen {
                 unsafe { to.add(i).write_unaligned(half::bf16::from_f32(flush(self.0[i])).to_bits()) };
             }
         }
+
+        unsafe fn upper_half(self) -> Self {
+            Self::from_fn(|i| f32::from_bits(self.0[i].to_bits() & 0xffff_0000))
+        }
+
+        unsafe fn store_upper_halves(self, next: Self, to: *mut u16) {
+            for (i, lane) in self.0.into_iter().chain(next.0).enumerate() {
+                // SAFETY: the caller vouches for thirty-two values.
+                unsafe { to.add(i).write_unaligned((lane.to_bits() >> 16) as u16) };
+            }
+        }
     }
 }

@@ -1,0 +1,184 @@
+//! Blocks of a product by a matrix unit: packed panels of the weight times tiles of x in bfloat16 parts.
+//!
+//! ```text
+//! x = x0 + x1 + x2, exactly: the upper 8, the middle 8 and the lower 8 bits of each significand
+//! sums += x0 · w, sums += x1 · w, sums += x2 · w      for 32 values of k, then for the next 32
+//! ```
+//!
+//! Products are exact, so that what is rounded are sums alone, as in a chain of f32 multiply-adds. With one part, x rounded to
+//! bfloat16, it is bfloat16 arithmetic.
+//!
+//! x is cut into its parts once per block and round of k and stays in the second-level cache, while panels of the weight go
+//! by in the first.
+
+use super::super::amx::{BLOCK, COLUMNS, MatrixUnit, ROWS, TileProduct, row_of_tiles};
+use super::super::pack::pack_pairs;
+use super::super::simd::{Bf16Kernel, Bf16Vector};
+use super::super::tile::{Finish, Start};
+use super::super::view::Rows;
+use super::{Block, Limits, Piece, round_of};
+
+/// Values of k in a round at most: a panel then takes 48 KiB. With 512 products were 10 % slower, for sums are put down and
+/// taken up more often.
+const K_BLOCK: usize = 768;
+/// What the size of a block may be: x of 256 rows in three parts takes 1,152 KiB, and packing a weight again for every so many
+/// costs some 7 % of their products.
+pub(super) const LIMITS: Limits =
+    Limits { rows_max: 256, rows_min: ROWS, columns_max: 768, panel: COLUMNS, blocks: 2 };
+
+/// Floats of scratch that a worker needs at most, of x in `parts` parts.
+pub(super) fn scratch_floats(parts: usize) -> usize {
+    Sizes::new(LIMITS.rows_max, LIMITS.columns_max, K_BLOCK, parts).total()
+}
+
+/// A block for a matrix unit, of x in `PARTS` parts.
+pub(super) struct Tiles<'a, 'b, const PARTS: usize> {
+    pub(super) block: Block<'a, 'b>,
+    pub(super) unit: MatrixUnit,
+}
+
+/// The sizes of what lies in a worker's scratch, in floats.
+struct Sizes {
+    panel: usize,
+    x: usize,
+    sums: usize,
+    rounded: usize,
+}
+
+impl Sizes {
+    /// Of a block with that many rows and columns, in rounds of `k_round` values; whole tiles.
+    fn new(rows: usize, columns: usize, k_round: usize, parts: usize) -> Self {
+        Self {
+            panel: COLUMNS * k_round / 2,
+            x: rows * k_round * parts / 2,
+            sums: rows * columns,
+            rounded: COLUMNS * k_round / 2,
+        }
+    }
+
+    fn total(&self) -> usize {
+        self.panel + self.x + self.sums + self.rounded
+    }
+}
+
+impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
+    #[inline(always)]
+    unsafe fn run<V: Bf16Vector>(self) {
+        let Self { block: Block { gemm, out, rows, columns, scratch }, unit } = self;
+        let k = gemm.weight.cols();
+        let k_round = round_of(k, K_BLOCK, BLOCK);
+        // An empty sum takes one round too, of zeros.
+        let rounds = k.div_ceil(k_round).max(1);
+        let x_rows = rows.len().next_multiple_of(ROWS);
+        // Sums of one round leave at once and need room for one product only.
+        let (sums_rows, sums_columns) = match rounds {
+            1 => (ROWS, COLUMNS),
+            _ => (x_rows, columns.len().next_multiple_of(COLUMNS)),
+        };
+        let sizes =
+            Sizes { sums: sums_rows * sums_columns, ..Sizes::new(x_rows, sums_columns, k_round, PARTS) };
+        let (panel, rest) = scratch.floats(sizes.total()).split_at_mut(sizes.panel);
+        let (x, rest) = rest.split_at_mut(sizes.x);
+        let (sums, rounded) = rest.split_at_mut(sizes.sums);
+        unit.begin();
+        for round in 0..rounds {
+            let values = (k - round * k_round).min(k_round);
+            let blocks = values.div_ceil(BLOCK).max(1);
+            let piece = Piece { row: rows.start, rows: rows.len(), col: round * k_round, values };
+            // SAFETY: the caller vouches for the instructions; the piece lies inside x; `x` has room for all its tiles.
+            unsafe { cut::<V, PARTS>(&gemm.x, piece, blocks, x.as_mut_ptr().cast()) };
+            for first in (0..columns.len()).step_by(COLUMNS) {
+                let (row, count) = (columns.start + first, COLUMNS.min(columns.len() - first));
+                let from = |r: usize| gemm.weight.element(row + r, piece.col);
+                let (dtype, stride) = (gemm.weight.dtype(), gemm.weight.row_stride());
+                // SAFETY: the caller vouches for the instructions; the rows and values lie inside the weight; a panel has
+                // 16 steps of COLUMNS floats for each block, of which what no value belongs to becomes zero; `rounded`
+                // has half a float for each value of COLUMNS rows.
+                unsafe {
+                    let to = panel.as_mut_ptr();
+                    pack_pairs::<V>(
+                        dtype,
+                        from,
+                        count,
+                        values,
+                        stride,
+                        COLUMNS,
+                        to,
+                        rounded.as_mut_ptr(),
+                        k_round / 2,
+                    );
+                    let (packed, steps) = (values.div_ceil(2), blocks * BLOCK / 2);
+                    to.add(packed * COLUMNS).write_bytes(0, (steps - packed) * COLUMNS);
+                }
+                let finish = Finish {
+                    out: out.element(rows.start, row),
+                    stride: out.stride(),
+                    columns: count,
+                    bias: gemm.bias.map(|bias| bias[row..][..count].as_ptr()),
+                    store: gemm.store,
+                };
+                for tile_row in (0..rows.len()).step_by(ROWS) {
+                    let at = if rounds == 1 { 0 } else { tile_row * sums_columns + first };
+                    let product = TileProduct {
+                        x: x[tile_row * blocks * PARTS * BLOCK / 2..].as_ptr().cast(),
+                        blocks,
+                        panel: panel.as_ptr(),
+                        sums: sums[at..].as_mut_ptr(),
+                        sums_stride: sums_columns,
+                        start: if round == 0 { Start::Zero } else { Start::Continue },
+                    };
+                    // SAFETY: the tiles of x and the panel were written above; sums have these rows and columns, written by
+                    // the round before where there was one; all of it is this worker's alone. Blocks of `out` do not
+                    // overlap, and the rows and columns that are finished exist.
+                    unsafe {
+                        unit.multiply::<PARTS>(&product);
+                        if round + 1 == rounds {
+                            let count = ROWS.min(rows.len() - tile_row);
+                            finish.skip(tile_row, 0).put_rows::<V>(product.sums, sums_columns, count);
+                        }
+                    }
+                }
+            }
+        }
+        unit.end();
+    }
+}
+
+/// Cuts a piece of x into tiles of parts, `[rows / 32, blocks, PARTS, 32, 32]` bfloat16 values, zeros where x has none.
+///
+/// # Safety
+///
+/// The CPU has the instructions of `V`; the piece lies inside x and has at most `blocks` blocks of values; `to` is
+/// writable for all of that.
+#[inline(always)]
+unsafe fn cut<V: Bf16Vector, const PARTS: usize>(x: &Rows, piece: Piece, blocks: usize, to: *mut u16) {
+    const { assert!(2 * V::LANES == BLOCK && (PARTS == 1 || PARTS == 3)) };
+    for r in 0..piece.rows.next_multiple_of(ROWS) {
+        let to = to.wrapping_add(r / ROWS * ROWS * blocks * PARTS * BLOCK);
+        let from = x.as_ptr().wrapping_add((piece.row + r).wrapping_mul(x.stride()).wrapping_add(piece.col));
+        for block in 0..blocks {
+            let at = block * BLOCK;
+            let count = if r < piece.rows { piece.values.saturating_sub(at).min(BLOCK) } else { 0 };
+            // SAFETY: row r of the piece has `count` values from `at` on; row r % 32 of PARTS tiles is written.
+            unsafe {
+                let from = from.wrapping_add(at);
+                let (mut low, mut high) = if count == BLOCK {
+                    (V::load(from), V::load(from.add(V::LANES)))
+                } else {
+                    let first = count.min(V::LANES);
+                    (V::load_first(from, first), V::load_first(from.wrapping_add(first), count - first))
+                };
+                if PARTS == 1 {
+                    let to = to.add(row_of_tiles(r % ROWS, block, 1, 0));
+                    low.store_bf16(to);
+                    high.store_bf16(to.add(V::LANES));
+                    continue;
+                }
+                for part in 0..PARTS {
+                    low.store_upper_halves(high, to.add(row_of_tiles(r % ROWS, block, PARTS, part)));
+                    (low, high) = (low.sub(low.upper_half()), high.sub(high.upper_half()));
+                }
+            }
+        }
+    }
+}
