@@ -8,6 +8,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use kudos::CpuMath;
 use kudos::backend::cpu::attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
 use kudos::backend::cpu::elementwise::{RopeTable, add_rms_norm, rope, silu_mul};
 use kudos::backend::cpu::gemm::{Gemm, Math, Store, gemm};
@@ -35,7 +36,7 @@ fn main() {
     let isa = Isa::available().into_iter().find(|isa| args.iter().any(|a| a == isa.name()));
     let isa = isa.unwrap_or_else(Isa::detect);
     let math = match (args.iter().any(|a| a == "bf16"), args.iter().any(|a| a == "vectors")) {
-        (false, false) => Math::f32(isa),
+        (false, false) => Math::of(isa, CpuMath::F32),
         (false, true) => Math::F32,
         (true, false) => Math::bf16(isa).expect("no faster bf16 products here"),
         (true, true) => Math::Bf16(isa.bf16().expect("no bf16 instructions here")),
@@ -48,7 +49,7 @@ fn main() {
         .collect();
     let chosen = args.iter().any(|a| topics.contains(&a.as_str())) || !shapes.is_empty();
     let wanted = |what: &str| !chosen || args.iter().any(|a| a == what);
-    let bench = Bench {
+    let mut bench = Bench {
         isa,
         math,
         threads: Threads::new(threads).unwrap(),
@@ -71,6 +72,8 @@ fn main() {
             }
         }
     }
+    // The rest is vector instructions alone.
+    bench.math = Math::F32;
     if wanted("attention") {
         let heads = Heads { q_heads: 9, kv_heads: 3, head_dim: 64 };
         bench.exp(peak);
@@ -172,7 +175,7 @@ impl Bench {
 
     /// FLOP of [`peak_once`](Self::peak_once).
     fn peak_flops(&self) -> f64 {
-        (self.threads.count() * peak::STEPS * peak::flops_per_step(self.isa, self.math)) as f64
+        (self.threads.count() * peak::STEPS) as f64 * peak::flops_per_step(self.isa, self.math)
     }
 
     /// Bytes per second of reading 512 MiB, all threads.

@@ -2,6 +2,7 @@
 
 use std::env;
 
+use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
 use crate::bench::args::ModelArgs;
@@ -17,7 +18,7 @@ pub(super) fn of(args: &ModelArgs, engine: &Engine, commit: Option<&str>) -> Map
     let mut facts = of_process(commit);
     for (name, value) in [
         ("device", json!(engine.device())),
-        ("cpu_math", json!(format!("{:?}", args.cpu_math).to_lowercase())),
+        ("cpu_math", json!(args.cpu_math.to_possible_value().map(|value| value.get_name().to_owned()))),
         (
             "model",
             json!({

@@ -66,7 +66,7 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
     let mut output = Output::open(None)?;
     let engine = open(&args.model, args.longest())?;
     let workloads = workloads(args, &engine)?;
-    let peak = Peak::of(&engine, args.model.threads, args.peak_tflops)?;
+    let peak = Peak::of(&engine, &args.model, args.peak_tflops)?;
     let repeats =
         Repeats { least: args.repeats.get(), seconds: args.seconds.unwrap_or(Duration::ZERO).as_secs_f64() };
     let measured = |workload| {

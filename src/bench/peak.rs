@@ -5,7 +5,9 @@ use std::num::NonZeroUsize;
 use std::thread;
 use std::time::Duration;
 
+use crate::backend::cpu::gemm::Math;
 use crate::backend::cpu::{Isa, peak};
+use crate::bench::args::ModelArgs;
 use crate::cli::gpus::GPUS;
 use crate::engine::Engine;
 use crate::error::Result;
@@ -22,17 +24,19 @@ pub(super) struct Peak {
 }
 
 impl Peak {
-    /// The peak that was given, or that the device has: measured, on as many threads as were asked for, where it is this
-    /// CPU; none where nothing is known of it.
-    pub(super) fn of(engine: &Engine, threads: Option<usize>, given: Option<f64>) -> Result<Option<Self>> {
+    /// The peak that was given, or that the device has: measured, in the arithmetic and on as many threads as were asked
+    /// for, where it is this CPU; none where nothing is known of it.
+    pub(super) fn of(engine: &Engine, args: &ModelArgs, given: Option<f64>) -> Result<Option<Self>> {
         if let Some(tflops) = given {
             return Ok(Some(Self { tflops, source: "given" }));
         }
         if !engine.device().starts_with("CPU") {
             return Ok(Self::of_device(engine.device(), engine.plan().ranks));
         }
-        let threads = threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
-        let measured = peak::flop_per_second(Isa::detect(), threads, TIME)?;
+        let threads =
+            args.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
+        let isa = Isa::detect();
+        let measured = peak::flop_per_second(isa, Math::of(isa, args.cpu_math.into()), threads, TIME)?;
         Ok(measured.map(|flop| Self { tflops: flop / 1e12, source: "measured" }))
     }
 

@@ -139,7 +139,9 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
 
-    /// Arithmetic of the CPU's matrix products; bf16 moves rewards, and is used only where the CPU is faster with it
+    /// Arithmetic of the CPU's matrix products: f32 as fast as this CPU can (f32), or by vector instructions alone, which has
+    /// the same bits on every CPU with AVX2 or AVX-512 (f32-vector); bf16 moves rewards, and is used only where the CPU is
+    /// faster with it
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) cpu_math: CpuMathArg,
 
@@ -265,6 +267,7 @@ pub(super) enum TruncateArg {
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(crate) enum CpuMathArg {
     F32,
+    F32Vector,
     Bf16,
 }
 
@@ -326,6 +329,7 @@ impl From<CpuMathArg> for CpuMath {
     fn from(arg: CpuMathArg) -> Self {
         match arg {
             CpuMathArg::F32 => Self::F32,
+            CpuMathArg::F32Vector => Self::F32Vector,
             CpuMathArg::Bf16 => Self::Bf16,
         }
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
+use crate::backend::cpu::gemm::Math;
 use crate::backend::cpu::{Cpu, CpuMath, Group, Isa};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::probe::{self, Capability, DeviceInfo};
@@ -383,7 +384,10 @@ impl Chosen {
     /// The device in words.
     pub(super) fn describe(&self) -> String {
         match &self.hardware {
-            Hardware::Cpu { threads, .. } => format!("CPU, {threads} threads, {}", Isa::detect().name()),
+            Hardware::Cpu { threads, math, .. } => {
+                let isa = Isa::detect();
+                format!("CPU, {threads} threads, {}", Math::of(isa, *math).instructions(isa))
+            }
             #[cfg(feature = "cuda")]
             Hardware::Cuda { gpus, tier, .. } => {
                 let DeviceInfo { name, capability, .. } = &gpus[0];

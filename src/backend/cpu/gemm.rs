@@ -4,19 +4,17 @@
 //! out[m, n] = (out[m, n] or 0) + (sum over k of x[m, k] * weight[n, k]) + bias[n]
 //! ```
 //!
-//! The sum over k is one chain of fused multiply-adds from zero in the order of k (portable code rounds each product
-//! first); it is added to `out` at the end. So an element's bits depend on its own row of x and row of the weight alone:
-//! not on m, nor on how n is cut into pieces, nor on the number of threads.
+//! The sum over k runs from zero in the order of k, by vector instructions (`vector`) or by a matrix unit (`matrix`), and is
+//! added to `out` at the end. So an element's bits depend on its own row of x and row of the weight alone: not on m, nor on
+//! how n is cut into pieces, nor on the number of threads.
 //!
-//! A block of the output, at most 512 rows, belongs to one worker. It packs a piece of the weight (at most 192 columns,
-//! `K_BLOCK` steps of k), widened to f32, into its scratch and multiplies all its rows of x with it before it goes on to
-//! the next piece: no f32 copy of a weight exists anywhere, and each value is widened once per 512 rows. The next piece
-//! is fetched out of memory meanwhile, a few lines with every tile. x is read in place, a tile's rows ahead. The last round
-//! of k leaves the registers straight for `out`: a separate pass over finished sums cost 3 to 6 % of a product.
+//! A block of the output, some hundred rows, belongs to one worker. It packs a piece of the weight into its scratch and
+//! multiplies all its rows of x with it before it goes on to the next piece: no second copy of a weight exists anywhere.
 
 use std::ops::Range;
 
-use super::amx::MatrixUnit;
+use super::CpuMath;
+use super::matrix_unit::MatrixUnit;
 use super::simd::{Bf16Isa, Isa};
 use super::threads::{Scratch, Threads};
 use super::tile::Ahead;
@@ -44,8 +42,17 @@ pub enum Math {
 }
 
 impl Math {
+    /// What comes closest to the arithmetic that is wanted.
+    pub fn of(isa: Isa, wanted: CpuMath) -> Self {
+        match wanted {
+            CpuMath::F32 => Self::f32(isa),
+            CpuMath::F32Vector => Self::F32,
+            CpuMath::Bf16 => Self::bf16(isa).unwrap_or_else(|| Self::f32(isa)),
+        }
+    }
+
     /// The fastest way to f32 products.
-    pub fn f32(isa: Isa) -> Self {
+    fn f32(isa: Isa) -> Self {
         isa.matrix_unit().map_or(Self::F32, Self::F32Tiles)
     }
 
@@ -53,6 +60,15 @@ impl Math {
     pub fn bf16(isa: Isa) -> Option<Self> {
         let vectors = || isa.bf16().filter(|bf16| bf16.is_faster()).map(Self::Bf16);
         isa.matrix_unit().map(Self::Bf16Tiles).or_else(vectors)
+    }
+
+    /// The instructions as printed, beside those of `isa`: `avx512`, `avx512+amx`, `avx512-bf16`.
+    pub fn instructions(self, isa: Isa) -> String {
+        match self {
+            Self::F32 => isa.name().to_owned(),
+            Self::Bf16(bf16) => bf16.name().to_owned(),
+            Self::F32Tiles(unit) | Self::Bf16Tiles(unit) => format!("{}+{}", isa.name(), unit.name()),
+        }
     }
 }
 
@@ -85,7 +101,7 @@ pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
         return;
     }
     let way = Way::of(gemm.math, gemm.weight.dtype());
-    let (block_rows, block_columns) = way.limits(isa).block_shape(m, n, threads.count());
+    let (block_rows, block_columns) = way.limits(isa, gemm.weight.cols()).block_shape(m, n, threads.count());
     let column_blocks = n.div_ceil(block_columns);
     let out = out.share();
     threads.for_each_item(column_blocks * m.div_ceil(block_rows), |item, scratch| {
@@ -134,10 +150,10 @@ impl Way {
         }
     }
 
-    fn limits(self, isa: Isa) -> Limits {
+    fn limits(self, isa: Isa, k: usize) -> Limits {
         match self {
             Self::F32 | Self::Bf16(_) => vector::limits(isa.shape()),
-            Self::Tiles { .. } => matrix::LIMITS,
+            Self::Tiles { .. } => matrix::limits(k),
         }
     }
 }

@@ -1,15 +1,15 @@
 //! The backend that runs anywhere: f32 activations, weights as stored, straight from the mapped files.
 //!
 //! [`Cpu`] holds what a rank needs and calls the kernels, which are plain functions on slices: [`mod@gemm`], [`mod@attention`],
-//! [`elementwise`], one algorithm each for every instruction set ([`simd`]). Nothing is copied at load but norm weights
-//! and biases, and nothing allocated during a pass but its plan.
+//! [`elementwise`], one algorithm each for every instruction set ([`simd`]), and products by a [`matrix_unit`] too. Nothing is
+//! copied at load but norm weights and biases, and nothing allocated during a pass but its plan.
 
 mod act;
-pub mod amx;
 pub mod attention;
 pub mod elementwise;
 pub mod gemm;
 mod group;
+pub mod matrix_unit;
 mod pack;
 pub mod peak;
 mod pool;
@@ -43,9 +43,12 @@ pub use simd::Isa;
 /// The arithmetic of matrix products on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CpuMath {
-    /// f32 products of f32 activations with the weights as stored.
+    /// f32 products of f32 activations with the weights as stored, as fast as this CPU can.
     #[default]
     F32,
+    /// The same by vector instructions alone, where the CPU has a faster matrix unit: the same bits on every CPU that has
+    /// AVX2 or AVX-512.
+    F32Vector,
     /// Activations and weights rounded to bf16, sums in f32, where the CPU is faster with that, and rewards move by about as
     /// much as a bf16 model's do; elsewhere the same as f32, with a warning.
     Bf16,
@@ -108,18 +111,12 @@ impl Cpu {
         group: Arc<Group>,
     ) -> Result<Self> {
         let isa = Isa::detect();
-        let f32 = Math::f32(isa);
-        let (math, warning) = match (math, Math::bf16(isa)) {
-            (CpuMath::F32, _) => (f32, None),
-            (CpuMath::Bf16, Some(bf16)) => (bf16, None),
-            (CpuMath::Bf16, None) => {
-                let why = match isa.bf16() {
-                    Some(_) => "multiplies bf16 no faster",
-                    None => "has no bf16 instructions",
-                };
-                (f32, Some(format!("products are computed in f32, not bf16: this CPU {why}")))
-            }
-        };
+        let warning = (math == CpuMath::Bf16 && Math::bf16(isa).is_none()).then(|| {
+            let why =
+                if isa.bf16().is_some() { "multiplies bf16 no faster" } else { "has no bf16 instructions" };
+            format!("products are computed in f32, not bf16: this CPU {why}")
+        });
+        let math = Math::of(isa, math);
         let threads = Threads::new(threads)?;
         let scratch = gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, heads(&geometry)));
         threads.reserve(scratch);

@@ -7,28 +7,29 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use super::gemm::Math;
+use super::matrix_unit::{PEAK_PRODUCTS, TILE_FLOPS};
 use super::simd::Isa;
 use super::threads::Threads;
 use crate::error::Result;
 
-/// Steps of a run, of about a millisecond.
-pub const STEPS: usize = 400_000;
+/// Steps of a run, of one or a few milliseconds.
+pub const STEPS: usize = 100_000;
 
-/// FLOP per second of so many threads at once, in f32: the fastest run of those that `time` allows. None where no peak is
-/// known.
+/// FLOP per second of so many threads at once, in the arithmetic of `math`: the fastest run of those that `time` allows. None
+/// where no peak is known.
 ///
 /// # Errors
 ///
 /// [`ErrorKind::Io`](crate::ErrorKind::Io) where a thread cannot be started.
-pub fn flop_per_second(isa: Isa, threads: usize, time: Duration) -> Result<Option<f64>> {
-    if run(isa, Math::F32, 1) == 0.0 {
+pub fn flop_per_second(isa: Isa, math: Math, threads: usize, time: Duration) -> Result<Option<f64>> {
+    if run(isa, math, 1).is_none() {
         return Ok(None);
     }
     let threads = Threads::new(threads)?;
     let once = || {
         let begin = Instant::now();
         threads.for_each_item(threads.count(), |_, _| {
-            black_box(run(isa, Math::F32, STEPS));
+            black_box(run(isa, math, STEPS));
         });
         begin.elapsed().as_secs_f64()
     };
@@ -37,37 +38,44 @@ pub fn flop_per_second(isa: Isa, threads: usize, time: Duration) -> Result<Optio
     while begin.elapsed() < time {
         seconds = seconds.min(once());
     }
-    Ok(Some((threads.count() * STEPS * flops_per_step(isa, Math::F32)) as f64 / seconds))
+    Ok(Some(threads.count() as f64 * STEPS as f64 * flops_per_step(isa, math) / seconds))
 }
 
 /// Chains: more than an addition's latency times the two units that add.
 const CHAINS: usize = 12;
 
-/// FLOP of one step of [`run`].
-pub fn flops_per_step(isa: Isa, math: Math) -> usize {
+/// FLOP of one step of [`run`], counted as products of f32 where they take several of a matrix unit's.
+pub fn flops_per_step(isa: Isa, math: Math) -> f64 {
     let lanes = if isa.name() == "avx512" { 16 } else { 8 };
-    let products = if matches!(math, Math::F32 | Math::F32Tiles(_)) { 1 } else { 2 };
-    CHAINS * lanes * products * 2
-}
-
-/// `steps` steps of every chain; a number, so that they are not left out. No peak is known for portable code.
-#[cfg(target_arch = "x86_64")]
-pub fn run(isa: Isa, math: Math, steps: usize) -> f32 {
-    // SAFETY: whoever holds an `Isa`, or the arithmetic of its bf16 instructions, has the proof that they are there.
-    unsafe {
-        match (isa.name(), math) {
-            ("avx512", Math::F32 | Math::F32Tiles(_)) => wide(steps),
-            ("avx512", Math::Bf16(_) | Math::Bf16Tiles(_)) => wide_pairs(steps),
-            ("avx2+fma", _) => narrow(steps),
-            _ => 0.0,
-        }
+    match math {
+        Math::F32 => (CHAINS * lanes * 2) as f64,
+        Math::Bf16(_) => (CHAINS * lanes * 4) as f64,
+        Math::F32Tiles(_) => (PEAK_PRODUCTS * TILE_FLOPS) as f64 / 3.0,
+        Math::Bf16Tiles(_) => (PEAK_PRODUCTS * TILE_FLOPS) as f64,
     }
 }
 
-/// Nothing: no peak is known.
-#[cfg(not(target_arch = "x86_64"))]
-pub fn run(_: Isa, _: Math, _: usize) -> f32 {
-    0.0
+/// `steps` steps of every chain; a number, so that they are not left out. None where no peak is known: of portable code.
+pub fn run(isa: Isa, math: Math, steps: usize) -> Option<f32> {
+    if let Math::F32Tiles(unit) | Math::Bf16Tiles(unit) = math {
+        unit.run_at_peak(steps);
+        return Some(0.0);
+    }
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: whoever holds an `Isa`, or the arithmetic of its bf16 instructions, has the proof that they are there.
+    unsafe {
+        match (isa.name(), math) {
+            ("avx512", Math::F32) => Some(wide(steps)),
+            ("avx512", _) => Some(wide_pairs(steps)),
+            ("avx2+fma", _) => Some(narrow(steps)),
+            _ => None,
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (isa, steps);
+        None
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -11,7 +11,7 @@
 //! x is cut into its parts once per block and round of k and stays in the second-level cache, while panels of the weight go
 //! by in the first.
 
-use super::super::amx::{BLOCK, COLUMNS, MatrixUnit, ROWS, TileProduct, row_of_tiles};
+use super::super::matrix_unit::{BLOCK, COLUMNS, MatrixUnit, ROWS, TileProduct, row_of_tiles};
 use super::super::pack::pack_pairs;
 use super::super::simd::{Bf16Kernel, Bf16Vector};
 use super::super::tile::{Finish, Start};
@@ -21,14 +21,22 @@ use super::{Block, Limits, Piece, round_of};
 /// Values of k in a round at most: a panel then takes 48 KiB. With 512 products were 10 % slower, for sums are put down and
 /// taken up more often.
 const K_BLOCK: usize = 768;
-/// What the size of a block may be: x of 256 rows in three parts takes 1,152 KiB, and packing a weight again for every so many
-/// costs some 7 % of their products.
-pub(super) const LIMITS: Limits =
-    Limits { rows_max: 256, rows_min: ROWS, columns_max: 768, panel: COLUMNS, blocks: 2 };
+/// Rows of a block at most: x of so many in three parts takes 1,152 KiB of the second-level cache. Packing a weight again for
+/// every so many costs some 7 % of their products.
+const BLOCK_ROWS_MAX: usize = 256;
+/// Columns of a block at most where sums are put down between rounds.
+const BLOCK_COLUMNS_MAX: usize = 768;
+
+/// What the size of a block may be, for sums over `k`. x is cut into parts again for every block of columns; where one round
+/// does, a block can have them all.
+pub(super) fn limits(k: usize) -> Limits {
+    let columns_max = if k <= K_BLOCK { usize::MAX } else { BLOCK_COLUMNS_MAX };
+    Limits { rows_max: BLOCK_ROWS_MAX, rows_min: ROWS, columns_max, panel: COLUMNS, blocks: 2 }
+}
 
 /// Floats of scratch that a worker needs at most, of x in `parts` parts.
 pub(super) fn scratch_floats(parts: usize) -> usize {
-    Sizes::new(LIMITS.rows_max, LIMITS.columns_max, K_BLOCK, parts).total()
+    Sizes::new(BLOCK_ROWS_MAX, BLOCK_COLUMNS_MAX, K_BLOCK, parts).total()
 }
 
 /// A block for a matrix unit, of x in `PARTS` parts.

@@ -1,7 +1,7 @@
 //! Products against naive ones: f64 for closeness, one scalar chain in the order of k for the bits.
 
 use super::*;
-use crate::backend::cpu::amx::{BLOCK, flush};
+use crate::backend::cpu::matrix_unit::{BLOCK, flush};
 use crate::backend::cpu::testing::{Random, Worst, all_threads, assert_same_bits, not_run};
 
 /// Largest error relative to the sum of |x * w|, |bias| and |out|: measured 1.15e-6 (k = 1,537 with outliers, products

@@ -5,7 +5,8 @@
 //! compiled with those instructions. An [`Isa`] exists only for a CPU that has it: whoever holds one has the proof.
 //!
 //! Every kernel that adds in f32 fixes the order of its additions without regard to the lanes of a vector, and every
-//! instruction set but the portable one fuses multiply and add, so AVX2 and AVX-512 give the same bits. The portable
+//! instruction set but the portable one fuses multiply and add, so AVX2 and AVX-512 give the same bits (a matrix unit beside
+//! them, which only matrix products use, has bits of its own). The portable
 //! one rounds the product first, because a fused multiply-add without the instruction is a slow library call.
 
 #[cfg(target_arch = "x86_64")]
@@ -17,7 +18,7 @@ mod portable;
 #[cfg(test)]
 mod tests;
 
-use super::amx::MatrixUnit;
+use super::matrix_unit::MatrixUnit;
 pub(super) use math::{Sums, exp, exp2, max_of_rows};
 
 /// The most lanes of any vector type; sums over a row use this many partial sums on every instruction set.

@@ -1,0 +1,202 @@
+//! Matrix units: products of whole tiles of bfloat16 values in one instruction, as Intel's AMX has them.
+//!
+//! ```text
+//! sums[m, n] += (sum over even k of x[m, k] * w[k, n]) + (sum over odd k of x[m, k] * w[k, n])      m, n < 16, k < 32
+//! ```
+//!
+//! Each of the two sums is a chain of fused multiply-adds from zero in the order of k; subnormals are taken as zero, going in
+//! and coming out. A bfloat16 weight goes in as it is. An f32 activation is the exact sum of three bfloat16 values (8 of its
+//! 24 bits each), and products with all three make an f32 product out of an instruction that has some 16 times the
+//! multiply-adds of a vector instruction.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
+
+use super::simd::Bf16Isa;
+use super::tile::Start;
+
+/// Rows of a tile of x, and columns of a tile of the weight.
+const TILE_ROWS: usize = 16;
+/// Values of k in a tile: a block.
+pub(super) const BLOCK: usize = 32;
+/// Rows of x that are multiplied at a time: two tiles.
+pub(super) const ROWS: usize = 2 * TILE_ROWS;
+/// Columns of the weight that are multiplied at a time, and of a panel: two tiles.
+pub(super) const COLUMNS: usize = 2 * TILE_ROWS;
+
+const TILE_BYTES: usize = 2 * TILE_ROWS * BLOCK;
+
+/// Products of a step of [`MatrixUnit::run_at_peak`]: independent, and enough of them to hide what one takes.
+pub(super) const PEAK_PRODUCTS: usize = 4;
+/// FLOP of the product of two tiles.
+pub(super) const TILE_FLOPS: usize = 2 * TILE_ROWS * TILE_ROWS * BLOCK;
+
+/// Where row `row` of 32 begins in tiles of `parts` parts, for block `block` and part `part`: its 32 values lie together.
+#[inline(always)]
+pub(super) const fn row_of_tiles(row: usize, block: usize, parts: usize, part: usize) -> usize {
+    ((block * parts + part) * ROWS + row) * BLOCK
+}
+
+/// A matrix unit that this CPU has; made by [`Isa::matrix_unit`](super::simd::Isa::matrix_unit).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixUnit {
+    kind: Kind,
+    vectors: Bf16Isa,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
+    /// The instruction's documented arithmetic in portable code.
+    #[cfg(test)]
+    Emulated,
+}
+
+impl MatrixUnit {
+    /// AMX, where CPU and system have it beside the instructions of `vectors`.
+    pub(super) fn beside(vectors: Bf16Isa) -> Option<Self> {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if amx::is_available() {
+            return Some(Self { kind: Kind::Amx, vectors });
+        }
+        let _ = vectors;
+        None
+    }
+
+    /// Its arithmetic on any machine.
+    #[cfg(test)]
+    pub(super) fn emulated(vectors: Bf16Isa) -> Self {
+        Self { kind: Kind::Emulated, vectors }
+    }
+
+    /// The vector instructions beside it.
+    pub(super) fn vectors(self) -> Bf16Isa {
+        self.vectors
+    }
+
+    /// Its name as printed: `amx`.
+    pub fn name(self) -> &'static str {
+        match self.kind {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Kind::Amx => "amx",
+            #[cfg(test)]
+            Kind::Emulated => "emulated tiles",
+        }
+    }
+
+    /// Readies this thread's unit for [`multiply`](Self::multiply).
+    #[inline(always)]
+    pub(super) fn begin(self) {
+        match self.kind {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: a value of this kind is made only where the unit may be used (`beside`).
+            Kind::Amx => unsafe { amx::configure() },
+            #[cfg(test)]
+            Kind::Emulated => {}
+        }
+    }
+
+    /// Gives this thread's unit back: what it holds need not be saved when threads change places.
+    #[inline(always)]
+    pub(super) fn end(self) {
+        match self.kind {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: as in `begin`.
+            Kind::Amx => unsafe { amx::release() },
+            #[cfg(test)]
+            Kind::Emulated => {}
+        }
+    }
+
+    /// Nothing but products of tiles in registers, `steps` times [`PEAK_PRODUCTS`]: what the unit can do.
+    pub(super) fn run_at_peak(self, steps: usize) {
+        match self.kind {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            // SAFETY: a value of this kind is made only where the unit may be used (`beside`); configured first.
+            Kind::Amx => unsafe {
+                amx::configure();
+                amx::run_at_peak(steps);
+                amx::release();
+            },
+            #[cfg(test)]
+            Kind::Emulated => {}
+        }
+    }
+
+    /// Computes `product`, of activations in `PARTS` parts.
+    ///
+    /// # Safety
+    ///
+    /// Called between [`begin`](Self::begin) and [`end`](Self::end). What [`TileProduct`] states is readable, and its sums are writable (and
+    /// initialised, to continue); nobody else touches those sums.
+    #[inline(always)]
+    pub(super) unsafe fn multiply<const PARTS: usize>(self, product: &TileProduct) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match (self.kind, PARTS) {
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                (Kind::Amx, 1) => amx::multiply_1_part(product),
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                (Kind::Amx, 3) => amx::multiply_3_parts(product),
+                #[cfg(test)]
+                (Kind::Emulated, _) => emulate::<PARTS>(product),
+                #[allow(unreachable_patterns)]
+                _ => unreachable!("x in {PARTS} parts"),
+            }
+        }
+    }
+}
+
+/// 32 rows of x times one panel, along `blocks` blocks of 32 values.
+#[derive(Clone, Copy)]
+pub(super) struct TileProduct {
+    /// `[blocks, parts, 2, 16, 32]` bfloat16 values.
+    pub(super) x: *const u16,
+    /// At least 1.
+    pub(super) blocks: usize,
+    /// `[16 * blocks, 32]` pairs of bfloat16 values: the weight's for two neighbouring k side by side.
+    pub(super) panel: *const f32,
+    /// `[32, 32]`, rows `sums_stride` floats apart.
+    pub(super) sums: *mut f32,
+    pub(super) sums_stride: usize,
+    pub(super) start: Start,
+}
+
+/// The arithmetic of [`multiply`](MatrixUnit::multiply) in portable code.
+///
+/// # Safety
+///
+/// As there.
+#[cfg(test)]
+unsafe fn emulate<const PARTS: usize>(product: &TileProduct) {
+    let widen = |bits: u16| flush(f32::from_bits(u32::from(bits) << 16));
+    for row in 0..ROWS {
+        for column in 0..COLUMNS {
+            // SAFETY: all indices are below the shapes that `TileProduct` states.
+            unsafe {
+                let to = product.sums.add(row * product.sums_stride + column);
+                let mut sum = if product.start == Start::Zero { 0.0 } else { *to };
+                for block in 0..product.blocks {
+                    for part in 0..PARTS {
+                        let x = product.x.add(row_of_tiles(row, block, PARTS, part));
+                        let mut halves = [0.0f32; 2];
+                        for k in 0..BLOCK {
+                            let pair = product.panel.add((BLOCK * block + k) / 2 * COLUMNS + column);
+                            let w = widen(*pair.cast::<u16>().add(k % 2));
+                            halves[k % 2] = flush(widen(*x.add(k)).mul_add(w, halves[k % 2]));
+                        }
+                        sum = flush(sum + flush(halves[0] + halves[1]));
+                    }
+                }
+                *to = sum;
+            }
+        }
+    }
+}
+
+/// Zero for a subnormal.
+#[cfg(test)]
+pub(super) fn flush(x: f32) -> f32 {
+    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
+}
