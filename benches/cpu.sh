@@ -1,5 +1,5 @@
 #!/bin/sh
-# The engine and Hugging Face transformers on this CPU, on SmolLM2-135M: `bench --compare`, and a record. Sets up a venv and
+# The engine and Hugging Face transformers on this CPU, on SmolLM2-135M, and the engine at other sizes: a record. Sets up a venv and
 # the model under target/ (some 3 GB, once: torch brings CUDA along); KUDOS_BENCH_PYTHON names a python that has torch and
 # transformers already. KUDOS_REAL_DIR: where `make test-real` put its models.
 set -eu
@@ -20,16 +20,25 @@ if [ ! -d "$real/smollm2-causal" ]; then
 fi
 commit=$(git describe --always --dirty --abbrev=9)
 KUDOS_COMMIT=$commit cargo build --release --locked --no-default-features --bin bench
-# The default arithmetic against transformers in both of its own, and the other arithmetic beside it; in rounds, for on a
-# shared machine one moment's neighbours are not the next one's.
+# Measures what the options say, on SmolLM2, and keeps it.
+measure() {
+    "${CARGO_TARGET_DIR:-target}/release/bench" "$@" --model "$real/smollm2-causal" --device cpu --output json |
+        python3 benches/record.py
+}
+# The default arithmetic against transformers in both of its own, and the other arithmetics beside it; in rounds, for on a
+# shared machine one moment's neighbours are not the next one's. Lists of options are split into words on purpose.
+# shellcheck disable=SC2086
 for round in $(seq "${KUDOS_BENCH_ROUNDS:-3}"); do
     echo "round $round" >&2
     for workload in '--tokens 512 --seqs 16' '--tokens 576 --seqs 8 --shared-prefix 512 --responses 8'; do
-        for side in "--compare $python --compare-dtype float32,bfloat16" '--cpu-math bf16'; do
-            # Split into words: options and their values.
-            # shellcheck disable=SC2086
-            "${CARGO_TARGET_DIR:-target}/release/bench" --model "$real/smollm2-causal" --device cpu $workload $side \
-                --repeats 3 --output json "$@" | python3 benches/record.py
+        for side in "--compare $python --compare-dtype float32,bfloat16" '--cpu-math f32-vector' '--cpu-math bf16'; do
+            measure $workload $side --repeats 3
         done
     done
 done
+# By length, by the number of responses to one prompt, and requests that come one by one.
+measure --tokens 64,128,256,512,1024,2048,4096 --repeats 3
+for responses in 1 2 4 8 16; do
+    measure --tokens 576 --seqs "$responses" --shared-prefix 512 --responses "$responses" --repeats 5
+done
+measure serve-like --load 0.5,0.8 --concurrency 1,8

@@ -1,9 +1,15 @@
 #!/usr/bin/env python3
 """Draws what records hold: python3 benches/plots.py [--check]      # the standard library alone
 
-For each device the newest record in which Hugging Face transformers was measured becomes plots/DEVICE-transformers.svg:
-tokens a second of each workload, by side. A record of one report is never mixed with another's. The same records give the
-same bytes; --check writes nothing and ends with 1 where a committed plot is another one, or of no record.
+For each device, each from the newest record that has what it shows:
+
+    plots/DEVICE-transformers.svg   tokens a second of each workload, by side, where Hugging Face transformers was measured
+    plots/DEVICE-length.svg         tokens a second by the sequences' length, three lengths or more
+    plots/DEVICE-sharing.svg        tokens a second by how many responses share a prompt, three numbers or more
+    plots/DEVICE-roof.svg           each class of ops, as a share of what the device could do
+
+A record of one report is never mixed with another's. The same records give the same bytes; --check writes nothing and ends
+with 1 where a committed plot is another one, or of no record.
 """
 import json
 import pathlib
@@ -52,32 +58,82 @@ def rates_of(record):
     return rates_of_reports(record) if "record" in record else rates_of_first_kind(record)
 
 
+def rows_of(record):
+    """(model and arithmetic, row) of what the engine was measured at, first report to last."""
+    for report in record.get("reports", []):
+        on_cpu = (report.get("device") or "").startswith("CPU")
+        for row in report.get("rows", []):
+            if "tokens" in row:
+                yield report["model"]["name"].split("/")[-1] + (f", {report['cpu_math']}" if on_cpu else ""), row
+
+
+def rates_by(record, place_of, name):
+    """{heading: {name of a place: tokens a second, the median over all its runs}}, where there are three places or more.
+    `place_of` a row is (what the heading says behind the model, place), or None."""
+    runs = {}
+    for model, row in rows_of(record):
+        if place := place_of(row):
+            rates = [row["sequences"] * row["tokens"] / sample["seconds"] for sample in row["samples"]]
+            runs.setdefault(model + place[0], {}).setdefault(place[1], []).extend(rates)
+    return {
+        heading: {name(place): statistics.median(rates) for place, rates in sorted(places.items())}
+        for heading, places in runs.items() if len(places) >= 3
+    }
+
+
+def rates_by_length(record):
+    def length(row):
+        return None if row["shared_prefix"] else ("", row["tokens"])
+
+    return rates_by(record, length, lambda tokens: f"{tokens:,} tokens each")
+
+
+def rates_by_sharing(record):
+    def responses(row):
+        prompt = row["shared_prefix"]
+        return (f": prompt of {prompt}, responses of {row['tokens'] - prompt}", row["responses"]) if prompt else None
+
+    return rates_by(record, responses, lambda count: "1 response" if count == 1 else f"{count} responses")
+
+
+def shares_of_roof(record):
+    """{workload: {class of ops: percent of its roof}} of runs that were profiled."""
+    shares = {}
+    for model, row in rows_of(record):
+        known = {op["class"]: 100 * op["roof_share"] for op in row.get("classes", []) if op["roof_share"] is not None}
+        if known and not row["shared_prefix"]:
+            shares[f"{model}: {row['sequences']} x {row['tokens']}"] = known
+    return shares
+
+
 def text(x, y, words, kind="", anchor="start"):
     return f'<text x="{x}" y="{y}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
 
 
-def bars(device, record, rates):
-    most = max(rate for sides in rates.values() for rate in sides.values())
-    lines, y = [text(0, 14, "Tokens a second, of every sequence as if nothing were shared", "head")], 30
-    for workload, sides in rates.items():
+def bars(about, device, record, groups, most=None):
+    """An SVG of `groups`, {heading: {label: value}}: values as bars, of which one of `most` would be the longest."""
+    title, head = about
+    most = most or max(value for rows in groups.values() for value in rows.values())
+    lines, y = [text(0, 14, head, "head")], 30
+    for heading, rows in groups.items():
         y += 14
-        lines.append(text(0, y, workload))
+        lines.append(text(0, y, heading))
         y += 6
-        for side, rate in sides.items():
-            length = round(BAR_WIDTH * rate / most, 1)
-            kind = "kudos" if side.startswith("kudos") else "other"
+        for label, value in rows.items():
+            length = round(BAR_WIDTH * value / most, 1)
+            kind = "other" if label.startswith("transformers") else "kudos"
             lines += [
-                text(LABEL_WIDTH - 8, y + 13, side, "small", "end"),
+                text(LABEL_WIDTH - 8, y + 13, label, "small", "end"),
                 f'<rect x="{LABEL_WIDTH}" y="{y + 2}" width="{length}" height="{ROW_HEIGHT - 5}" rx="2" class="{kind}"/>',
-                text(LABEL_WIDTH + length + 6, y + 13, f"{rate:,.0f}", "small"),
+                text(LABEL_WIDTH + length + 6, y + 13, f"{value:,.0f}", "small"),
             ]
             y += ROW_HEIGHT
         y += 6
     y += 12
     lines.append(text(0, y, f"{device}, {record['date']}, commit {record['commit']}", "small"))
     size = f'width="{WIDTH}" height="{y + 8}" viewBox="0 0 {WIDTH} {y + 8}"'
-    title = f"<title>kudos and Hugging Face transformers on {escape(device)}</title>"
-    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">', title, f"<style>{STYLE}</style>", *lines, "</svg>", ""])
+    lines = [f"<title>{escape(title)} on {escape(device)}</title>", f"<style>{STYLE}</style>", *lines]
+    return "\n".join([f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">', *lines, "</svg>", ""])
 
 
 def when(record):
@@ -85,16 +141,28 @@ def when(record):
     return record["date"], max((report["unix_seconds"] for report in record.get("reports", [])), default=0)
 
 
+NOMINAL = "Tokens a second, of every sequence as if nothing were shared"
+
+# {what the file's name ends with: (what a record has of it, (title, heading), the longest bar)}
+KINDS = {
+    "transformers": (rates_of, ("kudos and Hugging Face transformers", NOMINAL), None),
+    "length": (rates_by_length, ("Speed by the length of sequences", "Tokens a second, nothing shared"), None),
+    "sharing": (rates_by_sharing, ("Speed by the number of responses to one prompt", NOMINAL), None),
+    "roof": (shares_of_roof, ("Classes of ops against their roofs", "Percent of what the device could do at most"), 100),
+}
+
+
 def plots():
     """{file name: SVG}"""
     drawn = {}
     for folder in sorted(path for path in (HERE / "record").iterdir() if path.is_dir()):
         records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-        records = [record for record in records if rates_of(record)]
-        if records:
-            newest = max(records, key=when)
-            device = newest.get("device") or newest["cpu"]
-            drawn[f"{folder.name}-transformers.svg"] = bars(device, newest, rates_of(newest))
+        for kind, (values_of, about, most) in KINDS.items():
+            having = [record for record in records if values_of(record)]
+            if having:
+                newest = max(having, key=when)
+                device = newest.get("device") or newest["cpu"]
+                drawn[f"{folder.name}-{kind}.svg"] = bars(about, device, newest, values_of(newest), most)
     return drawn
 
 
