@@ -128,9 +128,17 @@ impl Cpu {
         Ok(Self { geometry, capacity, isa, math, warning, threads, group, tables, sums })
     }
 
-    /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`, piece by piece.
+    /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`: at once for all pieces that
+    /// are stored alike, so that x is read, and workers are woken, once.
     fn product(&self, x: Rows<'_>, weight: &Weight, features: Range<usize>, store: Store, out: &mut [f32]) {
         let out_stride = row_stride(weight.out_features());
+        let multiply = |first: usize, view: WeightView, out: &mut [f32]| {
+            let bias = weight.bias().map(|bias| &bias[first..][..view.rows()]);
+            let out = RowsMut::new(&mut out[first..], x.rows(), view.rows(), out_stride);
+            gemm(self.isa, &self.threads, &Gemm { x, weight: view, bias, store, math: self.math }, out);
+        };
+        // The feature at which what has been joined begins, and that.
+        let mut joined: Option<(usize, WeightView)> = None;
         let mut first = 0;
         for piece in weight.pieces() {
             let piece_features = first..first + piece.rows();
@@ -139,15 +147,28 @@ impl Cpu {
             if wanted.is_empty() {
                 continue;
             }
-            let part =
-                piece.row_range(wanted.start - piece_features.start..wanted.end - piece_features.start);
-            let view =
-                WeightView::new(part.bytes(), part.dtype(), part.rows(), part.cols(), part.row_stride());
-            let bias = weight.bias().map(|bias| &bias[wanted.clone()]);
-            let out = RowsMut::new(&mut out[wanted.start..], x.rows(), wanted.len(), out_stride);
-            gemm(self.isa, &self.threads, &Gemm { x, weight: view, bias, store, math: self.math }, out);
+            let view = view_of(piece, wanted.start - piece_features.start..wanted.end - piece_features.start);
+            joined = Some(match joined {
+                None => (wanted.start, view),
+                Some((first, before)) => match before.followed_by(view) {
+                    Some(both) => (first, both),
+                    None => {
+                        multiply(first, before, out);
+                        (wanted.start, view)
+                    }
+                },
+            });
+        }
+        if let Some((first, view)) = joined {
+            multiply(first, view, out);
         }
     }
+}
+
+/// Rows of a stored matrix, as products read them.
+fn view_of(tensor: &HostTensor, rows: Range<usize>) -> WeightView<'_> {
+    let bytes = &tensor.bytes()[rows.start * tensor.row_stride() * tensor.dtype().size()..];
+    WeightView::new(bytes, tensor.dtype(), rows.len(), tensor.cols(), tensor.row_stride())
 }
 
 /// Floats of [`Role::Wide`]: q, k and v of every row, or gate and up of a chunk.
@@ -362,9 +383,13 @@ impl Backend for Cpu {
         let x = x.rows(0..rows, head.in_features());
         let exact = Math::F32;
         for piece in head.pieces() {
-            let view =
-                WeightView::new(piece.bytes(), piece.dtype(), piece.rows(), piece.cols(), piece.row_stride());
-            let product = Gemm { x, weight: view, bias: None, store: Store::Replace, math: exact };
+            let product = Gemm {
+                x,
+                weight: view_of(piece, 0..piece.rows()),
+                bias: None,
+                store: Store::Replace,
+                math: exact,
+            };
             gemm(self.isa, &self.threads, &product, RowsMut::new(&mut logits, rows, labels, labels));
         }
         Ok(logits)

@@ -166,13 +166,24 @@ impl SharedRows<'_> {
     }
 }
 
-/// A piece of a weight as stored: `[rows, cols]` of `dtype`, rows `row_stride` elements apart, at any byte address.
+/// A weight as stored: `[rows, cols]` of one format, in one place or in a few, rows one behind another.
 #[derive(Clone, Copy)]
 pub struct WeightView<'a> {
-    bytes: &'a [u8],
+    /// The first `count` are in use.
+    places: [Place<'a>; PLACES_MAX],
+    count: usize,
     dtype: Dtype,
-    rows: usize,
     cols: usize,
+}
+
+/// q, k and v are multiplied with as one.
+const PLACES_MAX: usize = 3;
+
+/// Rows `row_stride` elements apart, at any byte address.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    bytes: &'a [u8],
+    rows: usize,
     row_stride: usize,
 }
 
@@ -186,12 +197,24 @@ impl<'a> WeightView<'a> {
     pub fn new(bytes: &'a [u8], dtype: Dtype, rows: usize, cols: usize, row_stride: usize) -> Self {
         let fits = extent(rows, cols, row_stride).checked_mul(dtype.size()).is_some_and(|n| n <= bytes.len());
         assert!(fits, "[{rows}, {cols}] {dtype:?} rows {row_stride} apart in {} bytes", bytes.len());
-        Self { bytes, dtype, rows, cols, row_stride }
+        Self { places: [Place { bytes, rows, row_stride }; PLACES_MAX], count: 1, dtype, cols }
+    }
+
+    /// The rows of both, one behind the other; none where their formats or widths differ, or they lie in too many places.
+    pub fn followed_by(mut self, other: Self) -> Option<Self> {
+        let fits = self.dtype == other.dtype && self.cols == other.cols;
+        let count = self.count + other.count;
+        if !fits || count > PLACES_MAX {
+            return None;
+        }
+        self.places[self.count..count].copy_from_slice(&other.places[..other.count]);
+        self.count = count;
+        Some(self)
     }
 
     /// Rows: output columns of the product.
     pub fn rows(&self) -> usize {
-        self.rows
+        self.places[..self.count].iter().map(|place| place.rows).sum()
     }
 
     /// Elements of a row: the product's inner dimension.
@@ -203,15 +226,23 @@ impl<'a> WeightView<'a> {
         self.dtype
     }
 
+    /// Elements from one row to the next, but from one place to another and in all places but the first: good to guess by what
+    /// will be read.
     pub(super) fn row_stride(&self) -> usize {
-        self.row_stride
+        self.places[0].row_stride
     }
 
     /// The address of element `[row, col]`.
     #[inline(always)]
     pub(super) fn element(&self, row: usize, col: usize) -> *const u8 {
-        debug_assert!(row < self.rows && col < self.cols);
-        let index = row.wrapping_mul(self.row_stride).wrapping_add(col);
-        self.bytes.as_ptr().wrapping_add(index.wrapping_mul(self.dtype.size()))
+        debug_assert!(row < self.rows() && col < self.cols);
+        let (mut place, mut row) = (0, row);
+        while place + 1 < self.count && row >= self.places[place].rows {
+            row -= self.places[place].rows;
+            place += 1;
+        }
+        let Place { bytes, row_stride, .. } = self.places[place];
+        let index = row.wrapping_mul(row_stride).wrapping_add(col);
+        bytes.as_ptr().wrapping_add(index.wrapping_mul(self.dtype.size()))
     }
 }

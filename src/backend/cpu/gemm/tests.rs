@@ -293,6 +293,36 @@ fn gemm_gives_the_same_bits_for_any_cut_of_rows_and_columns() {
 }
 
 #[test]
+fn a_weight_in_several_places_is_multiplied_with_as_one() {
+    let threads = Threads::new(2).unwrap();
+    for (isa, math) in f32_ways().into_iter().chain(bf16_ways()) {
+        let problem = Problem::new((69, 131, 300), Dtype::BF16);
+        let whole = problem.run(isa, &threads, math, Store::Add, true);
+        let stride = problem.k + W_GAP;
+        let place = |rows: Range<usize>| {
+            let bytes = &problem.bytes[1 + 2 * rows.start * stride..];
+            WeightView::new(bytes, problem.dtype, rows.len(), problem.k, stride)
+        };
+        // In the middle of a panel, of a vector, and of neither.
+        for (first, second) in [(50, 81), (16, 17), (48, 96)] {
+            let both = place(0..first).followed_by(place(first..second)).unwrap();
+            let weight = both.followed_by(place(second..problem.n)).unwrap();
+            assert!(weight.followed_by(place(0..1)).is_none());
+            let mut out = problem.out.clone();
+            let operands = Gemm {
+                x: Rows::new(&problem.x, problem.m, problem.k, problem.k + X_GAP),
+                weight,
+                bias: Some(&problem.bias),
+                store: Store::Add,
+                math,
+            };
+            gemm(isa, &threads, &operands, RowsMut::new(&mut out, problem.m, problem.n, problem.n + OUT_GAP));
+            assert_same_bits(&out, &whole, problem.n + OUT_GAP, &name(isa, math));
+        }
+    }
+}
+
+#[test]
 fn gemm_keeps_a_nan_in_its_row_and_its_column() {
     let threads = Threads::new(2).unwrap();
     for (isa, math) in f32_ways() {
