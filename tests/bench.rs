@@ -467,6 +467,20 @@ fn random_weights_need_no_file_on_the_gpu_either() {
     assert!(run.stderr.contains("has no clock rate"), "{run:?}");
 }
 
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs the software GPU: make test"]
+fn sensors_are_read_in_their_units_and_what_a_gpu_does_not_know_is_left_out() {
+    use kudos::backend::cuda::nvml::{GpuClock, Sensors};
+    use kudos::backend::cuda::probe;
+    for info in probe::devices().unwrap() {
+        let sensors = Sensors::of(&info).expect("the software GPU has sensors");
+        assert_eq!((sensors.watts(), sensors.celsius()), (Some(1.5), Some(21)));
+        assert_eq!(sensors.clock_mhz(GpuClock::Multiprocessors), None, "it has no clock");
+        assert_eq!(Sensors::of(&probe::DeviceInfo { ordinal: 99, ..info }).map(drop), None);
+    }
+}
+
 /// What a dry run of `bench kernels` prints.
 #[cfg(feature = "cuda")]
 #[track_caller]

@@ -12,6 +12,7 @@ pub mod gemm;
 pub mod heads;
 pub mod kernels;
 pub mod nccl;
+pub mod nvml;
 pub mod ops;
 mod pinned;
 pub mod probe;
