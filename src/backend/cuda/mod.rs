@@ -5,6 +5,7 @@
 
 mod backend;
 pub mod buffer;
+mod clock;
 pub mod context;
 mod courier;
 mod fault;
