@@ -5,7 +5,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
@@ -23,11 +23,15 @@ fn bench(arguments: &[&str]) -> Run {
     }
 }
 
+/// One run to warm up.
+const BRIEF: [&str; 2] = ["--warm-up", "0.000001"];
+
 /// What a run on the demo model prints, which is expected to succeed.
 #[track_caller]
 fn measured(arguments: &[&str]) -> String {
     let model = demo_model();
-    let run = bench(&[&["--model", model.to_str().unwrap(), "--device", "cpu"], arguments].concat());
+    let run =
+        bench(&[&["--model", model.to_str().unwrap(), "--device", "cpu"], &BRIEF[..], arguments].concat());
     assert_eq!(run.status, Some(0), "{run:?}");
     assert!(run.stderr.contains("running on CPU"), "{run:?}");
     run.stdout
@@ -320,6 +324,96 @@ fn samples_are_as_many_as_repeats_and_count_what_was_scored() {
     }
 }
 
+/// What the classes of a row say, by name.
+fn classes(row: &Value) -> BTreeMap<&str, &Value> {
+    row["classes"].as_array().unwrap().iter().map(|class| (class["class"].as_str().unwrap(), class)).collect()
+}
+
+#[test]
+fn classes_have_every_op_of_a_run_and_all_of_its_operations() {
+    let test = ["--tokens", "40", "--seqs", "6", "--shared-prefix", "32", "--responses", "3", "-r", "1"];
+    for ranks in ["1", "2"] {
+        let report = json(&[&test[..], &["--ranks", ranks]].concat());
+        let row = &report["rows"][0];
+        let classes = classes(row);
+        // Four layers in one pass; the last one has q apart from k and v, and gathers two activations.
+        let sums = if ranks == "1" { &[][..] } else { &[("rank_sums", 8)] };
+        let products = [("product_qkv", 5), ("product_o", 4), ("product_gate_up", 4), ("product_down", 4)];
+        let others = [("tables", 1), ("embeddings", 1), ("add_rms_norm", 9), ("rope", 5), ("attention", 4)];
+        let last = [("silu_mul", 4), ("gather_rows", 2), ("score", 1)];
+        let expected: BTreeMap<&str, u64> =
+            products.iter().chain(&others).chain(&last).chain(sums).copied().collect();
+        let ops = classes.iter().map(|(&name, class)| (name, class["ops"].as_u64().unwrap())).collect();
+        assert_eq!(expected, ops);
+
+        let total = |field: &str| classes.values().map(|class| class[field].as_f64().unwrap()).sum::<f64>();
+        let seconds = row["profile_seconds"].as_f64().unwrap();
+        assert!(seconds > 0.0 && (total("seconds") / seconds - 1.0).abs() < 1e-9, "{row}");
+        // Rank 0 has its share of all but the head, which `flop` leaves out.
+        let flop =
+            (total("flop") - classes["score"]["flop"].as_f64().unwrap()) * ranks.parse::<f64>().unwrap();
+        assert!((flop / row["flop"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{row}");
+        assert_eq!(row["gpu"], Value::Null, "there is none");
+    }
+}
+
+#[test]
+fn the_roof_is_what_the_measured_rates_give() {
+    if Isa::detect().name() == "portable" {
+        // No peak is known.
+        return;
+    }
+    let report = json(&["--tokens", "16", "--seqs", "2", "-r", "3", "--peak-tflops", "2"]);
+    let row = &report["rows"][0];
+    assert_eq!(report["roof_bytes_per_second"], Value::Null, "caches hold what a CPU reads and writes");
+    let mut all = 0.0;
+    for (name, class) in classes(row) {
+        let others = matches!(name, "attention" | "score");
+        let rate = if others { "roof_attention_flop_per_second" } else { "roof_flop_per_second" };
+        let roof = class["flop"].as_f64().unwrap() / report[rate].as_f64().unwrap();
+        if roof == 0.0 {
+            assert_eq!(
+                (&class["roof_seconds"], &class["roof_share"]),
+                (&Value::Null, &Value::Null),
+                "{class}"
+            );
+            continue;
+        }
+        assert!((class["roof_seconds"].as_f64().unwrap() / roof - 1.0).abs() < 1e-9, "{class}");
+        let share = class["roof_share"].as_f64().unwrap() * class["seconds"].as_f64().unwrap();
+        assert!((share / roof - 1.0).abs() < 1e-9, "{class}");
+        all += roof;
+    }
+    assert!((row["roof_seconds"].as_f64().unwrap() / all - 1.0).abs() < 1e-9, "{row}");
+    let median = row["roof_share"].as_f64().unwrap() / row["roof_seconds"].as_f64().unwrap();
+    let mut seconds: Vec<f64> =
+        row["samples"].as_array().unwrap().iter().map(|sample| sample["seconds"].as_f64().unwrap()).collect();
+    seconds.sort_by(f64::total_cmp);
+    assert!((median * seconds[1] - 1.0).abs() < 1e-9, "{row}");
+}
+
+#[test]
+fn a_warm_up_ends_with_its_time() {
+    let test = ["--tokens", "8", "--seqs", "1", "-r", "1"];
+    let brief = &json(&test)["rows"][0]["warm_up"];
+    assert_eq!((&brief["runs"], &brief["settled"]), (&1.into(), &false.into()), "{brief}");
+    let model = demo_model();
+    let run = bench(
+        &[
+            &["--model", model.to_str().unwrap(), "--device", "cpu", "--warm-up", "0.4", "-o", "json"],
+            &test[..],
+        ]
+        .concat(),
+    );
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    let warm_up = &report["rows"][0]["warm_up"];
+    // It may have settled by then, which no run before 0.3 s is taken for.
+    assert!(
+        warm_up["runs"].as_u64().unwrap() > 1 && warm_up["seconds"].as_f64().unwrap() >= 0.3,
+        "{warm_up}"
+    );
+}
+
 #[test]
 fn seconds_go_on_where_repeats_would_end() {
     let report = json(&["--tokens", "8", "--seqs", "1", "-r", "1", "--seconds", "0.2"]);
@@ -346,11 +440,17 @@ fn the_table_is_a_table_and_says_where_it_is_from() {
     let text = measured(&["--tokens", "5,9", "--seqs", "2", "-r", "1", "--peak-tflops", "1"]);
     let (table, below) = text.split_once("\n\n").unwrap();
     let cells: Vec<usize> = table.lines().map(|line| line.matches('|').count()).collect();
-    assert_eq!(cells, [10; 4], "{text}");
+    assert_eq!(cells, [11; 4], "{text}");
     assert!(table.lines().all(|line| line.starts_with('|') && line.ends_with('|')), "{text}");
     assert!(table.contains("| 2 x 5 |") && table.contains("| 2 x 9 |"), "{text}");
     assert!(below.contains(concat!("kudos ", env!("CARGO_PKG_VERSION"))) && below.contains("CPU"), "{text}");
     assert!(below.contains("of 1 TFLOP/s (given)") && below.contains("FLOP: 2 * weights"), "{text}");
+    assert!(below.contains("\n2 x 9: warmed up by 1 runs in "), "{text}");
+    let classes: Vec<&str> = below.lines().filter(|line| line.starts_with("| ")).collect();
+    assert!(classes.iter().all(|line| line.matches('|').count() == 10), "{text}");
+    for class in ["| 2 x 5 | attention |", "| 2 x 9 | product_down |", "| 2 x 9 | all |"] {
+        assert!(classes.iter().any(|line| line.starts_with(class)), "{class} is not in {text}");
+    }
 }
 
 /// The cells of a line of CSV.
@@ -382,6 +482,8 @@ fn csv_has_a_name_for_every_cell() {
     };
     assert_eq!((of(1, "tokens"), of(2, "tokens")), ("5".to_owned(), "9".to_owned()));
     assert!(of(1, "device").starts_with("CPU, "), "{text}");
+    assert!(of(1, "attention_seconds").parse::<f64>().unwrap() > 0.0, "{text}");
+    assert_eq!(of(1, "rank_sums_seconds"), "", "{text}");
     assert_eq!(of(2, "seconds").split(';').filter(|seconds| seconds.parse::<f64>().is_ok()).count(), 3);
     assert!(of(2, "unique_tokens_per_second_mean").parse::<f64>().unwrap() > 0.0);
 }
@@ -390,6 +492,7 @@ fn csv_has_a_name_for_every_cell() {
 fn shape(arguments: &[&str]) -> Run {
     let output = Command::new(env!("CARGO_BIN_EXE_bench"))
         .args(["--shape", "smollm2-135m", "--tokens", "4", "--seqs", "2", "-r", "1", "-o", "json"])
+        .args(BRIEF)
         .args(arguments)
         .env("TMPDIR", "/dev/null")
         .output()
@@ -428,6 +531,7 @@ fn what_cannot_be_measured_is_refused_before_anything_is_printed() {
         (&["--tokens", "0"][..], "--tokens"),
         (&["-r", "0"], "--repeats"),
         (&["--seconds", "0"], "--seconds"),
+        (&["--warm-up", "x"], "--warm-up"),
         (&["--peak-tflops", "nan"], "--peak-tflops"),
         (&["--shared-prefix", "4"], "--responses"),
         (&["--shape", "smollm2-135m"], "--shape"),
@@ -465,6 +569,20 @@ fn random_weights_need_no_file_on_the_gpu_either() {
     // Open, and refused only then: it is no hardware.
     assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
     assert!(run.stderr.contains("has no clock rate"), "{run:?}");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs the software GPU: make test"]
+fn sensors_are_read_in_their_units_and_what_a_gpu_does_not_know_is_left_out() {
+    use kudos::backend::cuda::nvml::{GpuClock, Sensors};
+    use kudos::backend::cuda::probe;
+    for info in probe::devices().unwrap() {
+        let sensors = Sensors::of(&info).expect("the software GPU has sensors");
+        assert_eq!((sensors.watts(), sensors.celsius()), (Some(1.5), Some(21)));
+        assert_eq!(sensors.clock_mhz(GpuClock::Multiprocessors), None, "it has no clock");
+        assert_eq!(Sensors::of(&probe::DeviceInfo { ordinal: 99, ..info }).map(drop), None);
+    }
 }
 
 /// What a dry run of `bench kernels` prints.

@@ -12,7 +12,9 @@ pub mod cpu;
 pub mod cuda;
 mod layer;
 mod loading;
+pub mod profile;
 pub mod tier;
+pub mod timed;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -13,9 +13,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// How many tokens a second the engine scores on this machine.
 ///
-/// Each length in `--tokens` is one test: all its sequences, of random ids, are scored in one call, first to warm up
-/// and then at least `--repeats` times. Tokens count as they are (nominal) and as they are computed, where prefixes that
-/// sequences share are computed once (unique).
+/// Each length in `--tokens` is one test: all its sequences, of random ids, are scored in one call, first to warm up,
+/// then at least `--repeats` times, and at last to see where the time goes. Tokens count as they are (nominal) and as they
+/// are computed, where prefixes that sequences share are computed once (unique).
 #[derive(Debug, Parser)]
 #[command(name = "bench", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct CommandLine {
@@ -101,6 +101,11 @@ pub(super) struct Args {
     /// Consecutive sequences that share a prefix: the responses to one prompt
     #[arg(long, value_name = "N", requires = "shared_prefix")]
     pub(super) responses: Option<NonZeroUsize>,
+
+    /// Warm each test up for so long at most: runs that are not measured, until four in a row agree within 3 %, as do a GPU's
+    /// clocks behind them
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
+    pub(super) warm_up: Duration,
 
     /// Runs of each test that are measured, at least
     #[arg(short, long, value_name = "N", default_value = "5")]

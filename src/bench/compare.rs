@@ -102,9 +102,8 @@ pub(super) fn check(python: &Path) -> Result<()> {
     })
 }
 
-/// Closes the engine, whose place on the device is needed, and measures every row's workload, once for each arithmetic.
+/// Measures every row's workload, once for each arithmetic. The engine is closed: its place on the device is needed.
 pub(super) fn run(python: &Path, args: &Args, engine: &Engine, rows: &[Row]) -> Result<Vec<Baseline>> {
-    engine.close();
     let folder = Folder::of(&args.model)?;
     let ids: Vec<Vec<Vec<u32>>> = rows.iter().map(|row| row.workload.ids(engine.config())).collect();
     let workloads = json!(ids).to_string();

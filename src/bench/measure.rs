@@ -1,17 +1,22 @@
 //! The clock around a test, and what its samples come to.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use crate::bench::machine;
+use crate::backend::profile::{Profile, Spent};
+use crate::bench::sensors::{Reading, Sensors};
+use crate::bench::warm_up::{WarmUp, warm_up};
 use crate::bench::workload::Workload;
+use crate::bench::{classes, machine};
 use crate::engine::Engine;
 use crate::error::{Error, ErrorKind, Result};
 
 /// How often a test is repeated.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Repeats {
+    /// Before it is measured, at most.
+    pub(super) warm_up: Duration,
     pub(super) least: usize,
     /// And on until so much time has passed.
     pub(super) seconds: f64,
@@ -34,7 +39,12 @@ pub(super) struct Sample {
 #[derive(Clone, Debug)]
 pub(super) struct Row {
     pub(super) workload: Workload,
+    pub(super) warm_up: WarmUp,
     pub(super) samples: Vec<Sample>,
+    /// Of all GPUs, before the first sample and after each.
+    pub(super) readings: Vec<Reading>,
+    /// Where the time of a run went, on rank 0; no sample is of that run.
+    pub(super) spent: Vec<Spent>,
     /// One for each sequence, the same in every run.
     pub(super) rewards: Vec<f32>,
     /// Of the process, from its start until the test's end.
@@ -50,29 +60,51 @@ pub(super) struct Summary {
     pub(super) median: f64,
 }
 
-/// Scores a test's sequences, once to warm up and then as often as was asked for.
-pub(super) fn measure(engine: &Engine, workload: Workload, repeats: &Repeats) -> Result<Row> {
-    let ids = workload.ids(engine.config());
-    let rewards = score(engine, &ids)?;
-    let (mut samples, began) = (Vec::new(), Instant::now());
-    while samples.len() < repeats.least || began.elapsed().as_secs_f64() < repeats.seconds {
-        let (before, cpu_before, start) = (engine.stats(), machine::cpu_seconds(), Instant::now());
-        let again = score(engine, &ids)?;
-        let (seconds, after) = (start.elapsed().as_secs_f64(), engine.stats());
-        if again != rewards {
-            let message = format!("{workload}: a run gave other rewards than the one before");
-            return Err(Error::new(ErrorKind::Device, message)
-                .with_hint("rewards are the same bits in every run; is the hardware sound?"));
+/// An engine, and what can be read while it works.
+#[derive(Debug)]
+pub(super) struct Bench<'a> {
+    pub(super) engine: &'a Engine,
+    /// The one that the engine was opened with.
+    pub(super) profile: Profile,
+    pub(super) sensors: Sensors,
+}
+
+impl Bench<'_> {
+    /// Scores a test's sequences: to warm up, then as often as was asked for, and then profiled.
+    pub(super) fn measure(&self, workload: Workload, repeats: &Repeats) -> Result<Row> {
+        let Self { engine, profile, sensors } = self;
+        let ids = workload.ids(engine.config());
+        let mut rewards = None;
+        let mut run = || {
+            let start = Instant::now();
+            let scored = score(engine, &ids)?;
+            let seconds = start.elapsed().as_secs_f64();
+            if *rewards.get_or_insert_with(|| scored.clone()) != scored {
+                let message = format!("{workload}: a run gave other rewards than the one before");
+                return Err(Error::new(ErrorKind::Device, message)
+                    .with_hint("rewards are the same bits in every run; is the hardware sound?"));
+            }
+            Ok(seconds)
+        };
+        let warm_up = warm_up(repeats.warm_up, || Ok((run()?, sensors.sm_mhz())))?;
+        let (mut samples, mut readings, began) = (Vec::new(), sensors.read(), Instant::now());
+        while samples.len() < repeats.least || began.elapsed().as_secs_f64() < repeats.seconds {
+            let (before, cpu_before) = (engine.stats(), machine::cpu_seconds());
+            let seconds = run()?;
+            let (after, cpu_after) = (engine.stats(), machine::cpu_seconds());
+            samples.push(Sample {
+                seconds,
+                cpu_seconds: cpu_after.zip(cpu_before).map(|(after, before)| after - before),
+                unique_tokens: after.unique_tokens - before.unique_tokens,
+                nominal_tokens: after.tokens - before.tokens,
+                passes: after.passes - before.passes,
+            });
+            readings.extend(sensors.read());
         }
-        samples.push(Sample {
-            seconds,
-            cpu_seconds: machine::cpu_seconds().zip(cpu_before).map(|(after, before)| after - before),
-            unique_tokens: after.unique_tokens - before.unique_tokens,
-            nominal_tokens: after.tokens - before.tokens,
-            passes: after.passes - before.passes,
-        });
+        let spent = classes::profile(profile, &mut run)?;
+        let (rewards, peak_memory_bytes) = (rewards.unwrap_or_default(), machine::peak_memory_bytes());
+        Ok(Row { workload, warm_up, samples, readings, spent, rewards, peak_memory_bytes })
     }
-    Ok(Row { workload, samples, rewards, peak_memory_bytes: machine::peak_memory_bytes() })
 }
 
 fn score(engine: &Engine, ids: &[Vec<u32>]) -> Result<Vec<f32>> {

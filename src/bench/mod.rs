@@ -6,6 +6,7 @@
 //! happens before the engine, and `--compare` what else does the same.
 
 mod args;
+mod classes;
 mod compare;
 mod facts;
 mod kernels;
@@ -15,10 +16,13 @@ mod peak;
 mod random;
 mod report;
 mod requests;
+mod roof;
+mod sensors;
 mod serve;
 mod serve_report;
 mod shape;
 mod tokenize;
+mod warm_up;
 mod workload;
 
 use std::process::ExitCode;
@@ -26,15 +30,18 @@ use std::time::Duration;
 
 use clap::Parser;
 
+use crate::backend::profile::Profile;
 use crate::cli::output::{self, Output};
 use crate::cli::{model_dir, progress, say};
 use crate::engine::{Engine, Options};
 use crate::error::{Error, ErrorKind, Result};
 
 use args::{Args, Command, CommandLine, ModelArgs};
-use measure::{Repeats, Row};
+use measure::{Bench, Repeats, Row};
 use peak::Peak;
 use report::Report;
+use roof::Rates;
+use sensors::Sensors;
 use workload::Workload;
 
 /// Runs the command line of this process. `commit` is what it was built from, where whoever built it said so.
@@ -64,31 +71,42 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
         compare::check(python)?;
     }
     let mut output = Output::open(None)?;
-    let engine = open(&args.model, args.longest())?;
+    let profile = Profile::default();
+    let engine = open(&args.model, args.longest(), Some(profile.clone()))?;
     let workloads = workloads(args, &engine)?;
-    let peak = Peak::of(&engine, &args.model, args.peak_tflops)?;
-    let repeats =
-        Repeats { least: args.repeats.get(), seconds: args.seconds.unwrap_or(Duration::ZERO).as_secs_f64() };
+    let repeats = Repeats {
+        warm_up: args.warm_up,
+        least: args.repeats.get(),
+        seconds: args.seconds.unwrap_or(Duration::ZERO).as_secs_f64(),
+    };
+    let bench = Bench { engine: &engine, profile, sensors: Sensors::of(&engine) };
     let measured = |workload| {
         say(&format!("measuring {workload}"));
-        measure::measure(&engine, workload, &repeats)
+        bench.measure(workload, &repeats)
     };
     let rows = workloads.into_iter().map(measured).collect::<Result<Vec<Row>>>()?;
+    // What comes next needs its place on the device, which is still as warm as it was.
+    engine.close();
+    // What fails from here on takes nothing from what the engine did.
+    let rates = Rates::measure(&engine, &args.model).unwrap_or_else(|error| {
+        say(&format!("warning: no roof, for rates could not be measured: {error:#}"));
+        None
+    });
+    let peak = Peak::of(&engine, args.peak_tflops, rates);
     let compared =
         args.compare.as_ref().map_or(Ok(Vec::new()), |python| compare::run(python, args, &engine, &rows));
-    // A baseline that fails takes nothing from what the engine did.
     let (baselines, failed) = match compared {
         Ok(baselines) => (baselines, None),
         Err(error) => (Vec::new(), Some(error)),
     };
-    let report = Report { args, engine: &engine, commit, peak, rows, baselines };
+    let report = Report { args, engine: &engine, commit, peak, rates, rows, baselines };
     output.line(&report.text(args.output))?;
     failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// The model, on a device whose times mean something, for sequences of up to `longest` tokens.
-fn open(args: &ModelArgs, longest: usize) -> Result<Engine> {
-    let options = options(args, longest);
+fn open(args: &ModelArgs, longest: usize, profile: Option<Profile>) -> Result<Engine> {
+    let options = Options { profile, ..options(args, longest) };
     let loading = options.loading.clone();
     let engine = match (&args.model, args.shape) {
         (Some(model), _) => {

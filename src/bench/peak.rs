@@ -1,19 +1,9 @@
 //! What a device could compute in a second: given, measured on a CPU, or from the data sheet of a GPU. MFU is the share of
 //! it that was reached.
 
-use std::num::NonZeroUsize;
-use std::thread;
-use std::time::Duration;
-
-use crate::backend::cpu::gemm::Math;
-use crate::backend::cpu::{Isa, peak};
-use crate::bench::args::ModelArgs;
+use crate::bench::roof::Rates;
 use crate::cli::gpus::GPUS;
 use crate::engine::Engine;
-use crate::error::Result;
-
-/// How long a CPU's peak is measured.
-const TIME: Duration = Duration::from_millis(200);
 
 /// A peak, and where it is from.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,20 +14,17 @@ pub(super) struct Peak {
 }
 
 impl Peak {
-    /// The peak that was given, or that the device has: measured, in the arithmetic and on as many threads as were asked
-    /// for, where it is this CPU; none where nothing is known of it.
-    pub(super) fn of(engine: &Engine, args: &ModelArgs, given: Option<f64>) -> Result<Option<Self>> {
-        if let Some(tflops) = given {
-            return Ok(Some(Self { tflops, source: "given" }));
+    /// The peak that was given, or that the device has: where it is a CPU, its rate as it was measured; none where nothing is
+    /// known of it.
+    pub(super) fn of(engine: &Engine, given: Option<f64>, rates: Option<Rates>) -> Option<Self> {
+        let ranks = engine.plan().ranks;
+        match given {
+            Some(tflops) => Some(Self { tflops, source: "given" }),
+            None if engine.device().starts_with("CPU") => {
+                rates.map(|rates| Self { tflops: ranks as f64 * rates.products / 1e12, source: "measured" })
+            }
+            None => Self::of_device(engine.device(), ranks),
         }
-        if !engine.device().starts_with("CPU") {
-            return Ok(Self::of_device(engine.device(), engine.plan().ranks));
-        }
-        let threads =
-            args.threads.unwrap_or_else(|| thread::available_parallelism().map_or(1, NonZeroUsize::get));
-        let isa = Isa::detect();
-        let measured = peak::flop_per_second(isa, Math::of(isa, args.cpu_math.into()), threads, TIME)?;
-        Ok(measured.map(|flop| Self { tflops: flop / 1e12, source: "measured" }))
     }
 
     fn of_device(device: &str, ranks: usize) -> Option<Self> {

@@ -6,10 +6,11 @@ use serde_json::{Value, json};
 
 use crate::bench::args::{Args, Format};
 use crate::bench::compare::{self, Baseline};
-use crate::bench::facts;
 use crate::bench::measure::{Row, Summary};
 use crate::bench::peak::Peak;
+use crate::bench::roof::{ROOF_FORMULA, Rates};
 use crate::bench::workload::FLOP_FORMULA;
+use crate::bench::{classes, facts, sensors};
 use crate::engine::Engine;
 
 const GIB: f64 = (1_u64 << 30) as f64;
@@ -20,6 +21,8 @@ pub(super) struct Report<'a> {
     pub(super) engine: &'a Engine,
     pub(super) commit: Option<&'a str>,
     pub(super) peak: Option<Peak>,
+    /// What roofs are computed from.
+    pub(super) rates: Option<Rates>,
     pub(super) rows: Vec<Row>,
     /// What else was measured on the same ids.
     pub(super) baselines: Vec<Baseline>,
@@ -42,10 +45,16 @@ impl Report<'_> {
         Some((tflops, tflops / peak.tflops))
     }
 
+    /// The least that a run could take, and the share that this is of what it took, by the medians.
+    fn roof(&self, row: &Row) -> Option<(f64, f64)> {
+        let seconds = self.rates?.seconds_of_all(&row.spent);
+        Some((seconds, seconds / row.summary(|sample| sample.seconds).median))
+    }
+
     fn table(&self) -> String {
         let mut text = String::from(
-            "| model | test | passes | unique tokens/s | median | nominal tokens/s | TFLOP/s | MFU | peak memory |\n\
-             |---|---|---:|---:|---:|---:|---:|---:|---:|",
+            "| model | test | passes | unique tokens/s | median | nominal tokens/s | TFLOP/s | MFU | of the roof | peak memory |\n\
+             |---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         );
         let spread = |Summary { mean, sd, .. }| format!("{} ± {}", rate(mean), rate(sd));
         let missing = || "-".to_owned();
@@ -60,6 +69,7 @@ impl Report<'_> {
                 spread(row.nominal_rate()),
                 reached.map_or_else(missing, |(tflops, _)| format!("{tflops:.3}")),
                 reached.map_or_else(missing, |(_, mfu)| format!("{:.1} %", 100.0 * mfu)),
+                self.roof(row).map_or_else(missing, |(_, share)| format!("{:.1} %", 100.0 * share)),
                 row.peak_memory_bytes.map_or_else(missing, |bytes| format!("{:.2} GiB", bytes as f64 / GIB)),
             ];
             let _ = write!(text, "\n| {} |", cells.join(" | "));
@@ -69,6 +79,18 @@ impl Report<'_> {
         if let Some(Peak { tflops, source }) = self.peak {
             let tflops = (1000.0 * tflops).round() / 1000.0;
             let _ = write!(text, "\nMFU: of {tflops} TFLOP/s ({source}). FLOP: {FLOP_FORMULA}");
+        }
+        for Row { workload, warm_up, readings, .. } in &self.rows {
+            let said = sensors::text(readings);
+            let _ = write!(text, "\n{workload}: warmed up by {warm_up}{said}");
+        }
+        let _ = write!(text, "\n\n{}", classes::table(&self.rows, self.rates));
+        if let Some(Rates { products, others, bytes }) = self.rates {
+            let slower = (others != products).then(|| format!(" ({:.3} in attention)", others / 1e12));
+            let copied = bytes.map(|bytes| format!(", copies {:.0} GB/s", bytes / 1e9));
+            let [slower, copied] = [slower, copied].map(Option::unwrap_or_default);
+            let _ = write!(text, "\n\nRoof: {ROOF_FORMULA}. Measured: {:.3} TFLOP/s", products / 1e12);
+            let _ = write!(text, "{slower}{copied}");
         }
         if !self.baselines.is_empty() {
             let _ = write!(text, "\n\n{}", compare::table(&self.baselines, &self.rows));
@@ -84,7 +106,7 @@ impl Report<'_> {
 
     fn csv_row(&self, index: usize) -> Vec<(String, String)> {
         let row = &self.rows[index];
-        let (workload, reached) = (&row.workload, self.reached(row));
+        let (workload, reached, roof) = (&row.workload, self.reached(row), self.roof(row));
         let (unique, nominal) = (row.unique_rate(), row.nominal_rate());
         let seconds: Vec<String> = row.samples.iter().map(|sample| sample.seconds.to_string()).collect();
         let or_nothing = |number: Option<f64>| number.map(|number| number.to_string()).unwrap_or_default();
@@ -108,12 +130,14 @@ impl Report<'_> {
             ("nominal_tokens_per_second_median", nominal.median.to_string()),
             ("tflops", or_nothing(reached.map(|(tflops, _)| tflops))),
             ("mfu", or_nothing(reached.map(|(_, mfu)| mfu))),
+            ("roof_seconds", or_nothing(roof.map(|(seconds, _)| seconds))),
+            ("roof_share", or_nothing(roof.map(|(_, share)| share))),
             ("peak_memory_bytes", row.peak_memory_bytes.map(|bytes| bytes.to_string()).unwrap_or_default()),
             ("seconds", seconds.join(";")),
         ];
         let columns = columns.map(|(name, value)| (name.to_owned(), value));
         let baselines = self.baselines.iter().flat_map(|baseline| baseline.csv(index, row));
-        columns.into_iter().chain(baselines).collect()
+        columns.into_iter().chain(classes::csv(&row.spent)).chain(baselines).collect()
     }
 
     fn json(&self) -> Value {
@@ -122,6 +146,10 @@ impl Report<'_> {
             ("peak_tflops", json!(self.peak.map(|peak| peak.tflops))),
             ("peak_source", json!(self.peak.map(|peak| peak.source))),
             ("flop_formula", json!(FLOP_FORMULA)),
+            ("roof_flop_per_second", json!(self.rates.map(|rates| rates.products))),
+            ("roof_attention_flop_per_second", json!(self.rates.map(|rates| rates.others))),
+            ("roof_bytes_per_second", json!(self.rates.and_then(|rates| rates.bytes))),
+            ("roof_formula", json!(ROOF_FORMULA)),
             ("rows", (0..self.rows.len()).map(|index| self.json_row(index)).collect()),
         ] {
             object.insert(name.to_owned(), value);
@@ -131,7 +159,7 @@ impl Report<'_> {
 
     fn json_row(&self, index: usize) -> Value {
         let row = &self.rows[index];
-        let (workload, reached) = (&row.workload, self.reached(row));
+        let (workload, reached, roof) = (&row.workload, self.reached(row), self.roof(row));
         let samples = row.samples.iter().map(|sample| {
             json!({
                 "seconds": sample.seconds,
@@ -151,7 +179,13 @@ impl Report<'_> {
             "flop": workload.flop(self.engine.config()),
             "tflops": reached.map(|(tflops, _)| tflops),
             "mfu": reached.map(|(_, mfu)| mfu),
+            "roof_seconds": roof.map(|(seconds, _)| seconds),
+            "roof_share": roof.map(|(_, share)| share),
             "peak_memory_bytes": row.peak_memory_bytes,
+            "warm_up": row.warm_up,
+            "gpu": sensors::json(&row.readings),
+            "profile_seconds": classes::seconds(&row.spent),
+            "classes": classes::json(&row.spent, self.rates),
             "rewards": row.rewards,
             "samples": samples.collect::<Vec<_>>(),
             "baselines": self.baselines.iter().map(|baseline| baseline.json(index, row)).collect::<Vec<_>>(),

@@ -11,8 +11,10 @@ use crate::backend::cpu::{Cpu, CpuMath, Group, Isa};
 use crate::backend::cuda::probe::{self, Capability, DeviceInfo};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::{Cuda, Setup, context::Context, gemm, nccl};
+use crate::backend::profile::Profile;
 #[cfg(feature = "cuda")]
 use crate::backend::tier::CudaTier;
+use crate::backend::timed::{Clock, Timed};
 use crate::backend::{Ahead, Backend, Capacity, Footprint, Geometry, Loading};
 #[cfg(feature = "cuda")]
 use crate::backend::{GemmTuning, Overlap};
@@ -51,6 +53,8 @@ pub(super) struct Chosen {
     /// Where ranks are counted in that bring weights to a device.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "the CPU brings nothing"))]
     loading: Loading,
+    /// Asks for the times of passes, where somebody may.
+    profile: Option<Profile>,
 }
 
 enum Hardware {
@@ -77,14 +81,14 @@ enum Hardware {
 impl Chosen {
     /// The device that the options ask for, or the best one that is there.
     pub(super) fn new(options: &Options) -> Result<Self> {
-        let loading = options.loading.clone();
+        let (loading, profile) = (options.loading.clone(), options.profile.clone());
         if options.several_processes().is_some() {
             if options.device == Device::Cpu {
                 let message = "ranks on the CPU share one process, and several processes were asked for";
                 return Err(Error::new(ErrorKind::Options, message)
                     .with_hint("give each process a GPU, or leave out the processes: `--ranks N` alone"));
             }
-            return Ok(Self { hardware: cuda(options)?, reason: None, loading });
+            return Ok(Self { hardware: cuda(options)?, reason: None, loading, profile });
         }
         if options.device == Device::Cpu && !options.devices.is_empty() {
             let message = "GPUs were named for a model that is to run on the CPU";
@@ -98,8 +102,9 @@ impl Chosen {
                 hardware,
                 reason: Some("the first GPU that this build supports".to_owned()),
                 loading,
+                profile,
             }),
-            (Ok(hardware), _) => Ok(Self { hardware, reason: None, loading }),
+            (Ok(hardware), _) => Ok(Self { hardware, reason: None, loading, profile }),
             // Whoever names GPUs does not mean the CPU.
             (Err(error), Device::Auto) if options.devices.is_empty() => {
                 Self::cpu(options, Some(error.message().to_owned()))
@@ -139,6 +144,7 @@ impl Chosen {
             },
             reason: None,
             loading: Loading::default(),
+            profile: None,
         }
     }
 
@@ -161,6 +167,7 @@ impl Chosen {
             hardware: Hardware::Cpu { threads, math: options.cpu_math, group },
             reason,
             loading: options.loading.clone(),
+            profile: options.profile.clone(),
         })
     }
 
@@ -297,7 +304,7 @@ impl Chosen {
             Hardware::Cpu { threads, math, group } => {
                 let threads = (threads / geometry.shard.ranks).max(1);
                 let cpu = Cpu::new(geometry, capacity, *math, threads, Arc::clone(group))?;
-                load(cpu, capacity, tensors, resident_layers, warn)
+                self.load(cpu, capacity, tensors, resident_layers, warn)
             }
             #[cfg(feature = "cuda")]
             Hardware::Cuda { gpus, tier, group, gemm_tuning, cache_dir, .. } => {
@@ -317,11 +324,28 @@ impl Chosen {
                 let to_stay = layers / tensors.layers.len().max(1) * resident_layers + head;
                 let model = cuda.and_then(|cuda| {
                     self.loading.count_in(to_stay as u64, Arc::clone(cuda.brought_bytes()));
-                    load(cuda, capacity, tensors, resident_layers, warn)
+                    self.load(cuda, capacity, tensors, resident_layers, warn)
                 });
                 model
                     .map(|model| Box::new(NamingPasses { info: info.clone(), model }) as Box<dyn Rank>)
                     .map_err(|error| lacking(error, footprint))
+            }
+        }
+    }
+
+    /// A model of which so many layers are resident, ready for passes, and for their times where somebody may ask.
+    fn load<B: Clock + 'static>(
+        &self,
+        backend: B,
+        capacity: Capacity,
+        tensors: &ModelTensors,
+        resident_layers: usize,
+        warn: &dyn Fn(String),
+    ) -> Result<Box<dyn Rank>> {
+        match &self.profile {
+            None => load(backend, capacity, tensors, resident_layers, warn),
+            Some(profile) => {
+                load(Timed::new(backend, profile.clone()), capacity, tensors, resident_layers, warn)
             }
         }
     }

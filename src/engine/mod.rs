@@ -22,6 +22,7 @@ use half::bf16;
 use sha2::{Digest, Sha256};
 
 use crate::backend::cpu::CpuMath;
+use crate::backend::profile::Profile;
 use crate::backend::tier::CudaTier;
 use crate::backend::{GemmTuning, Geometry, Loading, Overlap, RankSums};
 use crate::batch::{Budget, Sharing};
@@ -102,6 +103,9 @@ pub struct Options {
     pub prompt: PromptOptions,
     /// Counts weights while the engine opens; keep a clone to read it meanwhile.
     pub loading: Loading,
+    /// Can be asked where the time of passes goes; keep a clone for that.
+    #[doc(hidden)]
+    pub profile: Option<Profile>,
 }
 
 impl Default for Options {
@@ -126,6 +130,7 @@ impl Default for Options {
             cuda_tier: None,
             prompt: PromptOptions::default(),
             loading: Loading::default(),
+            profile: None,
         }
     }
 }

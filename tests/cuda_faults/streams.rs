@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use kudos::backend::profile::{Class, Profile, Spent};
 use kudos::{Device, Engine, Options, Overlap, RankSums, Residency};
 
 use crate::common::{Sizes, ids, random_model};
@@ -12,12 +13,17 @@ const TOKENS: usize = 16;
 const PASSES: usize = 5;
 
 fn open(model: &Path, residency: Residency, ranks: usize) -> Engine {
+    open_with(model, residency, ranks, None)
+}
+
+fn open_with(model: &Path, residency: Residency, ranks: usize, profile: Option<Profile>) -> Engine {
     let options = Options {
         device: Device::Cuda,
         ranks: Some(ranks),
         residency,
         batch_tokens: Some(TOKENS),
         max_tokens: Some(TOKENS),
+        profile,
         ..Options::default()
     };
     Engine::open(model, options).unwrap()
@@ -90,6 +96,88 @@ fn the_calls_of_a_pass_are_as_many_as_its_layers_need() {
     calls.retain(|name, _| !matches!(&**name, "cuCtxGetCurrent" | "cuCtxSetCurrent"));
     let expected = expected.into_iter().map(|(name, count)| (name.to_owned(), count * passes)).collect();
     assert_eq!(calls, expected);
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_profiled_pass_has_a_mark_behind_every_op_and_one_that_is_not_profiled_has_none() {
+    let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
+    random_model(dir.path(), SIZES);
+    let calls_of = |engine: &Engine| {
+        gpu.reset_trace();
+        let rewards = score(engine);
+        (gpu.all_calls(), rewards)
+    };
+    let plain = open(dir.path(), Residency::Resident, 1);
+    score(&plain);
+    let expected = calls_of(&plain);
+    drop(plain);
+    let profile = Profile::default();
+    let engine = open_with(dir.path(), Residency::Resident, 1, Some(profile.clone()));
+    score(&engine);
+    assert_eq!(calls_of(&engine), expected, "a profile that nobody asks changes nothing");
+
+    profile.start();
+    let (calls, rewards) = calls_of(&engine);
+    let spent = profile.stop();
+    assert_eq!(rewards, expected.1);
+    let ops: Vec<(&str, usize)> =
+        spent.iter().map(|spent| (spent.class.name(), spent.ops / PASSES)).collect();
+    let layers = SIZES.layers;
+    let classes = [
+        ("tables", 1),
+        ("embeddings", 1),
+        ("add_rms_norm", 2 * layers + 1),
+        ("product_qkv", layers + 1),
+        ("rope", layers + 1),
+        ("attention", layers),
+        ("product_o", layers),
+        ("product_gate_up", layers),
+        ("silu_mul", layers),
+        ("product_down", layers),
+        ("gather_rows", 2),
+        ("score", 1),
+    ];
+    assert_eq!(ops, classes);
+    // They cover the pass: every launch, product and copy to the GPU is one op's.
+    let of = |name: &str| calls[name] as usize / PASSES;
+    let count =
+        |kind: &str| classes.iter().filter(|(class, _)| class.starts_with(kind)).map(|(_, ops)| ops).sum();
+    let (all, products): (usize, usize) = (count(""), count("product"));
+    assert_eq!((of("cublasLtMatmul"), of("cuLaunchKernel")), (products, all - products - 2));
+    assert_eq!(of("cuMemcpyHtoDAsync_v2"), 2);
+    // One at the beginning, one behind each op, and the two of any pass; made in the first pass, and then used again.
+    assert_eq!(of("cuEventRecord"), all + 1 + 2);
+    assert_eq!(calls["cuEventCreate"] as usize, all + 1);
+    assert_eq!(of("cuEventElapsedTime_v2"), all);
+    assert!(spent.iter().all(|spent| spent.seconds >= 0.0));
+
+    assert_eq!(calls_of(&engine), expected, "and it leaves nothing behind");
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn profiled_ranks_and_streamed_layers_give_the_same_bits_and_have_classes_of_their_own() {
+    let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
+    random_model(dir.path(), SIZES);
+    let ops_of = |spent: &[Spent], class: Class| {
+        spent.iter().find(|spent| spent.class == class).map(|spent| spent.ops)
+    };
+    for (ranks, residency, streamed) in
+        [(2, Residency::Resident, 0), (2, Residency::Streamed { resident_layers: Some(5) }, 3)]
+    {
+        let profile = Profile::default();
+        let engine = open_with(dir.path(), residency, ranks, Some(profile.clone()));
+        let expected = score(&engine);
+        profile.start();
+        let rewards = score(&engine);
+        let spent = profile.stop();
+        assert_eq!(rewards, expected, "{residency:?}");
+        assert_eq!(ops_of(&spent, Class::RankSums), Some(PASSES * 2 * SIZES.layers), "{residency:?}");
+        let waits = ops_of(&spent, Class::StreamedLayers).unwrap_or(0);
+        assert_eq!(waits, PASSES * streamed, "{residency:?}");
+    }
+    gpu.assert_free();
 }
 
 #[test]

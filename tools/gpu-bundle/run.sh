@@ -558,16 +558,16 @@ run_bench() {
     fi
     # Random weights: what is measured first matters most, for the section's time may end.
     step kernels_70b 90 "$bin/bench" kernels --shape llama-3.3-70b --tokens 512,4096 --output json
-    step 8b 100 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 512,1024,2048,4096,8192 --seconds 5 --output json
-    step 8b_short 30 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 100,200 --seqs 1 --seconds 3 --output json
+    step 8b 130 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 512,1024,2048,4096,8192 --seconds 5 --output json
+    step 8b_short 45 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 100,200 --seqs 1 --seconds 3 --output json
     # All 80 layers take 128 GiB; fewer have the same widths.
     layers=40
     gib=$(printf '%s\n' "$memory" | awk '/MiB/ { print int($1 / 1024) } /GiB/ { print int($1) }')
     [ "${gib:-0}" -lt 136 ] || layers=80
-    step 70b 150 "$bin/bench" --device cuda --shape llama-3.3-70b --layers $layers --residency resident \
+    step 70b 200 "$bin/bench" --device cuda --shape llama-3.3-70b --layers $layers --residency resident \
         --tokens 512,1024,2048,4096,8192 --seconds 10 --output json
     for responses in 2 8 16; do
-        step shared_$responses 30 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 1152 --shared-prefix 1024 \
+        step shared_$responses 45 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 1152 --shared-prefix 1024 \
             --responses $responses --seconds 3 --output json
     done
     step serve_like 60 "$bin/bench" serve-like --device cuda --shape llama-3.1-8b --load 0.5,0.9 --output json

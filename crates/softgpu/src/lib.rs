@@ -1,13 +1,14 @@
 //! softgpu: a CUDA device in software, for tests on machines without a GPU.
 //!
-//! One shared library answers to the names `libcuda.so`, `libcublasLt.so` and `libnccl.so`, with the entry points that a
-//! program over cudarc calls, and runs the PTX of its kernels, stricter than hardware would. The README says how to use
-//! it and what it checks.
+//! One shared library answers to the names `libcuda.so`, `libcublasLt.so`, `libnccl.so` and `libnvidia-ml.so.1`, with the
+//! entry points that a program over cudarc calls, and runs the PTX of its kernels, stricter than hardware would. The README
+//! says how to use it and what it checks.
 //!
 //! ```text
 //! ptx     text -> tree            decode  tree -> programs over register slots
 //! exec    programs over a grid    device  memory with shadow bits, counters
 //! driver  cu*                     blas    cublasLt*            nccl  nccl*
+//! nvml    nvml*, next to nothing
 //! ```
 
 // The ABI's names are what they are.
@@ -20,5 +21,6 @@ pub mod device;
 pub mod driver;
 pub mod exec;
 pub mod nccl;
+pub mod nvml;
 pub mod ptx;
 pub mod report;

@@ -6,6 +6,7 @@ use memmap2::{MmapMut, MmapOptions};
 
 use super::elementwise::RopeTable;
 use super::view::{Rows, RowsMut};
+use crate::backend::Matrix;
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::HostTensor;
 
@@ -77,18 +78,26 @@ impl Act {
 pub struct Weight(Kind);
 
 enum Kind {
-    Matrix { pieces: Vec<HostTensor>, bias: Option<Vec<f32>> },
+    Matrix { which: Matrix, pieces: Vec<HostTensor>, bias: Option<Vec<f32>> },
     Vector(Vec<f32>),
 }
 
 impl Weight {
-    pub(super) fn matrix(pieces: &[HostTensor], bias: Option<&[HostTensor]>) -> Self {
+    pub(super) fn matrix(which: Matrix, pieces: &[HostTensor], bias: Option<&[HostTensor]>) -> Self {
         let bias = bias.map(|pieces| pieces.iter().flat_map(values).collect());
-        Self(Kind::Matrix { pieces: pieces.to_vec(), bias })
+        Self(Kind::Matrix { which, pieces: pieces.to_vec(), bias })
     }
 
     pub(super) fn vector(tensor: &HostTensor) -> Self {
         Self(Kind::Vector(values(tensor)))
+    }
+
+    /// Which matrix it is.
+    pub(super) fn which(&self) -> Matrix {
+        match self.0 {
+            Kind::Matrix { which, .. } => which,
+            Kind::Vector(_) => unreachable!("a vector is not multiplied with"),
+        }
     }
 
     pub(super) fn pieces(&self) -> &[HostTensor] {

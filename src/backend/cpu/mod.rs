@@ -6,6 +6,7 @@
 
 mod act;
 pub mod attention;
+mod clock;
 pub mod elementwise;
 pub mod gemm;
 mod group;
@@ -202,8 +203,13 @@ impl Backend for Cpu {
         })
     }
 
-    fn matrix(&mut self, _: Matrix, pieces: &[HostTensor], bias: Option<&[HostTensor]>) -> Result<Weight> {
-        Ok(Weight::matrix(pieces, bias))
+    fn matrix(
+        &mut self,
+        matrix: Matrix,
+        pieces: &[HostTensor],
+        bias: Option<&[HostTensor]>,
+    ) -> Result<Weight> {
+        Ok(Weight::matrix(matrix, pieces, bias))
     }
 
     fn vector(&mut self, tensor: &HostTensor) -> Result<Weight> {

@@ -47,7 +47,7 @@ pub struct Cuda {
     // Dropped in this order: the sums first, which ends what waits for other ranks; then the courier, whose thread ends
     // before anything goes that it may use; and what waits for the device before the context.
     /// With the other ranks, where there are any.
-    sums: Option<Sums>,
+    pub(super) sums: Option<Sums>,
     courier: Courier,
     lt: Lt,
     /// Of all layers, which have the same shapes.
@@ -57,8 +57,8 @@ pub struct Cuda {
     /// What the present pass needs besides its tokens.
     facts: DeviceBuffer,
     logits: DeviceBuffer,
-    ops: Ops,
-    geometry: Geometry,
+    pub(super) ops: Ops,
+    pub(super) geometry: Geometry,
     capacity: Capacity,
     heads: HeadLayout,
 }
@@ -176,7 +176,7 @@ impl Cuda {
         self.courier.brought()
     }
 
-    fn storage(&self) -> Storage {
+    pub(super) fn storage(&self) -> Storage {
         self.ops.storage()
     }
 

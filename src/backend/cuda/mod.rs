@@ -5,6 +5,7 @@
 
 mod backend;
 pub mod buffer;
+mod clock;
 pub mod context;
 mod courier;
 mod fault;
@@ -12,6 +13,7 @@ pub mod gemm;
 pub mod heads;
 pub mod kernels;
 pub mod nccl;
+pub mod nvml;
 pub mod ops;
 mod pinned;
 pub mod probe;

@@ -165,6 +165,12 @@ impl Sums {
         Ok(())
     }
 
+    /// Lets what is queued on the compute stream from here on wait for all sums that have begun.
+    pub(super) fn settle(&self, context: &Context) -> Result<()> {
+        (self.taken_ever..self.begun_ever)
+            .try_for_each(|sum| context.compute().wait(&self.summed[sum % self.summed.len()]).or_fault(DOING))
+    }
+
     /// Waits until everything queued on the compute stream is done; an error when a rank failed or does not come.
     pub(super) fn wait(&self, context: &Context) -> Result<()> {
         self.comm.as_ref().map_or(Ok(()), |comm| comm.wait(context))

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::Yardsticks;
 use super::cases::{Case, Maker};
 use super::report::{Report, Row};
 use crate::backend::cuda::context::Context;
@@ -13,6 +14,7 @@ use crate::bench::args::KernelsArgs;
 use crate::bench::measure::Summary;
 use crate::cli::output::Output;
 use crate::cli::say;
+use crate::config::ModelConfig;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Launches warm up for so long: clocks rise, and fall again under load.
@@ -60,6 +62,21 @@ pub(in crate::bench) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow:
     }
     let device = format!("{}, compute capability {}, {} kernels", info.name, info.capability, tier.name());
     output.line(&Report { args, commit, device, rows }.text())
+}
+
+/// Samples of each yardstick where those alone are measured.
+const YARDSTICK_REPEATS: usize = 10;
+
+/// The yardsticks of the first GPU, which is an engine's rank 0's. Of the model no size matters.
+pub(in crate::bench) fn yardsticks(config: &ModelConfig) -> Result<Yardsticks> {
+    let info = &probe::devices()?[0];
+    let ops = Rc::new(Ops::new(Context::open(info)?, info.capability.tier(), config.head_dim)?);
+    let maker = Maker { ops, config, tried: false };
+    let measured = |case: Case| row(case, Some(YARDSTICK_REPEATS));
+    let copy = measured(maker.copy()?)?.rate();
+    let product = measured(maker.square()?)?.flops();
+    let known = |rate: Option<f64>| rate.expect("what was repeated has a rate");
+    Ok(Yardsticks { flop_per_second: known(product), bytes_per_second: known(copy) })
 }
 
 /// One case's row; without repeats it is launched once, and has no samples.

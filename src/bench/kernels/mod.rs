@@ -12,12 +12,34 @@ mod measure;
 mod report;
 
 #[cfg(feature = "cuda")]
-pub(super) use measure::run;
+pub(super) use measure::{run, yardsticks};
+
+#[cfg(not(feature = "cuda"))]
+use crate::config::ModelConfig;
+#[cfg(not(feature = "cuda"))]
+use crate::error::{Error, ErrorKind};
+
+/// What one GPU can do at most, all else apart.
+pub(super) struct Yardsticks {
+    /// Floating-point operations of a large matrix product.
+    pub(super) flop_per_second: f64,
+    /// Of a copy within the device, read and written.
+    pub(super) bytes_per_second: f64,
+}
 
 /// Says where kernels are measured that this build has.
 #[cfg(not(feature = "cuda"))]
 pub(super) fn run(_: &crate::bench::args::KernelsArgs, _: Option<&str>) -> anyhow::Result<()> {
-    use crate::error::{Error, ErrorKind};
-    let error = Error::new(ErrorKind::Device, "this build of kudos has no CUDA backend");
-    Err(error.with_hint("`cargo bench --bench cpu_kernels` measures the CPU's kernels").into())
+    Err(no_gpus().with_hint("`cargo bench --bench cpu_kernels` measures the CPU's kernels").into())
+}
+
+/// There are none.
+#[cfg(not(feature = "cuda"))]
+pub(super) fn yardsticks(_: &ModelConfig) -> crate::error::Result<Yardsticks> {
+    Err(no_gpus())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn no_gpus() -> Error {
+    Error::new(ErrorKind::Device, "this build of kudos has no CUDA backend")
 }

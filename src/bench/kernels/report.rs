@@ -34,12 +34,12 @@ pub(super) struct Report<'a> {
 
 impl Row {
     /// Bytes a second.
-    fn rate(&self) -> Option<f64> {
+    pub(super) fn rate(&self) -> Option<f64> {
         self.seconds.map(|seconds| self.bytes as f64 / seconds.median)
     }
 
     /// Operations a second, where there are any.
-    fn flops(&self) -> Option<f64> {
+    pub(super) fn flops(&self) -> Option<f64> {
         self.seconds.filter(|_| self.flop > 0.0).map(|seconds| self.flop / seconds.median)
     }
 }

@@ -82,6 +82,13 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -
     code(lock(device as usize).and_then(|d| unsafe { store(bytes, d.memory.free_and_total().1) }))
 }
 
+/// What [`cuDeviceGetUuid_v2`] gives.
+pub(crate) fn uuid(index: usize) -> [u8; 16] {
+    let mut bytes = *b"softgpu         ";
+    bytes[15] = index as u8;
+    bytes
+}
+
 /// Bytes that spell the device's index.
 ///
 /// # Safety
@@ -89,8 +96,7 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: c_int) -> CuResult {
     called("cuDeviceGetUuid_v2");
-    let mut bytes = *b"softgpu         ";
-    bytes[15] = device as u8;
+    let bytes = self::uuid(device as usize);
     // SAFETY: the caller's out parameter.
     code(lock(device as usize).and_then(|_| unsafe { store(uuid, bytes) }))
 }

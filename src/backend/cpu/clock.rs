@@ -1,0 +1,32 @@
+//! The clock of ops on the CPU: they are done when their call returns.
+
+use std::time::Instant;
+
+use super::{Cpu, Weight};
+use crate::backend::timed::{Clock, NumberBytes};
+use crate::backend::{Geometry, Matrix};
+use crate::error::Result;
+
+impl Clock for Cpu {
+    type Mark = Instant;
+
+    fn mark(&mut self, _: Option<Instant>) -> Result<Instant> {
+        Ok(Instant::now())
+    }
+
+    fn seconds(&self, from: &Instant, to: &Instant) -> Result<f64> {
+        Ok(to.duration_since(*from).as_secs_f64())
+    }
+
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn number_bytes(&self) -> Option<NumberBytes> {
+        None
+    }
+
+    fn matrix_of(weight: &Weight) -> Matrix {
+        weight.which()
+    }
+}

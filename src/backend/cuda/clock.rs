@@ -1,0 +1,43 @@
+//! The clock of ops on a GPU: events on the compute stream, made once and recorded in every profiled pass anew.
+
+use cudarc::driver::CudaEvent;
+use cudarc::driver::sys::CUevent_flags;
+
+use super::fault::OrFault;
+use super::{Cuda, Storage, Weight};
+use crate::backend::timed::{Clock, NumberBytes};
+use crate::backend::{Geometry, Matrix};
+use crate::error::Result;
+
+const DOING: &str = "timing a pass on the GPU";
+
+impl Clock for Cuda {
+    type Mark = CudaEvent;
+
+    /// What computes behind it waits for the sums that have begun, too: their time is their own then, where passes that are
+    /// not profiled let other rows compute meanwhile.
+    fn mark(&mut self, unused: Option<CudaEvent>) -> Result<CudaEvent> {
+        let context = self.ops.context();
+        self.sums.iter().try_for_each(|sums| sums.settle(context))?;
+        let timing = Some(CUevent_flags::CU_EVENT_DEFAULT);
+        let event = unused.map_or_else(|| context.cuda().new_event(timing).or_fault(DOING), Ok)?;
+        event.record(context.compute()).or_fault(DOING)?;
+        Ok(event)
+    }
+
+    fn seconds(&self, from: &CudaEvent, to: &CudaEvent) -> Result<f64> {
+        Ok(f64::from(from.elapsed_ms(to).or_fault(DOING)?) / 1e3)
+    }
+
+    fn geometry(&self) -> &Geometry {
+        &self.geometry
+    }
+
+    fn number_bytes(&self) -> Option<NumberBytes> {
+        Some(NumberBytes { residual: self.storage().residual_bytes(), other: Storage::BYTES })
+    }
+
+    fn matrix_of(weight: &Weight) -> Matrix {
+        weight.matrix
+    }
+}

@@ -1,0 +1,95 @@
+//! The roof: what a run would take at the rates that this device was measured to have, in the same run of `bench`.
+
+use std::num::NonZeroUsize;
+use std::thread;
+use std::time::Duration;
+
+use crate::backend::cpu::gemm::Math;
+use crate::backend::cpu::{Isa, peak};
+use crate::backend::profile::{Class, Spent};
+use crate::bench::args::ModelArgs;
+use crate::bench::kernels::{self, Yardsticks};
+use crate::engine::Engine;
+use crate::error::Result;
+
+/// How long a rate of a CPU is measured.
+const TIME: Duration = Duration::from_millis(200);
+
+/// How the roof is computed, in words.
+pub(super) const ROOF_FORMULA: &str = "of each class of ops the longer of two times: its FLOP at the rate of a large matrix \
+    product, its fewest bytes at the rate of a copy within the device; of a run the sum over its classes, on one rank; \
+    tables, embeddings, waits for streamed layers and sums over ranks count nothing; on a CPU FLOP alone count, at the rate \
+    of multiply-adds in registers, in f32 by vector instructions for attention and the head";
+
+/// What one rank's device was measured to do in a second.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Rates {
+    /// Floating-point operations of the layers' products.
+    pub(super) products: f64,
+    /// Those of attention and of the head, which on a CPU may be computed by slower instructions.
+    pub(super) others: f64,
+    /// Bytes read and written; not of a CPU, whose caches hold most of what ops read and write.
+    pub(super) bytes: Option<f64>,
+}
+
+impl Rates {
+    /// Those of the device of an engine, which has closed: a GPU's memory is needed. Of a CPU in the arithmetic and on as many
+    /// threads as were asked for; none where no peak of its is known.
+    pub(super) fn measure(engine: &Engine, args: &ModelArgs) -> Result<Option<Self>> {
+        if !engine.device().starts_with("CPU") {
+            let Yardsticks { flop_per_second, bytes_per_second } = kernels::yardsticks(engine.config())?;
+            let (products, others) = (flop_per_second, flop_per_second);
+            return Ok(Some(Self { products, others, bytes: Some(bytes_per_second) }));
+        }
+        let all = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        let (isa, threads) = (Isa::detect(), args.threads.unwrap_or_else(all));
+        let math = Math::of(isa, args.cpu_math.into());
+        // Ranks share the threads.
+        let of_rank = |flop: f64| flop / engine.plan().ranks as f64;
+        let measured = |math| Ok(peak::flop_per_second(isa, math, threads, TIME)?.map(of_rank));
+        let products = measured(math)?;
+        let others = if math == Math::F32 { products } else { measured(Math::F32)? };
+        Ok(products.zip(others).map(|(products, others)| Self { products, others, bytes: None }))
+    }
+
+    /// The least that ops of a class can take; nothing where they have neither operations nor bytes that count.
+    pub(super) fn seconds(&self, spent: &Spent) -> Option<f64> {
+        let copied = spent.work.bytes.zip(self.bytes).map(|(bytes, rate)| bytes as f64 / rate);
+        let rate =
+            if matches!(spent.class, Class::Attention | Class::Score) { self.others } else { self.products };
+        let multiplied = spent.work.flop / rate;
+        Some(copied.map_or(multiplied, |copied| copied.max(multiplied))).filter(|&seconds| seconds > 0.0)
+    }
+
+    /// The same of all classes of a run.
+    pub(super) fn seconds_of_all(&self, spent: &[Spent]) -> f64 {
+        spent.iter().filter_map(|spent| self.seconds(spent)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::profile::Work;
+
+    #[test]
+    fn a_roof_is_the_longer_of_operations_and_bytes_and_those_of_classes_add_up() {
+        let of = |class, flop, bytes| Spent { class, ops: 1, seconds: 9.0, work: Work { flop, bytes } };
+        let gpu = Rates { products: 100.0, others: 100.0, bytes: Some(10.0) };
+        assert_eq!(gpu.seconds(&of(Class::Qkv, 100.0, Some(5))), Some(1.0));
+        assert_eq!(gpu.seconds(&of(Class::Qkv, 100.0, Some(20))), Some(2.0));
+        assert_eq!(gpu.seconds(&of(Class::Rope, 0.0, Some(20))), Some(2.0));
+        assert_eq!(gpu.seconds(&of(Class::Tables, 0.0, None)), None);
+        let cpu = Rates { others: 50.0, bytes: None, ..gpu };
+        assert_eq!(cpu.seconds(&of(Class::Qkv, 100.0, None)), Some(1.0));
+        assert_eq!(cpu.seconds(&of(Class::Attention, 100.0, None)), Some(2.0));
+        assert_eq!(cpu.seconds(&of(Class::Rope, 0.0, None)), None);
+        let run = [
+            of(Class::Tables, 0.0, None),
+            of(Class::Down, 100.0, Some(5)),
+            of(Class::Attention, 100.0, Some(5)),
+            of(Class::SiluMul, 0.0, Some(20)),
+        ];
+        assert_eq!((gpu.seconds_of_all(&run), cpu.seconds_of_all(&run)), (4.0, 3.0));
+    }
+}
