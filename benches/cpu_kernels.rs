@@ -72,7 +72,7 @@ fn main() {
             }
         }
     }
-    // The rest is vector instructions alone.
+    // Vector instructions alone.
     bench.math = Math::F32;
     if wanted("attention") {
         let heads = Heads { q_heads: 9, kv_heads: 3, head_dim: 64 };
@@ -87,6 +87,7 @@ fn main() {
     if wanted("elementwise") {
         bench.elementwise(if as_test { 8 } else { 2048 });
     }
+    bench.math = math;
     if wanted("small") && !as_test {
         println!("read {:.1} GB/s", bench.read_bandwidth() / 1e9);
         for m in [1, 2, 4, 8, 16, 32] {
