@@ -328,7 +328,7 @@ impl Engine {
         let chosen = Chosen::imagined(gpus);
         let ranks = ranks_of(&chosen, &weights, &config, options)?;
         let tensors = weights.part(&config, 0, ranks)?;
-        Ok(Plan::new(&config, options, &chosen, ranks, tensors.bytes())?.0)
+        Ok(Plan::new(&config, options, &chosen, ranks, &tensors)?.0)
     }
 
     /// What an engine with these options would hold on this machine's GPUs, and how they are called and have free; nothing
@@ -342,7 +342,7 @@ impl Engine {
         let weights = Weights::Stored(Checkpoint::open(dir.as_ref())?);
         let ranks = ranks_of(&chosen, &weights, &config, options)?;
         let tensors = weights.part(&config, 0, ranks)?;
-        let plan = Plan::new(&config, options, &chosen, ranks, tensors.bytes())?.0;
+        let plan = Plan::new(&config, options, &chosen, ranks, &tensors)?.0;
         Ok(chosen.planned()?.map(|gpus| (gpus, plan)))
     }
 
@@ -561,7 +561,7 @@ fn ranks_of(chosen: &Chosen, weights: &Weights, config: &ModelConfig, options: &
     chosen.ranks(options, config, |ranks| {
         let tensors = weights.part(config, 0, ranks)?;
         let resident = Options { residency: Residency::Resident, ..options.clone() };
-        Ok(Plan::new(config, &resident, chosen, ranks, tensors.bytes())?.0.footprint)
+        Ok(Plan::new(config, &resident, chosen, ranks, &tensors)?.0.footprint)
     })
 }
 
@@ -615,7 +615,7 @@ impl Parts {
             None if ranks == 1 => vec![whole],
             None => (0..ranks).map(|rank| part(rank, ranks)).collect::<Result<_>>()?,
         };
-        let (plan, streaming) = Plan::new(&config, options, &chosen, ranks, tensors[0].bytes())?;
+        let (plan, streaming) = Plan::new(&config, options, &chosen, ranks, &tensors[0])?;
         let said = tensors[0].warnings.iter().cloned().chain(streaming).collect();
         Ok(Self { config, chosen, ranks, tensors, plan, said })
     }
@@ -627,8 +627,7 @@ impl Parts {
         }
         let residency = Residency::Streamed { resident_layers: Some(resident) };
         let options = Options { residency, ..options.clone() };
-        let weight_bytes = self.tensors[0].bytes();
-        self.plan = Plan::new(&self.config, &options, &self.chosen, self.ranks, weight_bytes)?.0;
+        self.plan = Plan::new(&self.config, &options, &self.chosen, self.ranks, &self.tensors[0])?.0;
         let layers = self.config.layers;
         self.said.push(format!(
             "another rank's GPU has room for {resident} of {layers} layers: here, too, the other {} are streamed",
