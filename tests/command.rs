@@ -246,6 +246,12 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
     assert_eq!(facts("H200"), (Some(1), Some(80), Some(true)), "{rows:?}");
     assert_eq!(facts("H100"), (Some(2), Some(80), Some(true)), "{rows:?}");
     assert_eq!(facts("A100 40GB"), (Some(8), Some(80), Some(true)), "{rows:?}");
+    let table = |gpus: &str| {
+        let sized = ["--gpus", gpus, "--gpu-memory-gib", "80"];
+        let run = kudos(&[&["plan", "--model", dir.path().to_str().unwrap()], &sized[..]].concat(), "");
+        run.stdout.contains("NCCL")
+    };
+    assert_eq!((table("8"), table("1")), (true, false), "what several GPUs take besides is said");
     assert_eq!(of("H200")["tokens_that_hide_the_link"], Value::Null);
     assert_eq!(of("H200")["passes_per_million_tokens"], 1_000_000_u64.div_ceil(4096));
     assert_eq!(of("H200")["max_tokens"], 131_072);

@@ -23,6 +23,12 @@ const BATCH_TOKENS: usize = 4096;
 const BATCH_TOKENS_STREAMED: [usize; 2] = [16_384, 8192];
 
 /// What an engine holds in memory, and its limits.
+///
+/// What NCCL holds for several ranks on GPUs is not in it, as it is not known beforehand: about 10 MiB of buffers for each
+/// channel and each neighbour in it that it receives from, by its source. How many of both there are NCCL decides, by its
+/// version, its algorithm and how the GPUs are linked (channels are at most 8 here, unless sums never overlap), and
+/// multicast over NVLink has buffers of its own. One communicator with 1.6 GB was reported; NVIDIA's tests of NCCL leave
+/// it 1 GB of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Ranks that share the model.
