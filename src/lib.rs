@@ -12,6 +12,7 @@ pub mod error;
 pub mod fuzzing;
 pub mod model;
 pub mod prompt;
+mod random;
 pub mod shard;
 pub mod weights;
 

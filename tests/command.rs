@@ -182,7 +182,7 @@ fn bf16_arithmetic_is_used_where_the_cpu_is_faster_with_it_and_f32_elsewhere() {
 
 /// A checkpoint of the 70B's shapes, whose file is all hole: only its header is there.
 #[cfg(feature = "cuda")]
-fn sparse_70b(dir: &std::path::Path) {
+fn sparse_70b(dir: &std::path::Path, (dtype, number_bytes): (&str, u64)) {
     let (hidden, ffn, kv, layers, vocab) = (8192_u64, 28_672_u64, 1024_u64, 80, 128_256_u64);
     let config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
@@ -215,8 +215,8 @@ fn sparse_70b(dir: &std::path::Path) {
     }
     let (mut header, mut offset) = (serde_json::Map::new(), 0);
     for (name, shape) in tensors {
-        let end = offset + 2 * shape.iter().product::<u64>();
-        let entry = serde_json::json!({"dtype": "BF16", "shape": shape, "data_offsets": [offset, end]});
+        let end = offset + number_bytes * shape.iter().product::<u64>();
+        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
         header.insert(format!("{name}.weight"), entry);
         offset = end;
     }
@@ -231,7 +231,7 @@ fn sparse_70b(dir: &std::path::Path) {
 #[test]
 fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
     let dir = tempfile::tempdir().unwrap();
-    sparse_70b(dir.path());
+    sparse_70b(dir.path(), ("BF16", 2));
     let plan = |arguments: &[&str]| {
         let all = [&["plan", "--model", dir.path().to_str().unwrap(), "--json"], arguments].concat();
         let run = kudos(&all, "");
@@ -248,6 +248,12 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
     assert_eq!(facts("H200"), (Some(1), Some(80), Some(true)), "{rows:?}");
     assert_eq!(facts("H100"), (Some(2), Some(80), Some(true)), "{rows:?}");
     assert_eq!(facts("A100 40GB"), (Some(8), Some(80), Some(true)), "{rows:?}");
+    let table = |gpus: &str| {
+        let sized = ["--gpus", gpus, "--gpu-memory-gib", "80"];
+        let run = kudos(&[&["plan", "--model", dir.path().to_str().unwrap()], &sized[..]].concat(), "");
+        run.stdout.contains("NCCL")
+    };
+    assert_eq!((table("8"), table("1")), (true, false), "what several GPUs take besides is said");
     assert_eq!(of("H200")["tokens_that_hide_the_link"], Value::Null);
     assert_eq!(of("H200")["passes_per_million_tokens"], 1_000_000_u64.div_ceil(4096));
     assert_eq!(of("H200")["max_tokens"], 131_072);
@@ -270,6 +276,19 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
     let rows = plan(&["--gpus", "1", "--gpu-memory-gib", "15", "--max-tokens", "4096"]);
     assert_eq!((rows.len(), rows[0]["fits"].as_bool()), (1, Some(true)), "{rows:?}");
     assert!(rows[0]["layers_streamed"].as_u64().unwrap() > 70, "{rows:?}");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_checkpoint_in_f32_is_planned_for_as_the_same_one_in_16_bits() {
+    let [wide, narrow] = [("F32", 4), ("BF16", 2)].map(|dtype| {
+        let dir = tempfile::tempdir().unwrap();
+        sparse_70b(dir.path(), dtype);
+        let run = kudos(&["plan", "--model", dir.path().to_str().unwrap(), "--json"], "");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        run.stdout
+    });
+    assert_eq!(wide, narrow);
 }
 
 #[test]

@@ -13,7 +13,6 @@ mod kernels;
 mod machine;
 mod measure;
 mod peak;
-mod random;
 mod report;
 mod requests;
 mod roof;

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::bench::random::Random;
 use crate::bench::workload::Ids;
+use crate::random::Random;
 
 /// Seeds of what is drawn for the same request stay apart by more than there are requests.
 const LENGTHS_SEED: u64 = 1 << 40;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::bench::random::Random;
 use crate::config::{Head, ModelConfig};
 use crate::error::{Error, ErrorKind, Result};
+use crate::random::Random;
 
 /// How [`Workload::flop`] counts, in words.
 pub(super) const FLOP_FORMULA: &str = "2 * weights of the layers' matrices for each unique token, and 4 * heads * \

@@ -14,7 +14,7 @@ use crate::engine::{Engine, Options, Plan, PlannedGpus};
 const TFLOPS_REACHED: f64 = 0.75;
 const LINK_REACHED: f64 = 0.8;
 
-/// What is taken off for the context and the libraries. What NCCL takes for several ranks is not known beforehand.
+/// What is taken off for the context and the libraries.
 const TAKEN_MIB: usize = 800;
 
 const MIB: usize = 1 << 20;
@@ -77,6 +77,13 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     output.line("GPU             free   GPUs   weights   workspace     left   batch   layers on it")?;
     for row in &rows {
         output.line(&row.line())?;
+    }
+    if rows.iter().any(|row| row.plan.ranks > 1) {
+        output.line("")?;
+        output.line(
+            "On several GPUs, NCCL takes memory of its own, which is not in this: it depends on its version and on how the \
+             GPUs are linked.",
+        )?;
     }
     if rows.iter().any(|row| row.hiding_tokens().is_some()) {
         output.line("")?;

@@ -28,9 +28,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::model::{LayerSource, Model, Resident, Streamed};
 #[cfg(feature = "cuda")]
 use crate::shard::allowed_ranks;
-use crate::weights::ModelTensors;
-#[cfg(feature = "cuda")]
-use crate::weights::WeightBytes;
+use crate::weights::{ModelTensors, WeightBytes};
 
 /// Rows that go through the MLP at a time on the CPU: gate and up of a chunk stay near the cache, while a weight block
 /// is packed once for many rows.
@@ -259,21 +257,26 @@ impl Chosen {
         }
     }
 
-    /// What one rank will allocate.
+    /// What a rank's weights take on the device; nothing on the CPU, which uses them where they are mapped.
+    #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "the CPU holds none"))]
+    pub(super) fn weight_bytes(&self, geometry: &Geometry, tensors: &ModelTensors) -> WeightBytes {
+        match &self.hardware {
+            Hardware::Cpu { .. } => WeightBytes::default(),
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda { tier, .. } => Cuda::weight_bytes(*tier, geometry, tensors),
+        }
+    }
+
+    /// What one rank will allocate, when its weights take `weights` bytes on the device.
     #[cfg_attr(
         not(feature = "cuda"),
         allow(unused_variables, reason = "the CPU uses weights where they are")
     )]
-    pub(super) fn footprint(
-        &self,
-        geometry: &Geometry,
-        capacity: &Capacity,
-        weight_bytes: usize,
-    ) -> Footprint {
+    pub(super) fn footprint(&self, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
         match &self.hardware {
             Hardware::Cpu { .. } => Cpu::footprint(geometry, capacity),
             #[cfg(feature = "cuda")]
-            Hardware::Cuda { tier, .. } => Cuda::footprint(*tier, geometry, capacity, weight_bytes),
+            Hardware::Cuda { tier, .. } => Cuda::footprint(*tier, geometry, capacity, weights),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::engine::residency::{Placement, Residency};
 use crate::engine::{Options, geometry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Shard;
-use crate::weights::WeightBytes;
+use crate::weights::{ModelTensors, WeightBytes};
 
 /// Sequences with different last tokens in one pass, at most: one for so many of the batch's tokens. What is a sequence's
 /// own is rarely shorter, and the last layer's rows and, on GPUs, the seam tiles of shared prefixes are sized by it.
@@ -23,12 +23,20 @@ const BATCH_TOKENS: usize = 4096;
 const BATCH_TOKENS_STREAMED: [usize; 2] = [16_384, 8192];
 
 /// What an engine holds in memory, and its limits.
+///
+/// What NCCL holds for several ranks on GPUs is not in it, as it is not known beforehand: about 10 MiB of buffers for each
+/// channel and each neighbour in it that it receives from, by its source. How many of both there are NCCL decides, by its
+/// version, its algorithm and how the GPUs are linked (channels are at most 8 here, unless sums never overlap), and
+/// multicast over NVLink has buffers of its own. One communicator with 1.6 GB was reported; NVIDIA's tests of NCCL leave
+/// it 1 GB of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// Ranks that share the model.
     pub ranks: usize,
     /// Bytes of rank 0's weights, as stored. On the CPU they are used where they are mapped.
     pub weight_bytes: WeightBytes,
+    /// Bytes of a layer of rank 0 on the device, the largest; none on the CPU.
+    pub layer_bytes: usize,
     /// Which layers stay on the device.
     pub placement: Placement,
     /// Bytes that one rank allocates for weights and for passes.
@@ -50,7 +58,7 @@ impl Plan {
         options: &Options,
         chosen: &Chosen,
         ranks: usize,
-        weight_bytes: WeightBytes,
+        tensors: &ModelTensors,
     ) -> Result<(Self, Option<String>)> {
         let max_tokens = options.max_tokens.unwrap_or(config.max_tokens).min(config.max_tokens);
         let batch_tokens = options.batch_tokens.unwrap_or(BATCH_TOKENS);
@@ -68,8 +76,9 @@ impl Plan {
             Residency::Auto | Residency::Streamed { resident_layers: None } => chosen.free_bytes()?,
         };
         let geometry = geometry(config, options, Shard::new(config, 0, ranks)?);
-        let sizing =
-            Sizing { config, geometry, residency: options.residency, chosen, weight_bytes, max_tokens, free };
+        let (stored, on_device) = (tensors.bytes(), chosen.weight_bytes(&geometry, tensors));
+        let residency = options.residency;
+        let sizing = Sizing { config, geometry, residency, chosen, stored, on_device, max_tokens, free };
         let plan = sizing.plan(batch_tokens)?;
         let plan = match free {
             // Ranks in other processes may have other memory free, and must come to the same batches.
@@ -99,7 +108,7 @@ impl Plan {
 
     /// Bytes of one rank's layers that are copied to its device in every pass.
     pub fn streamed_bytes(&self) -> usize {
-        self.placement.streamed * self.weight_bytes.layer_max
+        self.placement.streamed * self.layer_bytes
     }
 
     /// How many tokens are worth having in the queue: enough that a pass always finds a full batch, also where
@@ -116,7 +125,9 @@ struct Sizing<'a> {
     geometry: Geometry,
     residency: Residency,
     chosen: &'a Chosen,
-    weight_bytes: WeightBytes,
+    /// Its weights in their files, and on the device.
+    stored: WeightBytes,
+    on_device: WeightBytes,
     max_tokens: usize,
     /// Bytes that are free on the device, where that matters.
     free: Option<usize>,
@@ -137,7 +148,7 @@ impl Sizing<'_> {
     }
 
     fn footprint(&self, capacity: &Capacity, placement: Placement) -> Footprint {
-        let WeightBytes { layers, layer_max, head, .. } = self.weight_bytes;
+        let WeightBytes { layers, layer_max, head, .. } = self.on_device;
         let layers = match placement.streamed {
             0 => layers,
             _ => (placement.resident + placement.slots) * layer_max,
@@ -147,7 +158,7 @@ impl Sizing<'_> {
 
     /// The plan for passes of so many tokens.
     fn plan(&self, batch_tokens: usize) -> Result<Plan> {
-        let Self { weight_bytes, max_tokens, .. } = *self;
+        let Self { stored: weight_bytes, on_device, max_tokens, .. } = *self;
         let (capacity, ranks) = (self.capacity(batch_tokens), self.geometry.shard.ranks);
         let needed = |placement| self.footprint(&capacity, placement).total();
         let placement = Placement::choose(self.residency, self.config.layers, self.free, needed)?;
@@ -156,6 +167,7 @@ impl Sizing<'_> {
         Ok(Plan {
             ranks,
             weight_bytes,
+            layer_bytes: on_device.layer_max,
             placement,
             footprint,
             batch_tokens,
@@ -182,7 +194,7 @@ impl fmt::Display for Plan {
         writeln!(f, "ranks            {}", self.ranks)?;
         writeln!(
             f,
-            "weights          {:.2} GiB a rank, {:.2} GiB of them allocated",
+            "weights          {:.2} GiB a rank as stored, {:.2} GiB allocated",
             gib(self.weight_bytes.layers + self.weight_bytes.head),
             gib(self.footprint.weights)
         )?;
@@ -228,9 +240,8 @@ mod tests {
         let shard = Shard::new(&config, 0, 1).unwrap();
         let tensors = ModelTensors::random(&RandomWeights::new(&config, 0), &config, &shard);
         let options = Options { max_tokens: Some(4096), ..Options::default() };
-        let plan = |bytes| Plan::new(&config, &options, &Chosen::imagined(&gpus), 1, bytes).unwrap();
-        let (random, said) = plan(tensors.bytes());
-        assert_eq!(random, plan(WeightBytes::of(&config, &shard, Dtype::BF16)).0);
+        let (random, said) = Plan::new(&config, &options, &Chosen::imagined(&gpus), 1, &tensors).unwrap();
+        assert_eq!(random.weight_bytes, WeightBytes::of(&config, &shard, Dtype::BF16));
         assert_eq!((random.placement, said), (Placement::resident(80), None));
         assert_eq!(format!("{:.2}", gib(random.footprint.weights)), "127.50");
         assert!(random.footprint.total() <= free_bytes);

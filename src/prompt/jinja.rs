@@ -10,11 +10,18 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
 
 use super::clock::strftime;
+use super::cost;
 use super::methods::{self, capitalize, replace, split_lines, strip};
 use super::python::{JsonStyle, affordable, is_space, json_dumps, str_of, unsupported};
 
-/// What one rendering may cost: in minijinja's count, instructions and 64-byte pieces of text, so about 600 MB.
+/// What one rendering may cost: in minijinja's count, instructions and 64-byte pieces of text, so about 600 MB, and what
+/// [`cost`] counts.
 const FUEL: u64 = 10_000_000;
+
+/// Scopes in each other, a macro's call counting 4, at most: each may nest a value by as many brackets as a tag may have,
+/// and what is nested is dropped by recursion. A macro with a loop that calls itself, as for the schemas of tools, gets some
+/// 30 deep by this.
+const RECURSION_MAX: usize = 200;
 
 /// Filters of minijinja's that Jinja2 does not have, or has with another meaning; HTML escaping has no place in prompts.
 const FOREIGN_FILTERS: [&str; 11] =
@@ -45,9 +52,11 @@ pub(super) fn environment(now: DateTime) -> Result<Environment<'static>, Error> 
     env.set_fuel(Some(FUEL));
     env.set_formatter(emit);
     env.set_unknown_method_callback(methods::call);
+    env.set_recursion_limit(RECURSION_MAX);
     FOREIGN_FILTERS.iter().for_each(|name| env.remove_filter(name));
     FOREIGN_TESTS.iter().for_each(|name| env.remove_test(name));
     env.remove_global("debug");
+    cost::add_filters(&mut env);
     add_filters(&mut env);
     add_tests(&mut env);
     env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
@@ -59,27 +68,35 @@ pub(super) fn environment(now: DateTime) -> Result<Environment<'static>, Error> 
 }
 
 /// What `{{ value }}` writes.
-fn emit(out: &mut Output, _: &mut State, value: &Value) -> Result<(), Error> {
+fn emit(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     let written = match value.as_str() {
         Some(text) => out.write_str(text),
-        None => out.write_str(&str_of(value)?),
+        None => out.write_str(&text_of(state, value)?),
     };
     written.map_err(Error::from)
 }
 
 fn add_filters(env: &mut Environment<'static>) {
     env.add_filter("tojson", tojson);
-    env.add_filter("string", str_of);
-    env.add_filter("trim", |value: &Value, chars: Option<&str>| {
-        Ok::<_, Error>(strip(&str_of(value)?, chars, true, true).to_owned())
+    env.add_filter("string", text_of);
+    env.add_filter("trim", |state: &State, value: &Value, chars: Option<&str>| {
+        Ok::<_, Error>(strip(state, &text_of(state, value)?, chars, true, true)?.to_owned())
     });
-    env.add_filter("upper", |value: &Value| Ok::<_, Error>(str_of(value)?.to_uppercase()));
-    env.add_filter("lower", |value: &Value| Ok::<_, Error>(str_of(value)?.to_lowercase()));
-    env.add_filter("capitalize", |value: &Value| capitalize(&str_of(value)?));
-    env.add_filter("title", |value: &Value| Ok::<_, Error>(title(&str_of(value)?)));
-    env.add_filter("replace", |value: &Value, old: &Value, new: &Value, count: Option<i64>| {
-        replace(&str_of(value)?, &str_of(old)?, &str_of(new)?, count)
+    env.add_filter("upper", |state: &State, value: &Value| {
+        Ok::<_, Error>(text_of(state, value)?.to_uppercase())
     });
+    env.add_filter("lower", |state: &State, value: &Value| {
+        Ok::<_, Error>(text_of(state, value)?.to_lowercase())
+    });
+    env.add_filter("capitalize", |state: &State, value: &Value| capitalize(&text_of(state, value)?));
+    env.add_filter("title", |state: &State, value: &Value| Ok::<_, Error>(title(&text_of(state, value)?)));
+    env.add_filter(
+        "replace",
+        |state: &State, value: &Value, old: &Value, new: &Value, count: Option<i64>| {
+            let [text, old, new] = [text_of(state, value)?, text_of(state, old)?, text_of(state, new)?];
+            replace(&text, &old, &new, count)
+        },
+    );
     env.add_filter("default", default);
     env.add_filter("d", default);
     env.add_filter("join", join);
@@ -87,7 +104,7 @@ fn add_filters(env: &mut Environment<'static>) {
 }
 
 /// `tojson` as Hugging Face defines it: `json.dumps(x, ensure_ascii=False, indent=..., separators=..., sort_keys=...)`.
-fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
+fn tojson(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
     let given = |index: usize| -> Result<Option<Value>, Error> {
         let keyword: Option<Value> = kwargs.get(NAMES[index])?;
@@ -112,7 +129,10 @@ fn tojson(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Stri
     }
     let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());
     let (sort_keys, ensure_ascii) = (is_true(sort_keys), is_true(ensure_ascii));
-    json_dumps(value, &JsonStyle { indent, item_separator, key_separator, sort_keys, ensure_ascii })
+    let style = JsonStyle { indent, item_separator, key_separator, sort_keys, ensure_ascii };
+    let text = json_dumps(value, &style)?;
+    cost::charge_made(state, text.len())?;
+    Ok(text)
 }
 
 /// Jinja2's `default(value, default_value, boolean)`.
@@ -142,7 +162,17 @@ fn title(text: &str) -> String {
     out
 }
 
+/// `str(value)`, at its price, which is minijinja's where it is a text already.
+fn text_of(state: &State, value: &Value) -> Result<String, Error> {
+    let text = str_of(value)?;
+    if value.as_str().is_none() {
+        cost::charge_made(state, text.len())?;
+    }
+    Ok(text)
+}
+
 fn join(
+    state: &State,
     value: &Value,
     separator: Option<&Value>,
     attribute: Option<&str>,
@@ -162,12 +192,13 @@ fn join(
             Some(path) => path.split('.').try_fold(item, |item, key| item.get_attr(key))?,
             None => item,
         };
-        let text = str_of(&item)?;
+        let text = text_of(state, &item)?;
         // An item without text takes memory, too.
         bytes += size_of::<String>() + text.len() + separator.len();
         affordable(bytes)?;
         texts.push(text);
     }
+    cost::charge_items(state, texts.len())?;
     Ok(texts.join(&separator))
 }
 
@@ -191,7 +222,7 @@ fn indent(
             None => " ".repeat(usize::try_from(i64::try_from(width.clone())?.clamp(0, 1024)).unwrap_or(0)),
         },
     };
-    let lines = split_lines(&text, false);
+    let lines = split_lines(&text, false)?;
     affordable(text.len() + lines.len() * indention.len())?;
     let mut out = String::new();
     for (index, line) in lines.into_iter().enumerate() {
@@ -215,12 +246,13 @@ fn add_tests(env: &mut Environment<'static>) {
     env.add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
     env.add_test("integer", |value: &Value| value.kind() == ValueKind::Number && value.is_integer());
     env.add_test("float", move |value: &Value| is_float(value));
-    env.add_test("lower", |value: &Value| cased(value, "lower"));
-    env.add_test("upper", |value: &Value| cased(value, "upper"));
+    env.add_test("lower", |state: &State, value: &Value| cased(state, value, "lower"));
+    env.add_test("upper", |state: &State, value: &Value| cased(state, value, "upper"));
 }
 
-fn cased(value: &Value, case: &str) -> Result<bool, Error> {
-    let text = str_of(value)?;
+fn cased(state: &State, value: &Value, case: &str) -> Result<bool, Error> {
+    let text = text_of(state, value)?;
+    cost::charge_text(state, text.len())?;
     if !text.is_ascii() {
         return Err(unsupported(format!("the test `is {case}` of text beyond ASCII is not implemented")));
     }

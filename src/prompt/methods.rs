@@ -3,33 +3,40 @@
 //! Those here give what Python gives, or an error where Python's Unicode tables would be needed and Rust's differ. What
 //! is not here is an unknown method: an error with its name and line.
 
+use std::collections::HashSet;
+
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::python::{affordable, is_space, unsupported};
+use super::cost;
+use super::python::{affordable, affordable_list, is_space, unsupported};
 
 /// minijinja's callback for methods that its values do not have themselves.
-pub(super) fn call(_: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    // minijinja charges for a text that has the method, and for what comes back.
+    for arg in args {
+        cost::charge_compared(state, arg)?;
+    }
     match value.kind() {
-        ValueKind::String => of_string(value.as_str().unwrap_or_default(), method, args),
-        ValueKind::Map => of_map(value, method, args),
-        ValueKind::Seq | ValueKind::Iterable => of_list(value, method, args),
+        ValueKind::String => of_string(state, value.as_str().unwrap_or_default(), method, args),
+        ValueKind::Map => of_map(state, value, method, args),
+        ValueKind::Seq | ValueKind::Iterable => of_list(state, value, method, args),
         _ => Err(ErrorKind::UnknownMethod.into()),
     }
 }
 
-fn of_string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
+fn of_string(state: &State, s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(match method {
         "strip" | "lstrip" | "rstrip" => {
             let (chars,): (Option<&str>,) = from_args(args)?;
-            Value::from(strip(s, chars, method != "rstrip", method != "lstrip"))
+            Value::from(strip(state, s, chars, method != "rstrip", method != "lstrip")?)
         }
         "split" | "rsplit" => split(s, method == "rsplit", args)?,
         "splitlines" => {
             let (keep, kwargs): (Option<bool>, Kwargs) = from_args(args)?;
             let keep = keep.or(kwargs.get("keepends")?).unwrap_or(false);
             kwargs.assert_all_used()?;
-            split_lines(s, keep).into_iter().map(Value::from).collect()
+            split_lines(s, keep)?.into_iter().map(Value::from).collect()
         }
         "startswith" => Value::from(any_affix(args, |affix| s.starts_with(affix))?),
         "endswith" => Value::from(any_affix(args, |affix| s.ends_with(affix))?),
@@ -57,7 +64,9 @@ fn of_string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
                 }
                 None => Err(unsupported("str.join: an item is not a string")),
             });
-            Value::from(strings.collect::<Result<Vec<_>, Error>>()?.join(s))
+            let strings = strings.collect::<Result<Vec<_>, Error>>()?;
+            cost::charge_items(state, strings.len())?;
+            Value::from(strings.join(s))
         }
         "upper" => none(args, s.to_uppercase())?,
         "lower" => none(args, s.to_lowercase())?,
@@ -77,7 +86,7 @@ fn of_string(s: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     })
 }
 
-fn of_map(map: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+fn of_map(state: &State, map: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let pairs = || {
         let keys = map.try_iter()?.checked();
         keys.map(|key| key.and_then(|key| Ok((map.get_item(&key)?, key)))).collect::<Result<Vec<_>, Error>>()
@@ -85,6 +94,7 @@ fn of_map(map: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(match method {
         "get" => {
             let (key, default): (&Value, Option<Value>) = from_args(args)?;
+            cost::charge_key(state, key)?;
             let found = map.as_object().and_then(|object| object.get_value(key));
             found.or(default).unwrap_or(Value::from(()))
         }
@@ -99,19 +109,35 @@ fn of_map(map: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     })
 }
 
-fn of_list(list: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let items = || list.try_iter()?.checked().collect::<Result<Vec<_>, _>>();
+fn of_list(state: &State, list: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let items = list.try_iter()?.checked().map(|item| {
+        // A list that repeats another one is longer than what was charged for.
+        state.consume_fuel(1)?;
+        item
+    });
+    let equals = |item: Value, what: &Value| {
+        cost::charge_compared(state, &item)?;
+        Ok::<_, Error>(item == *what)
+    };
     Ok(match method {
         "count" => {
             let what = one::<&Value>(args)?;
-            Value::from(items()?.iter().filter(|item| *item == what).count())
+            let mut count = 0;
+            for item in items {
+                count += usize::from(equals(item?, what)?);
+            }
+            Value::from(count)
         }
         "index" => {
             let what = one::<&Value>(args)?;
-            let index = items()?.iter().position(|item| item == what);
-            Value::from(index.ok_or_else(|| unsupported("list.index: the value is not in the list"))?)
+            for (index, item) in items.enumerate() {
+                if equals(item?, what)? {
+                    return Ok(Value::from(index));
+                }
+            }
+            return Err(unsupported("list.index: the value is not in the list"));
         }
-        "copy" => none(args, items()?)?,
+        "copy" => none(args, items.collect::<Result<Vec<_>, Error>>()?)?,
         _ => return Err(ErrorKind::UnknownMethod.into()),
     })
 }
@@ -129,10 +155,20 @@ fn none(args: &[Value], result: impl Into<Value>) -> Result<Value, Error> {
 }
 
 /// `str.strip(chars)`, at the start, the end or both; without `chars`, of whitespace.
-pub(super) fn strip<'s>(s: &'s str, chars: Option<&str>, start: bool, end: bool) -> &'s str {
-    let goes = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+pub(super) fn strip<'s>(
+    state: &State,
+    s: &'s str,
+    chars: Option<&str>,
+    start: bool,
+    end: bool,
+) -> Result<&'s str, Error> {
+    if let Some(chars) = chars {
+        cost::charge_made(state, s.len() + chars.len())?;
+    }
+    let chars: Option<HashSet<char>> = chars.map(|chars| chars.chars().collect());
+    let goes = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(&c));
     let s = if start { s.trim_start_matches(goes) } else { s };
-    if end { s.trim_end_matches(goes) } else { s }
+    Ok(if end { s.trim_end_matches(goes) } else { s })
 }
 
 /// `str.replace(old, new, count)`; a negative or missing count replaces all.
@@ -144,8 +180,7 @@ pub(super) fn replace(s: &str, old: &str, new: &str, count: Option<i64>) -> Resu
 }
 
 /// `str.splitlines`: Python breaks lines at more characters than `\n`.
-pub(super) fn split_lines(s: &str, keep_ends: bool) -> Vec<&str> {
-    let mut lines = vec![];
+pub(super) fn split_lines(s: &str, keep_ends: bool) -> Result<Vec<&str>, Error> {
     let mut rest = s;
     let breaks = |c: char| {
         matches!(
@@ -153,19 +188,19 @@ pub(super) fn split_lines(s: &str, keep_ends: bool) -> Vec<&str> {
             '\n' | '\r' | '\u{b}' | '\u{c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}'
         )
     };
-    while let Some(end) = rest.find(breaks) {
+    affordable_list(std::iter::from_fn(|| {
+        let Some(end) = rest.find(breaks) else {
+            return Some(std::mem::take(&mut rest)).filter(|last| !last.is_empty());
+        };
         let width = if rest[end..].starts_with("\r\n") {
             2
         } else {
             rest[end..].chars().next().map_or(1, char::len_utf8)
         };
-        lines.push(if keep_ends { &rest[..end + width] } else { &rest[..end] });
+        let line = if keep_ends { &rest[..end + width] } else { &rest[..end] };
         rest = &rest[end + width..];
-    }
-    if !rest.is_empty() {
-        lines.push(rest);
-    }
-    lines
+        Some(line)
+    }))
 }
 
 fn split(s: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
@@ -175,14 +210,14 @@ fn split(s: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     kwargs.assert_all_used()?;
     let parts: Vec<&str> = match (sep, from_right) {
         (Some(""), _) => return Err(unsupported("str.split: the separator is empty")),
-        (Some(sep), false) => s.splitn(max.saturating_add(1), sep).collect(),
+        (Some(sep), false) => affordable_list(s.splitn(max.saturating_add(1), sep))?,
         (Some(sep), true) => {
-            let mut parts: Vec<_> = s.rsplitn(max.saturating_add(1), sep).collect();
+            let mut parts = affordable_list(s.rsplitn(max.saturating_add(1), sep))?;
             parts.reverse();
             parts
         }
-        (None, false) => split_space(s, max),
-        (None, true) if max == usize::MAX => split_space(s, max),
+        (None, false) => split_space(s, max)?,
+        (None, true) if max == usize::MAX => split_space(s, max)?,
         (None, true) => {
             return Err(unsupported("str.rsplit with a limit and without a separator is not implemented"));
         }
@@ -190,16 +225,18 @@ fn split(s: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-fn split_space(s: &str, max: usize) -> Vec<&str> {
-    let mut parts = vec![];
-    let mut rest = s.trim_start_matches(is_space);
-    while !rest.is_empty() {
-        let end = if parts.len() == max { None } else { rest.find(is_space) };
+fn split_space(s: &str, max: usize) -> Result<Vec<&str>, Error> {
+    let (mut rest, mut count) = (s.trim_start_matches(is_space), 0);
+    affordable_list(std::iter::from_fn(|| {
+        if rest.is_empty() {
+            return None;
+        }
+        let end = if count == max { None } else { rest.find(is_space) };
         let (part, tail) = rest.split_at(end.unwrap_or(rest.len()));
-        parts.push(part);
         rest = tail.trim_start_matches(is_space);
-    }
-    parts
+        count += 1;
+        Some(part)
+    }))
 }
 
 fn partition(s: &str, sep: &str, from_right: bool) -> Result<Value, Error> {

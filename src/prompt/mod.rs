@@ -4,10 +4,12 @@
 //! be rendered as Jinja2 renders it is refused, never approximated. Needs no weights; the engine and `kudos render` use it.
 //!
 //! - `template` finds templates and renders them, `jinja` is the environment they see, `scan` prepares their source
+//! - `cost` charges templates for what they compare, add and keep, which minijinja alone does not
 //! - `python` and `methods` print and cut text as Python does, `clock` shows the date
 //! - `tokenizer` encodes, `sanitize` keeps control tokens out of what users wrote
 
 mod clock;
+mod cost;
 mod jinja;
 mod methods;
 mod python;

@@ -13,7 +13,7 @@ use minijinja::{Error, ErrorKind, Value};
 pub(super) const TEXT_BYTES_MAX: usize = 64 << 20;
 
 /// Lists in lists, at most, that are printed: printing them recurses. JSON from outside has no more than 128.
-const NESTING_MAX: usize = 200;
+pub(super) const NESTING_MAX: usize = 200;
 
 /// Refuses a text of so many bytes before it is made, or made any longer.
 pub(super) fn affordable(bytes: usize) -> Result<(), Error> {
@@ -21,6 +21,17 @@ pub(super) fn affordable(bytes: usize) -> Result<(), Error> {
         return Ok(());
     }
     Err(unsupported(format!("a text of more than {} MiB", TEXT_BYTES_MAX >> 20)))
+}
+
+/// A list of texts, refused before it takes more memory than one text may.
+pub(super) fn affordable_list<'s>(texts: impl Iterator<Item = &'s str>) -> Result<Vec<&'s str>, Error> {
+    let (mut list, mut bytes) = (Vec::new(), 0);
+    for text in texts {
+        bytes += size_of::<Value>() + text.len();
+        affordable(bytes)?;
+        list.push(text);
+    }
+    Ok(list)
 }
 
 /// Refuses lists that are nested too deep to be printed, and ends one whose text is too long already.

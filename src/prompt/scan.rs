@@ -4,6 +4,8 @@
 //! (`{% generation %}`, line endings, `~`, a few string escapes), refuses tags that Hugging Face's environment does not have,
 //! and collects the literal text that `sanitize_control_tokens` searches for control tokens.
 
+use super::cost;
+
 /// Tags that Jinja2 has in Hugging Face's environment and that mean the same in minijinja.
 const TAGS: [&str; 19] = [
     "for",
@@ -30,6 +32,9 @@ const TAGS: [&str; 19] = [
 /// Names and operators in one tag, at most: minijinja's parser recurses over some of them, and what it makes of the others
 /// is as deep as they are many. Tags of the templates that tests have come to 44.
 const PARTS_MAX: usize = 1000;
+
+/// Brackets in each other in one tag, at most: each may nest what is in it. Tags of the templates that tests have come to 6.
+const NESTED_MAX: usize = 24;
 
 /// What counts as so many of them, because one of it takes the parser through all its levels.
 const PART_WEIGHT_DEEP: usize = 8;
@@ -66,15 +71,61 @@ pub(super) fn scan(source: &str) -> Result<Scanned, Refusal> {
     Ok(Scanned { text, literals: literals.join("\0"), names_clock })
 }
 
-/// What has been read of an operand of `~`, at one depth of brackets.
-#[derive(Clone, Copy, Default)]
-struct Operand {
-    /// Something of it has been read.
-    begun: bool,
-    /// It stands beside a `~`.
-    joined: bool,
-    /// It has operators that bind tighter than `~`, so that a filter behind it would not take all of it.
+/// A part of an expression that a filter may have to go through.
+#[derive(Clone, Copy, Debug, Default)]
+struct Span {
+    /// Where it begins in the text that is made, once something of it has been read.
+    start: Option<usize>,
+    /// It stands where such parts go through the filter.
+    filtered: bool,
+    /// It has operators that bind looser than a filter, which behind it would not take all of it.
     compound: bool,
+    /// All of it is one string or number.
+    literal: bool,
+}
+
+/// What has been read at one depth of brackets.
+#[derive(Debug)]
+struct Level {
+    bracket: Bracket,
+    /// An operand of `~`.
+    operand: Span,
+    /// One of `+` and `-`.
+    term: Span,
+    /// One of comparisons.
+    comparand: Span,
+    /// What the brackets hold, as far as it is a key; in the outermost ones what a variable is set to.
+    content: Span,
+    /// The last word was `is`, maybe with `not` behind it: a test's name follows.
+    names_test: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bracket {
+    /// None: the tag itself.
+    Tag,
+    /// `a[..]`
+    Subscript,
+    /// `{..}`
+    Mapping,
+    /// A list, a call, or only an order.
+    Other,
+}
+
+impl Level {
+    fn new(bracket: Bracket) -> Self {
+        let nothing = Span::default();
+        let content = Span { filtered: matches!(bracket, Bracket::Subscript | Bracket::Mapping), ..nothing };
+        Self { bracket, operand: nothing, term: nothing, comparand: nothing, content, names_test: false }
+    }
+
+    /// Something of an operand begins at `at`.
+    fn begin(&mut self, at: usize, literal: bool) {
+        for span in [&mut self.operand, &mut self.term, &mut self.comparand, &mut self.content] {
+            span.literal = literal && span.start.is_none();
+            span.start.get_or_insert(at);
+        }
+    }
 }
 
 struct Scanner<'a> {
@@ -107,7 +158,7 @@ impl<'a> Scanner<'a> {
                 "{%" => self.block()?,
                 _ => {
                     self.open();
-                    self.code("}}")?;
+                    self.code("", "}}")?;
                 }
             }
         }
@@ -133,7 +184,7 @@ impl<'a> Scanner<'a> {
             _ if TAGS.contains(&tag) => self.copy(tag.len()),
             _ => return Err(format!("the tag `{{% {tag} %}}` is not implemented")),
         }
-        self.code("%}")?;
+        self.code(tag, "%}")?;
         if tag == "raw" { self.raw() } else { Ok(()) }
     }
 
@@ -154,12 +205,16 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// An expression up to `close`, which does not count inside brackets and strings.
+    /// The expressions of a tag, up to `close`, which does not count inside brackets and strings.
     ///
     /// Operands of `~` get `|string`, which prints them as Python does; minijinja's `~` prints floats and lists otherwise.
-    fn code(&mut self, close: &str) -> Result<(), String> {
-        let mut nested = vec![Operand::default()];
+    /// What is compared, added, kept or used as a key goes through the filters of [`cost`](super::cost).
+    fn code(&mut self, tag: &str, close: &str) -> Result<(), String> {
+        let mut levels = vec![Level::new(Bracket::Tag)];
         let mut parts = 0;
+        // `for x in y`, where the word is no comparison, and `set x = y`.
+        let (mut names_items, mut names_variables) = (tag == "for", tag == "set");
+        let (first, mut kept) = (self.at, cost::KEPT);
         loop {
             let rest = self.rest();
             let c = rest.chars().next().ok_or_else(|| format!("a tag is not closed by `{close}`"))?;
@@ -167,47 +222,108 @@ impl<'a> Scanner<'a> {
             if parts > PARTS_MAX {
                 return Err(format!("a tag has more than {PARTS_MAX} names and operators"));
             }
-            let outermost = nested.len() == 1;
-            let operand = nested.last_mut().ok_or("a bracket is closed that was not opened")?;
+            if levels.len() > NESTED_MAX {
+                return Err(format!("a tag has more than {NESTED_MAX} brackets in each other"));
+            }
+            let (outermost, at) = (levels.len() == 1, self.text.len());
+            let level = levels.last_mut().ok_or("a bracket is closed that was not opened")?;
+            let signed = usize::from(rest.starts_with(['-', '+']));
+            if outermost && rest[signed..].starts_with(close) {
+                self.end_comparand(level);
+                self.end(&mut level.content, kept);
+                self.copy(signed + close.len());
+                return Ok(());
+            }
+            let is_name = c.is_alphabetic() || c == '_';
+            if !is_name && !c.is_whitespace() {
+                level.names_test = false;
+            }
             match c {
-                _ if outermost && rest.starts_with(close) => {
-                    self.end_operand(operand);
-                    self.copy(close.len());
-                    return Ok(());
-                }
+                c if c.is_whitespace() => self.copy(c.len_utf8()),
                 '"' | '\'' => {
-                    operand.begun = true;
+                    level.begin(at, true);
                     self.string(c)?;
                 }
                 '(' | '[' | '{' => {
-                    operand.begun = true;
-                    nested.push(Operand::default());
+                    let bracket = match c {
+                        '[' if level.operand.start.is_some() => Bracket::Subscript,
+                        '{' => Bracket::Mapping,
+                        _ => Bracket::Other,
+                    };
+                    level.begin(at, false);
+                    levels.push(Level::new(bracket));
                     self.copy(1);
                 }
                 ')' | ']' | '}' => {
-                    self.end_operand(operand);
-                    nested.pop();
+                    self.end_comparand(level);
+                    if level.bracket == Bracket::Subscript {
+                        self.end(&mut level.content, cost::KEY);
+                    }
+                    levels.pop();
                     self.copy(1);
                 }
-                c if c.is_alphabetic() || c == '_' => self.word(operand)?,
+                _ if is_name => {
+                    let word = self.name();
+                    if outermost && names_items && word == "in" {
+                        names_items = false;
+                        self.end_comparand(level);
+                        self.copy(word.len());
+                    } else if outermost && tag == "for" && word == "recursive" {
+                        self.end_comparand(level);
+                        self.copy(word.len());
+                    } else {
+                        self.word(level, word)?;
+                    }
+                }
                 c if c.is_ascii_digit() => {
-                    operand.begun = true;
+                    level.begin(at, true);
                     self.copy(number_bytes(rest));
                 }
                 '~' => {
-                    operand.joined = true;
-                    self.end_operand(operand);
-                    operand.joined = true;
+                    self.joins_operands(level);
+                    self.copy(1);
+                }
+                '-' if level.term.start.is_none() => {
+                    let number = &rest[1..];
+                    let literal = number.starts_with(|c: char| c.is_ascii_digit());
+                    level.begin(at, literal);
+                    self.copy(1 + if literal { number_bytes(number) } else { 0 });
+                }
+                '+' | '-' => {
+                    self.joins_terms(level, c == '+');
                     self.copy(1);
                 }
                 '*' | '/' | '%' => {
-                    operand.compound = true;
+                    for span in
+                        [&mut level.operand, &mut level.term, &mut level.comparand, &mut level.content]
+                    {
+                        span.compound = true;
+                    }
                     self.copy(1);
                 }
-                '+' | '-' | ',' | ':' | '=' | '!' | '<' | '>' => {
-                    let unary = !operand.begun;
-                    self.end_operand(operand);
-                    operand.compound = unary && matches!(c, '+' | '-');
+                '=' | '!' | '<' | '>' => {
+                    let width = 1 + usize::from(rest[1..].starts_with('='));
+                    if width == 2 || c == '<' || c == '>' {
+                        self.joins_comparands(level);
+                    } else {
+                        self.end_comparand(level);
+                        if outermost && names_variables {
+                            names_variables = false;
+                            kept = if self.source[first..self.at].contains('.') { cost::HELD } else { kept };
+                            level.content = Span { filtered: true, ..Span::default() };
+                        }
+                    }
+                    self.copy(width);
+                }
+                ',' | ':' => {
+                    self.end_comparand(level);
+                    match level.bracket {
+                        Bracket::Mapping if c == ':' => self.end(&mut level.content, cost::KEY),
+                        Bracket::Mapping => level.content = Span { filtered: true, ..Span::default() },
+                        // No key but a slice.
+                        Bracket::Subscript => level.content.filtered = false,
+                        Bracket::Tag | Bracket::Other => level.content.compound = true,
+                    }
                     self.copy(1);
                 }
                 c => self.copy(c.len_utf8()),
@@ -215,26 +331,91 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn word(&mut self, operand: &mut Operand) -> Result<(), String> {
-        let name = self.name();
+    fn word(&mut self, level: &mut Level, name: &str) -> Result<(), String> {
+        let after_is = std::mem::take(&mut level.names_test);
         match name {
             "self" if !self.text.ends_with('.') => {
                 return Err("the variable `self` is not implemented".to_owned());
             }
-            "if" | "else" | "and" | "or" | "not" | "in" => self.end_operand(operand),
-            "is" => operand.compound = true,
-            _ => operand.begun = true,
+            // What keeps it could be kept by it, and would never be freed.
+            "loop" if !self.text.ends_with('.') && !is_used(&self.rest()[name.len()..]) => {
+                return Err("the variable `loop` as a value is not implemented".to_owned());
+            }
+            "not" if after_is => level.names_test = true,
+            "in" if !after_is => self.joins_comparands(level),
+            // `not in`
+            "not" if level.comparand.start.is_some() => self.joins_comparands(level),
+            "if" | "else" | "and" | "or" | "not" => {
+                self.end_comparand(level);
+                let at = self.text.len();
+                level.content.start.get_or_insert(at);
+                level.content.compound = true;
+            }
+            "is" => {
+                for span in [&mut level.operand, &mut level.term, &mut level.comparand, &mut level.content] {
+                    span.compound = true;
+                }
+                level.names_test = true;
+            }
+            _ => {
+                let constant = ["true", "false", "none", "True", "False", "None"].contains(&name);
+                level.begin(self.text.len(), constant);
+            }
         }
         self.names_clock |= name == "strftime_now";
         self.copy(name.len());
         Ok(())
     }
 
-    fn end_operand(&mut self, operand: &mut Operand) {
-        if operand.joined && operand.begun && !operand.compound {
-            self.text.push_str("|string ");
+    /// A `~` follows.
+    fn joins_operands(&mut self, level: &mut Level) {
+        level.operand.filtered = true;
+        self.end(&mut level.operand, "string");
+        level.operand.filtered = true;
+        for span in [&mut level.term, &mut level.comparand, &mut level.content] {
+            span.compound = true;
         }
-        *operand = Operand::default();
+    }
+
+    /// A `+`, which may join lists, or a `-` follows.
+    fn joins_terms(&mut self, level: &mut Level, lists: bool) {
+        self.end(&mut level.operand, "string");
+        level.term.filtered |= lists;
+        self.end(&mut level.term, cost::ADDED);
+        level.term.filtered = lists;
+        for span in [&mut level.comparand, &mut level.content] {
+            span.compound = true;
+        }
+    }
+
+    /// A comparison follows.
+    fn joins_comparands(&mut self, level: &mut Level) {
+        level.comparand.filtered = true;
+        self.end_comparand(level);
+        level.comparand.filtered = true;
+        level.content.compound = true;
+    }
+
+    fn end_comparand(&mut self, level: &mut Level) {
+        self.end(&mut level.operand, "string");
+        self.end(&mut level.term, cost::ADDED);
+        self.end(&mut level.comparand, cost::COMPARED);
+    }
+
+    /// Lets a part that ends here go through a filter, if it is to. Those that are in it have ended.
+    fn end(&mut self, span: &mut Span, filter: &str) {
+        let Span { start, filtered, compound, literal } = std::mem::take(span);
+        let Some(start) = start.filter(|_| filtered) else { return };
+        if literal && !compound && filter != "string" {
+            return;
+        }
+        if compound {
+            self.text.insert(start, '(');
+            self.text.push(')');
+        }
+        self.text.push('|');
+        self.text.push_str(filter);
+        self.text.push(' ');
     }
 
     /// A string literal. What minijinja would unescape differently from Python is refused.
@@ -299,6 +480,12 @@ impl<'a> Scanner<'a> {
     }
 }
 
+/// Whether a variable is only looked into, called or tested by what follows.
+fn is_used(rest: &str) -> bool {
+    let rest = rest.trim_start();
+    rest.starts_with(['.', '(', '[']) || rest.starts_with("is ")
+}
+
 /// What the part of an expression that begins with `c`, and goes on as `rest` does, counts against [`PARTS_MAX`].
 fn part_weight(rest: &str, c: char) -> usize {
     let is_word = |word: &str| {
@@ -359,18 +546,57 @@ mod tests {
                 "{{- a.b(c ~ 1)[2] | trim ~ 'x' -}}",
                 "{{- a.b(c |string ~ 1|string )[2] | trim |string ~ 'x' |string -}}",
             ),
-            ("{% if a ~ 1e-7 == b %}{% endif %}", "{% if a |string ~ 1e-7 |string == b %}{% endif %}"),
             (
-                "{{ a + b ~ c if d else e ~ f }}",
-                "{{ a + b |string ~ c |string if d else e |string ~ f |string }}",
+                "{{ a - b ~ c if d else e ~ f }}",
+                "{{ a - b |string ~ c |string if d else e |string ~ f |string }}",
             ),
             ("{{ {'k': a ~ b, 'l': c} }}", "{{ {'k': a |string ~ b|string , 'l': c} }}"),
-            // A filter would bind to the last factor only; integers print alike.
-            ("{{ -a ~ b * c ~ d is none }}", "{{ -a ~ b * c ~ d is none }}"),
-            ("{{ a + b, c }} ~ {# ~ #}", "{{ a + b, c }} ~ {# ~ #}"),
+            // A filter would bind to the last factor only.
+            (
+                "{{ -a ~ b * c ~ d is not none ~ e }}",
+                "{{ -a |string ~ (b * c )|string ~ (d is not none )|string ~ e |string }}",
+            ),
+            ("{{ a, c }} ~ {# ~ #}", "{{ a, c }} ~ {# ~ #}"),
         ];
         for (source, expected) in cases {
             assert_eq!(scan(source).unwrap().text, expected);
+        }
+    }
+
+    #[test]
+    fn what_is_compared_added_kept_or_a_key_goes_through_the_filters_that_charge_for_it() {
+        let cases = [
+            ("{% if a.b[0]|trim == 'x' -%}", "{% if a.b[0]|trim |_compared == 'x' -%}"),
+            (
+                "{% if a + b * c < -1 and not d %}",
+                "{% if (a |_added + (b * c )|_added )|_compared < -1 and not d %}",
+            ),
+            (
+                "{% elif 'x' not in a or b is not in(c) != d %}",
+                "{% elif 'x' not in a |_compared or (b is not in(c) )|_compared != d |_compared %}",
+            ),
+            (
+                "{{ a if b == c else d > e, f(g >= h, k=[i in j]) }}",
+                "{{ a if b |_compared == c |_compared else d |_compared > e|_compared , f(g |_compared >= h|_compared , \
+                 k=[i |_compared in j|_compared ]) }}",
+            ),
+            ("{% for a in b + [c] recursive %}", "{% for a in b |_added + [c] |_added recursive %}"),
+            (
+                "{% for a in b if a in c recursive %}",
+                "{% for a in b if a |_compared in c |_compared recursive %}",
+            ),
+            ("{% set a = b -%}", "{% set a = b |_kept -%}"),
+            ("{% set a, b.c = 'x', not d if e %}", "{% set a, b.c = ('x', not d if e )|_held %}"),
+            ("{% set a.b = c %}", "{% set a.b = c |_held %}"),
+            ("{% set a = -1 %}{% set b %}", "{% set a = -1 %}{% set b %}"),
+            (
+                "{{ a[b ~ 'x'][-1][1:c]['k'][d] }}",
+                "{{ a[(b |string ~ 'x'|string )|_key ][-1][1:c]['k'][d|_key ] }}",
+            ),
+            ("{{ {a: b, 'c': d[0], -e: [f]} }}", "{{ {a|_key : b, 'c': d[0], -e|_key : [f]} }}"),
+        ];
+        for (source, expected) in cases {
+            assert_eq!(scan(&format!("{source}{{{{ x }}}}")).unwrap().text, format!("{expected}{{{{ x }}}}"));
         }
     }
 
@@ -397,10 +623,16 @@ mod tests {
             ("{{ '\\ud83d' }}", 1, "the string escape `\\ud83d` is not implemented"),
             ("{{ 'x }}", 1, "a string is not closed"),
             ("{{ self.title() }}", 1, "the variable `self` is not implemented"),
+            (
+                "{{ loop.first }}{{ x.loop }}{{ [loop] }}",
+                1,
+                "the variable `loop` as a value is not implemented",
+            ),
             ("{{ x) }}", 1, "a bracket is closed that was not opened"),
             ("{{ x ", 1, "a tag is not closed by `}}`"),
             ("x{# ", 1, "a comment is not closed"),
             ("{% raw %}x", 1, "`{% raw %}` is not closed"),
+            (&format!("{{{{ {}", "[".repeat(25)), 1, "a tag has more than 24 brackets in each other"),
         ];
         for (source, line, message) in cases {
             assert_eq!(scan(source), Err(Refusal { line, message: message.to_owned() }), "{source}");

@@ -9,6 +9,7 @@ use jiff::civil::DateTime;
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
+use super::cost;
 use super::jinja::{Raised, environment};
 use super::scan::scan;
 use crate::error::{Error, ErrorKind, Result};
@@ -139,7 +140,11 @@ fn refused(error: minijinja::Error, place: &str) -> Error {
     let construct =
         innermost.range().zip(innermost.template_source()).and_then(|(range, text)| text.get(range));
     if let Some(construct) = construct.filter(|construct| raised.is_none() && !construct.trim().is_empty()) {
-        let short: String = construct.trim().chars().take(80).collect();
+        let mut written = construct.to_owned();
+        for ours in cost::FILTERS {
+            written = written.replace(&format!("|{ours} "), "");
+        }
+        let short: String = written.trim().chars().take(80).collect();
         message += &format!(", in `{}`", short.replace('\n', " "));
     }
     let place = match innermost.line() {

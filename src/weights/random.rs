@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use super::table::{EMBEDDING, Entry, LAYER_PREFIX, LM_HEAD};
 use super::{Dtype, HostTensor};
 use crate::config::{Head, ModelConfig};
+use crate::random::Random;
 
 /// The standard deviation of weights, as models are initialised.
 pub(super) const DEVIATION: f32 = 0.02;
@@ -158,13 +159,9 @@ fn normal(count: usize, seed: u64) -> Vec<u8> {
 }
 
 fn fill(bytes: &mut [u8], seed: u64) {
-    // Xorshift, whose streams of near seeds the multiplication keeps apart.
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut random = Random::new(seed);
     for number in bytes.as_chunks_mut::<{ DTYPE.size() }>().0 {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        *number = number_of(state).to_le_bytes();
+        *number = number_of(random.next()).to_le_bytes();
     }
 }
 

@@ -52,7 +52,7 @@ pub struct LayerTensors {
     pub down_bias: Option<HostTensor>,
 }
 
-/// Bytes of one rank's weights, as they are stored.
+/// Bytes of one rank's weights, as they are stored or as a device holds them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightBytes {
     /// All layers.
@@ -111,7 +111,7 @@ impl ModelTensors {
         }
     }
 
-    /// Bytes of these tensors.
+    /// Bytes of these tensors, as they are stored.
     pub fn bytes(&self) -> WeightBytes {
         let layers = self.layers.iter().map(LayerTensors::size_bytes);
         WeightBytes {

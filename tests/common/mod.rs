@@ -140,6 +140,24 @@ pub(crate) fn overwrite_tensor(path: &Path, tensor: &str, dtype: &str, first: &[
     fs::write(path, bytes).unwrap();
 }
 
+/// Stores the numbers of a safetensors file of bf16 tensors in f32.
+pub(crate) fn widen_to_f32(path: &Path) {
+    let bytes = fs::read(path).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let (header, numbers) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let mut header: Value = serde_json::from_slice(header).unwrap();
+    for (_, tensor) in header.as_object_mut().unwrap().iter_mut().filter(|(name, _)| *name != "__metadata__")
+    {
+        assert_eq!(tensor["dtype"], "BF16");
+        let [begin, end] = [0, 1].map(|index| 2 * tensor["data_offsets"][index].as_u64().unwrap());
+        (tensor["dtype"], tensor["data_offsets"]) = (json!("F32"), json!([begin, end]));
+    }
+    let header = header.to_string();
+    let wide = numbers.chunks_exact(2).flat_map(|number| [0, 0, number[0], number[1]]);
+    let length = (header.len() as u64).to_le_bytes();
+    fs::write(path, [&length[..], header.as_bytes(), &wide.collect::<Vec<_>>()].concat()).unwrap();
+}
+
 /// The sizes of a model of heads of 1/8 of its width.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {

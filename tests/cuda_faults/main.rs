@@ -16,7 +16,7 @@ use std::fs;
 
 use libloading::Library;
 
-use common::{Run, Sizes, ids, kudos_in, overwrite_tensor, random_model, root};
+use common::{Run, Sizes, ids, kudos_in, overwrite_tensor, random_model, root, widen_to_f32};
 use gpu::Gpu;
 use kudos::{Device, Engine, Error, ErrorKind, Options, Pending, Residency};
 
@@ -127,6 +127,36 @@ fn the_plan_covers_what_is_allocated() {
         assert!(held.live_bytes <= planned, "{model}, {residency:?}: {planned} bytes planned, {held:?}");
         assert!(held.peak_bytes >= held.live_bytes, "{held:?}");
     }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn the_plan_counts_weights_as_the_gpu_holds_them_however_they_are_stored() {
+    let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(root().join(MODEL).join(name), dir.path().join(name)).unwrap();
+    }
+    let held = |residency| {
+        let engine = open_with(dir.path().to_str().unwrap(), residency).unwrap();
+        let plan = engine.plan();
+        (plan.footprint, plan.placement, plan.streamed_bytes(), gpu.held().live_bytes)
+    };
+    let mut plans = Vec::new();
+    for dtype in ["BF16", "F32"] {
+        if dtype == "F32" {
+            widen_to_f32(&dir.path().join("model.safetensors"));
+        }
+        let (resident, all, _, resident_bytes) = held(Residency::Resident);
+        let (streamed, some, copied_bytes, streamed_bytes) =
+            held(Residency::Streamed { resident_layers: Some(0) });
+        // The workspace is the same for both: what is left are layers, one more than there are slots.
+        assert_eq!((resident.workspace, all.resident), (streamed.workspace, some.slots + 1), "{dtype}");
+        let layer_bytes = resident_bytes - streamed_bytes;
+        assert_eq!((resident.weights - streamed.weights) as u64, layer_bytes, "{dtype}");
+        assert_eq!(copied_bytes as u64, some.streamed as u64 * layer_bytes, "{dtype}");
+        plans.push((resident, resident_bytes));
+    }
+    assert_eq!(plans[0], plans[1]);
 }
 
 #[test]

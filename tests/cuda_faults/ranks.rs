@@ -1,12 +1,18 @@
 //! What happens when one of several ranks fails: its error reaches everybody, with its number, nobody waits for ever,
 //! memory goes back, and another engine can be opened.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use kudos::backend::cuda::context::Context;
+use kudos::backend::cuda::gemm::algorithm::Config;
+use kudos::backend::cuda::gemm::cache::Cache;
+use kudos::backend::cuda::gemm::tuning::{Stopwatch, Tuner};
+use kudos::backend::cuda::gemm::{Lt, Out, ProductShape};
 use kudos::backend::cuda::nccl::Group;
 use kudos::backend::cuda::probe::devices;
-use kudos::backend::cuda::{Cuda, Setup};
+use kudos::backend::cuda::{Cuda, Setup, Storage};
 use kudos::backend::{Capacity, Footprint, Geometry, LayerWeights};
 use kudos::config::ModelConfig;
 use kudos::model::rope::frequencies;
@@ -202,18 +208,73 @@ fn a_rank_whose_group_has_failed_loads_no_further() {
     let geometry = Geometry::new(&config, shard, frequencies(&config.rope, config.head_dim), 1);
     let capacity = Capacity { tokens: 16, sequences: 1, mlp_tokens: 16 };
     let group = Arc::new(Group::new(2, Duration::from_secs(20)).unwrap());
-    let setup = Setup {
-        info: &devices().unwrap().remove(0),
-        tier: CudaTier::Sm80,
-        group: Some(Arc::clone(&group)),
-        tuning: GemmTuning::Off,
-        cache: None,
-        layer: &tensors.layers[0],
-        planned: &Footprint::default(),
+    let info = devices().unwrap().remove(0);
+    let open = || {
+        let setup = Setup {
+            info: &info,
+            tier: CudaTier::Sm80,
+            group: Some(Arc::clone(&group)),
+            tuning: GemmTuning::Off,
+            cache: None,
+            layer: &tensors.layers[0],
+            planned: &Footprint::default(),
+        };
+        Cuda::new(setup, geometry.clone(), capacity)
     };
-    let mut cuda = Cuda::new(setup, geometry, capacity).unwrap();
+    let mut cuda = open().unwrap();
     LayerWeights::load(&mut cuda, &tensors.layers[0]).map(drop).unwrap();
     group.abort();
-    let error = LayerWeights::load(&mut cuda, &tensors.layers[1]).map(drop).unwrap_err();
+    assert_gave_up(LayerWeights::load(&mut cuda, &tensors.layers[1]));
+    drop(cuda);
+    // Nor does it prepare products.
+    assert_gave_up(open());
+}
+
+fn assert_gave_up<T>(result: kudos::Result<T>) {
+    let error = result.map(drop).unwrap_err();
     assert_eq!((error.kind(), error.message()), (ErrorKind::Dead, "another rank of this engine failed"));
+}
+
+/// A stopwatch during whose first measurement another rank fails.
+struct Fails<'a> {
+    group: &'a Group,
+    asked: &'a Cell<usize>,
+}
+
+impl Stopwatch for Fails<'_> {
+    fn time(
+        &mut self,
+        _: usize,
+        _: &Config,
+        run: &mut dyn FnMut() -> kudos::Result<()>,
+    ) -> kudos::Result<f32> {
+        self.asked.set(self.asked.get() + 1);
+        self.group.abort();
+        run().map(|()| 1.0)
+    }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_rank_whose_group_has_failed_measures_no_further() {
+    let _gpu = Gpu::take();
+    let (info, storage) = (devices().unwrap().remove(0), Storage::Bf16);
+    let context = Context::open(&info).unwrap();
+    let lt = Lt::new(&context, storage).unwrap();
+    let group = Arc::new(Group::new(2, Duration::from_secs(20)).unwrap());
+    let asked = Cell::new(0);
+    let cache = Cache::new(None, &info, storage).unwrap();
+    let tuner =
+        Tuner::new(&context, &lt, GemmTuning::Auto, cache).unwrap().with_group(Some(Arc::clone(&group)));
+    let mut tuner = tuner.with_stopwatch(Fails { group: &group, asked: &asked });
+    let shape = ProductShape {
+        features: 96,
+        width: 64,
+        x_stride: 64,
+        out_stride: 96,
+        out: Out::Storage,
+        bias: false,
+    };
+    assert_gave_up(tuner.product(shape, 256));
+    assert_eq!(asked.get(), 1);
 }

@@ -1,6 +1,8 @@
 //! What passes ask of the driver and what runs beside what, by the software GPU's counts and its logical times.
 
 use std::path::Path;
+use std::pin::Pin;
+use std::task::{Context, Waker};
 
 use kudos::backend::profile::{Class, Profile, Spent};
 use kudos::{Device, Engine, Options, Overlap, RankSums, Residency};
@@ -256,6 +258,38 @@ fn sums_over_ranks_run_beside_the_computation_of_other_rows_where_they_may() {
 fn overlap_of(entry: &Entry, others: &[Entry]) -> u64 {
     let part = |other: &Entry| other.end.min(entry.end).saturating_sub(other.start.max(entry.start));
     others.iter().map(part).sum::<u64>().min(entry.end - entry.start)
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn while_a_pass_runs_the_next_full_batch_is_taken_out_of_the_queue() {
+    let (_gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
+    random_model(dir.path(), SIZES);
+    for ranks in [1, 2] {
+        // The probe has room once two of three batches are taken, and not before.
+        let (tokens, probe_tokens) = (256, 512);
+        let options = Options {
+            device: Device::Cuda,
+            ranks: Some(ranks),
+            batch_tokens: Some(tokens),
+            max_tokens: Some(probe_tokens),
+            queue_tokens: tokens + probe_tokens,
+            ..Options::default()
+        };
+        let engine = Engine::open(dir.path(), options).unwrap();
+        let sequence = |seed, length| engine.prepare_tokens(ids(seed, length, SIZES.vocab as u32));
+        // Were the second batch taken when the first pass is over, that would be answered by then, however slow this
+        // thread is; as it is, the thread has the time of a pass to look, which may once be too little for it.
+        let taken_meanwhile = (0..5).any(|_| {
+            let mut pending = engine.submit_together((1..4).map(|seed| sequence(seed, tokens)));
+            let probe = engine.submit_prepared(sequence(4, probe_tokens).unwrap()).unwrap();
+            let first = pending[0].as_mut().unwrap();
+            let runs = Pin::new(first).poll(&mut Context::from_waker(Waker::noop())).is_pending();
+            probe.wait().unwrap();
+            runs
+        });
+        assert!(taken_meanwhile, "{ranks} ranks");
+    }
 }
 
 #[test]

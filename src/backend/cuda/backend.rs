@@ -137,14 +137,15 @@ impl Cuda {
         let tables = RopeTables::new(&ops, &heads.frequencies(&geometry.rope_frequencies), capacity.tokens)?;
         let facts = context.allocate(facts_bytes(&geometry, &heads, &capacity))?;
         let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;
-        let sums = match group {
+        let sums = match group.clone() {
             Some(group) => Some(Sums::new(context, group, &geometry, &capacity, storage)?),
             None => None,
         };
         let cache = Cache::new(cache, info, storage)?;
         let shapes = products::of_layers(&geometry, &heads, &capacity, storage, Biases::of(layer));
         // While weights and activations are not there: products are tried out in their place.
-        let products = prepare(Tuner::new(context, &lt, tuning, cache)?, &shapes)?;
+        let tuner = Tuner::new(context, &lt, tuning, cache)?.with_group(group);
+        let products = prepare(tuner, &shapes)?;
         Ok(Self {
             sums,
             courier,

@@ -199,9 +199,9 @@ impl Group {
         Ok(())
     }
 
-    /// Whether a rank has failed and made all give up.
-    pub(super) fn is_aborted(&self) -> bool {
-        self.aborted.load(Ordering::SeqCst)
+    /// Why nothing more is done for these ranks, once one has failed and made all give up.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.aborted.load(Ordering::SeqCst).then(gave_up)
     }
 
     /// How many ranks take part.
@@ -380,8 +380,8 @@ impl Comm {
 
     /// Whether nothing is in progress; the error that happened meanwhile, here or on another rank.
     fn healthy(&self, doing: &str) -> Result<bool> {
-        if self.group.is_aborted() {
-            return Err(gave_up());
+        if let Some(error) = self.group.failure() {
+            return Err(error);
         }
         let mut state = SUCCESS;
         let code = {
@@ -421,7 +421,7 @@ impl Drop for Comm {
     }
 }
 
-pub(super) fn gave_up() -> Error {
+fn gave_up() -> Error {
     Error::new(ErrorKind::Dead, "another rank of this engine failed")
 }
 

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::courier::{DOING, Order, What};
 use super::fault::OrFault;
-use super::nccl::{Group, gave_up};
+use super::nccl::Group;
 use super::pinned::Pinned;
 use super::weight::Rows;
 use crate::error::{Error, ErrorKind, Result};
@@ -52,7 +52,7 @@ impl Watch {
         if self.stop.load(Ordering::Relaxed) {
             return Some(Error::new(ErrorKind::Dead, "the engine ended while weights were on their way"));
         }
-        self.group.as_ref().filter(|group| group.is_aborted()).map(|_| gave_up())
+        self.group.as_ref().and_then(|group| group.failure())
     }
 }
 

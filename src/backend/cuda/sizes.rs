@@ -8,18 +8,30 @@ use super::heads::HeadLayout;
 use super::ops::RopeTables;
 use super::products::{self, Biases};
 use super::tiles::{BLOCK_PAIRS_MIN, TilesMax, Work};
+use super::weight::Layout;
 use super::{Storage, gemm};
 use crate::backend::tier::CudaTier;
-use crate::backend::{Capacity, Footprint, Geometry, Overlap, RankSums};
+use crate::backend::{Capacity, Footprint, Geometry, Matrix, Overlap, Part, RankSums};
+use crate::weights::{ModelTensors, WeightBytes};
 
 impl Cuda {
-    /// What a rank of this geometry will hold, without a device: `weight_bytes` are its weights as they are stored.
-    pub fn footprint(
-        tier: CudaTier,
-        geometry: &Geometry,
-        capacity: &Capacity,
-        weight_bytes: usize,
-    ) -> Footprint {
+    /// What a rank's weights take on the device, whatever format they are stored in. The embeddings stay on the host.
+    pub fn weight_bytes(tier: CudaTier, geometry: &Geometry, tensors: &ModelTensors) -> WeightBytes {
+        let layout = Layout { storage: Storage::of(tier), heads: HeadLayout::new(geometry) };
+        let bytes = |part: &Part<'_>| {
+            let (values, bias) = layout.bytes(part);
+            values + bias.unwrap_or(0)
+        };
+        let one = |matrix, tensor| Part { matrix, pieces: std::slice::from_ref(tensor), bias: None };
+        let layers =
+            tensors.layers.iter().map(|layer| Part::of_layer(layer).iter().map(bytes).sum::<usize>());
+        let head = bytes(&one(None, &tensors.final_norm)) + bytes(&one(Some(Matrix::Head), &tensors.head));
+        let layer_max = layers.clone().max().unwrap_or(0);
+        WeightBytes { layers: layers.sum(), layer_max, head, embedding: 0 }
+    }
+
+    /// What a rank of this geometry will hold, without a device, when its weights take `weights` bytes there.
+    pub fn footprint(tier: CudaTier, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
         let (heads, storage) = (HeadLayout::new(geometry), Storage::of(tier));
         let rows = capacity.tokens + capacity.sequences;
         let row_bytes =
@@ -34,14 +46,7 @@ impl Cuda {
         let trial = shapes.iter().map(|(shape, _)| Trial::least_bytes(*shape)).max().unwrap_or(0);
         let activations = (rows * row_bytes + wide).max(trial);
         let workspace = activations + sums + facts + logits + tables + gemm::WORKSPACE_BYTES;
-        // Padded heads take more; f32 weights take half.
-        let weights = (weight_bytes * heads.padded).div_ceil(heads.head_dim);
-        // The biases that Turing keeps in f32: two bytes more for a row of o or down.
-        let biases = match storage {
-            Storage::F16 => weights.div_ceil(heads.q_width().min(geometry.shard.ffn_local)),
-            Storage::Bf16 => 0,
-        };
-        Footprint { weights: weights + biases, workspace }
+        Footprint { weights, workspace }
     }
 }
 

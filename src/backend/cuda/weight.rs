@@ -38,11 +38,9 @@ impl Weight {
     /// Room for a weight of the shape of `part`; contents undefined.
     pub(super) fn allocate(context: &Context, layout: Layout, part: &Part<'_>) -> Result<Self> {
         let (matrix, out_features, in_features) = layout.shape(part);
-        let values = context.allocate(out_features * in_features * Storage::BYTES)?;
-        let bias = match part.bias {
-            Some(_) => Some(context.allocate(out_features * layout.bias_bytes(matrix))?),
-            None => None,
-        };
+        let (values_bytes, bias_bytes) = layout.bytes(part);
+        let values = context.allocate(values_bytes)?;
+        let bias = bias_bytes.map(|bytes| context.allocate(bytes)).transpose()?;
         Ok(Self { matrix, values, bias, out_features, in_features })
     }
 
@@ -103,6 +101,13 @@ impl Layout {
         let rows = part.pieces.iter().map(HostTensor::rows).sum();
         let out_features = self.heads.out_features(matrix, rows);
         (matrix, out_features, self.heads.in_features(matrix, part.pieces[0].cols()))
+    }
+
+    /// What a part takes on the device: its values, and its bias if it has one.
+    pub(super) fn bytes(self, part: &Part<'_>) -> (usize, Option<usize>) {
+        let (matrix, out_features, in_features) = self.shape(part);
+        let bias = part.bias.map(|_| out_features * self.bias_bytes(matrix));
+        (out_features * in_features * Storage::BYTES, bias)
     }
 
     /// Bytes of one number of a bias.

@@ -18,6 +18,7 @@ use crate::backend::cuda::Storage;
 use crate::backend::cuda::buffer::DeviceBuffer;
 use crate::backend::cuda::context::Context;
 use crate::error::Result;
+use crate::random::Random;
 
 /// Distinct rows of `x`: a prime, so that equal rows lie everywhere in tiles.
 const PERIOD: usize = 61;
@@ -30,6 +31,9 @@ pub const PROBES: [usize; 4] = [1, 17, 128, 257];
 
 /// What every byte of `out` is before a product adds to it: 7.1e-4 in bf16 and in f32, of the size of what rounding leaves.
 const OUT_BYTE: u8 = 0x3A;
+
+/// Of all numbers. What the bits of products are, and so which class they are in, depends on it.
+const SEED: u64 = 0;
 
 /// Powers of two by which numbers differ: -6 to 6. In f16 every one is finite.
 const EXPONENTS: u64 = 13;
@@ -159,7 +163,7 @@ impl Trial {
     fn fill(&mut self, storage: Storage, shape: ProductShape) -> Result<()> {
         let stream = &self.stream;
         let ProductShape { features, width, x_stride, out, .. } = shape;
-        let mut numbers = Numbers(0x9E37_79B9_7F4A_7C15);
+        let mut numbers = Numbers(Random::new(SEED));
         let x: Vec<u16> =
             (0..PERIOD).flat_map(|_| numbers.row(storage, width, x_stride, Half::Repeated)).collect();
         let weight: Vec<u16> =
@@ -192,16 +196,13 @@ enum Half {
     Negated,
 }
 
-/// Numbers as random as a xorshift generator's, the same ones in every run.
-struct Numbers(u64);
+/// Numbers of the same size and precision in any format, the same ones in every run.
+struct Numbers(Random);
 
 impl Numbers {
     /// Between 1 and 2 in size, times a power of two, of either sign.
     fn next(&mut self) -> f32 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        let bits = self.0;
+        let bits = self.0.next();
         let exponent = (bits >> 32) % EXPONENTS;
         let size = f32::from_bits((127 - 6 + exponent as u32) << 23 | (bits as u32 & 0x007F_FFFF));
         if bits >> 63 == 0 { size } else { -size }

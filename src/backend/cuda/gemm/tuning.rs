@@ -6,6 +6,7 @@
 //! one such batch. Then files ([`cache`](super::cache)) keep what was found, and a start asks for 1 run of 403 rows for
 //! each algorithm and one for each size. [`SECONDS_MAX`] bounds it on a GPU that is slow.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::algorithm::{Algorithm, Config};
@@ -15,6 +16,7 @@ use super::trial::Trial;
 use super::{Lt, Problem, Product, ProductShape};
 use crate::backend::GemmTuning;
 use crate::backend::cuda::context::Context;
+use crate::backend::cuda::nccl::Group;
 use crate::backend::cuda::stopwatch;
 use crate::error::Result;
 
@@ -58,6 +60,8 @@ pub struct Tuner<'a> {
     /// None where times say nothing.
     stopwatch: Option<Box<dyn Stopwatch + 'a>>,
     cache: Cache,
+    /// The other ranks, for which nothing is prepared once one of them has failed.
+    group: Option<Arc<Group>>,
     deadline: Instant,
 }
 
@@ -71,7 +75,12 @@ impl<'a> Tuner<'a> {
             false => None,
         };
         let deadline = Instant::now() + Duration::from_secs(SECONDS_MAX);
-        Ok(Self { context, lt, tuning, stopwatch, cache, deadline })
+        Ok(Self { context, lt, tuning, stopwatch, cache, group: None, deadline })
+    }
+
+    /// The same for a rank of a group: it ends with an error as soon as another rank has failed.
+    pub fn with_group(self, group: Option<Arc<Group>>) -> Self {
+        Self { group, ..self }
     }
 
     /// The same with another stopwatch.
@@ -81,6 +90,7 @@ impl<'a> Tuner<'a> {
 
     /// A product of up to `rows_max` rows, or more. Allocates its operands, and frees them again.
     pub fn product(&mut self, shape: ProductShape, rows_max: usize) -> Result<Product> {
+        self.is_wanted()?;
         let mut problem = self.lt.problem(shape)?;
         let rows = if self.stopwatch.is_some() { rows_max.min(BUCKETS[BUCKETS.len() - 1]) } else { 0 };
         let mut trial = Trial::new(self.context, self.lt.storage, shape, rows)?;
@@ -92,6 +102,11 @@ impl<'a> Tuner<'a> {
             GemmTuning::Auto => self.schedule(&mut problem, &mut trial, &proposals, class, rows)?,
         };
         Ok(Product::new(problem, schedule))
+    }
+
+    /// Whether all ranks are well that the products are for.
+    fn is_wanted(&self) -> Result<()> {
+        self.group.as_ref().and_then(|group| group.failure()).map_or(Ok(()), Err)
     }
 
     fn schedule(
@@ -150,6 +165,7 @@ impl<'a> Tuner<'a> {
         }
         let mut timed = Vec::new();
         for algorithm in &able {
+            self.is_wanted()?;
             if Instant::now() >= self.deadline {
                 return Ok((followed_by(able, &others), None));
             }

@@ -1,0 +1,156 @@
+//! [`Parts`]: what an engine or a rank of one is made of, checked before anything is allocated.
+
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::backend::Geometry;
+use crate::config::ModelConfig;
+use crate::engine::device::Chosen;
+use crate::engine::{Options, Plan, Residency, rendezvous};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::rope;
+use crate::shard::Shard;
+use crate::weights::{Checkpoint, ModelTensors, RandomWeights};
+
+/// Where a model's weights are from.
+pub(super) enum Weights {
+    Stored(Checkpoint),
+    Random(RandomWeights),
+}
+
+impl Weights {
+    /// One rank's part, checked against the config.
+    pub(super) fn part(&self, config: &ModelConfig, rank: usize, ranks: usize) -> Result<ModelTensors> {
+        let shard = Shard::new(config, rank, ranks)?;
+        match self {
+            Self::Stored(checkpoint) => ModelTensors::open(checkpoint, config, &shard),
+            Self::Random(weights) => Ok(ModelTensors::random(weights, config, &shard)),
+        }
+    }
+}
+
+/// Among how many ranks the model is divided on the chosen device.
+pub(super) fn ranks_of(
+    chosen: &Chosen,
+    weights: &Weights,
+    config: &ModelConfig,
+    options: &Options,
+) -> Result<usize> {
+    chosen.ranks(options, config, |ranks| {
+        let tensors = weights.part(config, 0, ranks)?;
+        let resident = Options { residency: Residency::Resident, ..options.clone() };
+        Ok(Plan::new(config, &resident, chosen, ranks, &tensors)?.0.footprint)
+    })
+}
+
+/// What an engine or a rank of one is made of, checked before anything is allocated.
+pub(super) struct Parts {
+    pub(super) config: ModelConfig,
+    pub(super) chosen: Chosen,
+    pub(super) ranks: usize,
+    /// Of each rank in this process.
+    pub(super) tensors: Vec<ModelTensors>,
+    pub(super) plan: Plan,
+    /// Warnings of the files and of the plan.
+    pub(super) said: Vec<String>,
+}
+
+impl Parts {
+    /// Of the model in a folder.
+    pub(super) fn in_folder(dir: &Path, options: &Options) -> Result<Self> {
+        if !dir.is_dir() {
+            return Err(Error::new(ErrorKind::Io, "there is no such model folder")
+                .at(dir.display())
+                .with_hint("name a folder that holds config.json and safetensors files"));
+        }
+        if let Some(process) = &options.process {
+            process.check()?;
+            if let Some(ranks) = options.ranks.filter(|&ranks| ranks != process.world_size) {
+                let message = format!("{ranks} ranks in {} processes of one rank each", process.world_size);
+                return Err(Error::new(ErrorKind::Options, message).with_hint("leave the ranks out"));
+            }
+        }
+        Self::new(ModelConfig::read(dir)?, options, |_| Ok(Weights::Stored(Checkpoint::open(dir)?)))
+    }
+
+    /// Of the weights that `open` opens, which is asked when all else is known to fit the model.
+    pub(super) fn new(
+        config: ModelConfig,
+        options: &Options,
+        open: impl FnOnce(&ModelConfig) -> Result<Weights>,
+    ) -> Result<Self> {
+        if let Some(ranks) = options.several_processes().map(|process| process.world_size).or(options.ranks) {
+            Shard::new(&config, 0, ranks)?;
+        }
+        let weights = open(&config)?;
+        let part = |rank: usize, ranks: usize| weights.part(&config, rank, ranks);
+        let whole = part(0, 1)?;
+        let mut chosen = Chosen::new(options)?;
+        let ranks = ranks_of(&chosen, &weights, &config, options)?;
+        chosen.divide(ranks, options)?;
+        let tensors = match options.several_processes() {
+            Some(process) => vec![part(process.rank, ranks)?],
+            None if ranks == 1 => vec![whole],
+            None => (0..ranks).map(|rank| part(rank, ranks)).collect::<Result<_>>()?,
+        };
+        let (plan, streaming) = Plan::new(&config, options, &chosen, ranks, &tensors[0])?;
+        let said = tensors[0].warnings.iter().cloned().chain(streaming).collect();
+        Ok(Self { config, chosen, ranks, tensors, plan, said })
+    }
+
+    /// Keeps only so many layers resident, because another rank has no room for more.
+    pub(super) fn keep(&mut self, resident: usize, options: &Options) -> Result<()> {
+        if resident == self.plan.placement.resident {
+            return Ok(());
+        }
+        let residency = Residency::Streamed { resident_layers: Some(resident) };
+        let options = Options { residency, ..options.clone() };
+        self.plan = Plan::new(&self.config, &options, &self.chosen, self.ranks, &self.tensors[0])?.0;
+        let layers = self.config.layers;
+        self.said.push(format!(
+            "another rank's GPU has room for {resident} of {layers} layers: here, too, the other {} are streamed",
+            layers - resident
+        ));
+        Ok(())
+    }
+}
+
+/// What ranks in several processes must have in common, by name.
+pub(super) fn facts(parts: &Parts, options: &Options) -> rendezvous::Facts {
+    let Parts { config, chosen, plan, tensors, .. } = parts;
+    // Rows that every rank holds whole, and in which models differ that are trained from the same one.
+    let mut weights = Sha256::new();
+    weights.update(tensors[0].final_norm.bytes());
+    weights.update(tensors[0].head.bytes());
+    let weights: String = weights.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    let facts = [
+        ("hidden_size", config.hidden.to_string()),
+        ("layers", config.layers.to_string()),
+        ("heads", format!("{} of {} with {} for keys", config.q_heads, config.head_dim, config.kv_heads)),
+        ("ffn", config.ffn.to_string()),
+        ("vocabulary", config.vocab.to_string()),
+        ("rms_norm_eps", config.rms_norm_eps.to_string()),
+        ("rope", format!("{:?}", config.rope)),
+        ("biases", format!("attention {}, mlp {}", config.attention_bias, config.mlp_bias)),
+        ("head", format!("{:?}", config.head)),
+        ("digest of weights", weights),
+        ("tier", chosen.tier_name().to_owned()),
+        ("batch tokens", plan.batch_tokens.to_string()),
+        ("max tokens", plan.max_tokens.to_string()),
+        ("rank sums", format!("{:?}", options.rank_sums).to_lowercase()),
+        // Ranks begin the same sums in the same order.
+        ("overlap", format!("{:?}", options.overlap).to_lowercase()),
+        // Signs of life are sent as often as the one who waits for them expects.
+        ("peer timeout", format!("{} s", options.peer_timeout.as_secs_f64())),
+        ("residency", format!("{:?}", options.residency).to_lowercase()),
+    ];
+    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+/// What the ops of one rank need to know of the model.
+pub(super) fn geometry(config: &ModelConfig, options: &Options, shard: Shard) -> Geometry {
+    let frequencies = rope::frequencies(&config.rope, config.head_dim);
+    let (rank_sums, overlap) = (options.rank_sums, options.overlap);
+    Geometry { rank_sums, overlap, ..Geometry::new(config, shard, frequencies, config.labels()) }
+}
