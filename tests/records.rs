@@ -52,8 +52,9 @@ fn sides(record: &Value) -> BTreeMap<(&'static str, String), Side> {
     let mut sides = BTreeMap::new();
     let rows = |report: &'_ Value| report["rows"].as_array().cloned().unwrap_or_default();
     let f32_rewards = |workload: &Value| {
-        let is_same =
-            |row: &Value| ["sequences", "tokens", "shared_prefix"].iter().all(|name| row[name] == workload[name]);
+        let is_same = |row: &Value| {
+            ["sequences", "tokens", "shared_prefix"].iter().all(|name| row[name] == workload[name])
+        };
         let reports = record["reports"].as_array().unwrap().iter();
         let f32 = reports.filter(|report| report["cpu_math"] == "f32").flat_map(rows).find(is_same);
         f32.unwrap()["rewards"].as_array().unwrap().clone()
