@@ -35,19 +35,24 @@ def rates_of_first_kind(record):
 
 
 def rates_of_reports(record):
-    """The same of reports of `bench`, where transformers is in one of them: each side's median over all its runs."""
-    runs = {}
-    for report in record["reports"]:
-        for row in report.get("rows", []):
-            shared = f", {row['shared_prefix']} shared by {row['responses']}" if row["shared_prefix"] else ""
-            workload = f"{report['model']['name'].split('/')[-1]}: {row['sequences']} x {row['tokens']}{shared}"
-            sides = runs.setdefault(workload, {})
-            tokens = row["sequences"] * row["tokens"]
-            measured = {f"kudos {report['cpu_math'] if report['device'].startswith('CPU') else 'GPU'}": row["samples"]}
-            for baseline in row.get("baselines", []):
-                measured[f"transformers {baseline['way']} {baseline['dtype']}"] = baseline["samples"]
-            for side, samples in measured.items():
-                sides.setdefault(side, []).extend(tokens / sample["seconds"] for sample in samples)
+    """The same of reports of `bench`, where transformers is in one of them: each side's median over all its runs. Where one
+    arithmetic was measured beside transformers, it counts only there."""
+    runs, beside = {}, set()
+    for compared in (True, False):
+        for report in record["reports"]:
+            side = f"kudos {report['cpu_math'] if report['device'].startswith('CPU') else 'GPU'}" if "rows" in report else ""
+            for row in report.get("rows", []):
+                shared = f", {row['shared_prefix']} shared by {row['responses']}" if row["shared_prefix"] else ""
+                workload = f"{report['model']['name'].split('/')[-1]}: {row['sequences']} x {row['tokens']}{shared}"
+                if bool(row["baselines"]) is not compared or (workload, side) in beside and not compared:
+                    continue
+                measured = {side: row["samples"]}
+                for baseline in row["baselines"]:
+                    beside.add((workload, side))
+                    measured[f"transformers {baseline['way']} {baseline['dtype']}"] = baseline["samples"]
+                for name, samples in measured.items():
+                    rates = [row["sequences"] * row["tokens"] / sample["seconds"] for sample in samples]
+                    runs.setdefault(workload, {}).setdefault(name, []).extend(rates)
     return {
         workload: {side: statistics.median(rates) for side, rates in sides.items()}
         for workload, sides in runs.items() if any(side.startswith("transformers") for side in sides)
@@ -69,10 +74,10 @@ def rows_of(record):
 
 def rates_by(record, place_of, name):
     """{heading: {name of a place: tokens a second, the median over all its runs}}, where there are three places or more.
-    `place_of` a row is (what the heading says behind the model, place), or None."""
+    `place_of` a row is (what the heading says behind the model, place), or None. Runs beside transformers are drawn there."""
     runs = {}
     for model, row in rows_of(record):
-        if place := place_of(row):
+        if (place := place_of(row)) and not row["baselines"]:
             rates = [row["sequences"] * row["tokens"] / sample["seconds"] for sample in row["samples"]]
             runs.setdefault(model + place[0], {}).setdefault(place[1], []).extend(rates)
     return {
@@ -97,13 +102,15 @@ def rates_by_sharing(record):
 
 
 def shares_of_roof(record):
-    """{workload: {class of ops: percent of its roof}} of runs that were profiled."""
+    """{workload: {class of ops: percent of its roof}} of each arithmetic's first test that was profiled: of ops that took a
+    hundredth of its time."""
     shares = {}
     for model, row in rows_of(record):
-        known = {op["class"]: 100 * op["roof_share"] for op in row.get("classes", []) if op["roof_share"] is not None}
-        if known and not row["shared_prefix"]:
-            shares[f"{model}: {row['sequences']} x {row['tokens']}"] = known
-    return shares
+        ops = [op for op in row.get("classes", []) if 100 * op["seconds"] >= row["profile_seconds"]]
+        known = {op["class"]: 100 * op["roof_share"] for op in ops if op["roof_share"] is not None}
+        if known:
+            shares.setdefault(model, (f"{model}: {row['sequences']} x {row['tokens']}", known))
+    return dict(shares.values())
 
 
 def text(x, y, words, kind="", anchor="start"):
