@@ -180,6 +180,24 @@ fn bf16_arithmetic_is_used_where_the_cpu_is_faster_with_it_and_f32_elsewhere() {
     assert_eq!(f32 == bf16, !faster, "{f32} and {bf16}");
 }
 
+#[test]
+fn products_by_vector_instructions_alone_give_nearly_the_same_reward_and_the_same_bits_without_a_matrix_unit()
+{
+    let model = demo();
+    let reward = |arithmetic: &str| {
+        let arguments = ["score", "--device", "cpu", "--cpu-math", arithmetic, "--model", &model, "-"];
+        let run = kudos(&arguments, "{\"input_ids\": [5, 6, 7, 8]}");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        let line: Value = serde_json::from_str(&run.stdout).unwrap();
+        line["reward"].as_f64().unwrap()
+    };
+    let (fastest, vector) = (reward("f32"), reward("f32-vector"));
+    assert!((fastest - vector).abs() <= 1e-5 * fastest.abs().max(1.0), "{fastest} and {vector}");
+    if Isa::detect().matrix_unit().is_none() {
+        assert_eq!(fastest, vector);
+    }
+}
+
 /// A checkpoint of the 70B's shapes, whose file is all hole: only its header is there.
 #[cfg(feature = "cuda")]
 fn sparse_70b(dir: &std::path::Path, (dtype, number_bytes): (&str, u64)) {

@@ -24,8 +24,6 @@ pub(super) const ROWS: usize = 2 * TILE_ROWS;
 /// Columns of the weight that are multiplied at a time, and of a panel: two tiles.
 pub(super) const COLUMNS: usize = 2 * TILE_ROWS;
 
-const TILE_BYTES: usize = 2 * TILE_ROWS * BLOCK;
-
 /// Products of a step of [`MatrixUnit::run_at_peak`]: independent, and enough of them to hide what one takes.
 pub(super) const PEAK_PRODUCTS: usize = 4;
 /// FLOP of the product of two tiles.
@@ -53,6 +51,10 @@ enum Kind {
     Emulated,
 }
 
+#[cfg_attr(
+    not(all(target_arch = "x86_64", target_os = "linux")),
+    allow(unused_variables, reason = "there is no matrix unit whose work they would be")
+)]
 impl MatrixUnit {
     /// AMX, where CPU and system have it beside the instructions of `vectors`.
     pub(super) fn beside(vectors: Bf16Isa) -> Option<Self> {
@@ -60,7 +62,6 @@ impl MatrixUnit {
         if amx::is_available() {
             return Some(Self { kind: Kind::Amx, vectors });
         }
-        let _ = vectors;
         None
     }
 

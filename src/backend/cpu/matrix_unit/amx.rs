@@ -1,11 +1,11 @@
-//! Intel's AMX, by inline assembly: its instructions are not in stable Rust. The compiler uses tile registers nowhere of its own
-//! accord, so they are this module's alone.
+//! Intel's AMX, by inline assembly: its instructions are not in stable Rust. The compiler uses tile registers nowhere of its
+//! own accord, so they are this module's alone.
 
 use std::arch::asm;
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
-use super::{COLUMNS, TILE_BYTES, TILE_ROWS, TileProduct};
+use super::{BLOCK, COLUMNS, TILE_ROWS, TileProduct};
 use crate::backend::cpu::tile::Start;
 
 /// Whether the CPU has tiles and their bfloat16 products, and the system saves them and lets this process use them.
@@ -142,7 +142,7 @@ macro_rules! multiply {
         /// As [`multiply`](super::MatrixUnit::multiply), for as many parts as the name says.
         #[inline(always)]
         pub(super) unsafe fn $name(product: &TileProduct) {
-            const { assert!(TILE_BYTES == 1024 && COLUMNS == 32) };
+            const { assert!(2 * TILE_ROWS * BLOCK == 1024 && COLUMNS == 32) };
             debug_assert!(product.blocks > 0);
             // SAFETY: reads the tiles of x and of the panel, and reads and writes the tiles of sums, in the shapes that
             // `TileProduct` states and the caller vouches for. Tile registers are this module's alone, and configured.
