@@ -123,6 +123,20 @@ fn the_table_of_measurements_is_what_its_record_gives() {
         let (batched, card) = (of("batched"), of("card"));
         if batched.rates[0] > card.rates[0] { batched } else { card }
     };
+    // The front page has the engine's rates, and those of the faster of transformers' ways.
+    let front = fs::read_to_string(common::root().join("README.md")).unwrap();
+    for (workload, named) in [("conversations", "| 16 conversations of "), ("responses", "| 8 responses of ")]
+    {
+        let line = front.lines().find(|line| line.starts_with(named)).unwrap();
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let of = |side: String| sides[&(workload, side)].rates[0];
+        let faster = |dtype: &str| {
+            of(format!("transformers {dtype}, batched")).max(of(format!("transformers {dtype}, card")))
+        };
+        check_cell(cells[1], &[of("kudos".to_owned())]);
+        check_cell(cells[2], &[faster("float32")]);
+        check_cell(cells[3], &[faster("bfloat16")]);
+    }
     let (mut workload, mut told) = ("", 0);
     for line in section.lines().filter(|line| line.starts_with("| ")).skip(1) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
