@@ -192,7 +192,8 @@ fn products_by_vector_instructions_alone_give_nearly_the_same_reward_and_the_sam
         line["reward"].as_f64().unwrap()
     };
     let (fastest, vector) = (reward("f32"), reward("f32-vector"));
-    assert!((fastest - vector).abs() <= 1e-5 * fastest.abs().max(1.0), "{fastest} and {vector}");
+    // Measured: 3.7e-7 with AMX.
+    assert!((fastest - vector).abs() <= 1e-6 * fastest.abs().max(1.0), "{fastest} and {vector}");
     if Isa::detect().matrix_unit().is_none() {
         assert_eq!(fastest, vector);
     }

@@ -6,8 +6,8 @@
 //!
 //! Each of the two sums is a chain of fused multiply-adds from zero in the order of k; subnormals are taken as zero, going in
 //! and coming out. A bfloat16 weight goes in as it is. An f32 activation is the exact sum of three bfloat16 values (8 of its
-//! 24 bits each), and products with all three make an f32 product out of an instruction that has some 16 times the
-//! multiply-adds of a vector instruction.
+//! 24 bits each), and products with all three make an f32 product out of a unit that has 16 times the multiply-adds of
+//! vector instructions in the same time.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;

@@ -226,8 +226,7 @@ impl<'a> WeightView<'a> {
         self.dtype
     }
 
-    /// Elements from one row to the next, but from one place to another and in all places but the first: good to guess by what
-    /// will be read.
+    /// Elements from one row to the next in the first place: enough to guess what will be read soon.
     pub(super) fn row_stride(&self) -> usize {
         self.places[0].row_stride
     }
