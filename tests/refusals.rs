@@ -193,6 +193,12 @@ fn nan_weights_are_an_error_of_the_conversation_and_never_a_reward() {
 }
 
 #[test]
+fn a_missing_input_is_named_with_what_would_do() {
+    let run = kudos(&["score", "--model", demo_model().to_str().unwrap(), "no-such-file.jsonl"], "");
+    assert_refused(&run, &["cannot open the input", "no-such-file.jsonl", "hint: name a file"]);
+}
+
+#[test]
 fn bad_lines_are_errors_of_their_own_and_the_others_are_scored() {
     let lines = [
         r#"{"id": "good", "prompt": "What is 1+1?", "response": "1+1=2"}"#,
@@ -222,6 +228,7 @@ fn bad_lines_are_errors_of_their_own_and_the_others_are_scored() {
         (9, "4000000", "vocabulary"),
         (10, "no tokens", ""),
     ];
+    assert_line_refused(&run, 1, "conversation", &["hint", "one JSON object on one line"]);
     for (index, word, place) in expected {
         assert_line_refused(&run, index, "conversation", &[word, place]);
     }

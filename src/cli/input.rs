@@ -124,7 +124,11 @@ impl Lines {
         let reader: Box<dyn BufRead + Send> = if from_stdin {
             Box::new(BufReader::new(io::stdin()))
         } else {
-            let file = File::open(path).with_context(|| format!("cannot open {name}"))?;
+            let file = File::open(path).map_err(|error| {
+                Error::new(ErrorKind::Io, format!("cannot open the input: {error}"))
+                    .at(path.display())
+                    .with_hint("name a file with one conversation on each line, or `-` for standard input")
+            })?;
             size = file.metadata().ok().filter(fs::Metadata::is_file).map(|metadata| metadata.len());
             Box::new(BufReader::new(file))
         };
@@ -190,7 +194,8 @@ pub(super) fn parse(bytes: &[u8], index: usize) -> Line {
             // Its own line number is always 1; ours is in the place.
             let (column, text) = (error.column(), error.to_string());
             let reason = text.split(" at line ").next().unwrap_or_default();
-            let error = wrong(format!("the line is not JSON: {reason}, column {column}"));
+            let error = wrong(format!("the line is not JSON: {reason}, column {column}"))
+                .with_hint("a conversation is one JSON object on one line, such as {\"messages\": [..]}");
             return Line { key: by_index, request: Err(on_line(error, index)) };
         }
     };
