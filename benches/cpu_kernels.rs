@@ -49,7 +49,7 @@ fn main() {
         .collect();
     let chosen = args.iter().any(|a| topics.contains(&a.as_str())) || !shapes.is_empty();
     let wanted = |what: &str| !chosen || args.iter().any(|a| a == what);
-    let mut bench = Bench {
+    let bench = Bench {
         isa,
         math,
         threads: Threads::new(threads).unwrap(),
@@ -72,8 +72,6 @@ fn main() {
             }
         }
     }
-    // Vector instructions alone.
-    bench.math = Math::F32;
     if wanted("attention") {
         let heads = Heads { q_heads: 9, kv_heads: 3, head_dim: 64 };
         bench.exp(peak);
@@ -87,7 +85,6 @@ fn main() {
     if wanted("elementwise") {
         bench.elementwise(if as_test { 8 } else { 2048 });
     }
-    bench.math = math;
     if wanted("small") && !as_test {
         println!("read {:.1} GB/s", bench.read_bandwidth() / 1e9);
         for m in [1, 2, 4, 8, 16, 32] {
@@ -224,7 +221,7 @@ impl Bench {
         let flops = (4 * q_width * tokens * (tokens + 1) / 2) as f64;
         let Reached { seconds, share } = self.reached(flops, || {
             let out = RowsMut::new(&mut out, tokens, q_width, q_width);
-            attention(self.isa, &self.threads, &plan, &input, out);
+            attention(self.isa, &self.threads, &plan, &input, self.math, out);
         });
         println!(
             "attention {tokens} tokens, {heads:?}: {:.2} ms, {:.1} GFLOP/s, {:.1} % of peak",

@@ -7,13 +7,16 @@
 //! Each of the two sums is a chain of fused multiply-adds from zero in the order of k; subnormals are taken as zero, going in
 //! and coming out. A bfloat16 weight goes in as it is. An f32 activation is the exact sum of three bfloat16 values (8 of its
 //! 24 bits each), and products with all three make an f32 product out of a unit that has 16 times the multiply-adds of
-//! vector instructions in the same time.
+//! vector instructions in the same time. Of two such sums six products of parts count: what the other three add is below
+//! 2^-21 of the product, and on average as much as f32 rounds off.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
+mod parts;
 
 use super::simd::Bf16Isa;
 use super::tile::Start;
+pub(super) use parts::{cut_rows, put_parts};
 
 /// Rows of a tile of x, and columns of a tile of the weight.
 const TILE_ROWS: usize = 16;
@@ -33,6 +36,12 @@ pub(super) const TILE_FLOPS: usize = 2 * TILE_ROWS * TILE_ROWS * BLOCK;
 #[inline(always)]
 pub(super) const fn row_of_tiles(row: usize, block: usize, parts: usize, part: usize) -> usize {
     ((block * parts + part) * ROWS + row) * BLOCK
+}
+
+/// Where block `block` and part `part` begin in a panel of `parts` parts: 16 steps of 32 pairs.
+#[inline(always)]
+pub(super) const fn panel_block(block: usize, parts: usize, part: usize) -> usize {
+    (block * parts + part) * BLOCK / 2 * COLUMNS
 }
 
 /// A matrix unit that this CPU has; made by [`Isa::matrix_unit`](super::simd::Isa::matrix_unit).
@@ -125,25 +134,28 @@ impl MatrixUnit {
         }
     }
 
-    /// Computes `product`, of activations in `PARTS` parts.
+    /// Computes `product`, of x in `PARTS` parts and a panel in `PANEL_PARTS`: those products of parts that count, of which
+    /// part i of the panel has the first `PARTS - i`.
     ///
     /// # Safety
     ///
     /// Called between [`begin`](Self::begin) and [`end`](Self::end). What [`TileProduct`] states is readable, and its sums are writable (and
     /// initialised, to continue); nobody else touches those sums.
     #[inline(always)]
-    pub(super) unsafe fn multiply<const PARTS: usize>(self, product: &TileProduct) {
+    pub(super) unsafe fn multiply<const PARTS: usize, const PANEL_PARTS: usize>(self, product: &TileProduct) {
         // SAFETY: the caller's promises.
         unsafe {
-            match (self.kind, PARTS) {
+            match (self.kind, PARTS, PANEL_PARTS) {
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-                (Kind::Amx, 1) => amx::multiply_1_part(product),
+                (Kind::Amx, 1, 1) => amx::multiply_1_by_1(product),
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-                (Kind::Amx, 3) => amx::multiply_3_parts(product),
+                (Kind::Amx, 3, 1) => amx::multiply_3_by_1(product),
+                #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+                (Kind::Amx, 3, 3) => amx::multiply_3_by_3(product),
                 #[cfg(test)]
-                (Kind::Emulated, _) => emulate::<PARTS>(product),
+                (Kind::Emulated, ..) => emulate::<PARTS, PANEL_PARTS>(product),
                 #[allow(unreachable_patterns)]
-                _ => unreachable!("x in {PARTS} parts"),
+                _ => unreachable!("{PARTS} parts by {PANEL_PARTS}"),
             }
         }
     }
@@ -156,7 +168,7 @@ pub(super) struct TileProduct {
     pub(super) x: *const u16,
     /// At least 1.
     pub(super) blocks: usize,
-    /// `[16 * blocks, 32]` pairs of bfloat16 values: the weight's for two neighbouring k side by side.
+    /// `[blocks, panel parts, 16, 32]` pairs of bfloat16 values: the weight's for two neighbouring k side by side.
     pub(super) panel: *const f32,
     /// `[32, 32]`, rows `sums_stride` floats apart.
     pub(super) sums: *mut f32,
@@ -170,7 +182,7 @@ pub(super) struct TileProduct {
 ///
 /// As there.
 #[cfg(test)]
-unsafe fn emulate<const PARTS: usize>(product: &TileProduct) {
+unsafe fn emulate<const PARTS: usize, const PANEL_PARTS: usize>(product: &TileProduct) {
     let widen = |bits: u16| flush(f32::from_bits(u32::from(bits) << 16));
     for row in 0..ROWS {
         for column in 0..COLUMNS {
@@ -179,11 +191,14 @@ unsafe fn emulate<const PARTS: usize>(product: &TileProduct) {
                 let to = product.sums.add(row * product.sums_stride + column);
                 let mut sum = if product.start == Start::Zero { 0.0 } else { *to };
                 for block in 0..product.blocks {
-                    for part in 0..PARTS {
+                    let parts = (0..PANEL_PARTS)
+                        .flat_map(|of_panel| (0..PARTS - of_panel).map(move |of_x| (of_x, of_panel)));
+                    for (part, panel_part) in parts {
                         let x = product.x.add(row_of_tiles(row, block, PARTS, part));
+                        let panel = product.panel.add(panel_block(block, PANEL_PARTS, panel_part));
                         let mut halves = [0.0f32; 2];
                         for k in 0..BLOCK {
-                            let pair = product.panel.add((BLOCK * block + k) / 2 * COLUMNS + column);
+                            let pair = panel.add(k / 2 * COLUMNS + column);
                             let w = widen(*pair.cast::<u16>().add(k % 2));
                             halves[k % 2] = flush(widen(*x.add(k)).mul_add(w, halves[k % 2]));
                         }

@@ -119,7 +119,8 @@ impl Cpu {
         });
         let math = Math::of(isa, math);
         let threads = Threads::new(threads)?;
-        let scratch = gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, heads(&geometry)));
+        let scratch =
+            gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, math, heads(&geometry)));
         threads.reserve(scratch);
         let tables = RopeTables::new(geometry.rope_frequencies.clone());
         let sums = match geometry.sum_rows(&capacity) {
@@ -337,7 +338,7 @@ impl Backend for Cpu {
             v: keys(q_width + kv_width),
         };
         let out = out.rows_mut(0..queries, q_width);
-        attention(self.isa, &self.threads, &plan.rows(tokens).attention, &input, out);
+        attention(self.isa, &self.threads, &plan.rows(tokens).attention, &input, self.math, out);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! Blocks of a product by a matrix unit: packed panels of the weight times tiles of x in bfloat16 parts.
 //!
 //! ```text
-//! x = x0 + x1 + x2, exactly: the upper 8, the middle 8 and the lower 8 bits of each significand
+//! x = x0 + x1 + x2
 //! sums += x0 · w, sums += x1 · w, sums += x2 · w      for 32 values of k, then for the next 32
 //! ```
 //!
@@ -11,11 +11,10 @@
 //! x is cut into its parts once per block and round of k and stays in the second-level cache, while panels of the weight go
 //! by in the first.
 
-use super::super::matrix_unit::{BLOCK, COLUMNS, MatrixUnit, ROWS, TileProduct, row_of_tiles};
+use super::super::matrix_unit::{BLOCK, COLUMNS, MatrixUnit, ROWS, TileProduct, cut_rows};
 use super::super::pack::pack_pairs;
 use super::super::simd::{Bf16Kernel, Bf16Vector};
 use super::super::tile::{Finish, Start};
-use super::super::view::Rows;
 use super::{Block, Limits, Piece, round_of};
 
 /// Values of k in a round at most: a panel then takes 48 KiB. With 512, products over k = 576 lost 11 to 20 %, for their sums
@@ -93,8 +92,9 @@ impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
             let values = (k - round * k_round).min(k_round);
             let blocks = values.div_ceil(BLOCK).max(1);
             let piece = Piece { row: rows.start, rows: rows.len(), col: round * k_round, values };
+            let from = |r: usize| gemm.x.as_ptr().wrapping_add((piece.row + r) * gemm.x.stride() + piece.col);
             // SAFETY: the caller vouches for the instructions; the piece lies inside x; `x` has room for all its tiles.
-            unsafe { cut::<V, PARTS>(&gemm.x, piece, blocks, x.as_mut_ptr().cast()) };
+            unsafe { cut_rows::<V, PARTS>(from, rows.len(), values, blocks, x.as_mut_ptr().cast()) };
             for first in (0..columns.len()).step_by(COLUMNS) {
                 let (row, count) = (columns.start + first, COLUMNS.min(columns.len() - first));
                 let from = |r: usize| gemm.weight.element(row + r, piece.col);
@@ -139,7 +139,7 @@ impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
                     // the round before where there was one; all of it is this worker's alone. Blocks of `out` do not
                     // overlap, and the rows and columns that are finished exist.
                     unsafe {
-                        unit.multiply::<PARTS>(&product);
+                        unit.multiply::<PARTS, 1>(&product);
                         if round + 1 == rounds {
                             let count = ROWS.min(rows.len() - tile_row);
                             finish.skip(tile_row, 0).put_rows::<V>(product.sums, sums_columns, count);
@@ -149,44 +149,5 @@ impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
             }
         }
         unit.end();
-    }
-}
-
-/// Cuts a piece of x into tiles of parts, `[rows / 32, blocks, PARTS, 32, 32]` bfloat16 values, zeros where x has none.
-///
-/// # Safety
-///
-/// The CPU has the instructions of `V`; the piece lies inside x and has at most `blocks` blocks of values; `to` is
-/// writable for all of that.
-#[inline(always)]
-unsafe fn cut<V: Bf16Vector, const PARTS: usize>(x: &Rows, piece: Piece, blocks: usize, to: *mut u16) {
-    const { assert!(2 * V::LANES == BLOCK && (PARTS == 1 || PARTS == 3)) };
-    for r in 0..piece.rows.next_multiple_of(ROWS) {
-        let to = to.wrapping_add(r / ROWS * ROWS * blocks * PARTS * BLOCK);
-        let from = x.as_ptr().wrapping_add((piece.row + r).wrapping_mul(x.stride()).wrapping_add(piece.col));
-        for block in 0..blocks {
-            let at = block * BLOCK;
-            let count = if r < piece.rows { piece.values.saturating_sub(at).min(BLOCK) } else { 0 };
-            // SAFETY: row r of the piece has `count` values from `at` on; row r % 32 of PARTS tiles is written.
-            unsafe {
-                let from = from.wrapping_add(at);
-                let (mut low, mut high) = if count == BLOCK {
-                    (V::load(from), V::load(from.add(V::LANES)))
-                } else {
-                    let first = count.min(V::LANES);
-                    (V::load_first(from, first), V::load_first(from.wrapping_add(first), count - first))
-                };
-                if PARTS == 1 {
-                    let to = to.add(row_of_tiles(r % ROWS, block, 1, 0));
-                    low.store_bf16(to);
-                    high.store_bf16(to.add(V::LANES));
-                    continue;
-                }
-                for part in 0..PARTS {
-                    low.store_upper_halves(high, to.add(row_of_tiles(r % ROWS, block, PARTS, part)));
-                    (low, high) = (low.sub(low.upper_half()), high.sub(high.upper_half()));
-                }
-            }
-        }
     }
 }

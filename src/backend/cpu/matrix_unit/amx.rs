@@ -117,7 +117,21 @@ pub(super) unsafe fn run_at_peak(steps: usize) {
     }
 }
 
-/// One part of a block: both tiles of x times both tiles of the panel, which are in tmm6 and tmm7.
+/// Both tiles of one part of the panel, into tmm6 and tmm7.
+macro_rules! panel {
+    ($first:literal, $second:literal) => {
+        concat!(
+            "tileloadd tmm6, [{panel} + {line} * 2 + ",
+            $first,
+            "]\n",
+            "tileloadd tmm7, [{panel} + {line} * 2 + ",
+            $second,
+            "]\n",
+        )
+    };
+}
+
+/// One part of x: both its tiles times both tiles of the panel.
 macro_rules! part {
     ($first:literal, $second:literal) => {
         concat!(
@@ -136,7 +150,7 @@ macro_rules! part {
 }
 
 macro_rules! multiply {
-    ($name:ident, $bytes:literal, $parts:expr) => {
+    ($name:ident, $x_bytes:literal, $panel_bytes:literal, $products:expr) => {
         /// # Safety
         ///
         /// As [`multiply`](super::MatrixUnit::multiply), for as many parts as the name says.
@@ -161,11 +175,9 @@ macro_rules! multiply {
                     "tileloadd tmm2, [{lower} + {stride}]",
                     "tileloadd tmm3, [{lower} + {stride} + 64]",
                     "3:",
-                    "tileloadd tmm6, [{panel} + {line} * 2]",
-                    "tileloadd tmm7, [{panel} + {line} * 2 + 64]",
-                    $parts,
-                    "add {panel}, 2048",
-                    concat!("add {x}, ", $bytes),
+                    $products,
+                    concat!("add {panel}, ", $panel_bytes),
+                    concat!("add {x}, ", $x_bytes),
                     "dec {blocks}",
                     "jnz 3b",
                     "tilestored [{upper} + {stride}], tmm0",
@@ -189,9 +201,26 @@ macro_rules! multiply {
     };
 }
 
-multiply!(multiply_1_part, "2048", part!("0", "1024"));
+multiply!(multiply_1_by_1, "2048", "2048", concat!(panel!("0", "64"), part!("0", "1024")));
 multiply!(
-    multiply_3_parts,
+    multiply_3_by_1,
     "6144",
-    concat!(part!("0", "1024"), part!("2048", "3072"), part!("4096", "5120"))
+    "2048",
+    concat!(panel!("0", "64"), part!("0", "1024"), part!("2048", "3072"), part!("4096", "5120"))
+);
+multiply!(
+    multiply_3_by_3,
+    "6144",
+    "6144",
+    concat!(
+        panel!("0", "64"),
+        part!("0", "1024"),
+        part!("2048", "3072"),
+        part!("4096", "5120"),
+        panel!("2048", "2112"),
+        part!("0", "1024"),
+        part!("2048", "3072"),
+        panel!("4096", "4160"),
+        part!("0", "1024"),
+    )
 );

@@ -218,6 +218,15 @@ impl Bf16Vector for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn nearest_bf16(self) -> Self {
+        // SAFETY: the caller vouches for AVX512-BF16; no memory is touched. The cast is of plain bits.
+        unsafe {
+            let halves: __m256i = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(self.0));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn upper_half(self) -> Self {
         // SAFETY: the caller vouches for the instructions; no memory is touched.
         unsafe {
@@ -244,6 +253,17 @@ impl Bf16Vector for Avx512 {
             let words =
                 _mm512_permutex2var_epi16(_mm512_castps_si512(self.0), odd, _mm512_castps_si512(next.0));
             _mm512_storeu_si512(to.cast(), words);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pair_upper_halves(self, next: Self) -> Self {
+        // SAFETY: the caller vouches for the instructions; no memory is touched.
+        unsafe {
+            let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(self.0));
+            // Words 1, 3, .. are the upper halves.
+            let pairs = _mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_castps_si512(next.0));
+            Self(_mm512_castsi512_ps(pairs))
         }
     }
 }

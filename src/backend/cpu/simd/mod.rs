@@ -118,10 +118,14 @@ pub(super) trait Bf16Vector: Vector {
     unsafe fn dot_pairs(self, x: Self, w: Self) -> Self;
     /// Rounds the lanes to bfloat16 (to nearest even; subnormals to zero) and stores them side by side.
     unsafe fn store_bf16(self, to: *mut u16);
+    /// The nearest bfloat16 value of each lane, as [`store_bf16`](Self::store_bf16) rounds.
+    unsafe fn nearest_bf16(self) -> Self;
     /// The upper half of each lane, zeros below: the bfloat16 value towards zero.
     unsafe fn upper_half(self) -> Self;
     /// Stores the upper halves of all lanes and of `next`'s, side by side.
     unsafe fn store_upper_halves(self, next: Self, to: *mut u16);
+    /// Pairs of upper halves: a lane's own in the low half, the one of the same lane of `next` in the high half.
+    unsafe fn pair_upper_halves(self, next: Self) -> Self;
 }
 
 /// A computation that is generic over the instruction set. Implementations are `#[inline(always)]`.
@@ -225,7 +229,9 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             IsaKind::Avx512 if avx512::is_bf16_available() => Some(Bf16Isa(Bf16Kind::Avx512)),
             #[cfg(test)]
-            IsaKind::Lanes16 | IsaKind::Lanes16Fused => Some(Bf16Isa(Bf16Kind::Lanes16)),
+            IsaKind::Lanes16 => Some(Bf16Isa(Bf16Kind::Lanes16)),
+            #[cfg(test)]
+            IsaKind::Lanes16Fused => Some(Bf16Isa(Bf16Kind::Lanes16Fused)),
             _ => None,
         }
     }
@@ -303,6 +309,9 @@ enum Bf16Kind {
     /// The instruction's documented arithmetic in portable code.
     #[cfg(test)]
     Lanes16,
+    /// The same, f32 multiply and add fused beside it.
+    #[cfg(test)]
+    Lanes16Fused,
 }
 
 impl Bf16Isa {
@@ -314,7 +323,7 @@ impl Bf16Isa {
             #[cfg(target_arch = "x86_64")]
             Bf16Kind::Avx512 => avx512::is_amd(),
             #[cfg(test)]
-            Bf16Kind::Lanes16 => true,
+            Bf16Kind::Lanes16 | Bf16Kind::Lanes16Fused => true,
         }
     }
 
@@ -325,6 +334,8 @@ impl Bf16Isa {
             Bf16Kind::Avx512 => "avx512-bf16",
             #[cfg(test)]
             Bf16Kind::Lanes16 => "16 portable lanes, bf16",
+            #[cfg(test)]
+            Bf16Kind::Lanes16Fused => "16 portable lanes, fused, bf16",
         }
     }
 
@@ -337,6 +348,9 @@ impl Bf16Isa {
             // SAFETY: plain Rust.
             #[cfg(test)]
             Bf16Kind::Lanes16 => unsafe { kernel.run::<portable::Lanes16>() },
+            // SAFETY: plain Rust.
+            #[cfg(test)]
+            Bf16Kind::Lanes16Fused => unsafe { kernel.run::<portable::Lanes16Fused>() },
         }
     }
 }

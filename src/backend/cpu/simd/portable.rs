@@ -185,7 +185,7 @@ mod sixteen {
         if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
     }
 
-    impl Bf16Vector for Lanes16 {
+    impl<M: MulAdd> Bf16Vector for Lanes<16, M> {
         unsafe fn dot_pairs(self, x: Self, w: Self) -> Self {
             Self::from_fn(|i| {
                 let (x, w) = (x.0[i].to_bits(), w.0[i].to_bits());
@@ -203,6 +203,10 @@ mod sixteen {
             }
         }
 
+        unsafe fn nearest_bf16(self) -> Self {
+            Self::from_fn(|i| half::bf16::from_f32(flush(self.0[i])).to_f32())
+        }
+
         unsafe fn upper_half(self) -> Self {
             Self::from_fn(|i| f32::from_bits(self.0[i].to_bits() & 0xffff_0000))
         }
@@ -212,6 +216,11 @@ mod sixteen {
                 // SAFETY: the caller vouches for thirty-two values.
                 unsafe { to.add(i).write_unaligned((lane.to_bits() >> 16) as u16) };
             }
+        }
+
+        unsafe fn pair_upper_halves(self, next: Self) -> Self {
+            let bits = |i: usize| self.0[i].to_bits() >> 16 | next.0[i].to_bits() & 0xffff_0000;
+            Self::from_fn(|i| f32::from_bits(bits(i)))
         }
     }
 }

@@ -1,0 +1,140 @@
+//! Online softmax: what rows carry from one tile of keys to the next.
+
+use super::super::simd::{LANES_MAX, Sums, Vector, exp2, max_of_rows};
+use super::super::view::SharedRows;
+use super::{KEYS, Piece, Products, Tile};
+
+/// Maxima, sums and outputs of a piece's rows.
+pub(super) struct Running<'b> {
+    /// What a difference of scores is multiplied with to be an exponent of 2.
+    exponent_scale: f32,
+    /// `[rows, o_stride]`.
+    pub(super) o: &'b mut [f32],
+    pub(super) o_stride: usize,
+    /// `[rows, LANES_MAX]`: see [`Sums`].
+    sums: &'b mut [f32],
+    /// `[rows]`
+    max: &'b mut [f32],
+}
+
+impl<'b> Running<'b> {
+    /// Floats of scratch for so many rows.
+    pub(super) fn floats(rows: usize, o_stride: usize) -> usize {
+        rows * (o_stride + LANES_MAX + 1)
+    }
+
+    /// Nothing but room for `rows` rows, which [`softmax`](Self::softmax) of the first tile fills; `scratch` has
+    /// [`floats`](Self::floats).
+    pub(super) fn new(piece: &Piece, rows: usize, o_stride: usize, scratch: &'b mut [f32]) -> Self {
+        let exponent_scale = (std::f64::consts::LOG2_E / (piece.head_dim() as f64).sqrt()) as f32;
+        let (o, rest) = scratch.split_at_mut(rows * o_stride);
+        let (sums, max) = rest.split_at_mut(rows * LANES_MAX);
+        Self { exponent_scale, o, o_stride, sums, max }
+    }
+
+    /// Turns the scores of a tile into probabilities, and carries the maxima, sums and outputs of its rows over to the new
+    /// maxima.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`; `products` has just scored the tile, and all tiles of keys before it have come by.
+    #[inline(always)]
+    pub(super) unsafe fn softmax<V: Vector, P: Products<V>>(&mut self, products: &mut P, tile: &Tile) {
+        for first in (0..tile.seen.len()).step_by(V::LANES) {
+            let rows = V::LANES.min(tile.seen.len() - first);
+            // SAFETY: the caller's promises.
+            unsafe { self.softmax_of_rows(products, tile, first, rows) };
+        }
+    }
+
+    /// The same for `rows <= LANES` rows of the tile, from its row `first` on.
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    #[inline(always)]
+    unsafe fn softmax_of_rows<V: Vector, P: Products<V>>(
+        &mut self,
+        products: &mut P,
+        tile: &Tile,
+        first: usize,
+        rows: usize,
+    ) {
+        const { assert!(KEYS.is_multiple_of(2 * LANES_MAX)) };
+        let (row, seen) = (tile.row + first, &tile.seen[first..][..rows]);
+        // SAFETY: a row of scores is a whole number of pairs of vectors; maxima and `factors` are read and written for `rows`
+        // or LANES floats that they have; a row has LANES_MAX partial sums and `o_stride` outputs, both whole vectors.
+        unsafe {
+            // Each row's maximum lane by lane; then all rows' maxima in one vector.
+            let mut max = [V::splat(f32::NEG_INFINITY); LANES_MAX];
+            for (r, &keys) in seen.iter().enumerate() {
+                let scores = &mut products.scores()[(first + r) * KEYS..][..KEYS];
+                scores[keys..keys.next_multiple_of(2 * V::LANES)].fill(f32::NEG_INFINITY);
+                for i in (0..keys).step_by(V::LANES) {
+                    max[r] = max[r].max(V::load(scores.as_ptr().add(i)));
+                }
+            }
+            let mut row_max = max_of_rows(max);
+            let mut factors = [1.0f32; LANES_MAX];
+            let max_at = self.max[row..][..rows].as_mut_ptr();
+            let exponent_scale = V::splat(self.exponent_scale);
+            if tile.first_key > 0 {
+                let before = V::load_first(max_at, rows);
+                row_max = before.max(row_max);
+                exp2(before.sub(row_max).mul(exponent_scale)).store(factors.as_mut_ptr());
+            }
+            row_max.store_first(max_at, rows);
+            for (r, &keys) in seen.iter().enumerate() {
+                // Scaled as differences, not by the queries: of that, what is rounded off would be multiplied by the whole score.
+                let max = V::splat(self.max[row + r]);
+                let scores = products.scores()[(first + r) * KEYS..][..KEYS].as_ptr();
+                let sums_at = self.sums[(row + r) * LANES_MAX..][..LANES_MAX].as_mut_ptr();
+                let mut sums = Sums::<V>::zero();
+                if tile.first_key > 0 {
+                    sums = Sums::load(sums_at).scale(V::splat(factors[r]));
+                }
+                for i in (0..keys).step_by(2 * V::LANES) {
+                    let low = exp2(V::load(scores.add(i)).sub(max).mul(exponent_scale));
+                    let high = exp2(V::load(scores.add(i + V::LANES)).sub(max).mul(exponent_scale));
+                    products.put_probabilities(first + r, i, [low, high]);
+                    let sum = sums.of(i / V::LANES);
+                    *sum = sum.add(low);
+                    let sum = sums.of(i / V::LANES + 1);
+                    *sum = sum.add(high);
+                }
+                sums.store(sums_at);
+                // Once a row has met its largest score the factor is exactly 1.
+                if factors[r] != 1.0 {
+                    let o = self.o[(row + r) * self.o_stride..][..self.o_stride].as_mut_ptr();
+                    for i in (0..self.o_stride).step_by(V::LANES) {
+                        V::load(o.add(i)).mul(V::splat(factors[r])).store(o.add(i));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Divides by the sums and writes the rows out.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`; nobody else writes the piece's rows and heads of `out`.
+    #[inline(always)]
+    pub(super) unsafe fn store<V: Vector>(&self, piece: &Piece, out: SharedRows) {
+        let head_dim = piece.head_dim();
+        for r in 0..piece.rows() {
+            let (row, column) = piece.place(r);
+            let from = &self.o[r * self.o_stride..][..self.o_stride];
+            // SAFETY: the caller promises that the part is this worker's alone; i + count <= head_dim <= o_stride; a row has
+            // LANES_MAX partial sums.
+            unsafe {
+                let sum = Sums::<V>::load(self.sums[r * LANES_MAX..][..LANES_MAX].as_ptr()).total();
+                let to = out.part(row, column..column + head_dim);
+                for i in (0..head_dim).step_by(V::LANES) {
+                    let o = V::load(from.as_ptr().add(i)).div(V::splat(sum));
+                    o.store_first(to.as_mut_ptr().add(i), V::LANES.min(head_dim - i));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The products of attention by vector instructions: the register tile of matrix products over panels of Kᵀ and of V.
+
+use super::super::pack::{Lanes32, pack_panel};
+use super::super::simd::{Kernel, Shape, Vector};
+use super::super::threads::Scratch;
+use super::super::tile::{Ahead, F32, Product, Start, multiply};
+use super::softmax::Running;
+use super::{Heads, KEYS, Piece, Products, ROWS_MAX, Tile};
+
+/// Vectors of a panel of V: head widths are multiples of 32 more often than of 48.
+const VALUE_VECTORS: usize = 2;
+
+/// Floats of scratch that a worker needs for so many rows.
+pub(super) fn scratch_floats(heads: Heads, rows: usize, shape: Shape) -> usize {
+    Sizes::new(heads.head_dim, rows, shape).total()
+        + Running::floats(rows, heads.head_dim.next_multiple_of(shape.lanes))
+}
+
+/// The sizes of what lies in a worker's scratch, in floats.
+struct Sizes {
+    k: usize,
+    v: usize,
+    scores: usize,
+    q: usize,
+}
+
+impl Sizes {
+    fn new(head_dim: usize, rows: usize, shape: Shape) -> Self {
+        Self {
+            k: KEYS * head_dim,
+            v: KEYS * head_dim.next_multiple_of(VALUE_VECTORS * shape.lanes),
+            scores: shape.tile_rows * KEYS,
+            q: rows * head_dim,
+        }
+    }
+
+    fn total(&self) -> usize {
+        self.k + self.v + self.scores + self.q
+    }
+}
+
+/// A worker's scratch in use, with panels of `VECTORS` vectors of keys.
+pub(super) struct Panels<'b, const VECTORS: usize> {
+    head_dim: usize,
+    /// Panels `[head_dim, keys of a panel]`.
+    k: &'b mut [f32],
+    /// Panels `[KEYS, dims of a panel]`.
+    v: &'b mut [f32],
+    /// `[tile rows, KEYS]`: scores, then probabilities.
+    scores: &'b mut [f32],
+    /// `[rows, head_dim]`.
+    q: &'b mut [f32],
+}
+
+impl<'b, const VECTORS: usize> Panels<'b, VECTORS> {
+    /// What `piece` takes, in `scratch`.
+    #[inline(always)]
+    pub(super) fn new<V: Vector>(piece: &Piece, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
+        let (head_dim, rows) = (piece.head_dim(), piece.rows());
+        let o_stride = head_dim.next_multiple_of(V::LANES);
+        let sizes = Sizes::new(head_dim, rows, Shape::of::<V>());
+        // The tiles of K and V first: they begin at a cache line.
+        let scratch = scratch.floats(sizes.total() + Running::floats(rows, o_stride));
+        let (k, rest) = scratch.split_at_mut(sizes.k);
+        let (v, rest) = rest.split_at_mut(sizes.v);
+        let (scores, rest) = rest.split_at_mut(sizes.scores);
+        let (q, rest) = rest.split_at_mut(sizes.q);
+        (Self { head_dim, k, v, scores, q }, Running::new(piece, rows, o_stride, rest))
+    }
+}
+
+impl<V: Vector, const VECTORS: usize> Products<V> for Panels<'_, VECTORS> {
+    const ROWS: usize = V::TILE_ROWS;
+    const ALIGNMENT: usize = 1;
+
+    #[inline(always)]
+    unsafe fn gather_queries(&mut self, piece: &Piece) {
+        for (r, to) in self.q.chunks_exact_mut(self.head_dim).enumerate() {
+            to.copy_from_slice(piece.query(r));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn gather_keys(&mut self, piece: &Piece, _first_key: usize, key_rows: &[usize]) {
+        let (width, head_dim) = (VECTORS * V::LANES, self.head_dim);
+        for start in (0..key_rows.len()).step_by(width) {
+            let row = |r: usize| piece.key(key_rows[start + r]).as_ptr().cast();
+            let panel = self.k[start * head_dim..][..width * head_dim].as_mut_ptr();
+            let rows = width.min(key_rows.len() - start);
+            // SAFETY: a key has head_dim floats; the panel has width * head_dim.
+            unsafe { pack_panel::<V, Lanes32>(row, rows, 4 * head_dim, 0, width, panel) };
+        }
+        let width = VALUE_VECTORS * V::LANES;
+        for (key, row) in key_rows.iter().enumerate() {
+            let from = piece.value(*row);
+            for start in (0..head_dim).step_by(V::LANES) {
+                let at = start / width * width * KEYS + key * width + start % width;
+                let to = self.v[at..][..V::LANES].as_mut_ptr();
+                // SAFETY: what is left of head_dim from `start` on is read; `to` has LANES floats.
+                unsafe {
+                    V::load_first(from.as_ptr().add(start), V::LANES.min(head_dim - start)).store(to);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn score(&mut self, tile: &Tile) {
+        const { assert!(V::TILE_ROWS <= ROWS_MAX) };
+        let (width, head_dim, rows) = (VECTORS * V::LANES, self.head_dim, tile.seen.len());
+        let product = Product {
+            steps: head_dim,
+            x: self.q[tile.row * head_dim..][..rows * head_dim].as_ptr(),
+            x_stride: head_dim,
+            panel: self.k.as_ptr(),
+            panel_width: width,
+            panel_stride: width * head_dim,
+            sums: self.scores.as_mut_ptr(),
+            sums_stride: KEYS,
+            start: Start::Zero,
+            finish: None,
+            ahead: Ahead::NOTHING,
+        };
+        // SAFETY: `q` has these rows, `k` the panels of KEYS keys, `scores` TILE_ROWS rows of KEYS.
+        unsafe { V::run_apart(Columns::<VECTORS> { product, rows, columns: tile.keys() }) };
+    }
+
+    #[inline(always)]
+    fn scores(&mut self) -> &mut [f32] {
+        self.scores
+    }
+
+    #[inline(always)]
+    unsafe fn put_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) {
+        let to = self.scores[r * KEYS + key..][..2 * V::LANES].as_mut_ptr();
+        // SAFETY: two vectors.
+        unsafe {
+            p[0].store(to);
+            p[1].store(to.add(V::LANES));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn add_values(&mut self, tile: &Tile, o: &mut [f32], o_stride: usize) {
+        let (width, head_dim, rows) = (VALUE_VECTORS * V::LANES, self.head_dim, tile.seen.len());
+        let o = o[tile.row * o_stride..][..rows * o_stride].as_mut_ptr();
+        // The rows from `first` on, and keys that all of these see.
+        let product = |first: usize, key: usize, keys: usize, start: Start| Product {
+            steps: keys,
+            x: self.scores[first * KEYS + key..].as_ptr(),
+            x_stride: KEYS,
+            panel: self.v[key * width..].as_ptr(),
+            panel_width: width,
+            panel_stride: KEYS * width,
+            sums: o.wrapping_add(first * o_stride),
+            sums_stride: o_stride,
+            start,
+            finish: None,
+            ahead: Ahead::NOTHING,
+        };
+        let mut done = 0;
+        for (r, &keys) in tile.seen.iter().enumerate() {
+            // Every row after this one sees these keys too.
+            if keys > done {
+                let start = if tile.first_key + done == 0 { Start::Zero } else { Start::Continue };
+                let product = product(r, done, keys - done, start);
+                // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS keys, gathered as far
+                // as the last row sees; `o` rows of padded width, which every row's tile 0 has written (each sees key 0).
+                unsafe {
+                    V::run_apart(Columns::<VALUE_VECTORS> { product, rows: rows - r, columns: head_dim });
+                }
+                done = keys;
+            }
+        }
+    }
+}
+
+/// The first `columns` columns, rounded up to whole vectors, of a product with panels of `VECTORS` vectors.
+///
+/// Whoever makes one vouches for what [`multiply`] asks, for the panels that have any of these columns.
+struct Columns<const VECTORS: usize> {
+    product: Product,
+    rows: usize,
+    columns: usize,
+}
+
+impl<const VECTORS: usize> Kernel for Columns<VECTORS> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Self { product, rows, columns } = self;
+        let width = VECTORS * V::LANES;
+        let panels = columns / width;
+        let last = product.skip_panels(panels, width);
+        // SAFETY: the maker's promises; of the last panel only vectors that have a column are multiplied.
+        unsafe {
+            multiply::<V, F32, VECTORS>(product, rows, panels);
+            match (columns % width).div_ceil(V::LANES) {
+                0 => {}
+                1 => multiply::<V, F32, 1>(last, rows, 1),
+                2 => multiply::<V, F32, 2>(last, rows, 1),
+                _ => multiply::<V, F32, VECTORS>(last, rows, 1),
+            }
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Rows of f32 as tiles of bfloat16 parts.
+//!
+//! ```text
+//! x = x0 + x1 + x2, exactly: the upper 8, the middle 8 and the lower 8 bits of the significand
+//! ```
+//!
+//! Or one part alone, x rounded to bfloat16.
+
+use super::super::simd::Bf16Vector;
+use super::{BLOCK, ROWS, row_of_tiles};
+
+/// Stores 32 values in parts, as row `row` (below 32) of block `block`.
+///
+/// # Safety
+///
+/// The CPU has the instructions of `V`; `to` is writable for tiles of `PARTS` parts, `block + 1` blocks of them.
+#[inline(always)]
+pub(in super::super) unsafe fn put_parts<V: Bf16Vector, const PARTS: usize>(
+    mut low: V,
+    mut high: V,
+    row: usize,
+    block: usize,
+    to: *mut u16,
+) {
+    const { assert!(2 * V::LANES == BLOCK && (PARTS == 1 || PARTS == 3)) };
+    // SAFETY: 32 values at a row of a tile that the caller vouches for.
+    unsafe {
+        if PARTS == 1 {
+            let to = to.add(row_of_tiles(row, block, 1, 0));
+            low.store_bf16(to);
+            high.store_bf16(to.add(V::LANES));
+            return;
+        }
+        for part in 0..PARTS {
+            low.store_upper_halves(high, to.add(row_of_tiles(row, block, PARTS, part)));
+            (low, high) = (low.sub(low.upper_half()), high.sub(high.upper_half()));
+        }
+    }
+}
+
+/// Cuts rows of `values` values into tiles of parts, `[rows / 32, blocks, PARTS, 32, 32]`, zeros where there are no rows or
+/// values.
+///
+/// # Safety
+///
+/// The CPU has the instructions of `V`; `row(r)` has `values` readable floats for r < `rows`, which are at most 32 for each of
+/// `blocks`; `to` is writable for all of those tiles.
+#[inline(always)]
+pub(in super::super) unsafe fn cut_rows<V: Bf16Vector, const PARTS: usize>(
+    row: impl Fn(usize) -> *const f32,
+    rows: usize,
+    values: usize,
+    blocks: usize,
+    to: *mut u16,
+) {
+    for r in 0..rows.next_multiple_of(ROWS) {
+        let to = to.wrapping_add(r / ROWS * ROWS * blocks * PARTS * BLOCK);
+        let (from, values) = if r < rows { (row(r), values) } else { (std::ptr::null(), 0) };
+        for block in 0..blocks {
+            let at = block * BLOCK;
+            let count = values.saturating_sub(at).min(BLOCK);
+            // SAFETY: row r has `count` values from `at` on; row r % 32 of PARTS tiles is written.
+            unsafe {
+                let from = from.wrapping_add(at);
+                let (low, high) = if count == BLOCK {
+                    (V::load(from), V::load(from.add(V::LANES)))
+                } else {
+                    let first = count.min(V::LANES);
+                    (V::load_first(from, first), V::load_first(from.wrapping_add(first), count - first))
+                };
+                put_parts::<V, PARTS>(low, high, r % ROWS, block, to);
+            }
+        }
+    }
+}
