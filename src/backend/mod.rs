@@ -214,6 +214,9 @@ pub trait Backend: Sized {
     /// A place on the device for the weights of one layer, which many layers pass through one after the other.
     type Slot;
 
+    /// Whether [`gate_up`](Backend::gate_up) is one op rather than two.
+    const GATE_UP_IS_ONE_OP: bool = false;
+
     /// Meets the other ranks. Called once, on each rank, after all of them have allocated what they need: a rank that
     /// could not is then known, and nobody waits for it here.
     fn connect(&mut self) -> Result<()> {
@@ -298,6 +301,19 @@ pub trait Backend: Sized {
         out: &mut Self::Act,
         out_first: usize,
     ) -> Result<()>;
+
+    /// The MLP's gate and up with its activation: `out[i, j] = silu(gate[i, j]) * up[i, j]` for `j < ffn`, where gate and up are
+    /// the halves of what [`linear`](Backend::linear) of `rows` rows would put out. `out` has room for `[rows, 2 * ffn]`.
+    fn gate_up(
+        &mut self,
+        x: &Self::Act,
+        rows: Range<usize>,
+        weight: &Self::Weight,
+        out: &mut Self::Act,
+    ) -> Result<()> {
+        self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
+        self.silu_mul(out, rows.len())
+    }
 
     /// Rotates heads of `qkv` in place by their positions, in the half-split layout: for a head `v` at position `p`,
     /// `v[i], v[i + d/2] = v[i] cos - v[i + d/2] sin, v[i + d/2] cos + v[i] sin` with the angle

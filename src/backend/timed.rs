@@ -236,6 +236,24 @@ impl<B: Clock> Backend for Timed<B> {
         })
     }
 
+    fn gate_up(
+        &mut self,
+        x: &B::Act,
+        rows: Range<usize>,
+        weight: &B::Weight,
+        out: &mut B::Act,
+    ) -> Result<()> {
+        if !B::GATE_UP_IS_ONE_OP {
+            self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
+            return self.silu_mul(out, rows.len());
+        }
+        self.inner.gate_up(x, rows.clone(), weight, out)?;
+        self.did(Class::GateUp, |this| {
+            let Geometry { hidden, shard, .. } = this.inner.geometry();
+            this.product(rows.len(), (2 * shard.ffn_local, *hidden), (0, shard.ffn_local))
+        })
+    }
+
     fn rope(&mut self, qkv: &mut B::Act, plan: &B::Plan, tokens: Tokens, heads: Rotate) -> Result<()> {
         self.inner.rope(qkv, plan, tokens, heads)?;
         self.did(Class::Rope, |this| {

@@ -106,8 +106,7 @@ fn mlp<B: Backend>(
     )?;
     for start in rows.clone().step_by(pass.mlp_tokens) {
         let chunk = start..(start + pass.mlp_tokens).min(rows.end);
-        backend.linear(&x.normed, chunk.clone(), &weights.gate_up, Features::All, wide, 0)?;
-        backend.silu_mul(wide, chunk.len())?;
+        backend.gate_up(&x.normed, chunk.clone(), &weights.gate_up, wide)?;
         backend.row_parallel(wide, 0, &weights.down, chunk, &mut x.residual)?;
     }
     backend.sum(rows)

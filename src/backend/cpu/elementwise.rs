@@ -1,6 +1,6 @@
 //! The operations between the matrix products: normalisation, rotation, gating. Memory-bound; cut by rows.
 
-use super::simd::{Isa, Kernel, Sums, Vector, exp};
+use super::simd::{Isa, Kernel, Sums, Vector, silu};
 use super::threads::Threads;
 use super::view::{Rows, RowsMut, SharedRows};
 
@@ -115,9 +115,7 @@ impl Kernel for SiluMul<'_> {
             let up = gate.add(self.ffn);
             for i in (0..self.ffn).step_by(V::LANES) {
                 let count = V::LANES.min(self.ffn - i);
-                let x = V::load_first(gate.add(i), count);
-                let silu = x.div(exp(V::splat(0.0).sub(x)).add(V::splat(1.0)));
-                silu.mul(V::load_first(up.add(i), count)).store_first(gate.add(i), count);
+                silu(V::load_first(gate.add(i), count)).mul(V::load_first(up.add(i), count)).store_first(gate.add(i), count);
             }
         }
     }

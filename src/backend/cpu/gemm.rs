@@ -4,6 +4,8 @@
 //! out[m, n] = (out[m, n] or 0) + (sum over k of x[m, k] * weight[n, k]) + bias[n]
 //! ```
 //!
+//! Or, of a weight of gate and up, `out[m, n] = silu(gate[m, n]) * up[m, n]` of these products.
+//!
 //! The sum over k runs from zero in the order of k, by vector instructions (`vector`) or by a matrix unit (`matrix`), and is
 //! added to `out` at the end. So an element's bits depend on its own row of x and row of the weight alone: not on m, nor on
 //! how n is cut into pieces, nor on the number of threads.
@@ -42,6 +44,11 @@ pub enum Math {
 }
 
 impl Math {
+    /// Whether products with a weight stored as `weight` can end with [`Store::Gate`].
+    pub fn gates(self, weight: Dtype) -> bool {
+        matches!(Way::of(self, weight), Way::Tiles { .. })
+    }
+
     /// What comes closest to the arithmetic that is wanted.
     pub fn of(isa: Isa, wanted: CpuMath) -> Self {
         match wanted {
@@ -87,15 +94,20 @@ pub struct Gemm<'a> {
     pub math: Math,
 }
 
-/// Computes `gemm` into `out`, `[m, n]`. See the module for the formula and its order.
+/// Computes `gemm` into `out`, `[m, n]`, or `[m, n / 2]` with [`Store::Gate`]. See the module for the formula and its order.
 ///
 /// # Panics
 ///
-/// When the shapes do not fit together.
+/// When the shapes do not fit together, or for a gate that the arithmetic has not ([`Math::gates`]).
 pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
     let (m, n) = (gemm.x.rows(), gemm.weight.rows());
     assert_eq!(gemm.x.width(), gemm.weight.cols(), "the inner dimensions of x and the weight differ");
-    assert_eq!((out.rows(), out.width()), (m, n), "the output has another shape than the product");
+    let out_width = if gemm.store == Store::Gate { n / 2 } else { n };
+    assert_eq!((out.rows(), out.width()), (m, out_width), "the output has another shape than the product");
+    if gemm.store == Store::Gate {
+        assert!(gemm.math.gates(gemm.weight.dtype()), "vector instructions do not gate");
+        assert!(n.is_multiple_of(2), "{n} rows are not as many of gate as of up");
+    }
     assert!(gemm.bias.is_none_or(|bias| bias.len() == n), "the bias has another width than the product");
     if m == 0 || n == 0 {
         return;

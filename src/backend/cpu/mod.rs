@@ -191,6 +191,7 @@ impl Backend for Cpu {
     type Plan = Plan;
     /// Weights are used where they are mapped, so a layer arrives as it is staged.
     type Slot = Option<LayerWeights<Weight>>;
+    const GATE_UP_IS_ONE_OP: bool = true;
 
     fn warnings(&self) -> Vec<String> {
         self.warning.iter().cloned().collect()
@@ -304,6 +305,21 @@ impl Backend for Cpu {
         let x = x.rows(rows, weight.in_features());
         self.product(x, weight, features, Store::Replace, out.write(out_rows, width));
         Ok(())
+    }
+
+    fn gate_up(&mut self, x: &Act, rows: Range<usize>, weight: &Weight, out: &mut Act) -> Result<()> {
+        let ffn = self.geometry.shard.ffn_local;
+        if let [gate, up] = weight.pieces()
+            && let Some(both) = view_of(gate, 0..ffn).followed_by(view_of(up, 0..ffn))
+            && self.math.gates(gate.dtype())
+        {
+            let x = x.rows(rows.clone(), weight.in_features());
+            let operands = Gemm { x, weight: both, bias: weight.bias(), store: Store::Gate, math: self.math };
+            gemm(self.isa, &self.threads, &operands, out.rows_mut(0..rows.len(), ffn));
+            return Ok(());
+        }
+        self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
+        self.silu_mul(out, rows.len())
     }
 
     fn rope(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, rotate: Rotate) -> Result<()> {

@@ -144,6 +144,9 @@ pub enum Store {
     Replace,
     /// The product is added to them.
     Add,
+    /// Of a weight of gate and, behind it, up, both equally many rows, silu(gate) * up overwrites them: half as many columns.
+    /// By a matrix unit only.
+    Gate,
 }
 
 impl Finish {

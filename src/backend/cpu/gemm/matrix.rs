@@ -13,9 +13,9 @@
 
 use super::super::matrix_unit::{BLOCK, COLUMNS, MatrixUnit, ROWS, TileProduct, cut_rows};
 use super::super::pack::pack_pairs;
-use super::super::simd::{Bf16Kernel, Bf16Vector};
-use super::super::tile::{Finish, Start};
-use super::{Block, Limits, Piece, round_of};
+use super::super::simd::{Bf16Kernel, Bf16Vector, silu};
+use super::super::tile::{Finish, Start, Store};
+use super::{Block, Gemm, Limits, Piece, round_of};
 
 /// Values of k in a round at most: a panel then takes 48 KiB. With 512, products over k = 576 lost 11 to 20 %, for their sums
 /// were put down and taken up between two rounds.
@@ -23,6 +23,8 @@ const K_BLOCK: usize = 768;
 /// Rows of a block at most: x of so many in three parts takes 1,152 KiB of the second-level cache. Packing a weight again for
 /// every so many takes an eighth of their products' time.
 const BLOCK_ROWS_MAX: usize = 256;
+/// Columns of the output that a panel of gate and up makes.
+const GATED_COLUMNS: usize = COLUMNS / 2;
 /// Columns of a block at most where sums are put down between rounds.
 const BLOCK_COLUMNS_MAX: usize = 768;
 
@@ -96,8 +98,8 @@ impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
             // SAFETY: the caller vouches for the instructions; the piece lies inside x; `x` has room for all its tiles.
             unsafe { cut_rows::<V, PARTS>(from, rows.len(), values, blocks, x.as_mut_ptr().cast()) };
             for first in (0..columns.len()).step_by(COLUMNS) {
-                let (row, count) = (columns.start + first, COLUMNS.min(columns.len() - first));
-                let from = |r: usize| gemm.weight.element(row + r, piece.col);
+                let panel_rows = PanelRows::new(gemm, columns.start + first, columns.end);
+                let (from, count) = (|r: usize| gemm.weight.element(panel_rows.row(r), piece.col), panel_rows.count());
                 let (dtype, stride) = (gemm.weight.dtype(), gemm.weight.row_stride());
                 // SAFETY: the caller vouches for the instructions; the rows and values lie inside the weight; a panel has
                 // 16 steps of COLUMNS floats for each block, of which what no value belongs to becomes zero; `rounded`
@@ -119,10 +121,10 @@ impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
                     to.add(packed * COLUMNS).write_bytes(0, (steps - packed) * COLUMNS);
                 }
                 let finish = Finish {
-                    out: out.element(rows.start, row),
+                    out: out.element(rows.start, panel_rows.first),
                     stride: out.stride(),
-                    columns: count,
-                    bias: gemm.bias.map(|bias| bias[row..][..count].as_ptr()),
+                    columns: panel_rows.columns,
+                    bias: gemm.bias.map(|bias| bias[panel_rows.first..].as_ptr()),
                     store: gemm.store,
                 };
                 for tile_row in (0..rows.len()).step_by(ROWS) {
@@ -142,12 +144,81 @@ impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
                         unit.multiply::<PARTS, 1>(&product);
                         if round + 1 == rounds {
                             let count = ROWS.min(rows.len() - tile_row);
-                            finish.skip(tile_row, 0).put_rows::<V>(product.sums, sums_columns, count);
+                            let finish = finish.skip(tile_row, 0);
+                            match panel_rows.up {
+                                None => finish.put_rows::<V>(product.sums, sums_columns, count),
+                                Some(up) => put_gated::<V>(&finish, up, product.sums, sums_columns, count),
+                            }
                         }
                     }
                 }
             }
         }
         unit.end();
+    }
+}
+
+/// Which rows of the weight a panel has.
+#[derive(Clone, Copy)]
+struct PanelRows {
+    /// The first column of the output, and row of the weight.
+    first: usize,
+    /// Columns of the output: so many rows of the weight from the first on.
+    columns: usize,
+    /// How far behind each of these the row of up lies, whose product with the same x is column 16 further on in the panel.
+    up: Option<usize>,
+}
+
+impl PanelRows {
+    /// The panel at `column` of the columns that sums have, which end at `end`.
+    #[inline(always)]
+    fn new(gemm: &Gemm, column: usize, end: usize) -> Self {
+        if gemm.store != Store::Gate {
+            return Self { first: column, columns: COLUMNS.min(end - column), up: None };
+        }
+        // Two columns of sums make one of the output.
+        let (first, half) = (column / 2, gemm.weight.rows() / 2);
+        Self { first, columns: GATED_COLUMNS.min(half - first), up: Some(half) }
+    }
+
+    /// Rows of the weight.
+    #[inline(always)]
+    fn count(&self) -> usize {
+        if self.up.is_some() { GATED_COLUMNS + self.columns } else { self.columns }
+    }
+
+    /// The row of the weight for column `r` of the panel. Between gate and up some are there twice, and nobody reads them.
+    #[inline(always)]
+    fn row(&self, r: usize) -> usize {
+        match self.up {
+            Some(up) if r >= GATED_COLUMNS => self.first + up + r - GATED_COLUMNS,
+            Some(_) => self.first + r.min(self.columns - 1),
+            None => self.first + r,
+        }
+    }
+}
+
+/// Writes silu(gate) * up for `rows` rows of sums, gate in the first 16 columns and up in the next. The bias of up lies `up`
+/// floats behind that of gate.
+///
+/// # Safety
+///
+/// As [`Finish::put_rows`], with a bias for both.
+#[inline(always)]
+unsafe fn put_gated<V: Bf16Vector>(finish: &Finish, up: usize, sums: *const f32, stride: usize, rows: usize) {
+    const { assert!(V::LANES == GATED_COLUMNS) };
+    // SAFETY: the caller's promises; a row of sums has two vectors.
+    unsafe {
+        let bias = finish.bias.map(|bias| {
+            [0, up].map(|at| V::load_first(bias.wrapping_add(at), finish.columns))
+        });
+        for row in 0..rows {
+            let sums = sums.add(row * stride);
+            let (mut gate, mut up) = (V::load(sums), V::load(sums.add(GATED_COLUMNS)));
+            if let Some([gate_bias, up_bias]) = bias {
+                (gate, up) = (gate.add(gate_bias), up.add(up_bias));
+            }
+            silu(gate).mul(up).store_first(finish.out.wrapping_add(row * finish.stride), finish.columns);
+        }
     }
 }
