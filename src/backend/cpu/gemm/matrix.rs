@@ -22,7 +22,7 @@ use super::{Block, Gemm, Limits, Piece, round_of};
 const K_BLOCK: usize = 768;
 /// Rows of a block at most: x of so many in three parts takes 1,152 KiB of the second-level cache. Packing a weight again for
 /// every so many takes an eighth of their products' time.
-const BLOCK_ROWS_MAX: usize = 256;
+const BLOCK_ROWS_MAX: usize = 512;
 /// Columns of the output that a panel of gate and up makes.
 const GATED_COLUMNS: usize = COLUMNS / 2;
 /// Columns of a block at most where sums are put down between rounds.
