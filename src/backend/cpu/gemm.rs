@@ -165,7 +165,7 @@ impl Way {
     fn limits(self, isa: Isa, k: usize) -> Limits {
         match self {
             Self::F32 | Self::Bf16(_) => vector::limits(isa.shape()),
-            Self::Tiles { .. } => matrix::limits(k),
+            Self::Tiles { parts, .. } => matrix::limits(parts, k),
         }
     }
 }

@@ -17,27 +17,30 @@ use super::super::simd::{Bf16Kernel, Bf16Vector, silu};
 use super::super::tile::{Finish, Start, Store};
 use super::{Block, Gemm, Limits, Piece, round_of};
 
-/// Values of k in a round at most: a panel then takes 48 KiB. With 512, products over k = 576 lost 11 to 20 %, for their sums
-/// were put down and taken up between two rounds.
-const K_BLOCK: usize = 768;
-/// Rows of a block at most: x of so many in three parts takes 1,152 KiB of the second-level cache. Packing a weight again for
-/// every so many takes an eighth of their products' time.
-const BLOCK_ROWS_MAX: usize = 512;
+/// Values of k in a round at most: a panel then takes 40 KiB of the first-level cache, which tiles of x pass by. With 768 it
+/// takes all 48, and products over k = 576, in one round with either, are as fast; those over 1,536 lost 5 %.
+const K_BLOCK: usize = 640;
 /// Columns of the output that a panel of gate and up makes.
 const GATED_COLUMNS: usize = COLUMNS / 2;
 /// Columns of a block at most where sums are put down between rounds.
 const BLOCK_COLUMNS_MAX: usize = 768;
 
-/// What the size of a block may be, for sums over `k`. x is cut into parts again for every block of columns; where one round
-/// does, a block can have them all.
-pub(super) fn limits(k: usize) -> Limits {
+/// Rows of a block at most: a weight is packed again for every so many, and x of so many, in all its parts, stays in the
+/// second-level cache. One part of 512 rows takes 640 KiB of it, three parts of 256 take 960.
+fn rows_max(parts: usize) -> usize {
+    if parts == 1 { 512 } else { 256 }
+}
+
+/// What the size of a block may be, of x in `parts` parts and for sums over `k`. x is cut into parts again for every block of
+/// columns; where one round does, a block can have them all.
+pub(super) fn limits(parts: usize, k: usize) -> Limits {
     let columns_max = if k <= K_BLOCK { usize::MAX } else { BLOCK_COLUMNS_MAX };
-    Limits { rows_max: BLOCK_ROWS_MAX, rows_min: ROWS, columns_max, panel: COLUMNS, blocks: 2 }
+    Limits { rows_max: rows_max(parts), rows_min: ROWS, columns_max, panel: COLUMNS, blocks: 2 }
 }
 
 /// Floats of scratch that a worker needs at most, of x in `parts` parts.
 pub(super) fn scratch_floats(parts: usize) -> usize {
-    Sizes::new(BLOCK_ROWS_MAX, BLOCK_COLUMNS_MAX, K_BLOCK, parts).total()
+    Sizes::new(rows_max(parts), BLOCK_COLUMNS_MAX, K_BLOCK, parts).total()
 }
 
 /// A block for a matrix unit, of x in `PARTS` parts.

@@ -135,10 +135,10 @@ macro_rules! panel {
 macro_rules! part {
     ($first:literal, $second:literal) => {
         concat!(
-            "tileloadd tmm4, [{x} + {line} + ",
+            "tileloaddt1 tmm4, [{x} + {line} + ",
             $first,
             "]\n",
-            "tileloadd tmm5, [{x} + {line} + ",
+            "tileloaddt1 tmm5, [{x} + {line} + ",
             $second,
             "]\n",
             "tdpbf16ps tmm0, tmm4, tmm6\n",
