@@ -115,7 +115,9 @@ impl Kernel for SiluMul<'_> {
             let up = gate.add(self.ffn);
             for i in (0..self.ffn).step_by(V::LANES) {
                 let count = V::LANES.min(self.ffn - i);
-                silu(V::load_first(gate.add(i), count)).mul(V::load_first(up.add(i), count)).store_first(gate.add(i), count);
+                silu(V::load_first(gate.add(i), count))
+                    .mul(V::load_first(up.add(i), count))
+                    .store_first(gate.add(i), count);
             }
         }
     }

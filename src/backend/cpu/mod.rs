@@ -70,18 +70,25 @@ pub struct Cpu {
     sums: Option<Act>,
 }
 
+/// Rows of a part at most. Ranks share the processor, so that nothing is gained by other work beside their sums; but what one
+/// op of a part writes is still near when the next one reads it.
+const PART_ROWS: usize = 1024;
+
 /// What a pass needs besides its tokens.
 pub struct Plan {
-    /// All rows: ranks share the processor, so that nothing is gained by other work beside their sums.
-    part: Range<usize>,
-    all: PlanRows,
-    last: PlanRows,
-    /// Packed rows in which sequences end.
-    last_rows: Vec<usize>,
+    /// Cuts of all packed rows.
+    parts: Vec<Range<usize>>,
+    /// Of all packed rows.
+    positions: Vec<u32>,
+    /// Of each part.
+    attention: Vec<AttentionPlan>,
+    last: LastRows,
 }
 
-/// Positions and attention of the rows that [`Tokens`] names.
-struct PlanRows {
+/// The rows in which sequences end.
+struct LastRows {
+    /// Where they lie among the packed rows.
+    rows: Vec<usize>,
     positions: Vec<u32>,
     attention: AttentionPlan,
 }
@@ -235,10 +242,20 @@ impl Backend for Cpu {
         let positions = packed.positions.iter().max().map_or(0, |&last| last as usize + 1);
         self.tables.reach(positions)?;
         let heads = heads(&self.geometry);
-        let all = packed.segments.iter().map(|segment| Queries {
-            rows: segment.rows.clone(),
-            first_position: segment.first_position,
-            spans: &segment.spans,
+        let rows = packed.tokens.len();
+        let part_rows = rows.div_ceil(rows.div_ceil(PART_ROWS).max(1)).max(1);
+        let parts: Vec<_> = match rows {
+            0 => vec![0..0],
+            _ => (0..rows).step_by(part_rows).map(|start| start..rows.min(start + part_rows)).collect(),
+        };
+        let attention = parts.iter().map(|part| {
+            let within = packed.segments.iter().map(|segment| {
+                let start = segment.rows.start.clamp(part.start, part.end);
+                let end = segment.rows.end.clamp(start, part.end);
+                let first_position = segment.first_position + start.saturating_sub(segment.rows.start);
+                Queries { rows: start..end, first_position, spans: &segment.spans }
+            });
+            AttentionPlan::new(heads, within.filter(|queries| !queries.rows.is_empty()))
         });
         let last = packed.last.iter().enumerate().map(|(index, last)| Queries {
             rows: index..index + 1,
@@ -246,18 +263,19 @@ impl Backend for Cpu {
             spans: &packed.segments[last.segment].spans,
         });
         Ok(Plan {
-            part: 0..packed.tokens.len(),
-            all: PlanRows { positions: packed.positions.clone(), attention: AttentionPlan::new(heads, all) },
-            last: PlanRows {
+            attention: attention.collect(),
+            parts,
+            positions: packed.positions.clone(),
+            last: LastRows {
+                rows: packed.last.iter().map(|last| last.row).collect(),
                 positions: packed.last.iter().map(|last| packed.positions[last.row]).collect(),
                 attention: AttentionPlan::new(heads, last),
             },
-            last_rows: packed.last.iter().map(|last| last.row).collect(),
         })
     }
 
     fn parts(plan: &Plan) -> &[Range<usize>] {
-        std::slice::from_ref(&plan.part)
+        &plan.parts
     }
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
@@ -332,8 +350,8 @@ impl Backend for Cpu {
             Rotate::Queries => 0..q_width,
             Rotate::Keys => q_width..q_width + kv_width,
         };
-        let positions = &plan.rows(tokens).positions;
-        let data = &mut qkv.write(0..positions.len(), width)[columns.start..];
+        let (rows, positions) = plan.rows(tokens);
+        let data = &mut qkv.write(rows, width)[columns.start..];
         let rows = RowsMut::new(data, positions.len(), columns.len(), stride);
         rope(self.isa, &self.threads, rows, columns.len() / shard.head_dim, self.tables.table(), positions);
         Ok(())
@@ -344,17 +362,17 @@ impl Backend for Cpu {
         let (q_width, kv_width, width) =
             (shard.q_width_local(), shard.kv_width_local(), shard.qkv_width_local());
         let stride = row_stride(width);
-        let key_rows = plan.all.positions.len();
-        let queries = plan.rows(tokens).positions.len();
+        let key_rows = plan.positions.len();
+        let queries_end = plan.rows(tokens).0.end;
         let data = qkv.read(key_rows, width);
         let keys = |column: usize| Rows::new(&data[column..], key_rows, kv_width, stride);
         let input = AttentionInput {
-            q: Rows::new(data, queries, q_width, stride),
+            q: Rows::new(data, queries_end, q_width, stride),
             k: keys(q_width),
             v: keys(q_width + kv_width),
         };
-        let out = out.rows_mut(0..queries, q_width);
-        attention(self.isa, &self.threads, &plan.rows(tokens).attention, &input, self.math, out);
+        let out = out.rows_mut(0..queries_end, q_width);
+        attention(self.isa, &self.threads, plan.attention(tokens), &input, self.math, out);
         Ok(())
     }
 
@@ -392,8 +410,8 @@ impl Backend for Cpu {
 
     fn gather_last(&mut self, x: &Act, plan: &Plan, out: &mut Act) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let out = out.write(0..plan.last_rows.len(), hidden);
-        for (out, &row) in out.chunks_exact_mut(row_stride(hidden)).zip(&plan.last_rows) {
+        let out = out.write(0..plan.last.rows.len(), hidden);
+        for (out, &row) in out.chunks_exact_mut(row_stride(hidden)).zip(&plan.last.rows) {
             out[..hidden].copy_from_slice(x.rows(row..row + 1, hidden).row(0));
         }
         Ok(())
@@ -420,10 +438,18 @@ impl Backend for Cpu {
 }
 
 impl Plan {
-    fn rows(&self, tokens: Tokens) -> &PlanRows {
+    /// Where rows lie in an activation of theirs, and their positions.
+    fn rows(&self, tokens: Tokens) -> (Range<usize>, &[u32]) {
         match tokens {
-            Tokens::Part(_) => &self.all,
-            Tokens::Last => &self.last,
+            Tokens::Part(part) => (self.parts[part].clone(), &self.positions[self.parts[part].clone()]),
+            Tokens::Last => (0..self.last.rows.len(), &self.last.positions),
+        }
+    }
+
+    fn attention(&self, tokens: Tokens) -> &AttentionPlan {
+        match tokens {
+            Tokens::Part(part) => &self.attention[part],
+            Tokens::Last => &self.last.attention,
         }
     }
 }

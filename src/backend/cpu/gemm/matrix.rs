@@ -102,7 +102,8 @@ impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
             unsafe { cut_rows::<V, PARTS>(from, rows.len(), values, blocks, x.as_mut_ptr().cast()) };
             for first in (0..columns.len()).step_by(COLUMNS) {
                 let panel_rows = PanelRows::new(gemm, columns.start + first, columns.end);
-                let (from, count) = (|r: usize| gemm.weight.element(panel_rows.row(r), piece.col), panel_rows.count());
+                let (from, count) =
+                    (|r: usize| gemm.weight.element(panel_rows.row(r), piece.col), panel_rows.count());
                 let (dtype, stride) = (gemm.weight.dtype(), gemm.weight.row_stride());
                 // SAFETY: the caller vouches for the instructions; the rows and values lie inside the weight; a panel has
                 // 16 steps of COLUMNS floats for each block, of which what no value belongs to becomes zero; `rounded`
@@ -212,9 +213,8 @@ unsafe fn put_gated<V: Bf16Vector>(finish: &Finish, up: usize, sums: *const f32,
     const { assert!(V::LANES == GATED_COLUMNS) };
     // SAFETY: the caller's promises; a row of sums has two vectors.
     unsafe {
-        let bias = finish.bias.map(|bias| {
-            [0, up].map(|at| V::load_first(bias.wrapping_add(at), finish.columns))
-        });
+        let bias =
+            finish.bias.map(|bias| [0, up].map(|at| V::load_first(bias.wrapping_add(at), finish.columns)));
         for row in 0..rows {
             let sums = sums.add(row * stride);
             let (mut gate, mut up) = (V::load(sums), V::load(sums.add(GATED_COLUMNS)));

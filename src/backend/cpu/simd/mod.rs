@@ -19,9 +19,9 @@ mod portable;
 mod tests;
 
 use super::matrix_unit::MatrixUnit;
-pub(super) use math::{Sums, exp2, max_of_rows, silu};
 #[cfg(test)]
 pub(super) use math::exp;
+pub(super) use math::{Sums, exp2, max_of_rows, silu};
 
 /// The most lanes of any vector type; sums over a row use this many partial sums on every instruction set.
 pub(super) const LANES_MAX: usize = 16;
