@@ -131,7 +131,9 @@ impl<'b> Running<'b> {
                 let sum = Sums::<V>::load(self.sums[r * LANES_MAX..][..LANES_MAX].as_ptr()).total();
                 let to = out.part(row, column..column + head_dim);
                 for i in (0..head_dim).step_by(V::LANES) {
-                    let o = V::load(from.as_ptr().add(i)).div(V::splat(sum));
+                    // A matrix unit turns a negative zero positive with a tile of keys that the row sees none of, so by
+                    // what its neighbours see: here it always turns.
+                    let o = V::load(from.as_ptr().add(i)).add(V::splat(0.0)).div(V::splat(sum));
                     o.store_first(to.as_mut_ptr().add(i), V::LANES.min(head_dim - i));
                 }
             }
