@@ -15,6 +15,8 @@ mod amx;
 mod parts;
 
 use super::simd::Bf16Isa;
+#[cfg(test)]
+use super::simd::{Isa, Kernel, Vector};
 use super::tile::Start;
 pub(super) use parts::{cut_rows, put_parts};
 
@@ -153,7 +155,8 @@ impl MatrixUnit {
                 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
                 (Kind::Amx, 3, 3) => amx::multiply_3_by_3(product),
                 #[cfg(test)]
-                (Kind::Emulated, ..) => emulate::<PARTS, PANEL_PARTS>(product),
+                // Compiled for an instruction set that has a fused multiply-add: without one it is a slow library call.
+                (Kind::Emulated, ..) => Isa::detect().run(Emulate::<PARTS, PANEL_PARTS>(product)),
                 #[allow(unreachable_patterns)]
                 _ => unreachable!("{PARTS} parts by {PANEL_PARTS}"),
             }
@@ -176,43 +179,68 @@ pub(super) struct TileProduct {
     pub(super) start: Start,
 }
 
-/// The arithmetic of [`multiply`](MatrixUnit::multiply) in portable code.
+/// The arithmetic of [`multiply`](MatrixUnit::multiply) in portable code: a row's columns side by side, which the compiler can
+/// make vectors of.
 ///
-/// # Safety
-///
-/// As there.
+/// Whoever makes one vouches for what is asked there.
 #[cfg(test)]
-unsafe fn emulate<const PARTS: usize, const PANEL_PARTS: usize>(product: &TileProduct) {
-    let widen = |bits: u16| flush(f32::from_bits(u32::from(bits) << 16));
-    for row in 0..ROWS {
-        for column in 0..COLUMNS {
-            // SAFETY: all indices are below the shapes that `TileProduct` states.
+struct Emulate<'a, const PARTS: usize, const PANEL_PARTS: usize>(&'a TileProduct);
+
+#[cfg(test)]
+impl<const PARTS: usize, const PANEL_PARTS: usize> Kernel for Emulate<'_, PARTS, PANEL_PARTS> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let product = self.0;
+        let widen = |bits: u16| flush(f32::from_bits(u32::from(bits) << 16));
+        for row in 0..ROWS {
+            // SAFETY: the maker's promises; all places are those of whole rows, steps and blocks in the shapes that `TileProduct`
+            // states, aligned as their elements are.
             unsafe {
-                let to = product.sums.add(row * product.sums_stride + column);
-                let mut sum = if product.start == Start::Zero { 0.0 } else { *to };
+                let to = product.sums.add(row * product.sums_stride).cast::<[f32; COLUMNS]>();
+                let mut sums = if product.start == Start::Zero { [0.0; COLUMNS] } else { (*to).map(flush) };
                 for block in 0..product.blocks {
                     let parts = (0..PANEL_PARTS)
                         .flat_map(|of_panel| (0..PARTS - of_panel).map(move |of_x| (of_x, of_panel)));
                     for (part, panel_part) in parts {
-                        let x = product.x.add(row_of_tiles(row, block, PARTS, part));
+                        let x = *product.x.add(row_of_tiles(row, block, PARTS, part)).cast::<[u16; BLOCK]>();
                         let panel = product.panel.add(panel_block(block, PANEL_PARTS, panel_part));
-                        let mut halves = [0.0f32; 2];
-                        for k in 0..BLOCK {
-                            let pair = panel.add(k / 2 * COLUMNS + column);
-                            let w = widen(*pair.cast::<u16>().add(k % 2));
-                            halves[k % 2] = flush(widen(*x.add(k)).mul_add(w, halves[k % 2]));
+                        let mut halves = [[0.0f32; COLUMNS]; 2];
+                        for (pairs, x) in
+                            (*panel.cast::<[[u32; COLUMNS]; BLOCK / 2]>()).iter().zip(x.chunks(2))
+                        {
+                            let (even, odd) = (widen(x[0]), widen(x[1]));
+                            for column in 0..COLUMNS {
+                                let first = flush(f32::from_bits(pairs[column] << 16));
+                                let second = flush(f32::from_bits(pairs[column] & 0xffff_0000));
+                                halves[0][column] = fused(even, first, halves[0][column]);
+                                halves[1][column] = fused(odd, second, halves[1][column]);
+                            }
                         }
-                        sum = flush(sum + flush(halves[0] + halves[1]));
+                        for column in 0..COLUMNS {
+                            let sum = flush(halves[0][column] + halves[1][column]);
+                            sums[column] = flush(sums[column] + sum);
+                        }
                     }
                 }
-                *to = sum;
+                *to = sums;
             }
         }
     }
 }
 
+/// `a * b + c` of bfloat16 values and an f32, rounded once; zero where it is below the smallest normal number when rounded to 24
+/// bits, as AMX was measured to do: f32 has fewer bits there, and rounds up to that number sooner.
+#[cfg(test)]
+#[inline(always)]
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    const TINY: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1 << 25) as f64);
+    let (sum, exact) = (a.mul_add(b, c), f64::from(a) * f64::from(b) + f64::from(c));
+    if exact.abs() < TINY { 0.0f32.copysign(sum) } else { sum }
+}
+
 /// Zero for a subnormal.
 #[cfg(test)]
+#[inline(always)]
 pub(super) fn flush(x: f32) -> f32 {
-    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
+    if x.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(x) } else { x }
 }
