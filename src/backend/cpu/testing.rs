@@ -1,7 +1,10 @@
-//! What the kernels' tests share: seeded inputs that are hard on purpose, comparisons that say where, and thread counts.
+//! What the kernels' tests share: seeded inputs that are hard on purpose, comparisons that say where, thread counts, and ways
+//! to compute.
 
 use std::io::Write;
 
+use super::gemm::Math;
+use super::simd::Isa;
 use super::threads::Threads;
 
 /// Thread counts that results must not depend on.
@@ -42,6 +45,32 @@ impl Random {
 /// Threads of each count that results must not depend on.
 pub(super) fn all_threads() -> Vec<Threads> {
     THREAD_COUNTS.iter().map(|count| Threads::new(*count).unwrap()).collect()
+}
+
+/// Every way to f32 products: instruction sets, and matrix units beside them.
+pub(super) fn f32_ways() -> Vec<(Isa, Math)> {
+    let of = |isa: Isa| std::iter::once(Math::F32).chain(isa.matrix_unit().map(Math::F32Tiles));
+    Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
+}
+
+/// Every way to products of bfloat16 values.
+pub(super) fn bf16_ways() -> Vec<(Isa, Math)> {
+    let of = |isa: Isa| isa.bf16().map(Math::Bf16).into_iter().chain(isa.matrix_unit().map(Math::Bf16Tiles));
+    Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
+}
+
+/// All of both.
+pub(super) fn all_ways() -> Vec<(Isa, Math)> {
+    f32_ways().into_iter().chain(bf16_ways()).collect()
+}
+
+/// A way as printed.
+pub(super) fn name(isa: Isa, math: Math) -> String {
+    match math {
+        Math::F32 => isa.name().to_owned(),
+        Math::Bf16(bf16) => bf16.name().to_owned(),
+        Math::F32Tiles(unit) | Math::Bf16Tiles(unit) => format!("{math:?} {}", unit.name()),
+    }
 }
 
 /// Fails with the first element whose bits differ.

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::backend::cpu::matrix_unit::{BLOCK, flush};
-use crate::backend::cpu::testing::{Random, Worst, all_threads, assert_same_bits, not_run};
+use crate::backend::cpu::testing::{
+    Random, Worst, all_threads, all_ways, assert_same_bits, bf16_ways, f32_ways, name, not_run,
+};
 
 /// Largest error relative to the sum of |x * w|, |bias| and |out|: measured 1.15e-6 (k = 1,537 with outliers, products
 /// rounded first); twice that.
@@ -186,26 +188,6 @@ fn f32_chain(isa: Isa, math: Math, dtype: Dtype) -> impl Fn(&[f32], &[f32]) -> f
     }
 }
 
-/// Every way to f32 products: instruction sets, and matrix units beside them.
-fn f32_ways() -> Vec<(Isa, Math)> {
-    let of = |isa: Isa| std::iter::once(Math::F32).chain(isa.matrix_unit().map(Math::F32Tiles));
-    Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
-}
-
-/// Every way to products of bfloat16 values.
-fn bf16_ways() -> Vec<(Isa, Math)> {
-    let of = |isa: Isa| isa.bf16().map(Math::Bf16).into_iter().chain(isa.matrix_unit().map(Math::Bf16Tiles));
-    Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
-}
-
-fn name(isa: Isa, math: Math) -> String {
-    match math {
-        Math::F32 => isa.name().to_owned(),
-        Math::Bf16(bf16) => bf16.name().to_owned(),
-        Math::F32Tiles(unit) | Math::Bf16Tiles(unit) => format!("{math:?} {}", unit.name()),
-    }
-}
-
 #[test]
 fn gemm_matches_naive_f64_for_every_dtype_and_instruction_set() {
     let threads = Threads::new(2).unwrap();
@@ -276,7 +258,7 @@ fn a_matrix_unit_leaves_other_weights_to_vector_instructions() {
 #[test]
 fn gemm_gives_the_same_bits_for_any_cut_of_rows_and_columns() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math) in f32_ways().into_iter().chain(bf16_ways()) {
+    for (isa, math) in all_ways() {
         let problem = Problem::new((69, 131, 300), Dtype::BF16);
         let whole = problem.run(isa, &threads, math, Store::Replace, true);
         for (m_cut, n_cut) in [(1, 1), (7, 64), (68, 130), (33, 47)] {
@@ -295,7 +277,7 @@ fn gemm_gives_the_same_bits_for_any_cut_of_rows_and_columns() {
 #[test]
 fn a_weight_in_several_places_is_multiplied_with_as_one() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math) in f32_ways().into_iter().chain(bf16_ways()) {
+    for (isa, math) in all_ways() {
         let problem = Problem::new((69, 131, 300), Dtype::BF16);
         let whole = problem.run(isa, &threads, math, Store::Add, true);
         let stride = problem.k + W_GAP;
@@ -388,7 +370,7 @@ fn gemm_of_an_empty_sum_is_the_bias() {
 
 #[test]
 fn gemm_stays_within_the_scratch_it_states() {
-    for (isa, math) in f32_ways().into_iter().chain(bf16_ways()) {
+    for (isa, math) in all_ways() {
         let threads = Threads::new(1).unwrap();
         threads.reserve(scratch_floats(isa, math));
         let before = threads.scratch_bytes();
