@@ -54,6 +54,40 @@ impl Kernel for Probe<'_> {
     }
 }
 
+/// Computes sixteen lanes of each operation on bfloat16 values, in bits.
+struct Bf16Probe<'a> {
+    a: &'a [f32; 16],
+    b: &'a [f32; 16],
+    c: &'a [f32; 16],
+    results: &'a mut Vec<(&'static str, Vec<u32>)>,
+}
+
+impl Bf16Kernel for Bf16Probe<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Bf16Vector>(self) {
+        const { assert!(V::LANES == 16) };
+        let mut lanes = |name, vector: V| {
+            let mut out = [0.0f32; 16];
+            // SAFETY: the caller vouches for the instructions; sixteen floats.
+            unsafe { vector.store(out.as_mut_ptr()) };
+            self.results.push((name, out.map(f32::to_bits).to_vec()));
+        };
+        let (mut rounded, mut halves) = ([0u16; 16], [0u16; 32]);
+        // SAFETY: the caller vouches for the instructions; sixteen floats and values, or twice as many.
+        unsafe {
+            let [a, b, c] = [self.a, self.b, self.c].map(|x| V::load(x.as_ptr()));
+            lanes("dot_pairs", a.dot_pairs(b, c));
+            lanes("nearest_bf16", a.nearest_bf16());
+            lanes("upper_half", a.upper_half());
+            lanes("pair_upper_halves", a.pair_upper_halves(b));
+            a.store_bf16(rounded.as_mut_ptr());
+            a.store_upper_halves(b, halves.as_mut_ptr());
+        }
+        self.results.push(("store_bf16", rounded.map(u32::from).to_vec()));
+        self.results.push(("store_upper_halves", halves.map(u32::from).to_vec()));
+    }
+}
+
 /// Transposes a square of `LANES` rows of sixteen values, counted: of vectors, and from memory at odd addresses.
 struct Transpose<'a>(&'a mut [Vec<Vec<f32>>; 2]);
 
@@ -156,6 +190,44 @@ fn every_vector_method_matches_its_scalar_line() {
                         isa.name(),
                         got[i]
                     );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_method_on_bf16_values_matches_its_scalar_line() {
+    let flush = |x: f32| if x.is_subnormal() { 0.0f32.copysign(x) } else { x };
+    let nearest = |x: f32| u32::from(half::bf16::from_f32(flush(x)).to_bits());
+    let upper = |bits: u32| f32::from_bits(bits & 0xffff_0000);
+    let lower = |bits: u32| f32::from_bits(bits << 16);
+    let mut random = Random::new(4);
+    for bf16 in Isa::for_tests().into_iter().filter_map(Isa::bf16) {
+        for _ in 0..50 {
+            let mut a: [f32; 16] = std::array::from_fn(|_| random.value());
+            (a[1], a[2], a[3], a[4], a[5]) = (f32::INFINITY, f32::MAX, 1e-39, -0.0, f32::NAN);
+            let mut pair = || f32::from_bits(nearest(random.value()) | nearest(random.value()) << 16);
+            let [b, c]: [[f32; 16]; 2] = std::array::from_fn(|_| std::array::from_fn(|_| pair()));
+            let mut results = Vec::new();
+            bf16.run(Bf16Probe { a: &a, b: &b, c: &c, results: &mut results });
+            for (name, got) in results {
+                for (i, got) in got.into_iter().enumerate() {
+                    let [a, next, x, w] = [a[i % 16], b[i % 16], b[i % 16], c[i % 16]].map(f32::to_bits);
+                    let sum = || {
+                        let sum = flush(upper(x).mul_add(upper(w), flush(f32::from_bits(a))));
+                        flush(lower(x).mul_add(lower(w), sum))
+                    };
+                    let expected = match name {
+                        "dot_pairs" => sum().to_bits(),
+                        "nearest_bf16" => nearest(f32::from_bits(a)) << 16,
+                        "upper_half" => a & 0xffff_0000,
+                        "pair_upper_halves" => a >> 16 | next & 0xffff_0000,
+                        "store_bf16" => nearest(f32::from_bits(a)),
+                        "store_upper_halves" => [a, next][i / 16] >> 16,
+                        name => panic!("no scalar line for {name}"),
+                    };
+                    assert_eq!(got, expected, "{} {name} [{i}] of {:e}", bf16.name(), f32::from_bits(a));
                 }
             }
         }
