@@ -2,8 +2,8 @@
 //!
 //! `cargo bench --profile release --bench cpu_kernels -- [THREADS] [avx2+fma] [vectors] [bf16] [gemm|llama8b|small|attention|elementwise]
 //! [MxNxK]`. Beside each product stands the share of the peak: a loop of nothing but multiply-adds in registers, run right
-//! before and right after every run of the kernel, because a shared CPU's clock moves by a fifth within a minute. The share
-//! is the median over the runs; speeds are the best run's.
+//! before and right after every run of the kernel, because a shared CPU's clock moves by a fifth within a minute. Attention's
+//! peak is its own where its arithmetic is. The share is the median over the runs; speeds are the best run's.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -57,9 +57,8 @@ fn main() {
         begin: Instant::now(),
     };
     println!("{} {math:?} on {threads} thread(s), at least {} runs", isa.name(), bench.runs);
-    let peak = bench.best(|| bench.peak_once());
-    let peak = bench.peak_flops() / peak;
-    println!("peak {:.1} GFLOP/s", peak / 1e9);
+    let peak_of = |peak: Peak| bench.peak_flops(peak) / bench.best(|| bench.peak_once(peak));
+    println!("peak {:.1} GFLOP/s", peak_of(bench.peak_of_products()) / 1e9);
     for shape in shapes {
         bench.gemm(shape[0], shape[1], shape[2], Dtype::BF16);
     }
@@ -74,6 +73,8 @@ fn main() {
     }
     if wanted("attention") {
         let heads = Heads { q_heads: 9, kv_heads: 3, head_dim: 64 };
+        let peak = peak_of(bench.peak_of_attention());
+        println!("peak of attention {:.1} GFLOP/s", peak / 1e9);
         bench.exp(peak);
         for tokens in if as_test { &[64][..] } else { &[512, 2048] } {
             bench.attention(heads, *tokens);
@@ -102,6 +103,13 @@ struct Bench {
     begin: Instant,
 }
 
+/// What a kernel is held to: the arithmetic, and the share of a product's FLOP that it comes to.
+#[derive(Clone, Copy)]
+struct Peak {
+    math: Math,
+    share: f64,
+}
+
 /// What a kernel reached.
 struct Reached {
     /// Of the fastest run.
@@ -125,8 +133,17 @@ impl Bench {
             .fold(f64::INFINITY, f64::min)
     }
 
+    fn peak_of_products(&self) -> Peak {
+        Peak { math: self.math, share: 1.0 }
+    }
+
+    fn peak_of_attention(&self) -> Peak {
+        let (math, share) = peak::of_attention(self.math);
+        Peak { math, share }
+    }
+
     /// A kernel of `flops`, each run between two of the peak.
-    fn reached(&self, flops: f64, mut run: impl FnMut()) -> Reached {
+    fn reached(&self, peak: Peak, flops: f64, mut run: impl FnMut()) -> Reached {
         let timed = |run: &mut dyn FnMut()| {
             let start = self.clock();
             run();
@@ -136,8 +153,8 @@ impl Bench {
         // The first run warms up.
         let runs = self.best_runs();
         for seconds in runs.map(|_| timed(&mut run)) {
-            let after = timed(&mut || self.peak_once());
-            shares.push(flops / seconds / (self.peak_flops() / before.min(after)));
+            let after = timed(&mut || self.peak_once(peak));
+            shares.push(flops / seconds / (self.peak_flops(peak) / before.min(after)));
             fastest = fastest.min(seconds);
             before = after;
         }
@@ -165,15 +182,16 @@ impl Bench {
     }
 
     /// Multiply-adds that stay in registers, on every thread.
-    fn peak_once(&self) {
+    fn peak_once(&self, peak: Peak) {
         self.threads.for_each_item(self.threads.count(), |_, _| {
-            black_box(peak::run(self.isa, self.math, peak::STEPS));
+            black_box(peak::run(self.isa, peak.math, peak::STEPS));
         })
     }
 
     /// FLOP of [`peak_once`](Self::peak_once).
-    fn peak_flops(&self) -> f64 {
-        (self.threads.count() * peak::STEPS) as f64 * peak::flops_per_step(self.isa, self.math)
+    fn peak_flops(&self, peak: Peak) -> f64 {
+        let steps = (self.threads.count() * peak::STEPS) as f64;
+        steps * peak.share * peak::flops_per_step(self.isa, peak.math)
     }
 
     /// Bytes per second of reading 512 MiB, all threads.
@@ -219,7 +237,7 @@ impl Bench {
         };
         let mut out = vec![0.0; tokens * q_width];
         let flops = (4 * q_width * tokens * (tokens + 1) / 2) as f64;
-        let Reached { seconds, share } = self.reached(flops, || {
+        let Reached { seconds, share } = self.reached(self.peak_of_attention(), flops, || {
             let out = RowsMut::new(&mut out, tokens, q_width, q_width);
             attention(self.isa, &self.threads, &plan, &input, self.math, out);
         });
@@ -272,7 +290,7 @@ impl Bench {
         let bytes: Vec<u8> = (0..copies * weight_bytes).map(|i| if i % 2 == 0 { 0 } else { 0x3f }).collect();
         let mut turn = 0;
         let flops = (2 * m * n * k) as f64;
-        let Reached { seconds, share } = self.reached(flops, || {
+        let Reached { seconds, share } = self.reached(self.peak_of_products(), flops, || {
             let weight = &bytes[turn % copies * weight_bytes..][..weight_bytes];
             turn += 1;
             let operands = Gemm {

@@ -368,8 +368,11 @@ fn the_roof_is_what_the_measured_rates_give() {
     assert_eq!(report["roof_bytes_per_second"], Value::Null, "caches hold what a CPU reads and writes");
     let mut all = 0.0;
     for (name, class) in classes(row) {
-        let others = matches!(name, "attention" | "score");
-        let rate = if others { "roof_attention_flop_per_second" } else { "roof_flop_per_second" };
+        let rate = match name {
+            "attention" => "roof_attention_flop_per_second",
+            "score" => "roof_score_flop_per_second",
+            _ => "roof_flop_per_second",
+        };
         let roof = class["flop"].as_f64().unwrap() / report[rate].as_f64().unwrap();
         if roof == 0.0 {
             assert_eq!(

@@ -100,7 +100,7 @@ mod tests {
         ]
     }
 
-    const GPU: Rates = Rates { products: 1e12, others: 1e12, bytes: Some(1e9) };
+    const GPU: Rates = Rates { products: 1e12, attention: 1e12, score: 1e12, bytes: Some(1e9) };
 
     #[test]
     fn the_table_has_each_class_and_all_together_against_the_roof() {

@@ -85,8 +85,9 @@ impl Report<'_> {
             let _ = write!(text, "\n{workload}: warmed up by {warm_up}{said}");
         }
         let _ = write!(text, "\n\n{}", classes::table(&self.rows, self.rates));
-        if let Some(Rates { products, others, bytes }) = self.rates {
-            let slower = (others != products).then(|| format!(" ({:.3} in attention)", others / 1e12));
+        if let Some(Rates { products, attention, score, bytes }) = self.rates {
+            let slower = ([attention, score] != [products; 2])
+                .then(|| format!(" ({:.3} in attention, {:.3} in the head)", attention / 1e12, score / 1e12));
             let copied = bytes.map(|bytes| format!(", copies {:.0} GB/s", bytes / 1e9));
             let [slower, copied] = [slower, copied].map(Option::unwrap_or_default);
             let _ = write!(text, "\n\nRoof: {ROOF_FORMULA}. Measured: {:.3} TFLOP/s", products / 1e12);
@@ -147,7 +148,8 @@ impl Report<'_> {
             ("peak_source", json!(self.peak.map(|peak| peak.source))),
             ("flop_formula", json!(FLOP_FORMULA)),
             ("roof_flop_per_second", json!(self.rates.map(|rates| rates.products))),
-            ("roof_attention_flop_per_second", json!(self.rates.map(|rates| rates.others))),
+            ("roof_attention_flop_per_second", json!(self.rates.map(|rates| rates.attention))),
+            ("roof_score_flop_per_second", json!(self.rates.map(|rates| rates.score))),
             ("roof_bytes_per_second", json!(self.rates.and_then(|rates| rates.bytes))),
             ("roof_formula", json!(ROOF_FORMULA)),
             ("rows", (0..self.rows.len()).map(|index| self.json_row(index)).collect()),

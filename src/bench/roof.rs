@@ -19,15 +19,18 @@ const TIME: Duration = Duration::from_millis(200);
 pub(super) const ROOF_FORMULA: &str = "of each class of ops the longer of two times: its FLOP at the rate of a large matrix \
     product, its fewest bytes at the rate of a copy within the device; of a run the sum over its classes, on one rank; \
     tables, embeddings, waits for streamed layers and sums over ranks count nothing; on a CPU FLOP alone count, at the rate \
-    of multiply-adds in registers, in f32 by vector instructions for attention and the head";
+    of multiply-adds in registers, or of tiles where the CPU has a matrix unit, of which attention in f32 takes twice as many \
+    for its FLOP as products do; the head's are in f32 by vector instructions";
 
 /// What one rank's device was measured to do in a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rates {
     /// Floating-point operations of the layers' products.
     pub(super) products: f64,
-    /// Those of attention and of the head, which on a CPU may be computed by slower instructions.
-    pub(super) others: f64,
+    /// Those of attention, which on a CPU may take more of its instructions, or slower ones.
+    pub(super) attention: f64,
+    /// Those of the head, on a CPU by vector instructions.
+    pub(super) score: f64,
     /// Bytes read and written; not of a CPU, whose caches hold most of what ops read and write.
     pub(super) bytes: Option<f64>,
 }
@@ -38,8 +41,12 @@ impl Rates {
     pub(super) fn measure(engine: &Engine, args: &ModelArgs) -> Result<Option<Self>> {
         if !engine.device().starts_with("CPU") {
             let Yardsticks { flop_per_second, bytes_per_second } = kernels::yardsticks(engine.config())?;
-            let (products, others) = (flop_per_second, flop_per_second);
-            return Ok(Some(Self { products, others, bytes: Some(bytes_per_second) }));
+            return Ok(Some(Self {
+                products: flop_per_second,
+                attention: flop_per_second,
+                score: flop_per_second,
+                bytes: Some(bytes_per_second),
+            }));
         }
         let all = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (isa, threads) = (Isa::detect(), args.threads.unwrap_or_else(all));
@@ -48,15 +55,22 @@ impl Rates {
         let of_rank = |flop: f64| flop / engine.plan().ranks as f64;
         let measured = |math| Ok(peak::flop_per_second(isa, math, threads, TIME)?.map(of_rank));
         let products = measured(math)?;
-        let others = if math == Math::F32 { products } else { measured(Math::F32)? };
-        Ok(products.zip(others).map(|(products, others)| Self { products, others, bytes: None }))
+        let score = if math == Math::F32 { products } else { measured(Math::F32)? };
+        let (attention_math, share) = peak::of_attention(math);
+        Ok(products.zip(score).map(|(products, score)| {
+            let attention = share * if attention_math == math { products } else { score };
+            Self { products, attention, score, bytes: None }
+        }))
     }
 
     /// The least that ops of a class can take; nothing where they have neither operations nor bytes that count.
     pub(super) fn seconds(&self, spent: &Spent) -> Option<f64> {
         let copied = spent.work.bytes.zip(self.bytes).map(|(bytes, rate)| bytes as f64 / rate);
-        let rate =
-            if matches!(spent.class, Class::Attention | Class::Score) { self.others } else { self.products };
+        let rate = match spent.class {
+            Class::Attention => self.attention,
+            Class::Score => self.score,
+            _ => self.products,
+        };
         let multiplied = spent.work.flop / rate;
         Some(copied.map_or(multiplied, |copied| copied.max(multiplied))).filter(|&seconds| seconds > 0.0)
     }
@@ -75,14 +89,15 @@ mod tests {
     #[test]
     fn a_roof_is_the_longer_of_operations_and_bytes_and_those_of_classes_add_up() {
         let of = |class, flop, bytes| Spent { class, ops: 1, seconds: 9.0, work: Work { flop, bytes } };
-        let gpu = Rates { products: 100.0, others: 100.0, bytes: Some(10.0) };
+        let gpu = Rates { products: 100.0, attention: 100.0, score: 100.0, bytes: Some(10.0) };
         assert_eq!(gpu.seconds(&of(Class::Qkv, 100.0, Some(5))), Some(1.0));
         assert_eq!(gpu.seconds(&of(Class::Qkv, 100.0, Some(20))), Some(2.0));
         assert_eq!(gpu.seconds(&of(Class::Rope, 0.0, Some(20))), Some(2.0));
         assert_eq!(gpu.seconds(&of(Class::Tables, 0.0, None)), None);
-        let cpu = Rates { others: 50.0, bytes: None, ..gpu };
+        let cpu = Rates { attention: 50.0, score: 25.0, bytes: None, ..gpu };
         assert_eq!(cpu.seconds(&of(Class::Qkv, 100.0, None)), Some(1.0));
         assert_eq!(cpu.seconds(&of(Class::Attention, 100.0, None)), Some(2.0));
+        assert_eq!(cpu.seconds(&of(Class::Score, 100.0, None)), Some(4.0));
         assert_eq!(cpu.seconds(&of(Class::Rope, 0.0, None)), None);
         let run = [
             of(Class::Tables, 0.0, None),

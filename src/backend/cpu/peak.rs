@@ -44,7 +44,8 @@ pub fn flop_per_second(isa: Isa, math: Math, threads: usize, time: Duration) -> 
 /// Chains: more than an addition's latency times the two units that add.
 const CHAINS: usize = 12;
 
-/// FLOP of one step of [`run`], counted as products of f32 where they take several of a matrix unit's.
+/// FLOP of one step of [`run`], counted as products of f32 where they take several of a matrix unit's: three, for the weight is
+/// stored in bfloat16.
 pub fn flops_per_step(isa: Isa, math: Math) -> f64 {
     let lanes = if isa.name() == "avx512" { 16 } else { 8 };
     match math {
@@ -52,6 +53,16 @@ pub fn flops_per_step(isa: Isa, math: Math) -> f64 {
         Math::Bf16(_) => (CHAINS * lanes * 4) as f64,
         Math::F32Tiles(_) => (PEAK_PRODUCTS * TILE_FLOPS) as f64 / 3.0,
         Math::Bf16Tiles(_) => (PEAK_PRODUCTS * TILE_FLOPS) as f64,
+    }
+}
+
+/// The arithmetic of attention beside products in `math`, and the share of a step's FLOP that it comes to there: in f32 tiles
+/// half of them, for both operands are f32, and that takes six products of a matrix unit.
+pub fn of_attention(math: Math) -> (Math, f64) {
+    match math {
+        Math::F32 | Math::Bf16(_) => (Math::F32, 1.0),
+        Math::F32Tiles(_) => (math, 0.5),
+        Math::Bf16Tiles(_) => (math, 1.0),
     }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! Every kernel that adds in f32 fixes the order of its additions without regard to the lanes of a vector, and every
 //! instruction set but the portable one fuses multiply and add, so AVX2 and AVX-512 give the same bits (a matrix unit beside
-//! them, which only matrix products use, has bits of its own). The portable
+//! them, which matrix products and attention use, has bits of its own). The portable
 //! one rounds the product first, because a fused multiply-add without the instruction is a slow library call.
 
 #[cfg(target_arch = "x86_64")]
