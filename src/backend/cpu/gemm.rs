@@ -177,6 +177,9 @@ struct Limits {
     /// Below which more blocks would cost more packing than they gain in balance.
     rows_min: usize,
     columns_max: usize,
+    /// What bringing a value of x into shape costs, once for each block of columns: so many times what it costs for a value of
+    /// the weight, once for each block of rows.
+    x_cost: usize,
     /// Columns come in multiples of this.
     panel: usize,
     /// Blocks wanted for each of several workers, for balance.
@@ -184,15 +187,23 @@ struct Limits {
 }
 
 impl Limits {
-    /// Rows and columns of the blocks that `[m, n]` is cut into: a few blocks for each worker. Rows are cut where there are
-    /// more than a weight should be packed for, then columns, for each cut of those makes x be read once more; then rows
-    /// again.
+    /// Rows and columns of the blocks that `[m, n]` is cut into: a few blocks for each worker where there are so many, and of
+    /// the ways to cut those the one that costs least.
     fn block_shape(&self, m: usize, n: usize, threads: usize) -> (usize, usize) {
-        let blocks_wanted = if threads == 1 { 1 } else { self.blocks * threads };
-        let column_blocks = blocks_wanted.div_ceil(m.div_ceil(self.rows_max));
-        let columns = n.div_ceil(column_blocks).next_multiple_of(self.panel).min(self.columns_max);
-        let row_blocks = blocks_wanted.div_ceil(n.div_ceil(columns));
-        (m.div_ceil(row_blocks).clamp(self.rows_min, self.rows_max), columns)
+        let wanted = if threads == 1 { 1 } else { self.blocks * threads };
+        let cut = |row_blocks: usize| {
+            let rows = m.div_ceil(row_blocks).clamp(self.rows_min, self.rows_max);
+            let column_blocks = wanted.div_ceil(m.div_ceil(rows));
+            (rows, n.div_ceil(column_blocks).next_multiple_of(self.panel).min(self.columns_max))
+        };
+        let least = m.div_ceil(self.rows_max);
+        let cuts = (least..=least.max(wanted)).map(cut);
+        let best = cuts.min_by_key(|&(rows, columns)| {
+            let (row_blocks, column_blocks) = (m.div_ceil(rows), n.div_ceil(columns));
+            let missing = wanted.saturating_sub(row_blocks * column_blocks);
+            (missing, self.x_cost * m * column_blocks + n * row_blocks)
+        });
+        best.expect("at least one way")
     }
 }
 

@@ -152,7 +152,7 @@ pub enum Store {
 impl Finish {
     /// Asks for the lines of a tile, which will be written, or read and written, many steps later.
     #[inline(always)]
-    fn prefetch(&self, rows: usize, columns: usize) {
+    pub(super) fn prefetch(&self, rows: usize, columns: usize) {
         for r in 0..rows {
             let row = self.out.wrapping_add(r.wrapping_mul(self.stride));
             for column in (0..columns).step_by(LINE_FLOATS) {

@@ -35,7 +35,7 @@ fn rows_max(parts: usize) -> usize {
 /// columns; where one round does, a block can have them all.
 pub(super) fn limits(parts: usize, k: usize) -> Limits {
     let columns_max = if k <= K_BLOCK { usize::MAX } else { BLOCK_COLUMNS_MAX };
-    Limits { rows_max: rows_max(parts), rows_min: ROWS, columns_max, panel: COLUMNS, blocks: 2 }
+    Limits { rows_max: rows_max(parts), rows_min: ROWS, columns_max, x_cost: 1, panel: COLUMNS, blocks: 2 }
 }
 
 /// Floats of scratch that a worker needs at most, of x in `parts` parts.
@@ -145,10 +145,15 @@ impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
                     // the round before where there was one; all of it is this worker's alone. Blocks of `out` do not
                     // overlap, and the rows and columns that are finished exist.
                     unsafe {
+                        let count = ROWS.min(rows.len() - tile_row);
+                        let finish = finish.skip(tile_row, 0);
+                        // The output comes from memory. (Where gate and up make half as many lines of it, asking for those cost more
+                        // than it gained.)
+                        if round + 1 == rounds && panel_rows.up.is_none() {
+                            finish.prefetch(count, finish.columns);
+                        }
                         unit.multiply::<PARTS, 1>(&product);
                         if round + 1 == rounds {
-                            let count = ROWS.min(rows.len() - tile_row);
-                            let finish = finish.skip(tile_row, 0);
                             match panel_rows.up {
                                 None => finish.put_rows::<V>(product.sums, sums_columns, count),
                                 Some(up) => put_gated::<V>(&finish, up, product.sums, sums_columns, count),

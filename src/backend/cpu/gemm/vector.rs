@@ -25,7 +25,16 @@ const PACKED_COLUMNS_MAX: usize = 192;
 /// What the size of a block may be. More columns at a time could be fetched ahead, fewer are easier to share among workers.
 pub(super) fn limits(shape: Shape) -> Limits {
     let columns_max = 4 * PACKED_COLUMNS_MAX;
-    Limits { rows_max: BLOCK_ROWS_MAX, rows_min: 64, columns_max, panel: shape.panel_width, blocks: 4 }
+    // x is read in place.
+    let x_cost = 0;
+    Limits {
+        rows_max: BLOCK_ROWS_MAX,
+        rows_min: 64,
+        columns_max,
+        x_cost,
+        panel: shape.panel_width,
+        blocks: 4,
+    }
 }
 
 /// Floats of scratch that a worker needs at most, with x and the weight rounded to bfloat16 or not.
