@@ -1,6 +1,7 @@
 //! Products against naive ones: f64 for closeness, one scalar chain in the order of k for the bits.
 
 use super::*;
+use crate::backend::cpu::elementwise::silu_mul;
 use crate::backend::cpu::matrix_unit::{BLOCK, flush};
 use crate::backend::cpu::testing::{
     Random, Worst, all_threads, all_ways, assert_same_bits, bf16_ways, f32_ways, name, not_run,
@@ -111,7 +112,20 @@ impl Problem {
             math,
         };
         let out = &mut out[rows.start * out_stride + columns.start..];
-        gemm(isa, threads, &operands, RowsMut::new(out, rows.len(), columns.len(), out_stride));
+        let width = if store == Store::Gate { columns.len() / 2 } else { columns.len() };
+        gemm(isa, threads, &operands, RowsMut::new(out, rows.len(), width, out_stride));
+    }
+
+    /// `out` as it must be of a gate: the product, then what has always been behind it.
+    fn expected_of_gate(&self, isa: Isa, threads: &Threads, math: Math, bias: bool) -> Vec<f32> {
+        let (ffn, stride) = (self.n / 2, self.n + OUT_GAP);
+        let mut product = self.run(isa, threads, math, Store::Replace, bias);
+        silu_mul(isa, threads, RowsMut::new(&mut product, self.m, self.n, stride));
+        let mut out = self.out.clone();
+        for (out, product) in out.chunks_mut(stride).zip(product.chunks(stride)) {
+            out[..ffn].copy_from_slice(&product[..ffn]);
+        }
+        out
     }
 
     /// `out` as it must be when `sum(m, n)` is the product.
@@ -353,6 +367,138 @@ fn bf16_gemm_has_the_bits_of_the_instruction_s_documented_arithmetic() {
     }
 }
 
+/// m, ffn, k of gates: below 16, odd, none a multiple of 16 or of 32 and both, several rounds of k, several blocks of rows (256
+/// or 512 with one thread) and of columns (768 where there are several rounds).
+const GATE_SHAPES: [(usize, usize, usize); 11] = [
+    (1, 1, 1),
+    (3, 5, 33),
+    (2, 15, 7),
+    (5, 16, 64),
+    (33, 17, 100),
+    (40, 31, 31),
+    (31, 48, 640),
+    (70, 47, 641),
+    (270, 33, 1300),
+    (530, 40, 20),
+    (4, 425, 700),
+];
+
+/// Every way that gates, with the formats of weights that it gates.
+fn gating_ways() -> Vec<(Isa, Math, Vec<Dtype>)> {
+    let gated = |math: Math| {
+        let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F32].into_iter();
+        dtypes.filter(|&dtype| math.gates(dtype)).collect::<Vec<_>>()
+    };
+    let ways = all_ways().into_iter().map(|(isa, math)| (isa, math, gated(math)));
+    let ways: Vec<_> = ways.filter(|(_, _, dtypes)| !dtypes.is_empty()).collect();
+    let emulated = Isa::for_tests().into_iter().filter(|isa| isa.matrix_unit().is_some()).count();
+    assert_eq!(ways.len(), 2 * emulated, "in three parts and in one");
+    ways
+}
+
+#[test]
+fn a_gate_has_the_bits_of_the_product_and_silu_mul() {
+    let all_threads = all_threads();
+    for (isa, math, dtypes) in gating_ways() {
+        for (i, (m, ffn, k)) in GATE_SHAPES.into_iter().enumerate() {
+            let dtype = dtypes[i % dtypes.len()];
+            let problem = Problem::new((m, 2 * ffn, k), dtype);
+            for bias in [false, true] {
+                let expected = problem.expected_of_gate(isa, &all_threads[0], math, bias);
+                for threads in &all_threads {
+                    let got = problem.run(isa, threads, math, Store::Gate, bias);
+                    let what = format!(
+                        "{} {m} x {ffn} x {k} {dtype:?} bias {bias} {} threads",
+                        name(isa, math),
+                        threads.count()
+                    );
+                    assert_same_bits(&got, &expected, problem.n + OUT_GAP, &what);
+                }
+            }
+        }
+    }
+    if !Isa::available().into_iter().any(|isa| isa.matrix_unit().is_some()) {
+        not_run("gates by AMX's tiles (their emulation was run)", "amx");
+    }
+}
+
+#[test]
+fn gate_and_up_may_lie_in_two_places() {
+    let threads = Threads::new(2).unwrap();
+    for (isa, math, _) in gating_ways() {
+        // Cut between gate and up, and in the middle of either.
+        for (ffn, first) in [(47, 47), (64, 64), (47, 20), (47, 70)] {
+            let problem = Problem::new((37, 2 * ffn, 300), Dtype::BF16);
+            let expected = problem.expected_of_gate(isa, &threads, math, true);
+            let stride = problem.k + W_GAP;
+            let elsewhere = [&[0; 3], &problem.bytes[1 + 2 * first * stride..]].concat();
+            let place = |bytes, rows| WeightView::new(bytes, problem.dtype, rows, problem.k, stride);
+            let weight =
+                place(&problem.bytes[1..], first).followed_by(place(&elsewhere[3..], 2 * ffn - first));
+            let mut out = problem.out.clone();
+            let operands = Gemm {
+                x: Rows::new(&problem.x, problem.m, problem.k, problem.k + X_GAP),
+                weight: weight.unwrap(),
+                bias: Some(&problem.bias),
+                store: Store::Gate,
+                math,
+            };
+            gemm(isa, &threads, &operands, RowsMut::new(&mut out, problem.m, ffn, problem.n + OUT_GAP));
+            let what = format!("{} {ffn} cut at {first}", name(isa, math));
+            assert_same_bits(&out, &expected, problem.n + OUT_GAP, &what);
+        }
+    }
+}
+
+#[test]
+fn a_gate_keeps_a_nan_in_its_row_and_its_column() {
+    let threads = Threads::new(2).unwrap();
+    for (isa, math, _) in gating_ways() {
+        let ffn = 37;
+        // A row of gate or of up, the last ones too, beside which a panel has rows that nobody asked for.
+        for row in [3, ffn - 1, ffn, ffn + 20, 2 * ffn - 1] {
+            let mut problem = Problem::new((11, 2 * ffn, 70), Dtype::BF16);
+            let clean = problem.run(isa, &threads, math, Store::Gate, false);
+            problem.x[4 * (problem.k + X_GAP) + 69] = f32::NAN;
+            let at = 1 + (row * (problem.k + W_GAP) + 3) * 2;
+            problem.bytes[at..at + 2].copy_from_slice(&half::bf16::NAN.to_le_bytes());
+            let got = problem.run(isa, &threads, math, Store::Gate, false);
+            for m in 0..problem.m {
+                for n in 0..ffn {
+                    let at = m * (problem.n + OUT_GAP) + n;
+                    let (touched, what) =
+                        (m == 4 || n == row % ffn, format!("{} [{m}, {n}]", name(isa, math)));
+                    assert_eq!(got[at].is_nan(), touched, "{what}, row {row}");
+                    assert!(touched || got[at].to_bits() == clean[at].to_bits(), "{what}, row {row}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "do not gate")]
+fn vector_instructions_do_not_gate() {
+    let threads = Threads::new(1).unwrap();
+    Problem::new((2, 8, 4), Dtype::BF16).run(Isa::portable(), &threads, Math::F32, Store::Gate, false);
+}
+
+#[test]
+#[should_panic(expected = "do not gate")]
+fn a_matrix_unit_does_not_gate_other_weights_in_f32() {
+    let threads = Threads::new(1).unwrap();
+    let (isa, math, _) = gating_ways().into_iter().find(|way| way.2 == [Dtype::BF16]).unwrap();
+    Problem::new((2, 8, 4), Dtype::F16).run(isa, &threads, math, Store::Gate, false);
+}
+
+#[test]
+#[should_panic(expected = "not as many of gate as of up")]
+fn a_gate_without_as_many_rows_of_up_is_refused() {
+    let threads = Threads::new(1).unwrap();
+    let (isa, math, _) = gating_ways().remove(0);
+    Problem::new((2, 7, 4), Dtype::BF16).run(isa, &threads, math, Store::Gate, false);
+}
+
 #[test]
 fn gemm_of_an_empty_sum_is_the_bias() {
     let threads = Threads::new(1).unwrap();
@@ -377,7 +523,11 @@ fn gemm_stays_within_the_scratch_it_states() {
         for (shape, dtype) in
             [((530, 200, 20), Dtype::F16), ((3, 100, 800), Dtype::F16), ((300, 800, 800), Dtype::BF16)]
         {
-            Problem::new(shape, dtype).run(isa, &threads, math, Store::Replace, false);
+            let problem = Problem::new(shape, dtype);
+            problem.run(isa, &threads, math, Store::Replace, false);
+            if math.gates(dtype) {
+                problem.run(isa, &threads, math, Store::Gate, false);
+            }
         }
         assert_eq!(threads.scratch_bytes(), before, "{}", name(isa, math));
     }
