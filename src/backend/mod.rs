@@ -214,9 +214,6 @@ pub trait Backend: Sized {
     /// A place on the device for the weights of one layer, which many layers pass through one after the other.
     type Slot;
 
-    /// Whether [`gate_up`](Backend::gate_up) is one op rather than two.
-    const GATE_UP_IS_ONE_OP: bool = false;
-
     /// Meets the other ranks. Called once, on each rank, after all of them have allocated what they need: a rank that
     /// could not is then known, and nobody waits for it here.
     fn connect(&mut self) -> Result<()> {
@@ -313,6 +310,11 @@ pub trait Backend: Sized {
     ) -> Result<()> {
         self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
         self.silu_mul(out, rows.len())
+    }
+
+    /// Whether [`gate_up`](Backend::gate_up) with that weight is one op rather than two.
+    fn gates(&self, _weight: &Self::Weight) -> bool {
+        false
     }
 
     /// Rotates heads of `qkv` in place by their positions, in the half-split layout: for a head `v` at position `p`,

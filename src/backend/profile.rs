@@ -24,9 +24,9 @@ pub enum Class {
     O,
     /// Sums over ranks.
     RankSums,
-    /// Products with the fused gate and up.
+    /// Products with the fused gate and up; on a CPU with a matrix unit, which multiplies with them, the MLP's activation too.
     GateUp,
-    /// The MLP's activation.
+    /// The MLP's activation, where it is an op of its own.
     SiluMul,
     /// Products from the MLP back to the residual stream.
     Down,

@@ -243,7 +243,7 @@ impl<B: Clock> Backend for Timed<B> {
         weight: &B::Weight,
         out: &mut B::Act,
     ) -> Result<()> {
-        if !B::GATE_UP_IS_ONE_OP {
+        if !self.inner.gates(weight) {
             self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
             return self.silu_mul(out, rows.len());
         }
@@ -252,6 +252,10 @@ impl<B: Clock> Backend for Timed<B> {
             let Geometry { hidden, shard, .. } = this.inner.geometry();
             this.product(rows.len(), (2 * shard.ffn_local, *hidden), (0, shard.ffn_local))
         })
+    }
+
+    fn gates(&self, weight: &B::Weight) -> bool {
+        self.inner.gates(weight)
     }
 
     fn rope(&mut self, qkv: &mut B::Act, plan: &B::Plan, tokens: Tokens, heads: Rotate) -> Result<()> {

@@ -172,6 +172,13 @@ impl Cpu {
             multiply(first, view, out);
         }
     }
+
+    /// A weight of gate and up as a product reads it that gates; none where the arithmetic has no such product.
+    fn gated<'a>(&self, weight: &'a Weight) -> Option<WeightView<'a>> {
+        let [gate, up] = weight.pieces() else { return None };
+        let ffn = self.geometry.shard.ffn_local;
+        view_of(gate, 0..ffn).followed_by(view_of(up, 0..ffn)).filter(|_| self.math.gates(gate.dtype()))
+    }
 }
 
 /// Rows of a stored matrix, as products read them.
@@ -198,7 +205,6 @@ impl Backend for Cpu {
     type Plan = Plan;
     /// Weights are used where they are mapped, so a layer arrives as it is staged.
     type Slot = Option<LayerWeights<Weight>>;
-    const GATE_UP_IS_ONE_OP: bool = true;
 
     fn warnings(&self) -> Vec<String> {
         self.warning.iter().cloned().collect()
@@ -326,18 +332,21 @@ impl Backend for Cpu {
     }
 
     fn gate_up(&mut self, x: &Act, rows: Range<usize>, weight: &Weight, out: &mut Act) -> Result<()> {
-        let ffn = self.geometry.shard.ffn_local;
-        if let [gate, up] = weight.pieces()
-            && let Some(both) = view_of(gate, 0..ffn).followed_by(view_of(up, 0..ffn))
-            && self.math.gates(gate.dtype())
-        {
-            let x = x.rows(rows.clone(), weight.in_features());
-            let operands = Gemm { x, weight: both, bias: weight.bias(), store: Store::Gate, math: self.math };
-            gemm(self.isa, &self.threads, &operands, out.rows_mut(0..rows.len(), ffn));
-            return Ok(());
-        }
-        self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
-        self.silu_mul(out, rows.len())
+        let Some(both) = self.gated(weight) else {
+            self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
+            return self.silu_mul(out, rows.len());
+        };
+        let (x, out) = (
+            x.rows(rows.clone(), weight.in_features()),
+            out.rows_mut(0..rows.len(), self.geometry.shard.ffn_local),
+        );
+        let operands = Gemm { x, weight: both, bias: weight.bias(), store: Store::Gate, math: self.math };
+        gemm(self.isa, &self.threads, &operands, out);
+        Ok(())
+    }
+
+    fn gates(&self, weight: &Weight) -> bool {
+        self.gated(weight).is_some()
     }
 
     fn rope(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, rotate: Rotate) -> Result<()> {
