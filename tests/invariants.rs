@@ -3,8 +3,8 @@
 
 mod common;
 
-use common::{cpu, family, fixtures};
-use kudos::{Engine, Options, Residency, Sharing};
+use common::{cpu, family, fixtures, ids};
+use kudos::{CpuMath, Engine, Options, Residency, Sharing};
 
 fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
     let bits =
@@ -26,6 +26,48 @@ fn a_reward_depends_on_its_own_tokens_alone() {
         expected.reverse();
         assert_eq!(bits(&engine, &backwards), expected, "{dir:?}: in another order, run again");
     }
+}
+
+/// Sequences that share 900 tokens or more, and others, in what is several parts of a pass on the CPU: of 1,024 rows at most.
+fn company_of_several_parts(vocab: u32) -> Vec<Vec<u32>> {
+    let prompt = ids(11, 900, vocab);
+    let longer = [&prompt[..], &ids(12, 40, vocab)].concat();
+    vec![
+        ids(13, 700, vocab),
+        [&prompt[..], &ids(14, 81, vocab)].concat(),
+        [&longer[..], &ids(15, 17, vocab)].concat(),
+        ids(16, 1001, vocab),
+        [&longer[..], &ids(17, 66, vocab)].concat(),
+        longer,
+        ids(18, 333, vocab),
+    ]
+}
+
+#[test]
+fn a_pass_of_several_parts_changes_no_bit() {
+    let mut tried = 0;
+    for dir in fixtures() {
+        let config = kudos::config::ModelConfig::read(&dir).unwrap();
+        let sequences = company_of_several_parts(config.vocab as u32);
+        for ranks in kudos::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks <= 2) {
+            for cpu_math in [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16] {
+                let options = Options { ranks: Some(ranks), threads: Some(ranks), cpu_math, ..cpu() };
+                let engine = Engine::open(&dir, options).unwrap();
+                let alone: Vec<Vec<u32>> =
+                    sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
+                let before = engine.stats();
+                assert_eq!(bits(&engine, &sequences), alone, "{dir:?}, {ranks} ranks, {cpu_math:?}");
+                let after = engine.stats();
+                assert_eq!(after.passes - before.passes, 1, "all are together");
+                assert_eq!(
+                    after.unique_tokens - before.unique_tokens,
+                    700 + 900 + 81 + 40 + 17 + 1001 + 66 + 333
+                );
+                tried += ranks - 1;
+            }
+        }
+    }
+    assert!(tried >= 3, "only {tried} models and arithmetics on two ranks");
 }
 
 fn streamed(resident_layers: Option<usize>) -> Options {
