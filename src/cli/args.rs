@@ -139,9 +139,9 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
 
-    /// Arithmetic of the CPU's matrix products: f32 as fast as this CPU can (f32), or by vector instructions alone, which has
-    /// the same bits on every CPU with AVX2 or AVX-512 (f32-vector); bf16 moves rewards, and is used only where the CPU is
-    /// faster with it
+    /// Arithmetic of the CPU's matrix products and attention: f32 as fast as this CPU can (f32), or by vector instructions
+    /// alone, which has the same bits on every CPU with AVX2 or AVX-512 (f32-vector); bf16 moves rewards, and is used only
+    /// where the CPU is faster with it, for attention only by a matrix unit
     #[arg(long, value_enum, default_value = "f32")]
     pub(super) cpu_math: CpuMathArg,
 

@@ -55,7 +55,7 @@ pub struct Options {
     pub sharing: Sharing,
     /// CPU threads over all ranks; as many as the machine has when nothing is given.
     pub threads: Option<usize>,
-    /// The arithmetic of the CPU's matrix products.
+    /// The arithmetic of the CPU's matrix products and attention.
     pub cpu_math: CpuMath,
     /// Whether matrix products are measured on GPUs at load.
     pub gemm_tuning: GemmTuning,

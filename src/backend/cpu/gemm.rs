@@ -30,16 +30,18 @@ mod matrix;
 mod tests;
 mod vector;
 
-/// How products are computed.
+/// How products are computed, and attention with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Math {
     /// f32 products of x with the weight as stored, by vector instructions.
     F32,
-    /// The same by a matrix unit, where the weight is stored as bfloat16; where it is not, by vector instructions.
+    /// The same by a matrix unit, where the weight is stored as bfloat16; where it is not, by vector instructions. Attention is
+    /// by the matrix unit always, both operands in three parts.
     F32Tiles(MatrixUnit),
-    /// x and the weight rounded to bfloat16, products exact, sums in f32: faster, and some 100 times less exact.
+    /// x and the weight rounded to bfloat16, products exact, sums in f32: faster, and some 100 times less exact. Attention is
+    /// in f32 all the same.
     Bf16(Bf16Isa),
-    /// The same by a matrix unit.
+    /// The same by a matrix unit, for attention too: queries, keys, values and probabilities are rounded to bfloat16.
     Bf16Tiles(MatrixUnit),
 }
 

@@ -41,17 +41,19 @@ pub use act::{Act, Weight};
 pub use group::Group;
 pub use simd::Isa;
 
-/// The arithmetic of matrix products on the CPU.
+/// The arithmetic of matrix products and of attention on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CpuMath {
-    /// f32 products of f32 activations with the weights as stored, as fast as this CPU can.
+    /// f32 products of f32 activations with the weights as stored, and f32 attention, as fast as this CPU can: by a matrix
+    /// unit, which takes f32 numbers as exact sums of three bf16 values, where it has one.
     #[default]
     F32,
     /// The same by vector instructions alone, where the CPU has a faster matrix unit: the same bits on every CPU that has
     /// AVX2 or AVX-512.
     F32Vector,
     /// Activations and weights rounded to bf16, sums in f32, where the CPU is faster with that, and rewards move by about as
-    /// much as a bf16 model's do; elsewhere the same as f32, with a warning.
+    /// much as a bf16 model's do; elsewhere the same as f32, with a warning. A matrix unit takes the queries, keys, values and
+    /// probabilities of attention rounded to bf16, too; without one attention stays in f32.
     Bf16,
 }
 
