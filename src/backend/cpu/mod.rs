@@ -252,10 +252,9 @@ impl Backend for Cpu {
         let heads = heads(&self.geometry);
         let rows = packed.tokens.len();
         let part_rows = rows.div_ceil(rows.div_ceil(PART_ROWS).max(1)).max(1);
-        let parts: Vec<_> = match rows {
-            0 => vec![0..0],
-            _ => (0..rows).step_by(part_rows).map(|start| start..rows.min(start + part_rows)).collect(),
-        };
+        // A pass of no rows has a part, too.
+        let starts = (0..rows.max(1)).step_by(part_rows);
+        let parts: Vec<_> = starts.map(|start| start..rows.min(start + part_rows)).collect();
         let attention = parts.iter().map(|part| {
             let within = packed.segments.iter().map(|segment| {
                 let start = segment.rows.start.clamp(part.start, part.end);
