@@ -332,8 +332,8 @@ fn classes(row: &Value) -> BTreeMap<&str, &Value> {
 #[test]
 fn classes_have_every_op_of_a_run_and_all_of_its_operations() {
     let test = ["--tokens", "40", "--seqs", "6", "--shared-prefix", "32", "--responses", "3", "-r", "1"];
-    for ranks in ["1", "2"] {
-        let report = json(&[&test[..], &["--ranks", ranks]].concat());
+    for (ranks, math) in [("1", "f32"), ("2", "f32"), ("2", "f32-vector")] {
+        let report = json(&[&test[..], &["--ranks", ranks, "--cpu-math", math]].concat());
         let row = &report["rows"][0];
         let classes = classes(row);
         // Four layers in one pass; the last one has q apart from k and v, and gathers two activations.
@@ -342,7 +342,8 @@ fn classes_have_every_op_of_a_run_and_all_of_its_operations() {
         let others = [("tables", 1), ("embeddings", 1), ("add_rms_norm", 9), ("rope", 5), ("attention", 4)];
         let last = [("gather_rows", 2), ("score", 1)];
         // A matrix unit gates in the product: the weights are in bf16.
-        let gates = if Isa::detect().matrix_unit().is_some() { &[][..] } else { &[("silu_mul", 4)] };
+        let is_gated = math == "f32" && Isa::detect().matrix_unit().is_some();
+        let gates = if is_gated { &[][..] } else { &[("silu_mul", 4)] };
         let expected: BTreeMap<&str, u64> =
             products.iter().chain(&others).chain(&last).chain(gates).chain(sums).copied().collect();
         let ops = classes.iter().map(|(&name, class)| (name, class["ops"].as_u64().unwrap())).collect();
