@@ -25,20 +25,26 @@ measure() {
     "${CARGO_TARGET_DIR:-target}/release/bench" "$@" --model "$real/smollm2-causal" --device cpu --output json |
         python3 benches/record.py
 }
-# The default arithmetic against transformers in both of its own, and the other arithmetics beside it; in rounds, for on a
-# shared machine one moment's neighbours are not the next one's. Lists of options are split into words on purpose.
+# The default arithmetic against transformers in both of its own, and bfloat16 against bfloat16, side by side and in rounds, for
+# on a shared machine one moment's neighbours are not the next one's. Lists of options are split into words on purpose.
+conversations='--tokens 512 --seqs 16'
+responses='--tokens 576 --seqs 8 --shared-prefix 512 --responses 8'
 # shellcheck disable=SC2086
 for round in $(seq "${KUDOS_BENCH_ROUNDS:-3}"); do
     echo "round $round" >&2
-    for workload in '--tokens 512 --seqs 16' '--tokens 576 --seqs 8 --shared-prefix 512 --responses 8'; do
-        for side in "--compare $python --compare-dtype float32,bfloat16" '--cpu-math f32-vector' '--cpu-math bf16'; do
-            measure $workload $side --repeats 3
+    for workload in "$conversations" "$responses"; do
+        for side in '--compare-dtype float32,bfloat16' '--cpu-math bf16 --compare-dtype bfloat16'; do
+            measure $workload $side --compare "$python" --repeats 3
         done
     done
 done
+# shellcheck disable=SC2086
+for workload in "$conversations" "$responses"; do
+    measure $workload --cpu-math f32-vector --repeats 3
+done
 # By length, by the number of responses to one prompt, and requests that come one by one.
 measure --tokens 64,128,256,512,1024,2048,4096 --repeats 3
-for responses in 1 2 4 8 16; do
-    measure --tokens 576 --seqs "$responses" --shared-prefix 512 --responses "$responses" --repeats 5
+for count in 1 2 4 8 16; do
+    measure --tokens 576 --seqs "$count" --shared-prefix 512 --responses "$count" --repeats 5
 done
 measure serve-like --load 0.5,0.8 --concurrency 1,8

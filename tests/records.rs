@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
 
@@ -18,76 +18,89 @@ fn plots_are_what_the_records_give() {
 /// The section of `benches/README.md` whose table is held to the record that it names.
 const SECTION: &str = "\n## SmolLM2-135M against Hugging Face transformers\n";
 
-/// What a record holds of one side of a workload.
+/// What a record holds of one side of a workload, in all its rounds.
+#[derive(Default)]
 struct Side {
-    /// By the median of the runs, and by the fastest.
-    rates: [f64; 2],
+    /// Tokens a second of every run.
+    rates: Vec<f64>,
     /// Of the run that took least.
     cpu_seconds: f64,
+    /// The most of all rounds.
     peak_memory_bytes: f64,
+    /// From the engine's own in float32.
     rewards_apart: Option<f64>,
 }
 
 impl Side {
-    fn new(measured: &Value, tokens: f64, rewards_apart: Option<f64>) -> Self {
-        let sorted = |name: &str| {
+    fn add(&mut self, measured: &Value, tokens: f64) {
+        let of = |name: &'static str| {
             let samples = measured["samples"].as_array().unwrap();
-            let mut numbers: Vec<f64> = samples.iter().map(|sample| sample[name].as_f64().unwrap()).collect();
-            numbers.sort_by(f64::total_cmp);
-            numbers
+            samples.iter().map(move |sample| sample[name].as_f64().unwrap())
         };
-        let (seconds, cpu_seconds) = (sorted("seconds"), sorted("cpu_seconds"));
-        assert!(seconds.len() % 2 == 1, "an even number of runs has no median of its own");
-        Self {
-            rates: [tokens / seconds[seconds.len() / 2], tokens / seconds[0]],
-            cpu_seconds: cpu_seconds[0],
-            peak_memory_bytes: measured["peak_memory_bytes"].as_f64().unwrap(),
-            rewards_apart,
-        }
+        let before = if self.rates.is_empty() { f64::INFINITY } else { self.cpu_seconds };
+        self.cpu_seconds = of("cpu_seconds").fold(before, f64::min);
+        self.rates.extend(of("seconds").map(|seconds| tokens / seconds));
+        self.rates.sort_by(f64::total_cmp);
+        let peak = measured["peak_memory_bytes"].as_f64().unwrap();
+        self.peak_memory_bytes = self.peak_memory_bytes.max(peak);
+    }
+
+    /// The median, and the most.
+    fn rates(&self) -> [f64; 2] {
+        let (count, rates) = (self.rates.len(), &self.rates);
+        [(rates[(count - 1) / 2] + rates[count / 2]) / 2.0, rates[count - 1]]
     }
 }
 
-/// All sides of all workloads of a record, by the names that the table has for them.
+/// All sides of all workloads of a record, by the names that the table has for them. Where one arithmetic was measured beside
+/// transformers, it counts only there.
 fn sides(record: &Value) -> BTreeMap<(&'static str, String), Side> {
-    let mut sides = BTreeMap::new();
+    let reports = || record["reports"].as_array().unwrap().iter();
     let rows = |report: &'_ Value| report["rows"].as_array().cloned().unwrap_or_default();
     let f32_rewards = |workload: &Value| {
         let is_same = |row: &Value| {
             ["sequences", "tokens", "shared_prefix"].iter().all(|name| row[name] == workload[name])
         };
-        let reports = record["reports"].as_array().unwrap().iter();
-        let f32 = reports.filter(|report| report["cpu_math"] == "f32").flat_map(rows).find(is_same);
+        let f32 = reports().filter(|report| report["cpu_math"] == "f32").flat_map(rows).find(is_same);
         f32.unwrap()["rewards"].as_array().unwrap().clone()
     };
-    for report in record["reports"].as_array().unwrap() {
-        for row in rows(report) {
+    let mut sides = BTreeMap::<_, Side>::new();
+    let mut beside = BTreeSet::new();
+    for compared in [true, false] {
+        for (report, row) in
+            reports().flat_map(|report| rows(report).into_iter().map(move |row| (report, row)))
+        {
             let workload = match ["sequences", "tokens", "shared_prefix"].map(|name| row[name].as_u64()) {
                 [Some(16), Some(512), Some(0)] => "conversations",
                 [Some(8), Some(576), Some(512)] => "responses",
                 _ => continue,
             };
+            let baselines = row["baselines"].as_array().unwrap();
+            let math = report["cpu_math"].as_str().unwrap();
+            let name = if math == "f32" { "kudos".to_owned() } else { format!("kudos, `--cpu-math {math}`") };
+            if baselines.is_empty() == compared || !compared && beside.contains(&(workload, name.clone())) {
+                continue;
+            }
+            if compared {
+                beside.insert((workload, name.clone()));
+            }
             let tokens = row["sequences"].as_f64().unwrap() * row["tokens"].as_f64().unwrap();
-            let (name, apart) = match report["cpu_math"].as_str().unwrap() {
-                "f32" => ("kudos".to_owned(), None),
-                math => {
-                    let pairs = row["rewards"].as_array().unwrap().iter().zip(f32_rewards(&row));
-                    let apart: Vec<f64> = pairs
-                        .map(|(bf16, f32)| (bf16.as_f64().unwrap() - f32.as_f64().unwrap()).abs())
-                        .collect();
-                    let mean = apart.iter().sum::<f64>() / apart.len() as f64;
-                    (format!("kudos, `--cpu-math {math}`"), Some(mean))
+            let side = sides.entry((workload, name)).or_default();
+            side.add(&row, tokens);
+            if math != "f32" {
+                let pairs = row["rewards"].as_array().unwrap().iter().zip(f32_rewards(&row));
+                let apart: Vec<f64> = pairs
+                    .map(|(other, f32)| (other.as_f64().unwrap() - f32.as_f64().unwrap()).abs())
+                    .collect();
+                side.rewards_apart = Some(apart.iter().sum::<f64>() / apart.len() as f64);
+            }
+            for theirs in baselines {
+                let (dtype, way) = (theirs["dtype"].as_str().unwrap(), theirs["way"].as_str().unwrap());
+                let side = sides.entry((workload, format!("transformers {dtype}, {way}"))).or_default();
+                side.add(theirs, tokens);
+                if math == "f32" {
+                    side.rewards_apart = theirs["rewards_apart_mean"].as_f64();
                 }
-            };
-            // Later reports repeat a workload among others.
-            sides.entry((workload, name)).or_insert_with(|| Side::new(&row, tokens, apart));
-            for theirs in row["baselines"].as_array().unwrap() {
-                let name = format!(
-                    "transformers {}, {}",
-                    theirs["dtype"].as_str().unwrap(),
-                    theirs["way"].as_str().unwrap()
-                );
-                let apart = theirs["rewards_apart_mean"].as_f64();
-                sides.insert((workload, name), Side::new(theirs, tokens, apart));
             }
         }
     }
@@ -121,7 +134,7 @@ fn the_table_of_measurements_is_what_its_record_gives() {
     let base = |workload: &'static str| {
         let of = |way: &str| &sides[&(workload, format!("transformers float32, {way}"))];
         let (batched, card) = (of("batched"), of("card"));
-        if batched.rates[0] > card.rates[0] { batched } else { card }
+        if batched.rates()[0] > card.rates()[0] { batched } else { card }
     };
     // The front page has the engine's rates, and those of the faster of transformers' ways.
     let front = fs::read_to_string(common::root().join("README.md")).unwrap();
@@ -129,7 +142,7 @@ fn the_table_of_measurements_is_what_its_record_gives() {
     {
         let line = front.lines().find(|line| line.starts_with(named)).unwrap();
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
-        let of = |side: String| sides[&(workload, side)].rates[0];
+        let of = |side: String| sides[&(workload, side)].rates()[0];
         let faster = |dtype: &str| {
             of(format!("transformers {dtype}, batched")).max(of(format!("transformers {dtype}, card")))
         };
@@ -149,8 +162,8 @@ fn the_table_of_measurements_is_what_its_record_gives() {
         };
         let measured = &sides[&(workload, side.to_owned())];
         let base = base(workload);
-        check_cell(rates, &measured.rates);
-        let ratio = |way: usize| measured.rates[way] / base.rates[way];
+        check_cell(rates, &measured.rates());
+        let ratio = |way: usize| measured.rates()[way] / base.rates()[way];
         let both = [ratio(0), ratio(1)];
         check_cell(ratios, if ratios.contains('(') { &both } else { &both[..1] });
         check_cell(cpu_ratio, &[base.cpu_seconds / measured.cpu_seconds]);
