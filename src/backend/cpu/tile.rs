@@ -150,9 +150,9 @@ pub enum Store {
 }
 
 impl Finish {
-    /// Asks for the lines of a tile, which will be written, or read and written, many steps later.
+    /// Asks, with `prefetch`, for the lines of a tile, which will be written, or read and written, many steps later.
     #[inline(always)]
-    pub(super) fn prefetch(&self, rows: usize, columns: usize) {
+    pub(super) fn prefetch(&self, rows: usize, columns: usize, prefetch: impl Fn(*const u8)) {
         for r in 0..rows {
             let row = self.out.wrapping_add(r.wrapping_mul(self.stride));
             for column in (0..columns).step_by(LINE_FLOATS) {
@@ -327,7 +327,7 @@ unsafe fn tile<V: Vector, D: Dot<V>, const ROWS: usize, const PANELS: usize, con
     unsafe {
         let width = VECTORS * V::LANES;
         if let Some(finish) = product.finish {
-            finish.prefetch(ROWS, PANELS * width);
+            finish.prefetch(ROWS, PANELS * width, prefetch);
         }
         let mut sums = [[[V::splat(0.0); VECTORS]; PANELS]; ROWS];
         if product.start == Start::Continue {

@@ -12,7 +12,7 @@
 //! by in the first.
 
 use super::super::matrix_unit::{BLOCK, COLUMNS, MatrixUnit, ROWS, TileProduct, cut_rows};
-use super::super::pack::pack_pairs;
+use super::super::pack::{pack_pairs, prefetch_far};
 use super::super::simd::{Bf16Kernel, Bf16Vector, silu};
 use super::super::tile::{Finish, Start, Store};
 use super::{Block, Gemm, Limits, Piece, round_of};
@@ -147,10 +147,9 @@ impl<const PARTS: usize> Bf16Kernel for Tiles<'_, '_, PARTS> {
                     unsafe {
                         let count = ROWS.min(rows.len() - tile_row);
                         let finish = finish.skip(tile_row, 0);
-                        // The output comes from memory. (Where gate and up make half as many lines of it, asking for those cost more
-                        // than it gained.)
-                        if round + 1 == rounds && panel_rows.up.is_none() {
-                            finish.prefetch(count, finish.columns);
+                        // The output comes from memory; the first-level cache is the panel's.
+                        if round + 1 == rounds {
+                            finish.prefetch(count, finish.columns, prefetch_far);
                         }
                         unit.multiply::<PARTS, 1>(&product);
                         if round + 1 == rounds {
