@@ -8,7 +8,7 @@ use super::super::matrix_unit::{
     BLOCK, COLUMNS, MatrixUnit, ROWS, TileProduct, cut_rows, panel_block, put_parts, row_of_tiles,
 };
 use super::super::pack::{Lanes32, pack_panel};
-use super::super::simd::Bf16Vector;
+use super::super::simd::{Bf16Vector, LANES_MAX};
 use super::super::threads::Scratch;
 use super::super::tile::Start;
 use super::softmax::Running;
@@ -128,7 +128,7 @@ impl<'b, const PARTS: usize> Tiles<'b, PARTS> {
                     }
                 }
             }
-            let mut lanes = [0.0f32; BLOCK];
+            let mut lanes = [0.0f32; LANES_MAX];
             zeros.store(lanes.as_mut_ptr());
             lanes.iter().all(|zero| *zero == 0.0)
         }
