@@ -182,6 +182,12 @@ fn what_was_torn_is_cut_off_wherever_it_was_torn() {
     desk.write_output(&[&expected[..first], &[0; 5000]].concat());
     assert_eq!(desk.run(&["--resume"]).status.code(), Some(0));
     assert!(desk.output() == expected);
+    // What a run leaves that ends while it tries, with blanks, whether there is room.
+    for whole in [0, first, expected.len()] {
+        desk.write_output(&[&expected[..whole], &[b' '; 65_536]].concat());
+        assert_eq!(desk.run(&["--resume"]).status.code(), Some(0));
+        assert!(desk.output() == expected, "blanks behind {whole} bytes");
+    }
 }
 
 #[test]
