@@ -8,7 +8,7 @@
 //! and coming out. A bfloat16 weight goes in as it is. An f32 activation is the exact sum of three bfloat16 values (8 of its
 //! 24 bits each), and products with all three make an f32 product out of a unit that has 16 times the multiply-adds of
 //! vector instructions in the same time. Of two such sums six products of parts count: what the other three add is below
-//! 2^-21 of the product, and on average as much as f32 rounds off.
+//! 2^-21 of the product, the size of a few roundings of f32.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 mod amx;
