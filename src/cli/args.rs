@@ -76,11 +76,11 @@ pub(super) struct ScoreArgs {
     pub(super) input: Option<PathBuf>,
 
     /// Score responses to this prompt instead of a file
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: Option<String>,
 
     /// A response to the prompt; may be given several times
-    #[arg(long, value_name = "TEXT", requires = "prompt")]
+    #[arg(long, value_name = "TEXT", requires = "prompt", allow_hyphen_values = true)]
     pub(super) response: Vec<String>,
 
     /// Write results to this file instead of standard output. A file that is there is replaced as soon as the model is
@@ -236,7 +236,7 @@ pub(super) struct ModelArgs {
     pub(super) truncate: TruncateArg,
 
     /// A variable for the chat template, such as `date_string=26 Jul 2024`; JSON where it parses as JSON
-    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var)]
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, allow_hyphen_values = true)]
     pub(super) template_var: Vec<(String, Value)>,
 
     /// Keep text that spells a special token from becoming one
