@@ -103,13 +103,23 @@ impl Conversation {
         if messages.is_empty() {
             return Err(refused("the conversation has no messages, expected at least one".to_owned()));
         }
-        Ok(Self { messages, tools: None, documents: None, template_vars: Map::new() })
+        Ok(Self::unanswered(messages))
+    }
+
+    /// Messages that a response is yet to follow: maybe none.
+    pub(crate) fn unanswered(messages: Vec<Message>) -> Self {
+        Self { messages, tools: None, documents: None, template_vars: Map::new() }
+    }
+
+    /// The same conversation with one more turn, the assistant's.
+    pub(crate) fn with_response(mut self, response: String) -> Self {
+        self.messages.push(Message::assistant(response));
+        self
     }
 
     /// One question and its answer.
     pub fn exchange(prompt: impl Into<String>, response: impl Into<String>) -> Self {
-        let messages = vec![Message::user(prompt), Message::assistant(response)];
-        Self { messages, tools: None, documents: None, template_vars: Map::new() }
+        Self::unanswered(vec![Message::user(prompt), Message::assistant(response)])
     }
 
     /// A conversation from a JSON list of messages; an [`ErrorKind::Conversation`] names the message by its index.

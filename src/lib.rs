@@ -13,6 +13,7 @@ pub mod fuzzing;
 pub mod model;
 pub mod prompt;
 mod random;
+mod request;
 pub mod shard;
 pub mod weights;
 

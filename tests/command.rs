@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use common::{demo_model, kudos};
@@ -332,4 +333,255 @@ fn the_version_says_what_was_built_and_every_shell_and_man_are_served() {
     let unknown = kudos(&["man", "paint"], "");
     assert_eq!(unknown.status, Some(2));
     assert!(unknown.stderr.contains("there is no command `paint`"), "{unknown:?}");
+}
+
+/// Rewards are those of transformers 5.24 in float32.
+#[track_caller]
+fn assert_rewards(found: &Value, expected: &[f64]) {
+    let found: Vec<f64> = match found {
+        Value::Array(all) => all.iter().map(|reward| reward.as_f64().unwrap()).collect(),
+        one => vec![one.as_f64().unwrap_or_else(|| panic!("no reward: {one}"))],
+    };
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{found} and {expected}");
+    }
+}
+
+#[test]
+fn responses_behind_messages_have_their_own_rewards() {
+    let lines = r#"{"messages": [{"role": "user", "content": "What is 1+1?"}], "responses": ["1+1=2", "1+1=3"]}
+{"messages": [{"role": "user", "content": "What is 1+1?"}], "response": "1+1=2"}
+{"prompt": "What is 1+1?", "response": "1+1=2", "responses": null}
+{"prompt": "What is 1+1?", "response": null, "responses": ["1+1=2"]}"#;
+    let results = scored(&["-"], lines);
+    assert_rewards(&results[0]["rewards"], &[4.225343704223633, -5.799875259399414]);
+    assert_rewards(&results[1]["reward"], &[4.225343704223633]);
+    assert_rewards(&results[2]["reward"], &[4.225343704223633]);
+    assert_rewards(&results[3]["rewards"], &[4.225343704223633]);
+}
+
+#[test]
+fn ids_that_a_tokenizer_padded_have_the_reward_of_the_ids() {
+    let (ids, pads) = ("1008, 1014, 306, 1015, 280, 261, 257, 220, 16, 10, 16, 30, 1017", "1012, 1012, 1012");
+    let (ones, zeros) = ("1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1", "0, 0, 0");
+    let lines = [
+        format!(r#"{{"input_ids": [{ids}]}}"#),
+        format!(r#"{{"input_ids": [{pads}, {ids}], "attention_mask": [{zeros}, {ones}]}}"#),
+        format!(r#"{{"input_ids": [{ids}, {pads}], "attention_mask": [{ones}, {zeros}]}}"#),
+        format!(r#"{{"input_ids": [{pads}, {ids}, {pads}], "attention_mask": [{zeros}, {ones}, {zeros}]}}"#),
+        format!(r#"{{"input_ids": [{pads}, {ids}]}}"#),
+    ];
+    let results = scored(&["-"], &lines.join("\n"));
+    for result in &results[..4] {
+        assert_rewards(&result["reward"], &[-5.669580459594727]);
+        assert_eq!((&result["reward"], &result["tokens"]), (&results[0]["reward"], &json!(13)));
+    }
+    assert_rewards(&results[4]["reward"], &[-5.966976642608643]);
+}
+
+#[test]
+fn text_that_begins_with_a_dash_is_text() {
+    let of = |text: &str| scored(&["--prompt", "What is 1-3?", "--response", text], "")[0]["rewards"].clone();
+    assert_rewards(&of("-2"), &[-5.114875316619873]);
+    for text in ["- red\n- blue", "--json", "--", "-"] {
+        let line = json!({"prompt": "What is 1-3?", "responses": [text]}).to_string();
+        assert_eq!(of(text), scored(&["-"], &line)[0]["rewards"], "{text}");
+    }
+    let prompt = scored(&["--prompt", "-o is what?", "--response", "a"], "");
+    assert_eq!(prompt, scored(&["--prompt=-o is what?", "--response", "a"], ""));
+}
+
+#[test]
+fn an_id_comes_back_letter_by_letter_also_when_a_run_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    let ids = [
+        "340282366920938463463374607431768211455",
+        "[340282366920938463463374607431768211454, {\"a\":  1.0}]",
+        "\"\\u00e9\\/\\ud83d\"",
+    ];
+    let line = |id: &str| format!("{{\"id\": {id}, \"input_ids\": [5, 6]}}\n");
+    fs::write(&input, ids.map(line).concat()).unwrap();
+    let options = [input.to_str().unwrap(), "-o", output.to_str().unwrap()];
+    scored(&options, "");
+    let written = fs::read_to_string(&output).unwrap();
+    for (line, id) in written.lines().zip(ids) {
+        assert!(line.starts_with(&format!("{{\"id\":{id},\"reward\":")), "{line}");
+    }
+    let first = written.lines().next().unwrap();
+    fs::write(&output, format!("{first}\n")).unwrap();
+    scored(&[&options[..], &["--resume"]].concat(), "");
+    assert_eq!(fs::read_to_string(&output).unwrap(), written);
+}
+
+#[test]
+fn byte_order_marks_in_concatenated_files_are_passed_over() {
+    let line = "{\"id\": 1, \"input_ids\": [5, 6]}\n";
+    let results = scored(&["-"], &format!("\u{feff}{line}\u{feff}\n\u{feff}{line}\u{feff}"));
+    assert_eq!(results.len(), 2);
+    assert_eq!(results, scored(&["-"], &line.repeat(2)));
+}
+
+#[test]
+fn rendering_names_the_token_that_is_scored_and_why() {
+    let rendered = |model: &Path, line: &str| {
+        let run = kudos(&["render", "--model", model.to_str().unwrap(), "-"], line);
+        assert_eq!(run.status, Some(0), "{run:?}");
+        serde_json::from_str::<Value>(&run.stdout).unwrap()["scored"].clone()
+    };
+    let line = "{\"input_ids\": [5, 6, 7, 7]}";
+    let expected = json!({"position": 3, "token": 7, "reason": "last token"});
+    assert_eq!(rendered(&demo_model(), line), expected);
+    let each = rendered(&demo_model(), "{\"prompt\": \"a\", \"responses\": [\"b\", \"c d e\"]}");
+    let positions: Vec<u64> =
+        each.as_array().unwrap().iter().map(|one| one["position"].as_u64().unwrap()).collect();
+    assert!(positions[0] < positions[1], "{each}");
+
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    let config = dir.path().join("config.json");
+    let mut values: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    values["architectures"] = json!(["LlamaForSequenceClassification"]);
+    (values["num_labels"], values["pad_token_id"]) = (json!(1), json!(7));
+    fs::write(&config, values.to_string()).unwrap();
+    let reason = "rightmost token that is not the pad token 7";
+    assert_eq!(rendered(dir.path(), line), json!({"position": 1, "token": 6, "reason": reason}));
+    let reason = "first token: all are the pad token 7";
+    assert_eq!(
+        rendered(dir.path(), "{\"input_ids\": [7, 7]}"),
+        json!({"position": 0, "token": 7, "reason": reason})
+    );
+}
+
+/// Runs `kudos` by a shell with what is behind it on the command line, in a folder.
+#[cfg(unix)]
+fn shell(folder: &Path, rest: &str) -> common::Run {
+    let command = format!("exec \"$0\" score --device cpu --model \"$1\" {rest}");
+    let output = Command::new("sh")
+        .args(["-c", &command, common::kudos_path().to_str().unwrap(), &demo()])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    common::Run {
+        status: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_that_is_an_input_by_any_name_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = "{\"input_ids\": [5, 6]}\n";
+    fs::write(dir.path().join("in.jsonl"), line).unwrap();
+    fs::hard_link(dir.path().join("in.jsonl"), dir.path().join("hard.jsonl")).unwrap();
+    std::os::unix::fs::symlink("in.jsonl", dir.path().join("soft.jsonl")).unwrap();
+    for rest in [
+        "in.jsonl -o in.jsonl",
+        "in.jsonl -o ./in.jsonl",
+        "in.jsonl -o hard.jsonl",
+        "in.jsonl -o soft.jsonl",
+        "soft.jsonl -o hard.jsonl",
+        "in.jsonl -o /dev/fd/3 3>>in.jsonl",
+        "- <in.jsonl -o in.jsonl",
+        "- <in.jsonl -o hard.jsonl",
+        "- <in.jsonl >>hard.jsonl",
+        "in.jsonl >>in.jsonl",
+        "in.jsonl -o - 1<>soft.jsonl",
+        "in.jsonl -o hard.jsonl --resume",
+    ] {
+        let run = shell(dir.path(), rest);
+        assert_eq!(run.status, Some(2), "{rest}: {run:?}");
+        assert!(run.stderr.contains("hint: write to another file"), "{rest}: {run:?}");
+        let same = run.stderr.contains("is the input and the output at once");
+        assert!(same || run.stderr.contains("is the same file as"), "{rest}: {run:?}");
+        assert_eq!(fs::read_to_string(dir.path().join("in.jsonl")).unwrap(), line, "{rest}");
+    }
+    // Nor the files of the model, which would take the model along.
+    for entry in fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    let model = dir.path().to_str().unwrap();
+    for name in ["config.json", "model.safetensors", "chat_template.jinja", "tokenizer.json"] {
+        let path = dir.path().join(name);
+        let before = fs::read(&path).unwrap();
+        let run = kudos(&["score", "--model", model, "-", "-o", path.to_str().unwrap()], line);
+        assert_eq!(run.status, Some(2), "{name}: {run:?}");
+        assert!(run.stderr.contains("is the input and the output at once"), "{name}: {run:?}");
+        assert_eq!(fs::read(&path).unwrap(), before, "{name}");
+    }
+    // Results that lie beside a model are an output like any other.
+    let beside = dir.path().join("rewards.json");
+    for _ in 0..2 {
+        let run = kudos(&["score", "--model", model, "-", "-o", beside.to_str().unwrap()], line);
+        assert_eq!(run.status, Some(0), "{run:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_standard_stream_that_is_closed_from_the_start_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("in.jsonl"), "{\"input_ids\": [5, 6]}\n").unwrap();
+    for (rest, name) in
+        [("in.jsonl >&-", "output"), ("- <&- >out.jsonl", "input"), ("in.jsonl -o - >&-", "output")]
+    {
+        let run = shell(dir.path(), rest);
+        assert_eq!(run.status, Some(2), "{rest}: {run:?}");
+        assert!(run.stderr.contains(&format!("error: standard {name} is closed\n\nhint: ")), "{run:?}");
+    }
+    for rest in
+        ["in.jsonl -o out.jsonl >&- <&-", "in.jsonl >/dev/null", "in.jsonl 1<>/dev/null", "- </dev/null"]
+    {
+        let run = shell(dir.path(), rest);
+        assert_eq!(run.status, Some(0), "{rest}: {run:?}");
+    }
+    assert!(
+        fs::read_to_string(dir.path().join("out.jsonl")).unwrap().starts_with("{\"index\":0,\"reward\":")
+    );
+}
+
+#[test]
+fn input_of_other_formats_is_named_before_anything_is_scored() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    let utf16: Vec<u8> = "{\"input_ids\": [5]}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let marked = [&[0xff, 0xfe][..], &utf16].concat();
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    for (bytes, words, hint) in [
+        (&b"\x1f\x8b\x08\0\n\0"[..], "is compressed by gzip, expected JSON lines", "gzip -dc"),
+        (b"\x28\xb5\x2f\xfd\n", "is compressed by zstd", "zstd -dc"),
+        (b"PAR1\x15\0", "is a Parquet file", "to_json"),
+        (&marked, "is written in UTF-16", "iconv -f UTF-16"),
+        (&utf16, "is written in UTF-16", "iconv -f UTF-16"),
+        (pointer, "is a pointer of git-lfs, not the file itself", "git lfs pull"),
+    ] {
+        fs::write(&input, bytes).unwrap();
+        let by_name = kudos(&["score", "--model", &demo(), input.to_str().unwrap()], "");
+        let piped = Command::new("sh")
+            .args([
+                "-c",
+                "\"$0\" score --model \"$1\" - <\"$2\"",
+                common::kudos_path().to_str().unwrap(),
+                &demo(),
+            ])
+            .arg(&input)
+            .output()
+            .unwrap();
+        let piped = (piped.status.code(), String::from_utf8(piped.stderr).unwrap());
+        for (status, stderr) in [(by_name.status, by_name.stderr), piped] {
+            assert_eq!(status, Some(2), "{stderr}");
+            assert!(stderr.contains(words) && stderr.contains("hint: ") && stderr.contains(hint), "{stderr}");
+        }
+    }
+    let array =
+        kudos(&["score", "--model", &demo(), "-"], "[{\"input_ids\": [5]},\n {\"input_ids\": [6]}]\n");
+    assert_eq!(array.status, Some(1));
+    assert!(array.stdout.lines().next().unwrap().contains("a JSON array is not JSON lines"), "{array:?}");
 }

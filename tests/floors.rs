@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 9] = [
     &["error", "random"],
     &["config", "conversation"],
-    &["shard"],
+    &["shard", "request"],
     &["weights", "prompt", "batch"],
     &["backend"],
     &["model"],

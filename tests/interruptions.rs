@@ -203,7 +203,7 @@ fn an_output_of_another_input_is_refused_and_left_alone() {
         ("{\"rewards\":[0.5,0.5]}\n", "it has no `id`, expected 1"),
         ("{\"id\":1,\"rewards\":[0.5]}\n", "it has 1 rewards, expected 2"),
         ("{\"id\":1,\"reward\":0.5}\n", "it has no `rewards`"),
-        ("one\n", "it is not JSON"),
+        ("one\n", "it is not a JSON object"),
         (&format!("{index_1}{{\"index\":1}}\n"), "it has no `reward`"),
         (&format!("{index_1}{{\"index\":2,\"reward\":1}}\n"), "expected `index` 1"),
         (

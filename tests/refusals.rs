@@ -228,7 +228,7 @@ fn bad_lines_are_errors_of_their_own_and_the_others_are_scored() {
         (9, "4000000", "vocabulary"),
         (10, "no tokens", ""),
     ];
-    assert_line_refused(&run, 1, "conversation", &["hint", "one JSON object on one line"]);
+    assert_line_refused(&run, 1, "conversation", &["hint", "one JSON object stands on one line"]);
     for (index, word, place) in expected {
         assert_line_refused(&run, index, "conversation", &[word, place]);
     }

@@ -69,7 +69,7 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
     if let Some(python) = &args.compare {
         compare::check(python)?;
     }
-    let mut output = Output::open(None)?;
+    let mut output = Output::open(None, &[])?;
     let profile = Profile::default();
     let engine = open(&args.model, args.longest(), Some(profile.clone()))?;
     let workloads = workloads(args, &engine)?;

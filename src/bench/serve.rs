@@ -60,7 +60,7 @@ pub(super) struct Row {
 }
 
 pub(super) fn run(args: &ServeArgs, commit: Option<&str>) -> anyhow::Result<()> {
-    let mut output = Output::open(None)?;
+    let mut output = Output::open(None, &[])?;
     let engine = super::open(&args.model, args.tokens.longest(), None)?;
     let requests = Requests {
         lengths: args.tokens,

@@ -34,7 +34,7 @@ struct Row {
 }
 
 pub(super) fn run(args: &TokenizeArgs, commit: Option<&str>) -> anyhow::Result<()> {
-    let mut output = Output::open(None)?;
+    let mut output = Output::open(None, &[])?;
     let name = args.input.display();
     let text = fs::read(&args.input).with_context(|| format!("cannot read `{name}`"))?;
     let lines = text.split(|&byte| byte == b'\n').enumerate();

@@ -28,6 +28,6 @@ pub(super) fn man(args: &ManArgs) -> anyhow::Result<Outcome> {
 }
 
 fn print(text: Vec<u8>) -> anyhow::Result<Outcome> {
-    Output::open(None)?.line(String::from_utf8(text)?.trim_end())?;
+    Output::open(None, &[])?.line(String::from_utf8(text)?.trim_end())?;
     Ok(Outcome::Complete)
 }

@@ -6,6 +6,7 @@
 //! handed to the system in one piece as soon as it is known, so there is nothing to save at the end.
 
 pub(crate) mod args;
+pub mod files;
 pub(crate) mod gpus;
 mod input;
 mod manual;
@@ -29,6 +30,7 @@ use args::{Args, Command};
 
 use crate::conversation::Conversation;
 use crate::error::Result;
+use crate::request::{Input, Request};
 
 /// How a command ended that was able to do its work.
 enum Outcome {
@@ -41,9 +43,9 @@ enum Outcome {
 /// The conversations that line `index` of an input, from 0, asks for.
 pub(crate) fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Conversation>> {
     Ok(match input::parse(text, index).request? {
-        input::Request::One(input::Input::Conversation(conversation)) => vec![conversation],
-        input::Request::One(input::Input::Tokens(_)) => vec![],
-        input::Request::Responses(responses) => responses.into_conversations().collect::<Result<_>>()?,
+        Request::One(Input::Conversation(conversation)) => vec![conversation],
+        Request::One(Input::Tokens(_)) => vec![],
+        Request::Responses(responses) => responses.into_conversations().collect(),
     })
 }
 

@@ -4,6 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::cli::files::{Identity, InputFile};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The folder that `model` means. Nothing is downloaded.
@@ -45,4 +46,29 @@ fn snapshot(repo: &Path) -> Option<PathBuf> {
     }
     let mut dirs = fs::read_dir(snapshots).ok()?.flatten().map(|entry| entry.path());
     dirs.next().filter(|_| dirs.next().is_none())
+}
+
+/// The files of a model folder that are read.
+pub(super) fn files(dir: &Path) -> Vec<InputFile> {
+    const NAMES: [&str; 6] = [
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+    ];
+    let is_read = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let endings = [".safetensors", ".index.json", ".jinja"];
+        NAMES.contains(&name) || endings.iter().any(|ending| name.ends_with(ending))
+    };
+    let folders = [dir.to_owned(), dir.join("additional_chat_templates")];
+    let paths = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
+    let read = paths.map(|entry| entry.path()).filter(|path| is_read(path));
+    let file = |path: PathBuf| {
+        let identity = Identity::of(&fs::metadata(&path).ok()?)?;
+        Some(InputFile { identity, name: format!("`{}`", path.display()) })
+    };
+    read.filter_map(file).collect()
 }

@@ -5,8 +5,11 @@ use std::io::{self, ErrorKind as IoErrorKind, IsTerminal, Seek, SeekFrom, Write}
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value, json};
 
+use crate::cli::files::{Identity, InputFile, StandardStream};
+use crate::cli::input::Key;
 use crate::engine::Score;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -38,8 +41,12 @@ pub(super) struct OutputFile {
 impl Output {
     /// A file that is opened now, so that one that cannot be written is an error before anything is computed; or
     /// standard output, also for `-`. What the file holds stays until [`begin`](Self::begin).
-    pub(crate) fn open(path: Option<&Path>) -> anyhow::Result<Self> {
+    ///
+    /// `inputs` are the files that are read: none of them, by whatever name, may be the output.
+    pub(crate) fn open(path: Option<&Path>, inputs: &[InputFile]) -> anyhow::Result<Self> {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
+            StandardStream::Output.check_open()?;
+            check_no_input(StandardStream::Output.identity(), "standard output", inputs)?;
             let (writer, name) = (Box::new(io::stdout()), "standard output".to_owned());
             return Ok(Self { writer, name, file: None, standard: true, line: String::new() });
         };
@@ -52,6 +59,7 @@ impl Output {
         };
         let (handle, file) = open().with_context(|| format!("cannot write {name}"))?;
         if let Some(mut file) = file.as_ref() {
+            check_no_input(file.metadata().ok().as_ref().and_then(Identity::of), &name, inputs)?;
             // Where files cannot be locked, nothing is said about it.
             if let Err(TryLockError::WouldBlock) = file.try_lock() {
                 let message = format!("{name} is being written by another kudos");
@@ -135,6 +143,19 @@ impl Output {
     }
 }
 
+/// An error if the output is one of the `inputs`: it would be emptied before it is read, or read without end.
+fn check_no_input(output: Option<Identity>, name: &str, inputs: &[InputFile]) -> Result<()> {
+    let Some(input) = inputs.iter().find(|input| Some(&input.identity) == output.as_ref()) else {
+        return Ok(());
+    };
+    let message = match &input.name {
+        input if input == name => format!("{name} is the input and the output at once"),
+        input => format!("the output, {name}, is the same file as {input}, which is read"),
+    };
+    Err(Error::new(ErrorKind::Options, message)
+        .with_hint("write to another file, and move it when it is done"))
+}
+
 /// Whether this is the error of writing to a pipe that nobody reads any more.
 pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == IoErrorKind::BrokenPipe)
@@ -146,11 +167,18 @@ pub(super) fn is_terminal() -> bool {
 }
 
 /// A result that is one object on one line, led by its `id` or `index`.
-pub(super) fn row(key: (&'static str, Value), fields: Map<String, Value>) -> String {
-    let mut object = Map::new();
-    object.insert(key.0.to_owned(), key.1);
-    object.extend(fields);
-    Value::Object(object).to_string()
+pub(super) fn row(key: &Key, fields: Map<String, Value>) -> String {
+    struct Row<'a>(&'a Key, Map<String, Value>);
+    impl Serialize for Row<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+            let Self(key, fields) = self;
+            let mut object = serializer.serialize_map(Some(1 + fields.len()))?;
+            object.serialize_entry(key.name(), key)?;
+            fields.iter().try_for_each(|(name, value)| object.serialize_entry(name, value))?;
+            object.end()
+        }
+    }
+    serde_json::to_string(&Row(key, fields)).expect("keys are strings")
 }
 
 /// A reward in the fewest digits that name this f32; through f64, JSON's own type, it would carry 17.

@@ -19,13 +19,13 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::anyhow;
-use serde_json::Value;
 
-use crate::cli::input::{Input, Line, Lines, RawLine, Request};
+use crate::cli::input::{Key, Line, Lines, RawLine};
 use crate::conversation::Conversation;
 use crate::engine::{Engine, Pending};
 use crate::error::Result;
 use crate::prompt::PromptTokens;
+use crate::request::{Input, Request};
 
 /// Bytes of lines that may be on their way: many batches of any engine, and little memory.
 const ROOM_BYTES: usize = 16 << 20;
@@ -52,7 +52,7 @@ pub(super) enum Work {
 /// A line whose results are being computed.
 pub(super) struct InFlight {
     /// How its result is named.
-    pub(super) key: (&'static str, Value),
+    pub(super) key: Key,
     pub(super) work: Work,
     /// Bytes of the input up to the end of this line.
     pub(super) end: u64,
@@ -80,7 +80,7 @@ struct Job {
 /// What the submitter hears of a line: what it is, then the tokens of each of its sequences. An error is one of all lines:
 /// the model folder has no usable tokenizer or template.
 enum Part {
-    Line((&'static str, Value), Shape),
+    Line(Key, Shape),
     Tokens(Result<PromptTokens>, Permit),
 }
 
@@ -184,7 +184,7 @@ fn work(engine: &Engine, jobs: &Mutex<Receiver<Job>>, tokens_room: &Arc<Room>) {
 type Sequences<'a> = Box<dyn Iterator<Item = Result<PromptTokens>> + 'a>;
 
 /// What a line is, and its sequences. An error is one of all lines.
-fn prepare(engine: &Engine, line: Line) -> Result<((&'static str, Value), Shape, Sequences<'_>)> {
+fn prepare(engine: &Engine, line: Line) -> Result<(Key, Shape, Sequences<'_>)> {
     let (shape, sequences): (_, Sequences<'_>) = match line.request {
         Err(error) => (Shape::One, Box::new(iter::once(Err(error)))),
         Ok(Request::One(Input::Tokens(ids))) => {
@@ -196,7 +196,7 @@ fn prepare(engine: &Engine, line: Line) -> Result<((&'static str, Value), Shape,
         }
         Ok(Request::Responses(responses)) => {
             engine.prompt()?;
-            let prepare = |conversation: Result<Conversation>| engine.prepare(&conversation?);
+            let prepare = |conversation: Conversation| engine.prepare(&conversation);
             let shape = Shape::Responses(responses.count());
             (shape, Box::new(responses.into_conversations().map(prepare)))
         }
@@ -205,7 +205,7 @@ fn prepare(engine: &Engine, line: Line) -> Result<((&'static str, Value), Shape,
 }
 
 /// Prepares and submits one line by itself.
-pub(super) fn submit(engine: &Engine, line: Line) -> Result<((&'static str, Value), Work)> {
+pub(super) fn submit(engine: &Engine, line: Line) -> Result<(Key, Work)> {
     let (key, shape, sequences) = prepare(engine, line)?;
     Ok((key, shape.work(engine.submit_together(sequences))))
 }

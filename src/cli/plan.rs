@@ -60,7 +60,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
             add(PlannedGpus { name: format!("here: {}", gpus.name), ..gpus }, plan, None);
         }
     }
-    let mut output = Output::open(None)?;
+    let mut output = Output::open(None, &[])?;
     if args.json {
         for row in &rows {
             output.line(&row.json().to_string())?;

@@ -1,63 +1,91 @@
-//! `kudos render`: the text and the token ids that would be scored.
+//! `kudos render`: the text and the token ids that would be scored, and which of them the reward is read at.
 
 use serde_json::{Map, Value, json};
 
 use crate::cli::args::RenderArgs;
-use crate::cli::input::{Input, Lines, Request, Responses};
+use crate::cli::input::Lines;
 use crate::cli::output::{Output, error_fields, row};
 use crate::cli::{Outcome, model_dir, say};
-use crate::config::ModelConfig;
+use crate::config::{Head, ModelConfig};
 use crate::error::Result;
 use crate::prompt::Prompt;
+use crate::request::{Input, Request, Responses};
 
 pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model.model)?;
-    let limit = ModelConfig::read(&dir)?.max_tokens;
-    let max_tokens = args.model.max_tokens.unwrap_or(limit).min(limit);
+    let config = ModelConfig::read(&dir)?;
+    let max_tokens = args.model.max_tokens.unwrap_or(config.max_tokens).min(config.max_tokens);
     let prompt = Prompt::open(&dir, args.model.prompt_options())?;
     for warning in prompt.warnings() {
         say(&format!("warning: {warning}"));
     }
-    let mut output = Output::open(None)?;
+    let renderer = Renderer { prompt, max_tokens, head: config.head };
+    let lines = Lines::open(&args.input)?;
+    let mut output = Output::open(None, lines.file().as_slice())?;
     let mut outcome = Outcome::Complete;
-    for raw in Lines::open(&args.input)? {
+    for raw in lines {
         let line = raw?.parse();
         let fields = line.request.and_then(|request| match request {
-            Request::One(input) => one(&prompt, max_tokens, input),
-            Request::Responses(all) => responses(&prompt, max_tokens, all),
+            Request::One(input) => renderer.one(input),
+            Request::Responses(all) => renderer.responses(all),
         });
         let fields = fields.unwrap_or_else(|error| {
             outcome = Outcome::SomeFailed;
             error_fields(&error)
         });
-        output.line(&row(line.key, fields))?;
+        output.line(&row(&line.key, fields))?;
     }
     Ok(outcome)
 }
 
-fn one(prompt: &Prompt, max_tokens: usize, input: Input) -> Result<Map<String, Value>> {
-    let mut fields = Map::new();
-    let tokens = match input {
-        Input::Tokens(ids) => prompt.limit(ids, max_tokens)?,
-        Input::Conversation(conversation) => {
-            fields.insert("text".to_owned(), json!(prompt.render(&conversation)?));
-            prompt.tokens(&conversation, max_tokens)?
-        }
-    };
-    fields.insert("input_ids".to_owned(), json!(tokens.ids));
-    fields.insert("truncated".to_owned(), json!(tokens.truncated));
-    Ok(fields)
+/// What makes tokens of requests.
+struct Renderer {
+    prompt: Prompt,
+    max_tokens: usize,
+    head: Head,
 }
 
-/// The same fields, each a list with one entry per response.
-fn responses(prompt: &Prompt, max_tokens: usize, responses: Responses) -> Result<Map<String, Value>> {
-    let mut columns = Map::new();
-    for conversation in responses.into_conversations() {
-        for (name, value) in one(prompt, max_tokens, Input::Conversation(conversation?))? {
-            if let Value::Array(column) = columns.entry(name).or_insert_with(|| json!([])) {
-                column.push(value);
+impl Renderer {
+    fn one(&self, input: Input) -> Result<Map<String, Value>> {
+        let mut fields = Map::new();
+        let tokens = match input {
+            Input::Tokens(ids) => self.prompt.limit(ids, self.max_tokens)?,
+            Input::Conversation(conversation) => {
+                fields.insert("text".to_owned(), json!(self.prompt.render(&conversation)?));
+                self.prompt.tokens(&conversation, self.max_tokens)?
+            }
+        };
+        fields.insert("input_ids".to_owned(), json!(tokens.ids));
+        fields.insert("truncated".to_owned(), json!(tokens.truncated));
+        fields.insert("scored".to_owned(), self.scored(&tokens.ids));
+        Ok(fields)
+    }
+
+    /// The same fields, each a list with one entry per response.
+    fn responses(&self, responses: Responses) -> Result<Map<String, Value>> {
+        let mut columns = Map::new();
+        for conversation in responses.into_conversations() {
+            for (name, value) in self.one(Input::Conversation(conversation))? {
+                if let Value::Array(column) = columns.entry(name).or_insert_with(|| json!([])) {
+                    column.push(value);
+                }
             }
         }
+        Ok(columns)
     }
-    Ok(columns)
+
+    /// Which token the reward is read at, and why.
+    fn scored(&self, ids: &[u32]) -> Value {
+        let position = self.head.scored_token(ids);
+        let reason = match self.head {
+            Head::Score { pad_token_id: Some(pad), .. } if ids[position] == pad => {
+                format!("first token: all are the pad token {pad}")
+            }
+            Head::Score { pad_token_id: Some(pad), .. } => {
+                format!("rightmost token that is not the pad token {pad}")
+            }
+            Head::Score { pad_token_id: None, .. } | Head::LogitZero { .. } => "last token".to_owned(),
+        };
+        json!({"position": position, "token": ids[position], "reason": reason})
+    }
 }

@@ -9,11 +9,14 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 
 use anyhow::Context;
+use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
-use crate::cli::input::{Line, Lines, RawLine, Request};
+use crate::cli::input::{Line, Lines, RawLine};
 use crate::cli::output::Output;
 use crate::error::{Error, ErrorKind, Result};
+use crate::request::Request;
 
 /// What an earlier run did.
 #[derive(Default)]
@@ -103,18 +106,31 @@ impl Earlier {
     }
 }
 
+/// The name of a result, as it is spelled.
+#[derive(Deserialize)]
+struct Named<'a> {
+    #[serde(borrow)]
+    id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    index: Option<&'a RawValue>,
+}
+
 /// Whether the result is (or holds) an error; or why it cannot be that of `line`.
 fn check(line: &Line, result: &[u8]) -> Result<bool, String> {
-    let result = serde_json::from_slice::<Value>(result).map_err(|_| "it is not JSON".to_owned())?;
-    let (name, key) = &line.key;
-    let found = ["id", "index"].iter().find_map(|name| Some((name, result.get(name)?)));
-    match found {
+    let found =
+        serde_json::from_slice::<Named<'_>>(result).map_err(|_| "it is not a JSON object".to_owned())?;
+    let (name, key) = (line.key.name(), line.key.text());
+    match [("id", found.id), ("index", found.index)]
+        .into_iter()
+        .find_map(|(name, raw)| Some((name, raw?.get())))
+    {
         Some((found_name, found)) if found_name == name && found == key => {}
         Some((found_name, found)) => {
             return Err(format!("it has `{found_name}` {found}, expected `{name}` {key}"));
         }
         None => return Err(format!("it has no `{name}`, expected {key}")),
     }
+    let result = serde_json::from_slice::<Value>(result).map_err(|_| "it is not JSON".to_owned())?;
     let has = |field: &str| result.get(field).is_some();
     match &line.request {
         Ok(Request::Responses(responses)) => {

@@ -3,7 +3,6 @@
 //! [`pipeline`] reads, renders, tokenizes and submits; this thread waits for results in order and writes them. All that is
 //! on its way is bounded, so a long input neither sits in memory nor waits for its end.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
@@ -20,7 +19,7 @@ use crate::cli::resume::Earlier;
 use crate::cli::{Outcome, model_dir, process, say};
 use crate::conversation::Conversation;
 use crate::engine::{Engine, Pending, Score};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// How often a command that waits for lines looks whether the engine is well.
 const LOOK: Duration = Duration::from_millis(500);
@@ -38,8 +37,9 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     }
     // Before the model, which takes longer: what cannot be read or written is said at once.
     let mut source = args.input.as_deref().map(Lines::open).transpose()?;
-    refuse_same_file(args)?;
-    let mut output = Output::open(args.output.as_deref())?;
+    let mut inputs = model_dir::files(&dir);
+    inputs.extend(source.iter().filter_map(Lines::file));
+    let mut output = Output::open(args.output.as_deref(), &inputs)?;
     let mut earlier = match &mut source {
         Some(source) if args.resume => Earlier::find(source, &mut output)?,
         _ => Earlier::default(),
@@ -70,23 +70,11 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     outcome.map_err(|error| output.going_on(error))
 }
 
-/// An output that is the input would be emptied before it is read.
-fn refuse_same_file(args: &ScoreArgs) -> Result<()> {
-    let (Some(input), Some(output)) = (&args.input, &args.output) else { return Ok(()) };
-    match (fs::canonicalize(input), fs::canonicalize(output)) {
-        (Ok(input), Ok(output)) if input == output && input.is_file() => {
-            let message = format!("`{}` is the input and the output at once", output.display());
-            Err(Error::new(ErrorKind::Options, message))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// What is written for one line.
 fn score_line(engine: &Engine, line: Line) -> Result<String> {
     let (key, work) = pipeline::submit(engine, line)?;
     let (fields, _) = finish(work);
-    engine.failure().map_or_else(|| Ok(row(key, fields)), Err)
+    engine.failure().map_or_else(|| Ok(row(&key, fields)), Err)
 }
 
 /// Prints each of the engine's warnings once.
@@ -156,7 +144,7 @@ fn stream(
             failed += 1;
         }
         total += 1;
-        output.line(&row(key, fields))?;
+        output.line(&row(&key, fields))?;
         progress.reached(end, || engine.stats());
         warnings.print(|text| progress.say(text));
     }

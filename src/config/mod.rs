@@ -117,6 +117,17 @@ pub enum Head {
     },
 }
 
+impl Head {
+    /// The index of the token whose logits are the reward, in a sequence of at least one: the last one; for a classifier
+    /// the rightmost one that is not padding, and the first where there is nothing but padding, as in transformers.
+    pub fn scored_token(&self, ids: &[u32]) -> usize {
+        match self {
+            Self::Score { pad_token_id: Some(pad), .. } => ids.iter().rposition(|id| id != pad).unwrap_or(0),
+            Self::Score { pad_token_id: None, .. } | Self::LogitZero { .. } => ids.len() - 1,
+        }
+    }
+}
+
 impl ModelConfig {
     /// Reads and checks `dir/config.json`.
     ///

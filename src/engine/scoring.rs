@@ -4,7 +4,6 @@ use std::collections::VecDeque;
 
 use half::bf16;
 
-use crate::config::Head;
 use crate::conversation::Conversation;
 use crate::engine::queue::{self, Facts, Job, Pending, WhenFull};
 use crate::engine::{Engine, warn_once};
@@ -158,13 +157,11 @@ impl Engine {
         Ok((Job { ids, reply }, pending))
     }
 
-    /// The last token; for a classifier the rightmost one that is not padding, as Transformers has it.
+    /// The index of the token that is scored, with a warning where it is not the last one.
     fn scored_token(&self, ids: &[u32]) -> usize {
-        let last = ids.len() - 1;
-        let Head::Score { pad_token_id: Some(pad), .. } = self.config.head else { return last };
-        // With nothing but padding, Transformers takes the first token.
-        let scored = ids.iter().rposition(|&id| id != pad).unwrap_or(0);
-        if scored != last {
+        let scored = self.config.head.scored_token(ids);
+        if scored != ids.len() - 1 {
+            let pad = ids[ids.len() - 1];
             let warning = format!(
                 "a sequence ends in token {pad}, which is the classifier's pad_token_id: its reward is that of the \
                  rightmost other token, as in Transformers"

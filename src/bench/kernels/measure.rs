@@ -28,7 +28,7 @@ const LAUNCHES_MAX: usize = 10_000;
 
 /// Measures every kernel, or only launches each once.
 pub(in crate::bench) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow::Result<()> {
-    let mut output = Output::open(None)?;
+    let mut output = Output::open(None, &[])?;
     let config = args.shape.shape().config(None)?;
     let devices = probe::devices().map_err(|error| {
         error.with_hint("kernels are of GPUs; `cargo bench --bench cpu_kernels` measures the CPU's")
