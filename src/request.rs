@@ -339,9 +339,10 @@ impl<'a> Given<'a> {
     /// The text of `id`. A line break within it is only space between the parts of a list, and would break the line
     /// that it is written to.
     fn id(&self) -> Option<Box<RawValue>> {
-        let raw = self.raw("id").filter(|_| self.repeated != Some("id"))?;
+        let mut ids = self.values.iter().filter(|(key, _)| *key == "id");
+        let (_, raw) = ids.next().filter(|_| ids.next().is_none())?;
         if !raw.get().contains(['\r', '\n']) {
-            return Some(raw.to_owned());
+            return Some((*raw).to_owned());
         }
         RawValue::from_string(raw.get().replace(['\r', '\n'], "")).ok()
     }

@@ -166,9 +166,19 @@ fn lines() {
         r#"{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": [1, null]}}}]},
             {"role": "tool", "content": {"y": "z"}}], "documents": [{"title": "t"}], "template_vars": {"v": {"w": [true]}}}"#,
         r#"{"input_ids": [1, 2, 3], "id": {"any": "thing"}}"#,
+        r#"{"id": 340282366920938463463374607431768211455, "input_ids": [0, 1, 2], "attention_mask": [0, 1, 1], "note": 1e999}"#,
+        r#"{"messages": [{"role": "user", "content": "q"}], "response": "-2", "chat_template_kwargs": {"x": false}, "id": "\u00e9"}"#,
+        r#"{"messages": [{"role": "user", "content": "q"}], "responses": ["a"], "add_generation_prompt": false, "system": null}"#,
     ];
     let goods: Vec<Vec<u8>> = goods.iter().map(|line| line.replace('\n', " ").into_bytes()).collect();
     survives("line", &goods, 20_000, fuzzing::line);
+    let mut random = Random::new(0x5eed_0003);
+    let mut accepted = 0;
+    for _ in 0..40_000 {
+        let choices: Vec<u8> = (0..2 * (1 + random.below(5))).map(|_| random.below(256) as u8).collect();
+        accepted += usize::from(fuzzing::request(&choices));
+    }
+    assert!(accepted > 100, "{accepted} accepted");
     // Deeper than any parser recurses.
     for open in ["[", "{\"a\":", "{\"messages\":["] {
         assert!(!fuzzing::line(open.repeat(1_000_000).as_bytes()));

@@ -25,6 +25,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use serde_json::{Map, Value};
 
 use args::{Args, Command};
 
@@ -47,6 +48,27 @@ pub(crate) fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Con
         Request::One(Input::Tokens(_)) => vec![],
         Request::Responses(responses) => responses.into_conversations().collect(),
     })
+}
+
+/// The result of line `index`, as `kudos render` writes it but for token ids, with `render` for the prompt; for fuzzing.
+pub(crate) fn rendered_line(
+    text: &[u8],
+    index: usize,
+    render: impl Fn(&Conversation) -> Result<String>,
+) -> String {
+    let line = input::parse(text, index);
+    let text = line.request.and_then(|request| match request {
+        Request::One(Input::Conversation(conversation)) => render(&conversation),
+        Request::One(Input::Tokens(ids)) => Ok(format!("{ids:?}")),
+        Request::Responses(responses) => {
+            responses.into_conversations().map(|conversation| render(&conversation)).collect()
+        }
+    });
+    let fields = match text {
+        Ok(text) => Map::from_iter([("text".to_owned(), Value::from(text))]),
+        Err(error) => output::error_fields(&error),
+    };
+    output::row(&line.key, fields)
 }
 
 /// A line on standard error. Unlike `eprintln!` it lets the work go on when nobody reads it there any more.

@@ -195,6 +195,7 @@ fn an_id_comes_back_as_it_was_spelled() {
         "{\"id\": null, \"input_ids\": [1]}",
         "{\"input_ids\": [1]}",
         "{\"id\": 1, \"id\": 1}",
+        "{\"prompt\": 1, \"prompt\": 1, \"id\": 1, \"id\": 1}",
         "{\"id\": 1",
         "[1]",
     ] {
