@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
 
-use crate::backend::cpu::gemm::Math;
-use crate::backend::cpu::{Cpu, CpuMath, Group, Isa};
+use crate::backend::cpu::{Arithmetic, Cpu, Group};
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::probe::{self, Capability, DeviceInfo};
 #[cfg(feature = "cuda")]
@@ -58,7 +57,7 @@ pub(super) struct Chosen {
 enum Hardware {
     Cpu {
         threads: usize,
-        math: CpuMath,
+        arithmetic: Arithmetic,
         group: Arc<Group>,
     },
     #[cfg(feature = "cuda")]
@@ -160,9 +159,9 @@ impl Chosen {
         if threads == 0 {
             return Err(Error::new(ErrorKind::Options, "0 threads cannot compute anything"));
         }
-        let group = Arc::new(Group::new(1));
+        let (arithmetic, group) = (Arithmetic::of(options.cpu_math), Arc::new(Group::new(1)));
         Ok(Self {
-            hardware: Hardware::Cpu { threads, math: options.cpu_math, group },
+            hardware: Hardware::Cpu { threads, arithmetic, group },
             reason,
             loading: options.loading.clone(),
             profile: options.profile.clone(),
@@ -304,9 +303,9 @@ impl Chosen {
         warn: &dyn Fn(String),
     ) -> Result<Box<dyn Rank>> {
         match &self.hardware {
-            Hardware::Cpu { threads, math, group } => {
+            Hardware::Cpu { threads, arithmetic, group } => {
                 let threads = (threads / geometry.shard.ranks).max(1);
-                let cpu = Cpu::new(geometry, capacity, *math, threads, Arc::clone(group))?;
+                let cpu = Cpu::new(geometry, capacity, arithmetic.clone(), threads, Arc::clone(group))?;
                 self.load(cpu, capacity, tensors, resident_layers, warn)
             }
             #[cfg(feature = "cuda")]
@@ -411,9 +410,8 @@ impl Chosen {
     /// The device in words.
     pub(super) fn describe(&self) -> String {
         match &self.hardware {
-            Hardware::Cpu { threads, math, .. } => {
-                let isa = Isa::detect();
-                format!("CPU, {threads} threads, {}", Math::of(isa, *math).instructions(isa))
+            Hardware::Cpu { threads, arithmetic, .. } => {
+                format!("CPU, {threads} threads, {}", arithmetic.instructions())
             }
             #[cfg(feature = "cuda")]
             Hardware::Cuda { gpus, tier, .. } => {

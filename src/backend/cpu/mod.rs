@@ -57,13 +57,39 @@ pub enum CpuMath {
     Bf16,
 }
 
+/// How this CPU computes: by which instructions, and in which arithmetic matrix products and attention.
+#[derive(Clone, Debug)]
+pub struct Arithmetic {
+    isa: Isa,
+    math: Math,
+    /// Where that is not what was asked for.
+    warning: Option<String>,
+}
+
+impl Arithmetic {
+    /// What comes closest to the arithmetic that is wanted, by the fastest instructions.
+    pub fn of(wanted: CpuMath) -> Self {
+        let isa = Isa::detect();
+        let warning = (wanted == CpuMath::Bf16 && Math::bf16(isa).is_none()).then(|| {
+            let why =
+                if isa.bf16().is_some() { "multiplies bf16 no faster" } else { "has no bf16 instructions" };
+            format!("products are computed in f32, not bf16: this CPU {why}")
+        });
+        Self { isa, math: Math::of(isa, wanted), warning }
+    }
+
+    /// Its instructions as printed: `avx512`, `avx512+amx`, `avx512-bf16`.
+    pub fn instructions(&self) -> String {
+        self.math.instructions(self.isa)
+    }
+}
+
 /// One rank's CPU backend.
 pub struct Cpu {
     geometry: Geometry,
     capacity: Capacity,
     isa: Isa,
     math: Math,
-    /// Where that is not what was asked for.
     warning: Option<String>,
     threads: Threads,
     group: Arc<Group>,
@@ -116,17 +142,10 @@ impl Cpu {
     pub fn new(
         geometry: Geometry,
         capacity: Capacity,
-        math: CpuMath,
+        Arithmetic { isa, math, warning }: Arithmetic,
         threads: usize,
         group: Arc<Group>,
     ) -> Result<Self> {
-        let isa = Isa::detect();
-        let warning = (math == CpuMath::Bf16 && Math::bf16(isa).is_none()).then(|| {
-            let why =
-                if isa.bf16().is_some() { "multiplies bf16 no faster" } else { "has no bf16 instructions" };
-            format!("products are computed in f32, not bf16: this CPU {why}")
-        });
-        let math = Math::of(isa, math);
         let threads = Threads::new(threads)?;
         let scratch =
             gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, math, heads(&geometry)));
