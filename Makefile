@@ -5,7 +5,7 @@ KUDOS := target/release/kudos
 DEMO := demo/model
 
 .PHONY: demo test test-gpu test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain softgpu softgpu-env
-.PHONY: kernels-page bench-cpu plots
+.PHONY: kernels-page golden bench-cpu plots
 
 demo: build
 	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
@@ -61,6 +61,12 @@ softgpu: cuda-toolchain
 kernels-page: softgpu
 	KUDOS_WRITE_KERNELS_PAGE=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=80 \
 		cargo test $(CARGO_FLAGS) --test kernels -- figures_of_the_page
+
+# Writes tests/golden/bits.json anew, which a commit does only where it says that bits change, and why.
+golden: softgpu
+	KUDOS_WRITE_GOLDEN=1 cargo test $(CARGO_FLAGS) --lib golden
+	KUDOS_WRITE_GOLDEN=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=80 \
+		SOFTGPU_DEVICES=2 SOFTGPU_MEMORY_GIB=8 cargo test $(CARGO_FLAGS) --test golden
 
 # eval "$(make -s softgpu-env CC=80 DEVICES=1)", and `kudos score --device cuda ...` runs on the software GPU.
 DEVICES := 1

@@ -25,6 +25,8 @@ if [ "${KUDOS_TEST_GPU:-}" = real ]; then
     for KUDOS_TEST_TIER in '' sm75; do
         run "engine, real GPU, tier ${KUDOS_TEST_TIER:-of its own}" --test cuda -- --ignored --nocapture
     done
+    # Their absence is in the tally: the file has the software GPU's bits.
+    run "golden bits, real GPU" --test golden -- softgpu
 else
     KUDOS_TEST_GPU=softgpu
     KUDOS_TEST_TIER=
@@ -42,6 +44,8 @@ else
         run "kernels, $at" --test kernels ${kernels:+"$kernels"}
         run "engine, $at" --test cuda -- --ignored --nocapture
     done
+    SOFTGPU_CC=80 SOFTGPU_DEVICES=2
+    run "golden bits, software GPU at compute capability 80" --test golden -- softgpu
     SOFTGPU_CC=80 SOFTGPU_DEVICES=3
     run "faults, software GPU at compute capability 80" --test cuda_faults -- --ignored
     run "bench, software GPU at compute capability 80" --test bench -- --ignored

@@ -168,6 +168,16 @@ impl Chosen {
         })
     }
 
+    /// Makes the CPU compute in another way.
+    #[cfg(test)]
+    pub(super) fn compute_in(&mut self, another: Arithmetic) {
+        match &mut self.hardware {
+            Hardware::Cpu { arithmetic, .. } => *arithmetic = another,
+            #[cfg(feature = "cuda")]
+            Hardware::Cuda { .. } => panic!("a GPU has its own arithmetic"),
+        }
+    }
+
     /// How many ranks are to share the model: as many as are asked for, or as few GPUs as it fits on. When it fits on
     /// none of the counts, as many as there can be. `footprint(ranks)` is what one of so many ranks will allocate.
     #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "only GPUs are counted"))]

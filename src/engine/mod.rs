@@ -4,6 +4,8 @@
 //! token budget; a score does not depend on what else was in its batch.
 
 mod device;
+#[cfg(test)]
+mod golden;
 mod options;
 mod parts;
 mod plan;

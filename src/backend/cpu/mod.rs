@@ -82,6 +82,39 @@ impl Arithmetic {
     pub fn instructions(&self) -> String {
         self.math.instructions(self.isa)
     }
+
+    /// Every one that this CPU has or can emulate. Left out are those of which no CPU has the bits: what multiplies bf16
+    /// values beside vectors that do not fuse.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Vec<TestArithmetic> {
+        let (fused, available) = (Isa::fused_for_tests(), Isa::available());
+        let section = |isa: &Isa, math: Math| match math {
+            Math::F32 => Some(if fused.contains(isa) { "f32-vector" } else { "portable" }),
+            _ if !fused.contains(isa) => None,
+            Math::F32Tiles(_) => Some("f32-amx"),
+            Math::Bf16(_) => Some("bf16-avx512"),
+            Math::Bf16Tiles(_) => Some("bf16-amx"),
+        };
+        let all = testing::all_ways().into_iter().filter_map(|(isa, math)| {
+            let arithmetic = Self { isa, math, warning: None };
+            Some(TestArithmetic {
+                section: section(&isa, math)?,
+                emulated: !available.contains(&isa),
+                arithmetic,
+            })
+        });
+        all.collect()
+    }
+}
+
+/// An arithmetic that tests can compute in.
+#[cfg(test)]
+pub(crate) struct TestArithmetic {
+    /// Whose bits it has in `tests/golden/bits.json`.
+    pub(crate) section: &'static str,
+    /// Whether it is in portable code, and slow.
+    pub(crate) emulated: bool,
+    pub(crate) arithmetic: Arithmetic,
 }
 
 /// One rank's CPU backend.

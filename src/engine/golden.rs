@@ -1,0 +1,80 @@
+//! Golden bits of every arithmetic that a CPU can have, through the engine, on any machine: by the instructions where this
+//! CPU has them, and by their emulation everywhere. `tests/golden/` has the file and says what it is for.
+
+#[path = "../../tests/golden/bits.rs"]
+#[allow(dead_code, reason = "a part is used by tests/golden/main.rs")]
+mod bits;
+
+use std::path::Path;
+
+use super::{Device, Engine, Options, Parts};
+use crate::backend::cpu::{Arithmetic, TestArithmetic};
+use crate::config::ModelConfig;
+use crate::error::{Error, ErrorKind};
+use crate::shard::allowed_ranks;
+
+/// The longest case that is computed by emulation, where it is compared: tiles in portable code are slow.
+const TOKENS_MAX_EMULATED: usize = 129;
+
+fn open(folder: &Path, arithmetic: &Arithmetic, ranks: usize) -> Option<Engine> {
+    let config = ModelConfig::read(folder).unwrap();
+    if !allowed_ranks(&config).contains(&ranks) {
+        return None;
+    }
+    let options =
+        Options { device: Device::Cpu, ranks: Some(ranks), threads: Some(ranks), ..Options::default() };
+    let mut parts = Parts::in_folder(folder, &options).unwrap();
+    parts.chosen.compute_in(arithmetic.clone());
+    let no_text = Error::new(ErrorKind::Tokenizer, "golden bits are those of token ids");
+    Some(Engine::start(parts, Err(no_text), Vec::new(), options).unwrap())
+}
+
+/// Every arithmetic of a section has the same bits, and they are those of the file.
+fn hold(section: &str) {
+    let (of, ranks) = section.split_once(", 2 ranks").map_or((section, 1), |(of, _)| (of, 2));
+    let ways = Arithmetic::for_tests().into_iter().filter(|way| way.section == of);
+    for TestArithmetic { arithmetic, emulated, .. } in ways {
+        let tokens_max = if emulated { TOKENS_MAX_EMULATED } else { usize::MAX };
+        bits::hold(section, &arithmetic.instructions(), tokens_max, |folder| {
+            let engine = open(folder, &arithmetic, ranks)?;
+            Some(move |sequences: &[Vec<u32>]| -> Vec<Vec<f32>> {
+                engine.score_tokens(sequences).into_iter().map(|score| score.unwrap().logits).collect()
+            })
+        });
+    }
+}
+
+#[test]
+fn bits_of_portable_code_are_golden() {
+    hold("portable");
+}
+
+#[test]
+fn bits_of_avx2_and_avx512_are_golden() {
+    hold("f32-vector");
+}
+
+#[test]
+fn bits_of_avx2_and_avx512_over_two_ranks_are_golden() {
+    hold("f32-vector, 2 ranks");
+}
+
+#[test]
+fn bits_of_f32_products_by_amx_are_golden() {
+    hold("f32-amx");
+}
+
+#[test]
+fn bits_of_f32_products_by_amx_over_two_ranks_are_golden() {
+    hold("f32-amx, 2 ranks");
+}
+
+#[test]
+fn bits_of_bf16_products_by_avx512_are_golden() {
+    hold("bf16-avx512");
+}
+
+#[test]
+fn bits_of_bf16_products_by_amx_are_golden() {
+    hold("bf16-amx");
+}

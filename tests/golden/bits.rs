@@ -1,0 +1,227 @@
+//! The file of golden bits, the cases in it, and the comparison with it. Used by `tests/golden/main.rs` and, for what only
+//! the inside of the library can make a CPU compute in, by `src/engine/golden.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::{env, fs};
+
+use serde_json::{Map, Value};
+
+/// Every section of the file, in its order, and in how many ranks its bits are computed.
+pub(crate) const SECTIONS: [(&str, usize); 11] = [
+    ("portable", 1),
+    ("f32-vector", 1),
+    ("f32-vector, 2 ranks", 2),
+    ("f32-amx", 1),
+    ("f32-amx, 2 ranks", 2),
+    ("bf16-avx512", 1),
+    ("bf16-amx", 1),
+    ("softgpu sm75", 1),
+    ("softgpu sm75, 2 ranks", 2),
+    ("softgpu sm80", 1),
+    ("softgpu sm80, 2 ranks", 2),
+];
+
+/// Set to write the sections that run instead of comparing them.
+const WRITE: &str = "KUDOS_WRITE_GOLDEN";
+
+/// Differences that a failure prints.
+const PRINTED_MAX: usize = 12;
+
+/// Model -> case -> its logits, each as bits and value, the reward first.
+type Section = Map<String, Value>;
+
+/// A model, token ids that are scored alone, and a batch of sequences that share their starts.
+pub(crate) struct Model {
+    pub(crate) name: String,
+    pub(crate) folder: PathBuf,
+    pub(crate) alone: Vec<(String, Vec<u32>)>,
+    pub(crate) together: Vec<Vec<u32>>,
+}
+
+impl Model {
+    fn new(name: &str, folder: PathBuf, alone: Vec<(String, Vec<u32>)>) -> Self {
+        let mut ids: Vec<&[u32]> = alone.iter().map(|(_, ids)| &ids[..]).collect();
+        ids.sort_by_key(|ids| ids.len());
+        // A shared start, one that is a prefix of another, a duplicate, one token: as `family` of tests/common.
+        assert_eq!(ids.len(), 9, "cases of {name}");
+        let (tail, long) = (ids[3], ids[6]);
+        let prompt = &long[..long.len() / 2 + 5];
+        let answered = [prompt, tail].concat();
+        let together = vec![
+            answered.clone(),
+            long.to_vec(),
+            prompt.to_vec(),
+            [prompt, &tail[..tail.len() / 2], long].concat(),
+            answered,
+            long[..1].to_vec(),
+        ];
+        Self { name: name.to_owned(), folder, alone, together }
+    }
+
+    /// The names of its cases, in the file's order.
+    fn cases(&self) -> Vec<String> {
+        let together = (0..self.together.len()).map(|index| format!("together {index}"));
+        self.alone.iter().map(|(name, _)| name.clone()).chain(together).collect()
+    }
+}
+
+/// As `root` of tests/common.
+fn root() -> PathBuf {
+    env::var_os("KUDOS_TEST_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+}
+
+fn read(path: &Path) -> Value {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn ids(value: &Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+}
+
+/// Every checkpoint of tests/fixtures/models with all its cases, and the demo with nine of its conversations.
+pub(crate) fn models() -> Vec<Model> {
+    let folder = root().join("tests/fixtures/models");
+    let mut folders: Vec<PathBuf> = fs::read_dir(&folder)
+        .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .collect();
+    folders.sort();
+    let fixtures = folders.into_iter().map(|folder| {
+        let cases = read(&folder.join("cases.json"));
+        let cases = cases["cases"].as_array().unwrap().iter().map(|case| {
+            let ids = ids(&case["input_ids"]);
+            (if ids.len() == 1 { "1 token".to_owned() } else { format!("{} tokens", ids.len()) }, ids)
+        });
+        Model::new(folder.file_name().unwrap().to_str().unwrap(), folder.clone(), cases.collect())
+    });
+    let demo = root().join("demo");
+    let expected = read(&demo.join("expected.json"));
+    let rows = expected["rows"].as_array().unwrap().iter().step_by(12);
+    let conversations = rows.map(|row| (row["id"].as_str().unwrap().to_owned(), ids(&row["input_ids"])));
+    let demo = Model::new("demo", demo.join("model"), conversations.collect());
+    fixtures.chain([demo]).collect()
+}
+
+/// The logits of models' cases as the file has them.
+fn record<S>(models: &[Model], open: impl Fn(&Path) -> Option<S>) -> Section
+where
+    S: Fn(&[Vec<u32>]) -> Vec<Vec<f32>>,
+{
+    let written = |logits: &Vec<f32>| {
+        let logits: Vec<String> = logits.iter().map(|x| format!("{:08x} {x}", x.to_bits())).collect();
+        Value::String(logits.join(", "))
+    };
+    let mut section = Section::new();
+    for model in models {
+        let Some(score) = open(&model.folder) else { continue };
+        let alone = model.alone.iter().flat_map(|(_, ids)| score(std::slice::from_ref(ids)));
+        let logits: Vec<Vec<f32>> = alone.chain(score(&model.together)).collect();
+        let cases = model.cases();
+        assert_eq!(cases.len(), logits.len(), "{}", model.name);
+        let cases: Section = cases.into_iter().zip(logits.iter().map(written)).collect();
+        assert_eq!(cases.len(), logits.len(), "{}: cases have names of their own", model.name);
+        section.insert(model.name.clone(), Value::Object(cases));
+    }
+    section
+}
+
+fn path() -> PathBuf {
+    root().join("tests/golden/bits.json")
+}
+
+/// The file; empty where it is to be written and is not there.
+fn file() -> Map<String, Value> {
+    if env::var_os(WRITE).is_some() && !path().exists() {
+        return Map::new();
+    }
+    let Value::Object(sections) = read(&path()) else { panic!("{}: no object", path().display()) };
+    sections
+}
+
+/// Compares the logits that `way` computes with a section of the file, or writes that. `open` gives what scores sequences
+/// by a model, or nothing where it cannot be divided among so many ranks.
+///
+/// Cases longer than `tokens_max` are left out of a comparison. Ways that have one section have the same bits, also when it
+/// is written: the first one does, the others are compared.
+pub(crate) fn hold<S>(name: &str, way: &str, tokens_max: usize, open: impl Fn(&Path) -> Option<S>)
+where
+    S: Fn(&[Vec<u32>]) -> Vec<Vec<f32>>,
+{
+    static WRITTEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    assert!(SECTIONS.iter().any(|(section, _)| *section == name), "`{name}` is not among SECTIONS");
+    let mut models = models();
+    if env::var_os(WRITE).is_some()
+        && WRITTEN.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned())
+    {
+        return write(name, record(&models, open));
+    }
+    let mut expected = file().remove(name).unwrap_or_else(|| panic!("bits.json has no section `{name}`"));
+    for model in &mut models {
+        for (case, _) in model.alone.extract_if(.., |(_, ids)| ids.len() > tokens_max) {
+            if let Some(of_model) = expected.get_mut(&model.name) {
+                of_model.as_object_mut().unwrap().remove(&case);
+            }
+        }
+    }
+    let (all, differences) = differences(expected.as_object().unwrap(), &record(&models, open));
+    assert!(
+        differences.is_empty(),
+        "`{name}` as computed by {way}: {} of {all} cases are not those of tests/golden/bits.json\n{}{}\n\
+         No bit changes but where the commit says that it does, and why; `make golden` then writes the file anew.",
+        differences.len(),
+        differences[..differences.len().min(PRINTED_MAX)].join("\n"),
+        if differences.len() > PRINTED_MAX { "\n  .." } else { "" },
+    );
+}
+
+/// How many cases there are on either side, and those that differ.
+fn differences(expected: &Section, found: &Section) -> (usize, Vec<String>) {
+    let mut cases: BTreeMap<(&str, &str), [Option<&str>; 2]> = BTreeMap::new();
+    for (side, section) in [expected, found].into_iter().enumerate() {
+        for (model, of_model) in section {
+            for (case, logits) in of_model.as_object().unwrap() {
+                cases.entry((model, case)).or_default()[side] = logits.as_str();
+            }
+        }
+    }
+    let word = |logits: Option<&str>| logits.unwrap_or("nothing").to_owned();
+    let differs = cases.iter().filter(|(_, [expected, found])| expected.is_none() || expected != found);
+    let line = |(&(model, case), &[expected, found]): (&(&str, &str), &[Option<&str>; 2])| {
+        format!("  {model}, {case}: expected {}, found {}", word(expected), word(found))
+    };
+    (cases.len(), differs.map(line).collect())
+}
+
+/// Whether the file has all sections, and each all cases of all models; a section of several ranks, of some models.
+pub(crate) fn is_whole() {
+    let file = file();
+    let names: Vec<&str> = file.keys().map(String::as_str).collect();
+    assert_eq!(names, SECTIONS.map(|(section, _)| section), "sections of tests/golden/bits.json");
+    let models: BTreeMap<String, Vec<String>> =
+        models().into_iter().map(|model| (model.name.clone(), model.cases())).collect();
+    for (section, ranks) in SECTIONS {
+        let of_section = file[section].as_object().unwrap();
+        for (model, cases) in of_section {
+            let cases: Vec<&String> = cases.as_object().unwrap().keys().collect();
+            let expected = models.get(model).unwrap_or_else(|| panic!("`{section}`: no model is {model}"));
+            assert_eq!(cases, expected.iter().collect::<Vec<_>>(), "`{section}`, {model}");
+        }
+        let whole = if ranks == 1 { of_section.len() == models.len() } else { !of_section.is_empty() };
+        assert!(whole, "`{section}` has {} models of {}", of_section.len(), models.len());
+    }
+}
+
+/// Replaces one section and keeps the others.
+fn write(name: &str, found: Section) {
+    static FILE: Mutex<()> = Mutex::new(());
+    let _turn = FILE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut old = file();
+    old.insert(name.to_owned(), Value::Object(found));
+    let sections = SECTIONS.iter().filter_map(|(name, _)| Some(((*name).to_owned(), old.remove(*name)?)));
+    let new = Value::Object(sections.collect());
+    fs::write(path(), serde_json::to_string_pretty(&new).unwrap() + "\n").unwrap();
+}

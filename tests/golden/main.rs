@@ -1,0 +1,159 @@
+//! Golden bits: every logit of every model of `tests/fixtures/models` and of the demo, in every arithmetic, bit for bit as
+//! `bits.json` has them.
+//!
+//! **No bit changes unless the commit says that it does, and why.** Other tests compare runs with each other, or allow 1e-4
+//! beside Transformers; this one holds the numbers from one commit to the next. `make golden` writes the file anew: what
+//! AMX computes, by emulation where there is no AMX. With `KUDOS_WRITE_GOLDEN=1` either test binary alone writes the
+//! sections that it can compute, and keeps the others. The sections:
+//!
+//! | section | arithmetic | computed |
+//! |---|---|---|
+//! | `portable` | f32, products rounded before they are added | anywhere, by the library's own tests; here without AVX2 |
+//! | `f32-vector` | f32, multiply and add fused: the same bits on AVX2 and AVX-512 | with AVX2 |
+//! | `f32-amx` | f32 as exact sums of three bf16 values, on AMX | emulated anywhere, by the library's own tests; here with AMX |
+//! | `bf16-avx512` | bf16 products by VDPBF16PS, attention in f32 | emulated anywhere, as above; here on AMD's CPUs that have it |
+//! | `bf16-amx` | bf16 products and attention on AMX | emulated anywhere, as above; here with AMX |
+//! | `softgpu sm75`, `softgpu sm80` | each tier's kernels on the software GPU, of any compute capability | there alone: sums of tensor cores and approximate functions of hardware have bits of their own |
+//!
+//! The library's own tests (`src/engine/golden.rs`) choose instructions by force and emulate those that this CPU lacks;
+//! here the engine chooses, as it does for its users, and a section that it does not choose is reported as ignored.
+
+mod bits;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+
+use kudos::config::ModelConfig;
+use kudos::shard::allowed_ranks;
+use kudos::{CpuMath, Device, Engine, Options};
+use libtest_mimic::{Arguments, Failed, Trial};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let ways = [cpu_ways(), cuda::ways()].concat();
+    let mut trials = vec![Trial::test("the_file_has_every_section_model_and_case", || {
+        bits::is_whole();
+        Ok(())
+    })];
+    for (section, ranks) in bits::SECTIONS {
+        let of = section.strip_suffix(", 2 ranks").unwrap_or(section);
+        let way = ways.iter().find(|way| way.section == of && ranks <= way.ranks_max).cloned();
+        let ignored = way.is_none() && !(of.ends_with("-amx") && amx_is_required());
+        let run = move || {
+            let way = way.ok_or("nothing here computes in this arithmetic")?;
+            way.hold(section, ranks);
+            Ok::<(), Failed>(())
+        };
+        trials.push(Trial::test(format!("bits are golden: {section}"), run).with_ignored_flag(ignored));
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Whether `KUDOS_TEST_REQUIRE` names AMX, as the library's own tests read it.
+fn amx_is_required() -> bool {
+    std::env::var("KUDOS_TEST_REQUIRE").is_ok_and(|required| required.split(',').any(|name| name == "amx"))
+}
+
+/// An arithmetic that is here.
+#[derive(Clone)]
+struct Way {
+    section: String,
+    /// What computes it.
+    name: String,
+    options: Options,
+    ranks_max: usize,
+}
+
+impl Way {
+    fn hold(&self, section: &str, ranks: usize) {
+        // Sums of two engines on the same GPUs could wait for each other for ever.
+        static TURN: Mutex<()> = Mutex::new(());
+        let _turn = (ranks > 1).then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner));
+        bits::hold(section, &self.name, usize::MAX, |folder| {
+            let engine = self.open(folder, ranks)?;
+            Some(move |sequences: &[Vec<u32>]| -> Vec<Vec<f32>> {
+                engine.score_tokens(sequences).into_iter().map(|score| score.unwrap().logits).collect()
+            })
+        });
+    }
+
+    fn open(&self, folder: &Path, ranks: usize) -> Option<Engine> {
+        let config = ModelConfig::read(folder).unwrap();
+        // On GPUs a rank's part of the ffn is whole vectors.
+        let divides = self.options.device == Device::Cpu || (config.ffn / ranks).is_multiple_of(8);
+        if ranks > 1 && !(allowed_ranks(&config).contains(&ranks) && divides) {
+            return None;
+        }
+        let threads = Some(ranks);
+        Some(Engine::open(folder, Options { ranks: Some(ranks), threads, ..self.options.clone() }).unwrap())
+    }
+}
+
+/// What the engine chooses on this CPU, by the instructions that it reports.
+fn cpu_ways() -> Vec<Way> {
+    let ways = [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16].map(|cpu_math| {
+        let options = Options { device: Device::Cpu, cpu_math, threads: Some(1), ..Options::default() };
+        let engine = Engine::open(&bits::models()[0].folder, options.clone()).unwrap();
+        let (_, instructions) =
+            engine.device().rsplit_once(", ").expect("a device, threads and instructions");
+        let section = match (instructions, cpu_math) {
+            ("portable", _) => "portable",
+            ("avx2+fma" | "avx512", _) => "f32-vector",
+            ("avx512-bf16", CpuMath::Bf16) => "bf16-avx512",
+            ("avx512+amx", CpuMath::F32) => "f32-amx",
+            ("avx512+amx", CpuMath::Bf16) => "bf16-amx",
+            other => panic!("no section has the bits of {other:?}"),
+        };
+        Way { section: section.to_owned(), name: instructions.to_owned(), options, ranks_max: 2 }
+    });
+    ways.into()
+}
+
+#[cfg(not(feature = "cuda"))]
+mod cuda {
+    pub(super) fn ways() -> Vec<super::Way> {
+        Vec::new()
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    use kudos::backend::cuda::probe::devices;
+    use kudos::{CudaTier, Device, GemmTuning, Options};
+
+    use super::Way;
+
+    /// Each tier that the software GPU runs.
+    pub(super) fn ways() -> Vec<Way> {
+        let found = match devices() {
+            Ok(found) => found,
+            Err(error) => {
+                eprintln!("golden: {error}");
+                assert!(std::env::var_os("KUDOS_TEST_GPU").is_none(), "a GPU is required");
+                return Vec::new();
+            }
+        };
+        let info = &found[0];
+        eprintln!("golden: on {} with compute capability {}", info.name, info.capability);
+        if info.has_clock {
+            let required = std::env::var("KUDOS_TEST_GPU").is_ok_and(|gpu| gpu == "softgpu");
+            assert!(!required, "the software GPU is required");
+            eprintln!("golden: hardware has bits of its own, which the file has not");
+            return Vec::new();
+        }
+        let tiers = CudaTier::ALL.into_iter().filter(|&tier| info.capability.runs(tier));
+        let way = |tier: CudaTier| Way {
+            section: format!("softgpu {}", tier.name()),
+            name: format!("{}, compute capability {}", info.name, info.capability),
+            options: Options {
+                device: Device::Cuda,
+                cuda_tier: Some(tier),
+                gemm_tuning: GemmTuning::Off,
+                ..Options::default()
+            },
+            ranks_max: found.len(),
+        };
+        tiers.map(way).collect()
+    }
+}
