@@ -1,6 +1,8 @@
 # Two commands matter: `make demo` and `make test`. Both do all the set-up they need.
 
-CARGO_FLAGS := --release --locked
+# One set of features and one profile for everything that is built here, so that the library is compiled once: the
+# features that the workspace's packages ask for together.
+CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
 
@@ -14,7 +16,7 @@ build: cuda-toolchain
 	cargo build $(CARGO_FLAGS) --bin kudos
 
 test: fmt lint doc
-	cargo test $(CARGO_FLAGS) --workspace --no-fail-fast
+	cargo test $(CARGO_FLAGS) --no-fail-fast
 	$(MAKE) test-gpu
 
 # What needs a GPU: on the software one, or with KUDOS_TEST_GPU=real on the first real one.
@@ -44,17 +46,21 @@ fmt:
 	cargo fmt --check --all
 
 lint: cuda-toolchain
-	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
+	@# The library as services link it: without the inside, on the CPU alone and with CUDA.
+	cargo clippy --release --locked --package kudos -- -D warnings
+	cargo clippy --release --locked --package kudos --features cuda -- -D warnings
+	cargo clippy --release --locked --package kudos --features internals -- -D warnings
 
 doc: cuda-toolchain
-	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --workspace --no-deps --quiet
+	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --no-deps --quiet
 
 # The pinned nvcc, where the machine has none that will do.
 cuda-toolchain:
 	tools/cuda-toolchain.sh
 
 softgpu: cuda-toolchain
-	cargo build $(CARGO_FLAGS) --package softgpu
+	cargo build --release --locked --package softgpu
 	crates/softgpu/link target/softgpu
 
 # Counts the figures of kernels/README.md anew.

@@ -9,15 +9,15 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use kudos::CpuMath;
-use kudos::backend::cpu::attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
-use kudos::backend::cpu::elementwise::{RopeTable, add_rms_norm, rope, silu_mul};
-use kudos::backend::cpu::gemm::{Gemm, Math, Store, gemm};
-use kudos::backend::cpu::peak;
-use kudos::backend::cpu::simd::Isa;
-use kudos::backend::cpu::threads::Threads;
-use kudos::backend::cpu::view::{Rows, RowsMut, WeightView};
-use kudos::batch::Span;
-use kudos::weights::Dtype;
+use kudos::internals::backend::cpu::attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
+use kudos::internals::backend::cpu::elementwise::{RopeTable, add_rms_norm, rope, silu_mul};
+use kudos::internals::backend::cpu::gemm::{Gemm, Math, Store, gemm};
+use kudos::internals::backend::cpu::peak;
+use kudos::internals::backend::cpu::simd::Isa;
+use kudos::internals::backend::cpu::threads::Threads;
+use kudos::internals::backend::cpu::view::{Rows, RowsMut, WeightView};
+use kudos::internals::batch::Span;
+use kudos::internals::weights::Dtype;
 
 /// Runs of each kernel, and more while the time lasts.
 const RUNS: usize = 7;

@@ -1,21 +1,28 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(
+    not(feature = "internals"),
+    allow(
+        dead_code,
+        unreachable_pub,
+        unused_imports,
+        reason = "what only the commands and tests use goes through `internals`"
+    )
+)]
 
-pub mod backend;
-pub mod batch;
-pub mod bench;
-pub mod cli;
-pub mod config;
-pub mod conversation;
-pub mod engine;
-pub mod error;
-#[doc(hidden)]
-pub mod fuzzing;
-pub mod model;
-pub mod prompt;
+mod backend;
+mod batch;
+mod config;
+mod conversation;
+mod engine;
+mod error;
+#[cfg(feature = "internals")]
+mod fuzzing;
+mod model;
+mod prompt;
 mod random;
 mod request;
-pub mod shard;
-pub mod weights;
+mod shard;
+mod weights;
 
 pub use backend::cpu::CpuMath;
 pub use backend::tier::CudaTier;
@@ -24,6 +31,32 @@ pub use batch::Sharing;
 pub use conversation::{Conversation, Message};
 #[cfg(feature = "cuda")]
 pub use engine::PlannedGpus;
-pub use engine::{Device, Engine, Options, Pending, Plan, ProcessRank, Residency, Score, Secret, Stats};
+pub use engine::{
+    Device, Engine, Options, Pending, Plan, ProcessRank, Residency, Score, ScoreAll, Secret, Stats,
+};
 pub use error::{Error, ErrorKind, Result};
 pub use prompt::{Prompt, PromptOptions, PromptTokens, Truncate};
+
+/// The door to the inside, for this project's own commands, tests and fuzzers. Nothing here is stable.
+#[cfg(feature = "internals")]
+#[doc(hidden)]
+pub mod internals {
+    /// The machine code for GPUs that this build embeds: the version of nvcc, and the targets.
+    pub const MACHINE_CODE: Option<(&str, &str)> =
+        match (option_env!("KUDOS_NVCC"), option_env!("KUDOS_CUDA_TARGETS")) {
+            (Some(nvcc), Some(targets)) => Some((nvcc, targets)),
+            _ => None,
+        };
+
+    macro_rules! rooms {
+        ($($room:ident)*) => {
+            $(
+                #[allow(missing_docs, reason = "the room has its own")]
+                pub mod $room {
+                    pub use crate::$room::*;
+                }
+            )*
+        };
+    }
+    rooms!(backend batch config conversation engine error fuzzing model prompt random request shard weights);
+}

@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// What one object asks for.
 #[derive(Debug)]
-pub(crate) enum Request {
+pub enum Request {
     /// One reward.
     One(Input),
     /// One reward per response to a prompt.
@@ -33,7 +33,8 @@ pub(crate) enum Request {
 
 /// Something that has one reward.
 #[derive(Debug)]
-pub(crate) enum Input {
+pub enum Input {
+    /// A conversation, whole.
     Conversation(Conversation),
     /// Token ids without those that the attention mask leaves out.
     Tokens(Vec<u32>),
@@ -41,19 +42,19 @@ pub(crate) enum Input {
 
 /// Responses to one prompt. Each makes a conversation with all of the prompt in it: they are made one at a time.
 #[derive(Debug)]
-pub(crate) struct Responses {
+pub struct Responses {
     prompt: Conversation,
     responses: Vec<String>,
 }
 
 impl Responses {
     /// Number of responses.
-    pub(crate) fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.responses.len()
     }
 
     /// One conversation per response, in order.
-    pub(crate) fn into_conversations(self) -> impl Iterator<Item = Conversation> {
+    pub fn into_conversations(self) -> impl Iterator<Item = Conversation> {
         let Self { prompt, responses } = self;
         responses.into_iter().map(move |response| prompt.clone().with_response(response))
     }
@@ -61,14 +62,15 @@ impl Responses {
 
 /// An object that was read.
 #[derive(Debug)]
-pub(crate) struct Parsed {
+pub struct Parsed {
     /// `id` as the object spells it; `None` when it is absent, null, or cannot be told.
-    pub(crate) id: Option<Box<RawValue>>,
-    pub(crate) request: Result<Request>,
+    pub id: Option<Box<RawValue>>,
+    /// What it asks for.
+    pub request: Result<Request>,
 }
 
 /// Reads the JSON text of one object. Every error is one of [`ErrorKind::Conversation`].
-pub(crate) fn parse(bytes: &[u8]) -> Parsed {
+pub fn parse(bytes: &[u8]) -> Parsed {
     let given = text_of(bytes).and_then(Given::read);
     match given {
         Err(error) => Parsed { id: None, request: Err(error) },
@@ -306,7 +308,7 @@ fn text_of(bytes: &[u8]) -> Result<&str> {
 }
 
 /// U+FEFF, which some programs write before a text.
-pub(crate) const BYTE_ORDER_MARK: char = '\u{feff}';
+pub const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The keys of an object that are read here, with their values' text. Nulls are left out.
 #[derive(Debug)]

@@ -10,7 +10,7 @@ use std::fs;
 use std::process::Command;
 
 use common::{Run, demo_model, root};
-use kudos::backend::cpu::Isa;
+use kudos::internals::backend::cpu::Isa;
 use serde_json::Value;
 
 /// Runs `bench`.
@@ -581,8 +581,8 @@ fn random_weights_need_no_file_on_the_gpu_either() {
 #[test]
 #[ignore = "needs the software GPU: make test"]
 fn sensors_are_read_in_their_units_and_what_a_gpu_does_not_know_is_left_out() {
-    use kudos::backend::cuda::nvml::{GpuClock, Sensors};
-    use kudos::backend::cuda::probe;
+    use kudos::internals::backend::cuda::nvml::{GpuClock, Sensors};
+    use kudos::internals::backend::cuda::probe;
     for info in probe::devices().unwrap() {
         let sensors = Sensors::of(&info).expect("the software GPU has sensors");
         assert_eq!((sensors.watts(), sensors.celsius()), (Some(1.5), Some(21)));

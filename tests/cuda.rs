@@ -4,8 +4,6 @@
 //! after the other, and `KUDOS_TEST_GPU=real make test` on a real one. `KUDOS_TEST_FIXTURES` limits the models to those
 //! whose names are in it, separated by commas; `KUDOS_TEST_TIER` (`sm75`, `sm80`) asks for another tier than the GPU's own.
 
-#![cfg(feature = "cuda")]
-
 mod common;
 mod oracle;
 
@@ -13,7 +11,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{family, kudos};
-use kudos::config::ModelConfig;
+use kudos::internals::config::ModelConfig;
 use kudos::{CudaTier, Device, Engine, Options, Overlap, RankSums, Residency, Sharing};
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
@@ -165,9 +163,9 @@ fn turn() -> MutexGuard<'static, ()> {
 
 /// The counts of ranks over 1 that a model allows on GPUs, and that this machine has as many of; none with one GPU.
 fn rank_counts(fixture: &Fixture) -> Vec<usize> {
-    let gpus = kudos::backend::cuda::probe::devices().unwrap().len();
-    let config = kudos::config::ModelConfig::read(&fixture.folder).unwrap();
-    let allowed = kudos::shard::allowed_ranks(&config);
+    let gpus = kudos::internals::backend::cuda::probe::devices().unwrap().len();
+    let config = kudos::internals::config::ModelConfig::read(&fixture.folder).unwrap();
+    let allowed = kudos::internals::shard::allowed_ranks(&config);
     allowed
         .into_iter()
         .filter(|&ranks| ranks > 1 && ranks <= gpus && (config.ffn / ranks).is_multiple_of(8))

@@ -14,7 +14,7 @@ run() {
     label=$1
     shift
     echo "== $label"
-    if ! cargo test --release --locked "$@" >"$log" 2>&1; then status=1; fi
+    if ! cargo test --release --locked --workspace "$@" >"$log" 2>&1; then status=1; fi
     cat "$log"
     sed -n "s/^test result: \([A-Za-z]*\)\. \([0-9]* passed; [0-9]* failed; [0-9]* ignored\).*/\1: \2 | $label/p" "$log" >>"$tally"
 }

@@ -1,6 +1,6 @@
-//! Any bytes as `kudos::fuzzing::config` takes them.
+//! Any bytes as `kudos::internals::fuzzing::config` takes them.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    kudos::fuzzing::config(bytes);
+    kudos::internals::fuzzing::config(bytes);
 });

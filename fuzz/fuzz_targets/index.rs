@@ -1,6 +1,6 @@
-//! Any bytes as `kudos::fuzzing::index` takes them.
+//! Any bytes as `kudos::internals::fuzzing::index` takes them.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    kudos::fuzzing::index(bytes);
+    kudos::internals::fuzzing::index(bytes);
 });

@@ -1,6 +1,6 @@
-//! Any bytes as `kudos::fuzzing::safetensors` takes them.
+//! Any bytes as `kudos::internals::fuzzing::safetensors` takes them.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    kudos::fuzzing::safetensors(bytes);
+    kudos::internals::fuzzing::safetensors(bytes);
 });

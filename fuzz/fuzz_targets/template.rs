@@ -1,6 +1,6 @@
-//! Any bytes as `kudos::fuzzing::template` takes them.
+//! Any bytes as `kudos::internals::fuzzing::template` takes them.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    kudos::fuzzing::template(bytes);
+    kudos::internals::fuzzing::template(bytes);
 });

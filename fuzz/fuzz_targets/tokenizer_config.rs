@@ -1,6 +1,6 @@
-//! Any bytes as `kudos::fuzzing::tokenizer_config` takes them.
+//! Any bytes as `kudos::internals::fuzzing::tokenizer_config` takes them.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
-    kudos::fuzzing::tokenizer_config(bytes);
+    kudos::internals::fuzzing::tokenizer_config(bytes);
 });

@@ -129,7 +129,7 @@ impl Profile {
     }
 
     /// Counts one op.
-    pub(crate) fn add(&self, class: Class, seconds: f64, work: Work) {
+    pub fn add(&self, class: Class, seconds: f64, work: Work) {
         let mut all = self.0.spent.lock().unwrap_or_else(PoisonError::into_inner);
         match all.iter_mut().find(|spent| spent.class == class) {
             None => all.push(Spent { class, ops: 1, seconds, work }),

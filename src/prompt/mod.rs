@@ -159,7 +159,7 @@ impl Prompt {
 }
 
 /// What the templates of a `tokenizer_config.json` make of a conversation, with no tokenizer beside them; for fuzzing.
-pub(crate) fn render_alone(config: &Map<String, Value>, conversation: &Conversation) -> Result<String> {
+pub fn render_alone(config: &Map<String, Value>, conversation: &Conversation) -> Result<String> {
     // A folder that is not there has no template files either.
     let nowhere = Path::new("/nowhere/without/templates");
     let templates = Templates::open(nowhere, config, jiff::civil::date(2026, 7, 26).at(12, 0, 0, 0))?;

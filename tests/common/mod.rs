@@ -13,12 +13,16 @@ use serde_json::{Value, json};
 
 /// Where `tests/fixtures` and `demo` are: the repository, or what `KUDOS_TEST_ROOT` names where there is none.
 pub(crate) fn root() -> PathBuf {
-    env::var_os("KUDOS_TEST_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let repository = package.ancestors().find(|folder| folder.join("tests/fixtures").is_dir());
+    env::var_os("KUDOS_TEST_ROOT").map_or_else(|| repository.unwrap_or(package).to_owned(), PathBuf::from)
 }
 
 /// The `kudos` command: the one that cargo built, or `KUDOS_TEST_BIN` where that is elsewhere.
 pub(crate) fn kudos_path() -> PathBuf {
-    env::var_os("KUDOS_TEST_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_kudos").into()).into()
+    let built =
+        || option_env!("CARGO_BIN_EXE_kudos").expect("the tests of this package run no command").into();
+    env::var_os("KUDOS_TEST_BIN").unwrap_or_else(built).into()
 }
 
 /// The options of tests that are about the CPU, or about no device: the same ones on a machine with a GPU.

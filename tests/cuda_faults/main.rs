@@ -3,8 +3,6 @@
 //! These run on the software GPU, which fails as planned and counts what is allocated. Its state is the process's, so
 //! the tests that share this process take turns; those that need other settings run the command.
 
-#![cfg(feature = "cuda")]
-
 #[path = "../common/mod.rs"]
 mod common;
 mod gpu;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Waker};
 
-use kudos::backend::profile::{Class, Profile, Spent};
+use kudos::internals::backend::profile::{Class, Profile, Spent};
 use kudos::{Device, Engine, Options, Overlap, RankSums, Residency};
 
 use crate::common::{Sizes, ids, random_model};

@@ -24,8 +24,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
-use kudos::config::ModelConfig;
-use kudos::shard::allowed_ranks;
+use kudos::internals::config::ModelConfig;
+use kudos::internals::shard::allowed_ranks;
 use kudos::{CpuMath, Device, Engine, Options};
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -119,7 +119,7 @@ mod cuda {
 
 #[cfg(feature = "cuda")]
 mod cuda {
-    use kudos::backend::cuda::probe::devices;
+    use kudos::internals::backend::cuda::probe::devices;
     use kudos::{CudaTier, Device, GemmTuning, Options};
 
     use super::Way;

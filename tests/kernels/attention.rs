@@ -3,12 +3,12 @@
 use std::slice;
 
 use kudos::Sharing;
-use kudos::backend::cuda::Storage;
-use kudos::backend::cuda::buffer::DeviceBuffer;
-use kudos::backend::cuda::kernels::AttentionKernel;
-use kudos::backend::cuda::ops::{Attention, Heads, Ops, SeamTiles};
-use kudos::backend::cuda::tiles::{Tiles, Work};
-use kudos::batch::{Batch, Budget, Packed};
+use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::buffer::DeviceBuffer;
+use kudos::internals::backend::cuda::kernels::AttentionKernel;
+use kudos::internals::backend::cuda::ops::{Attention, Heads, Ops, SeamTiles};
+use kudos::internals::backend::cuda::tiles::{Tiles, Work};
+use kudos::internals::batch::{Batch, Budget, Packed};
 
 use crate::numbers::{Random, bits, half_ulp, try_download, upload_raw, value};
 use crate::{AttentionTest, Gpu};

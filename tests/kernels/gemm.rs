@@ -6,14 +6,14 @@ use std::fs;
 use std::path::Path;
 
 use half::f16;
-use kudos::backend::cuda::Storage;
-use kudos::backend::cuda::gemm::algorithm::Config;
-use kudos::backend::cuda::gemm::cache::Cache;
-use kudos::backend::cuda::gemm::classes::{BUCKETS, Proposals, Schedule, choose, classes};
-use kudos::backend::cuda::gemm::trial::Trial;
-use kudos::backend::cuda::gemm::tuning::{Stopwatch, Tuner};
-use kudos::backend::cuda::gemm::{Lt, Operands, Out, Product, ProductShape};
-use kudos::backend::cuda::ops::Ops;
+use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::gemm::algorithm::Config;
+use kudos::internals::backend::cuda::gemm::cache::Cache;
+use kudos::internals::backend::cuda::gemm::classes::{BUCKETS, Proposals, Schedule, choose, classes};
+use kudos::internals::backend::cuda::gemm::trial::Trial;
+use kudos::internals::backend::cuda::gemm::tuning::{Stopwatch, Tuner};
+use kudos::internals::backend::cuda::gemm::{Lt, Operands, Out, Product, ProductShape};
+use kudos::internals::backend::cuda::ops::Ops;
 use kudos::{GemmTuning, Result};
 
 use crate::numbers::{Random, bits, half_ulp, upload, upload_raw, value};

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString, c_char};
 
-use kudos::backend::cuda::ops::Ops;
+use kudos::internals::backend::cuda::ops::Ops;
 use libloading::Library;
 use serde::Deserialize;
 

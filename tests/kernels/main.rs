@@ -22,11 +22,11 @@ use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
 
 use kudos::CudaTier;
-use kudos::backend::cuda::Storage;
-use kudos::backend::cuda::context::Context;
-use kudos::backend::cuda::kernels::{ATTENTION, AttentionKernel};
-use kudos::backend::cuda::ops::Ops;
-use kudos::backend::cuda::probe::{DeviceInfo, devices};
+use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::context::Context;
+use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionKernel};
+use kudos::internals::backend::cuda::ops::Ops;
+use kudos::internals::backend::cuda::probe::{DeviceInfo, devices};
 use libtest_mimic::{Arguments, Trial};
 
 /// A test: what it shows, and the function that runs it on a GPU with kernels for heads of the given width.

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kudos::backend::cuda::nccl::{Comm, Group, Number, version};
-use kudos::backend::cuda::ops::Ops;
+use kudos::internals::backend::cuda::nccl::{Comm, Group, Number, version};
+use kudos::internals::backend::cuda::ops::Ops;
 
 use crate::numbers::{Random, download, upload, upload_raw};
 use crate::{Gpu, Test};

@@ -1,9 +1,9 @@
 //! Random and hard numbers, storage formats on the host, and the comparison of results with expectations.
 
 use half::{bf16, f16};
-use kudos::backend::cuda::Storage;
-use kudos::backend::cuda::buffer::DeviceBuffer;
-use kudos::backend::cuda::ops::Ops;
+use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::buffer::DeviceBuffer;
+use kudos::internals::backend::cuda::ops::Ops;
 
 /// Bits of `value` in storage.
 pub(crate) fn bits(storage: Storage, value: f64) -> u16 {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use kudos::CudaTier;
-use kudos::backend::cuda::kernels::ATTENTION;
+use kudos::internals::backend::cuda::kernels::ATTENTION;
 
 use crate::Gpu;
 use crate::attention::heads;

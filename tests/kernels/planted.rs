@@ -2,10 +2,10 @@
 //! that see nothing would look like kernels that do nothing wrong.
 
 use kudos::Sharing;
-use kudos::backend::cuda::context::Context;
-use kudos::backend::cuda::kernels::AttentionKernel;
-use kudos::backend::cuda::ops::Ops;
-use kudos::backend::cuda::tiles::{TILE_KEYS, Work};
+use kudos::internals::backend::cuda::context::Context;
+use kudos::internals::backend::cuda::kernels::AttentionKernel;
+use kudos::internals::backend::cuda::ops::Ops;
+use kudos::internals::backend::cuda::tiles::{TILE_KEYS, Work};
 
 use crate::attention::{NEIGHBOUR, Queries, changed_by_nan, family, heads, pack, qkv_rows, try_run};
 use crate::launches::Counters;

@@ -1,11 +1,11 @@
 //! The memory-bound kernels.
 
 use kudos::ErrorKind;
-use kudos::backend::cuda::Storage;
-use kudos::backend::cuda::ops::{
+use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::ops::{
     AddRmsNorm, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
 };
-use kudos::backend::cuda::tiles::NO_ROW;
+use kudos::internals::backend::cuda::tiles::NO_ROW;
 
 use crate::numbers::{Random, assert_close, download, half_ulp, round, upload, upload_raw, value};
 use crate::{Gpu, Test};
@@ -30,7 +30,7 @@ pub(crate) const TESTS: &[Test] = &[
 const SHAPES: [(usize, usize); 7] = [(1, 64), (3, 8), (5, 136), (2, 1000), (3, 2048), (1, 2056), (2, 8192)];
 
 /// The residual stream's numbers on the host as the GPU holds them.
-fn residual(ops: &Ops, raw: &kudos::backend::cuda::buffer::DeviceBuffer) -> Vec<f64> {
+fn residual(ops: &Ops, raw: &kudos::internals::backend::cuda::buffer::DeviceBuffer) -> Vec<f64> {
     match ops.storage() {
         Storage::Bf16 => download(ops, raw),
         Storage::F16 => {
@@ -40,7 +40,7 @@ fn residual(ops: &Ops, raw: &kudos::backend::cuda::buffer::DeviceBuffer) -> Vec<
     }
 }
 
-fn upload_residual(ops: &Ops, numbers: &[f64]) -> kudos::backend::cuda::buffer::DeviceBuffer {
+fn upload_residual(ops: &Ops, numbers: &[f64]) -> kudos::internals::backend::cuda::buffer::DeviceBuffer {
     match ops.storage() {
         Storage::Bf16 => upload(ops, numbers),
         Storage::F16 => upload_raw(ops, &numbers.iter().map(|&number| number as f32).collect::<Vec<_>>()),

@@ -7,12 +7,12 @@
 
 use std::iter::repeat_n;
 
-use kudos::backend::cuda::Storage;
-use kudos::backend::cuda::buffer::DeviceBuffer;
-use kudos::backend::cuda::ops::{
+use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::buffer::DeviceBuffer;
+use kudos::internals::backend::cuda::ops::{
     AddRmsNorm, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
 };
-use kudos::backend::cuda::tiles::NO_ROW;
+use kudos::internals::backend::cuda::tiles::NO_ROW;
 
 use crate::Gpu;
 use crate::launches::{Counters, Launch};

@@ -1,6 +1,6 @@
 //! Embedding rows on their way to the GPU.
 
-use kudos::backend::cuda::staging::Staging;
+use kudos::internals::backend::cuda::staging::Staging;
 
 use crate::{Gpu, Test};
 

@@ -8,11 +8,11 @@ use std::slice;
 
 use kudos::CudaTier;
 use kudos::Sharing;
-use kudos::backend::cuda::Storage;
-use kudos::backend::cuda::kernels::AttentionKernel;
-use kudos::backend::cuda::ops::{Attention, Heads};
-use kudos::backend::cuda::tiles::{Tiles, Work};
-use kudos::batch::Packed;
+use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::kernels::AttentionKernel;
+use kudos::internals::backend::cuda::ops::{Attention, Heads};
+use kudos::internals::backend::cuda::tiles::{Tiles, Work};
+use kudos::internals::batch::Packed;
 
 use crate::Gpu;
 use crate::attention::{heads, pack, width};

@@ -28,9 +28,9 @@ if [ -n "${KUDOS_TEST_DATA:-}" ]; then
         "$python" tests/real/prompts.py "$KUDOS_REAL_DIR"
         touch "$KUDOS_REAL_DIR/prompts.done"
     fi
-    cargo test --release --locked --test real_prompts -- --ignored --nocapture
+    set --
 else
     echo "not run: the longer list of conversations, and Llama 3's tokenizer and templates (KUDOS_TEST_DATA is not set)" >&2
-    set -- --skip longer_list
+    set -- --skip longer_list --skip prompts::
 fi
-cargo test --release --locked --test real -- --ignored --nocapture "$@"
+cargo test --release --locked --workspace --test real -- --ignored --nocapture "$@"

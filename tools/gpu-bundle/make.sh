@@ -10,10 +10,7 @@ size_kib_max=$((50 * 1024))
 # The libraries that an executable may ask for: glibc's, and the unwinder that comes with it everywhere.
 allowed='^(libc|libm|libdl|libpthread|librt|libgcc_s|ld-linux-x86-64)\.so\.'
 
-targets=(--bin kudos --test kernels --test cuda)
-if [ -e src/bin/bench.rs ] || [ -d src/bin/bench ]; then
-    targets+=(--bin bench)
-fi
+targets=(--workspace --bin kudos --bin bench --test kernels --test cuda)
 # What `bench` says that it was built from.
 KUDOS_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null || true)
 export KUDOS_COMMIT

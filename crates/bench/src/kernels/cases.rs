@@ -1,0 +1,343 @@
+//! What is measured: every kernel at the sizes of a model, with the fewest bytes that its work takes and its operations.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::buffer::DeviceBuffer;
+use kudos::internals::backend::cuda::context::Context;
+use kudos::internals::backend::cuda::gemm::cache::Cache;
+use kudos::internals::backend::cuda::gemm::tuning::Tuner;
+use kudos::internals::backend::cuda::gemm::{Lt, Operands, Out, ProductShape};
+use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionKernel};
+use kudos::internals::backend::cuda::ops::{
+    AddRmsNorm, Attention, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+};
+use kudos::internals::backend::cuda::stopwatch;
+use kudos::internals::backend::cuda::tiles::{TILE_KEYS, Tiles};
+use kudos::internals::batch::{Batch, Budget, Sharing};
+use kudos::internals::config::ModelConfig;
+use kudos::{GemmTuning, Result};
+
+/// Launches take turns with operands of so many bytes in all: far more than the second-level cache of any GPU holds.
+const ROTATED_BYTES: usize = 512 << 20;
+
+/// Bytes of a copy, and rows, columns and width of the matrix product that yardsticks are taken from.
+const COPY_BYTES: usize = 512 << 20;
+const SQUARE: usize = 8192;
+
+/// Rows of a pass for each sequence that ends in it, as passes are sized for.
+const TOKENS_PER_SEQUENCE: usize = 16;
+
+/// A launch that can be repeated.
+pub(super) struct Case {
+    pub(super) kernel: String,
+    /// Its sizes in words.
+    pub(super) sizes: String,
+    /// The fewest that must be read and written.
+    pub(super) bytes: usize,
+    /// Floating-point operations; none where the bytes alone matter.
+    pub(super) flop: f64,
+    pub(super) ops: Rc<Ops>,
+    /// Queues launch number `n`.
+    pub(super) launch: Box<dyn FnMut(usize) -> Result<()>>,
+}
+
+/// Makes cases of one device and one model.
+pub(super) struct Maker<'a> {
+    pub(super) ops: Rc<Ops>,
+    pub(super) config: &'a ModelConfig,
+    /// Whether launches are only tried: yardsticks are small, and there is one set of operands.
+    pub(super) tried: bool,
+}
+
+impl Maker<'_> {
+    /// The copy that memory's rate is taken from.
+    pub(super) fn copy(&self) -> Result<Case> {
+        let bytes = if self.tried { 4096 } else { COPY_BYTES };
+        let (from, mut to) = (self.random(bytes)?, self.random(bytes)?);
+        let ops = Rc::clone(&self.ops);
+        let sizes = format!("{bytes} bytes");
+        Ok(self.case("copy", sizes, 2 * bytes, 0.0, move |_| {
+            stopwatch::copy(ops.context(), from.all(), &mut to)
+        }))
+    }
+
+    /// Every kernel and product of a layer, and those after the last one, in a pass of so many tokens.
+    pub(super) fn of_tokens(&self, tokens: usize) -> Result<Vec<Case>> {
+        let mut cases = vec![
+            self.add_rms_norm(tokens, true)?,
+            self.add_rms_norm(tokens, false)?,
+            self.rope(tokens)?,
+            self.silu_mul(tokens)?,
+            self.gather_rows(tokens)?,
+            self.score(tokens)?,
+            self.seam_tiles(tokens)?,
+        ];
+        for kernel in self.attention_kernels() {
+            cases.push(self.attention(kernel, tokens)?);
+        }
+        let ModelConfig { hidden, ffn, .. } = *self.config;
+        let add = if self.ops.storage() == Storage::F16 { Out::AddF32 } else { Out::AddStorage };
+        for (name, features, width, x_stride, out) in [
+            ("qkv", self.row_width(), hidden, hidden, Out::Storage),
+            ("o", hidden, self.config.q_width(), self.config.q_width(), add),
+            ("gate_up", 2 * ffn, hidden, hidden, Out::Storage),
+            ("down", hidden, ffn, 2 * ffn, add),
+        ] {
+            cases.push(self.product(name, tokens, (features, width, x_stride), out)?);
+        }
+        Ok(cases)
+    }
+
+    /// A large product, which none of the model's need be.
+    pub(super) fn square(&self) -> Result<Case> {
+        let size = if self.tried { 64 } else { SQUARE };
+        self.product("square", size, (size, size, size), Out::Storage)
+    }
+
+    fn heads(&self) -> Heads {
+        let ModelConfig { q_heads, kv_heads, head_dim, .. } = *self.config;
+        Heads { q_heads, kv_heads, head_dim }
+    }
+
+    fn row_width(&self) -> usize {
+        self.config.q_width() + 2 * self.config.kv_width()
+    }
+
+    fn case(
+        &self,
+        kernel: impl Into<String>,
+        sizes: String,
+        bytes: usize,
+        flop: f64,
+        launch: impl FnMut(usize) -> Result<()> + 'static,
+    ) -> Case {
+        let (kernel, ops, launch) = (kernel.into(), Rc::clone(&self.ops), Box::new(launch));
+        Case { kernel, sizes, bytes, flop, ops, launch }
+    }
+
+    /// So many bytes of numbers that are near to normal, a whole number of 16-byte words.
+    fn random(&self, bytes: usize) -> Result<DeviceBuffer> {
+        let mut buffer = self.ops.context().allocate(bytes)?;
+        self.ops.fill_normal(&mut buffer, bytes / Storage::BYTES, bytes as u64, 1.0)?;
+        Ok(buffer)
+    }
+
+    /// Sets of buffers of these sizes, to take turns with.
+    fn sets<const N: usize>(&self, bytes: [usize; N]) -> Result<Vec<[DeviceBuffer; N]>> {
+        let of_set = bytes.iter().sum::<usize>().max(1);
+        let count = if self.tried { 1 } else { ROTATED_BYTES.div_ceil(of_set).max(2) };
+        let set = |_| {
+            let buffers = bytes.iter().map(|&bytes| self.random(bytes)).collect::<Result<Vec<_>>>()?;
+            Ok(buffers.try_into().unwrap_or_else(|_| unreachable!("as many as there are sizes")))
+        };
+        (0..count).map(set).collect()
+    }
+
+    fn words(&self, words: &[u32]) -> Result<DeviceBuffer> {
+        upload(self.ops.context(), words)
+    }
+
+    fn add_rms_norm(&self, tokens: usize, adds: bool) -> Result<Case> {
+        let hidden = self.config.hidden;
+        let (stream, row) = (tokens * hidden * self.ops.storage().residual_bytes(), hidden * Storage::BYTES);
+        let bytes = stream * if adds { 3 } else { 1 } + tokens * row + row;
+        let mut sets = self.sets([stream, if adds { stream } else { 16 }, row, tokens * row])?;
+        let ops = Rc::clone(&self.ops);
+        let sizes = format!("{tokens} x {hidden}{}", if adds { ", adding" } else { "" });
+        Ok(self.case("add_rms_norm", sizes, bytes, 0.0, move |turn| {
+            let count = sets.len();
+            let [residual, delta, weight, out] = &mut sets[turn % count];
+            let delta = if adds { Delta::In(delta.all()) } else { Delta::None };
+            let weight = weight.all();
+            ops.add_rms_norm(AddRmsNorm {
+                residual,
+                delta,
+                weight,
+                out,
+                first_row: 0,
+                tokens,
+                hidden,
+                eps: 1e-5,
+            })
+        }))
+    }
+
+    fn rope(&self, tokens: usize) -> Result<Case> {
+        let heads = self.heads();
+        let (row_stride, turned) = (self.row_width(), heads.q_heads + heads.kv_heads);
+        let tables = RopeTables::new(&self.ops, &vec![0.5; heads.head_dim / 2], tokens)?;
+        let positions = self.words(&(0..tokens as u32).collect::<Vec<_>>())?;
+        let mut sets = self.sets([tokens * row_stride * Storage::BYTES])?;
+        let table_bytes = RopeTables::bytes(heads.head_dim, tokens);
+        let bytes = 2 * tokens * turned * heads.head_dim * Storage::BYTES + tokens * 4 + table_bytes;
+        let ops = Rc::clone(&self.ops);
+        let sizes = format!("{tokens} x {turned} heads of {}", heads.head_dim);
+        Ok(self.case("rope", sizes, bytes, 0.0, move |turn| {
+            let count = sets.len();
+            let [qkv] = &mut sets[turn % count];
+            let (positions, tables, rows) = (positions.all(), &tables, tokens);
+            ops.rope(Rope {
+                qkv,
+                first_row: 0,
+                positions,
+                tables,
+                rows,
+                row_stride,
+                first_head: 0,
+                heads: turned,
+                position_max: tokens - 1,
+            })
+        }))
+    }
+
+    fn silu_mul(&self, tokens: usize) -> Result<Case> {
+        let ffn = self.config.ffn;
+        let mut sets = self.sets([tokens * 2 * ffn * Storage::BYTES])?;
+        let ops = Rc::clone(&self.ops);
+        let (sizes, bytes) = (format!("{tokens} x {ffn}"), 3 * tokens * ffn * Storage::BYTES);
+        Ok(self.case("silu_mul", sizes, bytes, 0.0, move |turn| {
+            let count = sets.len();
+            let [gate_up] = &mut sets[turn % count];
+            ops.silu_mul(SiluMul { gate_up, tokens, ffn, scale: 1.0 })
+        }))
+    }
+
+    fn gather_rows(&self, tokens: usize) -> Result<Case> {
+        let (hidden, count) = (self.config.hidden, tokens.div_ceil(TOKENS_PER_SEQUENCE));
+        let row_bytes = hidden * self.ops.storage().residual_bytes();
+        let rows = self.words(&(0..count).map(|i| (i * tokens / count) as u32).collect::<Vec<_>>())?;
+        let mut sets = self.sets([tokens * row_bytes, count * row_bytes])?;
+        let ops = Rc::clone(&self.ops);
+        let (sizes, bytes) = (format!("{count} of {tokens} x {hidden}"), count * (2 * row_bytes + 4));
+        Ok(self.case("gather_rows", sizes, bytes, 0.0, move |turn| {
+            let number = sets.len();
+            let [x, out] = &mut sets[turn % number];
+            ops.gather_rows(GatherRows {
+                x: x.all(),
+                rows: rows.all(),
+                out,
+                x_rows: tokens,
+                count,
+                row_bytes,
+            })
+        }))
+    }
+
+    fn score(&self, tokens: usize) -> Result<Case> {
+        let (hidden, rows) = (self.config.hidden, tokens.div_ceil(TOKENS_PER_SEQUENCE));
+        let row = hidden * Storage::BYTES;
+        let mut sets = self.sets([rows * row, row, (rows * 4).next_multiple_of(16)])?;
+        let ops = Rc::clone(&self.ops);
+        let (sizes, bytes) = (format!("{rows} x {hidden}"), rows * (row + 4) + row);
+        Ok(self.case("score", sizes, bytes, 0.0, move |turn| {
+            let count = sets.len();
+            let [x, head, out] = &mut sets[turn % count];
+            ops.score(Score { x: x.all(), head: head.all(), out, tokens: rows, labels: 1, hidden })
+        }))
+    }
+
+    fn seam_tiles(&self, tokens: usize) -> Result<Case> {
+        let heads = self.heads();
+        // One tile for each sequence; each of its rows repeats another.
+        let count = tokens.div_ceil(TOKENS_PER_SEQUENCE) * TILE_KEYS;
+        let sources = self.words(&(0..count).map(|i| (i % tokens) as u32).collect::<Vec<_>>())?;
+        let mut sets = self.sets([(tokens + count) * self.row_width() * Storage::BYTES])?;
+        let kv = 2 * heads.kv_heads * heads.head_dim * Storage::BYTES;
+        let ops = Rc::clone(&self.ops);
+        let sizes = format!("{count} rows of {tokens}");
+        Ok(self.case("seam_tiles", sizes, count * (kv + 4) + tokens.min(count) * kv, 0.0, move |turn| {
+            let number = sets.len();
+            let [qkv] = &mut sets[turn % number];
+            ops.seam_tiles(SeamTiles { qkv, sources: sources.all(), first_row: tokens, count, heads })
+        }))
+    }
+
+    /// The tier's attention kernels for just this width of heads that this GPU can run.
+    fn attention_kernels(&self) -> Vec<&'static AttentionKernel> {
+        let (tier, head_dim) = (self.ops.attention_kernel().tier, self.config.head_dim);
+        let shared = self.ops.context().info().shared_bytes_max;
+        let of_tier = ATTENTION.iter().filter(|kernel| kernel.tier == tier);
+        of_tier.filter(|kernel| kernel.head_dim_max == head_dim && kernel.shared_bytes() <= shared).collect()
+    }
+
+    fn attention(&self, kernel: &'static AttentionKernel, tokens: usize) -> Result<Case> {
+        let heads = self.heads();
+        let ops = Rc::new(Ops::with_attention(Context::open(self.ops.context().info())?, kernel)?);
+        let mut batch = Batch::new(Budget { tokens, sequences: 1 }, Sharing::Nothing);
+        batch.try_add(&vec![0; tokens]);
+        let group = heads.q_heads / heads.kv_heads;
+        let all = 0..tokens;
+        let tiles = Tiles::new(&batch.pack(), std::slice::from_ref(&all), group, kernel.block_pairs, tokens);
+        let (count, rows) = (tiles.all.len(), tokens + tiles.seam_sources.len());
+        let work = upload(ops.context(), &tiles.all)?;
+        let tile_rows = self.words(&tiles.tile_rows)?;
+        let q_width = self.config.q_width();
+        let mut sets =
+            self.sets([rows * self.row_width() * Storage::BYTES, tokens * q_width * Storage::BYTES])?;
+        // Made on another stream than the one that they are used on.
+        self.ops.context().synchronize()?;
+        let bytes = tokens * (self.row_width() + q_width) * Storage::BYTES;
+        let flop = 4.0 * q_width as f64 * (tokens * (tokens + 1) / 2) as f64;
+        let Heads { q_heads, kv_heads, head_dim } = heads;
+        let sizes = format!("{tokens} tokens, {q_heads} / {kv_heads} heads of {head_dim}");
+        let own = Rc::clone(&ops);
+        let launch = move |turn: usize| {
+            let number = sets.len();
+            let [qkv, out] = &mut sets[turn % number];
+            let (work, tile_rows, scale) = (work.all(), tile_rows.all(), 1.0 / (head_dim as f32).sqrt());
+            own.attention(Attention {
+                qkv: qkv.all(),
+                out,
+                work,
+                tile_rows,
+                count,
+                rows,
+                out_rows: tokens,
+                heads,
+                scale,
+            })
+        };
+        Ok(Case { ops, ..self.case(kernel.entry, sizes, bytes, flop, launch) })
+    }
+
+    fn product(
+        &self,
+        name: &str,
+        rows: usize,
+        (features, width, x_stride): (usize, usize, usize),
+        out: Out,
+    ) -> Result<Case> {
+        let lt = Lt::new(self.ops.context(), self.ops.storage())?;
+        let shape = ProductShape { features, width, x_stride, out_stride: features, out, bias: false };
+        let number = match out {
+            Out::Storage | Out::AddStorage => Storage::BYTES,
+            Out::F32 | Out::AddF32 => size_of::<f32>(),
+        };
+        let times = if matches!(out, Out::AddStorage | Out::AddF32) { 2 } else { 1 };
+        let (weight, out_bytes) = (features * width * Storage::BYTES, rows * features * number);
+        let bytes = weight + rows * width * Storage::BYTES + times * out_bytes;
+        let mut sets = self.sets([rows * x_stride * Storage::BYTES, weight, out_bytes])?;
+        // As an engine chooses it, but without what was kept of earlier runs.
+        let context = self.ops.context();
+        let cache = Cache::new(None, context.info(), self.ops.storage())?;
+        let product = Tuner::new(context, &lt, GemmTuning::Auto, cache)?.product(shape, rows)?;
+        let product = RefCell::new(product);
+        let flop = 2.0 * (rows * features) as f64 * width as f64;
+        let sizes = format!("{rows} x {features} x {width}");
+        Ok(self.case(format!("product_{name}"), sizes, bytes, flop, move |turn| {
+            let count = sets.len();
+            let [x, weight, out] = &mut sets[turn % count];
+            let (x, weight) = (x.all(), weight.all());
+            let operands = Operands { x, weight, bias: None, out, out_first: 0, rows, alpha: 1.0 };
+            lt.run(&mut product.borrow_mut(), operands)
+        }))
+    }
+}
+
+fn upload<T: bytemuck::Pod>(context: &Context, values: &[T]) -> Result<DeviceBuffer> {
+    let mut buffer = context.allocate(size_of_val(values))?;
+    buffer.upload(0, values, context.compute())?;
+    Ok(buffer)
+}

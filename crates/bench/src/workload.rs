@@ -1,0 +1,177 @@
+//! What one test scores: sequences of random ids, each the others' stranger except for a prefix.
+
+use std::fmt;
+
+use kudos::internals::config::{Head, ModelConfig};
+use kudos::internals::random::Random;
+use kudos::{Error, ErrorKind, Result};
+
+/// How [`Workload::flop`] counts, in words.
+pub(super) const FLOP_FORMULA: &str = "2 * weights of the layers' matrices for each unique token, and 4 * heads * \
+    head_dim * keys for its attention, causal; of the last layer, keys and values for each unique token and the rest for \
+    each sequence, as that is all that is computed; a shared prefix once; norms, RoPE, SiLU and the head not counted";
+
+/// Sequences of one length, of which consecutive ones share a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Workload {
+    /// Of each sequence, its prefix included.
+    pub(super) tokens: usize,
+    pub(super) sequences: usize,
+    /// Tokens that `responses` consecutive sequences have in common; less than `tokens`.
+    pub(super) shared_prefix: usize,
+    /// 1 where nothing is shared.
+    pub(super) responses: usize,
+}
+
+impl Workload {
+    /// Refuses sequences that could not be told apart by the first id that is their own, which would make them share more
+    /// than they are to.
+    pub(super) fn check(&self, config: &ModelConfig) -> Result<()> {
+        let ids = Ids::of(config).count;
+        let alike = self.prefixes().max(self.responses);
+        if alike <= ids {
+            return Ok(());
+        }
+        let message = format!("{alike} different sequences were asked for, of a model with {ids} ids");
+        Err(Error::new(ErrorKind::Options, message).with_hint("ask for fewer sequences (`--seqs`)"))
+    }
+
+    /// Prefixes that are computed: one for each sequence where none is shared.
+    fn prefixes(&self) -> usize {
+        self.sequences.div_ceil(self.responses)
+    }
+
+    /// Tokens that must be computed, each shared prefix once.
+    pub(super) fn unique_tokens(&self) -> usize {
+        self.prefixes() * self.shared_prefix + self.sequences * (self.tokens - self.shared_prefix)
+    }
+
+    /// The sequences, the same ones in every run. None ends in a classifier's padding, which it would not be scored at.
+    pub(super) fn ids(&self, config: &ModelConfig) -> Vec<Vec<u32>> {
+        let all = Ids::of(config);
+        let run = |first: usize, len: usize, seed: usize| {
+            let mut run = all.run(seed as u64, len);
+            if let Some(id) = run.first_mut() {
+                *id = all.id(first);
+            }
+            run
+        };
+        let sequence = |index: usize| {
+            let (prompt, response) = (index / self.responses, index % self.responses);
+            // What differs comes first: where nothing is shared, all of it.
+            let first = if self.shared_prefix > 0 { response } else { index };
+            let own = run(first, self.tokens - self.shared_prefix, self.prefixes() + index);
+            [run(prompt, self.shared_prefix, prompt), own].concat()
+        };
+        (0..self.sequences).map(sequence).collect()
+    }
+
+    /// Floating-point operations that all sequences need: [`FLOP_FORMULA`].
+    pub(super) fn flop(&self, config: &ModelConfig) -> f64 {
+        let (hidden, q_width, kv_width) = (config.hidden, config.q_width(), config.kv_width());
+        let keys_and_values = (2 * hidden * 2 * kv_width) as f64;
+        // Queries, the projection back, and the MLP.
+        let others = (2 * (2 * hidden * q_width + 3 * hidden * config.ffn)) as f64;
+        let (unique, sequences) = (self.unique_tokens() as f64, self.sequences as f64);
+        let layers = config.layers as f64;
+        // Keys of all queries: those of positions 0..n have n * (n + 1) / 2.
+        let keys_to = |tokens: usize| (tokens * (tokens + 1) / 2) as f64;
+        let keys = self.prefixes() as f64 * keys_to(self.shared_prefix)
+            + sequences * (keys_to(self.tokens) - keys_to(self.shared_prefix));
+        let attention = |keys: f64| 4.0 * q_width as f64 * keys;
+        (layers - 1.0) * (unique * (keys_and_values + others) + attention(keys))
+            + unique * keys_and_values
+            + sequences * (others + attention(self.tokens as f64))
+    }
+}
+
+/// `8 x 512`, or `32 x 1024, 768 shared by 8`
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}", self.sequences, self.tokens)?;
+        if self.shared_prefix == 0 {
+            return Ok(());
+        }
+        write!(f, ", {} shared by {}", self.shared_prefix, self.responses)
+    }
+}
+
+/// A model's token ids but a classifier's padding, at which it would not be scored.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ids {
+    pub(super) count: usize,
+    /// One beyond the vocabulary where there is none.
+    pub(super) padding: usize,
+}
+
+impl Ids {
+    pub(super) fn of(config: &ModelConfig) -> Self {
+        let padding = match config.head {
+            Head::Score { pad_token_id: Some(pad), .. } => pad as usize,
+            Head::Score { .. } | Head::LogitZero { .. } => config.vocab,
+        };
+        Self { count: config.vocab - usize::from(padding < config.vocab), padding }
+    }
+
+    /// The id with that number, from 0.
+    fn id(self, index: usize) -> u32 {
+        if index < self.padding { index as u32 } else { index as u32 + 1 }
+    }
+
+    /// Random ids, the same for the same seed.
+    pub(super) fn run(self, seed: u64, len: usize) -> Vec<u32> {
+        let mut random = Random::new(seed);
+        (0..len).map(|_| self.id((random.next() % self.count as u64) as usize)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kudos::internals::batch::{Batch, Budget, Sharing};
+
+    fn config(pad_token_id: Option<u32>) -> ModelConfig {
+        let text = serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 8192,
+            "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64, "num_key_value_heads": 8,
+            "vocab_size": 50, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 8192,
+            "tie_word_embeddings": false,
+        });
+        let config = ModelConfig::parse(&text.to_string(), std::path::Path::new("config.json")).unwrap();
+        let head = pad_token_id.map(|pad| Head::Score { labels: 1, pad_token_id: Some(pad) });
+        ModelConfig { head: head.unwrap_or(config.head), ..config }
+    }
+
+    #[test]
+    fn sequences_share_their_prefix_and_nothing_else() {
+        for (shared_prefix, responses) in [(0, 1), (1, 3), (7, 4)] {
+            for tokens in [shared_prefix + 1, 12] {
+                let workload = Workload { tokens, sequences: 11, shared_prefix, responses };
+                let ids = workload.ids(&config(Some(3)));
+                assert_eq!(ids.iter().map(Vec::len).sum::<usize>(), workload.sequences * tokens);
+                assert!(ids.iter().flatten().all(|&id| id < 50 && id != 3));
+                let budget = Budget { tokens: 10_000, sequences: 1000 };
+                let mut batch = Batch::new(budget, Sharing::Prefixes);
+                assert!(ids.iter().all(|ids| batch.try_add(ids)));
+                assert_eq!(batch.tokens(), workload.unique_tokens(), "{workload}");
+            }
+        }
+    }
+
+    #[test]
+    fn operations_are_those_of_the_70b_less_what_the_last_layer_saves() {
+        let workload = Workload { tokens: 4096, sequences: 1, shared_prefix: 0, responses: 1 };
+        let per_token = workload.flop(&config(None)) / 4096.0;
+        // 136.90 GFLOP of products and 5.37 of attention over 80 layers.
+        let layer = 136.902e9 / 80.0;
+        let expected = 79.0 * layer + 2.0 * 8192.0 * 2048.0 + (5.37e9 / 80.0) * 79.0;
+        assert!((per_token / expected - 1.0).abs() < 1e-3, "{per_token} {expected}");
+    }
+
+    #[test]
+    fn more_sequences_than_first_ids_are_refused() {
+        let workload = Workload { tokens: 4, sequences: 50, shared_prefix: 0, responses: 1 };
+        assert!(workload.check(&config(None)).is_ok());
+        assert!(workload.check(&config(Some(3))).unwrap_err().hint().is_some());
+    }
+}

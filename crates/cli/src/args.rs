@@ -1,0 +1,406 @@
+//! What can be typed.
+
+#[cfg(feature = "cuda")]
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use kudos::{
+    CpuMath, CudaTier, Device, GemmTuning, Options, Overlap, ProcessRank, PromptOptions, RankSums, Residency,
+    Truncate,
+};
+
+/// The version, and what this build can run on.
+static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
+    let cuda = match kudos::internals::MACHINE_CODE {
+        Some((nvcc, targets)) => format!("kernels by nvcc {nvcc}, machine code for {targets}"),
+        None => "not in this build".to_owned(),
+    };
+    format!("{}\nCUDA: {cuda}\nCPU: f32, and bf16 on demand", env!("CARGO_PKG_VERSION"))
+});
+
+/// Rewards from Llama-architecture reward models.
+#[derive(Debug, Parser)]
+#[command(version, long_version = LONG_VERSION.as_str(), propagate_version = true)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Score conversations: one result per line, in the input's order
+    Score(Box<ScoreArgs>),
+    /// Show the text and the token ids that would be scored; needs no weights
+    Render(RenderArgs),
+    /// Show what the model would hold in memory, and whether it fits, on well-known GPUs or on one of given memory
+    #[cfg(feature = "cuda")]
+    Plan(PlanArgs),
+    /// Print a script that completes this command in a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page of this command, or of one of its commands: `kudos man score | man -l -`
+    Man(ManArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub(super) shell: clap_complete::Shell,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ManArgs {
+    /// One of the commands, such as `score`
+    #[arg(value_name = "COMMAND")]
+    pub(super) command: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("inline").args(["prompt"]).requires("response"))]
+pub(super) struct ScoreArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+
+    /// JSON lines to score, `-` for standard input
+    #[arg(value_name = "INPUT", required_unless_present_any = ["prompt", "rendezvous"], conflicts_with = "prompt")]
+    pub(super) input: Option<PathBuf>,
+
+    /// Score responses to this prompt instead of a file
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(super) prompt: Option<String>,
+
+    /// A response to the prompt; may be given several times
+    #[arg(long, value_name = "TEXT", requires = "prompt", allow_hyphen_values = true)]
+    pub(super) response: Vec<String>,
+
+    /// Write results to this file instead of standard output. A file that is there is replaced as soon as the model is
+    /// open, unless --resume is given
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+
+    /// Go on after the last whole line that an earlier run wrote to the output, if there is one: with the same input from
+    /// its start, and what else was given. The file then becomes what one run would have written, byte for byte
+    #[arg(long, requires = "output", conflicts_with = "prompt")]
+    pub(super) resume: bool,
+
+    /// Write JSON even where a table could be shown
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Where to run the model
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) device: DeviceArg,
+
+    /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on; 1 on the CPU]
+    #[arg(long, value_name = "N")]
+    pub(super) ranks: Option<usize>,
+
+    /// How GPUs sum over ranks: in order, or by NCCL, which moves less over more than two ranks, is less exact, and
+    /// lets rewards change with their batch
+    #[arg(long, value_enum, default_value = "ordered")]
+    pub(super) rank_sums: RankSumsArg,
+
+    /// Whether sums over ranks run beside the computation of other rows on GPUs; no reward changes by it [auto: in
+    /// passes of 2,048 tokens and more]
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) overlap: OverlapArg,
+
+    /// The GPUs to use, by number, such as 0,2,3 [default: all]
+    #[arg(long, value_name = "N,..", value_delimiter = ',')]
+    pub(super) devices: Vec<usize>,
+
+    #[command(flatten)]
+    pub(super) process: ProcessArgs,
+
+    /// Seconds that a rank waits for another one before all of them give up
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(super) peer_timeout: Option<Duration>,
+
+    /// Unique tokens that one pass takes together [default: 4096, up to 16384 where layers are streamed through a GPU]
+    #[arg(long, value_name = "N")]
+    pub(super) batch_tokens: Option<usize>,
+
+    /// Whether layers stay on the device: all if they fit, else as many as do, and the others are streamed (auto); all;
+    /// or some streamed even where all would fit
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) residency: ResidencyArg,
+
+    /// CPU threads over all ranks [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub(super) threads: Option<usize>,
+
+    /// Arithmetic of the CPU's matrix products and attention: f32 as fast as this CPU can (f32), or by vector instructions
+    /// alone, which has the same bits on every CPU with AVX2 or AVX-512 (f32-vector); bf16 moves rewards, and is used only
+    /// where the CPU is faster with it, for attention only by a matrix unit
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(super) cpu_math: CpuMathArg,
+
+    /// Whether the fastest matrix products of a GPU are measured when the model is loaded: seconds where nothing is known
+    /// of this kind of GPU yet, and kept in the folder KUDOS_CACHE_DIR [default: ~/.cache/kudos; none if empty]. No reward
+    /// changes by it
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(super) gemm_tuning: GemmTuningArg,
+
+    /// Run the kernels for an older GPU, to check them [default: this GPU's own]
+    #[arg(long, value_enum, value_name = "TIER")]
+    pub(super) cuda_tier: Option<CudaTierArg>,
+}
+
+/// This process's rank, where there are several processes, on one machine or on many.
+#[derive(Debug, clap::Args)]
+pub(super) struct ProcessArgs {
+    /// The rank of this process, when the ranks are processes, each with a GPU of its own. Rank 0 reads and writes; the
+    /// others take no INPUT and end with it
+    #[arg(long, value_name = "R", requires = "world_size")]
+    pub(super) rank: Option<usize>,
+
+    /// How many such processes there are
+    #[arg(long, value_name = "N", requires = "rendezvous")]
+    pub(super) world_size: Option<usize>,
+
+    /// Where rank 0 listens and the others find it; or `env`, which takes this and the ranks from what torchrun sets, or
+    /// Slurm (with MASTER_ADDR and MASTER_PORT). Only for networks whose machines trust each other
+    #[arg(long, value_name = "HOST:PORT", conflicts_with = "ranks")]
+    pub(super) rendezvous: Option<String>,
+
+    /// A file with a secret that all ranks prove to know [default: KUDOS_RENDEZVOUS_SECRET in the environment]
+    #[arg(long, value_name = "FILE", requires = "rendezvous")]
+    pub(super) rendezvous_secret_file: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct RenderArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+
+    /// JSON lines to render, `-` for standard input
+    #[arg(value_name = "INPUT")]
+    pub(super) input: PathBuf,
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Debug, clap::Args)]
+pub(super) struct PlanArgs {
+    /// The model's folder, or an `org/name` that is in the local Hugging Face cache
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: String,
+
+    /// The longest conversation, in tokens [default: the model's own limit]
+    #[arg(long, value_name = "N")]
+    pub(super) max_tokens: Option<usize>,
+
+    /// Unique tokens that one pass takes together [default: 4096, up to 16384 where layers are streamed through a GPU]
+    #[arg(long, value_name = "N")]
+    pub(super) batch_tokens: Option<usize>,
+
+    /// Ranks that share every layer [default: as few GPUs as the model fits on]
+    #[arg(long, value_name = "N")]
+    pub(super) ranks: Option<usize>,
+
+    /// GPUs of each kind that there are
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub(super) gpus: NonZeroUsize,
+
+    /// Plan for a GPU with so much memory free instead of well-known ones
+    #[arg(long, value_name = "X", value_parser = gib)]
+    pub(super) gpu_memory_gib: Option<f64>,
+
+    /// Write a line of JSON for each GPU
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// The model, and how conversations become its tokens.
+#[derive(Debug, clap::Args)]
+pub(super) struct ModelArgs {
+    /// The model's folder, or an `org/name` that is in the local Hugging Face cache
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: String,
+
+    /// The longest conversation, in tokens [default: the model's own limit]
+    #[arg(long, value_name = "N")]
+    pub(super) max_tokens: Option<usize>,
+
+    /// What to do with a longer one: refuse it, or keep BOS and its last tokens
+    #[arg(long, value_enum, default_value = "refuse")]
+    pub(super) truncate: TruncateArg,
+
+    /// A variable for the chat template, such as `date_string=26 Jul 2024`; JSON where it parses as JSON
+    #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, allow_hyphen_values = true)]
+    pub(super) template_var: Vec<(String, Value)>,
+
+    /// Keep text that spells a special token from becoming one
+    #[arg(long)]
+    pub(super) sanitize_control_tokens: bool,
+}
+
+/// [`Device`] as it is typed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "they have the names of what they stand for")]
+pub enum DeviceArg {
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+/// [`Residency`] as it is typed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "they have the names of what they stand for")]
+pub enum ResidencyArg {
+    Auto,
+    Resident,
+    Streamed,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum TruncateArg {
+    Refuse,
+    Left,
+}
+
+/// [`CpuMath`] as it is typed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "they have the names of what they stand for")]
+pub enum CpuMathArg {
+    F32,
+    F32Vector,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum RankSumsArg {
+    Ordered,
+    Reduced,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum OverlapArg {
+    Auto,
+    Always,
+    Never,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum GemmTuningArg {
+    Auto,
+    Off,
+}
+
+/// [`CudaTier`] as it is typed.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[allow(missing_docs, reason = "they have the names of what they stand for")]
+pub enum CudaTierArg {
+    Sm75,
+    Sm80,
+}
+
+impl From<CudaTierArg> for CudaTier {
+    fn from(arg: CudaTierArg) -> Self {
+        match arg {
+            CudaTierArg::Sm75 => Self::Sm75,
+            CudaTierArg::Sm80 => Self::Sm80,
+        }
+    }
+}
+
+impl From<DeviceArg> for Device {
+    fn from(arg: DeviceArg) -> Self {
+        match arg {
+            DeviceArg::Auto => Self::Auto,
+            DeviceArg::Cpu => Self::Cpu,
+            DeviceArg::Cuda => Self::Cuda,
+        }
+    }
+}
+
+impl From<ResidencyArg> for Residency {
+    fn from(arg: ResidencyArg) -> Self {
+        match arg {
+            ResidencyArg::Auto => Self::Auto,
+            ResidencyArg::Resident => Self::Resident,
+            ResidencyArg::Streamed => Self::Streamed { resident_layers: None },
+        }
+    }
+}
+
+impl From<CpuMathArg> for CpuMath {
+    fn from(arg: CpuMathArg) -> Self {
+        match arg {
+            CpuMathArg::F32 => Self::F32,
+            CpuMathArg::F32Vector => Self::F32Vector,
+            CpuMathArg::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl ModelArgs {
+    pub(super) fn prompt_options(&self) -> PromptOptions {
+        PromptOptions {
+            template_vars: self.template_var.iter().cloned().collect(),
+            truncate: match self.truncate {
+                TruncateArg::Refuse => Truncate::Refuse,
+                TruncateArg::Left => Truncate::Left,
+            },
+            sanitize_control_tokens: self.sanitize_control_tokens,
+            ..PromptOptions::default()
+        }
+    }
+}
+
+impl ScoreArgs {
+    /// The engine's options; `process` is what [`ProcessArgs`] says.
+    pub(super) fn options(&self, process: Option<ProcessRank>) -> Options {
+        let defaults = Options::default();
+        Options {
+            device: self.device.into(),
+            ranks: self.ranks,
+            rank_sums: match self.rank_sums {
+                RankSumsArg::Ordered => RankSums::Ordered,
+                RankSumsArg::Reduced => RankSums::Reduced,
+            },
+            overlap: match self.overlap {
+                OverlapArg::Auto => Overlap::Auto,
+                OverlapArg::Always => Overlap::Always,
+                OverlapArg::Never => Overlap::Never,
+            },
+            devices: self.devices.clone(),
+            peer_timeout: self.peer_timeout.unwrap_or(defaults.peer_timeout),
+            process,
+            batch_tokens: self.batch_tokens,
+            max_tokens: self.model.max_tokens,
+            residency: self.residency.into(),
+            threads: self.threads,
+            cpu_math: self.cpu_math.into(),
+            gemm_tuning: match self.gemm_tuning {
+                GemmTuningArg::Auto => GemmTuning::Auto,
+                GemmTuningArg::Off => GemmTuning::Off,
+            },
+            cuda_tier: self.cuda_tier.map(CudaTier::from),
+            prompt: self.model.prompt_options(),
+            ..defaults
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+fn gib(text: &str) -> Result<f64, String> {
+    let gib = text.parse::<f64>().ok().filter(|gib| gib.is_finite() && *gib >= 0.0);
+    gib.ok_or_else(|| "expected a number of GiB, such as 23.5".to_owned())
+}
+
+/// A duration of some seconds, more than none.
+pub fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    seconds.filter(|seconds| !seconds.is_zero()).ok_or_else(|| "expected seconds, more than 0".to_owned())
+}
+
+fn template_var(text: &str) -> Result<(String, Value), String> {
+    let (name, value) = text.split_once('=').ok_or("expected NAME=VALUE")?;
+    let value = serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()));
+    Ok((name.to_owned(), value))
+}

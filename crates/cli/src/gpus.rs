@@ -1,0 +1,48 @@
+//! Well-known GPUs, by their data sheets.
+
+use kudos::internals::backend::tier::CudaTier::{self, Sm75, Sm80};
+
+/// A GPU, by its data sheet.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only plans ask for all of it"))]
+pub struct Known {
+    /// What people call it.
+    pub name: &'static str,
+    /// What its driver calls cards of these figures. Cards that come in several speeds have each its own name here.
+    pub driver_names: &'static [&'static str],
+    /// Memory as its driver tells it.
+    pub mib: usize,
+    /// The kernels that it runs.
+    pub tier: CudaTier,
+    /// 16-bit tensor cores with sums in f32, dense.
+    pub tflops: f64,
+    /// One direction of its PCIe link.
+    pub link_gb_s: f64,
+}
+
+/// PCIe 3, 4 and 5, 16 lanes.
+const PCIE: [f64; 3] = [15.75, 31.5, 63.0];
+
+/// GPUs that plans are made for, and peaks are known of.
+pub const GPUS: [Known; 9] = [
+    known("T4", &["Tesla T4"], 15_360, Sm75, 65.0, PCIE[0]),
+    known("RTX 2080 Ti", &["NVIDIA GeForce RTX 2080 Ti"], 11_264, Sm75, 53.8, PCIE[0]),
+    known("A100 40GB", &["NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"], 40_960, Sm80, 312.0, PCIE[1]),
+    known("A100 80GB", &["NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe"], 81_920, Sm80, 312.0, PCIE[1]),
+    known("L40S", &["NVIDIA L40S"], 46_068, Sm80, 362.0, PCIE[1]),
+    known("RTX 4090", &["NVIDIA GeForce RTX 4090"], 24_564, Sm80, 165.2, PCIE[1]),
+    known("H100", &["NVIDIA H100 80GB HBM3"], 81_559, Sm80, 989.0, PCIE[2]),
+    known("H200", &["NVIDIA H200"], 143_771, Sm80, 989.0, PCIE[2]),
+    known("B200", &["NVIDIA B200"], 183_359, Sm80, 2250.0, PCIE[2]),
+];
+
+const fn known(
+    name: &'static str,
+    driver_names: &'static [&'static str],
+    mib: usize,
+    tier: CudaTier,
+    tflops: f64,
+    link_gb_s: f64,
+) -> Known {
+    Known { name, driver_names, mib, tier, tflops, link_gb_s }
+}

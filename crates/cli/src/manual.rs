@@ -1,0 +1,33 @@
+//! `kudos completions` and `kudos man`: what clap knows of the command line, for shells and for `man`.
+
+use anyhow::Context;
+use clap::CommandFactory;
+
+use crate::Outcome;
+use crate::args::{Args, CompletionsArgs, ManArgs};
+use crate::output::Output;
+
+/// Prints a completion script.
+pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<Outcome> {
+    let mut text = Vec::new();
+    clap_complete::generate(args.shell, &mut Args::command(), "kudos", &mut text);
+    print(text)
+}
+
+/// Prints a page in man's format: of the command, or of one of its subcommands.
+pub(super) fn man(args: &ManArgs) -> anyhow::Result<Outcome> {
+    let mut command = Args::command();
+    command.build();
+    if let Some(name) = &args.command {
+        let found = command.find_subcommand(name).with_context(|| format!("there is no command `{name}`"))?;
+        command = found.clone();
+    }
+    let mut text = Vec::new();
+    clap_mangen::Man::new(command).render(&mut text)?;
+    print(text)
+}
+
+fn print(text: Vec<u8>) -> anyhow::Result<Outcome> {
+    Output::open(None, &[])?.line(String::from_utf8(text)?.trim_end())?;
+    Ok(Outcome::Complete)
+}

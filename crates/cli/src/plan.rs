@@ -1,0 +1,156 @@
+//! `kudos plan`: what the model would hold in memory, and whether it fits. No GPU is needed, and no weight is read.
+
+use serde_json::{Value, json};
+
+use crate::args::PlanArgs;
+use crate::gpus::{GPUS, Known};
+use crate::output::Output;
+use crate::{Outcome, model_dir};
+use kudos::{CudaTier, Engine, Options, Plan, PlannedGpus};
+
+/// What of a data sheet's figures is reached in earnest, by what others publish: of the tensor cores in products of
+/// this size, and of the link in copies out of pinned memory.
+const TFLOPS_REACHED: f64 = 0.75;
+const LINK_REACHED: f64 = 0.8;
+
+/// What is taken off for the context and the libraries.
+const TAKEN_MIB: usize = 800;
+
+const MIB: usize = 1 << 20;
+const GIB: f64 = (1_u64 << 30) as f64;
+
+/// What comes of one kind of GPU.
+struct Row {
+    gpus: PlannedGpus,
+    plan: Plan,
+    fits: bool,
+    /// What it is, where that is known.
+    known: Option<&'static Known>,
+}
+
+pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
+    let dir = model_dir::find(&args.model)?;
+    let defaults = Options::default();
+    let options = Options {
+        ranks: args.ranks,
+        batch_tokens: args.batch_tokens,
+        max_tokens: args.max_tokens,
+        ..defaults
+    };
+    let mut rows = Vec::new();
+    let mut add = |gpus: PlannedGpus, plan: Plan, known| {
+        let fits = plan.footprint.total() <= gpus.free_bytes;
+        rows.push(Row { gpus, plan, fits, known });
+    };
+    let count = args.gpus.get();
+    if let Some(gib) = args.gpu_memory_gib {
+        let (name, free_bytes) = (format!("{gib} GiB"), (gib * GIB) as usize);
+        let gpus = PlannedGpus { name, tier: CudaTier::Sm80, free_bytes, count };
+        let plan = Engine::plan_for(&dir, &options, &gpus)?;
+        add(gpus, plan, None);
+    } else {
+        for known in &GPUS {
+            let free_bytes = (known.mib - TAKEN_MIB) * MIB;
+            let gpus = PlannedGpus { name: known.name.to_owned(), tier: known.tier, free_bytes, count };
+            let plan = Engine::plan_for(&dir, &options, &gpus)?;
+            add(gpus, plan, Some(known));
+        }
+        if let Some((gpus, plan)) = Engine::plan_here(&dir, &options)? {
+            add(PlannedGpus { name: format!("here: {}", gpus.name), ..gpus }, plan, None);
+        }
+    }
+    let mut output = Output::open(None, &[])?;
+    if args.json {
+        for row in &rows {
+            output.line(&row.json().to_string())?;
+        }
+        return Ok(Outcome::Complete);
+    }
+    let free =
+        if args.gpu_memory_gib.is_some() { "what is free" } else { "its memory less 0.8 for the driver" };
+    let longest = rows[0].plan.max_tokens;
+    output.line(&format!(
+        "sequences of up to {longest} tokens; GiB a GPU, of {free}; batch: tokens of a pass"
+    ))?;
+    output.line("")?;
+    output.line("GPU             free   GPUs   weights   workspace     left   batch   layers on it")?;
+    for row in &rows {
+        output.line(&row.line())?;
+    }
+    if rows.iter().any(|row| row.plan.ranks > 1) {
+        output.line("")?;
+        output.line(
+            "On several GPUs, NCCL takes memory of its own, which is not in this: it depends on its version and on how the \
+             GPUs are linked.",
+        )?;
+    }
+    if rows.iter().any(|row| row.hiding_tokens().is_some()) {
+        output.line("")?;
+        output.line(&format!(
+            "Streamed layers are copied once a pass. Passes of so many tokens hide that, if {:.0} % of the link's data \
+             sheet are reached and {:.0} % of the tensor cores'; this is calculated, not measured.",
+            100.0 * LINK_REACHED,
+            100.0 * TFLOPS_REACHED
+        ))?;
+    }
+    Ok(Outcome::Complete)
+}
+
+impl Row {
+    /// From so many tokens a pass on, copies of streamed layers take no longer than what is computed.
+    fn hiding_tokens(&self) -> Option<u64> {
+        let known = self.known.filter(|_| self.fits && self.plan.placement.streamed > 0)?;
+        let copy_seconds = self.plan.streamed_bytes() as f64 / (known.link_gb_s * LINK_REACHED * 1e9);
+        let token_seconds = self.plan.flops_per_token as f64 / (known.tflops * TFLOPS_REACHED * 1e12);
+        Some((copy_seconds / token_seconds).ceil() as u64)
+    }
+
+    fn line(&self) -> String {
+        let Self { gpus, plan, fits, .. } = self;
+        let gib = |bytes: usize| bytes as f64 / GIB;
+        let left = gib(gpus.free_bytes) - gib(plan.footprint.total());
+        let layers = plan.placement.resident + plan.placement.streamed;
+        let mut said = match (fits, plan.placement.streamed) {
+            (false, _) => "does not fit".to_owned(),
+            (true, 0) => format!("all {layers}"),
+            (true, streamed) => {
+                let copied = gib(plan.streamed_bytes());
+                format!("{} of {layers}, {streamed} streamed ({copied:.1} a pass", plan.placement.resident)
+            }
+        };
+        if let Some(tokens) = self.hiding_tokens() {
+            said += &format!(", hidden from {tokens} tokens on");
+        }
+        if *fits && plan.placement.streamed > 0 {
+            said.push(')');
+        }
+        format!(
+            "{:<13}{:>7.2}{:>7}{:>10.2}{:>12.2}{left:>9.2}{:>8}   {said}",
+            gpus.name,
+            gib(gpus.free_bytes),
+            plan.ranks,
+            gib(plan.footprint.weights),
+            gib(plan.footprint.workspace),
+            plan.batch_tokens
+        )
+    }
+
+    fn json(&self) -> Value {
+        let Self { gpus, plan, fits, .. } = self;
+        json!({
+            "gpu": gpus.name,
+            "free_bytes": gpus.free_bytes,
+            "ranks": plan.ranks,
+            "fits": fits,
+            "weight_bytes": plan.footprint.weights,
+            "workspace_bytes": plan.footprint.workspace,
+            "layers_resident": plan.placement.resident,
+            "layers_streamed": plan.placement.streamed,
+            "streamed_bytes_per_pass": plan.streamed_bytes(),
+            "tokens_that_hide_the_link": self.hiding_tokens(),
+            "batch_tokens": plan.batch_tokens,
+            "passes_per_million_tokens": 1_000_000_usize.div_ceil(plan.batch_tokens),
+            "max_tokens": plan.max_tokens,
+        })
+    }
+}

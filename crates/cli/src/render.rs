@@ -1,0 +1,90 @@
+//! `kudos render`: the text and the token ids that would be scored, and which of them the reward is read at.
+
+use serde_json::{Map, Value, json};
+
+use crate::args::RenderArgs;
+use crate::input::Lines;
+use crate::output::{Output, error_fields, row};
+use crate::{Outcome, model_dir, say};
+use kudos::internals::config::{Head, ModelConfig};
+use kudos::internals::request::{Input, Request, Responses};
+use kudos::{Prompt, Result};
+
+pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
+    let dir = model_dir::find(&args.model.model)?;
+    let config = ModelConfig::read(&dir)?;
+    let max_tokens = args.model.max_tokens.unwrap_or(config.max_tokens).min(config.max_tokens);
+    let prompt = Prompt::open(&dir, args.model.prompt_options())?;
+    for warning in prompt.warnings() {
+        say(&format!("warning: {warning}"));
+    }
+    let renderer = Renderer { prompt, max_tokens, head: config.head };
+    let lines = Lines::open(&args.input)?;
+    let mut output = Output::open(None, lines.file().as_slice())?;
+    let mut outcome = Outcome::Complete;
+    for raw in lines {
+        let line = raw?.parse();
+        let fields = line.request.and_then(|request| match request {
+            Request::One(input) => renderer.one(input),
+            Request::Responses(all) => renderer.responses(all),
+        });
+        let fields = fields.unwrap_or_else(|error| {
+            outcome = Outcome::SomeFailed;
+            error_fields(&error)
+        });
+        output.line(&row(&line.key, fields))?;
+    }
+    Ok(outcome)
+}
+
+/// What makes tokens of requests.
+struct Renderer {
+    prompt: Prompt,
+    max_tokens: usize,
+    head: Head,
+}
+
+impl Renderer {
+    fn one(&self, input: Input) -> Result<Map<String, Value>> {
+        let mut fields = Map::new();
+        let tokens = match input {
+            Input::Tokens(ids) => self.prompt.limit(ids, self.max_tokens)?,
+            Input::Conversation(conversation) => {
+                fields.insert("text".to_owned(), json!(self.prompt.render(&conversation)?));
+                self.prompt.tokens(&conversation, self.max_tokens)?
+            }
+        };
+        fields.insert("input_ids".to_owned(), json!(tokens.ids));
+        fields.insert("truncated".to_owned(), json!(tokens.truncated));
+        fields.insert("scored".to_owned(), self.scored(&tokens.ids));
+        Ok(fields)
+    }
+
+    /// The same fields, each a list with one entry per response.
+    fn responses(&self, responses: Responses) -> Result<Map<String, Value>> {
+        let mut columns = Map::new();
+        for conversation in responses.into_conversations() {
+            for (name, value) in self.one(Input::Conversation(conversation))? {
+                if let Value::Array(column) = columns.entry(name).or_insert_with(|| json!([])) {
+                    column.push(value);
+                }
+            }
+        }
+        Ok(columns)
+    }
+
+    /// Which token the reward is read at, and why.
+    fn scored(&self, ids: &[u32]) -> Value {
+        let position = self.head.scored_token(ids);
+        let reason = match self.head {
+            Head::Score { pad_token_id: Some(pad), .. } if ids[position] == pad => {
+                format!("first token: all are the pad token {pad}")
+            }
+            Head::Score { pad_token_id: Some(pad), .. } => {
+                format!("rightmost token that is not the pad token {pad}")
+            }
+            Head::Score { pad_token_id: None, .. } | Head::LogitZero { .. } => "last token".to_owned(),
+        };
+        json!({"position": position, "token": ids[position], "reason": reason})
+    }
+}

@@ -1,0 +1,587 @@
+//! The command as people and scripts use it: lines in and out, in order, by id; rendering; names in the local cache.
+
+use crate::common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use common::{demo_model, kudos};
+use kudos::internals::backend::cpu::Isa;
+use kudos::internals::backend::cpu::gemm::Math;
+use serde_json::{Value, json};
+
+fn demo() -> String {
+    demo_model().to_str().unwrap().to_owned()
+}
+
+/// The lines of a run on the CPU that is expected to succeed.
+#[track_caller]
+fn scored(options: &[&str], input: &str) -> Vec<Value> {
+    let model = demo();
+    let run = kudos(&[&["score", "--device", "cpu", "--model", &model], options].concat(), input);
+    assert_eq!(run.status, Some(0), "{run:?}");
+    run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn the_three_ways_to_say_a_conversation_have_one_reward() {
+    let messages = json!([
+        {"role": "user", "content": "What is 1+1?"},
+        {"role": "assistant", "content": "1+1=2"},
+    ]);
+    let render = kudos(&["render", "--model", &demo(), "-"], &json!({"messages": messages}).to_string());
+    let rendered: Value = serde_json::from_str(&render.stdout).unwrap();
+    let lines = [
+        json!({"messages": messages}),
+        json!({"prompt": "What is 1+1?", "response": "1+1=2"}),
+        json!({"prompt": [messages[0]], "responses": ["1+1=2", "1+1=3"]}),
+        json!({"input_ids": rendered["input_ids"]}),
+    ];
+    let input: Vec<String> = lines.iter().map(Value::to_string).collect();
+    let results = scored(&["-"], &input.join("\n"));
+    assert_eq!(results[0]["reward"], results[1]["reward"]);
+    assert_eq!(results[0]["reward"], results[2]["rewards"][0]);
+    assert_eq!(results[0]["reward"], results[3]["reward"]);
+    assert_eq!(results[2]["best"], 0, "{}", results[2]);
+    assert_eq!(results[0]["tokens"], rendered["input_ids"].as_array().unwrap().len());
+    let inline = scored(&["--prompt", "What is 1+1?", "--response", "1+1=2", "--response", "1+1=3"], "");
+    assert_eq!((&inline[0]["rewards"], &inline[0]["best"]), (&results[2]["rewards"], &json!(0)));
+}
+
+#[test]
+fn lines_keep_their_order_and_their_names() {
+    let input = "{\"id\": \"b\", \"input_ids\": [5, 6]}\n\n{\"input_ids\": [7]}\n{\"id\": 3, \"input_ids\": [5, 6]}\n";
+    let results = scored(&["-"], input);
+    let names: Vec<_> =
+        results.iter().map(|line| line.get("id").or(line.get("index")).unwrap().clone()).collect();
+    assert_eq!(names, [json!("b"), json!(2), json!(3)], "an empty line is passed over, but counted");
+    assert_eq!(results[0]["reward"], results[2]["reward"]);
+}
+
+#[test]
+fn files_in_and_out_are_the_same_as_standard_input_and_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    let lines = "{\"input_ids\": [5, 6]}\n{\"input_ids\": [7]}";
+    fs::write(&input, lines).unwrap();
+    let nothing = scored(&[input.to_str().unwrap(), "-o", output.to_str().unwrap()], "");
+    assert!(nothing.is_empty());
+    let written: Vec<Value> =
+        fs::read_to_string(output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(written, scored(&["-"], lines));
+}
+
+#[test]
+fn where_layers_are_changes_no_number() {
+    let lines = "{\"input_ids\": [5, 6]}\n{\"input_ids\": [7, 8, 9]}";
+    let [auto, resident, streamed] =
+        ["auto", "resident", "streamed"].map(|residency| scored(&["--residency", residency, "-"], lines));
+    assert_eq!((&resident, &streamed), (&auto, &auto));
+}
+
+#[test]
+fn a_reader_that_feeds_one_line_at_a_time_gets_each_result_at_once() {
+    let mut child = Command::new(common::kudos_path())
+        .args(["score", "--device", "cpu", "--model", &demo(), "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let (mut stdin, mut stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    for id in 0..3 {
+        writeln!(stdin, "{{\"id\": {id}, \"input_ids\": [5, {id}]}}").unwrap();
+        let mut line = String::new();
+        // Would wait for ever if the command waited for the end of its input.
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["id"], id);
+    }
+    drop(stdin);
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn a_reader_that_has_had_enough_ends_the_command_quietly() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in.jsonl");
+    fs::write(&input, "{\"input_ids\": [5, 6]}\n".repeat(20_000)).unwrap();
+    let mut child = Command::new(common::kudos_path())
+        .args(["score", "--device", "cpu", "--model", &demo(), input.to_str().unwrap()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    assert!(!stderr.contains("panicked") && !stderr.contains("error"), "{stderr}");
+}
+
+#[test]
+fn rendering_needs_no_weights_and_shows_what_is_scored() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name() != "model.safetensors" {
+            fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+    }
+    let input = "{\"id\": 1, \"prompt\": \"What is 1+1?\", \"responses\": [\"1+1=2\", \"1+1=3\"]}\n{\"id\": 2, \"messages\": []}";
+    let run = kudos(&["render", "--model", dir.path().to_str().unwrap(), "-"], input);
+    assert_eq!(run.status, Some(1), "{run:?}");
+    let lines: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let texts = lines[0]["text"].as_array().unwrap();
+    assert_eq!((texts.len(), lines[0]["input_ids"].as_array().unwrap().len()), (2, 2));
+    assert!(texts[0].as_str().unwrap().contains("1+1=2") && texts[1].as_str().unwrap().contains("1+1=3"));
+    assert_eq!(lines[1]["error"]["kind"], "conversation");
+}
+
+#[test]
+fn a_model_is_found_by_its_name_in_the_local_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let repo = dir.path().join("models--someone--a-model");
+    let snapshot = repo.join("snapshots/0123abcd");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::create_dir_all(repo.join("refs")).unwrap();
+    fs::write(repo.join("refs/main"), "0123abcd\n").unwrap();
+    for entry in fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), snapshot.join(entry.file_name())).unwrap();
+    }
+    let run = |name: &str| {
+        Command::new(common::kudos_path())
+            .args(["score", "--device", "cpu", "--model", name, "--prompt", "a", "--response", "b"])
+            .env("HF_HUB_CACHE", dir.path())
+            .output()
+            .unwrap()
+    };
+    assert!(run("someone/a-model").status.success());
+    let missing = run("someone/another-model");
+    assert_eq!(missing.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("models--someone--another-model"));
+}
+
+#[test]
+fn bf16_arithmetic_is_used_where_the_cpu_is_faster_with_it_and_f32_elsewhere() {
+    let model = demo();
+    let reward = |arithmetic: &str| {
+        let arguments = ["score", "--device", "cpu", "--cpu-math", arithmetic, "--model", &model, "-"];
+        let run = kudos(&arguments, "{\"input_ids\": [5, 6]}");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        (run.stdout, run.stderr)
+    };
+    let ((f32, quiet), (bf16, said)) = (reward("f32"), reward("bf16"));
+    let faster = Math::bf16(Isa::detect()).is_some();
+    assert_eq!(said.contains("products are computed in f32, not bf16"), !faster, "{said}");
+    assert!(!quiet.contains("bf16"), "{quiet}");
+    assert_eq!(f32 == bf16, !faster, "{f32} and {bf16}");
+}
+
+#[test]
+fn products_by_vector_instructions_alone_give_nearly_the_same_reward_and_the_same_bits_without_a_matrix_unit()
+{
+    let model = demo();
+    let reward = |arithmetic: &str| {
+        let arguments = ["score", "--device", "cpu", "--cpu-math", arithmetic, "--model", &model, "-"];
+        let run = kudos(&arguments, "{\"input_ids\": [5, 6, 7, 8]}");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        let line: Value = serde_json::from_str(&run.stdout).unwrap();
+        line["reward"].as_f64().unwrap()
+    };
+    let (fastest, vector) = (reward("f32"), reward("f32-vector"));
+    // Measured: 3.7e-7 with AMX.
+    assert!((fastest - vector).abs() <= 1e-6 * fastest.abs().max(1.0), "{fastest} and {vector}");
+    if Isa::detect().matrix_unit().is_none() {
+        assert_eq!(fastest, vector);
+    }
+}
+
+/// A checkpoint of the 70B's shapes, whose file is all hole: only its header is there.
+#[cfg(feature = "cuda")]
+fn sparse_70b(dir: &std::path::Path, (dtype, number_bytes): (&str, u64)) {
+    let (hidden, ffn, kv, layers, vocab) = (8192_u64, 28_672_u64, 1024_u64, 80, 128_256_u64);
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
+        "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "vocab_size": vocab, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 131_072,
+        "tie_word_embeddings": false, "torch_dtype": "bfloat16",
+        "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                         "original_max_position_embeddings": 8192},
+    });
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    let mut tensors = vec![
+        ("model.embed_tokens".to_owned(), vec![vocab, hidden]),
+        ("model.norm".to_owned(), vec![hidden]),
+        ("lm_head".to_owned(), vec![vocab, hidden]),
+    ];
+    for layer in 0..layers {
+        for (name, shape) in [
+            ("input_layernorm", vec![hidden]),
+            ("post_attention_layernorm", vec![hidden]),
+            ("self_attn.q_proj", vec![hidden, hidden]),
+            ("self_attn.k_proj", vec![kv, hidden]),
+            ("self_attn.v_proj", vec![kv, hidden]),
+            ("self_attn.o_proj", vec![hidden, hidden]),
+            ("mlp.gate_proj", vec![ffn, hidden]),
+            ("mlp.up_proj", vec![ffn, hidden]),
+            ("mlp.down_proj", vec![hidden, ffn]),
+        ] {
+            tensors.push((format!("model.layers.{layer}.{name}"), shape));
+        }
+    }
+    let (mut header, mut offset) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let end = offset + number_bytes * shape.iter().product::<u64>();
+        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
+        header.insert(format!("{name}.weight"), entry);
+        offset = end;
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = fs::File::create(dir.join("model.safetensors")).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + offset).unwrap();
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    sparse_70b(dir.path(), ("BF16", 2));
+    let plan = |arguments: &[&str]| {
+        let all = [&["plan", "--model", dir.path().to_str().unwrap(), "--json"], arguments].concat();
+        let run = kudos(&all, "");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        run.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+    };
+    // What it is made for: all of it on one GPU of 141 GB, at the model's own limit of 131,072 tokens.
+    let rows = plan(&[]);
+    let of =
+        |gpu: &str| rows.iter().find(|row| row["gpu"] == gpu).unwrap_or_else(|| panic!("{gpu}: {rows:?}"));
+    let facts = |gpu: &str| {
+        (of(gpu)["ranks"].as_u64(), of(gpu)["layers_resident"].as_u64(), of(gpu)["fits"].as_bool())
+    };
+    assert_eq!(facts("H200"), (Some(1), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(facts("H100"), (Some(2), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(facts("A100 40GB"), (Some(8), Some(80), Some(true)), "{rows:?}");
+    let table = |gpus: &str| {
+        let sized = ["--gpus", gpus, "--gpu-memory-gib", "80"];
+        let run = kudos(&[&["plan", "--model", dir.path().to_str().unwrap()], &sized[..]].concat(), "");
+        run.stdout.contains("NCCL")
+    };
+    assert_eq!((table("8"), table("1")), (true, false), "what several GPUs take besides is said");
+    assert_eq!(of("H200")["tokens_that_hide_the_link"], Value::Null);
+    assert_eq!(of("H200")["passes_per_million_tokens"], 1_000_000_u64.div_ceil(4096));
+    assert_eq!(of("H200")["max_tokens"], 131_072);
+    // 80 layers of 855,654,400 numbers, the final norm and one row of the head.
+    assert_eq!(of("H200")["weight_bytes"], 2 * (80 * 855_654_400_u64 + 2 * 8192));
+    for wrong in [["--gpus", "0"], ["--gpu-memory-gib", "nan"], ["--gpu-memory-gib", "much"]] {
+        let run = kudos(&[&["plan", "--model", dir.path().to_str().unwrap()], &wrong[..]].concat(), "");
+        assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+        assert!(run.stderr.contains(wrong[0]), "{run:?}");
+    }
+    // What 12.6 GB/s of weights and 49 TFLOP/s come to: 2 * 80 * 855,638,016 operations a token, 2 bytes a weight and pass.
+    let rows = plan(&["--gpus", "1", "--max-tokens", "8192"]);
+    let row = rows.iter().find(|row| row["gpu"] == "T4").unwrap();
+    let streamed = row["layers_streamed"].as_f64().unwrap();
+    assert_eq!(row["streamed_bytes_per_pass"].as_f64().unwrap(), streamed * 2.0 * 855_654_400.0);
+    let hiding = (streamed / 80.0) * (0.75 * 65e12) / (0.8 * 15.75e9);
+    assert!((row["tokens_that_hide_the_link"].as_f64().unwrap() - hiding).abs() <= 2.0, "{row} {hiding}");
+    assert_eq!(row["batch_tokens"], 16_384, "larger passes where layers are streamed: {row}");
+    // One small GPU: layer after layer through it, with short conversations.
+    let rows = plan(&["--gpus", "1", "--gpu-memory-gib", "15", "--max-tokens", "4096"]);
+    assert_eq!((rows.len(), rows[0]["fits"].as_bool()), (1, Some(true)), "{rows:?}");
+    assert!(rows[0]["layers_streamed"].as_u64().unwrap() > 70, "{rows:?}");
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn a_checkpoint_in_f32_is_planned_for_as_the_same_one_in_16_bits() {
+    let [wide, narrow] = [("F32", 4), ("BF16", 2)].map(|dtype| {
+        let dir = tempfile::tempdir().unwrap();
+        sparse_70b(dir.path(), dtype);
+        let run = kudos(&["plan", "--model", dir.path().to_str().unwrap(), "--json"], "");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        run.stdout
+    });
+    assert_eq!(wide, narrow);
+}
+
+#[test]
+fn the_version_says_what_was_built_and_every_shell_and_man_are_served() {
+    let short = kudos(&["-V"], "");
+    assert_eq!(short.stdout, format!("kudos {}\n", env!("CARGO_PKG_VERSION")));
+    let long = kudos(&["--version"], "").stdout;
+    let cuda = if cfg!(feature = "cuda") { "CUDA: kernels by nvcc 1" } else { "CUDA: not in this build" };
+    assert!(long.starts_with(&short.stdout) && long.contains(cuda), "{long}");
+    for (shell, word) in [("bash", "complete -F"), ("zsh", "#compdef kudos"), ("fish", "complete -c kudos")] {
+        let script = kudos(&["completions", shell], "");
+        assert_eq!(script.status, Some(0), "{script:?}");
+        assert!(
+            script.stdout.contains(word) && script.stdout.contains("resume"),
+            "{shell}: {}",
+            script.stdout
+        );
+    }
+    let pages = [kudos(&["man"], ""), kudos(&["man", "score"], "")].map(|run| run.stdout);
+    assert!(pages[0].contains(".TH kudos 1") && pages[0].contains("kudos\\-score(1)"), "{}", pages[0]);
+    assert!(pages[1].contains(".TH kudos-score 1") && pages[1].contains("\\-\\-resume"), "{}", pages[1]);
+    let unknown = kudos(&["man", "paint"], "");
+    assert_eq!(unknown.status, Some(2));
+    assert!(unknown.stderr.contains("there is no command `paint`"), "{unknown:?}");
+}
+
+/// Rewards are those of transformers 5.24 in float32.
+#[track_caller]
+fn assert_rewards(found: &Value, expected: &[f64]) {
+    let found: Vec<f64> = match found {
+        Value::Array(all) => all.iter().map(|reward| reward.as_f64().unwrap()).collect(),
+        one => vec![one.as_f64().unwrap_or_else(|| panic!("no reward: {one}"))],
+    };
+    assert_eq!(found.len(), expected.len(), "{found:?}");
+    for (found, expected) in found.iter().zip(expected) {
+        assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{found} and {expected}");
+    }
+}
+
+#[test]
+fn responses_behind_messages_have_their_own_rewards() {
+    let lines = r#"{"messages": [{"role": "user", "content": "What is 1+1?"}], "responses": ["1+1=2", "1+1=3"]}
+{"messages": [{"role": "user", "content": "What is 1+1?"}], "response": "1+1=2"}
+{"prompt": "What is 1+1?", "response": "1+1=2", "responses": null}
+{"prompt": "What is 1+1?", "response": null, "responses": ["1+1=2"]}"#;
+    let results = scored(&["-"], lines);
+    assert_rewards(&results[0]["rewards"], &[4.225343704223633, -5.799875259399414]);
+    assert_rewards(&results[1]["reward"], &[4.225343704223633]);
+    assert_rewards(&results[2]["reward"], &[4.225343704223633]);
+    assert_rewards(&results[3]["rewards"], &[4.225343704223633]);
+}
+
+#[test]
+fn ids_that_a_tokenizer_padded_have_the_reward_of_the_ids() {
+    let (ids, pads) = ("1008, 1014, 306, 1015, 280, 261, 257, 220, 16, 10, 16, 30, 1017", "1012, 1012, 1012");
+    let (ones, zeros) = ("1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1", "0, 0, 0");
+    let lines = [
+        format!(r#"{{"input_ids": [{ids}]}}"#),
+        format!(r#"{{"input_ids": [{pads}, {ids}], "attention_mask": [{zeros}, {ones}]}}"#),
+        format!(r#"{{"input_ids": [{ids}, {pads}], "attention_mask": [{ones}, {zeros}]}}"#),
+        format!(r#"{{"input_ids": [{pads}, {ids}, {pads}], "attention_mask": [{zeros}, {ones}, {zeros}]}}"#),
+        format!(r#"{{"input_ids": [{pads}, {ids}]}}"#),
+    ];
+    let results = scored(&["-"], &lines.join("\n"));
+    for result in &results[..4] {
+        assert_rewards(&result["reward"], &[-5.669580459594727]);
+        assert_eq!((&result["reward"], &result["tokens"]), (&results[0]["reward"], &json!(13)));
+    }
+    assert_rewards(&results[4]["reward"], &[-5.966976642608643]);
+}
+
+#[test]
+fn text_that_begins_with_a_dash_is_text() {
+    let of = |text: &str| scored(&["--prompt", "What is 1-3?", "--response", text], "")[0]["rewards"].clone();
+    assert_rewards(&of("-2"), &[-5.114875316619873]);
+    for text in ["- red\n- blue", "--json", "--", "-"] {
+        let line = json!({"prompt": "What is 1-3?", "responses": [text]}).to_string();
+        assert_eq!(of(text), scored(&["-"], &line)[0]["rewards"], "{text}");
+    }
+    let prompt = scored(&["--prompt", "-o is what?", "--response", "a"], "");
+    assert_eq!(prompt, scored(&["--prompt=-o is what?", "--response", "a"], ""));
+}
+
+#[test]
+fn an_id_comes_back_letter_by_letter_also_when_a_run_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
+    let ids = [
+        "340282366920938463463374607431768211455",
+        "[340282366920938463463374607431768211454, {\"a\":  1.0}]",
+        "\"\\u00e9\\/\\ud83d\"",
+    ];
+    let line = |id: &str| format!("{{\"id\": {id}, \"input_ids\": [5, 6]}}\n");
+    fs::write(&input, ids.map(line).concat()).unwrap();
+    let options = [input.to_str().unwrap(), "-o", output.to_str().unwrap()];
+    scored(&options, "");
+    let written = fs::read_to_string(&output).unwrap();
+    for (line, id) in written.lines().zip(ids) {
+        assert!(line.starts_with(&format!("{{\"id\":{id},\"reward\":")), "{line}");
+    }
+    let first = written.lines().next().unwrap();
+    fs::write(&output, format!("{first}\n")).unwrap();
+    scored(&[&options[..], &["--resume"]].concat(), "");
+    assert_eq!(fs::read_to_string(&output).unwrap(), written);
+}
+
+#[test]
+fn byte_order_marks_in_concatenated_files_are_passed_over() {
+    let line = "{\"id\": 1, \"input_ids\": [5, 6]}\n";
+    let results = scored(&["-"], &format!("\u{feff}{line}\u{feff}\n\u{feff}{line}\u{feff}"));
+    assert_eq!(results.len(), 2);
+    assert_eq!(results, scored(&["-"], &line.repeat(2)));
+}
+
+#[test]
+fn rendering_names_the_token_that_is_scored_and_why() {
+    let rendered = |model: &Path, line: &str| {
+        let run = kudos(&["render", "--model", model.to_str().unwrap(), "-"], line);
+        assert_eq!(run.status, Some(0), "{run:?}");
+        serde_json::from_str::<Value>(&run.stdout).unwrap()["scored"].clone()
+    };
+    let line = "{\"input_ids\": [5, 6, 7, 7]}";
+    let expected = json!({"position": 3, "token": 7, "reason": "last token"});
+    assert_eq!(rendered(&demo_model(), line), expected);
+    let each = rendered(&demo_model(), "{\"prompt\": \"a\", \"responses\": [\"b\", \"c d e\"]}");
+    let positions: Vec<u64> =
+        each.as_array().unwrap().iter().map(|one| one["position"].as_u64().unwrap()).collect();
+    assert!(positions[0] < positions[1], "{each}");
+
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    let config = dir.path().join("config.json");
+    let mut values: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    values["architectures"] = json!(["LlamaForSequenceClassification"]);
+    (values["num_labels"], values["pad_token_id"]) = (json!(1), json!(7));
+    fs::write(&config, values.to_string()).unwrap();
+    let reason = "rightmost token that is not the pad token 7";
+    assert_eq!(rendered(dir.path(), line), json!({"position": 1, "token": 6, "reason": reason}));
+    let reason = "first token: all are the pad token 7";
+    assert_eq!(
+        rendered(dir.path(), "{\"input_ids\": [7, 7]}"),
+        json!({"position": 0, "token": 7, "reason": reason})
+    );
+}
+
+/// Runs `kudos` by a shell with what is behind it on the command line, in a folder.
+#[cfg(unix)]
+fn shell(folder: &Path, rest: &str) -> common::Run {
+    let command = format!("exec \"$0\" score --device cpu --model \"$1\" {rest}");
+    let output = Command::new("sh")
+        .args(["-c", &command, common::kudos_path().to_str().unwrap(), &demo()])
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    common::Run {
+        status: output.status.code(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn an_output_that_is_an_input_by_any_name_is_refused_and_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = "{\"input_ids\": [5, 6]}\n";
+    fs::write(dir.path().join("in.jsonl"), line).unwrap();
+    fs::hard_link(dir.path().join("in.jsonl"), dir.path().join("hard.jsonl")).unwrap();
+    std::os::unix::fs::symlink("in.jsonl", dir.path().join("soft.jsonl")).unwrap();
+    for rest in [
+        "in.jsonl -o in.jsonl",
+        "in.jsonl -o ./in.jsonl",
+        "in.jsonl -o hard.jsonl",
+        "in.jsonl -o soft.jsonl",
+        "soft.jsonl -o hard.jsonl",
+        "in.jsonl -o /dev/fd/3 3>>in.jsonl",
+        "- <in.jsonl -o in.jsonl",
+        "- <in.jsonl -o hard.jsonl",
+        "- <in.jsonl >>hard.jsonl",
+        "in.jsonl >>in.jsonl",
+        "in.jsonl -o - 1<>soft.jsonl",
+        "in.jsonl -o hard.jsonl --resume",
+    ] {
+        let run = shell(dir.path(), rest);
+        assert_eq!(run.status, Some(2), "{rest}: {run:?}");
+        assert!(run.stderr.contains("hint: write to another file"), "{rest}: {run:?}");
+        let same = run.stderr.contains("is the input and the output at once");
+        assert!(same || run.stderr.contains("is the same file as"), "{rest}: {run:?}");
+        assert_eq!(fs::read_to_string(dir.path().join("in.jsonl")).unwrap(), line, "{rest}");
+    }
+    // Nor the files of the model, which would take the model along.
+    for entry in fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    let model = dir.path().to_str().unwrap();
+    for name in ["config.json", "model.safetensors", "chat_template.jinja", "tokenizer.json"] {
+        let path = dir.path().join(name);
+        let before = fs::read(&path).unwrap();
+        let run = kudos(&["score", "--model", model, "-", "-o", path.to_str().unwrap()], line);
+        assert_eq!(run.status, Some(2), "{name}: {run:?}");
+        assert!(run.stderr.contains("is the input and the output at once"), "{name}: {run:?}");
+        assert_eq!(fs::read(&path).unwrap(), before, "{name}");
+    }
+    // Results that lie beside a model are an output like any other.
+    let beside = dir.path().join("rewards.json");
+    for _ in 0..2 {
+        let run = kudos(&["score", "--model", model, "-", "-o", beside.to_str().unwrap()], line);
+        assert_eq!(run.status, Some(0), "{run:?}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_standard_stream_that_is_closed_from_the_start_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("in.jsonl"), "{\"input_ids\": [5, 6]}\n").unwrap();
+    for (rest, name) in
+        [("in.jsonl >&-", "output"), ("- <&- >out.jsonl", "input"), ("in.jsonl -o - >&-", "output")]
+    {
+        let run = shell(dir.path(), rest);
+        assert_eq!(run.status, Some(2), "{rest}: {run:?}");
+        assert!(run.stderr.contains(&format!("error: standard {name} is closed\n\nhint: ")), "{run:?}");
+    }
+    for rest in
+        ["in.jsonl -o out.jsonl >&- <&-", "in.jsonl >/dev/null", "in.jsonl 1<>/dev/null", "- </dev/null"]
+    {
+        let run = shell(dir.path(), rest);
+        assert_eq!(run.status, Some(0), "{rest}: {run:?}");
+    }
+    assert!(
+        fs::read_to_string(dir.path().join("out.jsonl")).unwrap().starts_with("{\"index\":0,\"reward\":")
+    );
+}
+
+#[test]
+fn input_of_other_formats_is_named_before_anything_is_scored() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in");
+    let utf16: Vec<u8> = "{\"input_ids\": [5]}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let marked = [&[0xff, 0xfe][..], &utf16].concat();
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    for (bytes, words, hint) in [
+        (&b"\x1f\x8b\x08\0\n\0"[..], "is compressed by gzip, expected JSON lines", "gzip -dc"),
+        (b"\x28\xb5\x2f\xfd\n", "is compressed by zstd", "zstd -dc"),
+        (b"PAR1\x15\0", "is a Parquet file", "to_json"),
+        (&marked, "is written in UTF-16", "iconv -f UTF-16"),
+        (&utf16, "is written in UTF-16", "iconv -f UTF-16"),
+        (pointer, "is a pointer of git-lfs, not the file itself", "git lfs pull"),
+    ] {
+        fs::write(&input, bytes).unwrap();
+        let by_name = kudos(&["score", "--model", &demo(), input.to_str().unwrap()], "");
+        let piped = Command::new("sh")
+            .args([
+                "-c",
+                "\"$0\" score --model \"$1\" - <\"$2\"",
+                common::kudos_path().to_str().unwrap(),
+                &demo(),
+            ])
+            .arg(&input)
+            .output()
+            .unwrap();
+        let piped = (piped.status.code(), String::from_utf8(piped.stderr).unwrap());
+        for (status, stderr) in [(by_name.status, by_name.stderr), piped] {
+            assert_eq!(status, Some(2), "{stderr}");
+            assert!(stderr.contains(words) && stderr.contains("hint: ") && stderr.contains(hint), "{stderr}");
+        }
+    }
+    let array =
+        kudos(&["score", "--model", &demo(), "-"], "[{\"input_ids\": [5]},\n {\"input_ids\": [6]}]\n");
+    assert_eq!(array.status, Some(1));
+    assert!(array.stdout.lines().next().unwrap().contains("a JSON array is not JSON lines"), "{array:?}");
+}

@@ -1,0 +1,119 @@
+//! What must not change a reward, bit for bit, on every model of `tests/fixtures/models`: its neighbours in the batch,
+//! sharing prefixes with them, the number of threads, the size of batches, streaming layers, running again.
+
+use crate::common;
+
+use common::{cpu, family, fixtures, ids};
+use kudos::{CpuMath, Engine, Options, Residency, Sharing};
+
+fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
+    let bits =
+        |score: kudos::Result<kudos::Score>| score.unwrap().logits.iter().map(|x| x.to_bits()).collect();
+    engine.score_tokens(sequences).into_iter().map(bits).collect()
+}
+
+#[test]
+fn a_reward_depends_on_its_own_tokens_alone() {
+    for dir in fixtures() {
+        let engine = Engine::open(&dir, Options { threads: Some(1), ..cpu() }).unwrap();
+        let sequences = family(engine.config().vocab as u32);
+        let alone: Vec<Vec<u32>> =
+            sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
+        let mut backwards = sequences.clone();
+        backwards.reverse();
+        let mut expected = alone.clone();
+        assert_eq!(bits(&engine, &sequences), expected, "{dir:?}: alone = in a batch, order kept");
+        expected.reverse();
+        assert_eq!(bits(&engine, &backwards), expected, "{dir:?}: in another order, run again");
+    }
+}
+
+/// Sequences that share 900 tokens or more, and others, in what is several parts of a pass on the CPU: of 1,024 rows at most.
+fn company_of_several_parts(vocab: u32) -> Vec<Vec<u32>> {
+    let prompt = ids(11, 900, vocab);
+    let longer = [&prompt[..], &ids(12, 40, vocab)].concat();
+    vec![
+        ids(13, 700, vocab),
+        [&prompt[..], &ids(14, 81, vocab)].concat(),
+        [&longer[..], &ids(15, 17, vocab)].concat(),
+        ids(16, 1001, vocab),
+        [&longer[..], &ids(17, 66, vocab)].concat(),
+        longer,
+        ids(18, 333, vocab),
+    ]
+}
+
+#[test]
+fn a_pass_of_several_parts_changes_no_bit() {
+    let mut tried = 0;
+    for dir in fixtures() {
+        let config = kudos::internals::config::ModelConfig::read(&dir).unwrap();
+        let sequences = company_of_several_parts(config.vocab as u32);
+        for ranks in kudos::internals::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks <= 2) {
+            for cpu_math in [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16] {
+                let options = Options { ranks: Some(ranks), threads: Some(ranks), cpu_math, ..cpu() };
+                let engine = Engine::open(&dir, options).unwrap();
+                let alone: Vec<Vec<u32>> =
+                    sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
+                let before = engine.stats();
+                assert_eq!(bits(&engine, &sequences), alone, "{dir:?}, {ranks} ranks, {cpu_math:?}");
+                let after = engine.stats();
+                assert_eq!(after.passes - before.passes, 1, "all are together");
+                assert_eq!(
+                    after.unique_tokens - before.unique_tokens,
+                    700 + 900 + 81 + 40 + 17 + 1001 + 66 + 333
+                );
+                tried += ranks - 1;
+            }
+        }
+    }
+    assert!(tried >= 3, "only {tried} models and arithmetics on two ranks");
+}
+
+fn streamed(resident_layers: Option<usize>) -> Options {
+    Options { residency: Residency::Streamed { resident_layers }, ..cpu() }
+}
+
+#[test]
+fn options_that_are_about_speed_change_no_bit() {
+    let variants = [
+        ("prefixes not shared", Options { sharing: Sharing::Nothing, ..cpu() }),
+        ("2 threads", Options { threads: Some(2), ..cpu() }),
+        ("3 threads", Options { threads: Some(3), ..cpu() }),
+        ("5 threads", Options { threads: Some(5), ..cpu() }),
+        ("small batches", Options { batch_tokens: Some(100), ..cpu() }),
+        ("batches of one", Options { batch_tokens: Some(1), ..cpu() }),
+        ("a short queue", Options { queue_tokens: 1, ..cpu() }),
+        ("all layers streamed", streamed(None)),
+        ("one layer resident", streamed(Some(1))),
+        ("one layer resident, small batches", Options { batch_tokens: Some(100), ..streamed(Some(1)) }),
+    ];
+    for dir in fixtures() {
+        let engine = Engine::open(&dir, Options { threads: Some(1), ..cpu() }).unwrap();
+        let sequences = family(engine.config().vocab as u32);
+        let expected = bits(&engine, &sequences);
+        for (what, options) in &variants {
+            let engine = Engine::open(&dir, options.clone()).unwrap();
+            assert_eq!(bits(&engine, &sequences), expected, "{dir:?}: {what}");
+        }
+    }
+}
+
+#[test]
+fn streamed_layers_change_no_bit_on_any_number_of_ranks() {
+    let mut tried = 0;
+    for dir in fixtures() {
+        let config = kudos::internals::config::ModelConfig::read(&dir).unwrap();
+        let sequences = family(config.vocab as u32);
+        for ranks in kudos::internals::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks > 1) {
+            let with = |options: Options| Options { ranks: Some(ranks), threads: Some(ranks), ..options };
+            let resident = Engine::open(&dir, with(cpu())).unwrap();
+            let engine = Engine::open(&dir, with(streamed(Some(1)))).unwrap();
+            let placement = engine.plan().placement;
+            assert_eq!((placement.resident, placement.streamed), (1, config.layers - 1));
+            assert_eq!(bits(&engine, &sequences), bits(&resident, &sequences), "{dir:?}, {ranks} ranks");
+            tried += 1;
+        }
+    }
+    assert!(tried >= 20, "only {tried} combinations of model and ranks");
+}

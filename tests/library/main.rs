@@ -1,0 +1,17 @@
+//! The library through its own interfaces: rewards against Transformers and against themselves, prompts, checkpoints, the
+//! queue; and what the tree and the records say of themselves.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../oracle/mod.rs"]
+mod oracle;
+
+mod engine;
+mod floors;
+mod invariants;
+mod naive;
+mod parity;
+mod prompt;
+mod records;
+mod serving;
+mod weights;

@@ -1,0 +1,344 @@
+//! Prompts against what Hugging Face's transformers makes of the same conversations (`tests/fixtures/prompt/make.py`).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use kudos::internals::conversation::Conversation;
+use kudos::internals::error::{ErrorKind, Result};
+use kudos::internals::prompt::{Clock, Prompt, PromptOptions, Truncate};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+// `differences.json` lists, exactly, the expressions that one side alone refuses; KUDOS_SHOW_DIFFERENCES=1 prints them.
+
+/// The time that make.py gave to transformers.
+const NOW: Clock = Clock::Fixed { year: 2024, month: 7, day: 6, hour: 9, minute: 5 };
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/prompt")
+}
+
+fn read_json(name: &str) -> Value {
+    serde_json::from_slice(&fs::read(fixtures().join(name)).unwrap()).unwrap()
+}
+
+fn cases(name: &str) -> Vec<Value> {
+    read_json(name)["cases"].as_array().unwrap().clone()
+}
+
+/// A model folder of its own with these files and the fixtures' tokenizer.
+fn folder(files: &[(&str, &str)]) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    fs::copy(fixtures().join("tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+    for (name, text) in files {
+        let path = dir.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    dir
+}
+
+/// One of the fixtures' model folders, with its tokenizer.
+fn model(name: &str) -> TempDir {
+    let from = fixtures().join("models").join(name);
+    let mut files = vec![];
+    for path in ["tokenizer_config.json", "chat_template.jinja", "additional_chat_templates/tool_use.jinja"] {
+        if let Ok(text) = fs::read_to_string(from.join(path)) {
+            files.push((path, text));
+        }
+    }
+    let files: Vec<_> = files.iter().map(|(path, text)| (*path, text.as_str())).collect();
+    folder(&files)
+}
+
+fn open(dir: &TempDir, options: PromptOptions) -> Result<Prompt> {
+    Prompt::open(dir.path(), PromptOptions { clock: NOW, ..options })
+}
+
+/// A prompt with `template` and nothing else of its own.
+fn with_template(template: &str, options: PromptOptions) -> Result<Prompt> {
+    let config = r#"{"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}"#;
+    open(&folder(&[("tokenizer_config.json", config), ("chat_template.jinja", template)]), options)
+}
+
+fn conversation(case: &Value) -> Result<Conversation> {
+    let vars = case["template_vars"].as_object().cloned().unwrap_or_default();
+    Conversation::from_json(case["messages"].clone())?
+        .with_tools(case["tools"].clone())?
+        .with_documents(case["documents"].clone())?
+        .with_template_vars(vars)
+}
+
+fn ids(row: &Value) -> Vec<u32> {
+    row["ids"].as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
+}
+
+fn conversations() -> BTreeMap<String, Conversation> {
+    let named = |case: &Value| (case["name"].as_str().unwrap().to_owned(), conversation(case).unwrap());
+    cases("conversations.json").iter().map(named).collect()
+}
+
+#[test]
+fn text_and_ids_equal_those_of_transformers() {
+    let conversations = conversations();
+    let mut prompts = BTreeMap::new();
+    let (mut equal, mut refused, mut wrong) = (0, 0, vec![]);
+    for row in cases("goldens.json") {
+        let (model_name, name) = (row["model"].as_str().unwrap(), row["name"].as_str().unwrap());
+        let prompt = prompts
+            .entry(model_name.to_owned())
+            .or_insert_with(|| open(&model(model_name), PromptOptions::default()).unwrap());
+        let conversation = &conversations[name];
+        let rendered = prompt.render(conversation);
+        match (row["text"].as_str(), rendered) {
+            (None, Err(error)) if error.kind() == ErrorKind::Template => refused += 1,
+            (Some(text), Ok(rendered)) if rendered == text => {
+                assert_eq!(prompt.encode(text).unwrap(), ids(&row), "{model_name} {name}");
+                assert_eq!(
+                    prompt.tokens(conversation, 1 << 20).unwrap().ids,
+                    ids(&row),
+                    "{model_name} {name}"
+                );
+                equal += 1;
+            }
+            (expected, got) => {
+                wrong.push(format!("{model_name} {name}\n  expected {expected:?}\n  got {got:?}"))
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {} differ:\n{}",
+        wrong.len(),
+        wrong.len() + equal + refused,
+        wrong.join("\n")
+    );
+    assert!(equal > 300 && refused > 0, "{equal} equal, {refused} refused");
+}
+
+#[test]
+fn sanitized_ids_equal_those_of_transformers() {
+    let conversations = conversations();
+    let mut changed = 0;
+    for row in cases("sanitized.json") {
+        let (model_name, name) = (row["model"].as_str().unwrap(), row["name"].as_str().unwrap());
+        let options = PromptOptions { sanitize_control_tokens: true, ..Default::default() };
+        let sanitizing = open(&model(model_name), options).unwrap();
+        let plain = open(&model(model_name), PromptOptions::default()).unwrap();
+        let conversation = &conversations[name];
+        let got = sanitizing.tokens(conversation, 1 << 20).unwrap().ids;
+        assert_eq!(got, ids(&row), "{model_name} {name}");
+        if !name.contains("thinking") {
+            // (A template that cuts text at a control token cuts it elsewhere when that token is only text.)
+            let texts = [&sanitizing, &plain].map(|prompt| prompt.render(conversation).unwrap());
+            assert_eq!(texts[0], texts[1], "{model_name} {name}");
+        }
+        changed += usize::from(got != plain.tokens(conversation, 1 << 20).unwrap().ids);
+    }
+    assert!(changed > 10, "sanitizing changed {changed} conversations");
+}
+
+#[test]
+fn expressions_render_as_jinja2_renders_them_or_are_refused() {
+    let known = read_json("differences.json");
+    let list = |key: &str| -> Vec<String> {
+        known[key].as_array().unwrap().iter().map(|template| template.as_str().unwrap().to_owned()).collect()
+    };
+    let vars = read_json("expressions.json")["vars"].as_object().unwrap().clone();
+    let (mut wrong, mut stricter, mut laxer) = (vec![], vec![], vec![]);
+    for row in cases("expressions.json") {
+        let template = row["template"].as_str().unwrap();
+        let options = PromptOptions { template_vars: vars.clone(), ..Default::default() };
+        let got = with_template(template, options)
+            .and_then(|prompt| prompt.render(&Conversation::exchange("q", "a")));
+        match (row["text"].as_str(), got) {
+            (Some(text), Ok(got)) if got == text => {}
+            (Some(text), Ok(got)) => wrong.push(format!("{template:?}: expected {text:?}, got {got:?}")),
+            (Some(_), Err(error)) => {
+                assert_eq!(error.kind(), ErrorKind::Template, "{template}: {error}");
+                assert!(error.place().unwrap().contains("chat_template.jinja, line "), "{template}: {error}");
+                stricter.push(template.to_owned());
+            }
+            (None, Ok(_)) => laxer.push(template.to_owned()),
+            (None, Err(_)) => {}
+        }
+    }
+    if std::env::var_os("KUDOS_SHOW_DIFFERENCES").is_some() {
+        println!("{}", json!({"wrong": wrong, "stricter": stricter, "laxer": laxer}));
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert_eq!(stricter, list("refused_here_only"));
+    assert_eq!(laxer, list("refused_by_jinja2_only"));
+}
+
+fn exchange_tokens(template: &str, options: PromptOptions, max_tokens: usize) -> Result<(Vec<u32>, bool)> {
+    let prompt = with_template(template, options)?;
+    let tokens = prompt.tokens(&Conversation::exchange("one two three", "four five six"), max_tokens)?;
+    Ok((tokens.ids, tokens.truncated))
+}
+
+const SIMPLE: &str = "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}";
+
+#[test]
+fn too_many_tokens_are_refused_with_both_numbers() {
+    let (ids, truncated) = exchange_tokens(SIMPLE, PromptOptions::default(), 1000).unwrap();
+    assert!(!truncated);
+    let exact = exchange_tokens(SIMPLE, PromptOptions::default(), ids.len()).unwrap();
+    assert_eq!(exact, (ids.clone(), false));
+    let (tokens, limit) = (ids.len(), ids.len() - 1);
+    let error = exchange_tokens(SIMPLE, PromptOptions::default(), limit).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::TooLong { tokens, limit });
+    assert_eq!(error.message(), format!("the conversation has {tokens} tokens, the limit is {limit}"));
+}
+
+#[test]
+fn truncating_left_keeps_the_first_token_only_if_it_begins_the_text() {
+    let left = || PromptOptions { truncate: Truncate::Left, ..Default::default() };
+    let (ids, _) = exchange_tokens(SIMPLE, left(), 1000).unwrap();
+    let expected = [&ids[..1], &ids[ids.len() - 4..]].concat();
+    assert_eq!(exchange_tokens(SIMPLE, left(), 5).unwrap(), (expected, true));
+    let without_bos = SIMPLE.replace("{{ bos_token }}", "");
+    assert_eq!(exchange_tokens(&without_bos, left(), 5).unwrap(), (ids[ids.len() - 5..].to_vec(), true));
+    assert!(exchange_tokens(SIMPLE, left(), 0).is_err());
+}
+
+#[test]
+fn a_doubled_beginning_of_text_is_refused_also_in_given_ids() {
+    let error = exchange_tokens(&SIMPLE.replace("{{", "{{ bos_token ~ "), PromptOptions::default(), 1000)
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conversation);
+    assert!(error.message().ends_with("twice"), "{error}");
+    let prompt = with_template(SIMPLE, PromptOptions::default()).unwrap();
+    let bos = prompt.encode("<|begin_of_text|>").unwrap()[0];
+    assert!(prompt.limit(vec![bos, bos, 1], 10).is_err());
+    assert_eq!(prompt.limit(vec![bos, 1, bos, bos], 10).unwrap().ids, [bos, 1, bos, bos]);
+    assert!(prompt.limit(vec![], 10).is_err());
+}
+
+#[test]
+fn a_template_that_reads_the_clock_says_so_once_unless_the_date_is_given() {
+    let dir = model("dated");
+    let open = |vars: Value, clock| {
+        let template_vars = vars.as_object().unwrap().clone();
+        Prompt::open(dir.path(), PromptOptions { template_vars, clock, ..Default::default() }).unwrap()
+    };
+    let warned = open(json!({}), Clock::System);
+    assert_eq!(warned.warnings().len(), 1);
+    assert!(warned.warnings()[0].contains("`date_string`"), "{:?}", warned.warnings());
+    let given = open(json!({"date_string": "26 Jul 2024"}), Clock::System);
+    assert!(given.warnings().is_empty());
+    assert!(given.render(&Conversation::exchange("q", "a")).unwrap().contains("Date: 26 Jul 2024\n"));
+    assert!(open(json!({}), NOW).warnings().is_empty());
+    assert!(Prompt::open(model("header").path(), PromptOptions::default()).unwrap().warnings().is_empty());
+}
+
+#[test]
+fn a_conversations_variables_win_over_the_options() {
+    let vars = |value: &str| Map::from_iter([("who".to_owned(), json!(value))]);
+    let options = PromptOptions { template_vars: vars("options"), ..Default::default() };
+    let prompt = with_template("{{ who }}", options).unwrap();
+    let exchange = || Conversation::exchange("q", "a");
+    assert_eq!(prompt.render(&exchange()).unwrap(), "options");
+    assert_eq!(prompt.render(&exchange().with_template_vars(vars("own")).unwrap()).unwrap(), "own");
+    let reserved = PromptOptions {
+        template_vars: Map::from_iter([("tools".to_owned(), json!(1))]),
+        ..Default::default()
+    };
+    assert!(with_template("", reserved).is_err());
+}
+
+#[test]
+fn missing_and_broken_files_are_named() {
+    let refusal = |files: &[(&str, &str)], without: Option<&str>| {
+        let dir = folder(files);
+        if let Some(name) = without {
+            fs::remove_file(dir.path().join(name)).unwrap();
+        }
+        let error = open(&dir, PromptOptions::default()).unwrap_err();
+        let place = error.place().unwrap_or_default().replace(&format!("{}", dir.path().display()), "DIR");
+        (error.kind(), error.message().to_owned(), place)
+    };
+    let template = ("chat_template.jinja", "x");
+    let (kind, message, place) = refusal(&[], None);
+    assert_eq!(
+        (kind, message.as_str(), place.as_str()),
+        (ErrorKind::Template, "the model has no chat template", "DIR")
+    );
+    let (kind, message, place) = refusal(&[template], Some("tokenizer.json"));
+    assert_eq!((kind, place.as_str()), (ErrorKind::Tokenizer, "DIR/tokenizer.json"));
+    assert!(message.starts_with("the tokenizer cannot be read: "), "{message}");
+    let (kind, message, place) = refusal(&[template, ("tokenizer.json", "{}")], None);
+    assert_eq!((kind, place.as_str()), (ErrorKind::Tokenizer, "DIR/tokenizer.json"));
+    assert!(message.starts_with("the tokenizer cannot be parsed: "), "{message}");
+    let (kind, message, place) = refusal(&[template, ("tokenizer_config.json", "[")], None);
+    assert_eq!((kind, place.as_str()), (ErrorKind::Tokenizer, "DIR/tokenizer_config.json"));
+    assert!(message.starts_with("not a JSON object: "), "{message}");
+    let (kind, message, place) = refusal(&[("tokenizer_config.json", r#"{"chat_template": 3}"#)], None);
+    assert_eq!((kind, place.as_str()), (ErrorKind::Template, "DIR/tokenizer_config.json (chat_template)"));
+    assert!(message.starts_with("`chat_template` is neither"), "{message}");
+    let (kind, message, place) = refusal(&[("additional_chat_templates/rag.jinja", "x")], None);
+    assert_eq!((kind, place.as_str()), (ErrorKind::Template, "DIR"));
+    assert_eq!(message, "no chat template is named `default` (there are `rag`)");
+    let (kind, _, place) = refusal(&[("chat_template.jinja", "a\n{% if x %}")], None);
+    assert_eq!((kind, place.as_str()), (ErrorKind::Template, "DIR/chat_template.jinja, line 2"));
+}
+
+#[test]
+fn a_refusal_names_construct_and_line() {
+    let refusal = |template: &str| {
+        let prompt = with_template(template, PromptOptions::default());
+        let error = prompt.and_then(|prompt| prompt.render(&Conversation::exchange("q", "a"))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Template);
+        let place = error.place().unwrap().to_owned();
+        (error.message().to_owned(), place[place.rfind("chat_template.jinja").unwrap()..].to_owned())
+    };
+    let cases = [
+        ("\n{{ raise_exception('Roles must alternate') }}", "Roles must alternate", 2),
+        ("\n\n{{ messages | nosuch }}", "nosuch", 3),
+        ("{{ 'é'.nosuch() }}", "nosuch", 1),
+        ("{% do messages %}", "{% do %}", 1),
+        ("\n{{ strftime_now('%c') }}", "`%c`", 2),
+        ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", "too long", 1),
+        (
+            "{% set ns = namespace(x='a' * 1000) %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+            "too long",
+            1,
+        ),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion", 1),
+    ];
+    for (template, named, line) in cases {
+        let (message, place) = refusal(template);
+        assert!(message.contains(named), "{template}: {message}");
+        assert_eq!(place, format!("chat_template.jinja, line {line}"), "{template}: {message}");
+    }
+}
+
+#[test]
+fn an_unusable_tool_template_leaves_plain_conversations_alone() {
+    let dir = folder(&[
+        ("chat_template.jinja", "plain"),
+        ("additional_chat_templates/tool_use.jinja", "{% do x %}"),
+    ]);
+    let prompt = open(&dir, PromptOptions::default()).unwrap();
+    let exchange = Conversation::exchange("q", "a");
+    assert_eq!(prompt.render(&exchange).unwrap(), "plain");
+    let error = prompt.render(&exchange.with_tools(json!([])).unwrap()).unwrap_err();
+    assert!(error.place().unwrap().ends_with("tool_use.jinja, line 1"), "{error}");
+}
+
+#[test]
+fn threads_share_a_prompt() {
+    let prompt = open(&model("dated"), PromptOptions::default()).unwrap();
+    let conversations = conversations();
+    let alone: Vec<_> = conversations.values().map(|c| prompt.tokens(c, 1 << 20).ok()).collect();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let together: Vec<_> =
+                    conversations.values().map(|c| prompt.tokens(c, 1 << 20).ok()).collect();
+                assert_eq!(alone, together);
+            });
+        }
+    });
+}

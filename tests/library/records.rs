@@ -1,0 +1,175 @@
+//! What is drawn and told of measurements is what their records give.
+
+use crate::common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+
+use serde_json::Value;
+
+#[test]
+fn plots_are_what_the_records_give() {
+    let script = common::root().join("benches/plots.py");
+    let output = Command::new("python3").arg(script).arg("--check").output().expect("python3 is there");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The section of `benches/README.md` whose table is held to the record that it names.
+const SECTION: &str = "\n## SmolLM2-135M against Hugging Face transformers\n";
+
+/// What a record holds of one side of a workload, in all its rounds.
+#[derive(Default)]
+struct Side {
+    /// Tokens a second of every run.
+    rates: Vec<f64>,
+    /// Of the run that took least.
+    cpu_seconds: f64,
+    /// The most of all rounds.
+    peak_memory_bytes: f64,
+    /// From the engine's own in float32.
+    rewards_apart: Option<f64>,
+}
+
+impl Side {
+    fn add(&mut self, measured: &Value, tokens: f64) {
+        let of = |name: &'static str| {
+            let samples = measured["samples"].as_array().unwrap();
+            samples.iter().map(move |sample| sample[name].as_f64().unwrap())
+        };
+        let before = if self.rates.is_empty() { f64::INFINITY } else { self.cpu_seconds };
+        self.cpu_seconds = of("cpu_seconds").fold(before, f64::min);
+        self.rates.extend(of("seconds").map(|seconds| tokens / seconds));
+        self.rates.sort_by(f64::total_cmp);
+        let peak = measured["peak_memory_bytes"].as_f64().unwrap();
+        self.peak_memory_bytes = self.peak_memory_bytes.max(peak);
+    }
+
+    /// The median, and the most.
+    fn rates(&self) -> [f64; 2] {
+        let (count, rates) = (self.rates.len(), &self.rates);
+        [(rates[(count - 1) / 2] + rates[count / 2]) / 2.0, rates[count - 1]]
+    }
+}
+
+/// All sides of all workloads of a record, by the names that the table has for them. Where one arithmetic was measured beside
+/// transformers, it counts only there.
+fn sides(record: &Value) -> BTreeMap<(&'static str, String), Side> {
+    let reports = || record["reports"].as_array().unwrap().iter();
+    let rows = |report: &'_ Value| report["rows"].as_array().cloned().unwrap_or_default();
+    let f32_rewards = |workload: &Value| {
+        let is_same = |row: &Value| {
+            ["sequences", "tokens", "shared_prefix"].iter().all(|name| row[name] == workload[name])
+        };
+        let f32 = reports().filter(|report| report["cpu_math"] == "f32").flat_map(rows).find(is_same);
+        f32.unwrap()["rewards"].as_array().unwrap().clone()
+    };
+    let mut sides = BTreeMap::<_, Side>::new();
+    let mut beside = BTreeSet::new();
+    for compared in [true, false] {
+        for (report, row) in
+            reports().flat_map(|report| rows(report).into_iter().map(move |row| (report, row)))
+        {
+            let workload = match ["sequences", "tokens", "shared_prefix"].map(|name| row[name].as_u64()) {
+                [Some(16), Some(512), Some(0)] => "conversations",
+                [Some(8), Some(576), Some(512)] => "responses",
+                _ => continue,
+            };
+            let baselines = row["baselines"].as_array().unwrap();
+            let math = report["cpu_math"].as_str().unwrap();
+            let name = if math == "f32" { "kudos".to_owned() } else { format!("kudos, `--cpu-math {math}`") };
+            if baselines.is_empty() == compared || !compared && beside.contains(&(workload, name.clone())) {
+                continue;
+            }
+            if compared {
+                beside.insert((workload, name.clone()));
+            }
+            let tokens = row["sequences"].as_f64().unwrap() * row["tokens"].as_f64().unwrap();
+            let side = sides.entry((workload, name)).or_default();
+            side.add(&row, tokens);
+            if math != "f32" {
+                let pairs = row["rewards"].as_array().unwrap().iter().zip(f32_rewards(&row));
+                let apart: Vec<f64> = pairs
+                    .map(|(other, f32)| (other.as_f64().unwrap() - f32.as_f64().unwrap()).abs())
+                    .collect();
+                side.rewards_apart = Some(apart.iter().sum::<f64>() / apart.len() as f64);
+            }
+            for theirs in baselines {
+                let (dtype, way) = (theirs["dtype"].as_str().unwrap(), theirs["way"].as_str().unwrap());
+                let side = sides.entry((workload, format!("transformers {dtype}, {way}"))).or_default();
+                side.add(theirs, tokens);
+                if math == "f32" {
+                    side.rewards_apart = theirs["rewards_apart_mean"].as_f64();
+                }
+            }
+        }
+    }
+    sides
+}
+
+/// Holds the numbers of a cell, without their units, to these: each rounded to the digits that it has there.
+#[track_caller]
+fn check_cell(cell: &str, expected: &[f64]) {
+    let words = cell.split([' ', '(', ')']).map(|word| word.replace(',', ""));
+    let written: Vec<String> = words.filter(|word| word.parse::<f64>().is_ok()).collect();
+    assert_eq!(written.len(), expected.len(), "`{cell}` has other numbers than {expected:?}");
+    for (word, expected) in written.iter().zip(expected) {
+        let (digits, exponent) = word.split_once('e').unwrap_or((word, "0"));
+        let decimals = digits.split_once('.').map_or(0, |(_, decimals)| decimals.len() as i32);
+        let unit = 10_f64.powi(exponent.parse::<i32>().unwrap() - decimals);
+        let written: f64 = word.parse().unwrap();
+        assert!((written - expected).abs() <= 0.5001 * unit, "`{cell}` says {word}, the record {expected}");
+    }
+}
+
+#[test]
+fn the_table_of_measurements_is_what_its_record_gives() {
+    let page = fs::read_to_string(common::root().join("benches/README.md")).unwrap();
+    let (_, section) = page.split_once(SECTION).unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let name = section.split('`').find(|word| word.starts_with("record/")).unwrap();
+    let record = fs::read_to_string(common::root().join("benches").join(name)).unwrap();
+    let sides = sides(&serde_json::from_str(&record).unwrap());
+    // Ratios are to the faster of these.
+    let base = |workload: &'static str| {
+        let of = |way: &str| &sides[&(workload, format!("transformers float32, {way}"))];
+        let (batched, card) = (of("batched"), of("card"));
+        if batched.rates()[0] > card.rates()[0] { batched } else { card }
+    };
+    // The front page has the engine's rates, and those of the faster of transformers' ways.
+    let front = fs::read_to_string(common::root().join("README.md")).unwrap();
+    for (workload, named) in [("conversations", "| 16 conversations of "), ("responses", "| 8 responses of ")]
+    {
+        let line = front.lines().find(|line| line.starts_with(named)).unwrap();
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let of = |side: String| sides[&(workload, side)].rates()[0];
+        let faster = |dtype: &str| {
+            of(format!("transformers {dtype}, batched")).max(of(format!("transformers {dtype}, card")))
+        };
+        check_cell(cells[1], &[of("kudos".to_owned())]);
+        check_cell(cells[2], &[faster("float32")]);
+        check_cell(cells[3], &[faster("bfloat16")]);
+    }
+    let (mut workload, mut told) = ("", 0);
+    for line in section.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [named, side, rates, ratios, cpu_ratio, memory, apart] = cells[..] else { panic!("{line}") };
+        workload = match named {
+            "" => workload,
+            "conversations" => "conversations",
+            "responses" => "responses",
+            _ => panic!("{line}"),
+        };
+        let measured = &sides[&(workload, side.to_owned())];
+        let base = base(workload);
+        check_cell(rates, &measured.rates());
+        let ratio = |way: usize| measured.rates()[way] / base.rates()[way];
+        let both = [ratio(0), ratio(1)];
+        check_cell(ratios, if ratios.contains('(') { &both } else { &both[..1] });
+        check_cell(cpu_ratio, &[base.cpu_seconds / measured.cpu_seconds]);
+        check_cell(memory, &[measured.peak_memory_bytes / f64::from(1 << 20)]);
+        check_cell(apart, measured.rewards_apart.as_slice());
+        told += 1;
+    }
+    assert!(told >= 8, "the table has {told} rows");
+}
