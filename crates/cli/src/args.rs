@@ -25,7 +25,7 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
 
 /// Rewards from Llama-architecture reward models.
 #[derive(Debug, Parser)]
-#[command(version, long_version = LONG_VERSION.as_str(), propagate_version = true)]
+#[command(name = "kudos", version, long_version = LONG_VERSION.as_str(), propagate_version = true)]
 pub(super) struct Args {
     #[command(subcommand)]
     pub(super) command: Command,
