@@ -15,12 +15,12 @@ pub fn find(model: &str) -> Result<PathBuf> {
     }
     let missing = || Error::new(ErrorKind::Io, format!("there is no model folder `{model}`"));
     let is_name = model.split('/').count() == 2 && !model.starts_with(['.', '/']) && !model.ends_with('/');
-    let Some(cache) = cache_dir().filter(|_| is_name) else {
+    let Some(cache) = cache_dir(&environment).filter(|_| is_name) else {
         return Err(
             missing().with_hint("point `--model` at a folder that holds config.json and safetensors files")
         );
     };
-    let repo = cache.join(format!("models--{}", model.replace('/', "--")));
+    let repo = Path::new(&cache).join(format!("models--{}", model.replace('/', "--")));
     snapshot(&repo).ok_or_else(|| {
         missing()
             .at(format!("{} (the local cache has no snapshot of it either)", repo.display()))
@@ -28,13 +28,68 @@ pub fn find(model: &str) -> Result<PathBuf> {
     })
 }
 
-/// Where Hugging Face's own tools keep models.
-fn cache_dir() -> Option<PathBuf> {
-    let from = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    from("HF_HUB_CACHE")
-        .or_else(|| from("HF_HOME").map(|home| home.join("hub")))
-        .or_else(|| from("XDG_CACHE_HOME").map(|cache| cache.join("huggingface/hub")))
-        .or_else(|| from("HOME").map(|home| home.join(".cache/huggingface/hub")))
+/// The folder where huggingface_hub keeps models, for a lookup of environment variables; `None`
+/// when there is no home.
+///
+/// Follows the constants `HF_HOME`, `HUGGINGFACE_HUB_CACHE` and `HF_HUB_CACHE` of huggingface_hub
+/// step by step: what comes from `HF_HOME` is expanded twice, and a variable that is set to nothing
+/// counts, so that the cache is then in the current folder: that is where `hf download` puts it in
+/// the same environment.
+fn cache_dir(variable: &Variables) -> Option<String> {
+    let expanded = |path| Some(expand_variables(variable, &expand_home(variable, path)?));
+    let hf_home = || {
+        let caches = || Some(join(&expand_home(variable, "~".to_owned())?, ".cache"));
+        let default = || Some(join(&variable("XDG_CACHE_HOME").or_else(caches)?, "huggingface"));
+        expanded(variable("HF_HOME").or_else(default)?)
+    };
+    let cache = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
+    expanded(cache.or_else(|| Some(join(&hf_home()?, "hub")))?)
+}
+
+/// A lookup of environment variables. `HOME` is the user's home folder also where that variable is
+/// not set.
+type Variables<'a> = dyn Fn(&str) -> Option<String> + 'a;
+
+/// The lookup in this process's environment.
+fn environment(name: &str) -> Option<String> {
+    let home = || env::home_dir().filter(|_| name == "HOME").map(PathBuf::into_os_string);
+    env::var_os(name).or_else(home).map(|value| value.to_string_lossy().into_owned())
+}
+
+/// Python's `os.path.join` of a folder and a plain name.
+fn join(folder: &str, name: &str) -> String {
+    let slash = if folder.is_empty() || folder.ends_with('/') { "" } else { "/" };
+    format!("{folder}{slash}{name}")
+}
+
+/// Python's `os.path.expanduser`, but for `~name`, the home of another user, which stays as it is.
+fn expand_home(variable: &Variables, path: String) -> Option<String> {
+    match path.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => {
+            let expanded = format!("{}{rest}", variable("HOME")?.trim_end_matches('/'));
+            Some(if expanded.is_empty() { "/".to_owned() } else { expanded })
+        }
+        _ => Some(path),
+    }
+}
+
+/// Python's `os.path.expandvars`: `$NAME` and `${NAME}`; a variable that is not set stays as it is
+/// written.
+fn expand_variables(variable: &Variables, path: &str) -> String {
+    let (start, mut rest) = path.split_at(path.find('$').unwrap_or(path.len()));
+    let mut expanded = start.to_owned();
+    while let Some(tail) = rest.strip_prefix('$') {
+        let word = tail.find(|char: char| !char.is_ascii_alphanumeric() && char != '_').unwrap_or(tail.len());
+        let braced = tail.strip_prefix('{').and_then(|inner| Some(inner.split_once('}')?.0));
+        let (name, length) = braced.map_or((&tail[..word], word), |name| (name, name.len() + 2));
+        let (written, after) = rest.split_at(1 + length);
+        let value = Some(name).filter(|name| !name.is_empty()).and_then(variable);
+        expanded += value.as_deref().unwrap_or(written);
+        let next = after.find('$').unwrap_or(after.len());
+        expanded += &after[..next];
+        rest = &after[next..];
+    }
+    expanded
 }
 
 /// The revision `main` of a cached repository, or its only snapshot.
@@ -72,3 +127,6 @@ pub(super) fn files(dir: &Path) -> Vec<InputFile> {
     };
     read.filter_map(file).collect()
 }
+
+#[cfg(test)]
+mod tests;
