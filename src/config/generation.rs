@@ -143,6 +143,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert!(generation_warnings(dir.path(), &causal).is_empty());
         std::fs::write(dir.path().join("generation_config.json"), r#"{"do_sample": true}"#).unwrap();
-        assert!(generation_warnings(dir.path(), &Head::Score { labels: 1, pad_token_id: None }).is_empty());
+        assert!(
+            generation_warnings(
+                dir.path(),
+                &Head::Score { labels: 1, labels_named: true, pad_token_id: None }
+            )
+            .is_empty()
+        );
     }
 }

@@ -41,6 +41,9 @@ const FFN_MAX: usize = 1 << 24;
 const VOCAB_MAX: usize = 1 << 28;
 const TOKENS_MAX: usize = (1 << 31) - 1;
 const LABELS_MAX: usize = 1 << 16;
+/// Labels of a classifier whose config does not give their number.
+const LABELS_DEFAULT: usize = 2;
+
 
 /// What `config.json` says of the model, checked. Sizes are those of the whole model, not of one rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -111,6 +114,8 @@ pub enum Head {
     /// A sequence classifier: `score.weight` `[labels, hidden]` at the rightmost token that is not `pad_token_id`.
     Score {
         /// Rows of `score.weight`.
+        /// Whether the config gives their number; where it does not, it is 2, as for transformers.
+        labels_named: bool,
         labels: usize,
         /// The token that does not count as the last one, if the config names one.
         pad_token_id: Option<u32>,
@@ -298,7 +303,12 @@ fn head(fields: &Fields, vocab: usize) -> Result<Head> {
     match names.as_slice() {
         ["LlamaForCausalLM"] => Ok(Head::LogitZero { tied: fields.flag("tie_word_embeddings")? }),
         ["LlamaForSequenceClassification"] => {
-            Ok(Head::Score { labels: labels(fields)?, pad_token_id: pad_token_id(fields, vocab)? })
+            let named = labels(fields)?;
+            Ok(Head::Score {
+                labels: named.unwrap_or(LABELS_DEFAULT),
+                labels_named: named.is_some(),
+                pad_token_id: pad_token_id(fields, vocab)?,
+            })
         }
         [] => {
             let message = "`architectures` is missing, and with it where the reward comes from";
@@ -317,8 +327,9 @@ fn head(fields: &Fields, vocab: usize) -> Result<Head> {
     }
 }
 
-/// `num_labels` is not stored by transformers, which counts `id2label` and takes 2 when there is none.
-fn labels(fields: &Fields) -> Result<usize> {
+/// The number of labels, if the config gives it. `num_labels` is not stored by transformers, which
+/// counts `id2label`.
+fn labels(fields: &Fields) -> Result<Option<usize>> {
     let named = match fields.value("id2label") {
         None | Some(Value::Null) => None,
         Some(Value::Object(map)) if (1..=LABELS_MAX).contains(&map.len()) => Some(map.len()),
@@ -333,7 +344,7 @@ fn labels(fields: &Fields) -> Result<usize> {
             ErrorKind::Config,
             format!("`id2label` has {named} entries, but `num_labels` is {counted}"),
         )),
-        (named, counted) => Ok(named.or(counted).unwrap_or(2)),
+        (named, counted) => Ok(named.or(counted)),
     }
 }
 

@@ -94,7 +94,7 @@ fn the_70b_config_reads_the_same_in_both_spellings() {
 #[test]
 fn the_skywork_config_is_a_classifier_with_one_label() {
     let config = parse(SKYWORK_8B).unwrap();
-    assert_eq!(config.head, Head::Score { labels: 1, pad_token_id: Some(128_256) });
+    assert_eq!(config.head, Head::Score { labels: 1, labels_named: true, pad_token_id: Some(128_256) });
     assert_eq!((config.vocab, config.head_dim, config.rope.scaling), (128_257, 128, LLAMA3));
 }
 
@@ -133,7 +133,7 @@ fn missing_fields_have_the_defaults_of_transformers() {
     };
     assert_eq!(parse_with(json!({})).unwrap(), expected);
     let classifier = parse_with(json!({"architectures": ["LlamaForSequenceClassification"]})).unwrap();
-    assert_eq!(classifier.head, Head::Score { labels: 2, pad_token_id: None });
+    assert_eq!(classifier.head, Head::Score { labels: 2, labels_named: false, pad_token_id: None });
 }
 
 #[test]
@@ -328,10 +328,20 @@ fn labels_and_padding_of_a_classifier_are_checked() {
         config
     };
     let head = |changes: Value| parse_with(with(changes)).unwrap().head;
-    assert_eq!(head(json!({"num_labels": 1})), Head::Score { labels: 1, pad_token_id: None });
+    assert_eq!(
+        head(json!({"num_labels": 1})),
+        Head::Score { labels: 1, labels_named: true, pad_token_id: None }
+    );
     let three = json!({"id2label": {"0": "a", "1": "b", "2": "c"}, "num_labels": 3, "pad_token_id": 9});
-    assert_eq!(head(three), Head::Score { labels: 3, pad_token_id: Some(9) });
-    assert_eq!(head(json!({"pad_token_id": -1})), Head::Score { labels: 2, pad_token_id: None });
+    assert_eq!(head(three), Head::Score { labels: 3, labels_named: true, pad_token_id: Some(9) });
+    assert_eq!(
+        head(json!({"pad_token_id": -1, "id2label": null, "num_labels": null})),
+        Head::Score { labels: 2, labels_named: false, pad_token_id: None }
+    );
+    assert_eq!(
+        head(json!({"num_labels": 2})),
+        Head::Score { labels: 2, labels_named: true, pad_token_id: None }
+    );
 
     let cases = [
         (json!({"id2label": {"0": "a"}, "num_labels": 3}), "`id2label` has 1 entries, but `num_labels` is 3"),

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use super::checkpoint::Checkpoint;
 use super::header::Stored;
-use super::table::{EMBEDDING, Entry, LAYER, LAYER_PREFIX, LM_HEAD, SCORE};
+use super::table::{EMBEDDING, Entry, LAYER, LAYER_PREFIX, LM_HEAD, SCORE, When};
 use super::{Dtype, MappedFile};
 use crate::config::{Head, ModelConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -142,9 +142,17 @@ fn check_shape(config: &ModelConfig, entry: &Entry, file: &MappedFile, stored: &
     }
     let message = format!("tensor `{}` has shape {:?}, expected {expected:?}", stored.name, stored.shape);
     let words: Vec<String> = entry.shape.iter().map(|dim| dim.words(config)).collect();
+    let hint = match (config.head, &*stored.shape, &*expected) {
+        (Head::Score { labels_named: false, .. }, [labels @ 1..=usize::MAX, width], [_, expected_width])
+            if entry.when == When::ScoreHead && width == expected_width =>
+        {
+            format!("config.json names no labels, which means 2; set \"num_labels\": {labels} in it")
+        }
+        _ => OTHER_MODEL.to_owned(),
+    };
     Err(Error::new(ErrorKind::Weights, message)
         .at(format_args!("{} (config.json: {})", file.path().display(), words.join(", ")))
-        .with_hint(OTHER_MODEL))
+        .with_hint(hint))
 }
 
 fn warnings(checkpoint: &Checkpoint, config: &ModelConfig) -> Vec<String> {

@@ -124,7 +124,10 @@ impl Dim {
             KvWidth => format!("num_key_value_heads {} * head_dim {}", config.kv_heads, config.head_dim),
             Ffn => format!("intermediate_size {}", config.ffn),
             Vocab => format!("vocab_size {}", config.vocab),
-            Labels => format!("num_labels {}", self.size(config)),
+            Labels => match config.head {
+                Head::Score { labels, labels_named: false, .. } => format!("num_labels {labels} by default"),
+                _ => format!("num_labels {}", self.size(config)),
+            },
         }
     }
 }

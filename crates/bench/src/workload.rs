@@ -138,7 +138,8 @@ mod tests {
             "tie_word_embeddings": false,
         });
         let config = ModelConfig::parse(&text.to_string(), std::path::Path::new("config.json")).unwrap();
-        let head = pad_token_id.map(|pad| Head::Score { labels: 1, pad_token_id: Some(pad) });
+        let head =
+            pad_token_id.map(|pad| Head::Score { labels: 1, labels_named: true, pad_token_id: Some(pad) });
         ModelConfig { head: head.unwrap_or(config.head), ..config }
     }
 

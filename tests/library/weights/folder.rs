@@ -59,7 +59,7 @@ pub(crate) fn biased() -> ModelConfig {
 }
 
 pub(crate) fn classifier(labels: usize) -> ModelConfig {
-    ModelConfig { head: Head::Score { labels, pad_token_id: None }, ..config() }
+    ModelConfig { head: Head::Score { labels, labels_named: true, pad_token_id: None }, ..config() }
 }
 
 /// Value `index` of a tensor in these tests: small, exact in every dtype, and telling tensors apart.

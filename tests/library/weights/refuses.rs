@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use kudos::internals::config::{Head, ModelConfig};
 use kudos::internals::error::ErrorKind;
 use kudos::internals::weights::Checkpoint;
 
@@ -92,6 +93,29 @@ fn a_classifier_with_other_labels_than_the_config_is_refused() {
     let message = "tensor `score.weight` has shape [1, 10], expected [2, 10]";
     let place = "DIR/model.safetensors (config.json: num_labels 2, hidden_size 10)";
     assert_eq!(folder.refusal(&classifier(2)), (ErrorKind::Weights, printed(message, place, OTHER_MODEL)));
+}
+
+#[test]
+fn a_config_without_labels_is_told_how_many_there_are() {
+    let unnamed = Head::Score { labels: 2, labels_named: false, pad_token_id: None };
+    let unnamed = ModelConfig { head: unnamed, ..config() };
+    let place = "DIR/model.safetensors (config.json: num_labels 2 by default, hidden_size 10)";
+    for labels in [1, 5] {
+        let folder = Folder::with(&tensors(&classifier(labels), "F32"));
+        let message = format!("tensor `score.weight` has shape [{labels}, 10], expected [2, 10]");
+        let hint = format!("config.json names no labels, which means 2; set \"num_labels\": {labels} in it");
+        assert_eq!(folder.refusal(&unnamed), (ErrorKind::Weights, printed(&message, place, &hint)));
+    }
+    assert!(Folder::with(&tensors(&classifier(2), "F32")).open(&unnamed).is_ok());
+
+    // Where more than the number of labels differs, the number does not help.
+    for shape in [vec![1, 11], vec![0, 10], vec![10]] {
+        let mut tensors = tensors(&classifier(1), "F32");
+        tensors.insert("score.weight".into(), tensor("score.weight", "F32", &shape));
+        let message = format!("tensor `score.weight` has shape {shape:?}, expected [2, 10]");
+        let text = printed(&message, place, OTHER_MODEL);
+        assert_eq!(Folder::with(&tensors).refusal(&unnamed), (ErrorKind::Weights, text));
+    }
 }
 
 #[test]
