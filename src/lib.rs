@@ -15,6 +15,7 @@ mod config;
 mod conversation;
 mod engine;
 mod error;
+mod files;
 #[cfg(feature = "internals")]
 mod fuzzing;
 mod model;

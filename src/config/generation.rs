@@ -9,6 +9,8 @@ use serde_json::{Map, Value};
 
 use super::Head;
 use super::fields::shown;
+use crate::error::ErrorKind;
+use crate::files::read_text;
 
 const GENERATION_BYTES_MAX: u64 = 4 << 20;
 
@@ -57,9 +59,12 @@ pub fn generation_warnings(dir: &Path, head: &Head) -> Vec<String> {
     if matches!(head, Head::Score { .. }) || !file.exists() {
         return Vec::new();
     }
-    let text = match super::read_text(&file, GENERATION_BYTES_MAX) {
+    let text = match read_text(&file, GENERATION_BYTES_MAX, ErrorKind::Config) {
         Ok(text) => text,
-        Err(error) => return vec![format!("{} is ignored: {}", file.display(), error.message())],
+        Err(error) => {
+            let hint = error.hint().map(|hint| format!("; {hint}")).unwrap_or_default();
+            return vec![format!("{} is ignored: {}{hint}", file.display(), error.message())];
+        }
     };
     let Ok(values) = serde_json::from_str::<Map<String, Value>>(&text) else {
         return vec![format!("{} is ignored: it is not a JSON object", file.display())];
@@ -139,6 +144,12 @@ mod tests {
             assert_eq!(warnings(settings), [format!("{said}{fields}")]);
         }
         assert_eq!(warnings(json!([])), ["FILE is ignored: it is not a JSON object"]);
+
+        // transformers 5.24.0 does not follow such a file either.
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("generation_config.json"), "\u{feff}{}").unwrap();
+        let warning = generation_warnings(dir.path(), &causal).remove(0);
+        assert!(warning.contains(" is ignored: the file begins with a byte order mark, "), "{warning}");
 
         let dir = tempfile::tempdir().unwrap();
         assert!(generation_warnings(dir.path(), &causal).is_empty());

@@ -18,13 +18,12 @@ mod generation;
 mod rope;
 mod unsupported;
 
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::read_text;
 use fields::Fields;
 
 pub use generation::generation_warnings;
@@ -41,9 +40,9 @@ const FFN_MAX: usize = 1 << 24;
 const VOCAB_MAX: usize = 1 << 28;
 const TOKENS_MAX: usize = (1 << 31) - 1;
 const LABELS_MAX: usize = 1 << 16;
+
 /// Labels of a classifier whose config does not give their number.
 const LABELS_DEFAULT: usize = 2;
-
 
 /// What `config.json` says of the model, checked. Sizes are those of the whole model, not of one rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -114,9 +113,9 @@ pub enum Head {
     /// A sequence classifier: `score.weight` `[labels, hidden]` at the rightmost token that is not `pad_token_id`.
     Score {
         /// Rows of `score.weight`.
+        labels: usize,
         /// Whether the config gives their number; where it does not, it is 2, as for transformers.
         labels_named: bool,
-        labels: usize,
         /// The token that does not count as the last one, if the config names one.
         pad_token_id: Option<u32>,
     },
@@ -138,8 +137,9 @@ impl ModelConfig {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] when it cannot be read, else as [`ModelConfig::parse`]. A folder that holds an adapter is
-    /// [`ErrorKind::Unsupported`]: transformers would load the adapter's base model and add the adapter to it.
+    /// [`ErrorKind::Io`] when it cannot be read, [`ErrorKind::Config`] when it is not UTF-8, else
+    /// as [`ModelConfig::parse`]. A folder that holds an adapter is [`ErrorKind::Unsupported`]:
+    /// transformers would load the adapter's base model and add the adapter to it.
     pub fn read(dir: &Path) -> Result<Self> {
         if !dir.is_dir() {
             return Err(Error::new(ErrorKind::Io, "there is no such model folder")
@@ -157,7 +157,7 @@ impl ModelConfig {
                 ));
         }
         let file = dir.join("config.json");
-        Self::parse(&read_text(&file, CONFIG_BYTES_MAX)?, &file)
+        Self::parse(&read_text(&file, CONFIG_BYTES_MAX, ErrorKind::Config)?, &file)
     }
 
     /// Checks the text of a `config.json`; `file` is only named in errors.
@@ -213,26 +213,6 @@ impl ModelConfig {
     pub fn kv_width(&self) -> usize {
         self.kv_heads * self.head_dim
     }
-}
-
-/// The text of a file that has no business being longer than `bytes_max`.
-pub(crate) fn read_text(file: &Path, bytes_max: u64) -> Result<String> {
-    let failed = |error: std::io::Error| {
-        Error::new(ErrorKind::Io, format!("the file cannot be read: {error}")).at(file.display())
-    };
-    // Asked before opening: opening a named pipe would wait for its writer.
-    if !std::fs::metadata(file).map_err(failed)?.is_file() {
-        return Err(Error::new(ErrorKind::Io, "this is not a file").at(file.display()));
-    }
-    let mut text = String::new();
-    let read = File::open(file).map_err(failed)?.take(bytes_max + 1).read_to_string(&mut text);
-    read.map_err(failed)?;
-    if text.len() as u64 > bytes_max {
-        return Err(Error::new(ErrorKind::Io, format!("the file has more than {bytes_max} bytes"))
-            .at(file.display())
-            .with_hint("this is not the file it is named after; download it again"));
-    }
-    Ok(text)
 }
 
 fn refuse_other_models(fields: &Fields) -> Result<()> {

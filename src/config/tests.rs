@@ -399,11 +399,42 @@ fn a_missing_folder_or_file_and_an_adapter_are_named() {
     assert_eq!(adapter.message(), "the folder holds an adapter, not a whole model");
 }
 
+/// transformers 5.24.0 refuses the first two, too; the third is what a clone without git-lfs holds.
+#[test]
+fn config_files_that_are_no_plain_text_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.json");
+    let utf16: Vec<u8> = "\u{feff}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let cases = [
+        (
+            b"\xEF\xBB\xBF{}".to_vec(),
+            "the file begins with a byte order mark, which JSON does not allow",
+            "save it as UTF-8 without a byte order mark, or run `sed -i '1s/^\\xEF\\xBB\\xBF//'` on it",
+        ),
+        (
+            utf16,
+            "the file is UTF-16, expected UTF-8",
+            "save it as UTF-8 without a byte order mark (`iconv -f UTF-16 -t UTF-8`)",
+        ),
+        (
+            b"version https://git-lfs.example/spec/v1\noid sha256:0\nsize 1\n".to_vec(),
+            "this is a pointer of git-lfs, not the file itself",
+            "run `git lfs pull` in the model folder",
+        ),
+    ];
+    for (bytes, message, hint) in cases {
+        std::fs::write(&file, bytes).unwrap();
+        let error = ModelConfig::read(dir.path()).unwrap_err();
+        assert_eq!((error.kind(), error.message()), (ErrorKind::Config, message));
+        assert_eq!((error.place(), error.hint()), (file.to_str(), Some(hint)));
+    }
+}
+
 #[test]
 fn a_file_that_is_far_too_long_is_not_read_whole() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.json");
-    File::create(&file).unwrap().set_len(1 << 40).unwrap();
+    std::fs::File::create(&file).unwrap().set_len(1 << 40).unwrap();
     let error = ModelConfig::read(dir.path()).unwrap_err();
     assert_eq!(error.message(), "the file has more than 4194304 bytes");
 }

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use super::MappedFile;
 use super::header::{self, Stored};
 use super::index::{INDEX_BYTES_MAX, INDEX_FILE, Index};
-use crate::config::read_text;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::read_text;
 
 /// The file of a model in one piece.
 const SINGLE_FILE: &str = "model.safetensors";
@@ -92,7 +92,8 @@ impl Checkpoint {
     /// Every file that the index names. A tensor that is in a file but not in the index counts all the same, as it
     /// does for transformers.
     fn add_indexed(&mut self, index_file: &Path) -> Result<()> {
-        let Index(index) = Index::parse(&read_text(index_file, INDEX_BYTES_MAX)?, index_file)?;
+        let Index(index) =
+            Index::parse(&read_text(index_file, INDEX_BYTES_MAX, ErrorKind::Weights)?, index_file)?;
         let shards: BTreeSet<&str> = index.values().map(String::as_str).collect();
         let missing: Vec<&str> =
             shards.iter().copied().filter(|shard| !self.dir.join(shard).exists()).collect();

@@ -16,15 +16,13 @@ use safetensors::tensor::TensorInfo;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::refuse_lfs_pointer;
 
 /// Bytes of the length in front of the header.
 const LENGTH_BYTES: usize = 8;
 
 /// The longest header that is read. The 70B's 723 tensors need about 90 KB in all.
 const HEADER_BYTES_MAX: usize = 16 << 20;
-
-/// How a file begins that git stored elsewhere.
-const LFS_POINTER: &[u8] = b"version https://git-lfs";
 
 /// One tensor as the header describes it, checked: `bytes` lies inside the file and has the size of the shape.
 #[derive(Debug)]
@@ -50,10 +48,7 @@ pub(super) fn parse(file: &[u8], path: &Path) -> Result<Vec<Stored>> {
 
 /// A copy of the header: the file might change under a map, and a `str` must stay valid.
 fn header_text(file: &[u8]) -> Result<String> {
-    if file.starts_with(LFS_POINTER) {
-        return Err(Error::new(ErrorKind::Weights, "this is a pointer of git-lfs, not the file itself")
-            .with_hint("run `git lfs pull` in the model folder"));
-    }
+    refuse_lfs_pointer(file, ErrorKind::Weights)?;
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
         return Err(damaged(format!("the file has {} bytes, too few for a safetensors header", file.len())));
     };

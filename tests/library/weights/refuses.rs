@@ -254,6 +254,23 @@ fn index_and_files_that_contradict_each_other_are_refused() {
 }
 
 #[test]
+fn an_index_that_is_no_plain_text_is_named() {
+    let folder = Folder::empty();
+    let index = "DIR/model.safetensors.index.json";
+    folder.write("model.safetensors.index.json", b"version https://git-lfs.example/spec/v1\noid sha256:0\n");
+    let text = printed(
+        "this is a pointer of git-lfs, not the file itself",
+        index,
+        "run `git lfs pull` in the model folder",
+    );
+    assert_eq!(folder.refusal(&config()), (ErrorKind::Weights, text));
+    folder.write("model.safetensors.index.json", "\u{feff}{}".as_bytes());
+    let (kind, text) = folder.refusal(&config());
+    let message = "the file begins with a byte order mark, which JSON does not allow";
+    assert_eq!((kind, text.lines().next()), (ErrorKind::Weights, Some(message)));
+}
+
+#[test]
 fn an_index_cannot_reach_outside_its_folder() {
     let folder = Folder::empty();
     folder.write_index(
