@@ -1,14 +1,16 @@
 //! A checkpoint against `config.json`: every tensor that is needed is there as needed, and nothing else that counts.
 //!
-//! A tensor that nobody reads is refused, too, where transformers would warn and go on: a norm on q, an adapter, a
-//! scale or a second head means that the model computes something else than we would. Excepted are the rotary
-//! frequencies that old checkpoints store (they follow from `config.json`) and an `lm_head` beside a classifier's head.
+//! A tensor that the model does not use is refused, too, where transformers would warn and go on: a
+//! norm on q, an adapter, a scale or a second head means that the model computes something else
+//! than we would. Excepted are an `lm_head` beside a classifier's head, and what the checkpoint
+//! leaves out of account itself (`names`).
 
 use std::collections::BTreeSet;
 
 use super::checkpoint::Checkpoint;
 use super::header::Stored;
-use super::table::{EMBEDDING, Entry, LAYER, LAYER_PREFIX, LM_HEAD, SCORE, When};
+use super::names::foreign_prefix;
+use super::table::{EMBEDDING, Entry, LM_HEAD, SCORE, When};
 use super::{Dtype, MappedFile};
 use crate::config::{Head, ModelConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,9 +29,23 @@ pub(super) fn check(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Vec
         }
         needed.insert(source);
     }
+    if let Some(error) = missing.iter().find_map(|name| checkpoint.absent_error(name)) {
+        return Err(
+            error.with_hint("the index is of another download than the files; download the model again")
+        );
+    }
     let extra: Vec<&str> = checkpoint.names().filter(|name| !needed.contains(*name)).collect();
     if let Some(name) = missing.first() {
         return Err(missing_error(checkpoint, config, name, missing.len(), &extra));
+    }
+    // An index may list a head or embeddings that are the other's and were not saved twice, or a
+    // head that is not used.
+    let mut absent =
+        checkpoint.absent().filter(|name| !needed.contains(*name) && ![LM_HEAD, EMBEDDING].contains(name));
+    if let Some(error) = absent.find_map(|name| checkpoint.absent_error(name)) {
+        return Err(error.with_hint(
+            "download the model again; if the tensor was left out on purpose, remove it from the index, too",
+        ));
     }
     for name in extra {
         refuse_extra(checkpoint, config, name)?;
@@ -63,64 +79,76 @@ fn missing_error(
     count: usize,
     extra: &[&str],
 ) -> Error {
-    let mut message = format!("tensor `{name}` is missing");
+    let mut message = format!("tensor `{}` is missing", checkpoint.spelled(name));
     if count > 1 {
         message += &format!(", and {} more that config.json calls for", count - 1);
     }
+    let prefix = extra.iter().find_map(|extra| foreign_prefix(extra, name));
     let hint = match (name, config.head) {
+        _ if let Some(prefix) = prefix => prefix_hint(checkpoint, prefix),
         (SCORE, _) => {
             "the checkpoint has no reward head, and one is never made up; if the reward is logit 0 of the last token, \
              set \"architectures\": [\"LlamaForCausalLM\"] in config.json"
                 .to_owned()
         }
-        (LM_HEAD, _) if extra.contains(&SCORE) => {
-            "the reward head is `score.weight`: set \"architectures\": [\"LlamaForSequenceClassification\"] in config.json"
-                .to_owned()
-        }
+        (LM_HEAD, _) if extra.contains(&SCORE) => format!(
+            "the reward head is `{}`: set \"architectures\": [\"LlamaForSequenceClassification\"] in config.json",
+            checkpoint.spelled(SCORE)
+        ),
         (LM_HEAD, _) => {
             "the checkpoint has no reward head, and one is never made up; if the embeddings are the head, set \
              \"tie_word_embeddings\": true in config.json"
                 .to_owned()
         }
         _ => match extra.first() {
-            Some(extra) => format!("{OTHER_MODEL} (they hold `{extra}`, which no such model has)"),
+            Some(extra) => {
+                format!("{OTHER_MODEL} (they hold `{}`, which no such model has)", checkpoint.spelled(extra))
+            }
             None => OTHER_MODEL.to_owned(),
         },
     };
     Error::new(ErrorKind::Weights, message).at(checkpoint.dir().display()).with_hint(hint)
 }
 
+/// The hint for names of the model behind a prefix that transformers does not strip.
+fn prefix_hint(checkpoint: &Checkpoint, prefix: &str) -> String {
+    let stored = || checkpoint.names().map(|name| checkpoint.spelled(name));
+    let (with, all) = (stored().filter(|name| name.starts_with(prefix)).count(), stored().count());
+    let names = match with == all {
+        true => format!("every name begins with `{prefix}`"),
+        false => format!("{with} of {all} names begin with `{prefix}`"),
+    };
+    format!("{names}: rename the tensors without it, or save the model without the wrapper that adds it")
+}
+
 /// A tensor that the model does not need: an error, unless it is known to be harmless.
 fn refuse_extra(checkpoint: &Checkpoint, config: &ModelConfig, name: &str) -> Result<()> {
-    if name.ends_with("rotary_emb.inv_freq") || name == LM_HEAD {
+    if name == LM_HEAD {
         return Ok(());
     }
     let place = checkpoint.find(name).map_or(checkpoint.dir(), |(file, _)| file.path());
     let error = |kind, message: String| Error::new(kind, message).at(place.display());
+    let stored_name = checkpoint.spelled(name);
     if name == SCORE {
         let message =
-            format!("there is a classifier's head, `{SCORE}`, but config.json says `LlamaForCausalLM`");
+            format!("there is a classifier's head, `{stored_name}`, but config.json says `LlamaForCausalLM`");
         let hint = "if the reward comes from it, set \"architectures\": [\"LlamaForSequenceClassification\"]; \
                     if not, remove it from the checkpoint";
         return Err(error(ErrorKind::Weights, message).with_hint(hint));
     }
-    let in_layer = name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.'));
-    if let Some((layer, rest)) = in_layer
-        && let Some(entry) = LAYER.iter().find(|entry| entry.name == rest)
-        && let Ok(layer) = layer.parse::<usize>()
-    {
+    if let Some((entry, Some(layer))) = Entry::find(name) {
         let message = if entry.when.holds(config) {
             format!(
-                "tensor `{name}` is of layer {layer}, but config.json says num_hidden_layers {}",
+                "tensor `{stored_name}` is of layer {layer}, but config.json says num_hidden_layers {}",
                 config.layers
             )
         } else {
-            format!("there is a bias `{name}`, but config.json says that there is none")
+            format!("there is a bias `{stored_name}`, but config.json says that there is none")
         };
         return Err(error(ErrorKind::Weights, message).with_hint(OTHER_MODEL));
     }
     let message =
-        format!("tensor `{name}` is of no Llama model: its effect on the reward is not implemented");
+        format!("tensor `{stored_name}` is of no Llama model: its effect on the reward is not implemented");
     Err(error(ErrorKind::Unsupported, message)
         .with_hint("if the reward does not depend on it, remove it from the checkpoint"))
 }
@@ -157,16 +185,20 @@ fn check_shape(config: &ModelConfig, entry: &Entry, file: &MappedFile, stored: &
 
 fn warnings(checkpoint: &Checkpoint, config: &ModelConfig) -> Vec<String> {
     let mut warnings = checkpoint.warnings().to_vec();
+    let spelled = |name| checkpoint.spelled(name);
     match (config.head, checkpoint.find(LM_HEAD), checkpoint.find(EMBEDDING)) {
-        (Head::Score { .. }, Some(_), _) => {
-            warnings.push(format!("`{LM_HEAD}` is not used: the reward comes from `{SCORE}`"));
-        }
+        (Head::Score { .. }, Some(_), _) => warnings.push(format!(
+            "`{}` is not used: the reward comes from `{}`",
+            spelled(LM_HEAD),
+            spelled(SCORE)
+        )),
         (Head::LogitZero { tied: true }, Some(head), Some(embedding))
             if row_zero(config, head) != row_zero(config, embedding) =>
         {
             warnings.push(format!(
-                "config.json says tie_word_embeddings, but `{LM_HEAD}` differs from the embeddings; `{LM_HEAD}` is \
-                 used, as transformers 5 does (transformers 4 used the embeddings)"
+                "config.json says tie_word_embeddings, but `{name}` differs from the embeddings; `{name}` is \
+                 used, as transformers 5 does (transformers 4 used the embeddings)",
+                name = spelled(LM_HEAD)
             ));
         }
         _ => {}

@@ -1,4 +1,4 @@
-//! [`Checkpoint`]: the tensors of a model folder, by name.
+//! [`Checkpoint`]: the tensors of a model folder, by the table's names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -7,6 +7,8 @@ use std::sync::Arc;
 use super::MappedFile;
 use super::header::{self, Stored};
 use super::index::{INDEX_BYTES_MAX, INDEX_FILE, Index};
+use super::names::{self, Spelling};
+use super::table::BASE_PREFIX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::read_text;
 
@@ -18,12 +20,30 @@ const NAMES_MAX: usize = 40;
 
 /// The weight files of a model folder, mapped, with every header checked. Nothing but headers has been read.
 ///
+/// A tensor goes by its name in the table, however its file spells that; a tensor of no Llama model
+/// by its stored name. Tensors that transformers ignores, because they follow from `config.json` or
+/// are empty, are not among them.
+///
 /// Files must not be changed while this or any tensor of it lives: see [`MappedFile`].
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
     tensors: BTreeMap<String, (Arc<MappedFile>, Stored)>,
+    /// How this checkpoint spells the names of the base model; the table's way when it mixes
+    /// spellings.
+    spelling: Spelling,
+    /// Tensors that the index lists and no file holds, by the same names.
+    absent: BTreeMap<String, Absent>,
     warnings: Vec<String>,
+}
+
+/// A tensor that the index lists and no file holds.
+#[derive(Debug)]
+struct Absent {
+    /// The name in the index.
+    listed: String,
+    /// The file that should hold it.
+    shard: String,
 }
 
 impl Checkpoint {
@@ -33,9 +53,15 @@ impl Checkpoint {
     /// # Errors
     ///
     /// [`ErrorKind::Io`] when files are missing or cannot be read, [`ErrorKind::Weights`] when a header or the index
-    /// is damaged, or they contradict each other.
+    /// is damaged, or a tensor is there twice.
     pub fn open(dir: &Path) -> Result<Self> {
-        let mut checkpoint = Self { dir: dir.to_owned(), tensors: BTreeMap::new(), warnings: Vec::new() };
+        let mut checkpoint = Self {
+            dir: dir.to_owned(),
+            tensors: BTreeMap::new(),
+            spelling: Spelling::Table,
+            absent: BTreeMap::new(),
+            warnings: Vec::new(),
+        };
         let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX_FILE));
         if single.exists() {
             if index.exists() {
@@ -50,6 +76,7 @@ impl Checkpoint {
         } else {
             return Err(no_weights(dir));
         }
+        checkpoint.spelling = checkpoint.common_spelling();
         Ok(checkpoint)
     }
 
@@ -63,34 +90,61 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// All tensor names, sorted.
+    /// All tensor names, sorted: the table's, or the stored ones of tensors that no Llama model
+    /// has.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A tensor's file, type, shape and place.
+    /// A tensor's file, type, shape and place; its stored name is the file's.
     pub(super) fn find(&self, name: &str) -> Option<(&Arc<MappedFile>, &Stored)> {
         self.tensors.get(name).map(|(file, stored)| (file, stored))
+    }
+
+    /// A tensor's name as its file spells it, or as this checkpoint would if it had the tensor.
+    pub(super) fn spelled(&self, name: &str) -> String {
+        self.find(name).map_or_else(|| self.spelling.of(name), |(_, stored)| stored.name.clone())
+    }
+
+    /// The names of tensors that the index lists and no file holds.
+    pub(super) fn absent(&self) -> impl Iterator<Item = &str> {
+        self.absent.keys().map(String::as_str)
+    }
+
+    /// The error for such a tensor; `None` for any other.
+    pub(super) fn absent_error(&self, name: &str) -> Option<Error> {
+        let Absent { listed, shard } = self.absent.get(name)?;
+        let message = format!("tensor `{listed}` is in none of the files, but the index says {shard}");
+        Some(Error::new(ErrorKind::Weights, message).at(self.dir.join(INDEX_FILE).display()))
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let file = Arc::new(MappedFile::open(path)?);
         for stored in header::parse(file.bytes(), path)? {
-            if let Some((other, _)) = self.tensors.get(&stored.name) {
-                let message = format!("tensor `{}` is in two files", stored.name);
-                return Err(Error::new(ErrorKind::Weights, message)
-                    .at(format_args!("{} and {}", other.path().display(), path.display()))
-                    .with_hint(
-                        "the files are of different downloads; download the model again into an empty folder",
-                    ));
+            if names::is_ignored(&stored) {
+                continue;
             }
-            self.tensors.insert(stored.name.clone(), (file.clone(), stored));
+            let name = table_name(&stored.name);
+            if let Some((other_file, other)) = self.tensors.get(&name) {
+                return Err(twice(other_file, other, &file, &stored));
+            }
+            self.tensors.insert(name, (file.clone(), stored));
         }
         Ok(())
     }
 
-    /// Every file that the index names. A tensor that is in a file but not in the index counts all the same, as it
-    /// does for transformers.
+    fn common_spelling(&self) -> Spelling {
+        let base = self.tensors.iter().filter(|(name, _)| name.starts_with(BASE_PREFIX));
+        let mut spellings = base.filter_map(|(_, (_, stored))| Some(names::resolve(&stored.name)?.1));
+        match spellings.next() {
+            Some(first) if spellings.all(|spelling| spelling == first) => first,
+            _ => Spelling::Table,
+        }
+    }
+
+    /// Every file that the index names. As for transformers, that is all that the index says: a
+    /// tensor counts whichever of these files holds it. What the index lists and no file holds is
+    /// left to `check`, which knows whether the model needs it.
     fn add_indexed(&mut self, index_file: &Path) -> Result<()> {
         let Index(index) =
             Index::parse(&read_text(index_file, INDEX_BYTES_MAX, ErrorKind::Weights)?, index_file)?;
@@ -111,20 +165,38 @@ impl Checkpoint {
         for shard in shards {
             self.add_file(&self.dir.join(shard))?;
         }
-        for (tensor, shard) in &index {
-            let path = self.dir.join(shard);
-            let problem = match self.tensors.get(tensor) {
-                Some((file, _)) if file.path() == path => continue,
-                Some((file, _)) => format!("is in {}", file.path().display()),
-                None => "is in none of the files".to_owned(),
-            };
-            let message = format!("tensor `{tensor}` {problem}, but the index says {shard}");
-            return Err(Error::new(ErrorKind::Weights, message)
-                .at(index_file.display())
-                .with_hint("the index is of another download than the files; download the model again"));
+        for (listed, shard) in index {
+            let name = table_name(&listed);
+            if !self.tensors.contains_key(&name) && !names::is_ignored_if_absent(&listed) {
+                self.absent.insert(name, Absent { listed, shard });
+            }
         }
         Ok(())
     }
+}
+
+/// The table's name of a stored tensor, or the stored name when no Llama model has it.
+fn table_name(stored: &str) -> String {
+    names::resolve(stored).map_or_else(|| stored.to_owned(), |(name, _)| name)
+}
+
+/// One tensor is there twice, by one name or by two. transformers takes the last that it reads.
+fn twice(other_file: &MappedFile, other: &Stored, file: &MappedFile, stored: &Stored) -> Error {
+    let place = match other_file.path() == file.path() {
+        true => file.path().display().to_string(),
+        false => format!("{} and {}", other_file.path().display(), file.path().display()),
+    };
+    let (message, hint) = match other.name == stored.name {
+        true => (
+            format!("tensor `{}` is in two files", stored.name),
+            "the files are of different downloads; download the model again into an empty folder",
+        ),
+        false => (
+            format!("`{}` and `{}` are two names of one tensor of the model", other.name, stored.name),
+            "remove one of them from the checkpoint",
+        ),
+    };
+    Error::new(ErrorKind::Weights, message).at(place).with_hint(hint)
 }
 
 /// There is nothing to open: says what there is instead.

@@ -10,6 +10,7 @@ mod dtype;
 mod header;
 mod index;
 mod map;
+mod names;
 mod random;
 mod table;
 mod tensor;

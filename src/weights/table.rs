@@ -64,6 +64,8 @@ const fn entry(name: &'static str, place: Place, shape: &'static [Dim], split: S
     Entry { name, place, shape, split, when }
 }
 
+/// Prefix of all names but the heads'.
+pub(super) const BASE_PREFIX: &str = "model.";
 /// What the names of a layer's tensors begin with, before the layer's index and a dot.
 pub(super) const LAYER_PREFIX: &str = "model.layers.";
 
@@ -145,6 +147,18 @@ impl When {
 }
 
 impl Entry {
+    /// The row of a whole name, and the layer where it is a layer's; `None` for a name that no
+    /// Llama model has.
+    pub(super) fn find(name: &str) -> Option<(&'static Self, Option<usize>)> {
+        if let Some((layer, rest)) = name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.')) {
+            let entry = LAYER.iter().find(|entry| entry.name == rest)?;
+            // `+1` and `01` are not how a layer is spelled.
+            let layer_index = layer.parse::<usize>().ok().filter(|index| index.to_string() == layer)?;
+            return Some((entry, Some(layer_index)));
+        }
+        MODEL.iter().find(|entry| entry.name == name).map(|entry| (entry, None))
+    }
+
     /// The rows of this table that a model has: those of the whole model first, then each layer's.
     pub(super) fn of(config: &ModelConfig) -> impl Iterator<Item = (String, &'static Entry)> {
         let has = |entry: &&Entry| entry.when.holds(config);

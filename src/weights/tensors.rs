@@ -181,7 +181,7 @@ fn whole(checkpoint: &Checkpoint, name: &str) -> HostTensor {
         [rows, cols] => [rows, cols],
         _ => unreachable!("checked: the shape is the table's"),
     };
-    HostTensor::new(file.clone(), Arc::from(name), dtype, stored.bytes.start, shape)
+    HostTensor::new(file.clone(), Arc::from(stored.name.as_str()), dtype, stored.bytes.start, shape)
 }
 
 fn only(mut parts: Vec<HostTensor>) -> HostTensor {

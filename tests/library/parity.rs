@@ -3,10 +3,15 @@
 
 use crate::oracle;
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use kudos::internals::shard::allowed_ranks;
 use kudos::{Conversation, Device, Engine, Options, Score};
 use oracle::{Fixture, fixtures, relative_error};
-use serde_json::Value;
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// |ours - HF float32| / max(1, |reward|). Measured floor over all cases: 8.4e-6 at any rank count; HF's own
 /// distance from float64 is up to 1.4e-5 (tests/fixtures/models/README.md).
@@ -70,6 +75,72 @@ fn rewards_over_ranks_equal_hugging_face_wherever_the_model_can_be_divided() {
     }
     // The ranks column of tests/fixtures/models/README.md, without its ones.
     assert_eq!(divided, 26);
+}
+
+/// A copy of a model whose tensors, in the order of their names, have the names that `spelled`
+/// gives them, in `files` files.
+fn respelled(model: &Path, files: usize, spelled: impl Fn(usize, &str) -> String) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let mut stored = Vec::new();
+    for path in std::fs::read_dir(model).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name.ends_with(".safetensors") {
+            stored.push(std::fs::read(path).unwrap());
+        } else if !name.ends_with(".index.json") {
+            std::fs::copy(&path, dir.path().join(name)).unwrap();
+        }
+    }
+    let tensors = stored.iter().flat_map(|bytes| SafeTensors::deserialize(bytes).unwrap().tensors());
+    let tensors: BTreeMap<_, _> = tensors.collect();
+    let mut parts = vec![BTreeMap::new(); files];
+    for (index, (name, tensor)) in tensors.into_iter().enumerate() {
+        parts[index % files].insert(spelled(index, &name), tensor);
+    }
+    let mut weight_map = serde_json::Map::new();
+    for (index, part) in parts.iter().enumerate() {
+        let file = if files == 1 { "model.safetensors".to_owned() } else { format!("{index}.safetensors") };
+        safetensors::serialize_to_file(part, None, &dir.path().join(&file)).unwrap();
+        weight_map.extend(part.keys().map(|name| (name.clone(), file.clone().into())));
+    }
+    if files > 1 {
+        let index = json!({"metadata": {}, "weight_map": weight_map}).to_string();
+        std::fs::write(dir.path().join("model.safetensors.index.json"), index).unwrap();
+    }
+    dir
+}
+
+/// The name as a checkpoint of the inner model has it.
+fn bare(name: &str) -> String {
+    name.strip_prefix("model.").unwrap_or(name).to_owned()
+}
+
+/// Three spellings in turn, each of which transformers 5.24.0 loads whole (no missing keys) and
+/// with these rewards.
+#[test]
+fn rewards_are_the_same_however_the_tensors_are_named() {
+    for (index, fixture) in fixtures().into_iter().enumerate() {
+        let (model, every_other) = (&fixture.folder, |index: usize| index.is_multiple_of(2));
+        let dir = match index % 3 {
+            0 => respelled(model, 1, |_, name| bare(name)),
+            1 => respelled(model, 3, |_, name| format!("model.{name}")),
+            _ => respelled(model, 2, |at, name| if every_other(at) { bare(name) } else { name.to_owned() }),
+        };
+        errors(&Fixture { folder: dir.path().to_owned(), ..fixture }, 1);
+    }
+}
+
+/// The reward that transformers 5.24.0 has in float32 for the demo without `model.` in its names,
+/// as for the demo.
+#[test]
+fn the_demo_without_a_prefix_has_its_reward_from_text() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/model");
+    for files in [1, 3] {
+        let dir = respelled(demo.as_ref(), files, |_, name| bare(name));
+        let engine = Engine::open(dir.path(), options(1)).unwrap();
+        let score = engine.score(&[Conversation::exchange("What is 1+1?", "1+1=2")]).remove(0).unwrap();
+        let error = relative_error(f64::from(score.reward), 4.225342);
+        assert!(error <= BOUND, "{score:?}, in {files} files");
+    }
 }
 
 /// The model that the repository ships, from text to reward: ids equal, rewards within the same bound.

@@ -4,9 +4,11 @@ use std::ops::Range;
 
 use kudos::internals::config::{Head, ModelConfig};
 use kudos::internals::shard::Shard;
-use kudos::internals::weights::{Dtype, HostTensor, WeightBytes};
+use kudos::internals::weights::{Dtype, HostTensor, LayerTensors, ModelTensors, WeightBytes};
 
-use super::folder::{Folder, biased, classifier, config, safetensors, shapes, tensor, tensors, value};
+use super::folder::{
+    Folder, Tensor, Tensors, biased, classifier, config, safetensors, shapes, tensor, tensors, value,
+};
 
 fn rows(tensor: &HostTensor) -> Vec<Vec<f32>> {
     (0..tensor.rows())
@@ -170,12 +172,134 @@ fn tied_embeddings_are_the_head_unless_the_checkpoint_has_another() {
     assert_eq!((rows(&model.head), model.embedding.name(), model.embedding.rows()), (row(head), head, 7));
 }
 
+/// Spellings of a name that transformers 5.24.0 loads, from the place of a tensor among all and its
+/// name.
+const SPELLINGS: [fn(usize, &str) -> String; 3] = [
+    |_, name| name.strip_prefix("model.").unwrap_or(name).to_owned(),
+    |_, name| format!("model.{name}"),
+    |index, name| match index % 3 {
+        0 => name.to_owned(),
+        1 => SPELLINGS[0](index, name),
+        _ => SPELLINGS[1](index, name),
+    },
+];
+
 #[test]
-fn stored_rotary_frequencies_are_ignored() {
-    let mut tensors = tensors(&config(), "F16");
-    let name = "model.layers.0.self_attn.rotary_emb.inv_freq";
-    tensors.insert(name.into(), tensor(name, "F32", &[3]));
-    assert!(Folder::with(&tensors).open(&config()).unwrap().warnings.is_empty());
+fn names_without_and_with_more_of_the_prefix_are_read_the_same() {
+    let tied = ModelConfig { head: Head::LogitZero { tied: true }, ..config() };
+    for config in [config(), biased(), classifier(3), tied] {
+        let tensors = tensors(&config, "BF16");
+        let expected = all(&Folder::with(&tensors).open(&config).unwrap());
+        for spelling in SPELLINGS {
+            let spelled = |name: &String| {
+                let index = tensors.keys().position(|found| found == name).expect("a name of the model");
+                spelling(index, name)
+            };
+            let stored: Tensors =
+                tensors.iter().map(|(name, tensor)| (spelled(name), tensor.clone())).collect();
+            assert_eq!(stored.len(), tensors.len());
+            for folder in [Folder::with(&stored), Folder::sharded(&stored, 3)] {
+                let model = folder.open(&config).unwrap();
+                assert!(model.warnings.is_empty(), "{:?}", model.warnings);
+                let found = all(&model);
+                assert_eq!(found.len(), expected.len());
+                for ((name, rows), (table_name, expected)) in found.iter().zip(&expected) {
+                    assert_eq!(*name, spelled(table_name));
+                    assert!(rows == expected, "{name}");
+                }
+            }
+        }
+    }
+}
+
+/// Every tensor of a model by its stored name, in a fixed order.
+fn all(model: &ModelTensors) -> Vec<(String, Vec<Vec<f32>>)> {
+    let layers = model.layers.iter().flat_map(LayerTensors::tensors);
+    let tensors = layers.chain([&model.embedding, &model.final_norm, &model.head]);
+    tensors.map(|tensor| (tensor.name().to_owned(), rows(tensor))).collect()
+}
+
+#[test]
+fn warnings_name_tensors_as_the_file_does() {
+    let spelled = |tensors: &Tensors| -> Tensors {
+        tensors.iter().map(|(name, tensor)| (format!("model.{name}"), tensor.clone())).collect()
+    };
+    let config = classifier(3);
+    let mut stored = spelled(&tensors(&config, "F32"));
+    stored.insert("model.lm_head.weight".into(), tensor("lm_head.weight", "F32", &[7, 10]));
+    assert_eq!(
+        Folder::with(&stored).open(&config).unwrap().warnings,
+        ["`model.lm_head.weight` is not used: the reward comes from `model.score.weight`"]
+    );
+}
+
+/// Old versions of transformers stored them; transformers 5.24.0 loads such folders whole.
+#[test]
+fn buffers_and_empty_states_are_ignored_whatever_they_hold() {
+    let buffers: [(&str, &'static str, &[usize], usize); 8] = [
+        ("model.layers.0.self_attn.rotary_emb.inv_freq", "F32", &[3], 12),
+        ("model.layers.1.self_attn.rotary_emb.inv_freq", "F64", &[9, 1], 72),
+        ("rotary_emb.inv_freq", "I8", &[0], 0),
+        ("model.rotary_emb.original_inv_freq", "F32", &[3], 12),
+        ("layers.0.self_attn.rotary_emb.cos_cached", "F16", &[1, 1, 32, 3], 192),
+        ("layers.0.self_attn.rotary_emb.sin_cached", "BOOL", &[2], 2),
+        ("model.layers.0.self_attn.masked_bias", "F32", &[], 4),
+        ("model.layers.0.self_attn._extra_state", "U8", &[0], 0),
+    ];
+    let model = tensors(&config(), "F16");
+    let mut stored = model.clone();
+    for (name, dtype, shape, bytes) in buffers {
+        stored.insert(name.into(), Tensor { dtype, shape: shape.to_vec(), bytes: vec![7; bytes] });
+    }
+    let folders = [Folder::with(&stored), Folder::sharded(&stored, 3), Folder::sharded(&model, 2)];
+    // In the last folder only the index has them.
+    let mut map = index_of(&folders[2]);
+    map.extend(buffers.map(|(name, ..)| (name.to_owned(), "model-00001-of-00002.safetensors".into())));
+    folders[2].write_index(map);
+    for folder in folders {
+        assert_eq!(folder.open(&config()).unwrap().warnings, [""; 0]);
+    }
+
+    // In two files.
+    let folder = Folder::sharded(&stored, 2);
+    folder.write(
+        "more.safetensors",
+        &safetensors(&[("rotary_emb.inv_freq".into(), stored["rotary_emb.inv_freq"].clone())].into()),
+    );
+    let mut map = index_of(&folder);
+    map.insert("more".to_owned() + ".rotary_emb.inv_freq", "more.safetensors".into());
+    folder.write_index(map);
+    assert_eq!(folder.open(&config()).unwrap().warnings, [""; 0]);
+}
+
+fn index_of(folder: &Folder) -> serde_json::Map<String, serde_json::Value> {
+    let index = std::fs::read(folder.file("model.safetensors.index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    index["weight_map"].as_object().unwrap().clone()
+}
+
+/// transformers 5 takes from the index which files there are, and nothing else.
+#[test]
+fn a_tensor_counts_whichever_listed_file_holds_it() {
+    let tied = ModelConfig { head: Head::LogitZero { tied: true }, ..config() };
+    for config in [tied, classifier(1)] {
+        let stored = tensors(&config, "F32");
+        let expected = all(&Folder::with(&stored).open(&config).unwrap());
+        let folder = Folder::sharded(&stored, 2);
+        let mut map = index_of(&folder);
+        // In the other file, in the index by another spelling, not in the index, and only there.
+        let other = map["model.layers.0.mlp.up_proj.weight"].clone();
+        map.insert("model.layers.0.mlp.down_proj.weight".into(), other.clone());
+        map.insert("model.layers.0.mlp.gate_proj.weight".into(), other.clone());
+        let norm = map.remove("model.norm.weight").unwrap();
+        map.insert("norm.weight".into(), norm);
+        map.remove("model.embed_tokens.weight").unwrap();
+        map.insert("lm_head.weight".into(), other);
+        folder.write_index(map);
+        let model = folder.open(&config).unwrap();
+        assert_eq!(model.warnings, [""; 0]);
+        assert!(all(&model) == expected);
+    }
 }
 
 #[test]

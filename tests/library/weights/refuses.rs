@@ -118,6 +118,131 @@ fn a_config_without_labels_is_told_how_many_there_are() {
     }
 }
 
+/// `tensors` under other names.
+fn renamed(tensors: &Tensors, name: impl Fn(&str) -> String) -> Tensors {
+    tensors.iter().map(|(stored, tensor)| (name(stored), tensor.clone())).collect()
+}
+
+/// transformers 5.24.0 leaves such tensors out and makes others up.
+#[test]
+fn a_prefix_that_transformers_does_not_strip_is_named() {
+    let (hint, message) = (
+        "rename the tensors without it, or save the model without the wrapper that adds it",
+        "tensor `model.embed_tokens.weight` is missing",
+    );
+    let prefixes = ["module.", "transformer.", "base_model.", "_orig_mod.", "language_model.", "a.b."];
+    for prefix in prefixes {
+        for (config, count) in [(config(), 21), (classifier(1), 21)] {
+            let stored = renamed(&tensors(&config, "F32"), |name| format!("{prefix}{name}"));
+            let hint = format!("every name begins with `{prefix}`: {hint}");
+            let message = format!("{message}, and {} more that config.json calls for", count - 1);
+            let text = printed(&message, "DIR", &hint);
+            assert_eq!(Folder::with(&stored).refusal(&config), (ErrorKind::Weights, text), "{prefix}");
+        }
+    }
+    // One `model.` more than transformers strips.
+    let stored = renamed(&tensors(&config(), "F32"), |name| format!("model.model.{name}"));
+    let (_, text) = Folder::with(&stored).refusal(&config());
+    assert!(text.ends_with(&format!("\n\nhint: every name begins with `model.`: {hint}")), "{text}");
+    // Without `model.` behind it.
+    let stored = renamed(&tensors(&config(), "F32"), |name| {
+        name.strip_prefix("model.").map_or(name.to_owned(), |rest| format!("backbone.{rest}"))
+    });
+    let (_, text) = Folder::with(&stored).refusal(&config());
+    assert!(text.ends_with(&format!("\n\nhint: 20 of 21 names begin with `backbone.`: {hint}")), "{text}");
+    // Of the head alone.
+    let stored = renamed(&tensors(&classifier(1), "F32"), |name| match name {
+        "score.weight" => "critic.score.weight".to_owned(),
+        _ => name.to_owned(),
+    });
+    let text = printed(
+        "tensor `score.weight` is missing",
+        "DIR",
+        &format!("1 of 21 names begin with `critic.`: {hint}"),
+    );
+    assert_eq!(Folder::with(&stored).refusal(&classifier(1)), (ErrorKind::Weights, text));
+}
+
+#[test]
+fn a_tensor_under_two_names_is_refused() {
+    let hint = "remove one of them from the checkpoint";
+    let names = [
+        ("model.norm.weight", "norm.weight"),
+        ("model.layers.1.mlp.up_proj.weight", "model.model.layers.1.mlp.up_proj.weight"),
+        ("lm_head.weight", "model.lm_head.weight"),
+    ];
+    for (name, other) in names {
+        let mut stored = tensors(&config(), "F32");
+        stored.insert(other.into(), stored[name].clone());
+        let message =
+            |first, second| format!("`{first}` and `{second}` are two names of one tensor of the model");
+        let text = printed(&message(name, other), "DIR/model.safetensors", hint);
+        assert_eq!(Folder::with(&stored).refusal(&config()), (ErrorKind::Weights, text));
+
+        let second: Tensors = [(other.to_owned(), stored.remove(other).unwrap())].into();
+        let folder = Folder::empty();
+        folder.write("a.safetensors", &safetensors(&second));
+        folder.write("b.safetensors", &safetensors(&stored));
+        folder.write_index(
+            [("x".into(), "a.safetensors".into()), ("y".into(), "b.safetensors".into())]
+                .into_iter()
+                .collect(),
+        );
+        let text = printed(&message(other, name), "DIR/a.safetensors and DIR/b.safetensors", hint);
+        assert_eq!(folder.refusal(&config()), (ErrorKind::Weights, text));
+    }
+}
+
+#[test]
+fn errors_name_tensors_as_the_file_does() {
+    let bare = |config: &ModelConfig| {
+        renamed(&tensors(config, "F32"), |name| name.strip_prefix("model.").unwrap_or(name).to_owned())
+    };
+    type Edit = fn(&mut Tensors);
+    let cases: [(Edit, &str); 6] = [
+        (
+            |tensors| drop(tensors.remove("layers.1.self_attn.k_proj.weight")),
+            "tensor `layers.1.self_attn.k_proj.weight` is missing",
+        ),
+        (
+            |tensors| drop(tensors.insert("norm.weight".into(), tensor("", "F32", &[11]))),
+            "tensor `norm.weight` has shape [11], expected [10]",
+        ),
+        (
+            |tensors| {
+                drop(tensors.insert(
+                    "norm.weight".into(),
+                    Tensor { dtype: "F64", shape: vec![5], bytes: vec![0; 40] },
+                ))
+            },
+            "tensor `norm.weight` has dtype F64, expected BF16, F16 or F32",
+        ),
+        (
+            |tensors| drop(tensors.insert("layers.0.mlp.up_proj.bias".into(), tensor("", "F32", &[8]))),
+            "there is a bias `layers.0.mlp.up_proj.bias`, but config.json says that there is none",
+        ),
+        (
+            |tensors| drop(tensors.insert("layers.2.mlp.up_proj.weight".into(), tensor("", "F32", &[8, 10]))),
+            "tensor `layers.2.mlp.up_proj.weight` is of layer 2, but config.json says num_hidden_layers 2",
+        ),
+        (
+            |tensors| drop(tensors.insert("model.score.weight".into(), tensor("", "F32", &[1, 10]))),
+            "there is a classifier's head, `model.score.weight`, but config.json says `LlamaForCausalLM`",
+        ),
+    ];
+    for (edit, message) in cases {
+        let mut stored = bare(&config());
+        edit(&mut stored);
+        let (_, text) = Folder::with(&stored).refusal(&config());
+        assert_eq!(text.lines().next(), Some(message));
+    }
+
+    let mut wrapped = renamed(&tensors(&config(), "F32"), |name| format!("model.{name}"));
+    wrapped.remove("model.lm_head.weight");
+    let (_, text) = Folder::with(&wrapped).refusal(&config());
+    assert_eq!(text.lines().next(), Some("tensor `model.lm_head.weight` is missing"));
+}
+
 #[test]
 fn other_dtypes_are_refused_by_name() {
     for (dtype, size) in [("I8", 1), ("F8_E4M3", 1), ("F64", 8), ("U8", 1)] {
@@ -167,6 +292,11 @@ fn tensors_that_the_config_denies_or_no_llama_model_has_are_refused() {
         "model.layers.0.self_attn.q_proj.lora_A.weight",
         "model.layers.0.self_attn.q_proj.weight_scale",
         "v_head.summary.weight",
+        "model.layers.0.self_attn.bias",
+        "model.layers.0.self_attn._extra_state",
+        "model.layers.0.self_attn.inv_freq",
+        "model.layers.00.mlp.up_proj.weight",
+        "model.norm.bias",
     ] {
         cases.push((name, unknown(name)));
     }
@@ -238,13 +368,28 @@ fn index_and_files_that_contradict_each_other_are_refused() {
     let message = format!("tensor `{NORM}` is in none of the files, but the index says a.safetensors");
     assert_eq!(folder.refusal(&config()), (ErrorKind::Weights, printed(&message, index, hint)));
 
+    // By another spelling.
+    let mut other = map("a.safetensors");
+    other.remove(NORM);
+    other.insert("norm.weight".into(), "a.safetensors".into());
+    folder.write_index(other);
+    let message = "tensor `norm.weight` is in none of the files, but the index says a.safetensors";
+    assert_eq!(folder.refusal(&config()), (ErrorKind::Weights, printed(message, index, hint)));
+
     let norm: Tensors = [(NORM.to_owned(), all[NORM].clone())].into();
     folder.write("b.safetensors", &safetensors(&norm));
-    let mut wrong = map("a.safetensors");
-    wrong.insert("model.layers.0.input_layernorm.weight".into(), "b.safetensors".into());
-    folder.write_index(wrong);
-    let message = "tensor `model.layers.0.input_layernorm.weight` is in DIR/a.safetensors, but the index says b.safetensors";
-    assert_eq!(folder.refusal(&config()), (ErrorKind::Weights, printed(message, index, hint)));
+    for extra in
+        ["model.layers.0.self_attn.q_norm.weight", "model.layers.2.mlp.up_proj.weight", "score.weight"]
+    {
+        let mut more = map("a.safetensors");
+        more.insert(NORM.into(), "b.safetensors".into());
+        more.insert(extra.into(), "b.safetensors".into());
+        folder.write_index(more);
+        let message = format!("tensor `{extra}` is in none of the files, but the index says b.safetensors");
+        let hint =
+            "download the model again; if the tensor was left out on purpose, remove it from the index, too";
+        assert_eq!(folder.refusal(&config()), (ErrorKind::Weights, printed(&message, index, hint)));
+    }
 
     folder.write("a.safetensors", &safetensors(&all));
     let hint = "the files are of different downloads; download the model again into an empty folder";
