@@ -6,7 +6,7 @@
 //! - `template` finds templates and renders them, `jinja` is the environment they see, `scan` prepares their source
 //! - `cost` charges templates for what they compare, add and keep, which minijinja alone does not
 //! - `python` and `methods` print and cut text as Python does, `clock` shows the date
-//! - `tokenizer` encodes, `sanitize` keeps control tokens out of what users wrote
+//! - `token_files` reads what stands beside `tokenizer.json`, `tokenizer` encodes, `sanitize` keeps control tokens out of what users wrote
 
 mod clock;
 mod cost;
@@ -16,6 +16,7 @@ mod python;
 mod sanitize;
 mod scan;
 mod template;
+mod token_files;
 mod tokenizer;
 
 use std::path::Path;
@@ -27,6 +28,7 @@ pub use clock::Clock;
 use crate::conversation::{Conversation, check_template_vars};
 use crate::error::{Error, ErrorKind, Result};
 use template::{Template, Templates};
+use token_files::TokenFiles;
 use tokenizer::Tokenizer;
 
 /// Names under which a message may carry its reasoning; the first is the one that templates of this time read.
@@ -86,11 +88,10 @@ impl Prompt {
             .clock
             .read()
             .ok_or_else(|| Error::new(ErrorKind::Options, format!("{:?} is not a date", options.clock)))?;
-        let config = tokenizer::read_config(dir)?;
-        let templates = Templates::open(dir, &config, now)?;
-        let tokenizer = Tokenizer::open(dir, &config)?;
-        let strings = |list: &Vec<Value>| list.iter().filter_map(Value::as_str).map(str::to_owned).collect();
-        let listed_control_tokens = config.get("chat_control_tokens").and_then(Value::as_array).map(strings);
+        let files = TokenFiles::read(dir)?;
+        let templates = Templates::open(dir, &files.config, now)?;
+        let tokenizer = Tokenizer::open(dir, &files)?;
+        let listed_control_tokens = files.control_tokens(dir)?;
         let mut warnings = vec![];
         let dated = templates.usable().any(|template| template.names_clock);
         if dated && options.clock == Clock::System && !options.template_vars.contains_key("date_string") {

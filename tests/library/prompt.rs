@@ -172,6 +172,143 @@ fn expressions_render_as_jinja2_renders_them_or_are_refused() {
     assert_eq!(laxer, list("refused_by_jinja2_only"));
 }
 
+#[test]
+fn tokens_beside_tokenizer_json_get_their_right_ids() {
+    let names = ["bos_token", "pad_token", "image_token", "x", "y_token"];
+    let show = names.map(|name| format!("{name}:{{{{ {name} is defined }}}}:{{{{ {name} }}}};")).concat();
+    let texts: Vec<String> = serde_json::from_value(read_json("tokens.json")["texts"].clone()).unwrap();
+    let tokenizer = read_json("tokenizer.json");
+    let (mut equal, mut refused) = (0, 0);
+    for row in cases("tokens.json") {
+        let name = row["name"].as_str().unwrap();
+        let mut tokenizer = tokenizer.clone();
+        for (key, value) in row["changes"].as_object().unwrap() {
+            match value {
+                Value::Array(more) => tokenizer[key].as_array_mut().unwrap().extend(more.clone()),
+                value => tokenizer[key] = value.clone(),
+            }
+        }
+        let dir = folder(&[("chat_template.jinja", &show), ("tokenizer.json", &tokenizer.to_string())]);
+        for (file, value) in row["files"].as_object().unwrap() {
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            fs::write(dir.path().join(file), text).unwrap();
+        }
+        let opened = open(&dir, PromptOptions::default());
+        if let Some(why) = row["why"].as_str().or(row["refused"].as_str().map(|_| "")) {
+            let error = opened.err().unwrap_or_else(|| panic!("{name} is read"));
+            assert_eq!(error.kind(), ErrorKind::Tokenizer, "{name}");
+            assert!(error.message().contains(why), "{name}: {error}");
+            let place = error.place().unwrap();
+            let file = row["files"].as_object().unwrap().keys().any(|file| place.contains(file.as_str()));
+            assert!(file || place.contains("tokenizer.json"), "{name}: {error}");
+            assert!(error.hint().is_some() || row["why"].is_null(), "{name}: {error}");
+            refused += 1;
+            continue;
+        }
+        let prompt = opened.unwrap_or_else(|error| panic!("{name}: {error}"));
+        let got: Vec<_> = texts.iter().map(|text| prompt.encode(text).unwrap()).collect();
+        assert_eq!(json!(got), row["ids"], "{name}");
+        let vars = &row["vars"];
+        let expected = names.map(|name| match vars[name].as_str() {
+            Some(text) => format!("{name}:True:{text};"),
+            None => format!("{name}:False:;"),
+        });
+        assert_eq!(prompt.render(&Conversation::exchange("q", "a")).unwrap(), expected.concat(), "{name}");
+        equal += 1;
+    }
+    assert!(equal > 40 && refused > 30, "{equal} equal, {refused} refused");
+}
+
+#[test]
+fn a_token_file_that_cannot_be_used_is_named_with_its_entry() {
+    let refusal = |file: &str, text: &str| {
+        let dir = folder(&[("chat_template.jinja", "x"), (file, text)]);
+        let error = open(&dir, PromptOptions::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Tokenizer);
+        error.to_string().replace(&format!("{}/", dir.path().display()), "")
+    };
+    let disagree = "hint: the files disagree: save the tokenizer again with `save_pretrained`, or correct or delete the entry";
+    let token = "hint: write it as a string, or as an object with `content`, which needs `\"__type\": \"AddedToken\"` where it is a special token";
+    let fields =
+        "hint: the fields are `content`, `single_word`, `lstrip`, `rstrip`, `normalized` and `special`";
+    let cases = [
+        (
+            "added_tokens.json",
+            r#"{"<|new|>": 950}"#.to_owned(),
+            format!("the token \"<|new|>\" has id 910 in the tokenizer, the file says 950\n  at added_tokens.json (entry \"<|new|>\")\n\n{disagree}"),
+        ),
+        (
+            "added_tokens.json",
+            r#"{"<|new|>": -1}"#.to_owned(),
+            "the id -1 is not the id of a token\n  at added_tokens.json (entry \"<|new|>\")\n\nhint: an id is a whole number from 0".to_owned(),
+        ),
+        (
+            "added_tokens.json",
+            r#"{"<|new|>": 904}"#.to_owned(),
+            format!("the token \"<|new|>\" is not read: another file or entry takes its place\n  at added_tokens.json (entry \"<|new|>\")\n\n{disagree}"),
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"added_tokens_decoder": {"x": {"content": "a"}}}"#.to_owned(),
+            "the key \"x\" is not the id of a token\n  at tokenizer_config.json (added_tokens_decoder, entry \"x\")\n\nhint: an id is a whole number from 0".to_owned(),
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"added_tokens_decoder": {"910": "a"}}"#.to_owned(),
+            format!("a token is a string, expected a token\n  at tokenizer_config.json (added_tokens_decoder, entry \"910\")\n\n{token}"),
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"added_tokens_decoder": {"910": {"special": true}}}"#.to_owned(),
+            "a token has no `content`\n  at tokenizer_config.json (added_tokens_decoder, entry \"910\")\n\nhint: `content` is the text of the token: a string that is not empty".to_owned(),
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"added_tokens_decoder": {"910": {"content": "a", "bold": true}}}"#.to_owned(),
+            format!("a token has no field `bold`\n  at tokenizer_config.json (added_tokens_decoder, entry \"910\")\n\n{fields}"),
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"extra_special_tokens": ["a", 3]}"#.to_owned(),
+            format!("a token is a number, expected a token\n  at tokenizer_config.json (extra_special_tokens), entry 1\n\n{token}"),
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"split_special_tokens": 1}"#.to_owned(),
+            "`split_special_tokens` is a number, expected a boolean\n  at tokenizer_config.json".to_owned(),
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"chat_control_tokens": ["a", null]}"#.to_owned(),
+            "`chat_control_tokens` has null, expected a list of strings\n  at tokenizer_config.json".to_owned(),
+        ),
+        (
+            "tokenizer_config.json",
+            r#"{"fast_tokenizer_files": ["tokenizer.4.json"]}"#.to_owned(),
+            "`fast_tokenizer_files` names other files than tokenizer.json\n  at tokenizer_config.json\n\nhint: leave in the folder the one that is meant, as tokenizer.json, and delete the entry".to_owned(),
+        ),
+    ];
+    for (file, text, expected) in cases {
+        assert_eq!(refusal(file, &text), expected, "{text}");
+    }
+    for file in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"] {
+        let marked = refusal(file, "\u{feff}{}");
+        assert_eq!(
+            marked,
+            format!(
+                "the file begins with a byte order mark (U+FEFF)\n  at {file}\n\nhint: save it as UTF-8 without a byte order mark"
+            )
+        );
+        let pointer = refusal(file, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
+        assert_eq!(
+            pointer,
+            format!(
+                "the file is a Git LFS pointer, not the file itself\n  at {file}\n\nhint: fetch the file with `git lfs pull`"
+            )
+        );
+    }
+}
+
 fn exchange_tokens(template: &str, options: PromptOptions, max_tokens: usize) -> Result<(Vec<u32>, bool)> {
     let prompt = with_template(template, options)?;
     let tokens = prompt.tokens(&Conversation::exchange("one two three", "four five six"), max_tokens)?;
@@ -267,7 +404,7 @@ fn missing_and_broken_files_are_named() {
     );
     let (kind, message, place) = refusal(&[template], Some("tokenizer.json"));
     assert_eq!((kind, place.as_str()), (ErrorKind::Tokenizer, "DIR/tokenizer.json"));
-    assert!(message.starts_with("the tokenizer cannot be read: "), "{message}");
+    assert_eq!(message, "the model has no tokenizer");
     let (kind, message, place) = refusal(&[template, ("tokenizer.json", "{}")], None);
     assert_eq!((kind, place.as_str()), (ErrorKind::Tokenizer, "DIR/tokenizer.json"));
     assert!(message.starts_with("the tokenizer cannot be parsed: "), "{message}");
