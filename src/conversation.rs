@@ -40,8 +40,9 @@ impl Message {
 
     /// A message in Hugging Face's form. Keys that are `null` are dropped; every other key reaches the template as it is.
     ///
-    /// `content` is any JSON in a `tool` or `ipython` turn. In every other turn it is a string, and may be absent only
-    /// beside `tool_calls`. Anything else is [`ErrorKind::Conversation`].
+    /// `content` is any JSON in a `tool` or `ipython` turn. In every other turn it is a string or a list of text parts
+    /// (`{"type": "text", "text": ..}`), which not every template takes, and may be absent only beside `tool_calls`.
+    /// Anything else is [`ErrorKind::Conversation`].
     pub fn from_json(value: Value) -> Result<Self> {
         let Value::Object(mut fields) = value else {
             return Err(refused(format!("a message is {}, expected an object", kind_of(&value))));
@@ -54,7 +55,7 @@ impl Message {
             }
             None => return Err(refused("a message has no `role`".to_owned())),
         };
-        if !matches!(role, "tool" | "ipython") {
+        if !returns_data(role) {
             check_text_content(role, &fields)?;
         }
         fields.iter().try_for_each(|(key, value)| check_numbers(value, key))?;
@@ -72,19 +73,47 @@ impl Message {
     }
 }
 
+/// Whether the `content` of this role's turns is what a tool returned: any JSON.
+pub(crate) fn returns_data(role: &str) -> bool {
+    matches!(role, "tool" | "ipython")
+}
+
 fn check_text_content(role: &str, fields: &Map<String, Value>) -> Result<()> {
     match fields.get("content") {
         Some(Value::String(_)) => Ok(()),
-        Some(other) => {
-            let error =
-                refused(format!("the `content` of a {role:?} turn is {}, expected a string", kind_of(other)));
-            Err(match other {
-                Value::Array(_) => error.with_hint("join the text parts of `content` into one string"),
-                _ => error,
-            })
+        Some(Value::Array(parts)) => {
+            parts.iter().enumerate().try_for_each(|(index, part)| check_part(role, index, part))
         }
+        Some(other) => Err(refused(format!(
+            "the `content` of a {role:?} turn is {}, expected a string or a list of text parts",
+            kind_of(other)
+        ))),
         None if fields.contains_key("tool_calls") => Ok(()),
         None => Err(refused(format!("a {role:?} turn has neither `content` nor `tool_calls`"))),
+    }
+}
+
+/// Checks a part of `content`: an object whose `type` is `text` and whose `text` is a string.
+fn check_part(role: &str, index: usize, part: &Value) -> Result<()> {
+    let refused = |what: String| {
+        refused(format!("part {index} (from 0) of the `content` of a {role:?} turn {what}"))
+            .with_hint("a part is an object such as {\"type\": \"text\", \"text\": \"..\"}")
+    };
+    let Value::Object(fields) = part else {
+        return Err(refused(format!("is {}, expected an object", kind_of(part))));
+    };
+    match (fields.get("type"), fields.get("text")) {
+        (None, _) => Err(refused("has no `type`".to_owned())),
+        (Some(Value::String(kind)), _) if kind != "text" => {
+            Err(refused(format!("has the type {kind:?}, expected \"text\""))
+                .with_hint("only text is scored: leave the part out, or say in text what it shows"))
+        }
+        (Some(Value::String(_)), Some(Value::String(_))) => Ok(()),
+        (Some(Value::String(_)), None) => Err(refused("has no `text`".to_owned())),
+        (Some(Value::String(_)), Some(text)) => {
+            Err(refused(format!("has a `text` that is {}, expected a string", kind_of(text))))
+        }
+        (Some(kind), _) => Err(refused(format!("has a `type` that is {}, expected \"text\"", kind_of(kind)))),
     }
 }
 
@@ -292,20 +321,52 @@ mod tests {
             (json!({"role": 1, "content": "x"}), "a message's `role` is a number, expected a string"),
             (
                 json!({"role": "user", "content": 3}),
-                "the `content` of a \"user\" turn is a number, expected a string",
+                "the `content` of a \"user\" turn is a number, expected a string or a list of text parts",
             ),
             (json!({"role": "user"}), "a \"user\" turn has neither `content` nor `tool_calls`"),
             (
                 json!({"role": "assistant", "content": {"a": 1}, "tool_calls": []}),
-                "the `content` of a \"assistant\" turn is an object, expected a string",
+                "the `content` of a \"assistant\" turn is an object, expected a string or a list of text parts",
             ),
         ];
         for (bad, expected) in cases {
             let message = refusal(json!([good, bad]));
             assert_eq!(message, format!("{expected}\n  at message 1 (from 0)"));
         }
-        let parts = refusal(json!([{"role": "user", "content": [{"type": "text", "text": "x"}]}]));
-        assert!(parts.ends_with("hint: join the text parts of `content` into one string"), "{parts}");
+    }
+
+    #[test]
+    fn a_part_that_is_not_text_is_named_by_index_and_type() {
+        let text = json!({"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}});
+        let form = "a part is an object such as {\"type\": \"text\", \"text\": \"..\"}";
+        let only = "only text is scored: leave the part out, or say in text what it shows";
+        let cases = [
+            (json!("x"), "is a string, expected an object", form),
+            (json!(null), "is null, expected an object", form),
+            (json!({"text": "x"}), "has no `type`", form),
+            (json!({"type": 1, "text": "x"}), "has a `type` that is a number, expected \"text\"", form),
+            (json!({"type": "text"}), "has no `text`", form),
+            (json!({"type": "text", "text": null}), "has a `text` that is null, expected a string", form),
+            (json!({"type": "text", "text": ["x"]}), "has a `text` that is a list, expected a string", form),
+            (json!({"type": "image"}), "has the type \"image\", expected \"text\"", only),
+            (
+                json!({"type": "image_url", "image_url": {}}),
+                "has the type \"image_url\", expected \"text\"",
+                only,
+            ),
+            (json!({"type": "audio", "text": "x"}), "has the type \"audio\", expected \"text\"", only),
+            (json!({"type": "", "text": "x"}), "has the type \"\", expected \"text\"", only),
+        ];
+        for role in ["system", "user", "assistant", "critic"] {
+            for (bad, what, hint) in &cases {
+                let message = refusal(json!([{"role": role, "content": [text, bad]}]));
+                let part = format!("part 1 (from 0) of the `content` of a {role:?} turn");
+                assert_eq!(message, format!("{part} {what}\n  at message 0 (from 0)\n\nhint: {hint}"));
+            }
+            let parts = json!({"role": role, "content": [text, {"text": "", "type": "text"}]});
+            assert_eq!(Message::from_json(parts.clone()).unwrap().fields()["content"], parts["content"]);
+        }
+        Message::from_json(json!({"role": "tool", "content": ["x", {"type": "image"}]})).unwrap();
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! be rendered as Jinja2 renders it is refused, never approximated. Needs no weights; the engine and `kudos render` use it.
 //!
 //! - `template` finds templates and renders them, `jinja` is the environment they see, `scan` prepares their source
+//! - `parts` is `content` that is a list of text parts
 //! - `cost` charges templates for what they compare, add and keep, which minijinja alone does not
 //! - `python` and `methods` print and cut text as Python does, `clock` shows the date
 //! - `token_files` reads what stands beside `tokenizer.json`, `tokenizer` encodes, `sanitize` keeps control tokens out of what users wrote
@@ -12,6 +13,7 @@ mod clock;
 mod cost;
 mod jinja;
 mod methods;
+mod parts;
 mod python;
 mod sanitize;
 mod scan;

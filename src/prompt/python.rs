@@ -8,6 +8,8 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+use super::parts::refuse_printed;
+
 /// Bytes of one text that a template makes, at most. What it may make in all is bounded by its fuel, of which a text is
 /// charged when it is there.
 pub(super) const TEXT_BYTES_MAX: usize = 64 << 20;
@@ -61,6 +63,7 @@ pub(super) fn str_of(value: &Value) -> Result<String, Error> {
 
 fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
     printable(out, depth)?;
+    refuse_printed(value)?;
     match value.kind() {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),

@@ -11,7 +11,10 @@ use serde_json::{Map, Value as Json};
 
 use super::cost;
 use super::jinja::{Raised, environment};
+use super::parts::{self, PrintsParts};
+use super::sanitize::unmarked;
 use super::scan::scan;
+use crate::conversation::returns_data;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Bytes of a template, at most. Those that tests have come to 5,000.
@@ -95,7 +98,12 @@ impl Templates {
 
     /// What `template` makes of these variables.
     pub(super) fn render(&self, template: &Template, vars: Map<String, Json>) -> Result<String> {
-        let context = Value::from_pairs(vars.into_iter().map(|(name, value)| (name, to_value(value))));
+        let context = Value::from_pairs(vars.into_iter().map(|(name, value)| match (name.as_str(), value) {
+            ("messages", Json::Array(messages)) => {
+                (name, messages.into_iter().map(message_value).collect::<Vec<_>>().into())
+            }
+            (_, value) => (name, to_value(value)),
+        }));
         let compiled = self.env.get_template(template.name);
         compiled
             .and_then(|compiled| compiled.render(context))
@@ -121,9 +129,10 @@ fn compile(env: &mut Environment<'static>, name: &'static str, source: Source) -
 /// minijinja's error as ours: what the template raised, or what went wrong in which construct, and the line.
 fn refused(error: minijinja::Error, place: &str) -> Error {
     let mut innermost = &error;
-    let mut raised = None;
+    let (mut raised, mut prints_parts) = (None, false);
     while let Some(source) = innermost.source() {
         raised = raised.or(source.downcast_ref::<Raised>());
+        prints_parts |= source.is::<PrintsParts>();
         let Some(inner) = source.downcast_ref::<minijinja::Error>() else { break };
         innermost = inner;
     }
@@ -151,7 +160,8 @@ fn refused(error: minijinja::Error, place: &str) -> Error {
         Some(line) => format!("{place}, line {line}"),
         None => place.to_owned(),
     };
-    Error::new(ErrorKind::Template, message).at(place)
+    let error = Error::new(ErrorKind::Template, message).at(place);
+    if prints_parts { error.with_hint(PrintsParts::HINT) } else { error }
 }
 
 fn from_files(dir: &Path) -> Result<Vec<(String, Source)>> {
@@ -212,6 +222,26 @@ fn read(path: PathBuf) -> Result<Option<Source>> {
 
 fn unreadable(path: &Path, error: &io::Error) -> Error {
     Error::new(ErrorKind::Template, format!("the chat template cannot be read: {error}")).at(path.display())
+}
+
+/// A message, whose `content` may be a list of text parts unless it is what a tool returned.
+fn message_value(message: Json) -> Value {
+    let Json::Object(fields) = message else { return to_value(message) };
+    let role = fields.get("role").and_then(Json::as_str).map(unmarked);
+    let of_text = !role.is_some_and(|role| returns_data(&role));
+    Value::from_pairs(fields.into_iter().map(|(key, value)| match (key.as_str(), value) {
+        ("content", Json::Array(parts)) if of_text => {
+            let fields = |part| match part {
+                Json::Object(fields) => fields,
+                _ => Map::new(),
+            };
+            let pairs = |part: Map<String, Json>| {
+                part.into_iter().map(|(key, value)| (Value::from(key), to_value(value))).collect()
+            };
+            (key, parts::list(parts.into_iter().map(fields).map(pairs)))
+        }
+        (_, value) => (key, to_value(value)),
+    }))
 }
 
 fn to_value(json: Json) -> Value {

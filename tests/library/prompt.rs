@@ -140,6 +140,46 @@ fn sanitized_ids_equal_those_of_transformers() {
 }
 
 #[test]
+fn templates_walk_text_parts_as_in_transformers() {
+    let file = read_json("parts.json");
+    let (mut equal, mut refused, mut wrong) = (0, 0, vec![]);
+    for row in cases("parts.json") {
+        let (template, name) = (row["template"].as_str().unwrap(), row["conversation"].as_str().unwrap());
+        let source = file["templates"][template].as_str().unwrap();
+        let conversation = Conversation::from_json(file["conversations"][name].clone()).unwrap();
+        let prompt = with_template(source, PromptOptions::default()).unwrap();
+        let got = prompt.render(&conversation);
+        if row["ids"].is_null() {
+            match got {
+                Err(error) if row["printed"].is_null() => assert_eq!(error.kind(), ErrorKind::Template),
+                Err(error) if error.message().contains("that is a list of text parts") => {
+                    let hint = "this template takes text only: join the parts into one string";
+                    assert_eq!(error.hint(), Some(hint), "{template}: {error}");
+                    assert!(error.place().unwrap().ends_with("chat_template.jinja, line 1"), "{error}");
+                }
+                got => wrong.push(format!("{template}, {name}: expected a refusal, got {got:?}")),
+            }
+            refused += 1;
+            continue;
+        }
+        match got {
+            Ok(text) if Some(text.as_str()) == row["text"].as_str() => {
+                let options = PromptOptions { sanitize_control_tokens: true, ..Default::default() };
+                let sanitizing = with_template(source, options).unwrap();
+                for (prompt, key) in [(prompt, "ids"), (sanitizing, "sanitized")] {
+                    let got = prompt.tokens(&conversation, 1 << 20).unwrap().ids;
+                    assert_eq!(json!(got), row[key], "{template}, {name}, {key}");
+                }
+                equal += 1;
+            }
+            got => wrong.push(format!("{template}, {name}: expected {:?}, got {got:?}", row["text"])),
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(equal > 100 && refused > 80, "{equal} equal, {refused} refused");
+}
+
+#[test]
 fn expressions_render_as_jinja2_renders_them_or_are_refused() {
     let known = read_json("differences.json");
     let list = |key: &str| -> Vec<String> {
