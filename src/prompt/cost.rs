@@ -9,7 +9,8 @@
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value, filters, functions, tests};
 
-use super::python::{NESTING_MAX, unsupported};
+use super::markup;
+use super::python::{NESTING_MAX, iterable, unsupported};
 
 /// The filter for what is compared.
 pub(super) const COMPARED: &str = "_compared";
@@ -26,8 +27,14 @@ pub(super) const HELD: &str = "_held";
 /// The filter for what a subscript or a mapping's key is.
 pub(super) const KEY: &str = "_key";
 
+/// The filter for what a loop goes through.
+pub(super) const ITERATED: &str = "_iterated";
+
+/// The filter for what `~` joins, which prints it as Python does.
+pub(super) const JOINED: &str = "_joined";
+
 /// All of them, which no template names.
-pub(super) const FILTERS: [&str; 5] = [COMPARED, ADDED, KEPT, HELD, KEY];
+pub(super) const FILTERS: [&str; 7] = [COMPARED, ADDED, KEPT, HELD, KEY, ITERATED, JOINED];
 
 /// What one fuel pays for, which minijinja takes for an instruction or for 64 bytes: some 100 ns.
 mod rate {
@@ -54,9 +61,11 @@ const STEP: u64 = 4096;
 /// Adds the filters that `scan` uses, and charges those and the tests of minijinja's that compare.
 pub(super) fn add_filters(env: &mut Environment<'static>) {
     env.add_filter(COMPARED, |state: &State, value: Value| {
+        let value = markup::plain(value);
         charge(state, &value, rate::COMPARED)?;
         Ok::<_, Error>(value)
     });
+    env.add_filter(ITERATED, |value: Value| iterable(&value).map(|()| value));
     env.add_filter(KEPT, |state: &State, value: Value| {
         charge(state, &value, rate::SEEN)?;
         Ok::<_, Error>(value)
@@ -72,6 +81,7 @@ pub(super) fn add_filters(env: &mut Environment<'static>) {
         }
     });
     env.add_filter(ADDED, |state: &State, value: Value| {
+        markup::refuse(&value)?;
         if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
             state.consume_fuel(value.len().unwrap_or(0) as u64 / rate::ADDED)?;
         }
@@ -83,13 +93,19 @@ pub(super) fn add_filters(env: &mut Environment<'static>) {
     });
     add_comparing_tests(env);
     add_comparing_filters(env);
-    let namespace = Value::from_function(functions::namespace);
-    env.add_function("namespace", move |state: &mut State, args: Rest<ValueOrKwargs>| {
-        let args = args.into_values();
-        let items = args.iter().filter_map(Value::len).sum::<usize>();
-        state.consume_fuel(items as u64 / rate::ADDED)?;
-        namespace.call(state, &args)
-    });
+    let copying = [
+        ("namespace", Value::from_function(functions::namespace)),
+        ("dict", Value::from_function(functions::dict)),
+    ];
+    for (name, function) in copying {
+        env.add_function(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
+            args.iter().try_for_each(iterable)?;
+            let items = args.iter().filter_map(Value::len).sum::<usize>();
+            state.consume_fuel(items as u64 / rate::ADDED)?;
+            function.call(state, &args)
+        });
+    }
 }
 
 fn add_comparing_tests(env: &mut Environment<'static>) {
@@ -117,6 +133,8 @@ fn add_comparing_tests(env: &mut Environment<'static>) {
         tests::is_in(state, value, other)
     });
     env.add_test("sameas", |state: &State, value: &Value, other: &Value| {
+        markup::refuse(value)?;
+        markup::refuse(other)?;
         // Texts are compared by what they say.
         charge_text(state, value.as_str().map_or(0, str::len))?;
         Ok::<_, Error>(tests::is_sameas(value, other))
@@ -137,9 +155,38 @@ fn add_comparing_filters(env: &mut Environment<'static>) {
             let args = args.into_values();
             short_names(&args)?;
             if let Some(value) = args.first() {
+                iterable(value)?;
                 let fuel = charge(state, value, rate::COMPARED)?;
                 let rounds = u64::from(value.len().unwrap_or(usize::MAX).max(1).ilog2());
                 state.consume_fuel(fuel.saturating_mul(rounds))?;
+            }
+            filter.call(state, &args)
+        });
+    }
+    // `map`, `select` and their like take none for an empty list in Jinja2, too.
+    let walking = [
+        ("list", Value::from_function(filters::list)),
+        ("first", Value::from_function(filters::first)),
+        ("last", Value::from_function(filters::last)),
+        ("reverse", Value::from_function(filters::reverse)),
+        ("batch", Value::from_function(filters::batch)),
+        ("slice", Value::from_function(filters::slice)),
+        ("items", Value::from_function(filters::items)),
+    ];
+    for (name, filter) in walking {
+        env.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
+            args.first().map_or(Ok(()), iterable)?;
+            filter.call(state, &args)
+        });
+    }
+    for (name, filter) in
+        [("int", Value::from_function(filters::int)), ("float", Value::from_function(filters::float))]
+    {
+        env.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
+            if args.first().is_some_and(Value::is_undefined) {
+                return Err(minijinja::ErrorKind::UndefinedError.into());
             }
             filter.call(state, &args)
         });
@@ -160,6 +207,7 @@ fn add_comparing_filters(env: &mut Environment<'static>) {
     env.add_filter("sum", move |state: &mut State, args: Rest<ValueOrKwargs>| {
         let args = args.into_values();
         short_names(&args)?;
+        args.first().map_or(Ok(()), iterable)?;
         // Texts and lists would be added one by one, each sum longer than the last.
         let start = args.get(2).filter(|value| !value.is_kwargs()).cloned().or(keyword(&args, "start"));
         if start.is_some_and(|start| start.kind() != ValueKind::Number) {
@@ -201,6 +249,7 @@ pub(super) fn charge_items(state: &State, items: usize) -> Result<(), Error> {
 
 /// Charges for a value that something is looked up by, and refuses what Python's mappings have no keys of.
 pub(super) fn charge_key(state: &State, value: &Value) -> Result<(), Error> {
+    markup::refuse(value)?;
     if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) && !value.is_tuple() {
         return Err(unsupported(format!("a value of kind {} as a key", value.kind())));
     }
@@ -215,6 +264,9 @@ pub(super) fn charge_compared(state: &State, value: &Value) -> Result<(), Error>
 /// Charges for a value and all that lies in it, `values` for one fuel, and returns the fuel. Refuses what is nested deeper
 /// than it could be printed.
 fn charge(state: &State, value: &Value, values: u64) -> Result<u64, Error> {
+    if values == rate::COMPARED {
+        markup::refuse(value)?;
+    }
     if let Some(text) = value.as_str() {
         charge_text(state, text.len())?;
         return Ok(text.len() as u64 / rate::TEXT_BYTES);
@@ -249,7 +301,11 @@ impl<'a, 'template, 'env> Seen<'a, 'template, 'env> {
                 "a value with more than {NESTING_MAX} lists or mappings in each other"
             )));
         }
+        if self.values_per_fuel == rate::COMPARED {
+            markup::refuse(value)?;
+        }
         self.values += 1;
+        self.bytes += markup::text_of(value).map_or(0, |text| text.len() as u64);
         self.bytes += value.as_str().map_or(0, |text| text.len() as u64);
         if self.values >= STEP || self.bytes >= STEP * rate::HELD_BYTES {
             self.settle()?;

@@ -5,14 +5,16 @@
 //! with the construct's name and line. `tests/prompt.rs` holds both to what Jinja2 renders.
 
 use jiff::civil::DateTime;
+use minijinja::filters;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
 
 use super::clock::strftime;
 use super::cost;
+use super::markup;
 use super::methods::{self, capitalize, replace, split_lines, strip};
-use super::python::{JsonStyle, affordable, is_space, json_dumps, str_of, unsupported};
+use super::python::{JsonStyle, affordable, is_space, iterable, json_dumps, str_of, unsupported};
 
 /// What one rendering may cost: in minijinja's count, instructions and 64-byte pieces of text, so about 600 MB, and what
 /// [`cost`] counts.
@@ -24,8 +26,8 @@ const FUEL: u64 = 10_000_000;
 const RECURSION_MAX: usize = 200;
 
 /// Filters of minijinja's that Jinja2 does not have, or has with another meaning; HTML escaping has no place in prompts.
-const FOREIGN_FILTERS: [&str; 11] =
-    ["safe", "escape", "e", "split", "lines", "bool", "chain", "zip", "pprint", "format", "attr"];
+const FOREIGN_FILTERS: [&str; 10] =
+    ["escape", "e", "split", "lines", "bool", "chain", "zip", "pprint", "format", "attr"];
 
 /// Tests of minijinja's that Jinja2 does not have, or has with another meaning.
 const FOREIGN_TESTS: [&str; 5] = ["safe", "escaped", "int", "startingwith", "endingwith"];
@@ -78,17 +80,30 @@ fn emit(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error>
 
 fn add_filters(env: &mut Environment<'static>) {
     env.add_filter("tojson", tojson);
-    env.add_filter("string", text_of);
+    env.add_filter(cost::JOINED, text_of);
+    env.add_filter("safe", |state: &State, value: &Value| text_of(state, value).map(markup::markup));
+    env.add_filter("string", |state: &State, value: &Value| {
+        text_of(state, value).map(|text| markup::like(value, text))
+    });
+    for name in ["length", "count"] {
+        env.add_filter(name, |value: &Value| match markup::text_of(value) {
+            Some(text) => Ok(text.chars().count()),
+            None => filters::length(value),
+        });
+    }
     env.add_filter("trim", |state: &State, value: &Value, chars: Option<&str>| {
-        Ok::<_, Error>(strip(state, &text_of(state, value)?, chars, true, true)?.to_owned())
+        let text = text_of(state, value)?;
+        Ok::<_, Error>(markup::like(value, strip(state, &text, chars, true, true)?.to_owned()))
     });
     env.add_filter("upper", |state: &State, value: &Value| {
-        Ok::<_, Error>(text_of(state, value)?.to_uppercase())
+        Ok::<_, Error>(markup::like(value, text_of(state, value)?.to_uppercase()))
     });
     env.add_filter("lower", |state: &State, value: &Value| {
-        Ok::<_, Error>(text_of(state, value)?.to_lowercase())
+        Ok::<_, Error>(markup::like(value, text_of(state, value)?.to_lowercase()))
     });
-    env.add_filter("capitalize", |state: &State, value: &Value| capitalize(&text_of(state, value)?));
+    env.add_filter("capitalize", |state: &State, value: &Value| {
+        capitalize(&text_of(state, value)?).map(|text| markup::like(value, text))
+    });
     env.add_filter("title", |state: &State, value: &Value| Ok::<_, Error>(title(&text_of(state, value)?)));
     env.add_filter(
         "replace",
@@ -182,9 +197,7 @@ fn join(
     let separator_kw: Option<Value> = kwargs.get("d")?;
     kwargs.assert_all_used()?;
     let separator = separator.or(separator_kw.as_ref()).map_or(Ok(String::new()), str_of)?;
-    if value.is_none() {
-        return Err(unsupported("join: none cannot be iterated"));
-    }
+    iterable(value)?;
     let (mut texts, mut bytes) = (vec![], 0);
     for item in value.try_iter()?.checked() {
         let item = item?;
@@ -237,11 +250,16 @@ fn indent(
 
 fn add_tests(env: &mut Environment<'static>) {
     let is_float = |value: &Value| value.kind() == ValueKind::Number && !value.is_integer();
-    let holds_items =
-        |kind| matches!(kind, ValueKind::String | ValueKind::Map | ValueKind::Seq | ValueKind::Iterable);
-    // Jinja2's undefined value has a length and can be iterated.
-    env.add_test("sequence", move |value: &Value| value.is_undefined() || holds_items(value.kind()));
-    env.add_test("iterable", move |value: &Value| value.is_undefined() || holds_items(value.kind()));
+    let is_text = |value: &Value| value.kind() == ValueKind::String || markup::text_of(value).is_some();
+    let holds_items = move |value: &Value| {
+        // Jinja2's undefined value has a length and can be iterated.
+        value.is_undefined()
+            || is_text(value)
+            || matches!(value.kind(), ValueKind::Map | ValueKind::Seq | ValueKind::Iterable)
+    };
+    env.add_test("string", is_text);
+    env.add_test("sequence", holds_items);
+    env.add_test("iterable", holds_items);
     env.add_test("mapping", |value: &Value| value.kind() == ValueKind::Map);
     env.add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
     env.add_test("integer", |value: &Value| value.kind() == ValueKind::Number && value.is_integer());

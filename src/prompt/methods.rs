@@ -9,7 +9,8 @@ use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 use super::cost;
-use super::python::{affordable, affordable_list, is_space, unsupported};
+use super::markup;
+use super::python::{affordable, affordable_list, is_space, iterable, unsupported};
 
 /// minijinja's callback for methods that its values do not have themselves.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -21,6 +22,7 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
         ValueKind::String => of_string(state, value.as_str().unwrap_or_default(), method, args),
         ValueKind::Map => of_map(state, value, method, args),
         ValueKind::Seq | ValueKind::Iterable => of_list(state, value, method, args),
+        ValueKind::Plain => markup::call(state, value, method, args),
         _ => Err(ErrorKind::UnknownMethod.into()),
     }
 }
@@ -54,7 +56,9 @@ fn of_string(state: &State, s: &str, method: &str, args: &[Value]) -> Result<Val
             what => Value::from(s.matches(what).count()),
         },
         "join" => {
-            let items = one::<&Value>(args)?.try_iter()?.checked();
+            let items = one::<&Value>(args)?;
+            iterable(items)?;
+            let items = items.try_iter()?.checked();
             let mut bytes = 0;
             let strings = items.map(|item| match item?.to_str() {
                 Some(text) => {

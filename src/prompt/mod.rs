@@ -1,10 +1,10 @@
 //! Conversation -> token ids: the model's own chat template, its tokenizer, and what to do with too many tokens.
 //!
-//! Text and ids equal those of `apply_chat_template(..., add_generation_prompt=False)` of transformers 5.23. What cannot
+//! Text and ids equal those of `apply_chat_template(..., add_generation_prompt=False)` of transformers 5.24. What cannot
 //! be rendered as Jinja2 renders it is refused, never approximated. Needs no weights; the engine and `kudos render` use it.
 //!
 //! - `template` finds templates and renders them, `jinja` is the environment they see, `scan` prepares their source
-//! - `parts` is `content` that is a list of text parts
+//! - `parts` is `content` that is a list of text parts, `markup` is what the filter `safe` makes
 //! - `cost` charges templates for what they compare, add and keep, which minijinja alone does not
 //! - `python` and `methods` print and cut text as Python does, `clock` shows the date
 //! - `token_files` reads what stands beside `tokenizer.json`, `tokenizer` encodes, `sanitize` keeps control tokens out of what users wrote
@@ -12,6 +12,7 @@
 mod clock;
 mod cost;
 mod jinja;
+mod markup;
 mod methods;
 mod parts;
 mod python;

@@ -8,6 +8,7 @@ use std::fmt::Write;
 use minijinja::value::ValueKind;
 use minijinja::{Error, ErrorKind, Value};
 
+use super::markup;
 use super::parts::refuse_printed;
 
 /// Bytes of one text that a template makes, at most. What it may make in all is bounded by its fuel, of which a text is
@@ -36,6 +37,14 @@ pub(super) fn affordable_list<'s>(texts: impl Iterator<Item = &'s str>) -> Resul
     Ok(list)
 }
 
+/// Refuses what Python cannot iterate and minijinja takes for empty.
+pub(super) fn iterable(value: &Value) -> Result<(), Error> {
+    match value.is_none() {
+        true => Err(unsupported("none is not iterable")),
+        false => Ok(()),
+    }
+}
+
 /// Refuses lists that are nested too deep to be printed, and ends one whose text is too long already.
 fn printable(out: &str, depth: usize) -> Result<(), Error> {
     affordable(out.len())?;
@@ -56,7 +65,10 @@ pub(super) fn str_of(value: &Value) -> Result<String, Error> {
     match value.as_str() {
         Some(text) => out.push_str(text),
         None if value.is_undefined() => {}
-        None => write_repr(&mut out, value, 0)?,
+        None => match markup::text_of(value) {
+            Some(text) => out.push_str(text),
+            None => write_repr(&mut out, value, 0)?,
+        },
     }
     Ok(out)
 }
@@ -64,6 +76,7 @@ pub(super) fn str_of(value: &Value) -> Result<String, Error> {
 fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
     printable(out, depth)?;
     refuse_printed(value)?;
+    markup::refuse(value)?;
     match value.kind() {
         ValueKind::None => out.push_str("None"),
         ValueKind::Bool => out.push_str(if value.is_true() { "True" } else { "False" }),
@@ -176,6 +189,10 @@ pub(super) fn json_dumps(value: &Value, style: &JsonStyle) -> Result<String, Err
 
 fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), Error> {
     printable(out, depth)?;
+    if let Some(text) = markup::text_of(value) {
+        write_json_str(out, text, style.ensure_ascii);
+        return Ok(());
+    }
     match value.kind() {
         ValueKind::String => write_json_str(out, value.as_str().unwrap_or_default(), style.ensure_ascii),
         ValueKind::Map => {

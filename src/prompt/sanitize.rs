@@ -1,6 +1,6 @@
 //! `sanitize_control_tokens`: control tokens in what a user wrote stay text, only the template's own count.
 //!
-//! The way of transformers 5.23: control tokens in messages, tools, documents and variables are wrapped in two
+//! The way of transformers 5.24: control tokens in messages, tools, documents and variables are wrapped in two
 //! private-use characters before rendering, and encoded as plain text after it. Keys of objects are not wrapped, and a
 //! control token that the template puts together from pieces of input is not seen.
 

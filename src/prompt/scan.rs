@@ -108,6 +108,8 @@ enum Bracket {
     Subscript,
     /// `{..}`
     Mapping,
+    /// `loop(..)`
+    Recursion,
     /// A list, a call, or only an order.
     Other,
 }
@@ -115,7 +117,10 @@ enum Bracket {
 impl Level {
     fn new(bracket: Bracket) -> Self {
         let nothing = Span::default();
-        let content = Span { filtered: matches!(bracket, Bracket::Subscript | Bracket::Mapping), ..nothing };
+        let content = Span {
+            filtered: matches!(bracket, Bracket::Subscript | Bracket::Mapping | Bracket::Recursion),
+            ..nothing
+        };
         Self { bracket, operand: nothing, term: nothing, comparand: nothing, content, names_test: false }
     }
 
@@ -207,7 +212,7 @@ impl<'a> Scanner<'a> {
 
     /// The expressions of a tag, up to `close`, which does not count inside brackets and strings.
     ///
-    /// Operands of `~` get `|string`, which prints them as Python does; minijinja's `~` prints floats and lists otherwise.
+    /// Operands of `~` go through a filter that prints them as Python does; minijinja's `~` prints floats and lists otherwise.
     /// What is compared, added, kept or used as a key goes through the filters of [`cost`](super::cost).
     fn code(&mut self, tag: &str, close: &str) -> Result<(), String> {
         let mut levels = vec![Level::new(Bracket::Tag)];
@@ -234,6 +239,7 @@ impl<'a> Scanner<'a> {
                 self.copy(signed + close.len());
                 return Ok(());
             }
+            let calls_loop = c == '(' && names_loop(&self.text);
             let is_name = c.is_alphabetic() || c == '_';
             if !is_name && !c.is_whitespace() {
                 level.names_test = false;
@@ -248,6 +254,7 @@ impl<'a> Scanner<'a> {
                     let bracket = match c {
                         '[' if level.operand.start.is_some() => Bracket::Subscript,
                         '{' => Bracket::Mapping,
+                        '(' if calls_loop => Bracket::Recursion,
                         _ => Bracket::Other,
                     };
                     level.begin(at, false);
@@ -256,8 +263,10 @@ impl<'a> Scanner<'a> {
                 }
                 ')' | ']' | '}' => {
                     self.end_comparand(level);
-                    if level.bracket == Bracket::Subscript {
-                        self.end(&mut level.content, cost::KEY);
+                    match level.bracket {
+                        Bracket::Subscript => self.end(&mut level.content, cost::KEY),
+                        Bracket::Recursion => self.end(&mut level.content, cost::ITERATED),
+                        Bracket::Tag | Bracket::Mapping | Bracket::Other => {}
                     }
                     levels.pop();
                     self.copy(1);
@@ -267,9 +276,13 @@ impl<'a> Scanner<'a> {
                     if outermost && names_items && word == "in" {
                         names_items = false;
                         self.end_comparand(level);
+                        level.content = Span { filtered: true, ..Span::default() };
+                        kept = cost::ITERATED;
                         self.copy(word.len());
-                    } else if outermost && tag == "for" && word == "recursive" {
+                    } else if outermost && tag == "for" && !names_items && matches!(word, "if" | "recursive")
+                    {
                         self.end_comparand(level);
+                        self.end(&mut level.content, kept);
                         self.copy(word.len());
                     } else {
                         self.word(level, word)?;
@@ -307,6 +320,7 @@ impl<'a> Scanner<'a> {
                         self.joins_comparands(level);
                     } else {
                         self.end_comparand(level);
+                        level.content.filtered &= level.bracket != Bracket::Recursion;
                         if outermost && names_variables {
                             names_variables = false;
                             kept = if self.source[first..self.at].contains('.') { cost::HELD } else { kept };
@@ -322,6 +336,8 @@ impl<'a> Scanner<'a> {
                         Bracket::Mapping => level.content = Span { filtered: true, ..Span::default() },
                         // No key but a slice.
                         Bracket::Subscript => level.content.filtered = false,
+                        // No recursion but a function of the template's own.
+                        Bracket::Recursion => level.content.filtered = false,
                         Bracket::Tag | Bracket::Other => level.content.compound = true,
                     }
                     self.copy(1);
@@ -370,7 +386,7 @@ impl<'a> Scanner<'a> {
     /// A `~` follows.
     fn joins_operands(&mut self, level: &mut Level) {
         level.operand.filtered = true;
-        self.end(&mut level.operand, "string");
+        self.end(&mut level.operand, cost::JOINED);
         level.operand.filtered = true;
         for span in [&mut level.term, &mut level.comparand, &mut level.content] {
             span.compound = true;
@@ -379,7 +395,7 @@ impl<'a> Scanner<'a> {
 
     /// A `+`, which may join lists, or a `-` follows.
     fn joins_terms(&mut self, level: &mut Level, lists: bool) {
-        self.end(&mut level.operand, "string");
+        self.end(&mut level.operand, cost::JOINED);
         level.term.filtered |= lists;
         self.end(&mut level.term, cost::ADDED);
         level.term.filtered = lists;
@@ -397,7 +413,7 @@ impl<'a> Scanner<'a> {
     }
 
     fn end_comparand(&mut self, level: &mut Level) {
-        self.end(&mut level.operand, "string");
+        self.end(&mut level.operand, cost::JOINED);
         self.end(&mut level.term, cost::ADDED);
         self.end(&mut level.comparand, cost::COMPARED);
     }
@@ -406,7 +422,7 @@ impl<'a> Scanner<'a> {
     fn end(&mut self, span: &mut Span, filter: &str) {
         let Span { start, filtered, compound, literal } = std::mem::take(span);
         let Some(start) = start.filter(|_| filtered) else { return };
-        if literal && !compound && filter != "string" {
+        if literal && !compound && filter != cost::JOINED && filter != cost::ITERATED {
             return;
         }
         if compound {
@@ -480,6 +496,12 @@ impl<'a> Scanner<'a> {
     }
 }
 
+/// Whether `text` ends with the variable `loop`.
+fn names_loop(text: &str) -> bool {
+    let before = text.trim_end().strip_suffix("loop");
+    before.is_some_and(|before| !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '.'))
+}
+
 /// Whether a variable is only looked into, called or tested by what follows.
 fn is_used(rest: &str) -> bool {
     let rest = rest.trim_start();
@@ -541,20 +563,20 @@ mod tests {
     #[test]
     fn operands_of_tilde_are_printed_by_our_own_filter() {
         let cases = [
-            ("{{ a ~ b }}", "{{ a |string ~ b |string }}"),
+            ("{{ a ~ b }}", "{{ a |_joined ~ b |_joined }}"),
             (
                 "{{- a.b(c ~ 1)[2] | trim ~ 'x' -}}",
-                "{{- a.b(c |string ~ 1|string )[2] | trim |string ~ 'x' |string -}}",
+                "{{- a.b(c |_joined ~ 1|_joined )[2] | trim |_joined ~ 'x' |_joined -}}",
             ),
             (
                 "{{ a - b ~ c if d else e ~ f }}",
-                "{{ a - b |string ~ c |string if d else e |string ~ f |string }}",
+                "{{ a - b |_joined ~ c |_joined if d else e |_joined ~ f |_joined }}",
             ),
-            ("{{ {'k': a ~ b, 'l': c} }}", "{{ {'k': a |string ~ b|string , 'l': c} }}"),
+            ("{{ {'k': a ~ b, 'l': c} }}", "{{ {'k': a |_joined ~ b|_joined , 'l': c} }}"),
             // A filter would bind to the last factor only.
             (
                 "{{ -a ~ b * c ~ d is not none ~ e }}",
-                "{{ -a |string ~ (b * c )|string ~ (d is not none )|string ~ e |string }}",
+                "{{ -a |_joined ~ (b * c )|_joined ~ (d is not none )|_joined ~ e |_joined }}",
             ),
             ("{{ a, c }} ~ {# ~ #}", "{{ a, c }} ~ {# ~ #}"),
         ];
@@ -580,10 +602,24 @@ mod tests {
                 "{{ a if b |_compared == c |_compared else d |_compared > e|_compared , f(g |_compared >= h|_compared , \
                  k=[i |_compared in j|_compared ]) }}",
             ),
-            ("{% for a in b + [c] recursive %}", "{% for a in b |_added + [c] |_added recursive %}"),
+            (
+                "{% for a in b + [c] recursive %}",
+                "{% for a in (b |_added + [c] |_added )|_iterated recursive %}",
+            ),
             (
                 "{% for a in b if a in c recursive %}",
-                "{% for a in b if a |_compared in c |_compared recursive %}",
+                "{% for a in b |_iterated if a |_compared in c |_compared recursive %}",
+            ),
+            ("{% for a, b in none -%}", "{% for a, b in none |_iterated -%}"),
+            ("{% for a in b, c %}", "{% for a in (b, c )|_iterated %}"),
+            ("{% for a in (b if c else d) %}", "{% for a in (b if c else d) |_iterated %}"),
+            (
+                "{{ loop(a if b else c) }}{{ loop( d ) }}",
+                "{{ loop((a if b else c)|_iterated ) }}{{ loop( d |_iterated ) }}",
+            ),
+            (
+                "{{ loop(a, b) }}{{ loop(a=b) }}{{ a.loop(b) }}{{ aloop(b) }}",
+                "{{ loop(a, b) }}{{ loop(a=b) }}{{ a.loop(b) }}{{ aloop(b) }}",
             ),
             ("{% set a = b -%}", "{% set a = b |_kept -%}"),
             ("{% set a, b.c = 'x', not d if e %}", "{% set a, b.c = ('x', not d if e )|_held %}"),
@@ -591,7 +627,7 @@ mod tests {
             ("{% set a = -1 %}{% set b %}", "{% set a = -1 %}{% set b %}"),
             (
                 "{{ a[b ~ 'x'][-1][1:c]['k'][d] }}",
-                "{{ a[(b |string ~ 'x'|string )|_key ][-1][1:c]['k'][d|_key ] }}",
+                "{{ a[(b |_joined ~ 'x'|_joined )|_key ][-1][1:c]['k'][d|_key ] }}",
             ),
             ("{{ {a: b, 'c': d[0], -e: [f]} }}", "{{ {a|_key : b, 'c': d[0], -e|_key : [f]} }}"),
         ];

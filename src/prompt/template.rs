@@ -128,13 +128,14 @@ fn compile(env: &mut Environment<'static>, name: &'static str, source: Source) -
 
 /// minijinja's error as ours: what the template raised, or what went wrong in which construct, and the line.
 fn refused(error: minijinja::Error, place: &str) -> Error {
-    let mut innermost = &error;
+    let (mut innermost, mut located) = (&error, &error);
     let (mut raised, mut prints_parts) = (None, false);
     while let Some(source) = innermost.source() {
         raised = raised.or(source.downcast_ref::<Raised>());
         prints_parts |= source.is::<PrintsParts>();
         let Some(inner) = source.downcast_ref::<minijinja::Error>() else { break };
         innermost = inner;
+        located = if inner.line().is_some() { inner } else { located };
     }
     let mut message = match (raised, innermost.kind()) {
         (Some(Raised(message)), _) => format!("the chat template refused the conversation: {message}"),
@@ -146,9 +147,9 @@ fn refused(error: minijinja::Error, place: &str) -> Error {
             format!("the chat template cannot be rendered: {kind}{detail}")
         }
     };
-    let construct =
-        innermost.range().zip(innermost.template_source()).and_then(|(range, text)| text.get(range));
-    if let Some(construct) = construct.filter(|construct| raised.is_none() && !construct.trim().is_empty()) {
+    let construct = located.range().zip(located.template_source()).and_then(|(range, text)| text.get(range));
+    let ours = |construct: &str| construct.trim().is_empty() || cost::FILTERS.contains(&construct.trim());
+    if let Some(construct) = construct.filter(|construct| raised.is_none() && !ours(construct)) {
         let mut written = construct.to_owned();
         for ours in cost::FILTERS {
             written = written.replace(&format!("|{ours} "), "");
@@ -156,7 +157,7 @@ fn refused(error: minijinja::Error, place: &str) -> Error {
         let short: String = written.trim().chars().take(80).collect();
         message += &format!(", in `{}`", short.replace('\n', " "));
     }
-    let place = match innermost.line() {
+    let place = match located.line() {
         Some(line) => format!("{place}, line {line}"),
         None => place.to_owned(),
     };

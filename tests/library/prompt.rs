@@ -483,6 +483,12 @@ fn a_refusal_names_construct_and_line() {
             1,
         ),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion", 1),
+        ("\n{% for x in none %}{% endfor %}", "none is not iterable", 2),
+        ("\n{{ none | list }}", "none is not iterable, in `list`", 2),
+        ("{{ (bos_token | safe) + 'a' }}", "joined with `~`", 1),
+        ("\n{{ [bos_token | safe] }}", "joined with `~`", 2),
+        ("{{ (bos_token | safe).replace('a', 'b') }}", "joined with `~`", 1),
+        ("{{ missing | int }}", "undefined value, in `int`", 1),
     ];
     for (template, named, line) in cases {
         let (message, place) = refusal(template);
