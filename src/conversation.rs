@@ -8,8 +8,33 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Names that the renderer itself gives to every template; a template variable cannot have them.
-const RESERVED_VARS: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
+/// Arguments of transformers' `apply_chat_template` and of what it calls, which no template variable can be named after, and
+/// what to do instead.
+const RESERVED_VARS: [(&[&str], &str); 8] = [
+    (
+        &["messages", "conversation", "conversations"],
+        "a conversation has its messages in `messages`, beside its variables",
+    ),
+    (&["tools", "documents"], "a conversation has `tools` and `documents` beside `messages`"),
+    (&["chat_template"], "put the template into `chat_template.jinja` in the model's folder"),
+    (
+        &["add_generation_prompt", "continue_final_message"],
+        "leave it out: conversations are scored as they stand, with no turn opened or continued",
+    ),
+    (
+        &["truncation", "max_length"],
+        "leave it out: the limit is `--max-tokens`, and `--truncate` says what happens over it",
+    ),
+    (&["sanitize_control_tokens"], "leave it out: the option is `--sanitize-control-tokens`"),
+    (
+        &["tokenize", "padding", "tokenizer_kwargs"],
+        "leave it out: conversations are tokenized one by one, without padding",
+    ),
+    (
+        &["return_tensors", "return_dict", "return_assistant_tokens_mask", "self"],
+        "leave it out: it is nothing that a template reads",
+    ),
+];
 
 /// One turn: a JSON object whose keys keep their order, with a string `role` and no `null` values at its top.
 #[derive(Clone, Debug, PartialEq)]
@@ -208,10 +233,11 @@ impl Conversation {
 /// Checks variables for a template: a reserved name or a number that cannot be passed on exactly is refused.
 pub(crate) fn check_template_vars(vars: &Map<String, Value>) -> Result<()> {
     for (name, value) in vars {
-        if RESERVED_VARS.contains(&name.as_str()) {
+        if let Some((_, hint)) = RESERVED_VARS.iter().find(|(names, _)| names.contains(&name.as_str())) {
             return Err(refused(format!(
-                "the template variable `{name}` is not free: every template gets its own"
-            )));
+                "`{name}` is an argument of `apply_chat_template`, not a variable of the template"
+            ))
+            .with_hint(*hint));
         }
         check_numbers(value, name)?;
     }
@@ -410,10 +436,29 @@ mod tests {
     fn a_template_variable_cannot_take_a_reserved_name() {
         let vars = |name: &str| Map::from_iter([(name.to_owned(), json!("x"))]);
         Conversation::exchange("q", "a").with_template_vars(vars("date_string")).unwrap();
-        let error = Conversation::exchange("q", "a").with_template_vars(vars("messages")).unwrap_err();
-        assert_eq!(
-            error.message(),
-            "the template variable `messages` is not free: every template gets its own"
-        );
+        let names = "conversation conversations messages tools documents chat_template add_generation_prompt \
+                     continue_final_message tokenize sanitize_control_tokens padding truncation max_length \
+                     return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs self";
+        for name in names.split_whitespace() {
+            let error = Conversation::exchange("q", "a").with_template_vars(vars(name)).unwrap_err();
+            assert_eq!(
+                error.message(),
+                format!("`{name}` is an argument of `apply_chat_template`, not a variable of the template")
+            );
+            assert_eq!(error.kind(), ErrorKind::Conversation);
+        }
+        let hints = [
+            ("tools", "a conversation has `tools` and `documents` beside `messages`"),
+            (
+                "max_length",
+                "leave it out: the limit is `--max-tokens`, and `--truncate` says what happens over it",
+            ),
+            ("sanitize_control_tokens", "leave it out: the option is `--sanitize-control-tokens`"),
+            ("chat_template", "put the template into `chat_template.jinja` in the model's folder"),
+        ];
+        for (name, hint) in hints {
+            let error = Conversation::exchange("q", "a").with_template_vars(vars(name)).unwrap_err();
+            assert_eq!(error.hint(), Some(hint), "{name}");
+        }
     }
 }
