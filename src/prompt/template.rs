@@ -14,6 +14,7 @@ use super::jinja::{Raised, environment};
 use super::parts::{self, PrintsParts};
 use super::sanitize::unmarked;
 use super::scan::scan;
+use super::token_files::lfs_pointer;
 use crate::conversation::returns_data;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -215,7 +216,12 @@ fn from_config(dir: &Path, config: &Map<String, Json>) -> Result<Vec<(String, So
 
 fn read(path: PathBuf) -> Result<Option<Source>> {
     match fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(Source { text, place: path.display().to_string() })),
+        Ok(text) => match lfs_pointer(text.as_bytes()) {
+            Some((what, hint)) => {
+                Err(Error::new(ErrorKind::Template, what).at(path.display()).with_hint(hint))
+            }
+            None => Ok(Some(Source { text, place: path.display().to_string() })),
+        },
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(&path, &error)),
     }

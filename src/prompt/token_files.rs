@@ -573,9 +573,16 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
         return Err(refused("the file begins with a byte order mark (U+FEFF)".to_owned())
             .with_hint("save it as UTF-8 without a byte order mark"));
     }
-    if bytes.starts_with(b"version https://git-lfs.github.com/spec/") {
-        return Err(refused("the file is a Git LFS pointer, not the file itself".to_owned())
-            .with_hint("fetch the file with `git lfs pull`"));
+    if let Some((what, hint)) = lfs_pointer(&bytes) {
+        return Err(refused(what.to_owned()).with_hint(hint));
     }
     Ok(Some(bytes))
+}
+
+/// What is wrong with a file that Git LFS has not fetched, and what to do; `None` for any other.
+pub(super) fn lfs_pointer(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
+    bytes.starts_with(b"version https://git-lfs.github.com/spec/").then_some((
+        "the file is a Git LFS pointer, not the file itself",
+        "fetch the file with `git lfs pull`",
+    ))
 }

@@ -462,6 +462,42 @@ fn missing_and_broken_files_are_named() {
 }
 
 #[test]
+fn a_byte_order_mark_in_a_template_stays_text_as_in_jinja2() {
+    let cases = [
+        ("\u{feff}{{ 1 }}\n{% if true %}a{% endif %}", "\u{feff}1\na"),
+        ("\u{feff}  {% if true %}a{% endif %}", "\u{feff}  a"),
+        ("\u{feff}{%- if true %}a{% endif %}", "\u{feff}a"),
+        ("\u{feff}\n{%- if true %}a{% endif %}{{ '\u{feff}' }}", "\u{feff}a\u{feff}"),
+    ];
+    let in_config = |template: &str| {
+        let config = json!({"chat_template": template}).to_string();
+        open(&folder(&[("tokenizer_config.json", &config)]), PromptOptions::default())
+    };
+    for (template, expected) in cases {
+        for prompt in [with_template(template, PromptOptions::default()), in_config(template)] {
+            let text = prompt.unwrap().render(&Conversation::exchange("q", "a")).unwrap();
+            assert_eq!(text, expected, "{template:?}");
+        }
+    }
+}
+
+#[test]
+fn a_template_that_git_lfs_has_not_fetched_is_refused() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n";
+    for file in ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"] {
+        let dir = folder(&[("chat_template.jinja", "x"), (file, pointer)]);
+        let error = open(&dir, PromptOptions::default()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Template);
+        assert_eq!(
+            error.to_string().replace(&format!("{}/", dir.path().display()), ""),
+            format!(
+                "the file is a Git LFS pointer, not the file itself\n  at {file}\n\nhint: fetch the file with `git lfs pull`"
+            )
+        );
+    }
+}
+
+#[test]
 fn a_refusal_names_construct_and_line() {
     let refusal = |template: &str| {
         let prompt = with_template(template, PromptOptions::default());
