@@ -36,7 +36,7 @@ pub use engine::{
     Device, Engine, Options, Pending, Plan, ProcessRank, Residency, Score, ScoreAll, Secret, Stats,
 };
 pub use error::{Error, ErrorKind, Result};
-pub use prompt::{Prompt, PromptOptions, PromptTokens, Truncate};
+pub use prompt::{DoubleBos, Prompt, PromptOptions, PromptTokens, Truncate};
 
 /// The door to the inside, for this project's own commands, tests and fuzzers. Nothing here is stable.
 #[cfg(feature = "internals")]

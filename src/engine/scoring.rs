@@ -8,7 +8,7 @@ use crate::conversation::Conversation;
 use crate::engine::queue::{self, Facts, Job, Pending, WhenFull};
 use crate::engine::{Engine, warn_once};
 use crate::error::{Error, ErrorKind, Result};
-use crate::prompt::{self, PromptTokens, Truncate};
+use crate::prompt::{self, DoubleBos, PromptTokens, Truncate};
 
 /// What the model thinks of one conversation.
 #[derive(Clone, Debug, PartialEq)]
@@ -124,8 +124,8 @@ impl Engine {
     fn limited(&self, ids: Vec<u32>) -> Result<PromptTokens> {
         match &self.prompt {
             Ok(prompt) => prompt.limit(ids, self.plan.max_tokens),
-            // Without a tokenizer nobody knows which token must stay at the start, so nothing is cut off.
-            Err(_) => prompt::limited(ids, self.plan.max_tokens, Truncate::Refuse, None),
+            // Without a tokenizer the token that must stay at the start is unknown, so nothing is cut off.
+            Err(_) => prompt::limited(ids, self.plan.max_tokens, Truncate::Refuse, DoubleBos::Refuse, None),
         }
     }
 

@@ -44,6 +44,8 @@ pub struct PromptOptions {
     pub template_vars: Map<String, Value>,
     /// What happens to a conversation over the limit.
     pub truncate: Truncate,
+    /// What happens to a conversation that begins with the beginning-of-text token twice.
+    pub double_bos: DoubleBos,
     /// Whether control tokens (`<|eot_id|>`) spelled in messages, tools, documents and variables are encoded as plain text.
     /// By default they are the tokens they spell, as in Hugging Face.
     pub sanitize_control_tokens: bool,
@@ -59,6 +61,21 @@ pub enum Truncate {
     Refuse,
     /// The beginning-of-text token and the last `limit - 1` ids stay; the last `limit`, if there is no such token.
     Left,
+}
+
+/// What happens to a conversation that begins with the beginning-of-text token (BOS) twice, as text does whose BOS the chat
+/// template wrote and the tokenizer wrote again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DoubleBos {
+    /// It is an error ([`ErrorKind::Conversation`]).
+    #[default]
+    Refuse,
+    /// It is scored as it is.
+    Allow,
+    /// Rendered text is encoded with the special tokens that the tokenizer adds (the post-processor of tokenizer.json), and
+    /// may then begin with BOS twice: the ids of `tokenizer(apply_chat_template(.., tokenize=False))`. Given ids are scored
+    /// as they are.
+    Add,
 }
 
 /// What is scored.
@@ -84,9 +101,16 @@ pub struct Prompt {
 impl Prompt {
     /// Reads `tokenizer.json`, `tokenizer_config.json` and the chat templates of a model folder.
     ///
-    /// [`ErrorKind::Tokenizer`] or [`ErrorKind::Template`] names the file that is missing or cannot be used.
+    /// [`ErrorKind::Tokenizer`] or [`ErrorKind::Template`] names the file that is missing or cannot be used; options that
+    /// exclude each other are [`ErrorKind::Options`].
     pub fn open(dir: &Path, options: PromptOptions) -> Result<Self> {
         check_template_vars(&options.template_vars)?;
+        if options.double_bos == DoubleBos::Add && options.sanitize_control_tokens {
+            let message = "the tokenizer's special tokens cannot be added where control tokens are sanitized";
+            return Err(Error::new(ErrorKind::Options, message).with_hint(
+                "leave out `--double-bos add` or `--sanitize-control-tokens`: sanitized text is encoded in pieces",
+            ));
+        }
         let now = options
             .clock
             .read()
@@ -130,6 +154,8 @@ impl Prompt {
         let text = self.render_marked(conversation)?;
         let ids = if self.options.sanitize_control_tokens {
             sanitize::encode_marked(&self.tokenizer, &text)?
+        } else if self.options.double_bos == DoubleBos::Add {
+            self.tokenizer.encode_with_special(&text)?
         } else {
             self.tokenizer.encode(&text)?
         };
@@ -138,7 +164,7 @@ impl Prompt {
 
     /// Ids as they will be scored: those of [`limited`], with this prompt's policy and beginning-of-text token.
     pub fn limit(&self, ids: Vec<u32>, max_tokens: usize) -> Result<PromptTokens> {
-        limited(ids, max_tokens, self.options.truncate, self.tokenizer.bos())
+        limited(ids, max_tokens, self.options.truncate, self.options.double_bos, self.tokenizer.bos())
     }
 
     /// The rendered text, with control tokens of the conversation still wrapped where they are to be sanitized.
@@ -184,11 +210,13 @@ fn vars_of(conversation: &Conversation) -> Map<String, Value> {
 
 /// Ids as they will be scored: checked, and held to `max_tokens` by the policy. `bos` is the beginning-of-text token.
 ///
-/// No ids, or `bos` twice at the start, are [`ErrorKind::Conversation`]; too many are [`ErrorKind::TooLong`].
+/// No ids, or `bos` twice at the start where that is refused, are [`ErrorKind::Conversation`]; too many are
+/// [`ErrorKind::TooLong`].
 pub fn limited(
     mut ids: Vec<u32>,
     max_tokens: usize,
     truncate: Truncate,
+    double_bos: DoubleBos,
     bos: Option<u32>,
 ) -> Result<PromptTokens> {
     let starts_with_bos = ids.first().is_some_and(|&id| Some(id) == bos);
@@ -198,10 +226,12 @@ pub fn limited(
             "the conversation has no tokens, expected at least one",
         ));
     }
-    if starts_with_bos && ids.get(1) == ids.first() {
+    if double_bos == DoubleBos::Refuse && starts_with_bos && ids.get(1) == ids.first() {
         let message = format!("the conversation begins with the beginning-of-text token ({}) twice", ids[0]);
-        return Err(Error::new(ErrorKind::Conversation, message)
-            .with_hint("one is enough: leave it out of the messages if the chat template writes it"));
+        return Err(Error::new(ErrorKind::Conversation, message).with_hint(
+            "one is enough: leave it out of the messages if the chat template writes it; \
+                 `--double-bos allow` scores it all the same",
+        ));
     }
     let tokens = ids.len();
     if tokens <= max_tokens {

@@ -10,7 +10,7 @@ use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString};
 use super::token_files::{TokenFiles, read_file};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A tokenizer that adds nothing of its own.
+/// A tokenizer that adds nothing of its own unless it is asked to.
 #[derive(Debug)]
 pub(super) struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -48,6 +48,12 @@ impl Tokenizer {
     /// The ids of `text`, in which special tokens are recognised by their spelling; nothing is added.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| failed(&*error))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids of `text` with the special tokens that the post-processor of tokenizer.json adds.
+    pub(super) fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true).map_err(|error| failed(&*error))?;
         Ok(encoding.get_ids().to_vec())
     }
 

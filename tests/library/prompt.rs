@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use kudos::internals::conversation::Conversation;
 use kudos::internals::error::{ErrorKind, Result};
-use kudos::internals::prompt::{Clock, Prompt, PromptOptions, Truncate};
+use kudos::internals::prompt::{Clock, DoubleBos, Prompt, PromptOptions, Truncate};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
@@ -391,6 +391,58 @@ fn a_doubled_beginning_of_text_is_refused_also_in_given_ids() {
     assert!(prompt.limit(vec![bos, bos, 1], 10).is_err());
     assert_eq!(prompt.limit(vec![bos, 1, bos, bos], 10).unwrap().ids, [bos, 1, bos, bos]);
     assert!(prompt.limit(vec![], 10).is_err());
+}
+
+#[test]
+fn a_doubled_beginning_of_text_is_scored_where_allowed() {
+    let doubled = SIMPLE.replace("{{ bos_token }}", "{{ bos_token }}{{ bos_token }}");
+    let error = exchange_tokens(&doubled, PromptOptions::default(), 1000).unwrap_err();
+    let hint = "one is enough: leave it out of the messages if the chat template writes it; \
+                `--double-bos allow` scores it all the same";
+    assert_eq!(error.hint(), Some(hint));
+    let with = |double_bos| PromptOptions { double_bos, ..Default::default() };
+    let (once, _) = exchange_tokens(SIMPLE, with(DoubleBos::Refuse), 1000).unwrap();
+    let twice = [&once[..1], &once[..]].concat();
+    assert_eq!(exchange_tokens(&doubled, with(DoubleBos::Allow), 1000).unwrap(), (twice.clone(), false));
+    assert_eq!(exchange_tokens(SIMPLE, with(DoubleBos::Allow), 1000).unwrap(), (once.clone(), false));
+    assert_eq!(exchange_tokens(SIMPLE, with(DoubleBos::Add), 1000).unwrap(), (twice.clone(), false));
+    let left = PromptOptions { truncate: Truncate::Left, ..with(DoubleBos::Add) };
+    let expected = [&once[..1], &once[once.len() - 3..]].concat();
+    assert_eq!(exchange_tokens(SIMPLE, left, 4).unwrap(), (expected, true));
+    for double_bos in [DoubleBos::Allow, DoubleBos::Add] {
+        let prompt = with_template(SIMPLE, with(double_bos)).unwrap();
+        assert_eq!(prompt.limit(twice.clone(), 1000).unwrap().ids, twice);
+        assert_eq!(prompt.limit(once.clone(), 1000).unwrap().ids, once);
+        assert_eq!(prompt.encode("a").unwrap().len(), 1, "encode adds nothing");
+    }
+}
+
+#[test]
+fn added_special_tokens_equal_those_of_transformers() {
+    let conversations = conversations();
+    let mut doubled = 0;
+    for row in cases("added.json") {
+        let (model_name, name) = (row["model"].as_str().unwrap(), row["name"].as_str().unwrap());
+        let options = PromptOptions { double_bos: DoubleBos::Add, ..Default::default() };
+        let prompt = open(&model(model_name), options).unwrap();
+        let got = prompt.tokens(&conversations[name], 1 << 20).unwrap().ids;
+        assert_eq!(got, ids(&row), "{model_name} {name}");
+        doubled += usize::from(got[0] == got[1]);
+    }
+    assert!(doubled > 10, "{doubled} conversations begin with BOS twice");
+}
+
+#[test]
+fn adding_special_tokens_and_sanitizing_exclude_each_other() {
+    let options =
+        PromptOptions { double_bos: DoubleBos::Add, sanitize_control_tokens: true, ..Default::default() };
+    let error = with_template(SIMPLE, options).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Options);
+    assert_eq!(
+        error.to_string(),
+        "the tokenizer's special tokens cannot be added where control tokens are sanitized\n\nhint: leave out \
+         `--double-bos add` or `--sanitize-control-tokens`: sanitized text is encoded in pieces"
+    );
 }
 
 #[test]

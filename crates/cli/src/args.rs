@@ -10,8 +10,8 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use kudos::{
-    CpuMath, CudaTier, Device, GemmTuning, Options, Overlap, ProcessRank, PromptOptions, RankSums, Residency,
-    Truncate,
+    CpuMath, CudaTier, Device, DoubleBos, GemmTuning, Options, Overlap, ProcessRank, PromptOptions, RankSums,
+    Residency, Truncate,
 };
 
 /// The version, and what this build can run on.
@@ -230,6 +230,11 @@ pub(super) struct ModelArgs {
     #[arg(long, value_enum, default_value = "refuse")]
     pub(super) truncate: TruncateArg,
 
+    /// What to do with a conversation that begins with BOS twice: refuse it; score it (allow); or also encode rendered text
+    /// with the special tokens that the tokenizer adds, as `tokenizer(text)` does (add)
+    #[arg(long, value_enum, default_value = "refuse")]
+    pub(super) double_bos: DoubleBosArg,
+
     /// A variable for the chat template, such as `date_string=26 Jul 2024`; JSON where it parses as JSON
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, allow_hyphen_values = true)]
     pub(super) template_var: Vec<(String, Value)>,
@@ -261,6 +266,13 @@ pub enum ResidencyArg {
 pub(super) enum TruncateArg {
     Refuse,
     Left,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum DoubleBosArg {
+    Refuse,
+    Allow,
+    Add,
 }
 
 /// [`CpuMath`] as it is typed.
@@ -345,6 +357,11 @@ impl ModelArgs {
             truncate: match self.truncate {
                 TruncateArg::Refuse => Truncate::Refuse,
                 TruncateArg::Left => Truncate::Left,
+            },
+            double_bos: match self.double_bos {
+                DoubleBosArg::Refuse => DoubleBos::Refuse,
+                DoubleBosArg::Allow => DoubleBos::Allow,
+                DoubleBosArg::Add => DoubleBos::Add,
             },
             sanitize_control_tokens: self.sanitize_control_tokens,
             ..PromptOptions::default()
