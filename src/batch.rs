@@ -318,6 +318,7 @@ fn extend_path(spans: &mut Vec<Span>, span: Span) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::random::Random;
 
     const ROOMY: Budget = Budget { tokens: usize::MAX, sequences: usize::MAX };
 
@@ -390,13 +391,8 @@ mod tests {
 
     #[test]
     fn random_batches_keep_every_path() {
-        let mut state = 0x2545_F491_4F6C_DD1D_u64;
-        let mut random = move |below: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % below
-        };
+        let mut bits = Random::new(1);
+        let mut random = move |below: u64| bits.next_bits() % below;
         for _ in 0..200 {
             let sequences: Vec<Vec<u32>> =
                 (0..=random(30)).map(|_| (0..=random(12)).map(|_| random(3) as u32).collect()).collect();

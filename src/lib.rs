@@ -18,6 +18,7 @@ mod error;
 mod files;
 #[cfg(feature = "internals")]
 mod fuzzing;
+mod lock;
 mod model;
 mod prompt;
 mod random;

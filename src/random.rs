@@ -10,7 +10,7 @@ impl Random {
     }
 
     /// 64 random bits, not all of them zero.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_bits(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -1,7 +1,9 @@
 //! [`Profile`]: where the time of passes goes, by [`Class`] of op, for whoever asks while they run.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
+
+use crate::lock::lock;
 
 /// What the ops of a pass are counted as, by the names of their kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +121,7 @@ impl Profile {
     /// those of which there was no op. No pass may be under way.
     pub fn stop(&self) -> Vec<Spent> {
         self.0.is_on.store(false, Ordering::Relaxed);
-        let mut spent = std::mem::take(&mut *self.0.spent.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut spent = std::mem::take(&mut *lock(&self.0.spent));
         spent.sort_by_key(|spent| Class::ALL.iter().position(|&class| class == spent.class));
         spent
     }
@@ -130,7 +132,7 @@ impl Profile {
 
     /// Counts one op.
     pub fn add(&self, class: Class, seconds: f64, work: Work) {
-        let mut all = self.0.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = lock(&self.0.spent);
         match all.iter_mut().find(|spent| spent.class == class) {
             None => all.push(Spent { class, ops: 1, seconds, work }),
             Some(spent) => {

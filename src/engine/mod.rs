@@ -18,7 +18,7 @@ mod scoring;
 mod stats;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use crate::backend::Geometry;
 use crate::batch::Budget;
 use crate::config::{ModelConfig, generation_warnings};
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lock;
 use crate::prompt::Prompt;
 use crate::shard::Shard;
 #[cfg(feature = "cuda")]
@@ -248,7 +249,7 @@ impl Engine {
     /// What the caller should know once: settings of the model folder that other programs would obey and this one
     /// does not, a template that read the clock, inputs that ended in padding, layers that do not fit on the device.
     pub fn warnings(&self) -> Vec<String> {
-        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.warnings).clone()
     }
 
     /// What the engine has computed so far.
@@ -265,7 +266,7 @@ impl Engine {
     /// what comes. Ranks in other processes end as well, without an error. Dropping the last owner does the same.
     pub fn close(&self) {
         self.queue.close(Error::new(ErrorKind::Dead, "the engine was closed before this was scored"));
-        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
             // A waker may close the engine on the thread that answered; that thread ends by itself.
             if thread.thread().id() != thread::current().id() {
@@ -279,7 +280,7 @@ impl Engine {
 
 /// Adds a warning that is not there yet.
 fn warn_once(warnings: &Mutex<Vec<String>>, warning: String) {
-    let mut warnings = warnings.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut warnings = lock(warnings);
     if !warnings.contains(&warning) {
         warnings.push(warning);
     }

@@ -5,7 +5,7 @@
 //! of them end with.
 
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,7 @@ use super::rendezvous::{Link, Message, ProcessRank};
 use crate::backend::{Ahead, Capacity};
 use crate::batch::Packed;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lock;
 
 /// How often a process looks whether its own rank has failed, while rank 0 says nothing.
 const LOOK: Duration = Duration::from_millis(50);
@@ -157,7 +158,7 @@ where
 
 /// The failure of this process's own rank, when rank 0 had time to say what is behind it and did not.
 fn own_failure(failure: &Failure) -> Option<Error> {
-    let failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+    let failure = lock(failure);
     let (error, since) = failure.as_ref()?;
     (since.elapsed() > LAST_WORDS).then(|| error.clone())
 }
@@ -205,6 +206,6 @@ fn work(
         if error.kind() != ErrorKind::Dead {
             link.tell(&error);
         }
-        *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some((error, Instant::now()));
+        *lock(failure) = Some((error, Instant::now()));
     }
 }

@@ -15,6 +15,7 @@ use crate::batch::{Batch, Budget, Packed, Sharing};
 use crate::engine::Score;
 use crate::engine::stats::Counters;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lock;
 
 /// A sequence that waits to be scored.
 #[derive(Debug)]
@@ -210,7 +211,7 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // Nothing panics while the lock is held and the state is half changed.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 
@@ -259,7 +260,7 @@ pub(super) fn pending(facts: Facts) -> (Reply, Pending) {
 
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -161,7 +161,7 @@ fn normal(count: usize, seed: u64) -> Vec<u8> {
 fn fill(bytes: &mut [u8], seed: u64) {
     let mut random = Random::new(seed);
     for number in bytes.as_chunks_mut::<{ DTYPE.size() }>().0 {
-        *number = number_of(random.next()).to_le_bytes();
+        *number = number_of(random.next_bits()).to_le_bytes();
     }
 }
 

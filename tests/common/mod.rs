@@ -20,8 +20,8 @@ pub(crate) fn root() -> PathBuf {
 
 /// The `kudos` command: the one that cargo built, or `KUDOS_TEST_BIN` where that is elsewhere.
 pub(crate) fn kudos_path() -> PathBuf {
-    let built =
-        || option_env!("CARGO_BIN_EXE_kudos").expect("the tests of this package run no command").into();
+    const BUILT: Option<&str> = option_env!("CARGO_BIN_EXE_kudos");
+    let built = || BUILT.unwrap_or_else(|| panic!("the tests of this package run no command")).into();
     env::var_os("KUDOS_TEST_BIN").unwrap_or_else(built).into()
 }
 

@@ -78,7 +78,7 @@ impl Lengths {
     fn draw(&self, random: &mut Random) -> usize {
         match *self {
             Self::Fixed(tokens) => tokens,
-            Self::Uniform(first, last) => first + (random.next() % (last - first + 1) as u64) as usize,
+            Self::Uniform(first, last) => first + (random.next_bits() % (last - first + 1) as u64) as usize,
             Self::LogNormal { median, sigma, most } => {
                 // Box and Muller's normal number.
                 let radius = (-2.0 * uniform(random).ln()).sqrt();
@@ -92,7 +92,7 @@ impl Lengths {
 
 /// A number above 0 and up to 1.
 fn uniform(random: &mut Random) -> f64 {
-    ((random.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
+    ((random.next_bits() >> 11) + 1) as f64 / (1_u64 << 53) as f64
 }
 
 /// All the requests there could be, each known by its number and the same in every run.

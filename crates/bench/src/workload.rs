@@ -121,7 +121,7 @@ impl Ids {
     /// Random ids, the same for the same seed.
     pub(super) fn run(self, seed: u64, len: usize) -> Vec<u32> {
         let mut random = Random::new(seed);
-        (0..len).map(|_| self.id((random.next() % self.count as u64) as usize)).collect()
+        (0..len).map(|_| self.id((random.next_bits() % self.count as u64) as usize)).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lock;
 
 /// The ranks of one engine on the CPU.
 ///
@@ -81,7 +82,7 @@ impl Group {
     }
 
     fn lock(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.gate)
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lock;
 
 /// How often a thread looks before it sleeps: some tens of microseconds.
 const LOOKS: usize = 2000;
@@ -80,7 +81,7 @@ impl Pool {
     /// Calls `job` once on every thread, and returns when all are through. A panic is passed on. `job` must not call this
     /// again.
     pub(super) fn run(&self, job: &Job<'_>) {
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = lock(&self.turn);
         let shared = &*self.shared;
         // SAFETY: the reference is used by threads that count as working, and this function neither returns nor unwinds
         // before none does: `job` on this thread is caught, and nothing else here panics. After that it is taken away.
@@ -142,7 +143,7 @@ impl Shared {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while the lock is held.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

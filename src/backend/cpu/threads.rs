@@ -4,11 +4,12 @@
 //! item is left to chance and must not show: an item computes whole output elements in an order of its own.
 
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use super::pool::Pool;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lock;
 
 /// Worker threads with one scratch buffer each.
 pub struct Threads {
@@ -39,13 +40,13 @@ impl Threads {
     /// Makes every worker's scratch hold `floats`, so that no later call allocates up to that size.
     pub fn reserve(&self, floats: usize) {
         for scratch in &self.scratch {
-            scratch.lock().unwrap_or_else(PoisonError::into_inner).floats(floats);
+            lock(scratch).floats(floats);
         }
     }
 
     /// Bytes that all scratch buffers hold.
     pub fn scratch_bytes(&self) -> usize {
-        let bytes = |scratch: &Mutex<Scratch>| scratch.lock().unwrap_or_else(PoisonError::into_inner).bytes();
+        let bytes = |scratch: &Mutex<Scratch>| lock(scratch).bytes();
         self.scratch.iter().map(bytes).sum()
     }
 
@@ -53,7 +54,7 @@ impl Threads {
     /// when all are done. A panic in `work` is passed on. `work` must not call this again.
     pub fn for_each_item(&self, count: usize, work: impl Fn(usize, &mut Scratch) + Sync) {
         // A worker that panicked left its numbers behind, and every item writes scratch before it reads it.
-        let lock = |worker: usize| self.scratch[worker].lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = |worker: usize| lock(&self.scratch[worker]);
         if count <= 1 || self.count() == 1 {
             let mut scratch = lock(0);
             return (0..count).for_each(|item| work(item, &mut scratch));

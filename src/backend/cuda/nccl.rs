@@ -8,7 +8,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +20,7 @@ use super::buffer::DeviceBuffer;
 use super::context::Context;
 use super::fault::OrFault;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lock;
 
 /// Names that the library has, the packages' own first.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
@@ -144,7 +145,7 @@ unsafe impl Sync for End {}
 
 impl End {
     fn lock(&self) -> MutexGuard<'_, Option<NonNull<c_void>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Ends the communicator, and what waits for others on its stream.
@@ -233,7 +234,7 @@ impl Group {
         // GPU is current.
         let code = unsafe { (self.nccl.init)(&mut raw, ranks, id, rank_number, &mut config) };
         let end = Arc::new(End(Mutex::new(NonNull::new(raw))));
-        self.ends.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&end));
+        lock(&self.ends).push(Arc::clone(&end));
         let done = context.cuda().new_event(None).or_fault("making an event")?;
         let comm = Comm { group: Arc::clone(self), end, rank, done };
         comm.settle("joining the other ranks", code)?;
@@ -243,7 +244,7 @@ impl Group {
     /// Makes every rank that waits for another give up, from any thread.
     pub fn abort(&self) {
         self.aborted.store(true, Ordering::SeqCst);
-        for end in self.ends.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+        for end in lock(&self.ends).iter() {
             end.abort(self.nccl);
         }
     }

@@ -3,13 +3,14 @@
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 use std::{fmt, io};
 
 use super::wire::{self, MESSAGE_BYTES_MAX, Message, Told};
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lock;
 
 /// Signs of life are sent this often, or more often where the time limit is short.
 const ALIVE_EVERY: Duration = Duration::from_secs(5);
@@ -62,7 +63,7 @@ impl Link {
     /// Says something. What went wrong shows to whoever listens.
     pub(in crate::engine) fn send(&self, message: &Message) -> Result<()> {
         let body = wire::encode(message).map_err(|error| self.error(&error.to_string()))?;
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = lock(&self.writer);
         match wire::send(&mut *writer, &body, MESSAGE_BYTES_MAX) {
             Ok(()) => Ok(()),
             Err(_) if self.is_lost() => Err(went_away(&self.name)),
@@ -89,13 +90,13 @@ impl Link {
 
     /// Waits for what is said next; an error when the other end has failed or is gone.
     pub(in crate::engine) fn receive(&self) -> Result<Message> {
-        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let inbox = lock(&self.inbox);
         inbox.recv().unwrap_or_else(|_| Err(went_away(&self.name)))
     }
 
     /// The same, waiting for no longer than this.
     pub(in crate::engine) fn receive_within(&self, time: Duration) -> Result<Option<Message>> {
-        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let inbox = lock(&self.inbox);
         match inbox.recv_timeout(time) {
             Ok(message) => message.map(Some),
             Err(RecvTimeoutError::Timeout) => Ok(None),
@@ -105,7 +106,7 @@ impl Link {
 
     /// That the other end is there and has said nothing.
     pub(in crate::engine) fn quiet(&self) -> Result<()> {
-        let inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let inbox = lock(&self.inbox);
         match inbox.try_recv() {
             Ok(Ok(message)) => Err(self.out_of_turn(&message)),
             Ok(Err(error)) => Err(error),
@@ -189,7 +190,7 @@ fn listen(
 fn show_life(writer: &Mutex<TcpStream>, every: Duration, stopped: &Receiver<()>) {
     let alive = wire::encode(&Message::Alive).expect("a word is JSON");
     while stopped.recv_timeout(every) == Err(RecvTimeoutError::Timeout) {
-        let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writer = lock(writer);
         if wire::send(&mut *writer, &alive, MESSAGE_BYTES_MAX).is_err() {
             return;
         }

@@ -202,7 +202,7 @@ struct Numbers(Random);
 impl Numbers {
     /// Between 1 and 2 in size, times a power of two, of either sign.
     fn next(&mut self) -> f32 {
-        let bits = self.0.next();
+        let bits = self.0.next_bits();
         let exponent = (bits >> 32) % EXPONENTS;
         let size = f32::from_bits((127 - 6 + exponent as u32) << 23 | (bits as u32 & 0x007F_FFFF));
         if bits >> 63 == 0 { size } else { -size }
