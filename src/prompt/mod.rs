@@ -7,7 +7,8 @@
 //! - `parts` is `content` that is a list of text parts, `markup` is what the filter `safe` makes
 //! - `cost` charges templates for what they compare, add and keep, which minijinja alone does not
 //! - `python` and `methods` print and cut text as Python does, `clock` shows the date
-//! - `token_files` reads what stands beside `tokenizer.json`, `tokenizer` encodes, `sanitize` keeps control tokens out of what users wrote
+//! - `token_files` reads what stands beside `tokenizer.json`, `tokenizer` encodes, `tokenizer_class` says where
+//!   transformers 5 would build another one, `sanitize` keeps control tokens out of what users wrote
 
 mod clock;
 mod cost;
@@ -21,6 +22,7 @@ mod scan;
 mod template;
 mod token_files;
 mod tokenizer;
+mod tokenizer_class;
 
 use std::path::Path;
 
@@ -119,7 +121,7 @@ impl Prompt {
         let templates = Templates::open(dir, &files.config, now)?;
         let tokenizer = Tokenizer::open(dir, &files)?;
         let listed_control_tokens = files.control_tokens(dir)?;
-        let mut warnings = vec![];
+        let mut warnings: Vec<String> = tokenizer.warning(dir, &files.config).into_iter().collect();
         let dated = templates.usable().any(|template| template.names_clock);
         if dated && options.clock == Clock::System && !options.template_vars.contains_key("date_string") {
             warnings.push(format!(

@@ -1,4 +1,7 @@
 //! `tokenizer.json`, with the tokens that the files beside it add: text -> ids.
+//!
+//! tokenizer.json is used as it stands, whatever class tokenizer_config.json names. transformers 5 builds some classes anew
+//! from its vocabulary and merges; where that may give other ids, there is a warning (`tokenizer_class`).
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -8,6 +11,7 @@ use tokenizers::{AddedToken, Model, NormalizedString, Normalizer, PreTokenizer};
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString};
 
 use super::token_files::{TokenFiles, read_file};
+use super::tokenizer_class;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A tokenizer that adds nothing of its own unless it is asked to.
@@ -38,6 +42,11 @@ impl Tokenizer {
         files.add_to(&mut inner, &bytes, &path)?;
         let added = inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
         Ok(Self { inner, named: files.variables(), added })
+    }
+
+    /// What a user should be told of the class that `config`, tokenizer_config.json of `dir`, names.
+    pub(super) fn warning(&self, dir: &Path, config: &Map<String, Json>) -> Option<String> {
+        tokenizer_class::warning(dir, config, &self.inner)
     }
 
     /// The id that begins a text, when the tokenizer names one.

@@ -463,6 +463,49 @@ fn a_template_that_reads_the_clock_says_so_once_unless_the_date_is_given() {
 }
 
 #[test]
+fn classes_that_transformers_builds_anew_are_warned_of() {
+    let file = read_json("classes.json");
+    let own = read_json("tokenizer.json");
+    let (mut warned, mut wrong) = (0, vec![]);
+    for row in cases("classes.json") {
+        let Some(differs) = row["differs"].as_bool() else { continue };
+        let mut tokenizer = own.clone();
+        for (key, value) in file["shapes"][row["shape"].as_str().unwrap()].as_object().unwrap() {
+            match value {
+                Value::Object(fields) if key == "model" => {
+                    tokenizer[key].as_object_mut().unwrap().extend(fields.clone())
+                }
+                value => tokenizer[key] = value.clone(),
+            }
+        }
+        let model = json!({"model_type": row["model_type"]}).to_string();
+        let dir = folder(&[
+            ("chat_template.jinja", "x"),
+            ("tokenizer.json", &tokenizer.to_string()),
+            ("tokenizer_config.json", &row["config"].to_string()),
+            ("config.json", &model),
+        ]);
+        let prompt = open(&dir, PromptOptions::default()).unwrap();
+        if prompt.warnings().len() != usize::from(differs) {
+            wrong.push(format!("{row}: {:?}", prompt.warnings()));
+        }
+        let class = row["config"]["tokenizer_class"].as_str().unwrap();
+        for warning in prompt.warnings() {
+            // A model type may come with a class of its own.
+            let class = if row["model_type"] == "qwen2" { "Qwen2Tokenizer" } else { class };
+            assert!(warning.contains(&format!("builds a `{class}` with ")), "{row}: {warning}");
+            assert!(
+                warning.ends_with("; tokenizer.json is used as it stands, as transformers 4 does"),
+                "{warning}"
+            );
+        }
+        warned += prompt.warnings().len();
+    }
+    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(warned > 80, "{warned} warnings");
+}
+
+#[test]
 fn a_conversations_variables_win_over_the_options() {
     let vars = |value: &str| Map::from_iter([("who".to_owned(), json!(value))]);
     let options = PromptOptions { template_vars: vars("options"), ..Default::default() };
