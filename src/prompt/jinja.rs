@@ -25,6 +25,9 @@ const FUEL: u64 = 10_000_000;
 /// 30 deep by this.
 const RECURSION_MAX: usize = 200;
 
+/// Spaces by which text is indented, at most.
+const WIDTH_MAX: usize = 1024;
+
 /// Filters of minijinja's that Jinja2 does not have, or has with another meaning; HTML escaping has no place in prompts.
 const FOREIGN_FILTERS: [&str; 10] =
     ["escape", "e", "split", "lines", "bool", "chain", "zip", "pprint", "format", "attr"];
@@ -133,7 +136,7 @@ fn tojson(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs)
     kwargs.assert_all_used()?;
     let indent = match indent {
         Some(indent) if indent.as_str().is_some() => indent.as_str().map(str::to_owned),
-        Some(indent) => Some(" ".repeat(usize::try_from(i64::try_from(indent)?.clamp(0, 64)).unwrap_or(0))),
+        Some(indent) => Some(spaces(&indent)?),
         None => None,
     };
     let (mut item_separator, mut key_separator) =
@@ -148,6 +151,17 @@ fn tojson(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs)
     let text = json_dumps(value, &style)?;
     cost::charge_made(state, text.len())?;
     Ok(text)
+}
+
+/// So many spaces, none for a negative width, as Python repeats a string.
+fn spaces(width: &Value) -> Result<String, Error> {
+    let width = i64::try_from(width.clone())?.max(0);
+    match usize::try_from(width).ok().filter(|width| *width <= WIDTH_MAX) {
+        Some(width) => Ok(" ".repeat(width)),
+        None => {
+            Err(unsupported(format!("an indentation by more than {WIDTH_MAX} spaces is not implemented")))
+        }
+    }
 }
 
 /// Jinja2's `default(value, default_value, boolean)`.
@@ -232,7 +246,7 @@ fn indent(
         None => "    ".to_owned(),
         Some(width) => match width.as_str() {
             Some(text) => text.to_owned(),
-            None => " ".repeat(usize::try_from(i64::try_from(width.clone())?.clamp(0, 1024)).unwrap_or(0)),
+            None => spaces(width)?,
         },
     };
     let lines = split_lines(&text, false)?;

@@ -70,7 +70,7 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     let keeps = matches!(method, "strip" | "lstrip" | "rstrip" | "upper" | "lower" | "capitalize");
     let asks =
         matches!(method, "startswith" | "endswith" | "find" | "rfind" | "count" | "isspace" | "isascii");
-    if !asks && !(keeps && args.is_empty()) {
+    if !(asks || keeps && args.is_empty()) {
         refuse(value)?;
     }
     let result = methods::call(state, &Value::from(text), method, args)?;

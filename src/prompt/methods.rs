@@ -272,6 +272,9 @@ fn any_affix(args: &[Value], test: impl Fn(&str) -> bool) -> Result<bool, Error>
         return Err(unsupported("startswith and endswith take a string or a tuple of strings"));
     }
     let affixes = affix.try_iter()?.checked().collect::<Result<Vec<_>, _>>()?;
+    if !affixes.iter().all(|affix| affix.as_str().is_some()) {
+        return Err(unsupported("startswith and endswith take a string or a tuple of strings"));
+    }
     Ok(affixes.iter().filter_map(Value::as_str).any(test))
 }
 
