@@ -242,6 +242,11 @@ pub(super) fn charge_made(state: &State, bytes: usize) -> Result<(), Error> {
     state.consume_fuel(bytes as u64 / rate::MADE_BYTES)
 }
 
+/// Charges for a text that a value holds, as minijinja does for texts.
+pub(super) fn charge_held(state: &State, bytes: usize) -> Result<(), Error> {
+    state.consume_fuel(bytes as u64 / rate::HELD_BYTES)
+}
+
 /// Charges for items of a list that are gone through.
 pub(super) fn charge_items(state: &State, items: usize) -> Result<(), Error> {
     state.consume_fuel(items as u64 / rate::SEEN)

@@ -84,28 +84,28 @@ fn emit(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error>
 fn add_filters(env: &mut Environment<'static>) {
     env.add_filter("tojson", tojson);
     env.add_filter(cost::JOINED, text_of);
-    env.add_filter("safe", |state: &State, value: &Value| text_of(state, value).map(markup::markup));
+    env.add_filter("safe", |state: &State, value: &Value| markup::markup(state, text_of(state, value)?));
     env.add_filter("string", |state: &State, value: &Value| {
-        text_of(state, value).map(|text| markup::like(value, text))
+        markup::like(state, value, text_of(state, value)?)
     });
     for name in ["length", "count"] {
-        env.add_filter(name, |value: &Value| match markup::text_of(value) {
-            Some(text) => Ok(text.chars().count()),
+        env.add_filter(name, |state: &State, value: &Value| match markup::text_of(value) {
+            Some(text) => cost::charge_text(state, text.len()).map(|()| text.chars().count()),
             None => filters::length(value),
         });
     }
     env.add_filter("trim", |state: &State, value: &Value, chars: Option<&str>| {
         let text = text_of(state, value)?;
-        Ok::<_, Error>(markup::like(value, strip(state, &text, chars, true, true)?.to_owned()))
+        markup::like(state, value, strip(state, &text, chars, true, true)?.to_owned())
     });
     env.add_filter("upper", |state: &State, value: &Value| {
-        Ok::<_, Error>(markup::like(value, text_of(state, value)?.to_uppercase()))
+        markup::like(state, value, text_of(state, value)?.to_uppercase())
     });
     env.add_filter("lower", |state: &State, value: &Value| {
-        Ok::<_, Error>(markup::like(value, text_of(state, value)?.to_lowercase()))
+        markup::like(state, value, text_of(state, value)?.to_lowercase())
     });
     env.add_filter("capitalize", |state: &State, value: &Value| {
-        capitalize(&text_of(state, value)?).map(|text| markup::like(value, text))
+        markup::like(state, value, capitalize(&text_of(state, value)?)?)
     });
     env.add_filter("title", |state: &State, value: &Value| Ok::<_, Error>(title(&text_of(state, value)?)));
     env.add_filter(

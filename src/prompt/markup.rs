@@ -10,6 +10,7 @@ use std::sync::Arc;
 use minijinja::value::{Object, ObjectRepr};
 use minijinja::{Error, ErrorKind, State, Value};
 
+use super::cost;
 use super::methods;
 use super::python::unsupported;
 
@@ -30,9 +31,10 @@ impl Object for Markup {
     }
 }
 
-/// `text` as a `Markup`.
-pub(super) fn markup(text: String) -> Value {
-    Value::from_object(Markup(text))
+/// `text` as a `Markup`, at the price of a text.
+pub(super) fn markup(state: &State, text: String) -> Result<Value, Error> {
+    cost::charge_held(state, text.len())?;
+    Ok(Value::from_object(Markup(text)))
 }
 
 /// The text of a `Markup`; `None` for other values.
@@ -41,8 +43,8 @@ pub(super) fn text_of(value: &Value) -> Option<&str> {
 }
 
 /// `text`, made of `value` by a filter of which Jinja2's keeps a `Markup` what it is.
-pub(super) fn like(value: &Value, text: String) -> Value {
-    if text_of(value).is_some() { markup(text) } else { Value::from(text) }
+pub(super) fn like(state: &State, value: &Value, text: String) -> Result<Value, Error> {
+    if text_of(value).is_some() { markup(state, text) } else { Ok(Value::from(text)) }
 }
 
 /// `value` to be compared: the text of a `Markup`.
@@ -73,9 +75,10 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     if !(asks || keeps && args.is_empty()) {
         refuse(value)?;
     }
+    cost::charge_held(state, text.len())?;
     let result = methods::call(state, &Value::from(text), method, args)?;
-    Ok(match result.as_str() {
-        Some(text) if keeps => markup(text.to_owned()),
-        _ => result,
-    })
+    match result.as_str() {
+        Some(text) if keeps => markup(state, text.to_owned()),
+        _ => Ok(result),
+    }
 }

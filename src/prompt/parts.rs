@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use minijinja::value::{Enumerator, Object, ObjectRepr};
+use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr};
 use minijinja::{Error, ErrorKind, Value};
 
 /// Why a template's rendering ended: it would have printed parts.
@@ -27,8 +27,11 @@ impl std::fmt::Display for PrintsParts {
 
 impl std::error::Error for PrintsParts {}
 
+/// The list, and a part of it: what they are otherwise.
 #[derive(Debug)]
-struct Parts(Vec<Value>);
+struct Parts(DynObject);
+#[derive(Debug)]
+struct Part(DynObject);
 
 impl Object for Parts {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
@@ -36,16 +39,13 @@ impl Object for Parts {
     }
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.0.get(key.as_usize()?).cloned()
+        self.0.get_value(key)
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Seq(self.0.len())
+        self.0.enumerate()
     }
 }
-
-#[derive(Debug)]
-struct Part(Vec<(Value, Value)>);
 
 impl Object for Part {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
@@ -53,17 +53,20 @@ impl Object for Part {
     }
 
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        self.0.iter().find(|(name, _)| name == key).map(|(_, value)| value.clone())
+        self.0.get_value(key)
     }
 
     fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Values(self.0.iter().map(|(name, _)| name.clone()).collect())
+        self.0.enumerate()
     }
 }
 
-/// A list of parts, each with its keys and values in order.
-pub(super) fn list(parts: impl Iterator<Item = Vec<(Value, Value)>>) -> Value {
-    Value::from_object(Parts(parts.map(|part| Value::from_object(Part(part))).collect()))
+/// The list of these parts, which are mappings.
+pub(super) fn list(parts: impl Iterator<Item = Value>) -> Value {
+    let part =
+        |part: Value| part.as_object().cloned().map_or(part, |object| Value::from_object(Part(object)));
+    let list = Value::from(parts.map(part).collect::<Vec<_>>());
+    list.as_object().cloned().map_or(list, |object| Value::from_object(Parts(object)))
 }
 
 /// Refuses to print `value` if it is a list of parts, or one of them.

@@ -237,16 +237,7 @@ fn message_value(message: Json) -> Value {
     let role = fields.get("role").and_then(Json::as_str).map(unmarked);
     let of_text = !role.is_some_and(|role| returns_data(&role));
     Value::from_pairs(fields.into_iter().map(|(key, value)| match (key.as_str(), value) {
-        ("content", Json::Array(parts)) if of_text => {
-            let fields = |part| match part {
-                Json::Object(fields) => fields,
-                _ => Map::new(),
-            };
-            let pairs = |part: Map<String, Json>| {
-                part.into_iter().map(|(key, value)| (Value::from(key), to_value(value))).collect()
-            };
-            (key, parts::list(parts.into_iter().map(fields).map(pairs)))
-        }
+        ("content", Json::Array(parts)) if of_text => (key, parts::list(parts.into_iter().map(to_value))),
         (_, value) => (key, to_value(value)),
     }))
 }

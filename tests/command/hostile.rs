@@ -200,6 +200,8 @@ fn templates_written_to_do_harm_are_refused_in_time() {
         grow("'a'", 60, "ns.x + ns.x"),
         grow("'a'", 12, "ns.x|replace('a', 'aaaaaaaaaaaaaaaa')"),
         grow("'a'", 12, "ns.x.replace('a', 'aaaaaaaaaaaaaaaa')"),
+        grow("'a'", 60, "(ns.x ~ ns.x)|safe"),
+        "{% set x = 'a' * 50000000 %}".to_owned() + &grow("[]", 99_999, "ns.x + [x|safe]"),
         grow("'aaaaaaaaaa'", 12, "ns.x|join('aaaaaaaaaaaaaaaa')"),
         grow("[]", 60, "[ns.x, ns.x]") + "{{ ns.x }}",
         grow("[]", 60, "[ns.x, ns.x]") + "{{ ns.x|tojson(indent=4) }}",
@@ -290,6 +292,9 @@ fn templates_that_do_again_and_again_what_takes_long_run_out_of_fuel_in_time() {
         ("{% set x = [''] * 1000000 %}", "{% if x|join or ''.join(x) %}{% endif %}"),
         ("{% set x = [1] * 1000000 %}", "{% if x|trim('[]1, ') or x is upper %}{% endif %}"),
         (&mapping, "{% if namespace(d) %}{% endif %}"),
+        (TEXTS, "{% if x|safe == y %}{% endif %}"),
+        (TEXTS, "{% if x|safe|trim|upper is string %}{% endif %}"),
+        ("{% set x = ('a' * 50000000)|safe %}", "{% if x|length or x.find('b') or x.strip() %}{% endif %}"),
     ];
     for (start, body) in work {
         let again = "{% for a in range(99999) %}{% for b in range(99999) %}";
