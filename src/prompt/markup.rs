@@ -1,4 +1,4 @@
-//! What the filter `safe` makes: a text that is printed as it is, and that Jinja2 would escape other text for.
+//! The values that the filter `safe` makes: a text that is printed as it is, and that Jinja2 would escape other text for.
 //!
 //! Nothing is escaped in chat templates, so `safe` seems to change nothing. But to Jinja2 its result is a `Markup`: `+`, `%`
 //! and the methods of strings escape what they join to it, and `repr` shows its type. So it is a value of its own here. It

@@ -65,8 +65,8 @@ pub enum Truncate {
     Left,
 }
 
-/// What happens to a conversation that begins with the beginning-of-text token (BOS) twice, as text does whose BOS the chat
-/// template wrote and the tokenizer wrote again.
+/// Policy for conversations that begin with the beginning-of-text token (BOS) twice, as text does whose BOS the chat template
+/// wrote and the tokenizer wrote again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DoubleBos {
     /// It is an error ([`ErrorKind::Conversation`]).

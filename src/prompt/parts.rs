@@ -9,7 +9,7 @@ use std::sync::Arc;
 use minijinja::value::{DynObject, Enumerator, Object, ObjectRepr};
 use minijinja::{Error, ErrorKind, Value};
 
-/// Why a template's rendering ended: it would have printed parts.
+/// The cause in the error of a template that would print parts.
 #[derive(Debug)]
 pub(super) struct PrintsParts;
 
@@ -27,9 +27,11 @@ impl std::fmt::Display for PrintsParts {
 
 impl std::error::Error for PrintsParts {}
 
-/// The list, and a part of it: what they are otherwise.
+/// A list of parts, around minijinja's own list.
 #[derive(Debug)]
 struct Parts(DynObject);
+
+/// A part, around minijinja's own mapping.
 #[derive(Debug)]
 struct Part(DynObject);
 

@@ -411,7 +411,7 @@ impl Stated {
     }
 }
 
-/// What is read of tokenizer.json beside the tokenizer itself.
+/// The ids that tokenizer.json states.
 #[derive(Deserialize)]
 struct TokenizerFile {
     #[serde(default)]
@@ -442,7 +442,7 @@ fn is_own_name(key: &str) -> bool {
     key.ends_with("_token") && !NAMED.contains(&key)
 }
 
-/// What Python takes for false.
+/// Whether Python takes `value` for false.
 fn is_empty(value: &Json) -> bool {
     match value {
         Json::Null | Json::Bool(false) => true,
@@ -579,7 +579,7 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// What is wrong with a file that Git LFS has not fetched, and what to do; `None` for any other.
+/// The message and the hint for a file that Git LFS has not fetched; `None` for any other.
 pub(super) fn lfs_pointer(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
     bytes.starts_with(b"version https://git-lfs.github.com/spec/").then_some((
         "the file is a Git LFS pointer, not the file itself",

@@ -44,7 +44,7 @@ impl Tokenizer {
         Ok(Self { inner, named: files.variables(), added })
     }
 
-    /// What a user should be told of the class that `config`, tokenizer_config.json of `dir`, names.
+    /// The warning about the class that `config`, tokenizer_config.json of `dir`, names.
     pub(super) fn warning(&self, dir: &Path, config: &Map<String, Json>) -> Option<String> {
         tokenizer_class::warning(dir, config, &self.inner)
     }

@@ -1,4 +1,4 @@
-//! Whether transformers 5 would build a tokenizer of its own where tokenizer.json is used here as it stands.
+//! The warning where transformers 5 would build a tokenizer of its own where tokenizer.json is used here as it stands.
 //!
 //! transformers 5 takes only the vocabulary and the merges out of tokenizer.json when `tokenizer_class` names one of its
 //! classes, and puts the class's own normalizer and pre-tokenizer beside them; ids are others where those differ.
@@ -10,10 +10,10 @@ use std::path::Path;
 use serde_json::{Map, Value as Json, json};
 use tokenizers::ModelWrapper;
 
-/// What splits words in Qwen2's pre-tokenizer.
+/// The regular expression by which Qwen2's pre-tokenizer splits words.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// What decides on ids beside vocabulary, merges and added tokens.
+/// The parts of a tokenizer that decide on ids beside vocabulary, merges and added tokens.
 #[derive(Debug, PartialEq)]
 struct Pipeline {
     normalizer: Json,
@@ -76,7 +76,7 @@ fn own_pipeline(tokenizer: &tokenizers::Tokenizer) -> Option<Pipeline> {
     })
 }
 
-/// Takes out what changes offsets alone, and no ids.
+/// Removes the settings that change offsets and no ids.
 fn forget_offsets(pre_tokenizer: &mut Json) {
     match pre_tokenizer {
         Json::Object(fields) => {
@@ -104,7 +104,7 @@ const UNNAMED: &str = "";
 /// The names and texts of special tokens.
 type Tokens = &'static [(&'static str, &'static str)];
 
-/// What transformers 5 builds for a class, with the special tokens that it has where the config names none; `None` for a
+/// The pipeline that transformers 5 builds for a class, with the special tokens that it has where the config names none; `None` for a
 /// class that uses tokenizer.json as it stands, or that no language model here names.
 fn built(name: &str, config: &Map<String, Json>) -> Option<(Pipeline, Tokens)> {
     let flag = |key: &str| config.get(key).and_then(Json::as_bool);
@@ -201,7 +201,7 @@ fn built(name: &str, config: &Map<String, Json>) -> Option<(Pipeline, Tokens)> {
     })
 }
 
-/// config.json of the model, as far as it is there; who loads the model reads and checks it.
+/// config.json of the model, as far as it is there: it is checked where the model is loaded, and serves a warning here.
 fn model_config(dir: &Path) -> Map<String, Json> {
     let bytes = std::fs::read(dir.join("config.json")).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or_default()
