@@ -47,9 +47,10 @@ fmt:
 
 lint: cuda-toolchain
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
-	@# The library as services link it: without the inside, on the CPU alone and with CUDA.
+	@# The library as services link it: with nothing, and with each feature alone.
 	cargo clippy --release --locked --package kudos -- -D warnings
 	cargo clippy --release --locked --package kudos --features cuda -- -D warnings
+	cargo clippy --release --locked --package kudos --features cluster -- -D warnings
 	cargo clippy --release --locked --package kudos --features internals -- -D warnings
 
 doc: cuda-toolchain

@@ -33,9 +33,9 @@ pub use batch::Sharing;
 pub use conversation::{Conversation, Message};
 #[cfg(feature = "cuda")]
 pub use engine::PlannedGpus;
-pub use engine::{
-    Device, Engine, Options, Pending, Plan, ProcessRank, Residency, Score, ScoreAll, Secret, Stats,
-};
+pub use engine::{Device, Engine, Options, Pending, Plan, Residency, Score, ScoreAll, Stats};
+#[cfg(feature = "cluster")]
+pub use engine::{ProcessRank, Secret};
 pub use error::{Error, ErrorKind, Result};
 pub use prompt::{DoubleBos, Prompt, PromptOptions, PromptTokens, Truncate};
 

@@ -372,6 +372,7 @@ impl Chosen {
     }
 
     /// Says where the ranks of several processes meet, which is what [`nccl_id`](Self::nccl_id) gave at rank 0.
+    #[cfg(feature = "cluster")]
     #[cfg_attr(not(feature = "cuda"), allow(unused_variables, reason = "only GPUs meet"))]
     pub(super) fn meet_at(&self, nccl_id: &[u8]) -> Result<()> {
         match &self.hardware {
@@ -382,6 +383,7 @@ impl Chosen {
     }
 
     /// The kernels that are run, which all ranks share.
+    #[cfg(feature = "cluster")]
     pub(super) fn tier_name(&self) -> &'static str {
         match &self.hardware {
             Hardware::Cpu { .. } => "none",

@@ -3,16 +3,16 @@
 //! An [`Engine`] may be shared by any number of threads. What waits when it is idle is batched together, up to the
 //! token budget; a score does not depend on what else was in its batch.
 
+mod cluster;
 mod device;
 #[cfg(test)]
 mod golden;
 mod options;
 mod parts;
 mod plan;
-mod processes;
+mod process_rank;
 mod queue;
 mod ranks;
-mod rendezvous;
 mod residency;
 mod scoring;
 mod stats;
@@ -40,14 +40,12 @@ pub use options::PlannedGpus;
 pub use options::{Device, Options};
 #[cfg(feature = "cuda")]
 use parts::ranks_of;
-use parts::{Parts, Weights, facts, geometry};
+use parts::{Parts, Weights, geometry};
 pub use plan::Plan;
-use processes::{Follower, Remote};
+pub use process_rank::{ProcessRank, Secret};
 pub use queue::Pending;
 use queue::Queue;
-use ranks::{LAST_WORDS, Rank, Team};
-use rendezvous::Link;
-pub use rendezvous::{ProcessRank, Secret};
+use ranks::{LAST_WORDS, Team};
 pub use residency::{Placement, Residency};
 pub use scoring::{Score, ScoreAll};
 pub use stats::Stats;
@@ -66,7 +64,7 @@ pub struct Engine {
     queue: Arc<Queue>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// To the ranks in other processes.
-    links: Vec<Arc<Link>>,
+    links: Vec<Arc<cluster::Link>>,
     warnings: Arc<Mutex<Vec<String>>>,
 }
 
@@ -75,10 +73,10 @@ impl Engine {
     /// token ids will be scored, `tokenizer.json` with a chat template.
     ///
     /// Everything that can be checked is checked here: the config against what is implemented, every tensor against
-    /// the config, the ranks against the model. With [`Options::process`] this is rank 0, and waits for the others.
+    /// the config, the ranks against the model. Where ranks are in several processes (feature `cluster`) this is rank 0, and waits for the others.
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self> {
         let dir = dir.as_ref();
-        if let Some(process) = options.process.as_ref().filter(|process| process.rank > 0) {
+        if let Some(process) = options.process().filter(|process| process.rank > 0) {
             let message = format!("rank {} cannot open the engine, which is rank 0's", process.rank);
             return Err(Error::new(ErrorKind::Options, message).with_hint("`Engine::serve` runs the others"));
         }
@@ -109,15 +107,7 @@ impl Engine {
         mut warnings: Vec<String>,
         options: Options,
     ) -> Result<Self> {
-        let links = match options.several_processes() {
-            None => Vec::new(),
-            Some(process) => {
-                let facts = facts(&parts, &options);
-                let links = rendezvous::gather(process, &facts, options.peer_timeout)?;
-                parts.keep(processes::agree(&links, parts.plan.placement.resident)?, &options)?;
-                links.into_iter().map(Arc::new).collect()
-            }
-        };
+        let links = cluster::gather(&mut parts, &options)?;
         let Parts { config, chosen, ranks, tensors, plan, said } = parts;
         warnings.extend(said);
         warnings.extend(prompt.iter().flat_map(|prompt| prompt.warnings().iter().cloned()));
@@ -146,7 +136,7 @@ impl Engine {
         let (shared_warnings, shared_links) = (Arc::clone(&warnings), links.clone());
         let threads = ranks::start(&team, move |rank| {
             if let Some(link) = rank.checked_sub(1).and_then(|index| shared_links.get(index)) {
-                return Ok(Box::new(Remote::open(Arc::clone(link), chosen.nccl_id())?));
+                return cluster::remote(Arc::clone(link), chosen.nccl_id());
             }
             let warn = |warning| warn_once(&shared_warnings, warning);
             let geometry = geometries[rank].clone();
@@ -162,29 +152,9 @@ impl Engine {
     /// Runs a rank other than 0 of several processes ([`Options::process`]) for the engine that rank 0 opens, until
     /// that one is dropped. An error is the first cause for which all ranks end, whichever rank it befell.
     /// `began` gets the device in words, and what the caller should know, when rank 0 has let this rank in.
+    #[cfg(feature = "cluster")]
     pub fn serve(dir: impl AsRef<Path>, options: Options, began: impl FnOnce(&str, &[String])) -> Result<()> {
-        let Some(process) = options.several_processes().filter(|process| process.rank > 0).cloned() else {
-            return Err(Error::new(ErrorKind::Options, "rank 0 opens the engine, and serves none")
-                .with_hint("`Engine::open` runs rank 0"));
-        };
-        let mut parts = Parts::in_folder(dir.as_ref(), &options)?;
-        let link = rendezvous::join(&process, &facts(&parts, &options), options.peer_timeout)?;
-        parts.keep(processes::agreed(&link, parts.plan.placement.resident)?, &options)?;
-        let Parts { config, chosen, ranks, mut tensors, plan, said } = parts;
-        let tensors = tensors.swap_remove(0);
-        began(&chosen.describe(), &said);
-        let geometry = geometry(&config, &options, Shard::new(&config, process.rank, ranks)?);
-        let (vocab, capacity) = (config.vocab, plan.capacity);
-        let (abort, chosen) = (chosen.abort(), Arc::new(chosen));
-        let meeting = Arc::clone(&chosen);
-        let open = move || -> Result<Box<dyn Rank>> {
-            let Plan { capacity, footprint, placement, .. } = plan;
-            // Rank 0 has the same ones to tell.
-            let unheard = |_| {};
-            chosen.open_rank(geometry, capacity, &tensors, placement.resident, &footprint, &unheard)
-        };
-        let meet = move |nccl_id: &[u8]| meeting.meet_at(nccl_id);
-        processes::follow(Follower { process, vocab, capacity, open, meet, abort }, link)
+        cluster::serve(dir.as_ref(), options, began)
     }
 
     /// What an engine with these options would hold on GPUs that need not be there. Reads `config.json` and the headers of

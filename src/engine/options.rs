@@ -41,6 +41,7 @@ pub struct Options {
     /// How long a rank on a GPU waits for another one before the engine gives up.
     pub peer_timeout: Duration,
     /// This process's rank, when the ranks are in several processes.
+    #[cfg(feature = "cluster")]
     pub process: Option<ProcessRank>,
     /// Unique tokens that one pass takes together; when nothing is given 4,096, or up to 16,384 where layers are streamed
     /// through a GPU. A longer sequence makes a pass of its own.
@@ -83,6 +84,7 @@ impl Default for Options {
             overlap: Overlap::Auto,
             devices: Vec::new(),
             peer_timeout: Duration::from_secs(600),
+            #[cfg(feature = "cluster")]
             process: None,
             batch_tokens: None,
             max_tokens: None,
@@ -116,8 +118,19 @@ pub struct PlannedGpus {
 }
 
 impl Options {
+    /// This process's rank, where ranks may be in several processes.
+    #[cfg(feature = "cluster")]
+    pub(super) fn process(&self) -> Option<&ProcessRank> {
+        self.process.as_ref()
+    }
+
+    #[cfg(not(feature = "cluster"))]
+    pub(super) fn process(&self) -> Option<&ProcessRank> {
+        None
+    }
+
     /// This process's rank, where there is more than one process.
     pub(super) fn several_processes(&self) -> Option<&ProcessRank> {
-        self.process.as_ref().filter(|process| process.world_size > 1)
+        self.process().filter(|process| process.world_size > 1)
     }
 }

@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use crate::backend::Geometry;
 use crate::config::ModelConfig;
 use crate::engine::device::Chosen;
-use crate::engine::{Options, Plan, Residency, rendezvous};
+use crate::engine::{Options, Plan, Residency};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::rope;
 use crate::shard::Shard;
@@ -64,7 +62,7 @@ impl Parts {
                 .at(dir.display())
                 .with_hint("name a folder that holds config.json and safetensors files"));
         }
-        if let Some(process) = &options.process {
+        if let Some(process) = options.process() {
             process.check()?;
             if let Some(ranks) = options.ranks.filter(|&ranks| ranks != process.world_size) {
                 let message = format!("{ranks} ranks in {} processes of one rank each", process.world_size);
@@ -100,6 +98,7 @@ impl Parts {
     }
 
     /// Keeps only so many layers resident, because another rank has no room for more.
+    #[cfg(feature = "cluster")]
     pub(super) fn keep(&mut self, resident: usize, options: &Options) -> Result<()> {
         if resident == self.plan.placement.resident {
             return Ok(());
@@ -114,38 +113,6 @@ impl Parts {
         ));
         Ok(())
     }
-}
-
-/// What ranks in several processes must have in common, by name.
-pub(super) fn facts(parts: &Parts, options: &Options) -> rendezvous::Facts {
-    let Parts { config, chosen, plan, tensors, .. } = parts;
-    // Rows that every rank holds whole, and in which models differ that are trained from the same one.
-    let mut weights = Sha256::new();
-    weights.update(tensors[0].final_norm.bytes());
-    weights.update(tensors[0].head.bytes());
-    let weights: String = weights.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let facts = [
-        ("hidden_size", config.hidden.to_string()),
-        ("layers", config.layers.to_string()),
-        ("heads", format!("{} of {} with {} for keys", config.q_heads, config.head_dim, config.kv_heads)),
-        ("ffn", config.ffn.to_string()),
-        ("vocabulary", config.vocab.to_string()),
-        ("rms_norm_eps", config.rms_norm_eps.to_string()),
-        ("rope", format!("{:?}", config.rope)),
-        ("biases", format!("attention {}, mlp {}", config.attention_bias, config.mlp_bias)),
-        ("head", format!("{:?}", config.head)),
-        ("digest of weights", weights),
-        ("tier", chosen.tier_name().to_owned()),
-        ("batch tokens", plan.batch_tokens.to_string()),
-        ("max tokens", plan.max_tokens.to_string()),
-        ("rank sums", format!("{:?}", options.rank_sums).to_lowercase()),
-        // Ranks begin the same sums in the same order.
-        ("overlap", format!("{:?}", options.overlap).to_lowercase()),
-        // Signs of life are sent as often as the one who waits for them expects.
-        ("peer timeout", format!("{} s", options.peer_timeout.as_secs_f64())),
-        ("residency", format!("{:?}", options.residency).to_lowercase()),
-    ];
-    facts.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// What the ops of one rank need to know of the model.

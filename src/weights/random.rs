@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use half::bf16;
-use sha2::{Digest, Sha256};
 
 use super::table::{EMBEDDING, Entry, LAYER_PREFIX, LM_HEAD};
 use super::{Dtype, HostTensor};
@@ -113,10 +112,13 @@ fn repeated(name: &str, own_layers: usize) -> String {
     }
 }
 
-/// A seed for a tensor, far from every other tensor's.
+/// A seed for a tensor, far from every other tensor's: FNV-1a of the model's seed and the name, spread once more.
 fn seed_of(name: &str, seed: u64) -> u64 {
-    let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize();
-    digest.iter().take(8).fold(0, |bits, &byte| bits << 8 | u64::from(byte))
+    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+    const PRIME: u64 = 0x0000_0100_0000_01b3;
+    let bytes = seed.to_le_bytes().into_iter().chain(name.bytes());
+    let hash = bytes.fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
+    Random::new(hash).next_bits()
 }
 
 impl HostNumbers {

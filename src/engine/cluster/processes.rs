@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::ranks::{LAST_WORDS, Rank, guarded};
-use super::rendezvous::{Link, Message, ProcessRank};
+use super::rendezvous::{Link, Message};
 use crate::backend::{Ahead, Capacity};
 use crate::batch::Packed;
+use crate::engine::ProcessRank;
+use crate::engine::ranks::{LAST_WORDS, Rank, guarded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
 

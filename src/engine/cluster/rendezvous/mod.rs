@@ -9,7 +9,6 @@ mod link;
 mod tests;
 mod wire;
 
-use std::fmt;
 use std::io;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::Arc;
@@ -22,8 +21,9 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
+use crate::engine::{ProcessRank, Secret};
 use crate::error::{Error, ErrorKind, Result};
-pub(super) use link::Link;
+pub(in crate::engine) use link::Link;
 pub(super) use wire::Message;
 use wire::{GREETING_BYTES_MAX, Told, Until};
 
@@ -45,50 +45,15 @@ const RETRY: Duration = Duration::from_millis(100);
 /// How often rank 0 looks who is there.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// One rank of several processes that share a model, each on a GPU of its own.
-#[derive(Clone, Debug)]
-pub struct ProcessRank {
-    /// The rank of this process, from 0. Rank 0 opens the engine, the others serve it.
-    pub rank: usize,
-    /// How many processes there are.
-    pub world_size: usize,
-    /// The address where rank 0 listens and the others find it, `HOST:PORT`.
-    pub rendezvous: String,
-    /// Known to all ranks and to nobody else, if it is given.
-    pub secret: Option<Secret>,
-    /// Which of the machine's GPUs is this process's, from 0, when [`Options::devices`](super::Options::devices) names
-    /// none. Where only one is to be seen it is that one.
-    pub local_rank: usize,
-}
-
-/// A secret that ranks prove to each other that they know. Its bytes are never printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(Vec<u8>);
-
 impl Secret {
-    /// A secret of these bytes, at least one.
-    pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self> {
-        let bytes = bytes.into();
-        if bytes.is_empty() {
-            return Err(Error::new(ErrorKind::Options, "the secret of the ranks is empty"));
-        }
-        Ok(Self(bytes))
-    }
-
     /// What only somebody who knows the secret can say of a greeting and the number it was asked with.
     fn seal(&self, whose: &[u8], nonce: &[u8], hello: &[u8]) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("a key may have any length");
+        let mut mac = Hmac::<Sha256>::new_from_slice(self.bytes()).expect("a key may have any length");
         for part in [whose, nonce, hello] {
             mac.update(&(part.len() as u64).to_le_bytes());
             mac.update(part);
         }
         mac
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret(..)")
     }
 }
 
@@ -145,15 +110,6 @@ fn refusal(message: impl Into<String>) -> Error {
 }
 
 impl ProcessRank {
-    /// An error where the numbers make no sense.
-    pub(super) fn check(&self) -> Result<()> {
-        if self.rank < self.world_size {
-            return Ok(());
-        }
-        let (rank, world_size) = (self.rank, self.world_size);
-        Err(refusal(format!("there is no rank {rank} among {world_size}")).with_hint("ranks count from 0"))
-    }
-
     fn name(&self, rank: usize) -> String {
         format!("rank {rank} of {}", self.world_size)
     }
