@@ -7,12 +7,14 @@
 //! - `parts` is `content` that is a list of text parts, `markup` is what the filter `safe` makes
 //! - `cost` charges templates for what they compare, add and keep, which minijinja alone does not
 //! - `python` and `methods` print and cut text as Python does, `clock` shows the date
-//! - `token_files` reads what stands beside `tokenizer.json`, `tokenizer` encodes, `tokenizer_class` says where
-//!   transformers 5 would build another one, `sanitize` keeps control tokens out of what users wrote
+//! - `token_files` reads what stands beside `tokenizer.json`, by `json_file` and as tokens of `token`; `tokenizer` encodes;
+//!   `tokenizer_class` says where transformers 5 would build another one
+//! - `sanitize` keeps control tokens out of what users wrote
 
 mod clock;
 mod cost;
 mod jinja;
+mod json_file;
 mod markup;
 mod methods;
 mod parts;
@@ -20,6 +22,7 @@ mod python;
 mod sanitize;
 mod scan;
 mod template;
+mod token;
 mod token_files;
 mod tokenizer;
 mod tokenizer_class;

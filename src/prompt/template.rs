@@ -11,10 +11,10 @@ use serde_json::{Map, Value as Json};
 
 use super::cost;
 use super::jinja::{Raised, environment};
+use super::json_file::lfs_pointer;
 use super::parts::{self, PrintsParts};
 use super::sanitize::unmarked;
 use super::scan::scan;
-use super::token_files::lfs_pointer;
 use crate::conversation::returns_data;
 use crate::error::{Error, ErrorKind, Result};
 

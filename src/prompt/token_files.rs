@@ -5,18 +5,19 @@
 //! a list and not in `tokenizer.json` are added by rising id, then named and extra special tokens; each takes the id that
 //! the model's vocabulary has for it, else the next free one. transformers goes on when that is another id than the one
 //! stated, when an entry is overruled, or when a file is not read because of another one; here such input is an error.
+//!
+//! The order of these steps is what decides on ids, so they stand in one file.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs;
-use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json};
-use tokenizers::AddedToken;
 
+use super::json_file::{broken, read_object};
+use super::token::{Token, not_a_token, token_of};
 use crate::conversation::kind_of;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 
 /// The special tokens that have a name everywhere; a model may name more of its own (`*_token`).
 const NAMED: [&str; 7] =
@@ -28,87 +29,6 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 const DECODER: &str = "added_tokens_decoder";
 const EXTRA: &str = "extra_special_tokens";
 const ADDITIONAL: &str = "additional_special_tokens";
-
-/// A token as a file gives it.
-#[derive(Clone, Debug, PartialEq)]
-struct Token {
-    content: String,
-    single_word: bool,
-    lstrip: bool,
-    rstrip: bool,
-    /// Without a value: unless it is special.
-    normalized: Option<bool>,
-    special: bool,
-}
-
-impl Token {
-    /// A special token that a file gives as its text.
-    fn special(content: &str) -> Self {
-        Self {
-            content: content.to_owned(),
-            single_word: false,
-            lstrip: false,
-            rstrip: false,
-            normalized: None,
-            special: true,
-        }
-    }
-
-    /// Python's `AddedToken(**fields)`.
-    fn from_fields(fields: &Map<String, Json>, place: &str) -> Result<Self> {
-        let mut token = Self { special: false, ..Self::special("") };
-        let mut content = None;
-        for (key, value) in fields {
-            let flag = || {
-                value.as_bool().ok_or_else(|| {
-                    broken(format!("`{key}` of a token is {}, expected a boolean", kind_of(value)), place)
-                })
-            };
-            match key.as_str() {
-                "content" => content = value.as_str(),
-                "single_word" => token.single_word = flag()?,
-                "lstrip" => token.lstrip = flag()?,
-                "rstrip" => token.rstrip = flag()?,
-                "normalized" => token.normalized = Some(flag()?),
-                "special" => token.special = flag()?,
-                "__type" if value == "AddedToken" => {}
-                _ => return Err(broken(format!("a token has no field `{key}`"), place).with_hint(
-                    "the fields are `content`, `single_word`, `lstrip`, `rstrip`, `normalized` and `special`",
-                )),
-            }
-        }
-        match content {
-            Some(content) if !content.is_empty() => {
-                token.content = content.to_owned();
-                Ok(token)
-            }
-            _ => Err(broken("a token has no `content`".to_owned(), place)
-                .with_hint("`content` is the text of the token: a string that is not empty")),
-        }
-    }
-
-    fn added(self) -> AddedToken {
-        AddedToken {
-            content: self.content,
-            single_word: self.single_word,
-            lstrip: self.lstrip,
-            rstrip: self.rstrip,
-            normalized: self.normalized.unwrap_or(!self.special),
-            special: self.special,
-        }
-    }
-
-    fn from_added(token: AddedToken) -> Self {
-        Self {
-            content: token.content,
-            single_word: token.single_word,
-            lstrip: token.lstrip,
-            rstrip: token.rstrip,
-            normalized: Some(token.normalized),
-            special: token.special,
-        }
-    }
-}
 
 /// A token that a file gives, which the tokenizer must have in the end.
 #[derive(Debug)]
@@ -135,7 +55,7 @@ pub(super) struct TokenFiles {
 }
 
 impl TokenFiles {
-    /// The files of the model folder `dir`; an [`ErrorKind::Tokenizer`] names the file and the entry that cannot be used.
+    /// The files of the model folder `dir`; an error of kind `Tokenizer` names the file and the entry that cannot be used.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = |name: &str| dir.join(name);
         let config_path = path(CONFIG);
@@ -527,62 +447,6 @@ fn marked(mut fields: Map<String, Json>) -> Json {
     Json::Object(fields)
 }
 
-/// A special token: its text, or an object that says of itself that it is a token.
-fn token_of(value: &Json, place: &str) -> Result<Token> {
-    match value {
-        Json::String(content) => Ok(Token::special(content)),
-        Json::Object(fields) if fields.get("__type").is_some_and(|kind| kind == "AddedToken") => {
-            Token::from_fields(fields, place)
-        }
-        other => Err(not_a_token(other, place)),
-    }
-}
-
-fn not_a_token(value: &Json, place: &str) -> Error {
-    broken(format!("a token is {}, expected a token", kind_of(value)), place).with_hint(
-        "write it as a string, or as an object with `content`, which needs `\"__type\": \"AddedToken\"` where it is a special token",
-    )
-}
-
 fn not_an_id(what: &str, place: &str) -> Error {
     broken(format!("{what} is not the id of a token"), place).with_hint("an id is a whole number from 0")
-}
-
-fn broken(what: String, place: &str) -> Error {
-    Error::new(ErrorKind::Tokenizer, what).at(place)
-}
-
-/// The JSON object that a file holds, if there is such a file.
-fn read_object(path: &Path) -> Result<Option<Map<String, Json>>> {
-    let Some(bytes) = read_file(path)? else { return Ok(None) };
-    let parsed = serde_json::from_slice(&bytes);
-    parsed
-        .map(Some)
-        .map_err(|error| broken(format!("not a JSON object: {error}"), &path.display().to_string()))
-}
-
-/// The bytes of a JSON file, if there is such a file: not those that stand in for one.
-pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
-    let refused = |what: String| broken(what, &path.display().to_string());
-    let bytes = match fs::read(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(refused(format!("the file cannot be read: {error}"))),
-        Ok(bytes) => bytes,
-    };
-    if bytes.starts_with("\u{feff}".as_bytes()) {
-        return Err(refused("the file begins with a byte order mark (U+FEFF)".to_owned())
-            .with_hint("save it as UTF-8 without a byte order mark"));
-    }
-    if let Some((what, hint)) = lfs_pointer(&bytes) {
-        return Err(refused(what.to_owned()).with_hint(hint));
-    }
-    Ok(Some(bytes))
-}
-
-/// The message and the hint for a file that Git LFS has not fetched; `None` for any other.
-pub(super) fn lfs_pointer(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
-    bytes.starts_with(b"version https://git-lfs.github.com/spec/").then_some((
-        "the file is a Git LFS pointer, not the file itself",
-        "fetch the file with `git lfs pull`",
-    ))
 }

@@ -10,7 +10,8 @@ use serde_json::{Map, Value as Json};
 use tokenizers::{AddedToken, Model, NormalizedString, Normalizer, PreTokenizer};
 use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString};
 
-use super::token_files::{TokenFiles, read_file};
+use super::json_file::read_file;
+use super::token_files::TokenFiles;
 use super::tokenizer_class;
 use crate::error::{Error, ErrorKind, Result};
 

@@ -104,8 +104,8 @@ const UNNAMED: &str = "";
 /// The names and texts of special tokens.
 type Tokens = &'static [(&'static str, &'static str)];
 
-/// The pipeline that transformers 5 builds for a class, with the special tokens that it has where the config names none; `None` for a
-/// class that uses tokenizer.json as it stands, or that no language model here names.
+/// The pipeline that transformers 5 builds for a class, with the special tokens that it has where the config names
+/// none; `None` for a class that uses tokenizer.json as it stands, or that no language model names.
 fn built(name: &str, config: &Map<String, Json>) -> Option<(Pipeline, Tokens)> {
     let flag = |key: &str| config.get(key).and_then(Json::as_bool);
     let byte_level = |use_regex: bool| {
