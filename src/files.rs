@@ -38,26 +38,32 @@ pub(crate) fn read_text(file: &Path, bytes_max: u64, kind: ErrorKind) -> Result<
 }
 
 /// An error of `kind` when a file's bytes are a pointer to a file that git stored elsewhere.
-pub(crate) fn refuse_lfs_pointer(bytes: &[u8], kind: ErrorKind) -> Result<()> {
+pub fn refuse_lfs_pointer(bytes: &[u8], kind: ErrorKind) -> Result<()> {
     match bytes.starts_with(LFS_POINTER) {
         true => Err(Error::new(kind, "this is a pointer of git-lfs, not the file itself")
-            .with_hint("run `git lfs pull` in the model folder")),
+            .with_hint("run `git lfs pull` in its folder")),
         false => Ok(()),
     }
 }
 
-fn text(bytes: Vec<u8>, kind: ErrorKind) -> Result<String> {
-    refuse_lfs_pointer(&bytes, kind)?;
+/// An error of `kind` when a file's bytes stand in for JSON text, or are such text in a form that JSON does not allow.
+pub(crate) fn refuse_other_than_json(bytes: &[u8], kind: ErrorKind) -> Result<()> {
+    refuse_lfs_pointer(bytes, kind)?;
     if bytes.starts_with(UTF8_MARK) {
         return Err(Error::new(kind, "the file begins with a byte order mark, which JSON does not allow")
             .with_hint(
                 "save it as UTF-8 without a byte order mark, or run `sed -i '1s/^\\xEF\\xBB\\xBF//'` on it",
             ));
     }
-    if is_utf16(&bytes) {
+    if is_utf16(bytes) {
         return Err(Error::new(kind, "the file is UTF-16, expected UTF-8")
             .with_hint("save it as UTF-8 without a byte order mark (`iconv -f UTF-16 -t UTF-8`)"));
     }
+    Ok(())
+}
+
+fn text(bytes: Vec<u8>, kind: ErrorKind) -> Result<String> {
+    refuse_other_than_json(&bytes, kind)?;
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
         Error::new(kind, format!("the file is not UTF-8: byte {at} begins no character"))

@@ -60,5 +60,5 @@ pub mod internals {
             )*
         };
     }
-    rooms!(backend batch config conversation engine error fuzzing model prompt random request shard weights);
+    rooms!(backend batch config conversation engine error files fuzzing model prompt random request shard weights);
 }

@@ -419,7 +419,7 @@ fn config_files_that_are_no_plain_text_are_named() {
         (
             b"version https://git-lfs.example/spec/v1\noid sha256:0\nsize 1\n".to_vec(),
             "this is a pointer of git-lfs, not the file itself",
-            "run `git lfs pull` in the model folder",
+            "run `git lfs pull` in its folder",
         ),
     ];
     for (bytes, message, hint) in cases {

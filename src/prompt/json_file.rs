@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::refuse_other_than_json;
 
 /// The JSON object that a file holds, if there is such a file.
 pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Json>>> {
@@ -25,22 +26,8 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
         Err(error) => return Err(refused(format!("the file cannot be read: {error}"))),
         Ok(bytes) => bytes,
     };
-    if bytes.starts_with("\u{feff}".as_bytes()) {
-        return Err(refused("the file begins with a byte order mark (U+FEFF)".to_owned())
-            .with_hint("save it as UTF-8 without a byte order mark"));
-    }
-    if let Some((what, hint)) = lfs_pointer(&bytes) {
-        return Err(refused(what.to_owned()).with_hint(hint));
-    }
+    refuse_other_than_json(&bytes, ErrorKind::Tokenizer).map_err(|error| error.at(path.display()))?;
     Ok(Some(bytes))
-}
-
-/// The message and the hint for a file that Git LFS has not fetched; `None` for any other.
-pub(super) fn lfs_pointer(bytes: &[u8]) -> Option<(&'static str, &'static str)> {
-    bytes.starts_with(b"version https://git-lfs.github.com/spec/").then_some((
-        "the file is a Git LFS pointer, not the file itself",
-        "fetch the file with `git lfs pull`",
-    ))
 }
 
 /// An error about a tokenizer's file, at `place`.

@@ -11,12 +11,12 @@ use serde_json::{Map, Value as Json};
 
 use super::cost;
 use super::jinja::{Raised, environment};
-use super::json_file::lfs_pointer;
 use super::parts::{self, PrintsParts};
 use super::sanitize::unmarked;
 use super::scan::scan;
 use crate::conversation::returns_data;
 use crate::error::{Error, ErrorKind, Result};
+use crate::files::refuse_lfs_pointer;
 
 /// Bytes of a template, at most. Those that tests have come to 5,000.
 const TEMPLATE_BYTES_MAX: usize = 1 << 20;
@@ -216,12 +216,11 @@ fn from_config(dir: &Path, config: &Map<String, Json>) -> Result<Vec<(String, So
 
 fn read(path: PathBuf) -> Result<Option<Source>> {
     match fs::read_to_string(&path) {
-        Ok(text) => match lfs_pointer(text.as_bytes()) {
-            Some((what, hint)) => {
-                Err(Error::new(ErrorKind::Template, what).at(path.display()).with_hint(hint))
-            }
-            None => Ok(Some(Source { text, place: path.display().to_string() })),
-        },
+        Ok(text) => {
+            refuse_lfs_pointer(text.as_bytes(), ErrorKind::Template)
+                .map_err(|error| error.at(path.display()))?;
+            Ok(Some(Source { text, place: path.display().to_string() }))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unreadable(&path, &error)),
     }

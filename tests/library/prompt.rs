@@ -336,14 +336,15 @@ fn a_token_file_that_cannot_be_used_is_named_with_its_entry() {
         assert_eq!(
             marked,
             format!(
-                "the file begins with a byte order mark (U+FEFF)\n  at {file}\n\nhint: save it as UTF-8 without a byte order mark"
+                "the file begins with a byte order mark, which JSON does not allow\n  at {file}\n\nhint: save it as UTF-8 without a byte \
+                 order mark, or run `sed -i '1s/^\\xEF\\xBB\\xBF//'` on it"
             )
         );
         let pointer = refusal(file, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n");
         assert_eq!(
             pointer,
             format!(
-                "the file is a Git LFS pointer, not the file itself\n  at {file}\n\nhint: fetch the file with `git lfs pull`"
+                "this is a pointer of git-lfs, not the file itself\n  at {file}\n\nhint: run `git lfs pull` in its folder"
             )
         );
     }
@@ -586,7 +587,7 @@ fn a_template_that_git_lfs_has_not_fetched_is_refused() {
         assert_eq!(
             error.to_string().replace(&format!("{}/", dir.path().display()), ""),
             format!(
-                "the file is a Git LFS pointer, not the file itself\n  at {file}\n\nhint: fetch the file with `git lfs pull`"
+                "this is a pointer of git-lfs, not the file itself\n  at {file}\n\nhint: run `git lfs pull` in its folder"
             )
         );
     }

@@ -3,6 +3,7 @@
 use std::fs::Metadata;
 use std::sync::atomic::{AtomicU8, Ordering};
 
+use kudos::internals::files::refuse_lfs_pointer;
 use kudos::{Error, ErrorKind};
 
 /// A regular file, by what the system knows it by: names, links and redirections of one file are equal.
@@ -105,15 +106,9 @@ const OTHER_FORMATS: [(&[u8], &str, &str); 11] = [
 
 const UTF16_HINT: &str = "`iconv -f UTF-16 -t UTF-8 FILE | kudos .. -` reads it";
 
-/// What `git lfs` leaves in the place of a file that it has not fetched.
-const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
-
 /// An error if what begins like this is no JSON lines at all.
 pub(super) fn check_format(start: &[u8], name: &str) -> Result<(), Error> {
-    if start.starts_with(LFS_POINTER) {
-        let message = format!("{name} is a pointer of git-lfs, not the file itself");
-        return Err(Error::new(ErrorKind::Io, message).with_hint("run `git lfs pull` in its folder"));
-    }
+    refuse_lfs_pointer(start, ErrorKind::Io).map_err(|error| error.at(name))?;
     match OTHER_FORMATS.iter().find(|(magic, ..)| start.starts_with(magic)) {
         None => Ok(()),
         Some((_, what, hint)) => {

@@ -406,7 +406,7 @@ fn an_index_that_is_no_plain_text_is_named() {
     let text = printed(
         "this is a pointer of git-lfs, not the file itself",
         index,
-        "run `git lfs pull` in the model folder",
+        "run `git lfs pull` in its folder",
     );
     assert_eq!(folder.refusal(&config()), (ErrorKind::Weights, text));
     folder.write("model.safetensors.index.json", "\u{feff}{}".as_bytes());
