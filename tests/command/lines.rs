@@ -585,3 +585,38 @@ fn input_of_other_formats_is_named_before_anything_is_scored() {
     assert_eq!(array.status, Some(1));
     assert!(array.stdout.lines().next().unwrap().contains("a JSON array is not JSON lines"), "{array:?}");
 }
+
+/// The lines of the code blocks of a language in README.md.
+fn readme_blocks(language: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(common::root().join("README.md")).unwrap();
+    let blocks =
+        text.split(&format!("```{language}\n")).skip(1).map(|rest| rest.split("```").next().unwrap());
+    blocks.map(|block| block.lines().map(str::to_owned).collect()).collect()
+}
+
+/// Numbers may differ in the last digits that an f32 is printed with: from one kind of CPU to another they do.
+#[test]
+fn the_readme_shows_what_the_demo_model_says() {
+    let blocks = readme_blocks("json");
+    let [input, output] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
+    let found = scored(&["-"], &input.join("\n"));
+    assert_eq!(found.len(), output.len());
+    for (found, shown) in found.iter().zip(output) {
+        let shown: Value = serde_json::from_str(shown).unwrap();
+        let (found, shown) = (found.as_object().unwrap(), shown.as_object().unwrap());
+        assert_eq!(found.keys().collect::<Vec<_>>(), shown.keys().collect::<Vec<_>>());
+        for (key, shown) in shown {
+            let close = |found: &Value, shown: &Value| {
+                (found.as_f64().unwrap() - shown.as_f64().unwrap()).abs() <= 1e-5
+            };
+            let same = match (&found[key], shown) {
+                (Value::Array(found), Value::Array(shown)) => {
+                    found.len() == shown.len()
+                        && found.iter().zip(shown).all(|(found, shown)| close(found, shown))
+                }
+                (found, shown) => close(found, shown),
+            };
+            assert!(same, "{key}: {} and {shown}", found[key]);
+        }
+    }
+}
