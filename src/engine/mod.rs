@@ -76,7 +76,7 @@ impl Engine {
     /// the config, the ranks against the model. Where ranks are in several processes (feature `cluster`) this is rank 0, and waits for the others.
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self> {
         let dir = dir.as_ref();
-        if let Some(process) = options.process().filter(|process| process.rank > 0) {
+        if let Some(process) = options.process_rank().filter(|process| process.rank > 0) {
             let message = format!("rank {} cannot open the engine, which is rank 0's", process.rank);
             return Err(Error::new(ErrorKind::Options, message).with_hint("`Engine::serve` runs the others"));
         }

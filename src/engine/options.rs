@@ -120,17 +120,17 @@ pub struct PlannedGpus {
 impl Options {
     /// This process's rank, where ranks may be in several processes.
     #[cfg(feature = "cluster")]
-    pub(super) fn process(&self) -> Option<&ProcessRank> {
+    pub(super) fn process_rank(&self) -> Option<&ProcessRank> {
         self.process.as_ref()
     }
 
     #[cfg(not(feature = "cluster"))]
-    pub(super) fn process(&self) -> Option<&ProcessRank> {
+    pub(super) fn process_rank(&self) -> Option<&ProcessRank> {
         None
     }
 
     /// This process's rank, where there is more than one process.
     pub(super) fn several_processes(&self) -> Option<&ProcessRank> {
-        self.process().filter(|process| process.world_size > 1)
+        self.process_rank().filter(|process| process.world_size > 1)
     }
 }

@@ -62,7 +62,7 @@ impl Parts {
                 .at(dir.display())
                 .with_hint("name a folder that holds config.json and safetensors files"));
         }
-        if let Some(process) = options.process() {
+        if let Some(process) = options.process_rank() {
             process.check()?;
             if let Some(ranks) = options.ranks.filter(|&ranks| ranks != process.world_size) {
                 let message = format!("{ranks} ranks in {} processes of one rank each", process.world_size);

@@ -589,8 +589,8 @@ fn input_of_other_formats_is_named_before_anything_is_scored() {
 /// The lines of the code blocks of a language in README.md.
 fn readme_blocks(language: &str) -> Vec<Vec<String>> {
     let text = fs::read_to_string(common::root().join("README.md")).unwrap();
-    let blocks =
-        text.split(&format!("```{language}\n")).skip(1).map(|rest| rest.split("```").next().unwrap());
+    let fence = format!("```{language}\n");
+    let blocks = text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap());
     blocks.map(|block| block.lines().map(str::to_owned).collect()).collect()
 }
 

@@ -39,7 +39,7 @@ pub(super) struct OutputFile {
 
 impl Output {
     /// A file that is opened now, so that one that cannot be written is an error before anything is computed; or
-    /// standard output, also for `-`. What the file holds stays until [`begin`](Self::begin).
+    /// standard output, also for `-`. What the file holds stays until `begin`.
     ///
     /// `inputs` are the files that are read: none of them, by whatever name, may be the output.
     pub fn open(path: Option<&Path>, inputs: &[InputFile]) -> anyhow::Result<Self> {

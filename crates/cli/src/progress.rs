@@ -1,7 +1,7 @@
 //! Progress for a person: two bars on standard error, where that is a terminal, and nothing where it is not.
 //!
 //! The first shows weights on their way to the GPU, the second conversations. Whatever else is said on standard error
-//! meanwhile goes through [`Progress::say`], which keeps the bar below it.
+//! meanwhile goes through `Progress::say`, which keeps the bar below it.
 
 use std::io::{self, IsTerminal};
 use std::sync::mpsc::{RecvTimeoutError, channel};
