@@ -54,6 +54,8 @@ lint: cuda-toolchain
 	cargo clippy --release --locked --package kudos --features internals -- -D warnings
 
 doc: cuda-toolchain
+	@# As hosted documentation has it, then all of it.
+	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --package kudos --no-deps --quiet
 	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --no-deps --quiet
 
 # The pinned nvcc, where the machine has none that will do.

@@ -167,7 +167,7 @@ impl Prompt {
         self.limit(ids, max_tokens)
     }
 
-    /// Ids as they will be scored: those of [`limited`], with this prompt's policy and beginning-of-text token.
+    /// Ids as they will be scored: those of `limited`, with this prompt's policy and beginning-of-text token.
     pub fn limit(&self, ids: Vec<u32>, max_tokens: usize) -> Result<PromptTokens> {
         limited(ids, max_tokens, self.options.truncate, self.options.double_bos, self.tokenizer.bos())
     }
