@@ -350,7 +350,8 @@ fn on_turing_a_weight_beyond_f16_is_refused_by_name_and_subnormal_ones_are_count
     const TENSOR: &str = "model.layers.0.mlp.up_proj.weight";
     let dir = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors"] {
-        fs::copy(format!("tests/fixtures/models/gqa3_hd64_f32/{name}"), dir.path().join(name)).unwrap();
+        let fixture = root().join("tests/fixtures/models/gqa3_hd64_f32");
+        fs::copy(fixture.join(name), dir.path().join(name)).unwrap();
     }
     let run_with = |weight: f32, residency: &str| {
         let weights = dir.path().join("model.safetensors");

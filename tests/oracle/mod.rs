@@ -4,10 +4,14 @@
 
 pub mod model;
 pub mod naive;
+#[path = "../common/root.rs"]
+mod root;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+
+use root::root;
 
 /// One checkpoint under tests/fixtures/models with Hugging Face's rewards.
 pub struct Fixture {
@@ -26,11 +30,6 @@ pub struct Case {
     /// One entry per label, the reward first.
     pub logits_f32: Vec<f64>,
     pub logits_f64: Vec<f64>,
-}
-
-/// As `root` of tests/common: not every test binary has that.
-fn root() -> PathBuf {
-    std::env::var_os("KUDOS_TEST_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
 }
 
 /// Every checkpoint, by name.
