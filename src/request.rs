@@ -22,7 +22,7 @@ use serde_json::{Map, Number, Value};
 use crate::conversation::{Conversation, Message, kind_of};
 use crate::error::{Error, ErrorKind, Result};
 
-/// What one object asks for.
+/// A request: one reward, or one per response.
 #[derive(Debug)]
 pub enum Request {
     /// One reward.
@@ -31,7 +31,7 @@ pub enum Request {
     Responses(Responses),
 }
 
-/// Something that has one reward.
+/// Input that has one reward.
 #[derive(Debug)]
 pub enum Input {
     /// A conversation, whole.
@@ -65,7 +65,7 @@ impl Responses {
 pub struct Parsed {
     /// `id` as the object spells it; `None` when it is absent, null, or cannot be told.
     pub id: Option<Box<RawValue>>,
-    /// What it asks for.
+    /// The request, or why it cannot be read.
     pub request: Result<Request>,
 }
 

@@ -9,11 +9,11 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct ProcessRank {
     /// The rank of this process, from 0. Rank 0 opens the engine, the others serve it.
     pub rank: usize,
-    /// How many processes there are.
+    /// Number of processes.
     pub world_size: usize,
     /// The address where rank 0 listens and the others find it, `HOST:PORT`.
     pub rendezvous: String,
-    /// Known to all ranks and to nobody else, if it is given.
+    /// A secret that all ranks prove to know, if one is given.
     pub secret: Option<Secret>,
     /// Which of the machine's GPUs is this process's, from 0, when [`Options::devices`](crate::Options::devices) names
     /// none. Where only one is to be seen it is that one.

@@ -39,7 +39,7 @@ pub(super) fn resolve(stored: &str) -> Option<(String, Spelling)> {
         .or_else(|| known(format!("{BASE_PREFIX}{stored}"), Spelling::Bare))
 }
 
-/// What a stored name has before some spelling of the table's `name`, up to and with a dot; `None`
+/// Returns the part of a stored name before some spelling of the table's `name`, with its dot; `None`
 /// where it ends in no such spelling.
 pub(super) fn foreign_prefix<'a>(stored: &'a str, name: &str) -> Option<&'a str> {
     let ends = stored.match_indices('.').map(|(dot, _)| dot + 1);
@@ -48,7 +48,7 @@ pub(super) fn foreign_prefix<'a>(stored: &'a str, name: &str) -> Option<&'a str>
         .map(|(prefix, _)| prefix)
 }
 
-/// Whether a tensor is left out of account, as transformers does: it follows from `config.json`, or
+/// Returns true for a tensor that is ignored, as by transformers: it follows from `config.json`, or
 /// is empty.
 pub(super) fn is_ignored(stored: &Stored) -> bool {
     follows_from_config(&stored.name) || (is_extra_state(&stored.name) && stored.bytes.is_empty())

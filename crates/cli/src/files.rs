@@ -1,4 +1,4 @@
-//! Which files are which: one file under two names, standard streams that were closed, and files that are no JSON lines.
+//! Files of the command: one file under two names, standard streams that were closed, and formats other than JSON lines.
 
 use std::fs::Metadata;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -89,7 +89,7 @@ pub extern "C" fn note_closed_streams() {
     }
 }
 
-/// How files begin that are taken for JSON lines now and then, what they are, and what makes lines of them.
+/// First bytes of formats that are passed instead of JSON lines, their names, and a command that converts them.
 const OTHER_FORMATS: [(&[u8], &str, &str); 11] = [
     (b"\x1f\x8b", "is compressed by gzip", "`gzip -dc FILE | kudos .. -` reads it"),
     (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "`zstd -dc FILE | kudos .. -` reads it"),
@@ -106,7 +106,7 @@ const OTHER_FORMATS: [(&[u8], &str, &str); 11] = [
 
 const UTF16_HINT: &str = "`iconv -f UTF-16 -t UTF-8 FILE | kudos .. -` reads it";
 
-/// An error if what begins like this is no JSON lines at all.
+/// Returns an error if `start` is the start of another format than JSON lines.
 pub(super) fn check_format(start: &[u8], name: &str) -> Result<(), Error> {
     refuse_lfs_pointer(start, ErrorKind::Io).map_err(|error| error.at(name))?;
     match OTHER_FORMATS.iter().find(|(magic, ..)| start.starts_with(magic)) {

@@ -18,7 +18,7 @@ use kudos::{Error, ErrorKind, Result};
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) key: Key,
-    /// What to score, or why that cannot be told.
+    /// The request, or why it cannot be read.
     pub(super) request: Result<Request>,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct RawLine {
     pub(super) index: usize,
     /// Bytes of the input up to the end of this line.
     pub(super) end: u64,
-    /// What it says, or why it was not kept.
+    /// The bytes of the line, or why they were not kept.
     text: Result<Vec<u8>>,
 }
 
@@ -79,7 +79,7 @@ impl RawLine {
         self.text.as_ref().map_or(0, Vec::len)
     }
 
-    /// What the line asks for.
+    /// Parses the line.
     pub(super) fn parse(&self) -> Line {
         match &self.text {
             Ok(text) => parse(text, self.index),
@@ -190,7 +190,7 @@ impl Iterator for Lines {
     }
 }
 
-/// Whether a line has nothing but space, maybe behind the byte order marks of empty files.
+/// Returns true for a line of white space, also behind the byte order marks of empty files.
 fn is_blank(text: &[u8]) -> bool {
     let mark = BYTE_ORDER_MARK.to_string();
     let mut text = text;
@@ -200,7 +200,7 @@ fn is_blank(text: &[u8]) -> bool {
     text.trim_ascii().is_empty()
 }
 
-/// What a line's text asks for.
+/// Parses the text of line `index`, from 0.
 pub(super) fn parse(bytes: &[u8], index: usize) -> Line {
     let Parsed { id, request } = request::parse(bytes);
     let key = id.map_or(Key::Index(index), Key::Id);

@@ -37,7 +37,7 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// What makes tokens of requests.
+/// Renders requests into text and token ids.
 struct Renderer {
     prompt: Prompt,
     max_tokens: usize,
@@ -60,7 +60,7 @@ impl Renderer {
         Ok(fields)
     }
 
-    /// The same fields, each a list with one entry per response.
+    /// The fields of `one`, each a list with one entry per response.
     fn responses(&self, responses: Responses) -> Result<Map<String, Value>> {
         let mut columns = Map::new();
         for conversation in responses.into_conversations() {

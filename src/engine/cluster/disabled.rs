@@ -1,4 +1,4 @@
-//! The same in a build of one process.
+//! The interface of `enabled` in a build of one process.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What the engine asks of ranks in other processes.
+//! Ranks in other processes, as the engine uses them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ pub(in crate::engine) fn serve(
     processes::follow(Follower { process, vocab, capacity, open, meet, abort }, link)
 }
 
-/// What ranks in several processes must have in common, by name.
+/// Settings that must be equal on all ranks, by name.
 fn facts(parts: &Parts, options: &Options) -> Facts {
     let Parts { config, chosen, plan, tensors, .. } = parts;
     // Rows that every rank holds whole, and in which models differ that are trained from the same one.
