@@ -24,6 +24,7 @@ mod prompt;
 mod random;
 mod request;
 mod shard;
+mod units;
 mod weights;
 
 pub use backend::cpu::CpuMath;
@@ -60,5 +61,5 @@ pub mod internals {
             )*
         };
     }
-    rooms!(backend batch config conversation engine error files fuzzing model prompt random request shard weights);
+    rooms!(backend batch config conversation engine error files fuzzing model prompt random request shard units weights);
 }

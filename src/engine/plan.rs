@@ -9,6 +9,7 @@ use crate::engine::residency::{Placement, Residency};
 use crate::engine::{Options, geometry};
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Shard;
+use crate::units::gib;
 use crate::weights::{ModelTensors, WeightBytes};
 
 /// Sequences with different last tokens in one pass, at most: one for so many of the batch's tokens. What is a sequence's
@@ -183,10 +184,6 @@ impl Sizing<'_> {
         let largest = BATCH_TOKENS_STREAMED.into_iter().find(|&tokens| workspace(tokens) <= free / 2);
         largest.map(|tokens| self.plan(tokens)).transpose()
     }
-}
-
-fn gib(bytes: usize) -> f64 {
-    bytes as f64 / f64::from(1 << 30)
 }
 
 impl fmt::Display for Plan {

@@ -3,8 +3,6 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
-mod root;
-
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,7 +11,13 @@ use std::{env, fs};
 use kudos::{Device, Options};
 use serde_json::{Value, json};
 
-pub(crate) use root::root;
+/// Where `tests/fixtures` and `demo` are: the repository, or what `KUDOS_TEST_ROOT` names where there is none. Packages
+/// whose tests are here lie in folders of their own.
+pub(crate) fn root() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let repository = package.ancestors().find(|folder| folder.join("tests/fixtures").is_dir());
+    env::var_os("KUDOS_TEST_ROOT").map_or_else(|| repository.unwrap_or(package).to_owned(), PathBuf::from)
+}
 
 /// The `kudos` command: the one that cargo built, or `KUDOS_TEST_BIN` where that is elsewhere.
 pub(crate) fn kudos_path() -> PathBuf {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// From the ground up. Modules on one line stand on the same floor and do not use each other, except where a
 /// module's parts use the module itself.
 const FLOORS: [&[&str]; 8] = [
-    &["error", "lock", "random"],
+    &["error", "lock", "random", "units"],
     &["files"],
     &["config", "conversation"],
     &["shard", "request"],

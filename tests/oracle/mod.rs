@@ -4,14 +4,12 @@
 
 pub mod model;
 pub mod naive;
-#[path = "../common/root.rs"]
-mod root;
 
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use root::root;
+use crate::common::root;
 
 /// One checkpoint under tests/fixtures/models with Hugging Face's rewards.
 pub struct Fixture {

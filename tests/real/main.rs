@@ -2,6 +2,8 @@
 //! rewards. `make test-real` builds the models (tests/real/smollm2.py) and runs this; KUDOS_REAL_DIR says where they
 //! lie. KUDOS_TEST_DATA names a folder with a longer list of such rows, which is not ours to ship.
 
+#[path = "../common/mod.rs"]
+mod common;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 mod prompts;

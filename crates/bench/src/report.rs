@@ -12,8 +12,7 @@ use crate::roof::{ROOF_FORMULA, Rates};
 use crate::workload::FLOP_FORMULA;
 use crate::{classes, facts, sensors};
 use kudos::Engine;
-
-const GIB: f64 = (1_u64 << 30) as f64;
+use kudos::internals::units::gib;
 
 /// All that is known when the last test is through.
 pub(super) struct Report<'a> {
@@ -70,7 +69,7 @@ impl Report<'_> {
                 reached.map_or_else(missing, |(tflops, _)| format!("{tflops:.3}")),
                 reached.map_or_else(missing, |(_, mfu)| format!("{:.1} %", 100.0 * mfu)),
                 self.roof(row).map_or_else(missing, |(_, share)| format!("{:.1} %", 100.0 * share)),
-                row.peak_memory_bytes.map_or_else(missing, |bytes| format!("{:.2} GiB", bytes as f64 / GIB)),
+                row.peak_memory_bytes.map_or_else(missing, |bytes| format!("{:.2} GiB", gib(bytes as usize))),
             ];
             let _ = write!(text, "\n| {} |", cells.join(" | "));
         }

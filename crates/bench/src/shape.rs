@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::machine;
 use kudos::internals::config::ModelConfig;
+use kudos::internals::units::gib;
 use kudos::internals::weights::RandomWeights;
 use kudos::{Error, ErrorKind, Plan, Result};
 
@@ -15,8 +16,6 @@ const VOCAB: usize = 4096;
 
 /// Of random weights: the same ones in every run.
 pub(super) const SEED: u64 = 0;
-
-const GIB: f64 = (1_u64 << 30) as f64;
 
 /// A model whose shape is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -124,7 +123,7 @@ pub(super) fn refuse_crowded(config: &ModelConfig, plan: &Plan) -> Result<()> {
 
 fn refuse_larger(bytes: u64, free: Option<u64>) -> Result<()> {
     let Some(free) = free.filter(|&free| bytes > free) else { return Ok(()) };
-    let gib = |bytes: u64| bytes as f64 / GIB;
+    let gib = |bytes: u64| gib(bytes as usize);
     let message =
         format!("the weights take {:.2} GiB of memory, and {:.2} GiB are free", gib(bytes), gib(free));
     Err(Error::new(ErrorKind::Memory, message).with_hint("ask for fewer layers (`--layers`)"))

@@ -6,6 +6,7 @@ use crate::args::PlanArgs;
 use crate::gpus::{GPUS, Known};
 use crate::output::Output;
 use crate::{Outcome, model_dir};
+use kudos::internals::units::{GIB, gib};
 use kudos::{CudaTier, Engine, Options, Plan, PlannedGpus};
 
 /// What of a data sheet's figures is reached in earnest, by what others publish: of the tensor cores in products of
@@ -17,7 +18,6 @@ const LINK_REACHED: f64 = 0.8;
 const TAKEN_MIB: usize = 800;
 
 const MIB: usize = 1 << 20;
-const GIB: f64 = (1_u64 << 30) as f64;
 
 /// What comes of one kind of GPU.
 struct Row {
@@ -44,7 +44,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     };
     let count = args.gpus.get();
     if let Some(gib) = args.gpu_memory_gib {
-        let (name, free_bytes) = (format!("{gib} GiB"), (gib * GIB) as usize);
+        let (name, free_bytes) = (format!("{gib} GiB"), (gib * GIB as f64) as usize);
         let gpus = PlannedGpus { name, tier: CudaTier::Sm80, free_bytes, count };
         let plan = Engine::plan_for(&dir, &options, &gpus)?;
         add(gpus, plan, None);
@@ -107,7 +107,6 @@ impl Row {
 
     fn line(&self) -> String {
         let Self { gpus, plan, fits, .. } = self;
-        let gib = |bytes: usize| bytes as f64 / GIB;
         let left = gib(gpus.free_bytes) - gib(plan.footprint.total());
         let layers = plan.placement.resident + plan.placement.streamed;
         let mut said = match (fits, plan.placement.streamed) {

@@ -36,6 +36,7 @@ use crate::backend::{
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::error::{Error, ErrorKind, Result};
+use crate::units::gib;
 use crate::weights::{Dtype, HostTensor, LayerTensors, Normal};
 
 /// What the SwiGLU product is scaled by with f16, so that it stays below 65,504; the product with down undoes it.
@@ -257,7 +258,6 @@ fn fits(context: &Context, planned: &Footprint) -> Result<()> {
     if total <= free {
         return Ok(());
     }
-    let gib = |bytes: usize| bytes as f64 / f64::from(1 << 30);
     let message = format!(
         "the model needs {:.2} GiB ({:.2} of weights, {:.2} of workspace), the GPU has {:.2} free",
         gib(total),
