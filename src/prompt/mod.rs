@@ -33,7 +33,7 @@ use serde_json::{Map, Value};
 
 pub use clock::Clock;
 
-use crate::conversation::{Conversation, check_template_vars};
+use crate::conversation::{Conversation, Message, check_template_vars};
 use crate::error::{Error, ErrorKind, Result};
 use template::{Template, Templates};
 use token_files::TokenFiles;
@@ -175,7 +175,15 @@ impl Prompt {
     /// The rendered text, with control tokens of the conversation still wrapped where they are to be sanitized.
     fn render_marked(&self, conversation: &Conversation) -> Result<String> {
         let template = self.templates.choose(conversation.tools().is_some())?;
-        self.templates.render(template, self.vars(template, conversation))
+        let is_list = |message: &Message| message.fields().get("content").is_some_and(Value::is_array);
+        self.templates.render(template, self.vars(template, conversation)).map_err(|error| {
+            match error.hint() {
+                None if conversation.messages().iter().any(is_list) => error.with_hint(
+                    "if this template takes text only, join the text parts of `content` into one string",
+                ),
+                _ => error,
+            }
+        })
     }
 
     /// What the template sees: special tokens, the caller's variables, and the conversation.

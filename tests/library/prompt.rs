@@ -151,7 +151,10 @@ fn templates_walk_text_parts_as_in_transformers() {
         let got = prompt.render(&conversation);
         if row["ids"].is_null() {
             match got {
-                Err(error) if row["printed"].is_null() => assert_eq!(error.kind(), ErrorKind::Template),
+                Err(error) if row["printed"].is_null() => {
+                    assert_eq!(error.kind(), ErrorKind::Template);
+                    assert!(error.hint().is_some_and(|hint| hint.contains("join the ")), "{error}");
+                }
                 Err(error) if error.message().contains("that is a list of text parts") => {
                     let hint = "this template takes text only: join the parts into one string";
                     assert_eq!(error.hint(), Some(hint), "{template}: {error}");
