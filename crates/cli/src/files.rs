@@ -1,6 +1,7 @@
 //! Files of the command: one file under two names, standard streams that were closed, and formats other than JSON lines.
 
-use std::fs::Metadata;
+use std::fs::{self, Metadata};
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use kudos::internals::files::refuse_lfs_pointer;
@@ -33,6 +34,14 @@ pub struct InputFile {
     pub(super) identity: Identity,
     /// Its name in messages.
     pub(super) name: String,
+}
+
+impl InputFile {
+    /// The file at a path; `None` where there is no regular one.
+    pub(super) fn at(path: &Path) -> Option<Self> {
+        let identity = Identity::of(&fs::metadata(path).ok()?)?;
+        Some(Self { identity, name: format!("`{}`", path.display()) })
+    }
 }
 
 /// A stream that a process has from its start.

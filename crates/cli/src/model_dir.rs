@@ -4,7 +4,7 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::files::{Identity, InputFile};
+use crate::files::InputFile;
 use kudos::{Error, ErrorKind, Result};
 
 /// The folder that `model` means. Nothing is downloaded.
@@ -121,11 +121,7 @@ pub(super) fn files(dir: &Path) -> Vec<InputFile> {
     let folders = [dir.to_owned(), dir.join("additional_chat_templates")];
     let paths = folders.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten();
     let read = paths.map(|entry| entry.path()).filter(|path| is_read(path));
-    let file = |path: PathBuf| {
-        let identity = Identity::of(&fs::metadata(&path).ok()?)?;
-        Some(InputFile { identity, name: format!("`{}`", path.display()) })
-    };
-    read.filter_map(file).collect()
+    read.filter_map(|path| InputFile::at(&path)).collect()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::args::RenderArgs;
+use crate::files::InputFile;
 use crate::input::Lines;
 use crate::output::{Output, error_fields, row};
 use crate::{Outcome, model_dir, say};
@@ -20,7 +21,8 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
     }
     let renderer = Renderer { prompt, max_tokens, head: config.head };
     let lines = Lines::open(&args.input)?;
-    let mut output = Output::open(None, lines.file().as_slice())?;
+    let inputs: Vec<InputFile> = model_dir::files(&dir).into_iter().chain(lines.file()).collect();
+    let mut output = Output::open(None, &inputs)?;
     let mut outcome = Outcome::Complete;
     for raw in lines {
         let line = raw?.parse();

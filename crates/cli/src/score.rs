@@ -11,6 +11,7 @@ use anyhow::anyhow;
 use serde_json::{Map, Value};
 
 use crate::args::ScoreArgs;
+use crate::files::InputFile;
 use crate::input::{Line, Lines};
 use crate::output::{Output, error_fields, is_terminal, row, score_fields, scores_fields, table};
 use crate::pipeline::{self, InFlight, Step, Work};
@@ -37,6 +38,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let mut source = args.input.as_deref().map(Lines::open).transpose()?;
     let mut inputs = model_dir::files(&dir);
     inputs.extend(source.iter().filter_map(Lines::file));
+    inputs.extend(args.process.rendezvous_secret_file.as_deref().and_then(InputFile::at));
     let mut output = Output::open(args.output.as_deref(), &inputs)?;
     let mut earlier = match &mut source {
         Some(source) if args.resume => Earlier::find(source, &mut output)?,
