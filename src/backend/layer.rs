@@ -14,7 +14,7 @@ pub struct LayerWeights<W> {
     /// `[hidden, q_width]`
     pub o: W,
     /// `[hidden]`
-    pub post_attention_norm: W,
+    pub mlp_norm: W,
     /// `[2 * ffn, hidden]`
     pub gate_up: W,
     /// `[hidden, ffn]`
@@ -51,7 +51,7 @@ impl<'a> Part<'a> {
             norm(&layer.input_norm),
             fused(Matrix::Qkv, &layer.qkv, &layer.qkv_bias),
             single(Matrix::O, &layer.o, &layer.o_bias),
-            norm(&layer.post_attention_norm),
+            norm(&layer.mlp_norm),
             fused(Matrix::GateUp, &layer.gate_up, &layer.gate_up_bias),
             single(Matrix::Down, &layer.down, &layer.down_bias),
         ]
@@ -69,12 +69,12 @@ impl<W> LayerWeights<W> {
 
     /// A layer of what `make` makes of each part, in the order of the fields.
     pub fn make(layer: &LayerTensors, mut make: impl FnMut(Part<'_>) -> Result<W>) -> Result<Self> {
-        let [input_norm, qkv, o, post_attention_norm, gate_up, down] = Part::of_layer(layer);
+        let [input_norm, qkv, o, mlp_norm, gate_up, down] = Part::of_layer(layer);
         Ok(Self {
             input_norm: make(input_norm)?,
             qkv: make(qkv)?,
             o: make(o)?,
-            post_attention_norm: make(post_attention_norm)?,
+            mlp_norm: make(mlp_norm)?,
             gate_up: make(gate_up)?,
             down: make(down)?,
         })
@@ -82,7 +82,7 @@ impl<W> LayerWeights<W> {
 
     /// All of them, in the order of the fields.
     pub fn all(&self) -> [&W; 6] {
-        let Self { input_norm, qkv, o, post_attention_norm, gate_up, down } = self;
-        [input_norm, qkv, o, post_attention_norm, gate_up, down]
+        let Self { input_norm, qkv, o, mlp_norm, gate_up, down } = self;
+        [input_norm, qkv, o, mlp_norm, gate_up, down]
     }
 }

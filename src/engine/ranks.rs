@@ -19,8 +19,8 @@ use crate::batch::{Budget, Packed, Sharing};
 use crate::engine::queue::{Queue, Reply};
 use crate::error::{Error, ErrorKind, Result};
 
-/// How often a rank that waits for a batch is asked whether it is well.
-const LOOK: Duration = Duration::from_millis(500);
+/// Interval at which a rank that waits for a batch checks its own health.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// How long a rank that failed because another one did waits for that one to say why, where ranks are in several
 /// processes: the end of a process may be known before its last words are.
@@ -282,7 +282,7 @@ fn follow(forward: &mut dyn Rank, orders: &Receiver<Order>) -> Result<()> {
         Err(_) => None,
     };
     loop {
-        match orders.recv_timeout(LOOK) {
+        match orders.recv_timeout(POLL_INTERVAL) {
             Ok(Order::Pass(packed)) => drop(forward.forward(&packed, &mut ahead)?),
             // Of a pass that did not ask.
             Ok(Order::Ahead(_)) => {}

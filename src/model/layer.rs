@@ -97,13 +97,7 @@ fn mlp<B: Backend>(
     x: &mut Stream<B::Act>,
     wide: &mut B::Act,
 ) -> Result<Sum> {
-    backend.add_rms_norm(
-        &mut x.residual,
-        before,
-        &weights.post_attention_norm,
-        rows.clone(),
-        &mut x.normed,
-    )?;
+    backend.add_rms_norm(&mut x.residual, before, &weights.mlp_norm, rows.clone(), &mut x.normed)?;
     for start in rows.clone().step_by(pass.mlp_tokens) {
         let chunk = start..(start + pass.mlp_tokens).min(rows.end);
         backend.gate_up(&x.normed, chunk.clone(), &weights.gate_up, wide)?;

@@ -41,7 +41,7 @@ pub struct LayerTensors {
     /// `[hidden]`, on rank 0 only: it is added once to the sum over ranks.
     pub o_bias: Option<HostTensor>,
     /// `[hidden]`.
-    pub post_attention_norm: HostTensor,
+    pub mlp_norm: HostTensor,
     /// gate and up, each `[ffn_local, hidden]`.
     pub gate_up: Vec<HostTensor>,
     /// gate and up, each `[ffn_local]`.
@@ -132,7 +132,7 @@ impl LayerTensors {
             qkv_bias: fused(Place::QkvBias),
             o: only(parts(Place::O)),
             o_bias: parts(Place::OBias).pop(),
-            post_attention_norm: only(parts(Place::PostAttentionNorm)),
+            mlp_norm: only(parts(Place::MlpNorm)),
             gate_up: parts(Place::GateUp),
             gate_up_bias: fused(Place::GateUpBias),
             down: only(parts(Place::Down)),
@@ -142,7 +142,7 @@ impl LayerTensors {
 
     /// Every tensor of the layer that this rank holds.
     pub fn tensors(&self) -> impl Iterator<Item = &HostTensor> {
-        let single = [&self.input_norm, &self.o, &self.post_attention_norm, &self.down];
+        let single = [&self.input_norm, &self.o, &self.mlp_norm, &self.down];
         let fused =
             [Some(&self.qkv), self.qkv_bias.as_ref(), Some(&self.gate_up), self.gate_up_bias.as_ref()];
         let biases = [self.o_bias.as_ref(), self.down_bias.as_ref()];

@@ -20,8 +20,8 @@ use crate::resume::Earlier;
 use crate::{Outcome, model_dir, process, say};
 use kudos::{Conversation, Engine, Error, Pending, Result, Score};
 
-/// How often a command that waits for lines looks whether the engine is well.
-const LOOK: Duration = Duration::from_millis(500);
+/// Interval at which a command that waits for lines checks whether the engine has failed.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model.model)?;
@@ -124,7 +124,7 @@ fn stream(
         if output.is_standard() && is_terminal() { Results::OnTerminal } else { Results::Elsewhere };
     let mut progress = Progress::new(results, size, earlier.input_bytes, engine.stats());
     loop {
-        let InFlight { key, work, end, .. } = match steps.recv_timeout(LOOK) {
+        let InFlight { key, work, end, .. } = match steps.recv_timeout(POLL_INTERVAL) {
             Ok(Step::Line(in_flight)) => in_flight,
             Ok(Step::End) => break,
             Ok(Step::Failed(error)) => return Err(error),

@@ -34,8 +34,8 @@ const REMOTE_ERROR: c_int = 6;
 /// `ncclSum`
 const SUM: c_int = 0;
 
-/// How often somebody who waits for others looks around.
-const LOOK: Duration = Duration::from_micros(200);
+/// Interval at which a waiting rank polls its communicator.
+const POLL_INTERVAL: Duration = Duration::from_micros(200);
 
 /// `ncclUniqueId`: what ranks know each other by.
 #[repr(C)]
@@ -409,7 +409,7 @@ impl Comm {
                 return Err(Error::new(ErrorKind::Device, message));
             }
             // Short passes are not to wait for the sleeper.
-            if waited < Duration::from_millis(5) { thread::yield_now() } else { thread::sleep(LOOK) }
+            if waited < Duration::from_millis(5) { thread::yield_now() } else { thread::sleep(POLL_INTERVAL) }
         }
         Ok(())
     }

@@ -17,8 +17,8 @@ use crate::engine::ranks::{LAST_WORDS, Rank, guarded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
 
-/// How often a process looks whether its own rank has failed, while rank 0 says nothing.
-const LOOK: Duration = Duration::from_millis(50);
+/// Interval at which a process checks whether its own rank has failed, while it waits for a message of rank 0.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// How long a process waits for its rank to let go of its GPU, once all is over.
 const LET_GO: Duration = Duration::from_secs(5);
@@ -137,7 +137,7 @@ where
         if let Some(error) = own_failure(&failure) {
             break Err(error);
         }
-        match link.receive_within(LOOK) {
+        match link.receive_within(POLL_INTERVAL) {
             Ok(None) => {}
             // A worker that is gone has left its failure.
             Ok(Some(Message::Meet(id))) => drop(orders.send(Order::Meet(id))),

@@ -50,7 +50,7 @@ fn one_file_and_many_give_the_same_weights_in_every_dtype() {
             assert_eq!((model.head.rows(), model.head.cols()), (1, 10));
             named(&model.head, "lm_head.weight");
             named(&layer.input_norm, "model.layers.1.input_layernorm.weight");
-            named(&layer.post_attention_norm, "model.layers.1.post_attention_layernorm.weight");
+            named(&layer.mlp_norm, "model.layers.1.post_attention_layernorm.weight");
             for (index, name) in ["q", "k", "v"].into_iter().enumerate() {
                 named(&layer.qkv[index], &format!("model.layers.1.self_attn.{name}_proj.weight"));
                 let bias = &layer.qkv_bias.as_ref().unwrap()[index];

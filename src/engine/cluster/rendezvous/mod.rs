@@ -42,8 +42,8 @@ const STRANGERS_MAX: usize = 64;
 /// How long a rank waits before it tries to connect again.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// How often rank 0 looks who is there.
-const LOOK: Duration = Duration::from_millis(5);
+/// Interval at which rank 0 polls for connections.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Secret {
     /// What only somebody who knows the secret can say of a greeting and the number it was asked with.
@@ -156,7 +156,7 @@ fn gather_at(
             seats.iter().flatten().for_each(|link| link.end(Some(&error)));
             return Err(error);
         }
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
     Ok(seats.into_iter().flatten().collect())
 }
