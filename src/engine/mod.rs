@@ -108,8 +108,8 @@ impl Engine {
         options: Options,
     ) -> Result<Self> {
         let links = cluster::gather(&mut parts, &options)?;
-        let Parts { config, chosen, ranks, tensors, plan, said } = parts;
-        warnings.extend(said);
+        let Parts { config, chosen, ranks, tensors, plan, warnings: of_parts } = parts;
+        warnings.extend(of_parts);
         warnings.extend(prompt.iter().flat_map(|prompt| prompt.warnings().iter().cloned()));
 
         let queue = Arc::new(Queue::new(options.queue_tokens));

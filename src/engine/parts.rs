@@ -51,7 +51,7 @@ pub(super) struct Parts {
     pub(super) tensors: Vec<ModelTensors>,
     pub(super) plan: Plan,
     /// Warnings of the files and of the plan.
-    pub(super) said: Vec<String>,
+    pub(super) warnings: Vec<String>,
 }
 
 impl Parts {
@@ -93,8 +93,8 @@ impl Parts {
             None => (0..ranks).map(|rank| part(rank, ranks)).collect::<Result<_>>()?,
         };
         let (plan, streaming) = Plan::new(&config, options, &chosen, ranks, &tensors[0])?;
-        let said = tensors[0].warnings.iter().cloned().chain(streaming).collect();
-        Ok(Self { config, chosen, ranks, tensors, plan, said })
+        let warnings = tensors[0].warnings.iter().cloned().chain(streaming).collect();
+        Ok(Self { config, chosen, ranks, tensors, plan, warnings })
     }
 
     /// Keeps only so many layers resident, because another rank has no room for more.
@@ -107,7 +107,7 @@ impl Parts {
         let options = Options { residency, ..options.clone() };
         self.plan = Plan::new(&self.config, &options, &self.chosen, self.ranks, &self.tensors[0])?.0;
         let layers = self.config.layers;
-        self.said.push(format!(
+        self.warnings.push(format!(
             "another rank's GPU has room for {resident} of {layers} layers: here, too, the other {} are streamed",
             layers - resident
         ));

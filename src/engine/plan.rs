@@ -92,8 +92,8 @@ impl Plan {
             }
             _ => plan,
         };
-        let said = free.filter(|_| options.residency == Residency::Auto && plan.placement.streamed > 0);
-        let said = said.map(|free| {
+        let warning = free.filter(|_| options.residency == Residency::Auto && plan.placement.streamed > 0);
+        let warning = warning.map(|free| {
             let Placement { resident, streamed, .. } = plan.placement;
             let all = sizing.footprint(&plan.capacity, Placement::resident(config.layers));
             format!(
@@ -104,7 +104,7 @@ impl Plan {
                 config.layers,
             )
         });
-        Ok((plan, said))
+        Ok((plan, warning))
     }
 
     /// Bytes of one rank's layers that are copied to its device in every pass.
@@ -237,9 +237,9 @@ mod tests {
         let shard = Shard::new(&config, 0, 1).unwrap();
         let tensors = ModelTensors::random(&RandomWeights::new(&config, 0), &config, &shard);
         let options = Options { max_tokens: Some(4096), ..Options::default() };
-        let (random, said) = Plan::new(&config, &options, &Chosen::imagined(&gpus), 1, &tensors).unwrap();
+        let (random, warning) = Plan::new(&config, &options, &Chosen::imagined(&gpus), 1, &tensors).unwrap();
         assert_eq!(random.weight_bytes, WeightBytes::of(&config, &shard, Dtype::BF16));
-        assert_eq!((random.placement, said), (Placement::resident(80), None));
+        assert_eq!((random.placement, warning), (Placement::resident(80), None));
         assert_eq!(format!("{:.2}", gib(random.footprint.weights)), "127.50");
         assert!(random.footprint.total() <= free_bytes);
     }

@@ -214,7 +214,7 @@ impl Group {
     /// or gives up.
     pub fn join(self: &Arc<Self>, context: &Context, rank: usize) -> Result<Comm> {
         let Some(&id) = self.id.get() else {
-            return Err(Error::new(ErrorKind::Unsupported, "nobody said where the ranks meet"));
+            return Err(Error::new(ErrorKind::Unsupported, "no rendezvous address was given"));
         };
         context.bind()?;
         let mut config = Config {

@@ -40,9 +40,9 @@ pub(in crate::engine) fn serve(
     let mut parts = Parts::in_folder(dir, &options)?;
     let link = rendezvous::join(&process, &facts(&parts, &options), options.peer_timeout)?;
     parts.keep(processes::agreed(&link, parts.plan.placement.resident)?, &options)?;
-    let Parts { config, chosen, ranks, mut tensors, plan, said } = parts;
+    let Parts { config, chosen, ranks, mut tensors, plan, warnings } = parts;
     let tensors = tensors.swap_remove(0);
-    began(&chosen.describe(), &said);
+    began(&chosen.describe(), &warnings);
     let geometry = geometry(&config, &options, Shard::new(&config, process.rank, ranks)?);
     let (vocab, capacity) = (config.vocab, plan.capacity);
     let (abort, chosen) = (chosen.abort(), Arc::new(chosen));
