@@ -228,7 +228,7 @@ fn bad_lines_are_errors_of_their_own_and_the_others_are_scored() {
         (9, "4000000", "vocabulary"),
         (10, "no tokens", ""),
     ];
-    assert_line_refused(&run, 1, "conversation", &["hint", "one JSON object stands on one line"]);
+    assert_line_refused(&run, 1, "conversation", &["hint", "each line holds one whole JSON object"]);
     for (index, word, place) in expected {
         assert_line_refused(&run, index, "conversation", &[word, place]);
     }
@@ -286,5 +286,9 @@ fn a_model_that_cannot_be_opened_leaves_earlier_results_alone() {
 #[test]
 fn an_output_that_cannot_be_written_is_an_error_before_anything_is_scored() {
     let run = score_lines(&demo_model(), &["-o", "no/such/folder/out.jsonl"], r#"{"input_ids": [1]}"#);
-    assert_refused(&run, &["no/such/folder/out.jsonl"]);
+    assert_refused(&run, &["cannot write `no/such/folder/out.jsonl`", "hint: name a file"]);
+    let folder = demo_model();
+    let run = kudos(&["score", "--model", folder.to_str().unwrap(), folder.to_str().unwrap()], "");
+    assert_refused(&run, &["cannot open the input: is a directory", "hint: name a file"]);
+    assert!(!run.stderr.contains("running on"), "the model was opened first: {run:?}");
 }

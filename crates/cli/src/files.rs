@@ -80,7 +80,7 @@ impl StandardStream {
         }
         let (name, hint) = match self {
             Self::Input => ("input", "name a file, or give it something to read: `< FILE`"),
-            Self::Output => ("output", "give it somewhere to go: `> FILE`, or `--output FILE`"),
+            Self::Output => ("output", "redirect it to a file or a pipe: `> FILE`"),
         };
         Err(Error::new(ErrorKind::Io, format!("standard {name} is closed")).with_hint(hint))
     }

@@ -1,6 +1,6 @@
 //! Input lines -> what to score. What one line may say is [`request`](kudos::internals::request)'s.
 //!
-//! [`Lines`] reads and counts; [`RawLine::parse`] understands, on whatever thread has time for it.
+//! [`Lines`] reads and counts; [`RawLine::parse`] parses, on any thread.
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
@@ -118,12 +118,17 @@ impl Lines {
             let (reader, name) = (Box::new(BufReader::new(io::stdin())), "standard input".to_owned());
             return Ok(new(reader, name, None, StandardStream::Input.identity()));
         }
-        let file = File::open(path).map_err(|error| {
+        let cannot_open = |error: io::Error| {
             Error::new(ErrorKind::Io, format!("cannot open the input: {error}"))
                 .at(path.display())
                 .with_hint("name a file with one conversation on each line, or `-` for standard input")
-        })?;
-        let metadata = file.metadata().ok().filter(fs::Metadata::is_file);
+        };
+        let file = File::open(path).map_err(cannot_open)?;
+        let metadata = file.metadata().map_err(cannot_open)?;
+        if metadata.is_dir() {
+            return Err(cannot_open(io::ErrorKind::IsADirectory.into()).into());
+        }
+        let metadata = Some(metadata).filter(fs::Metadata::is_file);
         let (mut reader, name) = (Box::new(BufReader::new(file)), format!("`{}`", path.display()));
         if metadata.is_some() {
             // Before anything is loaded. What cannot be read is an error of the first line.

@@ -56,7 +56,10 @@ impl Output {
             let file = if handle.metadata()?.is_file() { Some(handle.try_clone()?) } else { None };
             Ok((handle, file))
         };
-        let (handle, file) = open().with_context(|| format!("cannot write {name}"))?;
+        let (handle, file) = open().map_err(|error| {
+            Error::new(ErrorKind::Io, format!("cannot write {name}: {error}"))
+                .with_hint("name a file that you may write, in a folder that exists")
+        })?;
         if let Some(mut file) = file.as_ref() {
             check_no_input(file.metadata().ok().as_ref().and_then(Identity::of), &name, inputs)?;
             // Where files cannot be locked, nothing is said about it.
