@@ -98,7 +98,7 @@ impl Message {
     }
 }
 
-/// Whether the `content` of this role's turns is what a tool returned: any JSON.
+/// Returns true for roles whose `content` is the output of a tool: any JSON.
 pub(crate) fn returns_data(role: &str) -> bool {
     matches!(role, "tool" | "ipython")
 }
@@ -165,7 +165,7 @@ impl Conversation {
         Self { messages, tools: None, documents: None, template_vars: Map::new() }
     }
 
-    /// The same conversation with one more turn, the assistant's.
+    /// Returns the conversation with one more turn, the assistant's.
     pub(crate) fn with_response(mut self, response: String) -> Self {
         self.messages.push(Message::assistant(response));
         self

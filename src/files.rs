@@ -71,7 +71,7 @@ fn text(bytes: Vec<u8>, kind: ErrorKind) -> Result<String> {
     })
 }
 
-/// Whether these are two-byte characters: by their byte order mark, or, as JSON begins with an
+/// Returns true for two-byte characters: by their byte order mark, or, as JSON begins with an
 /// ASCII character, by the zero beside that.
 fn is_utf16(bytes: &[u8]) -> bool {
     matches!(bytes, [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [0, 1..=0x7F, ..] | [1..=0x7F, 0, ..])

@@ -1,4 +1,4 @@
-//! What the whole process allocates and holds: one test in a binary of its own, because others would be counted, too.
+//! Allocations and memory of a whole process: one test in a binary of its own, because other tests would be counted.
 
 mod common;
 

@@ -114,7 +114,7 @@ pub enum Head {
     Score {
         /// Rows of `score.weight`.
         labels: usize,
-        /// Whether the config gives their number; where it does not, it is 2, as for transformers.
+        /// True where the config gives their number; otherwise it is 2, as for transformers.
         labels_named: bool,
         /// The token that does not count as the last one, if the config names one.
         pad_token_id: Option<u32>,

@@ -1,4 +1,4 @@
-//! The JSON files of a tokenizer: reading one, and refusing what only stands in for one.
+//! The JSON files of a tokenizer: reading one, and refusing a placeholder such as a git-lfs pointer.
 
 use std::fs;
 use std::io;

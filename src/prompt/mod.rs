@@ -49,7 +49,7 @@ pub struct PromptOptions {
     pub template_vars: Map<String, Value>,
     /// What happens to a conversation over the limit.
     pub truncate: Truncate,
-    /// What happens to a conversation that begins with the beginning-of-text token twice.
+    /// Policy for conversations that begin with the beginning-of-text token twice.
     pub double_bos: DoubleBos,
     /// Whether control tokens (`<|eot_id|>`) spelled in messages, tools, documents and variables are encoded as plain text.
     /// By default they are the tokens they spell, as in Hugging Face.

@@ -496,7 +496,7 @@ impl<'a> Scanner<'a> {
     }
 }
 
-/// Whether `text` ends with the variable `loop`.
+/// Returns true if `text` ends with the variable `loop`.
 fn names_loop(text: &str) -> bool {
     let before = text.trim_end().strip_suffix("loop");
     before.is_some_and(|before| !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '.'))

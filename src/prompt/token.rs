@@ -90,7 +90,7 @@ impl Token {
     }
 }
 
-/// A special token: its text, or an object that says of itself that it is a token.
+/// A special token: its text, or an object whose `__type` is `AddedToken`.
 pub(super) fn token_of(value: &Json, place: &str) -> Result<Token> {
     match value {
         Json::String(content) => Ok(Token::special(content)),

@@ -42,7 +42,8 @@ struct Stated {
 /// `tokenizer_config.json` and what belongs to it.
 #[derive(Debug)]
 pub(super) struct TokenFiles {
-    /// tokenizer_config.json, empty when there is none, with special_tokens_map.json merged in where it is read.
+    /// The fields of tokenizer_config.json, with those of special_tokens_map.json merged in where that is read; empty
+    /// when neither file exists.
     pub(super) config: Map<String, Json>,
     /// Named special tokens, in the order in which they are added; an empty one is no token.
     named: Vec<(String, Token)>,
@@ -357,12 +358,12 @@ fn check_one_tokenizer(config: &Map<String, Json>, path: &Path) -> Result<()> {
     }
 }
 
-/// Whether `key` names a special token of the model's own.
+/// Returns true if `key` names a special token of the model's own.
 fn is_own_name(key: &str) -> bool {
     key.ends_with("_token") && !NAMED.contains(&key)
 }
 
-/// Whether Python takes `value` for false.
+/// Returns true for a value that Python takes for false.
 fn is_empty(value: &Json) -> bool {
     match value {
         Json::Null | Json::Bool(false) => true,

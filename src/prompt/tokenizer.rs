@@ -1,6 +1,6 @@
 //! `tokenizer.json`, with the tokens that the files beside it add: text -> ids.
 //!
-//! tokenizer.json is used as it stands, whatever class tokenizer_config.json names. transformers 5 builds some classes anew
+//! tokenizer.json is used unchanged, whatever class tokenizer_config.json names. transformers 5 builds some classes anew
 //! from its vocabulary and merges; where that may give other ids, there is a warning (`tokenizer_class`).
 
 use std::collections::HashSet;

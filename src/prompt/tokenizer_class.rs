@@ -1,8 +1,8 @@
-//! The warning where transformers 5 would build a tokenizer of its own where tokenizer.json is used here as it stands.
+//! The warning for tokenizers that transformers 5 builds anew, where kudos uses tokenizer.json unchanged.
 //!
 //! transformers 5 takes only the vocabulary and the merges out of tokenizer.json when `tokenizer_class` names one of its
 //! classes, and puts the class's own normalizer and pre-tokenizer beside them; ids are others where those differ.
-//! transformers 4, and tokenizers alone, use the file as it stands, and so does kudos, with a warning. Known are the classes
+//! transformers 4, and tokenizers alone, use the file unchanged, and so does kudos, with a warning. Known are the classes
 //! that language models name; `tests/fixtures/prompt/classes.py` holds them to transformers 5.24.
 
 use std::path::Path;
@@ -88,7 +88,8 @@ fn forget_offsets(pre_tokenizer: &mut Json) {
     }
 }
 
-/// Whether a part of tokenizer.json is byte-level, which transformers 5 takes as it stands for the class `LlamaTokenizer`.
+/// Returns true if a part of tokenizer.json is byte-level: transformers 5 then uses the file unchanged for the class
+/// `LlamaTokenizer`.
 fn names_byte_level(tokenizer: &tokenizers::Tokenizer) -> bool {
     let parts = [
         serde_json::to_string(&tokenizer.get_pre_tokenizer()),
@@ -105,7 +106,7 @@ const UNNAMED: &str = "";
 type Tokens = &'static [(&'static str, &'static str)];
 
 /// The pipeline that transformers 5 builds for a class, with the special tokens that it has where the config names
-/// none; `None` for a class that uses tokenizer.json as it stands, or that no language model names.
+/// none; `None` for a class that uses tokenizer.json unchanged, or that no language model names.
 fn built(name: &str, config: &Map<String, Json>) -> Option<(Pipeline, Tokens)> {
     let flag = |key: &str| config.get(key).and_then(Json::as_bool);
     let byte_level = |use_regex: bool| {

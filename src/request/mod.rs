@@ -63,7 +63,7 @@ impl Responses {
 /// An object that was read.
 #[derive(Debug)]
 pub struct Parsed {
-    /// `id` as the object spells it; `None` when it is absent, null, or cannot be told.
+    /// `id` as the object spells it; `None` when it is absent, null, given twice, or the text is not an object.
     pub id: Option<Box<RawValue>>,
     /// The request, or why it cannot be read.
     pub request: Result<Request>,
@@ -266,7 +266,7 @@ fn token_ids(value: Value) -> Result<Vec<u32>> {
         .collect()
 }
 
-/// The ids whose mask is 1. Padding stands before or behind them: rewards and relative positions are then those of
+/// Returns the ids whose mask is 1; padding precedes or follows them. Rewards and relative positions are then those of
 /// Transformers, which gives masked tokens no weight.
 fn unmasked(ids: Vec<u32>, mask: Value) -> Result<Vec<u32>> {
     let Value::Array(mask) = mask else {
@@ -400,9 +400,8 @@ fn not_json_at(text: &str, error: &serde_json::Error, column: Option<usize>) -> 
     let error_text = format!("the line is not JSON: {reason}, {place}");
     let error = match text.as_bytes().first() {
         Some(b'[') => return wrong(error_text).with_hint(ARRAY_HINT),
-        Some(b'{') if error.is_eof() => wrong(error_text).with_hint(
-            "one JSON object stands on one line: one over several lines is put on one by `jq -c .`",
-        ),
+        Some(b'{') if error.is_eof() => wrong(error_text)
+            .with_hint("each line holds one whole JSON object; `jq -c .` puts an object on one line"),
         _ => wrong(error_text),
     };
     match error.hint() {

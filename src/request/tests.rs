@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What an object asks for, in short: roles and contents of each conversation, or token ids.
+/// A short form of a request: roles and contents of each conversation, or token ids.
 fn asked(text: &str) -> Result<Vec<String>> {
     let turns = |conversation: &Conversation| {
         let turn = |message: &Message| format!("{}:{}", message.role(), message.fields()["content"]);
@@ -287,7 +287,7 @@ fn text_that_is_not_json_says_why_and_what_to_do() {
     let python = "Python's json module writes NaN and Infinity, which are not JSON: write null instead, or leave the key \
                   out (`json.dumps(.., allow_nan=False)` finds them)";
     let half = "the text was cut within an emoji or another character beyond 16 bits: cut it at a whole one";
-    let lines = "one JSON object stands on one line: one over several lines is put on one by `jq -c .`";
+    let lines = "each line holds one whole JSON object; `jq -c .` puts an object on one line";
     let any = "a conversation is one JSON object on one line, such as {\"messages\": [..]}";
     for (text, message, hint) in [
         (r#"{"score": NaN, "prompt": "q"}"#, "the line is not JSON: it has NaN, column 11", python),

@@ -29,7 +29,7 @@ const NAMES_MAX: usize = 40;
 pub struct Checkpoint {
     dir: PathBuf,
     tensors: BTreeMap<String, (Arc<MappedFile>, Stored)>,
-    /// How this checkpoint spells the names of the base model; the table's way when it mixes
+    /// The spelling of the base model's names in this checkpoint; the table's when it mixes
     /// spellings.
     spelling: Spelling,
     /// Tensors that the index lists and no file holds, by the same names.

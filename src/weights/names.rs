@@ -1,4 +1,4 @@
-//! How checkpoints spell the names of the table, as transformers reads them.
+//! Spellings of the table's names in checkpoints, as transformers reads them.
 //!
 //! A checkpoint that was saved from the inner model lacks the table's `model.`, one that was saved
 //! from a wrapper has it once more; transformers (`rename_source_key`) loads all three, and tensor

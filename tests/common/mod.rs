@@ -11,8 +11,8 @@ use std::{env, fs};
 use kudos::{Device, Options};
 use serde_json::{Value, json};
 
-/// Where `tests/fixtures` and `demo` are: the repository, or what `KUDOS_TEST_ROOT` names where there is none. Packages
-/// whose tests are here lie in folders of their own.
+/// Returns the folder that holds `tests/fixtures` and `demo`: the repository, or the value of `KUDOS_TEST_ROOT` on a
+/// machine without one. The packages whose tests are here have other folders.
 pub(crate) fn root() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let repository = package.ancestors().find(|folder| folder.join("tests/fixtures").is_dir());

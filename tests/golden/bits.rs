@@ -178,7 +178,7 @@ where
     );
 }
 
-/// How many cases there are on either side, and those that differ.
+/// Number of cases on either side, and the cases that differ.
 fn differences(expected: &Section, found: &Section) -> (usize, Vec<String>) {
     let mut cases: BTreeMap<(&str, &str), [Option<&str>; 2]> = BTreeMap::new();
     for (side, section) in [expected, found].into_iter().enumerate() {
@@ -196,7 +196,7 @@ fn differences(expected: &Section, found: &Section) -> (usize, Vec<String>) {
     (cases.len(), differs.map(line).collect())
 }
 
-/// Whether the file has all sections, and each all cases of all models; a section of several ranks, of some models.
+/// Checks that the file has all sections, and each section all cases of its models.
 pub(crate) fn is_whole() {
     let file = file();
     let names: Vec<&str> = file.keys().map(String::as_str).collect();

@@ -50,7 +50,7 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Whether `KUDOS_TEST_REQUIRE` names AMX, as the library's own tests read it.
+/// Returns true if `KUDOS_TEST_REQUIRE` names AMX, as the library's unit tests read it.
 fn amx_is_required() -> bool {
     std::env::var("KUDOS_TEST_REQUIRE").is_ok_and(|required| required.split(',').any(|name| name == "amx"))
 }
@@ -59,7 +59,7 @@ fn amx_is_required() -> bool {
 #[derive(Clone)]
 struct Way {
     section: String,
-    /// What computes it.
+    /// The device that computes it.
     name: String,
     options: Options,
     ranks_max: usize,
@@ -90,7 +90,7 @@ impl Way {
     }
 }
 
-/// What the engine chooses on this CPU, by the instructions that it reports.
+/// The sections that the engine computes on this CPU, by the instructions that it reports.
 fn cpu_ways() -> Vec<Way> {
     let ways = [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16].map(|cpu_math| {
         let options = Options { device: Device::Cpu, cpu_math, threads: Some(1), ..Options::default() };

@@ -230,7 +230,7 @@ pub(super) struct ModelArgs {
     #[arg(long, value_enum, default_value = "refuse")]
     pub(super) truncate: TruncateArg,
 
-    /// What to do with a conversation that begins with BOS twice: refuse it; score it (allow); or also encode rendered text
+    /// Policy for a conversation that begins with BOS twice: refuse it; score it (allow); or also encode rendered text
     /// with the special tokens that the tokenizer adds, as `tokenizer(text)` does (add)
     #[arg(long, value_enum, default_value = "refuse")]
     pub(super) double_bos: DoubleBosArg,

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::{input, output};
 
-/// A line of input, rendered by a template that looks at everything it may hold.
+/// A line of input, rendered by a template that reads all fields of a conversation.
 ///
 /// Panics unless its result is one line with either a text or an error, under the line's own `id`.
 pub fn line(bytes: &[u8]) -> bool {

@@ -57,17 +57,17 @@ pub enum CpuMath {
     Bf16,
 }
 
-/// How this CPU computes: by which instructions, and in which arithmetic matrix products and attention.
+/// The instructions that this CPU computes with, and the arithmetic of matmuls and attention.
 #[derive(Clone, Debug)]
 pub struct Arithmetic {
     isa: Isa,
     math: Math,
-    /// Where that is not what was asked for.
+    /// A warning where that is not the requested arithmetic.
     warning: Option<String>,
 }
 
 impl Arithmetic {
-    /// What comes closest to the arithmetic that is wanted, by the fastest instructions.
+    /// Returns the arithmetic closest to the requested one, by the fastest instructions of this CPU.
     pub fn of(wanted: CpuMath) -> Self {
         let isa = Isa::detect();
         let warning = (wanted == CpuMath::Bf16 && Math::bf16(isa).is_none()).then(|| {
@@ -112,7 +112,7 @@ impl Arithmetic {
 pub(crate) struct TestArithmetic {
     /// Whose bits it has in `tests/golden/bits.json`.
     pub(crate) section: &'static str,
-    /// Whether it is in portable code, and slow.
+    /// Returns true for portable code, which is slow.
     pub(crate) emulated: bool,
     pub(crate) arithmetic: Arithmetic,
 }
