@@ -168,7 +168,7 @@ impl Chosen {
         })
     }
 
-    /// Makes the CPU compute in another way.
+    /// Replaces the arithmetic of the CPU.
     #[cfg(test)]
     pub(super) fn compute_in(&mut self, another: Arithmetic) {
         match &mut self.hardware {

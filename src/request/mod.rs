@@ -160,9 +160,10 @@ fn request(given: &Given) -> Result<Request> {
         let conversation = with_extras(Conversation::new(messages(list, "messages")?)?, given)?;
         let Some(responses) = responses else { return Ok(Request::One(Input::Conversation(conversation))) };
         if conversation.messages().last().is_some_and(|last| last.role() == "assistant") {
-            let message = "`messages` end in an assistant's turn, and a response is given at once, expected one of them";
+            let message =
+                "`messages` end with an assistant turn and a response is given, expected one of them";
             return Err(wrong(message)
-                .with_hint("a response is the assistant's turn behind `messages`: leave out one"));
+                .with_hint("a response follows `messages` as the assistant turn: leave out one of the two"));
         }
         return Ok(answered(conversation, responses));
     }

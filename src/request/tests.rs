@@ -90,8 +90,8 @@ fn keys_that_contradict_each_other_are_both_named() {
     }
     assert_refused(
         &r#"{"messages": [Q, {"role": "assistant", "content": "a"}], "responses": ["b"]}"#.replace('Q', Q),
-        "`messages` end in an assistant's turn, and a response is given at once, expected one of them",
-        Some("a response is the assistant's turn behind `messages`: leave out one"),
+        "`messages` end with an assistant turn and a response is given, expected one of them",
+        Some("a response follows `messages` as the assistant turn: leave out one of the two"),
     );
     assert_refused(
         &r#"{"messages": [Q], "attention_mask": [1]}"#.replace('Q', Q),

@@ -479,6 +479,7 @@ fn an_output_that_is_an_input_by_any_name_is_refused_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let line = "{\"input_ids\": [5, 6]}\n";
     fs::write(dir.path().join("in.jsonl"), line).unwrap();
+    fs::write(dir.path().join("secret"), "a secret").unwrap();
     fs::hard_link(dir.path().join("in.jsonl"), dir.path().join("hard.jsonl")).unwrap();
     std::os::unix::fs::symlink("in.jsonl", dir.path().join("soft.jsonl")).unwrap();
     for rest in [
@@ -494,6 +495,7 @@ fn an_output_that_is_an_input_by_any_name_is_refused_and_left_alone() {
         "in.jsonl >>in.jsonl",
         "in.jsonl -o - 1<>soft.jsonl",
         "in.jsonl -o hard.jsonl --resume",
+        "in.jsonl -o secret --rank 0 --world-size 2 --rendezvous 127.0.0.1:1 --rendezvous-secret-file secret",
     ] {
         let run = shell(dir.path(), rest);
         assert_eq!(run.status, Some(2), "{rest}: {run:?}");
@@ -502,6 +504,15 @@ fn an_output_that_is_an_input_by_any_name_is_refused_and_left_alone() {
         assert!(same || run.stderr.contains("is the same file as"), "{rest}: {run:?}");
         assert_eq!(fs::read_to_string(dir.path().join("in.jsonl")).unwrap(), line, "{rest}");
     }
+    assert_eq!(fs::read_to_string(dir.path().join("secret")).unwrap(), "a secret");
+    let rendered = format!("\"$0\" render --model {} in.jsonl >>in.jsonl", demo());
+    let rendered = Command::new("sh")
+        .args(["-c", &rendered, common::kudos_path().to_str().unwrap()])
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(rendered.status.code(), Some(2), "{rendered:?}");
+    assert_eq!(fs::read_to_string(dir.path().join("in.jsonl")).unwrap(), line);
     // Nor the files of the model, which would take the model along.
     for entry in fs::read_dir(demo_model()).unwrap() {
         let entry = entry.unwrap();

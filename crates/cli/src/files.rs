@@ -117,7 +117,7 @@ const UTF16_HINT: &str = "`iconv -f UTF-16 -t UTF-8 FILE | kudos .. -` reads it"
 
 /// Returns an error if `start` is the start of another format than JSON lines.
 pub(super) fn check_format(start: &[u8], name: &str) -> Result<(), Error> {
-    refuse_lfs_pointer(start, ErrorKind::Io).map_err(|error| error.at(name))?;
+    refuse_lfs_pointer(start, ErrorKind::Io).map_err(|error| error.at(name.trim_matches('`')))?;
     match OTHER_FORMATS.iter().find(|(magic, ..)| start.starts_with(magic)) {
         None => Ok(()),
         Some((_, what, hint)) => {

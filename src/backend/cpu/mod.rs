@@ -110,9 +110,9 @@ impl Arithmetic {
 /// An arithmetic that tests can compute in.
 #[cfg(test)]
 pub(crate) struct TestArithmetic {
-    /// Whose bits it has in `tests/golden/bits.json`.
+    /// Section of `tests/golden/bits.json` that holds its bits.
     pub(crate) section: &'static str,
-    /// Returns true for portable code, which is slow.
+    /// True for portable code, which is slow.
     pub(crate) emulated: bool,
     pub(crate) arithmetic: Arithmetic,
 }
