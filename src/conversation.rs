@@ -67,7 +67,7 @@ impl Message {
     ///
     /// `content` is any JSON in a `tool` or `ipython` turn. In every other turn it is a string or a list of text parts
     /// (`{"type": "text", "text": ..}`), which not every template takes, and may be absent only beside `tool_calls`.
-    /// Anything else is [`ErrorKind::Conversation`].
+    /// Anything else is [`ErrorKind::InvalidInput`].
     pub fn from_json(value: Value) -> Result<Self> {
         let Value::Object(mut fields) = value else {
             return Err(refused(format!("a message is {}, expected an object", kind_of(&value))));
@@ -152,7 +152,7 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// A conversation of these messages; [`ErrorKind::Conversation`] when there are none.
+    /// A conversation of these messages; [`ErrorKind::InvalidInput`] when there are none.
     pub fn new(messages: Vec<Message>) -> Result<Self> {
         if messages.is_empty() {
             return Err(refused("the conversation has no messages, expected at least one".to_owned()));
@@ -176,7 +176,7 @@ impl Conversation {
         Self::unanswered(vec![Message::user(prompt), Message::assistant(response)])
     }
 
-    /// A conversation from a JSON list of messages; an [`ErrorKind::Conversation`] names the message by its index.
+    /// A conversation from a JSON list of messages; an [`ErrorKind::InvalidInput`] names the message by its index.
     pub fn from_json(messages: Value) -> Result<Self> {
         let Value::Array(messages) = messages else {
             return Err(refused(format!(
@@ -280,7 +280,7 @@ fn check_numbers(value: &Value, key: &str) -> Result<()> {
 }
 
 fn refused(message: String) -> Error {
-    Error::new(ErrorKind::Conversation, message)
+    Error::new(ErrorKind::InvalidInput, message)
 }
 
 /// What a value is, for messages that say what was got.
@@ -304,7 +304,7 @@ mod tests {
     #[track_caller]
     fn refusal(messages: Value) -> String {
         let error = Conversation::from_json(messages).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Conversation);
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
         error.to_string()
     }
 
@@ -333,7 +333,7 @@ mod tests {
     #[test]
     fn an_empty_conversation_is_refused() {
         assert_eq!(refusal(json!([])), "the conversation has no messages, expected at least one");
-        assert_eq!(Conversation::new(vec![]).unwrap_err().kind(), ErrorKind::Conversation);
+        assert_eq!(Conversation::new(vec![]).unwrap_err().kind(), ErrorKind::InvalidInput);
         assert_eq!(refusal(json!("hi")), "`messages` is a string, expected a list of messages");
     }
 
@@ -445,7 +445,7 @@ mod tests {
                 error.message(),
                 format!("`{name}` is an argument of `apply_chat_template`, not a variable of the template")
             );
-            assert_eq!(error.kind(), ErrorKind::Conversation);
+            assert_eq!(error.kind(), ErrorKind::InvalidInput);
         }
         let hints = [
             ("tools", "a conversation has `tools` and `documents` beside `messages`"),

@@ -46,7 +46,7 @@ pub enum ErrorKind {
     /// The chat template is missing, cannot be parsed, or refused this conversation.
     Template,
     /// A conversation is not one: bad JSON, no messages, content of a wrong type, ids outside the vocabulary.
-    Conversation,
+    InvalidInput,
     /// A conversation has more tokens than the model or the options allow.
     TooLong {
         /// Its length in tokens.
@@ -63,7 +63,7 @@ pub enum ErrorKind {
     /// The device or its driver failed, or is not there.
     Device,
     /// The engine has stopped after an earlier failure and scores nothing any more.
-    Dead,
+    Stopped,
 }
 
 impl ErrorKind {
@@ -77,13 +77,13 @@ impl ErrorKind {
             Self::Weights => "weights",
             Self::Tokenizer => "tokenizer",
             Self::Template => "template",
-            Self::Conversation => "conversation",
+            Self::InvalidInput => "invalid_input",
             Self::TooLong { .. } => "too_long",
             Self::NonFinite => "non_finite",
             Self::QueueFull => "queue_full",
             Self::Memory => "memory",
             Self::Device => "device",
-            Self::Dead => "dead",
+            Self::Stopped => "stopped",
         }
     }
 }

@@ -29,12 +29,12 @@ mod weights;
 
 pub use backend::cpu::CpuMath;
 pub use backend::tier::CudaTier;
-pub use backend::{GemmTuning, Loading, Overlap, RankSums};
+pub use backend::{AllReduce, GemmTuning, Loading, Overlap};
 pub use batch::Sharing;
 pub use conversation::{Conversation, Message};
 #[cfg(feature = "cuda")]
 pub use engine::PlannedGpus;
-pub use engine::{Device, Engine, Options, Pending, Plan, Residency, Score, ScoreAll, Stats};
+pub use engine::{Device, Engine, MemoryPlan, Options, Pending, Residency, Score, ScoreAll, Stats};
 #[cfg(feature = "cluster")]
 pub use engine::{ProcessRank, Secret};
 pub use error::{Error, ErrorKind, Result};

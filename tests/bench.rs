@@ -337,7 +337,7 @@ fn classes_have_every_op_of_a_run_and_all_of_its_operations() {
         let row = &report["rows"][0];
         let classes = classes(row);
         // Four layers in one pass; the last one has q apart from k and v, and gathers two activations.
-        let sums = if ranks == "1" { &[][..] } else { &[("rank_sums", 8)] };
+        let sums = if ranks == "1" { &[][..] } else { &[("all_reduce", 8)] };
         let products = [("product_qkv", 5), ("product_o", 4), ("product_gate_up", 4), ("product_down", 4)];
         let others = [("tables", 1), ("embeddings", 1), ("add_rms_norm", 9), ("rope", 5), ("attention", 4)];
         let last = [("gather_rows", 2), ("score", 1)];
@@ -489,7 +489,7 @@ fn csv_has_a_name_for_every_cell() {
     assert_eq!((of(1, "tokens"), of(2, "tokens")), ("5".to_owned(), "9".to_owned()));
     assert!(of(1, "device").starts_with("CPU, "), "{text}");
     assert!(of(1, "attention_seconds").parse::<f64>().unwrap() > 0.0, "{text}");
-    assert_eq!(of(1, "rank_sums_seconds"), "", "{text}");
+    assert_eq!(of(1, "all_reduce_seconds"), "", "{text}");
     assert_eq!(of(2, "seconds").split(';').filter(|seconds| seconds.parse::<f64>().is_ok()).count(), 3);
     assert!(of(2, "unique_tokens_per_second_mean").parse::<f64>().unwrap() > 0.0);
 }

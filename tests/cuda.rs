@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{family, kudos};
 use kudos::internals::config::ModelConfig;
-use kudos::{CudaTier, Device, Engine, Options, Overlap, RankSums, Residency, Sharing};
+use kudos::{AllReduce, CudaTier, Device, Engine, Options, Overlap, Residency, Sharing};
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
 
@@ -183,9 +183,9 @@ fn rewards_over_ranks_are_as_near_to_float32_as_those_of_transformers_in_bf16() 
             // Over two ranks the library cannot but add in order.
             let ways = if ranks > 2 { &["ordered", "reduced"][..] } else { &["ordered"] };
             for &way in ways {
-                let rank_sums = if way == "ordered" { RankSums::Ordered } else { RankSums::Reduced };
+                let all_reduce = if way == "ordered" { AllReduce::Ordered } else { AllReduce::Nccl };
                 let engine =
-                    Engine::open(&fixture.folder, Options { ranks: Some(ranks), rank_sums, ..options() });
+                    Engine::open(&fixture.folder, Options { ranks: Some(ranks), all_reduce, ..options() });
                 let (mut ours, mut theirs) = (0.0, 0.0);
                 for (case, logits) in fixture.cases.iter().zip(bits(&engine.unwrap(), &sequences)) {
                     ours += (f64::from(f32::from_bits(logits[0])) - case.logits_f32[0]).abs();

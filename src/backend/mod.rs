@@ -41,22 +41,22 @@ pub struct Geometry {
     pub rope_frequencies: Vec<f32>,
     /// Rewards per sequence: rows of the head.
     pub labels: usize,
-    /// How sums over ranks are taken.
-    pub rank_sums: RankSums,
+    /// The algorithm of the all-reduce over ranks.
+    pub all_reduce: AllReduce,
     /// Whether they run beside the computation of other rows.
     pub overlap: Overlap,
 }
 
-/// How sums over ranks are taken.
+/// The algorithm of the all-reduce over ranks on GPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RankSums {
+pub enum AllReduce {
     /// Every rank gets what each has computed, and adds it in the order of ranks, in f32 with one rounding: a reward does
-    /// not depend on what else is in its batch. Over N ranks, N / 2 times the bytes of [`Reduced`](Self::Reduced).
+    /// not depend on what else is in its batch. Over N ranks, N / 2 times the bytes of [`Nccl`](Self::Nccl).
     #[default]
     Ordered,
     /// By NCCL's all-reduce, which rounds at every hop, and over more than two ranks in an order that depends on where
     /// in its batch a number lies: rewards are further from float32 by about a quarter, and change with their batch.
-    Reduced,
+    Nccl,
 }
 
 /// Whether sums over ranks run beside computation. A pass is then cut into parts by rows: while the sums of one part are
@@ -87,8 +87,8 @@ impl Geometry {
     /// The geometry of one rank's part of a model.
     pub fn new(config: &ModelConfig, shard: Shard, rope_frequencies: Vec<f32>, labels: usize) -> Self {
         let (hidden, rms_norm_eps) = (config.hidden, config.rms_norm_eps);
-        let (rank_sums, overlap) = (RankSums::Ordered, Overlap::Auto);
-        Self { hidden, shard, rms_norm_eps, rope_frequencies, labels, rank_sums, overlap }
+        let (all_reduce, overlap) = (AllReduce::Ordered, Overlap::Auto);
+        Self { hidden, shard, rms_norm_eps, rope_frequencies, labels, all_reduce, overlap }
     }
 
     /// The widest row of an activation in `normed` form: a norm's output or attention's.
@@ -98,7 +98,7 @@ impl Geometry {
 
     /// Rows of `hidden` numbers that a rank brings to sums over ranks: what output projections put out, until the next norm
     /// adds it. None where there is one rank, which adds at once.
-    pub fn sum_rows(&self, capacity: &Capacity) -> usize {
+    pub fn all_reduce_rows(&self, capacity: &Capacity) -> usize {
         if self.shard.ranks > 1 { capacity.tokens.max(capacity.sequences) } else { 0 }
     }
 }
@@ -138,7 +138,7 @@ pub enum Role {
     Normed,
     /// `[rows, qkv_width]`, and a chunk's `[mlp_tokens, 2 * ffn]`, one after the other in the same place, which has room
     /// for either at full [`Capacity`].
-    Wide,
+    Scratch,
 }
 
 /// Which rows of a pass an op works on.
@@ -172,9 +172,9 @@ pub enum Features {
     KeysAndValues,
 }
 
-/// Where the sum of an output projection over ranks is.
+/// Where the all-reduced result of an output projection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sum {
+pub enum Reduction {
     /// In the residual stream.
     InResidual,
     /// On its way: the next norm of the same rows waits for it and adds it to the residual stream.
@@ -210,7 +210,7 @@ pub trait Backend: Sized {
     /// A weight on the device: a matrix `[out_features, in_features]` with an optional bias, or a vector.
     type Weight;
     /// What a pass needs besides its tokens: positions, spans, last rows.
-    type Plan;
+    type Metadata;
     /// A place on the device for the weights of one layer, which many layers pass through one after the other.
     type Slot;
 
@@ -260,12 +260,12 @@ pub trait Backend: Sized {
     }
 
     /// Sends up what the pass over `packed` needs.
-    fn plan(&mut self, packed: &Packed) -> Result<Self::Plan>;
+    fn metadata(&mut self, packed: &Packed) -> Result<Self::Metadata>;
 
     /// The parts into which this pass's rows are cut, in their order: the layers' ops but the last one's take one after
     /// the other, so that sums over ranks of one part can run beside the ops of the next. One part where nothing is
     /// gained by that.
-    fn parts(plan: &Self::Plan) -> &[Range<usize>];
+    fn parts(metadata: &Self::Metadata) -> &[Range<usize>];
 
     /// `residual[t, :] = table[tokens[t], :]`; the table `[vocab, hidden]` stays where it is mapped.
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Self::Act) -> Result<()>;
@@ -281,7 +281,7 @@ pub trait Backend: Sized {
     fn add_rms_norm(
         &mut self,
         residual: &mut Self::Act,
-        before: Sum,
+        before: Reduction,
         weight: &Self::Weight,
         rows: Range<usize>,
         out: &mut Self::Act,
@@ -320,7 +320,13 @@ pub trait Backend: Sized {
     /// Rotates heads of `qkv` in place by their positions, in the half-split layout: for a head `v` at position `p`,
     /// `v[i], v[i + d/2] = v[i] cos - v[i + d/2] sin, v[i + d/2] cos + v[i] sin` with the angle
     /// `p * rope_frequencies[i]`. With [`Tokens::Last`], row `i` of `qkv` has the position of last row `i`.
-    fn rope(&mut self, qkv: &mut Self::Act, plan: &Self::Plan, tokens: Tokens, heads: Rotate) -> Result<()>;
+    fn rope(
+        &mut self,
+        qkv: &mut Self::Act,
+        metadata: &Self::Metadata,
+        tokens: Tokens,
+        heads: Rotate,
+    ) -> Result<()>;
 
     /// Causal grouped-query attention along each row's path:
     /// `out[i, h, :] = softmax(q[i, h, :] . k[path, h / group, :] / sqrt(head_dim)) * v[path, h / group, :]`, where
@@ -331,14 +337,14 @@ pub trait Backend: Sized {
     fn attention(
         &mut self,
         qkv: &mut Self::Act,
-        plan: &Self::Plan,
+        metadata: &Self::Metadata,
         tokens: Tokens,
         out: &mut Self::Act,
     ) -> Result<()>;
 
     /// An output projection, whose input features are divided among ranks: this rank's part of
     /// `x * weight^T + bias`. With one rank it is added to rows `rows` of `residual`; with more it waits for
-    /// [`sum`](Backend::sum). `x` is read from its row `x_first` on.
+    /// [`all_reduce`](Backend::all_reduce). `x` is read from its row `x_first` on.
     fn row_parallel(
         &mut self,
         x: &Self::Act,
@@ -350,14 +356,14 @@ pub trait Backend: Sized {
 
     /// Begins the sum over ranks of what output projections put out for rows `rows`; every rank begins the same ones in
     /// the same order, and norms take them in that order.
-    fn sum(&mut self, rows: Range<usize>) -> Result<Sum>;
+    fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction>;
 
     /// `gate_up[i, j] = silu(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn` and rows `0..rows`, with
     /// `silu(x) = x / (1 + exp(-x))`. `gate_up` is `[rows, 2 * ffn]` and stays so: the product takes the gate's place.
     fn silu_mul(&mut self, gate_up: &mut Self::Act, rows: usize) -> Result<()>;
 
     /// `out[i, :] = x[last[i], :]`, `[sequences, hidden]`.
-    fn gather_last(&mut self, x: &Self::Act, plan: &Self::Plan, out: &mut Self::Act) -> Result<()>;
+    fn gather_last(&mut self, x: &Self::Act, metadata: &Self::Metadata, out: &mut Self::Act) -> Result<()>;
 
     /// `x[i, :] . head[label, :]` in f32 for rows `0..rows`: `[rows, labels]`. Waits for everything queued so far.
     fn head(&mut self, x: &Self::Act, head: &Self::Weight, rows: usize) -> Result<Vec<f32>>;

@@ -25,7 +25,7 @@ pub enum Class {
     /// Products from attention back to the residual stream.
     O,
     /// Sums over ranks.
-    RankSums,
+    AllReduce,
     /// Products with the fused gate and up; on a CPU with a matrix unit, which multiplies with them, the MLP's activation too.
     GateUp,
     /// The MLP's activation, where it is an op of its own.
@@ -49,7 +49,7 @@ impl Class {
         Self::Rope,
         Self::Attention,
         Self::O,
-        Self::RankSums,
+        Self::AllReduce,
         Self::GateUp,
         Self::SiluMul,
         Self::Down,
@@ -68,7 +68,7 @@ impl Class {
             Self::Rope => "rope",
             Self::Attention => "attention",
             Self::O => "product_o",
-            Self::RankSums => "rank_sums",
+            Self::AllReduce => "all_reduce",
             Self::GateUp => "product_gate_up",
             Self::SiluMul => "silu_mul",
             Self::Down => "product_down",

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use super::profile::{Class, Profile, Work};
-use super::{Ahead, Backend, Features, Geometry, LayerWeights, Matrix, Role, Rotate, Sum, Tokens};
+use super::{Ahead, Backend, Features, Geometry, LayerWeights, Matrix, Reduction, Role, Rotate, Tokens};
 use crate::batch::Packed;
 use crate::error::Result;
 use crate::weights::{HostTensor, LayerTensors};
@@ -118,10 +118,10 @@ impl<B: Clock> Timed<B> {
     }
 
     /// Positions of the rows that an op works on.
-    fn positions(&self, plan: &B::Plan, tokens: Tokens) -> &[u32] {
+    fn positions(&self, metadata: &B::Metadata, tokens: Tokens) -> &[u32] {
         let (all, last) = self.positions.as_ref().expect("the pass is profiled");
         match tokens {
-            Tokens::Part(index) => &all[B::parts(plan)[index].clone()],
+            Tokens::Part(index) => &all[B::parts(metadata)[index].clone()],
             Tokens::Last => last,
         }
     }
@@ -130,7 +130,7 @@ impl<B: Clock> Timed<B> {
 impl<B: Clock> Backend for Timed<B> {
     type Act = B::Act;
     type Weight = B::Weight;
-    type Plan = B::Plan;
+    type Metadata = B::Metadata;
     type Slot = B::Slot;
 
     fn connect(&mut self) -> Result<()> {
@@ -176,15 +176,15 @@ impl<B: Clock> Backend for Timed<B> {
         self.inner.warnings()
     }
 
-    fn plan(&mut self, packed: &Packed) -> Result<B::Plan> {
+    fn metadata(&mut self, packed: &Packed) -> Result<B::Metadata> {
         self.begin(packed)?;
-        let plan = self.inner.plan(packed)?;
+        let metadata = self.inner.metadata(packed)?;
         self.did(Class::Tables, |_| Work::default())?;
-        Ok(plan)
+        Ok(metadata)
     }
 
-    fn parts(plan: &B::Plan) -> &[Range<usize>] {
-        B::parts(plan)
+    fn parts(metadata: &B::Metadata) -> &[Range<usize>] {
+        B::parts(metadata)
     }
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut B::Act) -> Result<()> {
@@ -199,7 +199,7 @@ impl<B: Clock> Backend for Timed<B> {
     fn add_rms_norm(
         &mut self,
         residual: &mut B::Act,
-        before: Sum,
+        before: Reduction,
         weight: &B::Weight,
         rows: Range<usize>,
         out: &mut B::Act,
@@ -207,7 +207,7 @@ impl<B: Clock> Backend for Timed<B> {
         self.inner.add_rms_norm(residual, before, weight, rows.clone(), out)?;
         self.did(Class::AddRmsNorm, |this| {
             let hidden = this.inner.geometry().hidden;
-            let streams = if before == Sum::Pending { 3 } else { 1 };
+            let streams = if before == Reduction::Pending { 3 } else { 1 };
             this.moved(streams * rows.len() * hidden, (rows.len() + 1) * hidden)
         })
     }
@@ -258,8 +258,14 @@ impl<B: Clock> Backend for Timed<B> {
         self.inner.gates(weight)
     }
 
-    fn rope(&mut self, qkv: &mut B::Act, plan: &B::Plan, tokens: Tokens, heads: Rotate) -> Result<()> {
-        self.inner.rope(qkv, plan, tokens, heads)?;
+    fn rope(
+        &mut self,
+        qkv: &mut B::Act,
+        metadata: &B::Metadata,
+        tokens: Tokens,
+        heads: Rotate,
+    ) -> Result<()> {
+        self.inner.rope(qkv, metadata, tokens, heads)?;
         self.did(Class::Rope, |this| {
             let shard = &this.inner.geometry().shard;
             let width = match heads {
@@ -267,26 +273,26 @@ impl<B: Clock> Backend for Timed<B> {
                 Rotate::Queries => shard.q_width_local(),
                 Rotate::Keys => shard.kv_width_local(),
             };
-            this.moved(0, 2 * this.positions(plan, tokens).len() * width)
+            this.moved(0, 2 * this.positions(metadata, tokens).len() * width)
         })
     }
 
     fn attention(
         &mut self,
         qkv: &mut B::Act,
-        plan: &B::Plan,
+        metadata: &B::Metadata,
         tokens: Tokens,
         out: &mut B::Act,
     ) -> Result<()> {
-        self.inner.attention(qkv, plan, tokens, out)?;
+        self.inner.attention(qkv, metadata, tokens, out)?;
         self.did(Class::Attention, |this| {
             let shard = &this.inner.geometry().shard;
-            let (queries, q_width) = (this.positions(plan, tokens), shard.q_width_local());
+            let (queries, q_width) = (this.positions(metadata, tokens), shard.q_width_local());
             let keys: f64 = queries.iter().map(|&position| f64::from(position) + 1.0).sum();
             // Of a part its own keys; the last rows' lie in all parts.
             let key_rows = match tokens {
                 Tokens::Part(_) => queries.len(),
-                Tokens::Last => B::parts(plan).last().map_or(0, |part| part.end),
+                Tokens::Last => B::parts(metadata).last().map_or(0, |part| part.end),
             };
             let numbers = 2 * queries.len() * q_width + 2 * key_rows * shard.kv_width_local();
             Work { flop: 4.0 * q_width as f64 * keys, bytes: this.bytes(0, numbers) }
@@ -313,10 +319,10 @@ impl<B: Clock> Backend for Timed<B> {
         })
     }
 
-    fn sum(&mut self, rows: Range<usize>) -> Result<Sum> {
-        let sum = self.inner.sum(rows)?;
-        if sum == Sum::Pending {
-            self.did(Class::RankSums, |_| Work::default())?;
+    fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
+        let sum = self.inner.all_reduce(rows)?;
+        if sum == Reduction::Pending {
+            self.did(Class::AllReduce, |_| Work::default())?;
         }
         Ok(sum)
     }
@@ -326,11 +332,11 @@ impl<B: Clock> Backend for Timed<B> {
         self.did(Class::SiluMul, |this| this.moved(0, 3 * rows * this.inner.geometry().shard.ffn_local))
     }
 
-    fn gather_last(&mut self, x: &B::Act, plan: &B::Plan, out: &mut B::Act) -> Result<()> {
-        self.inner.gather_last(x, plan, out)?;
+    fn gather_last(&mut self, x: &B::Act, metadata: &B::Metadata, out: &mut B::Act) -> Result<()> {
+        self.inner.gather_last(x, metadata, out)?;
         self.did(Class::GatherRows, |this| {
             // Of the residual stream or its normed form: as if it were the narrower one.
-            let rows = this.positions(plan, Tokens::Last).len();
+            let rows = this.positions(metadata, Tokens::Last).len();
             this.moved(0, 2 * rows * this.inner.geometry().hidden)
         })
     }

@@ -41,7 +41,7 @@ pub use options::{Device, Options};
 #[cfg(feature = "cuda")]
 use parts::ranks_of;
 use parts::{Parts, Weights, geometry};
-pub use plan::Plan;
+pub use plan::MemoryPlan;
 pub use process_rank::{ProcessRank, Secret};
 pub use queue::Pending;
 use queue::Queue;
@@ -57,7 +57,7 @@ pub use stats::Stats;
 pub struct Engine {
     config: ModelConfig,
     prompt: Result<Prompt>,
-    plan: Plan,
+    plan: MemoryPlan,
     device: String,
     device_reason: Option<String>,
     has_clock: bool,
@@ -160,19 +160,19 @@ impl Engine {
     /// What an engine with these options would hold on GPUs that need not be there. Reads `config.json` and the headers of
     /// the weights.
     #[cfg(feature = "cuda")]
-    pub fn plan_for(dir: impl AsRef<Path>, options: &Options, gpus: &PlannedGpus) -> Result<Plan> {
+    pub fn plan_for(dir: impl AsRef<Path>, options: &Options, gpus: &PlannedGpus) -> Result<MemoryPlan> {
         let config = ModelConfig::read(dir.as_ref())?;
         let weights = Weights::Stored(Checkpoint::open(dir.as_ref())?);
         let chosen = Chosen::imagined(gpus);
         let ranks = ranks_of(&chosen, &weights, &config, options)?;
         let tensors = weights.part(&config, 0, ranks)?;
-        Ok(Plan::new(&config, options, &chosen, ranks, &tensors)?.0)
+        Ok(MemoryPlan::new(&config, options, &chosen, ranks, &tensors)?.0)
     }
 
     /// What an engine with these options would hold on this machine's GPUs, and how they are called and have free; nothing
     /// where there is none that it can use.
     #[cfg(feature = "cuda")]
-    pub fn plan_here(dir: impl AsRef<Path>, options: &Options) -> Result<Option<(PlannedGpus, Plan)>> {
+    pub fn plan_here(dir: impl AsRef<Path>, options: &Options) -> Result<Option<(PlannedGpus, MemoryPlan)>> {
         let Ok(chosen) = Chosen::new(&Options { device: Device::Cuda, ..options.clone() }) else {
             return Ok(None);
         };
@@ -180,7 +180,7 @@ impl Engine {
         let weights = Weights::Stored(Checkpoint::open(dir.as_ref())?);
         let ranks = ranks_of(&chosen, &weights, &config, options)?;
         let tensors = weights.part(&config, 0, ranks)?;
-        let plan = Plan::new(&config, options, &chosen, ranks, &tensors)?.0;
+        let plan = MemoryPlan::new(&config, options, &chosen, ranks, &tensors)?.0;
         Ok(chosen.planned()?.map(|gpus| (gpus, plan)))
     }
 
@@ -191,7 +191,7 @@ impl Engine {
     }
 
     /// What the engine holds in memory, and its limits.
-    pub fn plan(&self) -> &Plan {
+    pub fn plan(&self) -> &MemoryPlan {
         &self.plan
     }
 
@@ -235,7 +235,7 @@ impl Engine {
     /// Ends the engine for all who share it, after the pass that runs: what waits is answered with an error, and so is
     /// what comes. Ranks in other processes end as well, without an error. Dropping the last owner does the same.
     pub fn close(&self) {
-        self.queue.close(Error::new(ErrorKind::Dead, "the engine was closed before this was scored"));
+        self.queue.close(Error::new(ErrorKind::Stopped, "the engine was closed before this was scored"));
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
             // A waker may close the engine on the thread that answered; that thread ends by itself.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::backend::cpu::CpuMath;
 use crate::backend::profile::Profile;
 use crate::backend::tier::CudaTier;
-use crate::backend::{GemmTuning, Loading, Overlap, RankSums};
+use crate::backend::{AllReduce, GemmTuning, Loading, Overlap};
 use crate::batch::Sharing;
 use crate::engine::{ProcessRank, Residency};
 use crate::prompt::PromptOptions;
@@ -33,7 +33,7 @@ pub struct Options {
     /// those of the other for ever.
     pub ranks: Option<usize>,
     /// How sums over ranks are taken on GPUs; the CPU always adds in order.
-    pub rank_sums: RankSums,
+    pub all_reduce: AllReduce,
     /// Whether sums over ranks run beside computation on GPUs.
     pub overlap: Overlap,
     /// The GPUs to use, by number, in the order of ranks; all that there are when none is named.
@@ -80,7 +80,7 @@ impl Default for Options {
         Self {
             device: Device::Auto,
             ranks: None,
-            rank_sums: RankSums::Ordered,
+            all_reduce: AllReduce::Ordered,
             overlap: Overlap::Auto,
             devices: Vec::new(),
             peer_timeout: Duration::from_secs(600),

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::backend::Geometry;
 use crate::config::ModelConfig;
 use crate::engine::device::Chosen;
-use crate::engine::{Options, Plan, Residency};
+use crate::engine::{MemoryPlan, Options, Residency};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::rope;
 use crate::shard::Shard;
@@ -38,7 +38,7 @@ pub(super) fn ranks_of(
     chosen.ranks(options, config, |ranks| {
         let tensors = weights.part(config, 0, ranks)?;
         let resident = Options { residency: Residency::Resident, ..options.clone() };
-        Ok(Plan::new(config, &resident, chosen, ranks, &tensors)?.0.footprint)
+        Ok(MemoryPlan::new(config, &resident, chosen, ranks, &tensors)?.0.footprint)
     })
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Parts {
     pub(super) ranks: usize,
     /// Of each rank in this process.
     pub(super) tensors: Vec<ModelTensors>,
-    pub(super) plan: Plan,
+    pub(super) plan: MemoryPlan,
     /// Warnings of the files and of the plan.
     pub(super) warnings: Vec<String>,
 }
@@ -92,7 +92,7 @@ impl Parts {
             None if ranks == 1 => vec![whole],
             None => (0..ranks).map(|rank| part(rank, ranks)).collect::<Result<_>>()?,
         };
-        let (plan, streaming) = Plan::new(&config, options, &chosen, ranks, &tensors[0])?;
+        let (plan, streaming) = MemoryPlan::new(&config, options, &chosen, ranks, &tensors[0])?;
         let warnings = tensors[0].warnings.iter().cloned().chain(streaming).collect();
         Ok(Self { config, chosen, ranks, tensors, plan, warnings })
     }
@@ -105,7 +105,7 @@ impl Parts {
         }
         let residency = Residency::Streamed { resident_layers: Some(resident) };
         let options = Options { residency, ..options.clone() };
-        self.plan = Plan::new(&self.config, &options, &self.chosen, self.ranks, &self.tensors[0])?.0;
+        self.plan = MemoryPlan::new(&self.config, &options, &self.chosen, self.ranks, &self.tensors[0])?.0;
         let layers = self.config.layers;
         self.warnings.push(format!(
             "another rank's GPU has room for {resident} of {layers} layers: here, too, the other {} are streamed",
@@ -118,6 +118,6 @@ impl Parts {
 /// What the ops of one rank need to know of the model.
 pub(super) fn geometry(config: &ModelConfig, options: &Options, shard: Shard) -> Geometry {
     let frequencies = rope::frequencies(&config.rope, config.head_dim);
-    let (rank_sums, overlap) = (options.rank_sums, options.overlap);
-    Geometry { rank_sums, overlap, ..Geometry::new(config, shard, frequencies, config.labels()) }
+    let (all_reduce, overlap) = (options.all_reduce, options.overlap);
+    Geometry { all_reduce, overlap, ..Geometry::new(config, shard, frequencies, config.labels()) }
 }

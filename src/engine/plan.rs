@@ -31,7 +31,7 @@ const BATCH_TOKENS_STREAMED: [usize; 2] = [16_384, 8192];
 /// multicast over NVLink has buffers of its own. One communicator with 1.6 GB was reported; NVIDIA's tests of NCCL leave
 /// it 1 GB of a GPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Plan {
+pub struct MemoryPlan {
     /// Ranks that share the model.
     pub ranks: usize,
     /// Bytes of rank 0's weights, as stored. On the CPU they are used where they are mapped.
@@ -52,7 +52,7 @@ pub struct Plan {
     pub flops_per_token: u64,
 }
 
-impl Plan {
+impl MemoryPlan {
     /// The plan, and what is to be said of layers that do not stay on the device, if nobody asked for that.
     pub(super) fn new(
         config: &ModelConfig,
@@ -158,14 +158,14 @@ impl Sizing<'_> {
     }
 
     /// The plan for passes of so many tokens.
-    fn plan(&self, batch_tokens: usize) -> Result<Plan> {
+    fn plan(&self, batch_tokens: usize) -> Result<MemoryPlan> {
         let Self { stored: weight_bytes, on_device, max_tokens, .. } = *self;
         let (capacity, ranks) = (self.capacity(batch_tokens), self.geometry.shard.ranks);
         let needed = |placement| self.footprint(&capacity, placement).total();
         let placement = Placement::choose(self.residency, self.config.layers, self.free, needed)?;
         let footprint = self.footprint(&capacity, placement);
         let flops_per_token = self.flops_per_token();
-        Ok(Plan {
+        Ok(MemoryPlan {
             ranks,
             weight_bytes,
             layer_bytes: on_device.layer_max,
@@ -179,14 +179,14 @@ impl Sizing<'_> {
     }
 
     /// The plan for the largest passes of streamed layers that leave half of `free` to them.
-    fn largest_streaming(&self, free: usize) -> Result<Option<Plan>> {
+    fn largest_streaming(&self, free: usize) -> Result<Option<MemoryPlan>> {
         let workspace = |tokens| self.footprint(&self.capacity(tokens), Placement::resident(0)).workspace;
         let largest = BATCH_TOKENS_STREAMED.into_iter().find(|&tokens| workspace(tokens) <= free / 2);
         largest.map(|tokens| self.plan(tokens)).transpose()
     }
 }
 
-impl fmt::Display for Plan {
+impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "ranks            {}", self.ranks)?;
         writeln!(
@@ -237,7 +237,8 @@ mod tests {
         let shard = Shard::new(&config, 0, 1).unwrap();
         let tensors = ModelTensors::random(&RandomWeights::new(&config, 0), &config, &shard);
         let options = Options { max_tokens: Some(4096), ..Options::default() };
-        let (random, warning) = Plan::new(&config, &options, &Chosen::imagined(&gpus), 1, &tensors).unwrap();
+        let (random, warning) =
+            MemoryPlan::new(&config, &options, &Chosen::imagined(&gpus), 1, &tensors).unwrap();
         assert_eq!(random.weight_bytes, WeightBytes::of(&config, &shard, Dtype::BF16));
         assert_eq!((random.placement, warning), (Placement::resident(80), None));
         assert_eq!(format!("{:.2}", gib(random.footprint.weights)), "127.50");

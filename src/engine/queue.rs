@@ -330,12 +330,12 @@ impl Reply {
 impl Drop for Reply {
     fn drop(&mut self) {
         // Does nothing after `answer`.
-        self.finish(Err(Error::new(ErrorKind::Dead, "the engine ended before this was scored")));
+        self.finish(Err(Error::new(ErrorKind::Stopped, "the engine ended before this was scored")));
     }
 }
 
 fn taken() -> Error {
-    Error::new(ErrorKind::Dead, "this score was taken before")
+    Error::new(ErrorKind::Stopped, "this score was taken before")
 }
 
 #[cfg(test)]
@@ -418,7 +418,7 @@ mod tests {
                 assert_eq!(packed.tokens[0], first);
                 replies.into_iter().for_each(|reply| reply.answer(Ok(&[1.0])));
             }
-            queue.close(Error::new(ErrorKind::Dead, "the end"));
+            queue.close(Error::new(ErrorKind::Stopped, "the end"));
         });
         let rewards: Vec<_> = pendings.into_iter().map(Pending::wait).collect();
         assert!(rewards[0].is_ok() && rewards[1].is_ok());
@@ -471,8 +471,8 @@ mod tests {
             move || queue.push(job(&[2]).0, WhenFull::Wait)
         });
         thread::sleep(Duration::from_millis(20));
-        queue.close(Error::new(ErrorKind::Dead, "first cause"));
-        queue.close(Error::new(ErrorKind::Dead, "second cause"));
+        queue.close(Error::new(ErrorKind::Stopped, "first cause"));
+        queue.close(Error::new(ErrorKind::Stopped, "second cause"));
         assert_eq!(waiting.wait().unwrap_err().message(), "first cause");
         assert_eq!(blocked.join().unwrap().unwrap_err().message(), "first cause");
         assert_eq!(queue.push(job(&[3]).0, WhenFull::Wait).unwrap_err().message(), "first cause");
@@ -483,7 +483,7 @@ mod tests {
     fn a_reply_that_is_lost_still_answers() {
         let (job, pending) = job(&[1]);
         drop(job);
-        assert_eq!(pending.wait().unwrap_err().kind(), ErrorKind::Dead);
+        assert_eq!(pending.wait().unwrap_err().kind(), ErrorKind::Stopped);
     }
 
     #[test]

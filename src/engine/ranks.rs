@@ -68,7 +68,7 @@ pub(super) struct Team {
 impl Team {
     /// Makes a rank's failure that of all. Returns the first cause, and who waits for scores.
     fn fail(&self, error: Error) -> (Error, Vec<Reply>) {
-        if error.kind() == ErrorKind::Dead {
+        if error.kind() == ErrorKind::Stopped {
             let _ = self.queue.closed_within(self.last_words);
         }
         // If another rank's failure is behind this one, the queue knows that cause already and keeps it.
@@ -133,11 +133,11 @@ pub(super) fn start(
 
 /// Every rank's vote; the first cause, if there is one, rather than what it led to on other ranks.
 fn agree(votes: &[Receiver<Result<()>>]) -> Result<()> {
-    let lost = || Err(Error::new(ErrorKind::Dead, "a rank ended without a word"));
+    let lost = || Err(Error::new(ErrorKind::Stopped, "a rank ended without a word"));
     let mut errors = votes.iter().filter_map(|vote| vote.recv().unwrap_or_else(|_| lost()).err());
     let Some(first) = errors.next() else { return Ok(()) };
     let causes = [first].into_iter().chain(errors).collect::<Vec<_>>();
-    let cause = causes.iter().find(|error| error.kind() != ErrorKind::Dead).unwrap_or(&causes[0]);
+    let cause = causes.iter().find(|error| error.kind() != ErrorKind::Stopped).unwrap_or(&causes[0]);
     Err(cause.clone())
 }
 
@@ -296,7 +296,7 @@ fn follow(forward: &mut dyn Rank, orders: &Receiver<Order>) -> Result<()> {
 pub(super) fn guarded<T>(rank: usize, ranks: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(Error::new(
-            ErrorKind::Dead,
+            ErrorKind::Stopped,
             format!("the engine has a bug and panicked: {}", panic_text(&*panic)),
         ))
     });
@@ -341,7 +341,7 @@ mod tests {
     }
 
     fn stop(team: &Team, threads: Vec<JoinHandle<()>>) {
-        team.queue.close(Error::new(ErrorKind::Dead, "the end"));
+        team.queue.close(Error::new(ErrorKind::Stopped, "the end"));
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 
@@ -416,7 +416,7 @@ mod tests {
                 Ok(Box::new(Asking(Box::new(move |packed, _| match fails {
                     true => Err(Error::new(ErrorKind::Device, "lost")),
                     false => {
-                        queue.close(Error::new(ErrorKind::Dead, "the end"));
+                        queue.close(Error::new(ErrorKind::Stopped, "the end"));
                         last_tokens(packed)
                     }
                 }))))
@@ -448,7 +448,7 @@ mod tests {
         let team = team(1);
         let threads = start(&team, |_| Ok(Box::new(|_: &Packed| panic!("planted")))).unwrap();
         let error = submit(&team, &[1]).wait().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Dead);
+        assert_eq!(error.kind(), ErrorKind::Stopped);
         assert!(error.message().contains("planted"), "{error}");
         threads.into_iter().for_each(|thread| thread.join().unwrap());
         assert_eq!(team.queue.closed().unwrap().message(), error.message());
@@ -494,7 +494,7 @@ mod tests {
                 while !*aborted {
                     aborted = gate.1.wait(aborted).unwrap();
                 }
-                Err(Error::new(ErrorKind::Dead, "another rank failed"))
+                Err(Error::new(ErrorKind::Stopped, "another rank failed"))
             }))
         })
         .unwrap();

@@ -143,7 +143,7 @@ impl Engine {
     fn job(&self, PromptTokens { mut ids, truncated }: PromptTokens) -> Result<(Job, Pending)> {
         if let Some((index, id)) = ids.iter().enumerate().find(|&(_, &id)| id as usize >= self.config.vocab) {
             return Err(Error::new(
-                ErrorKind::Conversation,
+                ErrorKind::InvalidInput,
                 format!("token {index} has id {id}; the model's vocabulary has {} ids", self.config.vocab),
             )
             .with_hint(

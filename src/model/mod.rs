@@ -8,11 +8,11 @@ pub mod layer;
 pub mod rope;
 pub mod streamed;
 
-use crate::backend::{Ahead, Backend, Capacity, LayerWeights, Matrix, Role, Sum};
+use crate::backend::{Ahead, Backend, Capacity, LayerWeights, Matrix, Reduction, Role};
 use crate::batch::Packed;
 use crate::error::Result;
 use crate::weights::{HostTensor, ModelTensors};
-use layer::{Pass, Stream};
+use layer::{Activations, Pass};
 
 pub use streamed::Streamed;
 
@@ -64,10 +64,10 @@ pub struct Model<B: Backend, L> {
     final_norm: B::Weight,
     head: B::Weight,
     /// Every packed row.
-    all: Stream<B::Act>,
+    all: Activations<B::Act>,
     /// The rows in which sequences end, from the last layer's attention on.
-    last: Stream<B::Act>,
-    wide: B::Act,
+    last: Activations<B::Act>,
+    scratch: B::Act,
     capacity: Capacity,
 }
 
@@ -76,17 +76,17 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
     pub fn new(mut backend: B, capacity: Capacity, tensors: &ModelTensors, layers: L) -> Result<Self> {
         let final_norm = backend.vector(&tensors.final_norm)?;
         let head = backend.matrix(Matrix::Head, std::slice::from_ref(&tensors.head), None)?;
-        let mut stream = |rows| -> Result<Stream<B::Act>> {
-            Ok(Stream {
+        let mut stream = |rows| -> Result<Activations<B::Act>> {
+            Ok(Activations {
                 residual: backend.activation(Role::Residual, rows)?,
                 normed: backend.activation(Role::Normed, rows)?,
             })
         };
         let all = stream(capacity.tokens)?;
         let last = stream(capacity.sequences)?;
-        let wide = backend.activation(Role::Wide, capacity.tokens)?;
+        let scratch = backend.activation(Role::Scratch, capacity.tokens)?;
         let embedding = tensors.embedding.clone();
-        Ok(Self { backend, layers, embedding, final_norm, head, all, last, wide, capacity })
+        Ok(Self { backend, layers, embedding, final_norm, head, all, last, scratch, capacity })
     }
 
     /// What the caller should know of the weights as they were loaded.
@@ -102,26 +102,33 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
     /// One pass: `[packed.last.len(), labels]` logits, row by row. When all but its end is queued, `ahead` gives the next
     /// pass's batch, where it is known, and a backend whose device works by itself gets ready for it meanwhile.
     pub fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>> {
-        let plan = &self.backend.plan(packed)?;
+        let metadata = &self.backend.metadata(packed)?;
         let pass = Pass {
-            plan,
-            parts: B::parts(plan),
+            metadata,
+            parts: B::parts(metadata),
             sequences: packed.last.len(),
             mlp_tokens: self.capacity.mlp_tokens,
         };
         let backend = &mut self.backend;
         backend.embed(&self.embedding, packed, &mut self.all.residual)?;
-        let mut sum = Sum::InResidual;
+        let mut sum = Reduction::InResidual;
         let layers = self.layers.layers();
         for index in 0..layers - 1 {
             let weights = self.layers.layer(backend, index)?;
-            sum = layer::forward(backend, weights, &pass, sum, &mut self.all, &mut self.wide)?;
+            sum = layer::forward(backend, weights, &pass, sum, &mut self.all, &mut self.scratch)?;
         }
         let weights = self.layers.layer(backend, layers - 1)?;
-        sum =
-            layer::forward_last(backend, weights, &pass, sum, &mut self.all, &mut self.last, &mut self.wide)?;
+        sum = layer::forward_last(
+            backend,
+            weights,
+            &pass,
+            sum,
+            &mut self.all,
+            &mut self.last,
+            &mut self.scratch,
+        )?;
         self.layers.end_pass(backend)?;
-        let Stream { residual, normed } = &mut self.last;
+        let Activations { residual, normed } = &mut self.last;
         backend.add_rms_norm(residual, sum, &self.final_norm, 0..pass.sequences, normed)?;
         backend.embed_ahead(&self.embedding, ahead)?;
         backend.head(normed, &self.head, pass.sequences)

@@ -72,7 +72,7 @@ pub enum Truncate {
 /// wrote and the tokenizer wrote again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DoubleBos {
-    /// It is an error ([`ErrorKind::Conversation`]).
+    /// It is an error ([`ErrorKind::InvalidInput`]).
     #[default]
     Refuse,
     /// It is scored as it is.
@@ -223,7 +223,7 @@ fn vars_of(conversation: &Conversation) -> Map<String, Value> {
 
 /// Ids as they will be scored: checked, and held to `max_tokens` by the policy. `bos` is the beginning-of-text token.
 ///
-/// No ids, or `bos` twice at the start where that is refused, are [`ErrorKind::Conversation`]; too many are
+/// No ids, or `bos` twice at the start where that is refused, are [`ErrorKind::InvalidInput`]; too many are
 /// [`ErrorKind::TooLong`].
 pub fn limited(
     mut ids: Vec<u32>,
@@ -235,13 +235,13 @@ pub fn limited(
     let starts_with_bos = ids.first().is_some_and(|&id| Some(id) == bos);
     if ids.is_empty() {
         return Err(Error::new(
-            ErrorKind::Conversation,
+            ErrorKind::InvalidInput,
             "the conversation has no tokens, expected at least one",
         ));
     }
     if double_bos == DoubleBos::Refuse && starts_with_bos && ids.get(1) == ids.first() {
         let message = format!("the conversation begins with the beginning-of-text token ({}) twice", ids[0]);
-        return Err(Error::new(ErrorKind::Conversation, message).with_hint(
+        return Err(Error::new(ErrorKind::InvalidInput, message).with_hint(
             "one is enough: leave it out of the messages if the chat template writes it; \
                  `--double-bos allow` scores it all the same",
         ));

@@ -65,7 +65,7 @@ pub(super) fn encode_marked(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32
             if tokenizer.id(token).is_some_and(|id| plain.contains(&id)) {
                 let message =
                     format!("{token:?} cannot be sanitized: the tokenizer makes it from plain text too");
-                return Err(Error::new(ErrorKind::Conversation, message));
+                return Err(Error::new(ErrorKind::InvalidInput, message));
             }
             ids.extend(plain);
             rest = tail;

@@ -69,7 +69,7 @@ pub struct Parsed {
     pub request: Result<Request>,
 }
 
-/// Reads the JSON text of one object. Every error is one of [`ErrorKind::Conversation`].
+/// Reads the JSON text of one object. Every error is one of [`ErrorKind::InvalidInput`].
 pub fn parse(bytes: &[u8]) -> Parsed {
     let given = text_of(bytes).and_then(Given::read);
     match given {
@@ -414,7 +414,7 @@ fn not_json_at(text: &str, error: &serde_json::Error, column: Option<usize>) -> 
 }
 
 fn wrong(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Conversation, message)
+    Error::new(ErrorKind::InvalidInput, message)
 }
 
 /// The deserialized form of [`Given`].

@@ -27,7 +27,7 @@ fn assert_refused(text: &str, message: &str, hint: Option<&str>) {
     let error = asked(text).expect_err(text);
     assert_eq!(
         (error.kind(), error.message(), error.hint()),
-        (ErrorKind::Conversation, message, hint),
+        (ErrorKind::InvalidInput, message, hint),
         "{text}"
     );
 }

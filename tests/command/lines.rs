@@ -137,7 +137,7 @@ fn rendering_needs_no_weights_and_shows_what_is_scored() {
     let texts = lines[0]["text"].as_array().unwrap();
     assert_eq!((texts.len(), lines[0]["input_ids"].as_array().unwrap().len()), (2, 2));
     assert!(texts[0].as_str().unwrap().contains("1+1=2") && texts[1].as_str().unwrap().contains("1+1=3"));
-    assert_eq!(lines[1]["error"]["kind"], "conversation");
+    assert_eq!(lines[1]["error"]["kind"], "invalid_input");
 }
 
 #[test]

@@ -214,10 +214,10 @@ fn who_is_missing_or_of_another_world_is_named_and_strangers_are_not_waited_for(
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn ranks_that_do_not_belong_together_say_what_differs() {
     let address = free_address();
-    let second = start(1, &address, &["--peer-timeout", "6", "--rank-sums", "reduced"], &[]);
+    let second = start(1, &address, &["--peer-timeout", "6", "--all-reduce", "nccl"], &[]);
     let first = start(0, &address, &["-", "--peer-timeout", "6"], &[]);
-    assert_failed(&end(first), &["rank 1 of 2 did not come within 6 s", "its rank sums is reduced"]);
-    assert_failed(&end(second), &["rank 0 refused rank 1 of 2", "its rank sums is reduced"]);
+    assert_failed(&end(first), &["rank 1 of 2 did not come within 6 s", "its all-reduce is nccl"]);
+    assert_failed(&end(second), &["rank 0 refused rank 1 of 2", "its all-reduce is nccl"]);
 }
 
 #[test]

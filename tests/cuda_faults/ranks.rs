@@ -18,7 +18,7 @@ use kudos::internals::config::ModelConfig;
 use kudos::internals::model::rope::frequencies;
 use kudos::internals::shard::Shard;
 use kudos::internals::weights::{Checkpoint, ModelTensors};
-use kudos::{CudaTier, Device, Engine, Error, ErrorKind, GemmTuning, Options, RankSums};
+use kudos::{AllReduce, CudaTier, Device, Engine, Error, ErrorKind, GemmTuning, Options};
 
 use crate::common::{kudos_in, root};
 use crate::gpu::Gpu;
@@ -27,11 +27,11 @@ use crate::{LINE, MODEL, failure_of_all, rewards};
 /// Far more than any of these takes, and far less than a hang.
 const SOON: Duration = Duration::from_secs(30);
 
-fn options(rank_sums: RankSums) -> Options {
+fn options(all_reduce: AllReduce) -> Options {
     Options {
         device: Device::Cuda,
         ranks: Some(2),
-        rank_sums,
+        all_reduce,
         batch_tokens: Some(16),
         max_tokens: Some(64),
         peer_timeout: Duration::from_secs(2),
@@ -39,23 +39,23 @@ fn options(rank_sums: RankSums) -> Options {
     }
 }
 
-fn open(rank_sums: RankSums) -> kudos::Result<Engine> {
-    Engine::open(root().join(MODEL), options(rank_sums))
+fn open(all_reduce: AllReduce) -> kudos::Result<Engine> {
+    Engine::open(root().join(MODEL), options(all_reduce))
 }
 
 /// Both ways of taking sums: the faults are those of two kinds of collectives.
-const WAYS: [RankSums; 2] = [RankSums::Ordered, RankSums::Reduced];
+const WAYS: [AllReduce; 2] = [AllReduce::Ordered, AllReduce::Nccl];
 
 /// After a failure: nothing is held, and the next engine gives what the first one gave.
-fn assert_recovered(gpu: &Gpu, rank_sums: RankSums, expected: &[u32]) {
+fn assert_recovered(gpu: &Gpu, all_reduce: AllReduce, expected: &[u32]) {
     gpu.plan("");
     gpu.assert_free();
-    assert_eq!(rewards(&open(rank_sums).unwrap()), expected);
+    assert_eq!(rewards(&open(all_reduce).unwrap()), expected);
     gpu.assert_free();
 }
 
-fn expected(gpu: &Gpu, rank_sums: RankSums) -> Vec<u32> {
-    let rewards = rewards(&open(rank_sums).unwrap());
+fn expected(gpu: &Gpu, all_reduce: AllReduce) -> Vec<u32> {
+    let rewards = rewards(&open(all_reduce).unwrap());
     gpu.assert_free();
     rewards
 }
@@ -68,19 +68,19 @@ fn assert_names_rank_1(error: &Error) {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_rank_out_of_memory_is_named_and_nobody_waits_for_it() {
     let gpu = Gpu::take();
-    for rank_sums in WAYS {
-        let expected = expected(&gpu, rank_sums);
+    for all_reduce in WAYS {
+        let expected = expected(&gpu, all_reduce);
         let begun = Instant::now();
         for at in [1, 5, 12] {
             gpu.plan(&format!("1/alloc:{at}"));
-            let error = open(rank_sums).unwrap_err();
+            let error = open(all_reduce).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
             assert_names_rank_1(&error);
             assert!(error.message().contains("bytes on GPU 1 failed"), "{error}");
             gpu.assert_free();
         }
         assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
-        assert_recovered(&gpu, rank_sums, &expected);
+        assert_recovered(&gpu, all_reduce, &expected);
     }
 }
 
@@ -88,8 +88,8 @@ fn a_rank_out_of_memory_is_named_and_nobody_waits_for_it() {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_rank_that_fails_in_a_pass_is_named_and_ends_what_the_others_wait_for() {
     let gpu = Gpu::take();
-    for rank_sums in WAYS {
-        let expected = expected(&gpu, rank_sums);
+    for all_reduce in WAYS {
+        let expected = expected(&gpu, all_reduce);
         for (fault, code) in [
             ("1/launch:1", "CUDA_ERROR_LAUNCH_FAILED"),
             ("1/launch:9", "CUDA_ERROR_LAUNCH_FAILED"),
@@ -97,7 +97,7 @@ fn a_rank_that_fails_in_a_pass_is_named_and_ends_what_the_others_wait_for() {
             ("1/nccl:1", "NCCL says"),
             ("1/nccl:3", "NCCL says"),
         ] {
-            let engine = open(rank_sums).unwrap();
+            let engine = open(all_reduce).unwrap();
             gpu.plan(fault);
             let begun = Instant::now();
             let error = failure_of_all(&engine);
@@ -107,7 +107,7 @@ fn a_rank_that_fails_in_a_pass_is_named_and_ends_what_the_others_wait_for() {
             assert!(error.message().contains(code), "{fault}: {error}");
             assert!(error.place().is_some_and(|place| place.starts_with("GPU 1 (softgpu")), "{error}");
             drop(engine);
-            assert_recovered(&gpu, rank_sums, &expected);
+            assert_recovered(&gpu, all_reduce, &expected);
         }
     }
 }
@@ -116,9 +116,9 @@ fn a_rank_that_fails_in_a_pass_is_named_and_ends_what_the_others_wait_for() {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_rank_that_hangs_ends_the_engine_within_the_time_limit() {
     let gpu = Gpu::take();
-    for rank_sums in WAYS {
-        let expected = expected(&gpu, rank_sums);
-        let engine = open(rank_sums).unwrap();
+    for all_reduce in WAYS {
+        let expected = expected(&gpu, all_reduce);
+        let engine = open(all_reduce).unwrap();
         gpu.plan("1/hang:2");
         let begun = Instant::now();
         let error = failure_of_all(&engine);
@@ -126,7 +126,7 @@ fn a_rank_that_hangs_ends_the_engine_within_the_time_limit() {
         assert_eq!(error.kind(), ErrorKind::Device, "{error}");
         assert!(error.message().contains("of 2: waiting for the other ranks"), "{error}");
         drop(engine);
-        assert_recovered(&gpu, rank_sums, &expected);
+        assert_recovered(&gpu, all_reduce, &expected);
     }
 }
 
@@ -135,7 +135,7 @@ fn a_rank_that_hangs_ends_the_engine_within_the_time_limit() {
 fn devices_are_chosen_by_number_and_refused_by_name() {
     let _gpu = Gpu::take();
     let open = |devices: &[usize], ranks| {
-        let options = Options { devices: devices.to_vec(), ranks, ..options(RankSums::Ordered) };
+        let options = Options { devices: devices.to_vec(), ranks, ..options(AllReduce::Ordered) };
         Engine::open(root().join(MODEL), options)
     };
     assert!(open(&[2, 0], Some(2)).unwrap().device().contains("GPUs 2, 0 (softgpu"));
@@ -175,8 +175,8 @@ fn a_model_too_large_for_one_gpu_gets_as_few_as_it_fits_on() {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn the_plan_covers_what_each_rank_allocates() {
     let gpu = Gpu::take();
-    for rank_sums in WAYS {
-        let engine = open(rank_sums).unwrap();
+    for all_reduce in WAYS {
+        let engine = open(all_reduce).unwrap();
         rewards(&engine);
         let planned = engine.plan().ranks * engine.plan().footprint.total();
         assert!(gpu.held().live_bytes <= planned as u64, "{planned} bytes planned, {:?}", gpu.held());
@@ -232,7 +232,7 @@ fn a_rank_whose_group_has_failed_loads_no_further() {
 
 fn assert_gave_up<T>(result: kudos::Result<T>) {
     let error = result.map(drop).unwrap_err();
-    assert_eq!((error.kind(), error.message()), (ErrorKind::Dead, "another rank of this engine failed"));
+    assert_eq!((error.kind(), error.message()), (ErrorKind::Stopped, "another rank of this engine failed"));
 }
 
 /// A stopwatch during whose first measurement another rank fails.

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 
 use kudos::internals::backend::profile::{Class, Profile, Spent};
-use kudos::{Device, Engine, Options, Overlap, RankSums, Residency};
+use kudos::{AllReduce, Device, Engine, Options, Overlap, Residency};
 
 use crate::common::{Sizes, ids, random_model};
 use crate::gpu::{Entry, Gpu};
@@ -175,7 +175,7 @@ fn profiled_ranks_and_streamed_layers_give_the_same_bits_and_have_classes_of_the
         let rewards = score(&engine);
         let spent = profile.stop();
         assert_eq!(rewards, expected, "{residency:?}");
-        assert_eq!(ops_of(&spent, Class::RankSums), Some(PASSES * 2 * SIZES.layers), "{residency:?}");
+        assert_eq!(ops_of(&spent, Class::AllReduce), Some(PASSES * 2 * SIZES.layers), "{residency:?}");
         let waits = ops_of(&spent, Class::StreamedLayers).unwrap_or(0);
         assert_eq!(waits, PASSES * streamed, "{residency:?}");
     }
@@ -219,13 +219,13 @@ fn streamed_layers_are_copied_once_a_pass_under_the_computation_of_those_before(
 fn sums_over_ranks_run_beside_the_computation_of_other_rows_where_they_may() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
-    let share = |overlap, rank_sums| {
+    let share = |overlap, all_reduce| {
         let tokens = 256;
         let options = Options {
             device: Device::Cuda,
             ranks: Some(2),
             overlap,
-            rank_sums,
+            all_reduce,
             batch_tokens: Some(tokens),
             max_tokens: Some(tokens),
             ..Options::default()
@@ -244,13 +244,15 @@ fn sums_over_ranks_run_beside_the_computation_of_other_rows_where_they_may() {
         let beside: u64 = sums.iter().map(|sum| overlap_of(sum, &compute)).sum();
         (beside as f64 / sums.iter().map(time).sum::<u64>() as f64, reward)
     };
-    for rank_sums in [RankSums::Ordered, RankSums::Reduced] {
+    for all_reduce in [AllReduce::Ordered, AllReduce::Nccl] {
         let ((beside, reward), (alone, expected)) =
-            (share(Overlap::Always, rank_sums), share(Overlap::Never, rank_sums));
-        println!("{rank_sums:?}: {beside:.3} of the sums' time beside computation, {alone:.3} without parts");
-        assert_eq!(reward, expected, "{rank_sums:?}");
+            (share(Overlap::Always, all_reduce), share(Overlap::Never, all_reduce));
+        println!(
+            "{all_reduce:?}: {beside:.3} of the sums' time beside computation, {alone:.3} without parts"
+        );
+        assert_eq!(reward, expected, "{all_reduce:?}");
         // All but those of the last layer, which has one row. Seen: 0.98, and 0.14 without parts.
-        assert!(beside >= 0.8 && alone <= 0.3, "{rank_sums:?}: {beside}, {alone}");
+        assert!(beside >= 0.8 && alone <= 0.3, "{all_reduce:?}: {beside}, {alone}");
     }
 }
 

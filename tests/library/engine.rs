@@ -92,7 +92,7 @@ fn dropping_the_engine_answers_everything_that_waits() {
     let results: Vec<_> = pending.into_iter().map(kudos::Pending::wait).collect();
     assert!(results.iter().any(|result| result.is_err()), "64 passes of 500 tokens do not fit into a drop");
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
-        assert_eq!(error.kind(), ErrorKind::Dead, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Stopped, "{error}");
     }
 }
 

@@ -388,7 +388,7 @@ fn truncating_left_keeps_the_first_token_only_if_it_begins_the_text() {
 fn a_doubled_beginning_of_text_is_refused_also_in_given_ids() {
     let error = exchange_tokens(&SIMPLE.replace("{{", "{{ bos_token ~ "), PromptOptions::default(), 1000)
         .unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Conversation);
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
     assert!(error.message().ends_with("twice"), "{error}");
     let prompt = with_template(SIMPLE, PromptOptions::default()).unwrap();
     let bos = prompt.encode("<|begin_of_text|>").unwrap()[0];

@@ -9,7 +9,7 @@ use crate::machine;
 use kudos::internals::config::ModelConfig;
 use kudos::internals::units::gib;
 use kudos::internals::weights::RandomWeights;
-use kudos::{Error, ErrorKind, Plan, Result};
+use kudos::{Error, ErrorKind, MemoryPlan, Result};
 
 /// Rows of the embedding table, which is not computed over: a batch gathers rows of it, however many there are.
 const VOCAB: usize = 4096;
@@ -115,7 +115,7 @@ impl Shape {
 }
 
 /// Refuses random weights that the host is to hold and has no room for.
-pub(super) fn refuse_crowded(config: &ModelConfig, plan: &Plan) -> Result<()> {
+pub(super) fn refuse_crowded(config: &ModelConfig, plan: &MemoryPlan) -> Result<()> {
     let on_host = plan.footprint.weights == 0 || plan.placement.streamed > 0;
     let bytes = RandomWeights::new(config, SEED).host_bytes() as u64;
     refuse_larger(if on_host { bytes } else { 0 }, machine::available_memory_bytes())

@@ -10,8 +10,8 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use kudos::{
-    CpuMath, CudaTier, Device, DoubleBos, GemmTuning, Options, Overlap, ProcessRank, PromptOptions, RankSums,
-    Residency, Truncate,
+    AllReduce, CpuMath, CudaTier, Device, DoubleBos, GemmTuning, Options, Overlap, ProcessRank,
+    PromptOptions, Residency, Truncate,
 };
 
 /// The version, and what this build can run on.
@@ -103,7 +103,7 @@ pub(super) struct ScoreArgs {
     /// How GPUs sum over ranks: in order, or by NCCL, which moves less over more than two ranks, is less exact, and
     /// lets rewards change with their batch
     #[arg(long, value_enum, default_value = "ordered")]
-    pub(super) rank_sums: RankSumsArg,
+    pub(super) all_reduce: AllReduceArg,
 
     /// Whether sums over ranks run beside the computation of other rows on GPUs; no reward changes by it [auto: in
     /// passes of 2,048 tokens and more]
@@ -285,9 +285,9 @@ pub enum CpuMathArg {
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum RankSumsArg {
+pub(super) enum AllReduceArg {
     Ordered,
-    Reduced,
+    Nccl,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -376,9 +376,9 @@ impl ScoreArgs {
         Options {
             device: self.device.into(),
             ranks: self.ranks,
-            rank_sums: match self.rank_sums {
-                RankSumsArg::Ordered => RankSums::Ordered,
-                RankSumsArg::Reduced => RankSums::Reduced,
+            all_reduce: match self.all_reduce {
+                AllReduceArg::Ordered => AllReduce::Ordered,
+                AllReduceArg::Nccl => AllReduce::Nccl,
             },
             overlap: match self.overlap {
                 OverlapArg::Auto => Overlap::Auto,

@@ -213,7 +213,7 @@ pub(super) fn parse(bytes: &[u8], index: usize) -> Line {
 }
 
 fn wrong(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::Conversation, message)
+    Error::new(ErrorKind::InvalidInput, message)
 }
 
 fn on_line(error: Error, index: usize) -> Error {

@@ -7,7 +7,7 @@ use crate::gpus::{GPUS, Known};
 use crate::output::Output;
 use crate::{Outcome, model_dir};
 use kudos::internals::units::{GIB, gib};
-use kudos::{CudaTier, Engine, Options, Plan, PlannedGpus};
+use kudos::{CudaTier, Engine, MemoryPlan, Options, PlannedGpus};
 
 /// What of a data sheet's figures is reached in earnest, by what others publish: of the tensor cores in products of
 /// this size, and of the link in copies out of pinned memory.
@@ -22,7 +22,7 @@ const MIB: usize = 1 << 20;
 /// What comes of one kind of GPU.
 struct Row {
     gpus: PlannedGpus,
-    plan: Plan,
+    plan: MemoryPlan,
     fits: bool,
     /// What it is, where that is known.
     known: Option<&'static Known>,
@@ -38,7 +38,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         ..defaults
     };
     let mut rows = Vec::new();
-    let mut add = |gpus: PlannedGpus, plan: Plan, known| {
+    let mut add = |gpus: PlannedGpus, plan: MemoryPlan, known| {
         let fits = plan.footprint.total() <= gpus.free_bytes;
         rows.push(Row { gpus, plan, fits, known });
     };

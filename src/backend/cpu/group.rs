@@ -76,7 +76,7 @@ impl Group {
             }
         }
         match gate.aborted {
-            true => Err(Error::new(ErrorKind::Dead, "another rank of this engine failed")),
+            true => Err(Error::new(ErrorKind::Stopped, "another rank of this engine failed")),
             false => Ok(()),
         }
     }
@@ -122,7 +122,7 @@ mod tests {
             thread::sleep(std::time::Duration::from_millis(20));
             assert!(!waiting.is_finished());
             group.abort();
-            assert_eq!(waiting.join().unwrap().unwrap_err().kind(), ErrorKind::Dead);
+            assert_eq!(waiting.join().unwrap().unwrap_err().kind(), ErrorKind::Stopped);
         });
         assert!(group.all_reduce(1, &mut [1.0]).is_err());
     }

@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{
-    Backend, Capacity, Features, Footprint, Geometry, LayerWeights, Matrix, Role, Rotate, Sum, Tokens,
+    Backend, Capacity, Features, Footprint, Geometry, LayerWeights, Matrix, Reduction, Role, Rotate, Tokens,
 };
 use crate::batch::Packed;
 use crate::error::Result;
@@ -136,7 +136,7 @@ pub struct Cpu {
 const PART_ROWS: usize = 1024;
 
 /// What a pass needs besides its tokens.
-pub struct Plan {
+pub struct Metadata {
     /// Cuts of all packed rows.
     parts: Vec<Range<usize>>,
     /// Of all packed rows.
@@ -159,7 +159,7 @@ impl Cpu {
     pub fn footprint(geometry: &Geometry, capacity: &Capacity) -> Footprint {
         let stream = |rows: usize| rows * (row_stride(geometry.hidden) + row_stride(geometry.normed_width()));
         // What a rank brings to a sum lies in the group, too, for the time of the sum.
-        let sums = 2 * geometry.sum_rows(capacity) * row_stride(geometry.hidden);
+        let sums = 2 * geometry.all_reduce_rows(capacity) * row_stride(geometry.hidden);
         let tables = capacity.tokens * geometry.shard.head_dim;
         let floats = stream(capacity.tokens)
             + stream(capacity.sequences)
@@ -184,7 +184,7 @@ impl Cpu {
             gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, math, heads(&geometry)));
         threads.reserve(scratch);
         let tables = RopeTables::new(geometry.rope_frequencies.clone());
-        let sums = match geometry.sum_rows(&capacity) {
+        let sums = match geometry.all_reduce_rows(&capacity) {
             0 => None,
             rows => Some(Act::new(rows * row_stride(geometry.hidden))?),
         };
@@ -241,7 +241,7 @@ fn view_of(tensor: &HostTensor, rows: Range<usize>) -> WeightView<'_> {
     WeightView::new(bytes, tensor.dtype(), rows.len(), tensor.cols(), tensor.row_stride())
 }
 
-/// Floats of [`Role::Wide`]: q, k and v of every row, or gate and up of a chunk.
+/// Floats of [`Role::Scratch`]: q, k and v of every row, or gate and up of a chunk.
 fn wide_floats(geometry: &Geometry, capacity: &Capacity) -> usize {
     let qkv = capacity.tokens * row_stride(geometry.shard.qkv_width_local());
     let gate_up = capacity.mlp_tokens * row_stride(2 * geometry.shard.ffn_local);
@@ -256,7 +256,7 @@ fn heads(geometry: &Geometry) -> Heads {
 impl Backend for Cpu {
     type Act = Act;
     type Weight = Weight;
-    type Plan = Plan;
+    type Metadata = Metadata;
     /// Weights are used where they are mapped, so a layer arrives as it is staged.
     type Slot = Option<LayerWeights<Weight>>;
 
@@ -268,7 +268,7 @@ impl Backend for Cpu {
         Act::new(match role {
             Role::Residual => rows.saturating_mul(row_stride(self.geometry.hidden)),
             Role::Normed => rows.saturating_mul(row_stride(self.geometry.normed_width())),
-            Role::Wide => wide_floats(&self.geometry, &self.capacity),
+            Role::Scratch => wide_floats(&self.geometry, &self.capacity),
         })
     }
 
@@ -298,7 +298,7 @@ impl Backend for Cpu {
         Ok(slot.as_ref().expect("a slot is staged before it is awaited"))
     }
 
-    fn plan(&mut self, packed: &Packed) -> Result<Plan> {
+    fn metadata(&mut self, packed: &Packed) -> Result<Metadata> {
         let positions = packed.positions.iter().max().map_or(0, |&last| last as usize + 1);
         self.tables.reach(positions)?;
         let heads = heads(&self.geometry);
@@ -321,7 +321,7 @@ impl Backend for Cpu {
             first_position: packed.positions[last.row] as usize,
             spans: &packed.segments[last.segment].spans,
         });
-        Ok(Plan {
+        Ok(Metadata {
             attention: attention.collect(),
             parts,
             positions: packed.positions.clone(),
@@ -333,8 +333,8 @@ impl Backend for Cpu {
         })
     }
 
-    fn parts(plan: &Plan) -> &[Range<usize>] {
-        &plan.parts
+    fn parts(metadata: &Metadata) -> &[Range<usize>] {
+        &metadata.parts
     }
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
@@ -349,13 +349,13 @@ impl Backend for Cpu {
     fn add_rms_norm(
         &mut self,
         residual: &mut Act,
-        before: Sum,
+        before: Reduction,
         weight: &Weight,
         rows: Range<usize>,
         out: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let pending = self.sums.as_ref().filter(|_| before == Sum::Pending);
+        let pending = self.sums.as_ref().filter(|_| before == Reduction::Pending);
         let delta = pending.map(|sums| sums.rows(rows.clone(), hidden));
         let eps = self.geometry.rms_norm_eps;
         let (residual, out) = (residual.rows_mut(rows.clone(), hidden), out.rows_mut(rows, hidden));
@@ -402,7 +402,7 @@ impl Backend for Cpu {
         self.gated(weight).is_some()
     }
 
-    fn rope(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, rotate: Rotate) -> Result<()> {
+    fn rope(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, rotate: Rotate) -> Result<()> {
         let shard = self.geometry.shard;
         let (q_width, kv_width, width) =
             (shard.q_width_local(), shard.kv_width_local(), shard.qkv_width_local());
@@ -412,20 +412,20 @@ impl Backend for Cpu {
             Rotate::Queries => 0..q_width,
             Rotate::Keys => q_width..q_width + kv_width,
         };
-        let (rows, positions) = plan.rows(tokens);
+        let (rows, positions) = metadata.rows(tokens);
         let data = &mut qkv.write(rows, width)[columns.start..];
         let rows = RowsMut::new(data, positions.len(), columns.len(), stride);
         rope(self.isa, &self.threads, rows, columns.len() / shard.head_dim, self.tables.table(), positions);
         Ok(())
     }
 
-    fn attention(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, out: &mut Act) -> Result<()> {
+    fn attention(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, out: &mut Act) -> Result<()> {
         let shard = self.geometry.shard;
         let (q_width, kv_width, width) =
             (shard.q_width_local(), shard.kv_width_local(), shard.qkv_width_local());
         let stride = row_stride(width);
-        let key_rows = plan.positions.len();
-        let queries_end = plan.rows(tokens).0.end;
+        let key_rows = metadata.positions.len();
+        let queries_end = metadata.rows(tokens).0.end;
         let data = qkv.read(key_rows, width);
         let keys = |column: usize| Rows::new(&data[column..], key_rows, kv_width, stride);
         let input = AttentionInput {
@@ -434,7 +434,7 @@ impl Backend for Cpu {
             v: keys(q_width + kv_width),
         };
         let out = out.rows_mut(0..queries_end, q_width);
-        attention(self.isa, &self.threads, plan.attention(tokens), &input, self.math, out);
+        attention(self.isa, &self.threads, metadata.attention(tokens), &input, self.math, out);
         Ok(())
     }
 
@@ -458,11 +458,11 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn sum(&mut self, rows: Range<usize>) -> Result<Sum> {
-        let Some(sums) = &mut self.sums else { return Ok(Sum::InResidual) };
+    fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
+        let Some(sums) = &mut self.sums else { return Ok(Reduction::InResidual) };
         // What lies between the rows is added too, and read by nobody.
         self.group.all_reduce(self.geometry.shard.rank, sums.write(rows, self.geometry.hidden))?;
-        Ok(Sum::Pending)
+        Ok(Reduction::Pending)
     }
 
     fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
@@ -470,10 +470,10 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn gather_last(&mut self, x: &Act, plan: &Plan, out: &mut Act) -> Result<()> {
+    fn gather_last(&mut self, x: &Act, metadata: &Metadata, out: &mut Act) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let out = out.write(0..plan.last.rows.len(), hidden);
-        for (out, &row) in out.chunks_exact_mut(row_stride(hidden)).zip(&plan.last.rows) {
+        let out = out.write(0..metadata.last.rows.len(), hidden);
+        for (out, &row) in out.chunks_exact_mut(row_stride(hidden)).zip(&metadata.last.rows) {
             out[..hidden].copy_from_slice(x.rows(row..row + 1, hidden).row(0));
         }
         Ok(())
@@ -499,7 +499,7 @@ impl Backend for Cpu {
     }
 }
 
-impl Plan {
+impl Metadata {
     /// Where rows lie in an activation of theirs, and their positions.
     fn rows(&self, tokens: Tokens) -> (Range<usize>, &[u32]) {
         match tokens {

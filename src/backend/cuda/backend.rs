@@ -30,8 +30,8 @@ use super::tiles::{PartTiles, Tiles, Work};
 use super::weight::{Layout, Rows, Weight};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
-    Ahead, Backend, Capacity, Features, Footprint, GemmTuning, Geometry, LayerWeights, Matrix, Part, Role,
-    Rotate, Sum, Tokens,
+    Ahead, Backend, Capacity, Features, Footprint, GemmTuning, Geometry, LayerWeights, Matrix, Part,
+    Reduction, Role, Rotate, Tokens,
 };
 use crate::batch::Packed;
 use crate::config::ModelConfig;
@@ -74,11 +74,11 @@ pub struct Act {
 
 /// Where a pass's facts lie in the device's copy.
 #[derive(Debug)]
-pub struct Plan {
+pub struct Metadata {
     parts: Vec<Range<usize>>,
     /// Of each part.
-    rows: Vec<PlanRows>,
-    last: PlanRows,
+    rows: Vec<MetadataRows>,
+    last: MetadataRows,
     last_rows: Range<usize>,
     tile_rows: Range<usize>,
     /// Rows of all seam tiles.
@@ -87,7 +87,7 @@ pub struct Plan {
 }
 
 #[derive(Debug)]
-struct PlanRows {
+struct MetadataRows {
     rows: Range<usize>,
     positions: Range<usize>,
     position_max: usize,
@@ -285,7 +285,7 @@ fn needs_multiple(name: &str, size: usize) -> Result<()> {
 impl Backend for Cuda {
     type Act = Act;
     type Weight = Weight;
-    type Plan = Plan;
+    type Metadata = Metadata;
     type Slot = Slot;
 
     fn connect(&mut self) -> Result<()> {
@@ -296,7 +296,7 @@ impl Backend for Cuda {
         let bytes = match role {
             Role::Residual => rows * self.geometry.hidden * self.storage().residual_bytes(),
             Role::Normed => rows * normed_width(&self.geometry, &self.heads) * Storage::BYTES,
-            Role::Wide => wide_numbers(&self.geometry, &self.heads, &self.capacity) * Storage::BYTES,
+            Role::Scratch => wide_numbers(&self.geometry, &self.heads, &self.capacity) * Storage::BYTES,
         };
         Ok(Act { buffer: self.ops.context().allocate(bytes)?, role, width: 0 })
     }
@@ -346,7 +346,7 @@ impl Backend for Cuda {
         }
     }
 
-    fn plan(&mut self, packed: &Packed) -> Result<Plan> {
+    fn metadata(&mut self, packed: &Packed) -> Result<Metadata> {
         // What failed where nothing could be returned is reported here, before it can be taken for this pass's.
         self.ops.context().bind()?;
         let tokens = packed.tokens.len();
@@ -361,15 +361,16 @@ impl Backend for Cuda {
             facts.extend_from_slice(bytes);
             first..facts.len()
         };
-        let mut rows = |rows: Range<usize>, positions: &[u32], work: &[Work], seams: Range<usize>| PlanRows {
-            rows,
-            positions: put(bytemuck::cast_slice(positions)),
-            position_max: positions.iter().max().map_or(0, |&position| position as usize),
-            work: put(bytemuck::cast_slice(work)),
-            work_count: work.len(),
-            seam_sources: put(bytemuck::cast_slice(&tiles.seam_sources[seams.clone()])),
-            seams,
-        };
+        let mut rows =
+            |rows: Range<usize>, positions: &[u32], work: &[Work], seams: Range<usize>| MetadataRows {
+                rows,
+                positions: put(bytemuck::cast_slice(positions)),
+                position_max: positions.iter().max().map_or(0, |&position| position as usize),
+                work: put(bytemuck::cast_slice(work)),
+                work_count: work.len(),
+                seam_sources: put(bytemuck::cast_slice(&tiles.seam_sources[seams.clone()])),
+                seams,
+            };
         let of_part = |(part, tiles_of): (&Range<usize>, &PartTiles)| {
             let positions = &packed.positions[part.clone()];
             rows(part.clone(), positions, &tiles.all[tiles_of.work.clone()], tiles_of.seam_rows.clone())
@@ -377,7 +378,7 @@ impl Backend for Cuda {
         let rows_of_parts = parts.iter().zip(&tiles.parts).map(of_part).collect();
         // What the last rows' paths read is there when all parts are.
         let last = rows(0..last_rows.len(), &last_positions, &tiles.last, 0..0);
-        let plan = Plan {
+        let metadata = Metadata {
             rows: rows_of_parts,
             parts,
             last,
@@ -387,11 +388,11 @@ impl Backend for Cuda {
             tokens,
         };
         self.staging.copy_tables(self.ops.context(), &mut self.facts, &facts)?;
-        Ok(plan)
+        Ok(metadata)
     }
 
-    fn parts(plan: &Plan) -> &[Range<usize>] {
-        &plan.parts
+    fn parts(metadata: &Metadata) -> &[Range<usize>] {
+        &metadata.parts
     }
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
@@ -409,7 +410,7 @@ impl Backend for Cuda {
     fn add_rms_norm(
         &mut self,
         residual: &mut Act,
-        before: Sum,
+        before: Reduction,
         weight: &Weight,
         rows: Range<usize>,
         out: &mut Act,
@@ -429,7 +430,7 @@ impl Backend for Cuda {
             })
         };
         match (before, &mut self.sums) {
-            (Sum::Pending, Some(sums)) => sums.take(ops.context(), rows, norm),
+            (Reduction::Pending, Some(sums)) => sums.take(ops.context(), rows, norm),
             _ => norm(rows, ops::Delta::None),
         }
     }
@@ -464,8 +465,8 @@ impl Backend for Cuda {
         self.multiply(shape, operands)
     }
 
-    fn rope(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, rotate: Rotate) -> Result<()> {
-        let rows = plan.rows(tokens);
+    fn rope(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, rotate: Rotate) -> Result<()> {
+        let rows = metadata.rows(tokens);
         let HeadLayout { q_heads, kv_heads, .. } = self.heads;
         let (first_head, heads) = match rotate {
             Rotate::QueriesAndKeys => (0, q_heads + kv_heads),
@@ -485,15 +486,15 @@ impl Backend for Cuda {
         })
     }
 
-    fn attention(&mut self, qkv: &mut Act, plan: &Plan, tokens: Tokens, out: &mut Act) -> Result<()> {
-        let (heads, rows) = (self.ops_heads(), plan.rows(tokens));
+    fn attention(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, out: &mut Act) -> Result<()> {
+        let (heads, rows) = (self.ops_heads(), metadata.rows(tokens));
         // The last rows' keys were computed part by part, and attention is called once: all seams are due by then.
-        let due = if tokens == Tokens::Last { &plan.rows[..] } else { std::slice::from_ref(rows) };
-        for PlanRows { seams, seam_sources, .. } in due {
+        let due = if tokens == Tokens::Last { &metadata.rows[..] } else { std::slice::from_ref(rows) };
+        for MetadataRows { seams, seam_sources, .. } in due {
             self.ops.seam_tiles(SeamTiles {
                 qkv: &mut qkv.buffer,
                 sources: self.facts(seam_sources),
-                first_row: plan.tokens + seams.start,
+                first_row: metadata.tokens + seams.start,
                 count: seams.len(),
                 heads,
             })?;
@@ -503,9 +504,9 @@ impl Backend for Cuda {
             qkv: qkv.buffer.all(),
             out: &mut out.buffer,
             work: self.facts(&rows.work),
-            tile_rows: self.facts(&plan.tile_rows),
+            tile_rows: self.facts(&metadata.tile_rows),
             count: rows.work_count,
-            rows: plan.tokens + plan.seam_rows,
+            rows: metadata.tokens + metadata.seam_rows,
             out_rows: rows.rows.end,
             heads,
             scale: 1.0 / (self.heads.head_dim as f32).sqrt(),
@@ -544,10 +545,10 @@ impl Backend for Cuda {
         multiplied
     }
 
-    fn sum(&mut self, rows: Range<usize>) -> Result<Sum> {
-        let Some(sums) = &mut self.sums else { return Ok(Sum::InResidual) };
+    fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
+        let Some(sums) = &mut self.sums else { return Ok(Reduction::InResidual) };
         sums.begin(self.ops.context(), rows)?;
-        Ok(Sum::Pending)
+        Ok(Reduction::Pending)
     }
 
     fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
@@ -556,19 +557,19 @@ impl Backend for Cuda {
         self.ops.silu_mul(SiluMul { gate_up: &mut gate_up.buffer, tokens: rows, ffn, scale })
     }
 
-    fn gather_last(&mut self, x: &Act, plan: &Plan, out: &mut Act) -> Result<()> {
+    fn gather_last(&mut self, x: &Act, metadata: &Metadata, out: &mut Act) -> Result<()> {
         let hidden = self.geometry.hidden;
         let number = match x.role {
             Role::Residual => self.storage().residual_bytes(),
-            Role::Normed | Role::Wide => Storage::BYTES,
+            Role::Normed | Role::Scratch => Storage::BYTES,
         };
         out.width = hidden;
         self.ops.gather_rows(GatherRows {
             x: x.buffer.all(),
-            rows: self.facts(&plan.last_rows),
+            rows: self.facts(&metadata.last_rows),
             out: &mut out.buffer,
-            x_rows: plan.tokens,
-            count: plan.last.rows.len(),
+            x_rows: metadata.tokens,
+            count: metadata.last.rows.len(),
             row_bytes: hidden * number,
         })
     }
@@ -590,8 +591,8 @@ impl Backend for Cuda {
     }
 }
 
-impl Plan {
-    fn rows(&self, tokens: Tokens) -> &PlanRows {
+impl Metadata {
+    fn rows(&self, tokens: Tokens) -> &MetadataRows {
         match tokens {
             Tokens::Part(index) => &self.rows[index],
             Tokens::Last => &self.last,

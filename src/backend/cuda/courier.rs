@@ -68,7 +68,7 @@ pub(super) struct Receipt(Receiver<Result<()>>);
 
 impl Receipt {
     pub(super) fn wait(self) -> Result<()> {
-        let ended = || Error::new(ErrorKind::Dead, "the thread that brings weights to the GPU has ended");
+        let ended = || Error::new(ErrorKind::Stopped, "the thread that brings weights to the GPU has ended");
         self.0.recv().map_err(|_| ended())?
     }
 }

@@ -28,7 +28,7 @@ mod sums;
 pub mod tiles;
 mod weight;
 
-pub use backend::{Act, Cuda, Plan, Setup};
+pub use backend::{Act, Cuda, Metadata, Setup};
 pub use slot::Slot;
 pub use weight::Weight;
 

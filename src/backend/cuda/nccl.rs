@@ -423,7 +423,7 @@ impl Drop for Comm {
 }
 
 fn gave_up() -> Error {
-    Error::new(ErrorKind::Dead, "another rank of this engine failed")
+    Error::new(ErrorKind::Stopped, "another rank of this engine failed")
 }
 
 impl fmt::Debug for Group {

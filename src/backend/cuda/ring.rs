@@ -50,7 +50,7 @@ impl Watch {
     /// Why nothing more is to be brought, if so.
     fn ends(&self) -> Option<Error> {
         if self.stop.load(Ordering::Relaxed) {
-            return Some(Error::new(ErrorKind::Dead, "the engine ended while weights were on their way"));
+            return Some(Error::new(ErrorKind::Stopped, "the engine ended while weights were on their way"));
         }
         self.group.as_ref().and_then(|group| group.failure())
     }

@@ -11,7 +11,7 @@ use super::tiles::{BLOCK_PAIRS_MIN, TilesMax, Work};
 use super::weight::Layout;
 use super::{Storage, gemm};
 use crate::backend::tier::CudaTier;
-use crate::backend::{Capacity, Footprint, Geometry, Matrix, Overlap, Part, RankSums};
+use crate::backend::{AllReduce, Capacity, Footprint, Geometry, Matrix, Overlap, Part};
 use crate::weights::{ModelTensors, WeightBytes};
 
 impl Cuda {
@@ -81,11 +81,11 @@ impl SumSizes {
         let rows = capacity.tokens.max(capacity.sequences);
         let piece_rows = rows.div_ceil(2).next_multiple_of(PART_ROWS_STEP).min(PIECE_ROWS_MAX);
         let row_bytes = geometry.hidden * storage.residual_bytes();
-        let gathered_bytes = match geometry.rank_sums {
-            RankSums::Ordered => geometry.shard.ranks * piece_rows * row_bytes,
-            RankSums::Reduced => 0,
+        let gathered_bytes = match geometry.all_reduce {
+            AllReduce::Ordered => geometry.shard.ranks * piece_rows * row_bytes,
+            AllReduce::Nccl => 0,
         };
-        let partial_bytes = geometry.sum_rows(capacity) * row_bytes;
+        let partial_bytes = geometry.all_reduce_rows(capacity) * row_bytes;
         Self { piece_rows, pieces: parts_max(geometry, capacity), partial_bytes, gathered_bytes }
     }
 

@@ -25,7 +25,7 @@ use super::fault::OrFault;
 use super::nccl::{Comm, Group, Number};
 use super::ops::Delta;
 use super::sizes::{PIECES_GATHERED, SumSizes};
-use crate::backend::{Capacity, Geometry, RankSums};
+use crate::backend::{AllReduce, Capacity, Geometry};
 use crate::error::Result;
 
 const DOING: &str = "summing over ranks";
@@ -66,9 +66,9 @@ impl Sums {
     ) -> Result<Self> {
         let sizes = SumSizes::new(geometry, capacity, storage);
         let event = || context.cuda().new_event(None).or_fault("making an event");
-        let places = match geometry.rank_sums {
-            RankSums::Ordered => PIECES_GATHERED,
-            RankSums::Reduced => 0,
+        let places = match geometry.all_reduce {
+            AllReduce::Ordered => PIECES_GATHERED,
+            AllReduce::Nccl => 0,
         };
         let gathered = (0..places).map(|_| context.allocate(sizes.gathered_bytes)).collect::<Result<_>>()?;
         // Gathered pieces are as many as there are places; reduced ones all that a pass can have.

@@ -9,7 +9,7 @@ use super::processes::{self, Follower, Remote};
 use super::rendezvous::{self, Facts, Link};
 use crate::engine::parts::{Parts, geometry};
 use crate::engine::ranks::Rank;
-use crate::engine::{Options, Plan};
+use crate::engine::{MemoryPlan, Options};
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Shard;
 
@@ -48,7 +48,7 @@ pub(in crate::engine) fn serve(
     let (abort, chosen) = (chosen.abort(), Arc::new(chosen));
     let meeting = Arc::clone(&chosen);
     let open = move || -> Result<Box<dyn Rank>> {
-        let Plan { capacity, footprint, placement, .. } = plan;
+        let MemoryPlan { capacity, footprint, placement, .. } = plan;
         // Rank 0 has the same ones to tell.
         let unheard = |_| {};
         chosen.open_rank(geometry, capacity, &tensors, placement.resident, &footprint, &unheard)
@@ -79,7 +79,7 @@ fn facts(parts: &Parts, options: &Options) -> Facts {
         ("tier", chosen.tier_name().to_owned()),
         ("batch tokens", plan.batch_tokens.to_string()),
         ("max tokens", plan.max_tokens.to_string()),
-        ("rank sums", format!("{:?}", options.rank_sums).to_lowercase()),
+        ("all-reduce", format!("{:?}", options.all_reduce).to_lowercase()),
         // Ranks begin the same sums in the same order.
         ("overlap", format!("{:?}", options.overlap).to_lowercase()),
         // Signs of life are sent as often as the one who waits for them expects.

@@ -204,7 +204,7 @@ fn work(
     });
     if let Err(error) = result {
         // What follows from another rank's failure is not told before that one is known.
-        if error.kind() != ErrorKind::Dead {
+        if error.kind() != ErrorKind::Stopped {
             link.tell(&error);
         }
         *lock(failure) = Some((error, Instant::now()));

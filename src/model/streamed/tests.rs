@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::*;
-use crate::backend::{Features, Matrix, Role, Rotate, Sum, Tokens};
+use crate::backend::{Features, Matrix, Reduction, Role, Rotate, Tokens};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::shard::Shard;
@@ -50,7 +50,7 @@ fn layer_of(name: &str) -> usize {
 impl Backend for Recorder {
     type Act = ();
     type Weight = String;
-    type Plan = ();
+    type Metadata = ();
     type Slot = Slot;
 
     fn matrix(&mut self, _: Matrix, pieces: &[HostTensor], _: Option<&[HostTensor]>) -> Result<String> {
@@ -86,7 +86,7 @@ impl Backend for Recorder {
         unreachable!()
     }
 
-    fn plan(&mut self, _: &Packed) -> Result<()> {
+    fn metadata(&mut self, _: &Packed) -> Result<()> {
         unreachable!()
     }
 
@@ -98,7 +98,14 @@ impl Backend for Recorder {
         unreachable!()
     }
 
-    fn add_rms_norm(&mut self, (): &mut (), _: Sum, _: &String, _: Range<usize>, (): &mut ()) -> Result<()> {
+    fn add_rms_norm(
+        &mut self,
+        (): &mut (),
+        _: Reduction,
+        _: &String,
+        _: Range<usize>,
+        (): &mut (),
+    ) -> Result<()> {
         unreachable!()
     }
 
@@ -126,7 +133,7 @@ impl Backend for Recorder {
         unreachable!()
     }
 
-    fn sum(&mut self, _: Range<usize>) -> Result<Sum> {
+    fn all_reduce(&mut self, _: Range<usize>) -> Result<Reduction> {
         unreachable!()
     }
 

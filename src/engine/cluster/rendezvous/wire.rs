@@ -46,7 +46,7 @@ pub(in crate::engine) struct Told {
     hint: Option<String>,
 }
 
-/// The kinds of errors that may befall a rank. Any other one arrives as [`ErrorKind::Dead`].
+/// The kinds of errors that may befall a rank. Any other one arrives as [`ErrorKind::Stopped`].
 const KINDS: [ErrorKind; 8] = [
     ErrorKind::Io,
     ErrorKind::Options,
@@ -55,7 +55,7 @@ const KINDS: [ErrorKind; 8] = [
     ErrorKind::Weights,
     ErrorKind::Memory,
     ErrorKind::Device,
-    ErrorKind::Dead,
+    ErrorKind::Stopped,
 ];
 
 impl From<&Error> for Told {
@@ -72,7 +72,7 @@ impl From<&Error> for Told {
 impl Told {
     /// The error, here.
     pub(super) fn into_error(self) -> Error {
-        let kind = KINDS.into_iter().find(|kind| kind.name() == self.kind).unwrap_or(ErrorKind::Dead);
+        let kind = KINDS.into_iter().find(|kind| kind.name() == self.kind).unwrap_or(ErrorKind::Stopped);
         let mut error = Error::new(kind, self.message);
         if let Some(place) = self.place {
             error = error.at(place);
