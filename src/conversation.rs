@@ -305,7 +305,7 @@ mod tests {
     fn refusal(messages: Value) -> String {
         let error = Conversation::from_json(messages).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);
-        error.to_string()
+        error.report()
     }
 
     #[test]

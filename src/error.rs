@@ -1,7 +1,7 @@
-//! Errors as part of the product: what went wrong, where, and what to do about it.
+//! [`Error`]: what went wrong, where, and what to do about it.
 //!
-//! One type serves the whole library. It is `Clone`, because the failure of one pass answers many callers. The
-//! commands print it as
+//! One type serves the whole library. It is `Clone`, because the failure of one pass completes many
+//! requests. `{}` prints one line, `{:#}` the report that the commands print:
 //!
 //! ```text
 //! error: tensor `model.norm.weight` has shape [64], expected [128]
@@ -10,24 +10,30 @@
 //! hint: the weights and config.json are from different models; point `--model` at the folder they came from
 //! ```
 
+use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
-/// What the library's functions return.
+/// The result of the library's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error: its [kind](ErrorKind) to match on, what happened, where, and a hint.
+/// An error: its [kind](ErrorKind) to match on, what happened, where, the cause, and a hint.
 #[derive(Clone, Debug)]
 pub struct Error(Box<Inner>);
 
 #[derive(Clone, Debug)]
 struct Inner {
     kind: ErrorKind,
+    /// What happened, in this error's own words.
+    summary: String,
+    /// The summary, and the causes after it.
     message: String,
+    cause: Option<Arc<dyn StdError + Send + Sync>>,
     place: Option<String>,
     hint: Option<String>,
 }
 
-/// What sort of failure an [`Error`] is. Callers match on this; messages may change.
+/// The kind of an [`Error`]. Callers match on this; messages may change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -37,7 +43,7 @@ pub enum ErrorKind {
     Options,
     /// `config.json` is missing something, contradicts itself, or is not JSON.
     Config,
-    /// The model needs something that is not implemented, and that would change its numbers.
+    /// The model needs something that is not implemented and would change its rewards.
     Unsupported,
     /// A weight file is damaged, or its tensors are not the ones that `config.json` describes.
     Weights,
@@ -45,7 +51,8 @@ pub enum ErrorKind {
     Tokenizer,
     /// The chat template is missing, cannot be parsed, or refused this conversation.
     Template,
-    /// A conversation is not one: bad JSON, no messages, content of a wrong type, ids outside the vocabulary.
+    /// The input cannot be scored: bad JSON, no messages, content of a wrong type, ids outside the
+    /// vocabulary.
     InvalidInput,
     /// A conversation has more tokens than the model or the options allow.
     TooLong {
@@ -58,16 +65,16 @@ pub enum ErrorKind {
     NonFinite,
     /// The engine's queue is full.
     QueueFull,
-    /// What is asked for does not fit into memory.
+    /// The device or the machine has too little memory.
     Memory,
-    /// The device or its driver failed, or is not there.
+    /// The device or its driver is missing or failed.
     Device,
-    /// The engine has stopped after an earlier failure and scores nothing any more.
+    /// The engine was closed, or stopped after an earlier failure.
     Stopped,
 }
 
 impl ErrorKind {
-    /// The kind's name in machine-readable output, `snake_case`.
+    /// Returns the kind's name in machine-readable output, in `snake_case`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Io => "io",
@@ -89,52 +96,80 @@ impl ErrorKind {
 }
 
 impl Error {
-    /// An error of `kind` that says `message`: what was found and what was expected, in one sentence, no period.
+    /// Makes an error of `kind`. `message` says what was found and what was expected: one sentence,
+    /// no period.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self(Box::new(Inner { kind, message: message.into(), place: None, hint: None }))
+        let summary = message.into();
+        let message = summary.clone();
+        Self(Box::new(Inner { kind, summary, message, cause: None, place: None, hint: None }))
     }
 
-    /// The same error, saying where: a file, a tensor, a line, a rank. Replaces a place said before.
+    /// Sets the cause, which [`source`](StdError::source) returns.
+    pub fn caused_by(mut self, cause: impl StdError + Send + Sync + 'static) -> Self {
+        let mut next: Option<&dyn StdError> = Some(&cause);
+        while let Some(error) = next {
+            self.0.message += &format!(": {error}");
+            next = error.source();
+        }
+        self.0.cause = Some(Arc::new(cause));
+        self
+    }
+
+    /// Sets the place: a file, a tensor, a line, a rank. Replaces an earlier one.
     pub fn at(mut self, place: impl fmt::Display) -> Self {
         self.0.place = Some(place.to_string());
         self
     }
 
-    /// The same error with something the user can do about it. Replaces a hint said before.
+    /// Sets the hint: what the user can do about it. Replaces an earlier one.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
     }
 
-    /// The same error with `prefix: ` before its message: which of several things it befell.
+    /// Puts `prefix: ` before the message.
     pub fn prefixed(mut self, prefix: impl fmt::Display) -> Self {
-        self.0.message = format!("{prefix}: {}", self.0.message);
+        let prefix = format!("{prefix}: ");
+        self.0.summary.insert_str(0, &prefix);
+        self.0.message.insert_str(0, &prefix);
         self
     }
 
-    /// What sort of failure this is.
+    /// Returns the kind of failure.
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }
 
-    /// What happened, without place and hint.
+    /// Returns what happened, with the causes, without place and hint.
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// Where it happened, when that is known.
+    /// Returns the place of the failure, where it is known.
     pub fn place(&self) -> Option<&str> {
         self.0.place.as_deref()
     }
 
-    /// What the user can do about it, when that is known.
+    /// Returns what the user can do about it, where that is known.
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
+
+    /// Returns message, causes, place and hint on several lines: what `{:#}` prints.
+    pub fn report(&self) -> String {
+        format!("{self:#}")
+    }
 }
 
+/// `{}` is one line, without causes and hint; `{:#}` is the [report](Error::report).
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !f.alternate() {
+            return match self.place() {
+                Some(place) => write!(f, "{place}: {}", self.0.summary),
+                None => f.write_str(&self.0.summary),
+            };
+        }
         f.write_str(self.message())?;
         if let Some(place) = self.place() {
             write!(f, "\n  at {place}")?;
@@ -146,4 +181,30 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn one_line_names_the_place_and_the_report_has_all() {
+        let cause = io::Error::new(io::ErrorKind::NotFound, "no such file");
+        let error = Error::new(ErrorKind::Io, "the file cannot be read").caused_by(cause);
+        let error = error.at("rm/config.json").with_hint("name a folder");
+        assert_eq!(error.to_string(), "rm/config.json: the file cannot be read");
+        assert_eq!(error.message(), "the file cannot be read: no such file");
+        assert_eq!(
+            error.report(),
+            "the file cannot be read: no such file\n  at rm/config.json\n\nhint: name a folder"
+        );
+        let cause = error.source().unwrap().downcast_ref::<io::Error>().unwrap();
+        assert_eq!(cause.kind(), io::ErrorKind::NotFound);
+        assert!(Error::new(ErrorKind::Io, "x").source().is_none());
+    }
+}

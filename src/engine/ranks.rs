@@ -110,7 +110,7 @@ pub(super) fn start(
             .name(format!("kudos-rank-{rank}"))
             .spawn(move || run(rank, &team, &*open, duty, &vote_sender, &start))
             .map_err(|error| {
-                Error::new(ErrorKind::Io, format!("cannot start a thread for rank {rank}: {error}"))
+                Error::new(ErrorKind::Io, format!("cannot start a thread for rank {rank}")).caused_by(error)
             });
         match thread {
             Ok(thread) => threads.push(thread),

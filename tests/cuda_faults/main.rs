@@ -53,7 +53,7 @@ fn failure_of_all(engine: &Engine) -> Error {
     let known = engine.failure().expect("the engine knows why it stopped");
     let late = engine.submit_tokens(vec![1]).map(drop).unwrap_err();
     for error in errors.iter().chain([&known, &late]) {
-        assert_eq!(error.to_string(), first.to_string());
+        assert_eq!(error.report(), first.report());
         assert_eq!(error.kind(), first.kind());
     }
     first

@@ -268,7 +268,7 @@ fn a_token_file_that_cannot_be_used_is_named_with_its_entry() {
         let dir = folder(&[("chat_template.jinja", "x"), (file, text)]);
         let error = open(&dir, PromptOptions::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Tokenizer);
-        error.to_string().replace(&format!("{}/", dir.path().display()), "")
+        error.report().replace(&format!("{}/", dir.path().display()), "")
     };
     let disagree = "hint: the files disagree: save the tokenizer again with `save_pretrained`, or correct or delete the entry";
     let token = "hint: write it as a string, or as an object with `content`, which needs `\"__type\": \"AddedToken\"` where it is a special token";
@@ -443,7 +443,7 @@ fn adding_special_tokens_and_sanitizing_exclude_each_other() {
     let error = with_template(SIMPLE, options).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Options);
     assert_eq!(
-        error.to_string(),
+        error.report(),
         "the tokenizer's special tokens cannot be added where control tokens are sanitized\n\nhint: leave out \
          `--double-bos add` or `--sanitize-control-tokens`: sanitized text is encoded in pieces"
     );
@@ -588,7 +588,7 @@ fn a_template_that_git_lfs_has_not_fetched_is_refused() {
         let error = open(&dir, PromptOptions::default()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Template);
         assert_eq!(
-            error.to_string().replace(&format!("{}/", dir.path().display()), ""),
+            error.report().replace(&format!("{}/", dir.path().display()), ""),
             format!(
                 "this is a pointer of git-lfs, not the file itself\n  at {file}\n\nhint: run `git lfs pull` in its folder"
             )

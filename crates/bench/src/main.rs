@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         // Whoever read our output has had enough, as `head` does.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("error: {error:#}"));
+            say(&format!("error: {}", kudos_cli::report(&error)));
             ExitCode::from(2)
         }
     }

@@ -119,7 +119,8 @@ impl Lines {
             return Ok(new(reader, name, None, StandardStream::Input.identity()));
         }
         let cannot_open = |error: io::Error| {
-            Error::new(ErrorKind::Io, format!("cannot open the input: {error}"))
+            Error::new(ErrorKind::Io, "cannot open the input")
+                .caused_by(error)
                 .at(path.display())
                 .with_hint("name a file with one conversation on each line, or `-` for standard input")
         };

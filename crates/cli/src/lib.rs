@@ -31,7 +31,7 @@ use clap::Parser;
 use args::{Args, Command};
 
 use kudos::internals::request::{Input, Request};
-use kudos::{Conversation, Result};
+use kudos::{Conversation, Error, Result};
 
 /// How a command ended that was able to do its work.
 enum Outcome {
@@ -55,6 +55,19 @@ pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Returns an error with its context and causes, and with place and hint where the library knows them.
+pub fn report(error: &anyhow::Error) -> String {
+    let mut parts = Vec::new();
+    for cause in error.chain() {
+        if let Some(error) = cause.downcast_ref::<Error>() {
+            parts.push(error.report());
+            break;
+        }
+        parts.push(cause.to_string());
+    }
+    parts.join(": ")
+}
+
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let result = match Args::parse().command {
@@ -71,7 +84,7 @@ pub fn main() -> ExitCode {
         // Whoever read our output has had enough, as `head` does.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            say(&format!("error: {error:#}"));
+            say(&format!("error: {}", report(&error)));
             ExitCode::from(2)
         }
     }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::files::{Identity, InputFile, StandardStream};
 use crate::input::Key;
+use crate::report;
 use kudos::{Error, ErrorKind, Result, Score};
 
 /// Bytes that are written to a file and taken away again, to see before hours of work that there is room for results.
@@ -57,7 +58,8 @@ impl Output {
             Ok((handle, file))
         };
         let (handle, file) = open().map_err(|error| {
-            Error::new(ErrorKind::Io, format!("cannot write {name}: {error}"))
+            Error::new(ErrorKind::Io, format!("cannot write {name}"))
+                .caused_by(error)
                 .with_hint("name a file that you may write, in a folder that exists")
         })?;
         if let Some(mut file) = file.as_ref() {
@@ -136,8 +138,9 @@ impl Output {
         match &self.file {
             Some(OutputFile { lines, .. }) if *lines > 0 => {
                 let name = &self.name;
+                let report = report(&error);
                 anyhow::anyhow!(
-                    "{error:#}\n\nhint: {lines} results are in {name}; `--resume` goes on after them"
+                    "{report}\n\nhint: {lines} results are in {name}; `--resume` goes on after them"
                 )
             }
             _ => error,

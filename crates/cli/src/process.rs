@@ -79,7 +79,7 @@ fn find(args: &ProcessArgs, variable: impl Fn(&str) -> Option<String>) -> Result
 fn secret(file: Option<&Path>, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Secret>> {
     let Some(path) = file else { return variable(SECRET).map(Secret::new).transpose() };
     let text = fs::read(path).map_err(|error| {
-        Error::new(ErrorKind::Io, format!("cannot read the secret: {error}")).at(path.display())
+        Error::new(ErrorKind::Io, "cannot read the secret").caused_by(error).at(path.display())
     })?;
     // An editor's last line break is no part of it.
     Secret::new(text.trim_ascii_end()).map(Some).map_err(|error| error.at(path.display()))

@@ -105,7 +105,7 @@ fn inline(args: &ScoreArgs, prompt: &str, engine: &Engine, output: &mut Output) 
     let mut failed = scores.iter().filter_map(|score| score.as_ref().err()).peekable();
     let outcome = if failed.peek().is_some() { Outcome::SomeFailed } else { Outcome::Complete };
     for error in failed {
-        say(&format!("error: {error}"));
+        say(&format!("error: {error:#}"));
     }
     Ok(outcome)
 }

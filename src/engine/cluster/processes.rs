@@ -132,7 +132,7 @@ where
         move || work(&process, open, meet, &link, &told, &failure)
     });
     let worker = worker
-        .map_err(|error| Error::new(ErrorKind::Io, format!("cannot start a thread for a rank: {error}")))?;
+        .map_err(|error| Error::new(ErrorKind::Io, "cannot start a thread for a rank").caused_by(error))?;
     let result = loop {
         if let Some(error) = own_failure(&failure) {
             break Err(error);

@@ -175,6 +175,6 @@ impl Folder {
     }
 
     pub(crate) fn printed(&self, error: &Error) -> String {
-        error.to_string().replace(self.0.path().to_str().unwrap(), "DIR")
+        error.report().replace(self.0.path().to_str().unwrap(), "DIR")
     }
 }

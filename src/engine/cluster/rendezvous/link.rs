@@ -173,7 +173,7 @@ fn listen(
                         format!("{name} was not heard of for {} s", timeout.as_secs_f32()),
                     ),
                     io::ErrorKind::InvalidData => {
-                        Error::new(ErrorKind::Io, format!("{name} sends what is no message: {error}"))
+                        Error::new(ErrorKind::Io, format!("{name} sends what is no message")).caused_by(error)
                     }
                     _ => went_away(name),
                 })

@@ -119,7 +119,8 @@ impl ProcessRank {
 /// come in time, after those that came were told.
 pub(super) fn gather(process: &ProcessRank, facts: &Facts, timeout: Duration) -> Result<Vec<Link>> {
     let listener = TcpListener::bind(&process.rendezvous).map_err(|error| {
-        Error::new(ErrorKind::Io, format!("rank 0 cannot listen at {}: {error}", process.rendezvous))
+        Error::new(ErrorKind::Io, format!("rank 0 cannot listen at {}", process.rendezvous))
+            .caused_by(error)
             .with_hint("the address is one of this machine's, HOST:PORT, where no other program listens")
     })?;
     gather_at(&listener, process, facts, timeout)
@@ -137,7 +138,7 @@ fn gather_at(
     facts: &Facts,
     timeout: Duration,
 ) -> Result<Vec<Link>> {
-    let cannot = |error: io::Error| Error::new(ErrorKind::Io, format!("rank 0 cannot listen: {error}"));
+    let cannot = |error: io::Error| Error::new(ErrorKind::Io, "rank 0 cannot listen").caused_by(error);
     listener.set_nonblocking(true).map_err(cannot)?;
     let host = Arc::new(Host { process: process.clone(), facts: facts.clone() });
     let (guests, arrivals) = channel();
@@ -353,7 +354,7 @@ pub(super) fn join(process: &ProcessRank, facts: &Facts, timeout: Duration) -> R
         match knock(process, facts, left) {
             Ok(stream) => {
                 return Link::new(process.name(0), stream, timeout).map_err(|error| {
-                    Error::new(ErrorKind::Io, format!("cannot watch the connection to rank 0: {error}"))
+                    Error::new(ErrorKind::Io, "cannot watch the connection to rank 0").caused_by(error)
                 });
             }
             Err(Turned::Away(error)) => return Err(error.at(&process.rendezvous)),

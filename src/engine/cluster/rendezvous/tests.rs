@@ -42,7 +42,7 @@ fn host(
 fn assert_refused(process: ProcessRank, facts: &Facts, words: &[&str]) {
     let error = join(&process, facts, LONG).unwrap_err();
     for word in words {
-        assert!(error.to_string().contains(word), "`{word}` is not in: {error}");
+        assert!(error.report().contains(word), "`{word}` is not in: {error}");
     }
 }
 
@@ -61,7 +61,7 @@ fn ranks_find_each_other_in_any_order_and_talk() {
         link.end(Some(&Error::new(ErrorKind::Memory, "rank 1 of 3: full").at("GPU 1").with_hint("less")));
         let error = end.receive().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Memory);
-        assert_eq!(error.to_string(), "rank 1 of 3: full\n  at GPU 1\n\nhint: less");
+        assert_eq!(error.report(), "rank 1 of 3: full\n  at GPU 1\n\nhint: less");
     }
 }
 
