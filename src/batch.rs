@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 /// Whether sequences of a batch share the tokens of a common prefix.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Sharing {
     /// Common prefixes are computed once.
     #[default]

@@ -29,16 +29,20 @@ mod weights;
 
 pub use backend::cpu::CpuMath;
 pub use backend::tier::CudaTier;
-pub use backend::{AllReduce, GemmTuning, Loading, Overlap};
+pub use backend::{AllReduce, Footprint, GemmTuning, Loading, Overlap};
 pub use batch::Sharing;
 pub use conversation::{Conversation, Message};
 #[cfg(feature = "cuda")]
 pub use engine::PlannedGpus;
-pub use engine::{Device, Engine, MemoryPlan, Options, Pending, Residency, Score, ScoreAll, Stats};
+pub use engine::{
+    Batching, CpuOptions, CudaOptions, Device, DeviceInfo, DeviceKind, Engine, EngineBuilder, Input,
+    MemoryPlan, Pending, Placement, Residency, Score, ScoreIter, Stats, Submit,
+};
 #[cfg(feature = "cluster")]
-pub use engine::{ProcessRank, Secret};
+pub use engine::{Cluster, Secret};
 pub use error::{Error, ErrorKind, Result};
-pub use prompt::{DoubleBos, Prompt, PromptOptions, PromptTokens, Truncate};
+pub use prompt::{Clock, DoubleBos, Prompt, PromptOptions, PromptTokens, Truncate};
+pub use weights::WeightBytes;
 
 /// The door to the inside, for this project's own commands, tests and fuzzers. Nothing here is stable.
 #[cfg(feature = "internals")]

@@ -8,11 +8,14 @@ mod common;
 mod oracle;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use common::{family, kudos};
 use kudos::internals::config::ModelConfig;
-use kudos::{AllReduce, CudaTier, Device, Engine, Options, Overlap, Residency, Sharing};
+use kudos::{
+    AllReduce, Batching, CudaOptions, CudaTier, Engine, EngineBuilder, Loading, Overlap, Residency, Sharing,
+};
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
 
@@ -30,12 +33,16 @@ const POOLED_CASES_MIN: usize = 90;
 /// The same for each model by itself, where few cases scatter more. Measured: at most 1.25.
 const MODEL_RATIO_MAX: f64 = 2.0;
 
-fn options() -> Options {
+fn options() -> CudaOptions {
     let tier = |name: &str| {
         let tier = CudaTier::ALL.into_iter().find(|tier| tier.name() == name);
         tier.unwrap_or_else(|| panic!("KUDOS_TEST_TIER is `{name}`, which is no tier"))
     };
-    Options { device: Device::Cuda, cuda_tier: tier_name().as_deref().map(tier), ..Options::default() }
+    CudaOptions { tier: tier_name().as_deref().map(tier), ..CudaOptions::default() }
+}
+
+fn on_gpus(dir: impl AsRef<Path>) -> EngineBuilder {
+    Engine::builder(dir).device(options())
 }
 
 /// The tier that was asked for.
@@ -71,7 +78,7 @@ fn chosen() -> Vec<Fixture> {
 fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
     let bits =
         |score: kudos::Result<kudos::Score>| score.unwrap().logits.iter().map(|x| x.to_bits()).collect();
-    engine.score_tokens(sequences).into_iter().map(bits).collect()
+    engine.score(sequences).into_iter().map(bits).collect()
 }
 
 /// Through the command, as a user would: one line per case.
@@ -140,17 +147,16 @@ fn winners_agree(scored: &[(Fixture, Vec<f64>)], margin: f64) {
 #[ignore = "needs a GPU, real or software: make test"]
 fn a_reward_depends_on_its_own_tokens_alone() {
     for fixture in chosen() {
-        let engine = Engine::open(&fixture.folder, options()).unwrap();
+        let engine = on_gpus(&fixture.folder).open().unwrap();
         let sequences = family(engine.config().vocab as u32);
         let alone: Vec<Vec<u32>> =
             sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
         assert_eq!(bits(&engine, &sequences), alone, "{}: alone = in a batch, order kept", fixture.name);
         assert_eq!(bits(&engine, &sequences), alone, "{}: run again", fixture.name);
-        let unshared = Options { sharing: Sharing::Nothing, ..options() };
-        let engine = Engine::open(&fixture.folder, unshared).unwrap();
+        let unshared = Batching { sharing: Sharing::Nothing, ..Batching::default() };
+        let engine = on_gpus(&fixture.folder).batching(unshared).open().unwrap();
         assert_eq!(bits(&engine, &sequences), alone, "{}: prefixes not shared", fixture.name);
-        let small = Options { batch_tokens: Some(100), ..options() };
-        let engine = Engine::open(&fixture.folder, small).unwrap();
+        let engine = on_gpus(&fixture.folder).batching(common::batches_of(100)).open().unwrap();
         assert_eq!(bits(&engine, &sequences), alone, "{}: small batches", fixture.name);
     }
 }
@@ -184,8 +190,8 @@ fn rewards_over_ranks_are_as_near_to_float32_as_those_of_transformers_in_bf16() 
             let ways = if ranks > 2 { &["ordered", "reduced"][..] } else { &["ordered"] };
             for &way in ways {
                 let all_reduce = if way == "ordered" { AllReduce::Ordered } else { AllReduce::Nccl };
-                let engine =
-                    Engine::open(&fixture.folder, Options { ranks: Some(ranks), all_reduce, ..options() });
+                let options = CudaOptions { ranks: Some(ranks), all_reduce, ..options() };
+                let engine = on_gpus(&fixture.folder).device(options).open();
                 let (mut ours, mut theirs) = (0.0, 0.0);
                 for (case, logits) in fixture.cases.iter().zip(bits(&engine.unwrap(), &sequences)) {
                     ours += (f64::from(f32::from_bits(logits[0])) - case.logits_f32[0]).abs();
@@ -216,15 +222,16 @@ fn a_reward_over_ranks_depends_on_its_own_tokens_alone() {
     let mut tried = 0;
     for fixture in chosen() {
         let Some(ranks) = rank_counts(&fixture).pop() else { continue };
-        let engine = Engine::open(&fixture.folder, Options { ranks: Some(ranks), ..options() }).unwrap();
+        let engine =
+            on_gpus(&fixture.folder).device(CudaOptions { ranks: Some(ranks), ..options() }).open().unwrap();
         let sequences = family(engine.config().vocab as u32);
         let alone: Vec<Vec<u32>> =
             sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
         assert_eq!(bits(&engine, &sequences), alone, "{}, {ranks} ranks: alone = in a batch", fixture.name);
         drop(engine);
         // In two parts, of which the first ends within a sequence.
-        let in_parts = Options { ranks: Some(ranks), overlap: Overlap::Always, ..options() };
-        let engine = Engine::open(&fixture.folder, in_parts).unwrap();
+        let in_parts = CudaOptions { ranks: Some(ranks), overlap: Overlap::Always, ..options() };
+        let engine = on_gpus(&fixture.folder).device(in_parts).open().unwrap();
         assert_eq!(
             bits(&engine, &sequences),
             alone,
@@ -247,8 +254,9 @@ fn a_pass_of_more_parts_than_sums_can_be_gathered_at_a_time_gives_the_same_rewar
     // 8,800 tokens in one pass: three parts, or three pieces of one part's sums.
     let sequences: Vec<Vec<u32>> = (0..200).map(|seed| common::ids(seed + 1, 44, 512)).collect();
     let rewards = |batch_tokens, overlap| {
-        let options = Options { ranks: Some(2), batch_tokens: Some(batch_tokens), overlap, ..options() };
-        bits(&Engine::open(&fixture.folder, options).unwrap(), &sequences)
+        let options = CudaOptions { ranks: Some(2), overlap, ..options() };
+        let builder = on_gpus(&fixture.folder).device(options).batching(common::batches_of(batch_tokens));
+        bits(&builder.open().unwrap(), &sequences)
     };
     let expected = rewards(1_000, Overlap::Never);
     for overlap in [Overlap::Never, Overlap::Auto] {
@@ -264,15 +272,15 @@ fn streamed_layers_give_the_bits_of_resident_ones() {
     let wanted = ["gqa3_hd20_bias_f16", "mha_hd16_bf16", "kv8_hd32_attention_bias_bf16"];
     let folders = chosen().into_iter().filter(|fixture| wanted.contains(&fixture.name.as_str()));
     for folder in folders.map(|fixture| fixture.folder).chain([common::demo_model()]) {
-        let engine = Engine::open(&folder, options()).unwrap();
+        let engine = on_gpus(&folder).open().unwrap();
         let (layers, sequences) = (engine.config().layers, family(engine.config().vocab as u32));
         let expected = bits(&engine, &sequences);
         assert_eq!((engine.plan().placement.resident, engine.plan().placement.streamed), (layers, 0));
         for resident in 0..layers {
             let residency = Residency::Streamed { resident_layers: Some(resident) };
             // Many passes, so that a slot is used again and again.
-            let options = Options { residency, batch_tokens: Some(64), ..options() };
-            let engine = Engine::open(&folder, options).unwrap();
+            let builder = on_gpus(&folder).residency(residency).batching(common::batches_of(64));
+            let engine = builder.open().unwrap();
             assert_eq!(engine.plan().placement.streamed, layers - resident);
             let what = format!("{}, {resident} of {layers} layers resident", folder.display());
             assert_eq!(bits(&engine, &sequences), expected, "{what}");
@@ -288,13 +296,13 @@ fn weights_are_counted_as_they_come_to_stay_and_streamed_ones_are_not() {
     for (residency, resident) in
         [(Residency::Resident, 4), (Residency::Streamed { resident_layers: Some(1) }, 1)]
     {
-        let options = Options { residency, ..options() };
-        let loading = options.loading.clone();
-        let engine = Engine::open(&demo, options).unwrap();
+        let loading = Loading::default();
+        let builder = on_gpus(&demo).residency(residency).loading(loading.clone());
+        let engine = builder.open().unwrap();
         let bytes = engine.plan().weight_bytes;
         let expected = (bytes.layers / 4 * resident + bytes.head) as u64;
         assert_eq!((loading.brought_bytes(), loading.total_bytes()), (expected, expected));
-        engine.score_tokens(&[vec![1, 2, 3]]).remove(0).unwrap();
+        engine.score(&[vec![1, 2, 3]]).remove(0).unwrap();
         assert_eq!(loading.brought_bytes(), expected);
     }
 }
@@ -335,14 +343,14 @@ fn random_weights_are_made_on_the_gpu_and_take_what_a_checkpoint_takes() {
     let names = ["gqa8_hd64_tied_bf16", "gqa3_hd20_bias_f16"];
     for fixture in fixtures().into_iter().filter(|fixture| names.contains(&&*fixture.name)) {
         let config = ModelConfig::read(&fixture.folder).unwrap();
-        let stored = Engine::open(&fixture.folder, options()).unwrap();
+        let stored = on_gpus(&fixture.folder).open().unwrap();
         for residency in [Residency::Resident, Residency::Streamed { resident_layers: Some(1) }] {
             let open = |seed| {
-                let options = Options { residency, ..options() };
-                Engine::open_random(config.clone(), seed, options).unwrap()
+                let builder = Engine::builder_random(config.clone(), seed).device(options());
+                builder.residency(residency).open().unwrap()
             };
             let rewards = |engine: &Engine| -> Vec<f32> {
-                let scores = engine.score_tokens(&family(config.vocab as u32));
+                let scores = engine.score(&family(config.vocab as u32));
                 scores.into_iter().map(|score| score.unwrap().reward).collect()
             };
             let engine = open(1);

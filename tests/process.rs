@@ -7,9 +7,9 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Sizes, cpu, ids, random_model};
+use common::{Sizes, ids, on_cpu, random_model};
 use kudos::internals::config::ModelConfig;
-use kudos::{CpuMath, Device, Engine, Options};
+use kudos::{CpuMath, CpuOptions, Engine};
 use serde_json::json;
 
 /// The system's allocator, with a count.
@@ -49,21 +49,15 @@ fn engine(layers: usize, ranks: usize) -> Engine {
         "max_position_embeddings": 1024, "tie_word_embeddings": true, "dtype": "bfloat16",
     });
     let config = ModelConfig::parse(&config.to_string(), Path::new("a test")).unwrap();
-    let options = Options {
-        device: Device::Cpu,
-        ranks: Some(ranks),
-        threads: Some(2 * ranks),
-        cpu_math: CpuMath::F32,
-        ..Options::default()
-    };
-    Engine::open_random(config, 1, options).unwrap()
+    let options = CpuOptions { ranks: Some(ranks), threads: Some(2 * ranks), math: CpuMath::F32 };
+    Engine::builder_random(config, 1).device(options).open().unwrap()
 }
 
 /// The fewest allocations of several equal calls: other threads of the harness allocate as well.
 fn allocations_of_a_call(engine: &Engine, sequences: &[Vec<u32>]) -> usize {
     let call = |_| {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
-        engine.score_tokens(sequences).into_iter().for_each(|score| drop(score.unwrap()));
+        engine.score(sequences).into_iter().for_each(|score| drop(score.unwrap()));
         ALLOCATIONS.load(Ordering::Relaxed) - before
     };
     (0..8).map(call).min().unwrap()
@@ -106,8 +100,8 @@ fn anonymous_memory_stays_within_the_plan_and_32_mib() {
         eprintln!("not run: this system does not tell how much anonymous memory a process has");
         return;
     };
-    let engine = Engine::open(dir.path(), cpu()).unwrap();
-    let scores = engine.score_tokens(&[ids(1, 400, 16_384), ids(2, 33, 16_384)]);
+    let engine = on_cpu(dir.path()).open().unwrap();
+    let scores = engine.score(&[ids(1, 400, 16_384), ids(2, 33, 16_384)]);
     assert!(scores.iter().all(Result::is_ok), "{scores:?}");
     let grown = anonymous_bytes().unwrap().saturating_sub(before);
     let workspace = engine.plan().footprint.workspace;

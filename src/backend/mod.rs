@@ -49,6 +49,7 @@ pub struct Geometry {
 
 /// The algorithm of the all-reduce over ranks on GPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum AllReduce {
     /// Every rank gets what each has computed, and adds it in the order of ranks, in f32 with one rounding: a reward does
     /// not depend on what else is in its batch. Over N ranks, N / 2 times the bytes of [`Nccl`](Self::Nccl).
@@ -62,6 +63,7 @@ pub enum AllReduce {
 /// Whether sums over ranks run beside computation. A pass is then cut into parts by rows: while the sums of one part are
 /// under way, the next part computes. No reward changes by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Overlap {
     /// In passes of so many rows that the parts are still fast.
     #[default]
@@ -75,6 +77,7 @@ pub enum Overlap {
 /// Whether the fastest ways to compute matrix products on GPUs are measured at load, and kept for the next start. No
 /// reward changes by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum GemmTuning {
     /// Where nothing is known of this kind of GPU: seconds at the first start.
     #[default]

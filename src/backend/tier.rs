@@ -3,6 +3,7 @@
 /// A generation of GPUs: what it stores numbers in and multiplies them with. A newer GPU can run an older tier, which
 /// is how that one is checked where there is no older GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum CudaTier {
     /// Turing, compute capability 7.5: f16 and `mma.m16n8k8`; the residual stream is in f32.
     Sm75,

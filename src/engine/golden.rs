@@ -7,11 +7,15 @@ mod bits;
 
 use std::path::Path;
 
-use super::{Device, Engine, Options, Parts};
+use super::options::CpuOptions;
+use super::parts::{Parts, Weights};
+use super::platform::CpuPlatform;
+use super::{Engine, Options};
 use crate::backend::cpu::{Arithmetic, TestArithmetic};
 use crate::config::ModelConfig;
 use crate::error::{Error, ErrorKind};
 use crate::shard::allowed_ranks;
+use crate::weights::Checkpoint;
 
 /// The longest case that is computed by emulation, where it is compared: tiles in portable code are slow.
 const TOKENS_MAX_EMULATED: usize = 129;
@@ -21,10 +25,12 @@ fn open(folder: &Path, arithmetic: &Arithmetic, ranks: usize) -> Option<Engine> 
     if !allowed_ranks(&config).contains(&ranks) {
         return None;
     }
-    let options =
-        Options { device: Device::Cpu, ranks: Some(ranks), threads: Some(ranks), ..Options::default() };
-    let mut parts = Parts::in_folder(folder, &options).unwrap();
-    parts.chosen.compute_in(arithmetic.clone());
+    let cpu = CpuOptions { ranks: Some(ranks), threads: Some(ranks), ..CpuOptions::default() };
+    let platform = Box::new(CpuPlatform::with_arithmetic(&cpu, arithmetic.clone()).unwrap());
+    let options = Options { device: cpu.into(), ..Options::default() };
+    let weights = Weights::Stored(Checkpoint::open(folder).unwrap());
+    let whole = weights.part(&config, 0, 1).unwrap();
+    let parts = Parts::on(platform, None, config, &options, &weights, whole).unwrap();
     let no_text = Error::new(ErrorKind::Tokenizer, "golden bits are those of token ids");
     Some(Engine::start(parts, Err(no_text), Vec::new(), options).unwrap())
 }
@@ -38,7 +44,11 @@ fn hold(section: &str) {
         bits::hold(section, &arithmetic.instructions(), tokens_max, |folder| {
             let engine = open(folder, &arithmetic, ranks)?;
             Some(move |sequences: &[Vec<u32>]| -> Vec<Vec<f32>> {
-                engine.score_tokens(sequences).into_iter().map(|score| score.unwrap().logits).collect()
+                engine
+                    .score(sequences.iter().map(Vec::as_slice))
+                    .into_iter()
+                    .map(|score| score.unwrap().logits)
+                    .collect()
             })
         });
     }

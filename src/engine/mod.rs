@@ -1,106 +1,95 @@
-//! The engine: a model folder opened, and conversations in, rewards out.
+//! [`Engine`]: an open model, from conversations to rewards.
 //!
-//! An [`Engine`] may be shared by any number of threads. What waits when it is idle is batched together, up to the
-//! token budget; a score does not depend on what else was in its batch.
+//! `builder` collects options, `parts` checks config and weights, `plan` sizes memory, `platform` is the
+//! device. `ranks` runs one thread per rank; rank 0 takes batches from `queue`, which `scoring` fills.
 
+mod builder;
 mod cluster;
-mod device;
 #[cfg(test)]
 mod golden;
+mod input;
+mod oneshot;
 mod options;
 mod parts;
 mod plan;
-mod process_rank;
+mod platform;
 mod queue;
 mod ranks;
 mod residency;
+mod score;
 mod scoring;
 mod stats;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 use crate::backend::Geometry;
 use crate::batch::Budget;
-use crate::config::{ModelConfig, generation_warnings};
+use crate::config::ModelConfig;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
 use crate::prompt::Prompt;
 use crate::shard::Shard;
-#[cfg(feature = "cuda")]
-use crate::weights::Checkpoint;
-use crate::weights::RandomWeights;
 
-#[cfg(feature = "cuda")]
-use device::Chosen;
-#[cfg(feature = "cuda")]
-pub use options::PlannedGpus;
-pub use options::{Device, Options};
-#[cfg(feature = "cuda")]
-use parts::ranks_of;
-use parts::{Parts, Weights, geometry};
+pub use builder::EngineBuilder;
+pub use input::Input;
+pub(crate) use options::Options;
+pub use options::{Batching, Cluster, CpuOptions, CudaOptions, Device, Secret};
+use parts::Parts;
 pub use plan::MemoryPlan;
-pub use process_rank::{ProcessRank, Secret};
-pub use queue::Pending;
+use plan::geometry;
+#[cfg(feature = "cuda")]
+pub use platform::PlannedGpus;
+use platform::RankSetup;
+pub use platform::{DeviceInfo, DeviceKind};
 use queue::Queue;
+pub use queue::{Pending, Submit};
 use ranks::{LAST_WORDS, Team};
 pub use residency::{Placement, Residency};
-pub use scoring::{Score, ScoreAll};
+pub use score::Score;
+pub use scoring::ScoreIter;
 pub use stats::Stats;
 
-/// A reward model, open and ready.
+/// A reward model, open and ready. Threads share it by reference or in an `Arc`.
 ///
-/// Dropping it ends its threads after the pass that runs; what still waits is answered with an error.
+/// Dropping it is [`abort`](Self::abort).
 #[derive(Debug)]
 pub struct Engine {
     config: ModelConfig,
     prompt: Result<Prompt>,
     plan: MemoryPlan,
-    device: String,
-    device_reason: Option<String>,
-    has_clock: bool,
+    device: DeviceInfo,
     queue: Arc<Queue>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    rank_threads: Vec<ThreadId>,
     /// To the ranks in other processes.
     links: Vec<Arc<cluster::Link>>,
     warnings: Arc<Mutex<Vec<String>>>,
 }
 
 impl Engine {
-    /// Opens the model in folder `dir`, in Hugging Face layout: `config.json`, safetensors files, and, unless only
-    /// token ids will be scored, `tokenizer.json` with a chat template.
-    ///
-    /// Everything that can be checked is checked here: the config against what is implemented, every tensor against
-    /// the config, the ranks against the model. Where ranks are in several processes (feature `cluster`) this is rank 0, and waits for the others.
-    pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self> {
-        let dir = dir.as_ref();
-        if let Some(process) = options.process_rank().filter(|process| process.rank > 0) {
-            let message = format!("rank {} cannot open the engine, which is rank 0's", process.rank);
-            return Err(Error::new(ErrorKind::Options, message).with_hint("`Engine::serve` runs the others"));
-        }
-        let parts = Parts::in_folder(dir, &options)?;
-        let warnings = generation_warnings(dir, &parts.config.head);
-        Self::start(parts, Prompt::open(dir, options.prompt.clone()), warnings, options)
+    /// Returns a builder of an engine for the model in folder `dir`, in Hugging Face's layout:
+    /// `config.json`, safetensors files, and, to score conversations, `tokenizer.json` and a chat template.
+    pub fn builder(dir: impl AsRef<Path>) -> EngineBuilder {
+        EngineBuilder::new(dir)
     }
 
-    /// Opens a model without files: of the sizes that `config` gives, with random weights of this seed, to be measured.
-    /// Devices that can make the weights themselves do; the numbers are then others than on the host. It scores token
-    /// ids only, in this process only.
+    /// Opens the model in folder `dir` with default options.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::builder(dir).open()
+    }
+
+    /// Returns a builder of an engine without files, to be measured: sizes as in `config`, weights random
+    /// from `seed`. A device that can make the weights does so, with other values than the host. The
+    /// engine scores token ids only, in this process only.
     #[doc(hidden)]
-    pub fn open_random(config: ModelConfig, seed: u64, options: Options) -> Result<Self> {
-        if options.several_processes().is_some() {
-            let message = "random weights are of one process, and several were asked for";
-            return Err(Error::new(ErrorKind::Options, message).with_hint("leave out the processes"));
-        }
-        let weights = |config: &ModelConfig| Ok(Weights::Random(RandomWeights::new(config, seed)));
-        let parts = Parts::new(config, &options, weights)?;
-        let none = Error::new(ErrorKind::Tokenizer, "random weights have no tokenizer");
-        Self::start(parts, Err(none.with_hint("score token ids")), Vec::new(), options)
+    pub fn builder_random(config: ModelConfig, seed: u64) -> EngineBuilder {
+        EngineBuilder::random(config, seed)
     }
 
-    /// Starts the ranks of what was checked; what is known to be warned of comes first.
+    /// Starts the ranks of parts that were checked.
     fn start(
         mut parts: Parts,
         prompt: Result<Prompt>,
@@ -108,17 +97,18 @@ impl Engine {
         options: Options,
     ) -> Result<Self> {
         let links = cluster::gather(&mut parts, &options)?;
-        let Parts { config, chosen, ranks, tensors, plan, warnings: of_parts } = parts;
+        let device = parts.device();
+        let Parts { config, platform, ranks, tensors, plan, warnings: of_parts, .. } = parts;
         warnings.extend(of_parts);
         warnings.extend(prompt.iter().flat_map(|prompt| prompt.warnings().iter().cloned()));
 
-        let queue = Arc::new(Queue::new(options.queue_tokens));
-        let (abort, told) = (chosen.abort(), links.clone());
+        let queue = Arc::new(Queue::new(options.batching.queue_tokens));
+        let (abort, told) = (platform.abort(), links.clone());
         let team = Team {
             queue: Arc::clone(&queue),
             ranks,
             budget: Budget { tokens: plan.batch_tokens, sequences: plan.capacity.sequences },
-            sharing: options.sharing,
+            sharing: options.batching.sharing,
             labels: config.labels(),
             abort: Arc::new(move |cause| {
                 told.iter().for_each(|link| link.end(Some(cause)));
@@ -126,8 +116,6 @@ impl Engine {
             }),
             last_words: if links.is_empty() { Duration::ZERO } else { LAST_WORDS },
         };
-        let (device, device_reason) = (chosen.describe(), chosen.reason.clone());
-        let has_clock = chosen.has_clock();
         let (capacity, footprint, resident_layers) = (plan.capacity, plan.footprint, plan.placement.resident);
         let geometries = (0..ranks)
             .map(|rank| Ok(geometry(&config, &options, Shard::new(&config, rank, ranks)?)))
@@ -136,114 +124,106 @@ impl Engine {
         let (shared_warnings, shared_links) = (Arc::clone(&warnings), links.clone());
         let threads = ranks::start(&team, move |rank| {
             if let Some(link) = rank.checked_sub(1).and_then(|index| shared_links.get(index)) {
-                return cluster::remote(Arc::clone(link), chosen.nccl_id());
+                return cluster::remote(Arc::clone(link), platform.nccl_id());
             }
-            let warn = |warning| warn_once(&shared_warnings, warning);
-            let geometry = geometries[rank].clone();
-            chosen.open_rank(geometry, capacity, &tensors[rank], resident_layers, &footprint, &warn)
+            platform.open_rank(RankSetup {
+                geometry: geometries[rank].clone(),
+                capacity,
+                tensors: &tensors[rank],
+                resident_layers,
+                footprint: &footprint,
+                loading: &options.loading,
+                profile: options.profile.as_ref(),
+                warn: &|warning| warn_once(&shared_warnings, warning),
+            })
         });
         if let Err(error) = &threads {
             links.iter().for_each(|link| link.end(Some(error)));
         }
-        let threads = Mutex::new(threads?);
-        Ok(Self { config, prompt, plan, device, device_reason, has_clock, queue, threads, links, warnings })
+        let threads = threads?;
+        let rank_threads = threads.iter().map(|thread| thread.thread().id()).collect();
+        let threads = Mutex::new(threads);
+        Ok(Self { config, prompt, plan, device, queue, threads, rank_threads, links, warnings })
     }
 
-    /// Runs a rank other than 0 of several processes ([`Options::process`]) for the engine that rank 0 opens, until
-    /// that one is dropped. An error is the first cause for which all ranks end, whichever rank it befell.
-    /// `began` gets the device in words, and what the caller should know, when rank 0 has let this rank in.
-    #[cfg(feature = "cluster")]
-    pub fn serve(dir: impl AsRef<Path>, options: Options, began: impl FnOnce(&str, &[String])) -> Result<()> {
-        cluster::serve(dir.as_ref(), options, began)
-    }
-
-    /// What an engine with these options would hold on GPUs that need not be there. Reads `config.json` and the headers of
-    /// the weights.
-    #[cfg(feature = "cuda")]
-    pub fn plan_for(dir: impl AsRef<Path>, options: &Options, gpus: &PlannedGpus) -> Result<MemoryPlan> {
-        let config = ModelConfig::read(dir.as_ref())?;
-        let weights = Weights::Stored(Checkpoint::open(dir.as_ref())?);
-        let chosen = Chosen::imagined(gpus);
-        let ranks = ranks_of(&chosen, &weights, &config, options)?;
-        let tensors = weights.part(&config, 0, ranks)?;
-        Ok(MemoryPlan::new(&config, options, &chosen, ranks, &tensors)?.0)
-    }
-
-    /// What an engine with these options would hold on this machine's GPUs, and how they are called and have free; nothing
-    /// where there is none that it can use.
-    #[cfg(feature = "cuda")]
-    pub fn plan_here(dir: impl AsRef<Path>, options: &Options) -> Result<Option<(PlannedGpus, MemoryPlan)>> {
-        let Ok(chosen) = Chosen::new(&Options { device: Device::Cuda, ..options.clone() }) else {
-            return Ok(None);
-        };
-        let config = ModelConfig::read(dir.as_ref())?;
-        let weights = Weights::Stored(Checkpoint::open(dir.as_ref())?);
-        let ranks = ranks_of(&chosen, &weights, &config, options)?;
-        let tensors = weights.part(&config, 0, ranks)?;
-        let plan = MemoryPlan::new(&config, options, &chosen, ranks, &tensors)?.0;
-        Ok(chosen.planned()?.map(|gpus| (gpus, plan)))
-    }
-
-    /// What conversations go through before they are scored; an error when the folder has no usable tokenizer or
-    /// template, in which case only token ids can be scored.
+    /// Returns the model's chat template and tokenizer; the error for which the folder has no usable ones,
+    /// where only token ids can be scored.
     pub fn prompt(&self) -> Result<&Prompt> {
         self.prompt.as_ref().map_err(Error::clone)
     }
 
-    /// What the engine holds in memory, and its limits.
+    /// Returns the engine's memory and its limits.
     pub fn plan(&self) -> &MemoryPlan {
         &self.plan
     }
 
-    /// The model's sizes, as `config.json` gives them.
+    /// Returns the model's configuration.
+    #[cfg(feature = "internals")]
+    #[doc(hidden)]
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// What the model runs on, in words.
-    pub fn device(&self) -> &str {
+    /// Returns the number of logits of a sequence: 1, or the labels of a classifier.
+    pub fn labels(&self) -> usize {
+        self.config.labels()
+    }
+
+    /// Returns the device that the model runs on.
+    pub fn device(&self) -> &DeviceInfo {
         &self.device
     }
 
-    /// Why it runs there, when the device was left to the engine.
-    pub fn device_reason(&self) -> Option<&str> {
-        self.device_reason.as_deref()
-    }
-
-    /// Whether the device names a clock rate, as hardware does: how long anything takes on one that does not says nothing
-    /// of speed.
-    pub fn has_clock(&self) -> bool {
-        self.has_clock
-    }
-
-    /// What the caller should know once: settings of the model folder that other programs would obey and this one
-    /// does not, a template that read the clock, inputs that ended in padding, layers that do not fit on the device.
+    /// Returns what the caller should know, each once: settings of the model folder that other programs
+    /// obey and this one does not, a template that read the clock, inputs that ended in padding, layers
+    /// that do not fit on the device.
     pub fn warnings(&self) -> Vec<String> {
         lock(&self.warnings).clone()
     }
 
-    /// What the engine has computed so far.
+    /// Returns counts of what is queued and of what was computed.
     pub fn stats(&self) -> Stats {
-        self.queue.computed().read()
+        self.queue.stats()
     }
 
-    /// Why the engine scores nothing any more, if so.
+    /// Returns the error that stopped the engine, where it has stopped.
     pub fn failure(&self) -> Option<Error> {
         self.queue.closed()
     }
 
-    /// Ends the engine for all who share it, after the pass that runs: what waits is answered with an error, and so is
-    /// what comes. Ranks in other processes end as well, without an error. Dropping the last owner does the same.
+    /// Closes the engine for all who share it: refuses new submissions with [`ErrorKind::Stopped`], scores
+    /// what is queued, and returns when the ranks have ended, those in other processes too.
+    ///
+    /// In a waker, which may run on a rank's thread, it does not wait.
     pub fn close(&self) {
-        self.queue.close(Error::new(ErrorKind::Stopped, "the engine was closed before this was scored"));
-        let threads = std::mem::take(&mut *lock(&self.threads));
-        for thread in threads {
-            // A waker may close the engine on the thread that answered; that thread ends by itself.
-            if thread.thread().id() != thread::current().id() {
-                let _ = thread.join();
-            }
+        self.queue.drain(Error::new(ErrorKind::Stopped, "the engine was closed before this was submitted"));
+        if self.join() {
+            self.end_links();
         }
-        // Does nothing where they were told of a failure.
+    }
+
+    /// Stops the engine for all who share it after the pass that runs: completes what is queued, and every
+    /// later submission, with [`ErrorKind::Stopped`]. Ranks in other processes end without an error.
+    pub fn abort(&self) {
+        self.queue.close(Error::new(ErrorKind::Stopped, "the engine was stopped before this was scored"));
+        self.join();
+        self.end_links();
+    }
+
+    /// Waits for the ranks to end, and returns true; returns false at once on a rank's own thread, where a
+    /// waker may run.
+    fn join(&self) -> bool {
+        if self.rank_threads.contains(&thread::current().id()) {
+            return false;
+        }
+        for thread in lock(&self.threads).drain(..) {
+            let _ = thread.join();
+        }
+        true
+    }
+
+    /// Ends the ranks in other processes. Has no effect on those that know of a failure.
+    fn end_links(&self) {
         self.links.iter().for_each(|link| link.end(None));
     }
 }
@@ -258,6 +238,6 @@ fn warn_once(warnings: &Mutex<Vec<String>>, warning: String) {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.close();
+        self.abort();
     }
 }

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crate::backend::Geometry;
 use crate::config::ModelConfig;
-use crate::engine::device::Chosen;
-use crate::engine::{MemoryPlan, Options, Residency};
+use crate::engine::options::Options;
+use crate::engine::plan::MemoryPlan;
+use crate::engine::platform::{self, DeviceInfo, Platform};
+use crate::engine::residency::Residency;
 use crate::error::{Error, ErrorKind, Result};
-use crate::model::rope;
 use crate::shard::Shard;
 use crate::weights::{Checkpoint, ModelTensors, RandomWeights};
 
@@ -28,24 +28,26 @@ impl Weights {
     }
 }
 
-/// Among how many ranks the model is divided on the chosen device.
+/// Returns the number of ranks that the model is divided among on a platform.
 pub(super) fn ranks_of(
-    chosen: &Chosen,
+    platform: &dyn Platform,
     weights: &Weights,
     config: &ModelConfig,
     options: &Options,
 ) -> Result<usize> {
-    chosen.ranks(options, config, |ranks| {
+    platform.ranks(config, options.residency, &|ranks| {
         let tensors = weights.part(config, 0, ranks)?;
         let resident = Options { residency: Residency::Resident, ..options.clone() };
-        Ok(MemoryPlan::new(config, &resident, chosen, ranks, &tensors)?.0.footprint)
+        Ok(MemoryPlan::new(config, &resident, platform, ranks, &tensors)?.0.footprint)
     })
 }
 
 /// What an engine or a rank of one is made of, checked before anything is allocated.
 pub(super) struct Parts {
     pub(super) config: ModelConfig,
-    pub(super) chosen: Chosen,
+    pub(super) platform: Box<dyn Platform>,
+    /// Why the engine chose the platform, where it did.
+    pub(super) reason: Option<String>,
     pub(super) ranks: usize,
     /// Of each rank in this process.
     pub(super) tensors: Vec<ModelTensors>,
@@ -62,10 +64,10 @@ impl Parts {
                 .at(dir.display())
                 .with_hint("name a folder that holds config.json and safetensors files"));
         }
-        if let Some(process) = options.process_rank() {
-            process.check()?;
-            if let Some(ranks) = options.ranks.filter(|&ranks| ranks != process.world_size) {
-                let message = format!("{ranks} ranks in {} processes of one rank each", process.world_size);
+        if let Some(cluster) = options.any_cluster() {
+            cluster.check()?;
+            if let Some(ranks) = options.requested_ranks().find(|&ranks| ranks != cluster.world_size) {
+                let message = format!("{ranks} ranks in {} processes of one rank each", cluster.world_size);
                 return Err(Error::new(ErrorKind::Options, message).with_hint("leave the ranks out"));
             }
         }
@@ -78,23 +80,47 @@ impl Parts {
         options: &Options,
         open: impl FnOnce(&ModelConfig) -> Result<Weights>,
     ) -> Result<Self> {
-        if let Some(ranks) = options.several_processes().map(|process| process.world_size).or(options.ranks) {
-            Shard::new(&config, 0, ranks)?;
+        match options.cluster() {
+            Some(cluster) => drop(Shard::new(&config, 0, cluster.world_size)?),
+            None => {
+                for ranks in options.requested_ranks() {
+                    Shard::new(&config, 0, ranks)?;
+                }
+            }
         }
         let weights = open(&config)?;
+        let whole = weights.part(&config, 0, 1)?;
+        let (platform, reason) = platform::choose(&options.device)?;
+        Self::on(platform, reason, config, options, &weights, whole)
+    }
+
+    /// The parts on a platform. `whole` is the whole model's tensors.
+    pub(super) fn on(
+        mut platform: Box<dyn Platform>,
+        reason: Option<String>,
+        config: ModelConfig,
+        options: &Options,
+        weights: &Weights,
+        whole: ModelTensors,
+    ) -> Result<Self> {
         let part = |rank: usize, ranks: usize| weights.part(&config, rank, ranks);
-        let whole = part(0, 1)?;
-        let mut chosen = Chosen::new(options)?;
-        let ranks = ranks_of(&chosen, &weights, &config, options)?;
-        chosen.divide(ranks, options)?;
-        let tensors = match options.several_processes() {
-            Some(process) => vec![part(process.rank, ranks)?],
+        let ranks = ranks_of(&*platform, weights, &config, options)?;
+        platform.divide(ranks)?;
+        let tensors = match options.cluster() {
+            Some(cluster) => vec![part(cluster.rank, ranks)?],
             None if ranks == 1 => vec![whole],
             None => (0..ranks).map(|rank| part(rank, ranks)).collect::<Result<_>>()?,
         };
-        let (plan, streaming) = MemoryPlan::new(&config, options, &chosen, ranks, &tensors[0])?;
+        let (plan, streaming) = MemoryPlan::new(&config, options, &*platform, ranks, &tensors[0])?;
         let warnings = tensors[0].warnings.iter().cloned().chain(streaming).collect();
-        Ok(Self { config, chosen, ranks, tensors, plan, warnings })
+        Ok(Self { config, platform, reason, ranks, tensors, plan, warnings })
+    }
+
+    /// Returns the device's description, with the reason for the choice.
+    pub(super) fn device(&self) -> DeviceInfo {
+        let mut device = self.platform.device();
+        device.reason.clone_from(&self.reason);
+        device
     }
 
     /// Keeps only so many layers resident, because another rank has no room for more.
@@ -105,7 +131,7 @@ impl Parts {
         }
         let residency = Residency::Streamed { resident_layers: Some(resident) };
         let options = Options { residency, ..options.clone() };
-        self.plan = MemoryPlan::new(&self.config, &options, &self.chosen, self.ranks, &self.tensors[0])?.0;
+        self.plan = MemoryPlan::new(&self.config, &options, &*self.platform, self.ranks, &self.tensors[0])?.0;
         let layers = self.config.layers;
         self.warnings.push(format!(
             "another rank's GPU has room for {resident} of {layers} layers: here, too, the other {} are streamed",
@@ -113,11 +139,4 @@ impl Parts {
         ));
         Ok(())
     }
-}
-
-/// What the ops of one rank need to know of the model.
-pub(super) fn geometry(config: &ModelConfig, options: &Options, shard: Shard) -> Geometry {
-    let frequencies = rope::frequencies(&config.rope, config.head_dim);
-    let (all_reduce, overlap) = (options.all_reduce, options.overlap);
-    Geometry { all_reduce, overlap, ..Geometry::new(config, shard, frequencies, config.labels()) }
 }

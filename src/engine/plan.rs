@@ -4,10 +4,11 @@ use std::fmt;
 
 use crate::backend::{Capacity, Footprint, Geometry};
 use crate::config::ModelConfig;
-use crate::engine::device::Chosen;
+use crate::engine::options::Options;
+use crate::engine::platform::Platform;
 use crate::engine::residency::{Placement, Residency};
-use crate::engine::{Options, geometry};
 use crate::error::{Error, ErrorKind, Result};
+use crate::model::rope;
 use crate::shard::Shard;
 use crate::units::gib;
 use crate::weights::{ModelTensors, WeightBytes};
@@ -57,12 +58,12 @@ impl MemoryPlan {
     pub(super) fn new(
         config: &ModelConfig,
         options: &Options,
-        chosen: &Chosen,
+        platform: &dyn Platform,
         ranks: usize,
         tensors: &ModelTensors,
     ) -> Result<(Self, Option<String>)> {
         let max_tokens = options.max_tokens.unwrap_or(config.max_tokens).min(config.max_tokens);
-        let batch_tokens = options.batch_tokens.unwrap_or(BATCH_TOKENS);
+        let batch_tokens = options.batching.batch_tokens.unwrap_or(BATCH_TOKENS);
         if max_tokens == 0 || batch_tokens == 0 {
             return Err(Error::new(
                 ErrorKind::Options,
@@ -74,19 +75,19 @@ impl MemoryPlan {
         let free = match options.residency {
             // Opening the device to ask it takes time: only where the answer matters.
             Residency::Resident | Residency::Streamed { resident_layers: Some(_) } => None,
-            Residency::Auto | Residency::Streamed { resident_layers: None } => chosen.free_bytes()?,
+            Residency::Auto | Residency::Streamed { resident_layers: None } => platform.free_bytes()?,
         };
         let geometry = geometry(config, options, Shard::new(config, 0, ranks)?);
-        let (stored, on_device) = (tensors.bytes(), chosen.weight_bytes(&geometry, tensors));
+        let (stored, on_device) = (tensors.bytes(), platform.weight_bytes(&geometry, tensors));
         let residency = options.residency;
-        let sizing = Sizing { config, geometry, residency, chosen, stored, on_device, max_tokens, free };
+        let sizing = Sizing { config, geometry, residency, platform, stored, on_device, max_tokens, free };
         let plan = sizing.plan(batch_tokens)?;
         let plan = match free {
             // Ranks in other processes may have other memory free, and must come to the same batches.
             Some(free)
                 if plan.placement.streamed > 0
-                    && options.batch_tokens.is_none()
-                    && options.several_processes().is_none() =>
+                    && options.batching.batch_tokens.is_none()
+                    && options.cluster().is_none() =>
             {
                 sizing.largest_streaming(free)?.unwrap_or(plan)
             }
@@ -125,7 +126,7 @@ struct Sizing<'a> {
     /// Of rank 0, like whose the other ranks' are.
     geometry: Geometry,
     residency: Residency,
-    chosen: &'a Chosen,
+    platform: &'a dyn Platform,
     /// Its weights in their files, and on the device.
     stored: WeightBytes,
     on_device: WeightBytes,
@@ -137,7 +138,7 @@ struct Sizing<'a> {
 impl Sizing<'_> {
     fn capacity(&self, batch_tokens: usize) -> Capacity {
         let tokens = batch_tokens.max(self.max_tokens);
-        let mlp_tokens = self.chosen.mlp_tokens(&self.geometry, tokens);
+        let mlp_tokens = self.platform.mlp_tokens(&self.geometry, tokens);
         Capacity { tokens, sequences: batch_tokens.div_ceil(TOKENS_PER_SEQUENCE), mlp_tokens }
     }
 
@@ -154,7 +155,7 @@ impl Sizing<'_> {
             0 => layers,
             _ => (placement.resident + placement.slots) * layer_max,
         };
-        self.chosen.footprint(&self.geometry, capacity, layers + head)
+        self.platform.footprint(&self.geometry, capacity, layers + head)
     }
 
     /// The plan for passes of so many tokens.
@@ -186,6 +187,16 @@ impl Sizing<'_> {
     }
 }
 
+/// Returns what the ops of one rank need to know of the model.
+pub(super) fn geometry(config: &ModelConfig, options: &Options, shard: Shard) -> Geometry {
+    let frequencies = rope::frequencies(&config.rope, config.head_dim);
+    let geometry = Geometry::new(config, shard, frequencies, config.labels());
+    match options.cuda() {
+        Some(cuda) => Geometry { all_reduce: cuda.all_reduce, overlap: cuda.overlap, ..geometry },
+        None => geometry,
+    }
+}
+
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "ranks            {}", self.ranks)?;
@@ -212,7 +223,8 @@ mod tests {
     use super::*;
     use crate::backend::tier::CudaTier;
     use crate::config::{Head, Rope, RopeScaling};
-    use crate::engine::PlannedGpus;
+    use crate::engine::options::CudaOptions;
+    use crate::engine::platform::{CudaPlatform, PlannedGpus};
     use crate::weights::{Dtype, ModelTensors, RandomWeights};
 
     #[test]
@@ -237,8 +249,8 @@ mod tests {
         let shard = Shard::new(&config, 0, 1).unwrap();
         let tensors = ModelTensors::random(&RandomWeights::new(&config, 0), &config, &shard);
         let options = Options { max_tokens: Some(4096), ..Options::default() };
-        let (random, warning) =
-            MemoryPlan::new(&config, &options, &Chosen::imagined(&gpus), 1, &tensors).unwrap();
+        let platform = CudaPlatform::imagined(&gpus, &CudaOptions::default());
+        let (random, warning) = MemoryPlan::new(&config, &options, &platform, 1, &tensors).unwrap();
         assert_eq!(random.weight_bytes, WeightBytes::of(&config, &shard, Dtype::BF16));
         assert_eq!((random.placement, warning), (Placement::resident(80), None));
         assert_eq!(format!("{:.2}", gib(random.footprint.weights)), "127.50");

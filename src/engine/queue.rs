@@ -1,59 +1,72 @@
-//! What callers put in and ranks take out: a queue bounded in tokens, and the one-shot answers that come back.
+//! [`Queue`]: sequences on their way to the ranks, bounded in tokens, and [`Pending`] scores on their way
+//! back.
 //!
-//! There is no timer: a rank that becomes idle takes everything that waits, in order, up to the batch budget. Every
-//! job that entered is answered exactly once, by a score, by an error, or, if all else fails, by the drop of its
-//! [`Reply`]; so no caller hangs.
+//! There is no timer: an idle rank takes everything that is queued, in order, up to the batch budget.
+//! Submissions beyond the capacity wait in line and enter in their order as ranks take jobs. Every job is
+//! completed exactly once, by a score, by an error, or, if all else fails, by the drop of its [`Reply`]:
+//! no caller hangs.
 
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use crate::batch::{Batch, Budget, Packed, Sharing};
-use crate::engine::Score;
-use crate::engine::stats::Counters;
+use crate::engine::oneshot::{self, Receiver, Sender};
+use crate::engine::score::{Score, Sequence};
+use crate::engine::stats::{Counters, Stats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
 
-/// A sequence that waits to be scored.
+/// A sequence to be scored.
 #[derive(Debug)]
 pub(super) struct Job {
     /// The tokens up to the scored one, at least one.
     pub(super) ids: Vec<u32>,
-    /// Where its score goes.
+    /// Completes its score.
     pub(super) reply: Reply,
 }
 
-/// What [`Queue::push`] does while the queue is full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WhenFull {
-    Wait,
-    Refuse,
+/// A job in line for capacity. Its submitter is notified when it has entered.
+#[derive(Debug)]
+struct Arrival {
+    job: Job,
+    entered: Sender<Result<()>>,
 }
 
-/// The jobs that wait, first come first served.
+/// The jobs that wait for a rank, first come first served.
 #[derive(Debug)]
 pub(super) struct Queue {
-    waiting: Mutex<Waiting>,
+    state: Mutex<State>,
     changed: Condvar,
     tokens_max: usize,
     computed: Counters,
 }
 
-#[derive(Debug)]
-struct Waiting {
+#[derive(Debug, Default)]
+struct State {
     jobs: VecDeque<Job>,
+    /// Tokens of `jobs`.
     tokens: usize,
-    /// Why nothing is taken any more, once that is so.
+    /// Jobs in line for capacity. None enters before those in front of it.
+    line: VecDeque<Arrival>,
+    /// Why nothing is accepted any more: what is queued is still scored.
+    draining: Option<Error>,
+    /// Why nothing is scored any more.
     closed: Option<Error>,
 }
 
-impl Waiting {
-    /// Whether the job may enter a queue for up to `tokens_max` tokens.
-    fn has_room(&self, job: &Job, tokens_max: usize) -> bool {
-        self.tokens == 0 || self.tokens + job.ids.len() <= tokens_max
+impl State {
+    /// Returns why no job is accepted any more, if so.
+    fn refusal(&self) -> Option<&Error> {
+        self.closed.as_ref().or(self.draining.as_ref())
+    }
+
+    /// Whether a job of `tokens` tokens may enter now: there is capacity, or nothing else is queued.
+    fn has_capacity(&self, tokens: usize, tokens_max: usize) -> bool {
+        self.tokens == 0 || self.tokens + tokens <= tokens_max
     }
 
     fn put(&mut self, job: Job) {
@@ -61,8 +74,26 @@ impl Waiting {
         self.jobs.push_back(job);
     }
 
-    /// As many jobs from the front as fit into one batch, and whether each of them is in it: the batch leaves out those
-    /// that nobody waits for any more.
+    /// Lets jobs of the line enter as far as there is capacity, and returns who is to be notified of it.
+    /// Leaves out those whose submitter dropped the future.
+    fn admit(&mut self, tokens_max: usize) -> Vec<Sender<Result<()>>> {
+        let mut entered = Vec::new();
+        while let Some(Arrival { job, .. }) = self.line.front() {
+            let wanted = !job.reply.is_cancelled();
+            if wanted && !self.has_capacity(job.ids.len(), tokens_max) {
+                break;
+            }
+            let Some(arrival) = self.line.pop_front() else { break };
+            if wanted {
+                self.put(arrival.job);
+                entered.push(arrival.entered);
+            }
+        }
+        entered
+    }
+
+    /// Returns as many jobs from the front as fit into one batch, and whether each of them is in it: the
+    /// batch leaves out cancelled jobs.
     fn first_batch(&self, budget: Budget, sharing: Sharing) -> (Batch, Vec<bool>) {
         let (mut batch, mut is_in) = (Batch::new(budget, sharing), Vec::new());
         for job in &self.jobs {
@@ -75,7 +106,7 @@ impl Waiting {
         (batch, is_in)
     }
 
-    /// Takes these from the front, and returns the replies of those that are in the batch.
+    /// Takes these jobs from the front, and returns the replies of those that are in the batch.
     fn take(&mut self, is_in: &[bool]) -> Vec<Reply> {
         self.tokens -= self.jobs.iter().take(is_in.len()).map(|job| job.ids.len()).sum::<usize>();
         let jobs = self.jobs.drain(..is_in.len());
@@ -84,272 +115,310 @@ impl Waiting {
 }
 
 impl Queue {
-    /// An empty queue for up to `tokens_max` tokens; a longer job enters when the queue is empty.
+    /// Makes an empty queue with a capacity of `tokens_max` tokens. A longer job enters when the queue is
+    /// empty.
     pub(super) fn new(tokens_max: usize) -> Self {
-        let waiting = Waiting { jobs: VecDeque::new(), tokens: 0, closed: None };
-        let computed = Counters::default();
-        Self { waiting: Mutex::new(waiting), changed: Condvar::new(), tokens_max, computed }
+        let (state, computed) = (Mutex::default(), Counters::default());
+        Self { state, changed: Condvar::new(), tokens_max, computed }
     }
 
-    /// Puts a job at the end, or says why not: the queue is closed, or full and asked not to wait.
-    pub(super) fn push(&self, job: Job, when_full: WhenFull) -> Result<()> {
-        let mut waiting = self.lock();
-        loop {
-            if let Some(error) = &waiting.closed {
-                return Err(error.clone());
-            }
-            if waiting.has_room(&job, self.tokens_max) {
-                break;
-            }
-            if when_full == WhenFull::Refuse {
-                return Err(Error::new(
-                    ErrorKind::QueueFull,
-                    format!(
-                        "{} tokens wait to be scored; the queue holds {}",
-                        waiting.tokens, self.tokens_max
-                    ),
-                ));
-            }
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+    /// Puts a job at the end, or an error of kind [`ErrorKind::QueueFull`].
+    pub(super) fn try_push(&self, job: Job) -> Result<()> {
+        let mut state = self.lock();
+        if let Some(error) = state.refusal() {
+            return Err(error.clone());
         }
-        waiting.put(job);
+        if !state.line.is_empty() || !state.has_capacity(job.ids.len(), self.tokens_max) {
+            let (queued, capacity) = (state.tokens, self.tokens_max);
+            let message = format!("{queued} tokens are queued, and the queue's capacity is {capacity}");
+            return Err(Error::new(ErrorKind::QueueFull, message)
+                .with_hint("submit again later, or wait for capacity with `submit`"));
+        }
+        state.put(job);
         self.changed.notify_all();
         Ok(())
     }
 
-    /// Puts jobs at the end, waiting where the queue is full, and shows the ranks none before there are as many as it
-    /// holds: an idle rank would take the first alone, and compute what it shares with the others once more with them. When
-    /// the queue is closed they are answered with its error.
-    pub(super) fn push_all(&self, jobs: impl IntoIterator<Item = Job>) {
-        let mut jobs = jobs.into_iter();
-        let mut waiting = self.lock();
-        while let Some(job) = jobs.next() {
-            while waiting.closed.is_none() && !waiting.has_room(&job, self.tokens_max) {
-                self.changed.notify_all();
-                waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-            }
-            if let Some(error) = waiting.closed.clone() {
-                drop(waiting);
-                return [job].into_iter().chain(jobs).for_each(|job| job.reply.answer(Err(error.clone())));
-            }
-            waiting.put(job);
+    /// Puts a job at the end, or in line where there is no capacity. `pending` is the job's score.
+    pub(super) fn submit(&self, job: Job, pending: Pending) -> Submit {
+        let mut state = self.lock();
+        if let Some(error) = state.refusal() {
+            return Submit::refused(error.clone());
         }
-        self.changed.notify_all();
+        if state.line.is_empty() && state.has_capacity(job.ids.len(), self.tokens_max) {
+            state.put(job);
+            self.changed.notify_all();
+            return Submit(Stage::Done(Ok(pending)));
+        }
+        let (entered, receiver) = oneshot::channel();
+        state.line.push_back(Arrival { job, entered });
+        Submit(Stage::InLine(receiver, pending))
     }
 
-    /// Waits for jobs and takes as many as fit into one batch, leaving out those that nobody waits for any more.
-    /// `None` once the queue is closed.
+    /// Puts jobs at the end, and returns when all have entered. Ranks see none before there are as many as
+    /// the queue holds: an idle rank would take the first alone, and compute what it shares with the others
+    /// once more with them. A closed queue completes them with its error.
+    pub(super) fn push_all(&self, jobs: impl IntoIterator<Item = Job>) {
+        let mut last = None;
+        let mut state = self.lock();
+        if let Some(error) = state.refusal().cloned() {
+            drop(state);
+            return jobs.into_iter().for_each(|job| job.reply.complete(Err(error.clone())));
+        }
+        for job in jobs {
+            if state.line.is_empty() && state.has_capacity(job.ids.len(), self.tokens_max) {
+                state.put(job);
+            } else {
+                let (entered, receiver) = oneshot::channel();
+                state.line.push_back(Arrival { job, entered });
+                last = Some(receiver);
+            }
+        }
+        self.changed.notify_all();
+        drop(state);
+        if let Some(last) = last {
+            // An error completes the jobs themselves.
+            let _ = last.wait();
+        }
+    }
+
+    /// Waits for jobs and takes as many as fit into one batch, without cancelled ones. `None` once the
+    /// queue is closed, or drained and empty.
     pub(super) fn next_batch(&self, budget: Budget, sharing: Sharing) -> Option<(Packed, Vec<Reply>)> {
-        let mut waiting = self.lock();
+        let mut state = self.lock();
         loop {
-            if waiting.closed.is_some() {
+            if state.closed.is_some() {
                 return None;
             }
-            let (batch, is_in) = waiting.first_batch(budget, sharing);
+            let (batch, is_in) = state.first_batch(budget, sharing);
             if !is_in.is_empty() {
-                let replies = waiting.take(&is_in);
-                self.changed.notify_all();
-                if !batch.is_empty() {
-                    drop(waiting);
+                let replies = state.take(&is_in);
+                let empty = batch.is_empty();
+                self.admit(state);
+                if !empty {
                     return Some((batch.pack(), replies));
                 }
+                state = self.lock();
+                continue;
             }
-            waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            if state.draining.is_some() {
+                return None;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    /// The next batch if it is full, without waiting: one that is not may find more to share with what comes before it is
-    /// needed. What was taken is computed, whether or not anybody still waits for it by then.
+    /// Returns the next batch if it is full, without waiting: one that is not full may find more to share
+    /// before it is needed. What is taken is computed, even where its caller drops the future by then.
     pub(super) fn full_batch(&self, budget: Budget, sharing: Sharing) -> Option<(Packed, Vec<Reply>)> {
-        let mut waiting = self.lock();
-        let (batch, is_in) = waiting.first_batch(budget, sharing);
-        if is_in.len() == waiting.jobs.len() || batch.is_empty() {
+        let mut state = self.lock();
+        let (batch, is_in) = state.first_batch(budget, sharing);
+        if is_in.len() == state.jobs.len() || batch.is_empty() {
             return None;
         }
-        let replies = waiting.take(&is_in);
-        self.changed.notify_all();
-        drop(waiting);
+        let replies = state.take(&is_in);
+        self.admit(state);
         Some((batch.pack(), replies))
     }
 
-    /// Answers everything that waits, and everything that comes, with `error`. The first error to close it
-    /// stays, and is returned.
+    /// Admits jobs in line after some were taken, and notifies their submitters without the lock.
+    fn admit(&self, mut state: MutexGuard<'_, State>) {
+        let entered = state.admit(self.tokens_max);
+        self.changed.notify_all();
+        drop(state);
+        entered.iter().for_each(|entered| entered.send(Ok(())));
+    }
+
+    /// Refuses jobs from here on with `error`; what is queued or in line is still scored.
+    pub(super) fn drain(&self, error: Error) {
+        self.lock().draining.get_or_insert(error);
+        self.changed.notify_all();
+    }
+
+    /// Completes everything that is queued, and everything that is submitted later, with `error`. The first
+    /// error to close the queue stays, and is returned.
     pub(super) fn close(&self, error: Error) -> Error {
-        let (error, waiting) = self.stop(error);
-        for reply in waiting {
-            reply.answer(Err(error.clone()));
+        let (error, replies) = self.stop(error);
+        for reply in replies {
+            reply.complete(Err(error.clone()));
         }
         error
     }
 
-    /// Like [`close`](Self::close), but what waits is left to the caller to answer.
+    /// Like [`close`](Self::close), but returns the replies of what is queued, for the caller to complete.
     pub(super) fn stop(&self, error: Error) -> (Error, Vec<Reply>) {
-        let mut waiting = self.lock();
-        let error = waiting.closed.get_or_insert(error).clone();
-        let jobs = std::mem::take(&mut waiting.jobs);
-        waiting.tokens = 0;
+        let mut state = self.lock();
+        let error = state.closed.get_or_insert(error).clone();
+        let (jobs, line) = (std::mem::take(&mut state.jobs), std::mem::take(&mut state.line));
+        state.tokens = 0;
         self.changed.notify_all();
-        (error, jobs.into_iter().map(|job| job.reply).collect())
+        drop(state);
+        let mut replies: Vec<Reply> = jobs.into_iter().map(|job| job.reply).collect();
+        for Arrival { job, entered } in line {
+            entered.send(Err(error.clone()));
+            replies.push(job.reply);
+        }
+        (error, replies)
     }
 
-    /// What has become of the jobs that were taken.
+    /// Returns the counters of what was computed.
     pub(super) fn computed(&self) -> &Counters {
         &self.computed
     }
 
-    /// Why the queue takes nothing any more, if so.
+    /// Returns counts of what is queued and of what was computed.
+    pub(super) fn stats(&self) -> Stats {
+        let state = self.lock();
+        let in_line = state.line.iter().map(|arrival| arrival.job.ids.len()).sum::<usize>();
+        Stats {
+            queued_sequences: state.jobs.len() + state.line.len(),
+            queued_tokens: state.tokens + in_line,
+            ..self.computed.read()
+        }
+    }
+
+    /// Returns the error that closed the queue, if one did.
     pub(super) fn closed(&self) -> Option<Error> {
         self.lock().closed.clone()
     }
 
-    /// The same, waiting for so long that it may come to be.
+    /// Like [`closed`](Self::closed), but waits up to `time` for the queue to close.
     pub(super) fn closed_within(&self, time: Duration) -> Option<Error> {
-        let open = |waiting: &mut Waiting| waiting.closed.is_none();
+        let open = |state: &mut State| state.closed.is_none();
         let waited = self.changed.wait_timeout_while(self.lock(), time, open);
         waited.unwrap_or_else(PoisonError::into_inner).0.closed.clone()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Nothing panics while the lock is held and the state is half changed.
-        lock(&self.waiting)
-    }
-}
-
-/// A score on its way: a plain future that needs no runtime, or [`wait`](Pending::wait) for it.
-///
-/// Dropping it cancels the request, unless it belongs to the pass that runs, or to a full batch that comes next.
-#[derive(Debug)]
-#[must_use = "a pending score that is dropped is cancelled"]
-pub struct Pending {
-    slot: Arc<Slot>,
-}
-
-/// The answering end of a [`Pending`].
-#[derive(Debug)]
-pub(super) struct Reply {
-    slot: Arc<Slot>,
-    facts: Facts,
-}
-
-/// What is known of a score before it is computed.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Facts {
-    pub(super) tokens: usize,
-    pub(super) truncated: bool,
-    pub(super) scored_token: usize,
-}
-
-#[derive(Debug)]
-struct Slot {
-    state: Mutex<State>,
-    answered: Condvar,
-}
-
-#[derive(Debug)]
-enum State {
-    Open(Option<Waker>),
-    Cancelled,
-    Answered(Option<Result<Score>>),
-}
-
-/// The two ends of one answer.
-pub(super) fn pending(facts: Facts) -> (Reply, Pending) {
-    let slot = Arc::new(Slot { state: Mutex::new(State::Open(None)), answered: Condvar::new() });
-    (Reply { slot: Arc::clone(&slot), facts }, Pending { slot })
-}
-
-impl Slot {
     fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the lock is held and the state is half changed.
         lock(&self.state)
     }
+}
+
+/// A submission: a future of a place in the queue, which resolves to the [`Pending`] score.
+///
+/// Needs no runtime. Dropping it takes the input back.
+#[derive(Debug)]
+#[must_use = "a submission that is dropped is cancelled"]
+pub struct Submit(Stage);
+
+#[derive(Debug)]
+enum Stage {
+    /// Waits for capacity.
+    InLine(Receiver<Result<()>>, Pending),
+    Done(Result<Pending>),
+    /// The result was taken.
+    Taken,
+}
+
+impl Submit {
+    /// Makes a submission that failed.
+    pub(super) fn refused(error: Error) -> Self {
+        Self(Stage::Done(Err(error)))
+    }
+
+    /// Blocks until the input has entered the queue.
+    pub fn wait(self) -> Result<Pending> {
+        match self.0 {
+            Stage::InLine(entered, pending) => {
+                entered.wait().unwrap_or_else(|| Err(taken())).map(|()| pending)
+            }
+            Stage::Done(result) => result,
+            Stage::Taken => Err(taken()),
+        }
+    }
+}
+
+impl Future for Submit {
+    type Output = Result<Pending>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let entered = match &mut self.0 {
+            Stage::InLine(entered, _) => match Pin::new(entered).poll(context) {
+                Poll::Ready(entered) => entered.unwrap_or_else(|| Err(taken())),
+                Poll::Pending => return Poll::Pending,
+            },
+            Stage::Done(_) | Stage::Taken => Ok(()),
+        };
+        Poll::Ready(match std::mem::replace(&mut self.0, Stage::Taken) {
+            Stage::InLine(_, pending) => entered.map(|()| pending),
+            Stage::Done(result) => result,
+            Stage::Taken => Err(taken()),
+        })
+    }
+}
+
+/// A score on its way: a future that needs no runtime, or [`wait`](Pending::wait) for it.
+///
+/// Dropping it cancels the request, unless the pass that runs, or a full batch that comes next, has it.
+#[derive(Debug)]
+#[must_use = "a pending score that is dropped is cancelled"]
+pub struct Pending(Receiver<Result<Score>>);
+
+/// Completes a [`Pending`] score.
+#[derive(Debug)]
+pub(super) struct Reply {
+    score: Sender<Result<Score>>,
+    sequence: Sequence,
+}
+
+/// Makes the two ends of a score.
+pub(super) fn pending(sequence: Sequence) -> (Reply, Pending) {
+    let (score, receiver) = oneshot::channel();
+    (Reply { score, sequence }, Pending(receiver))
 }
 
 impl Pending {
     /// Blocks until the score is there.
     pub fn wait(self) -> Result<Score> {
-        let mut state = self.slot.lock();
-        loop {
-            if let State::Answered(result) = &mut *state {
-                return result.take().unwrap_or_else(|| Err(taken()));
-            }
-            state = self.slot.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        self.0.wait().unwrap_or_else(|| Err(taken()))
     }
 }
 
 impl Future for Pending {
     type Output = Result<Score>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut *self.slot.lock() {
-            State::Answered(result) => Poll::Ready(result.take().unwrap_or_else(|| Err(taken()))),
-            State::Open(waker) => {
-                *waker = Some(context.waker().clone());
-                Poll::Pending
-            }
-            State::Cancelled => Poll::Ready(Err(taken())),
-        }
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        let mut state = self.slot.lock();
-        if matches!(*state, State::Open(_)) {
-            *state = State::Cancelled;
-        }
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|score| score.unwrap_or_else(|| Err(taken())))
     }
 }
 
 impl Reply {
-    /// Whether nobody waits for this any more.
+    /// Whether the caller dropped the future.
     fn is_cancelled(&self) -> bool {
-        matches!(*self.slot.lock(), State::Cancelled)
+        self.score.is_closed()
     }
 
-    /// Answers with the logits of the scored token, or with why there are none.
-    pub(super) fn answer(self, logits: Result<&[f32]>) {
-        let score = logits.and_then(|logits| Score::new(logits, self.facts));
-        self.finish(score);
-    }
-
-    fn finish(&self, result: Result<Score>) {
-        let mut state = self.slot.lock();
-        if let State::Open(waker) = &mut *state {
-            let waker = waker.take();
-            *state = State::Answered(Some(result));
-            drop(state);
-            self.slot.answered.notify_all();
-            if let Some(waker) = waker {
-                waker.wake();
-            }
-        }
+    /// Completes the score with the logits of the scored token, or with an error.
+    pub(super) fn complete(self, logits: Result<&[f32]>) {
+        self.score.send(logits.and_then(|logits| Score::new(logits, self.sequence)));
     }
 }
 
 impl Drop for Reply {
     fn drop(&mut self) {
-        // Does nothing after `answer`.
-        self.finish(Err(Error::new(ErrorKind::Stopped, "the engine ended before this was scored")));
+        // Has no effect after `complete`.
+        self.score.send(Err(Error::new(ErrorKind::Stopped, "the engine ended before this was scored")));
     }
 }
 
 fn taken() -> Error {
-    Error::new(ErrorKind::Stopped, "this score was taken before")
+    Error::new(ErrorKind::Stopped, "this result was taken before")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
+    use std::task::{Wake, Waker};
     use std::thread;
 
     const BUDGET: Budget = Budget { tokens: 8, sequences: 8 };
 
     fn job(ids: &[u32]) -> (Job, Pending) {
         let (reply, pending) =
-            pending(Facts { tokens: ids.len(), truncated: false, scored_token: ids.len() - 1 });
+            pending(Sequence { tokens: ids.len(), truncated: false, scored_token: ids.len() - 1 });
         (Job { ids: ids.to_vec(), reply }, pending)
     }
 
@@ -359,7 +428,7 @@ mod tests {
         let mut pendings = Vec::new();
         for ids in [[1, 2, 3], [1, 2, 4], [5, 6, 7], [8, 9, 10]] {
             let (job, pending) = job(&ids);
-            queue.push(job, WhenFull::Refuse).unwrap();
+            queue.try_push(job).unwrap();
             pendings.push(pending);
         }
         let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
@@ -374,7 +443,7 @@ mod tests {
         let mut pendings = Vec::new();
         let mut push = |ids: &[u32]| {
             let (job, pending) = job(ids);
-            queue.push(job, WhenFull::Refuse).unwrap();
+            queue.try_push(job).unwrap();
             pendings.push(pending);
         };
         assert!(queue.full_batch(BUDGET, Sharing::Prefixes).is_none());
@@ -416,7 +485,7 @@ mod tests {
             for first in [1, 3] {
                 let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
                 assert_eq!(packed.tokens[0], first);
-                replies.into_iter().for_each(|reply| reply.answer(Ok(&[1.0])));
+                replies.into_iter().for_each(|reply| reply.complete(Ok(&[1.0])));
             }
             queue.close(Error::new(ErrorKind::Stopped, "the end"));
         });
@@ -430,13 +499,13 @@ mod tests {
         let queue = Queue::new(100);
         let (first, dropped) = job(&[1, 2]);
         let (second, kept) = job(&[3]);
-        queue.push(first, WhenFull::Refuse).unwrap();
-        queue.push(second, WhenFull::Refuse).unwrap();
+        queue.try_push(first).unwrap();
+        queue.try_push(second).unwrap();
         drop(dropped);
         let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
         assert_eq!(packed.tokens, [3]);
         for reply in replies {
-            reply.answer(Ok(&[1.5]));
+            reply.complete(Ok(&[1.5]));
         }
         assert_eq!(kept.wait().unwrap().reward, 1.5);
     }
@@ -445,14 +514,14 @@ mod tests {
     fn a_full_queue_refuses_or_blocks_until_there_is_room() {
         let queue = Arc::new(Queue::new(4));
         let (long, _kept) = job(&[1; 9]);
-        queue.push(long, WhenFull::Refuse).expect("an empty queue takes a job of any length");
+        queue.try_push(long).expect("an empty queue takes a job of any length");
         let (refused, _pending) = job(&[2]);
-        assert_eq!(queue.push(refused, WhenFull::Refuse).unwrap_err().kind(), ErrorKind::QueueFull);
+        assert_eq!(queue.try_push(refused).unwrap_err().kind(), ErrorKind::QueueFull);
         let pusher = thread::spawn({
             let queue = Arc::clone(&queue);
             move || {
                 let (job, pending) = job(&[3]);
-                queue.push(job, WhenFull::Wait).map(|()| pending)
+                queue.submit(job, pending).wait()
             }
         });
         thread::sleep(Duration::from_millis(20));
@@ -465,18 +534,78 @@ mod tests {
     fn closing_answers_those_that_wait_those_that_block_and_those_that_come() {
         let queue = Arc::new(Queue::new(1));
         let (first, waiting) = job(&[1]);
-        queue.push(first, WhenFull::Refuse).unwrap();
+        queue.try_push(first).unwrap();
         let blocked = thread::spawn({
             let queue = Arc::clone(&queue);
-            move || queue.push(job(&[2]).0, WhenFull::Wait)
+            move || {
+                let (job, pending) = job(&[2]);
+                queue.submit(job, pending).wait()
+            }
         });
         thread::sleep(Duration::from_millis(20));
         queue.close(Error::new(ErrorKind::Stopped, "first cause"));
         queue.close(Error::new(ErrorKind::Stopped, "second cause"));
         assert_eq!(waiting.wait().unwrap_err().message(), "first cause");
         assert_eq!(blocked.join().unwrap().unwrap_err().message(), "first cause");
-        assert_eq!(queue.push(job(&[3]).0, WhenFull::Wait).unwrap_err().message(), "first cause");
+        let (late, pending) = job(&[3]);
+        assert_eq!(queue.submit(late, pending).wait().unwrap_err().message(), "first cause");
         assert!(queue.next_batch(BUDGET, Sharing::Prefixes).is_none());
+    }
+
+    #[test]
+    fn a_drained_queue_refuses_jobs_and_gives_those_it_has() {
+        let queue = Queue::new(1);
+        let (first, _first) = job(&[1]);
+        queue.try_push(first).unwrap();
+        let (second, pending) = job(&[2]);
+        let in_line = queue.submit(second, pending);
+        queue.drain(Error::new(ErrorKind::Stopped, "closed"));
+        let (late, pending) = job(&[3]);
+        assert_eq!(queue.submit(late, pending).wait().unwrap_err().message(), "closed");
+        let (late, _pending) = job(&[4]);
+        assert_eq!(queue.try_push(late).unwrap_err().message(), "closed");
+        for expected in [1, 2] {
+            let (packed, replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
+            assert_eq!(packed.tokens, [expected]);
+            replies.into_iter().for_each(|reply| reply.complete(Ok(&[1.0])));
+        }
+        assert!(queue.next_batch(BUDGET, Sharing::Prefixes).is_none());
+        assert_eq!(in_line.wait().unwrap().wait().unwrap().reward, 1.0);
+        assert!(queue.closed().is_none());
+    }
+
+    #[test]
+    fn submissions_enter_in_their_order_and_a_short_one_passes_no_other() {
+        let queue = Queue::new(4);
+        let (first, _first) = job(&[1; 3]);
+        queue.try_push(first).unwrap();
+        let (long, pending) = job(&[2; 3]);
+        let long = queue.submit(long, pending);
+        let (short, pending) = job(&[3]);
+        let short = queue.submit(short, pending);
+        let (refused, _pending) = job(&[4]);
+        assert_eq!(queue.try_push(refused).unwrap_err().kind(), ErrorKind::QueueFull);
+        assert_eq!((queue.stats().queued_sequences, queue.stats().queued_tokens), (3, 7));
+        let budget = Budget { tokens: 3, ..BUDGET };
+        let (packed, _replies) = queue.next_batch(budget, Sharing::Prefixes).unwrap();
+        assert_eq!(packed.tokens, [1; 3]);
+        let _pending = (long.wait().unwrap(), short.wait().unwrap());
+        assert_eq!(queue.stats().queued_tokens, 4);
+    }
+
+    #[test]
+    fn a_submission_that_is_dropped_in_line_never_enters() {
+        let queue = Queue::new(1);
+        let (first, _first) = job(&[1]);
+        queue.try_push(first).unwrap();
+        let (dropped, pending) = job(&[2]);
+        drop(queue.submit(dropped, pending));
+        let (third, pending) = job(&[3]);
+        let third = queue.submit(third, pending);
+        drop(queue.next_batch(BUDGET, Sharing::Prefixes));
+        let _pending = third.wait().unwrap();
+        let (packed, _replies) = queue.next_batch(BUDGET, Sharing::Prefixes).unwrap();
+        assert_eq!(packed.tokens, [3]);
     }
 
     #[test]
@@ -499,7 +628,7 @@ mod tests {
         let mut context = Context::from_waker(&waker);
         let (job, mut pending) = job(&[1]);
         assert!(Pin::new(&mut pending).poll(&mut context).is_pending());
-        job.reply.answer(Ok(&[2.0]));
+        job.reply.complete(Ok(&[2.0]));
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert!(
             matches!(Pin::new(&mut pending).poll(&mut context), Poll::Ready(Ok(score)) if score.reward == 2.0)
@@ -510,7 +639,7 @@ mod tests {
     fn a_logit_that_is_not_finite_is_an_error_of_that_conversation() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let (job, pending) = job(&[1]);
-            job.reply.answer(Ok(&[bad]));
+            job.reply.complete(Ok(&[bad]));
             assert_eq!(pending.wait().unwrap_err().kind(), ErrorKind::NonFinite);
         }
     }

@@ -213,7 +213,7 @@ fn run(
         // on a GPU not the context that this failure has spoilt.
         drop(forward);
         for reply in in_flight.into_iter().chain(waiting) {
-            reply.answer(Err(cause.clone()));
+            reply.complete(Err(cause.clone()));
         }
     }
 }
@@ -261,11 +261,11 @@ fn lead(
         }
         team.queue.computed().add(&packed);
         for (reply, &row) in in_flight.drain(..packed.sequences.len()).zip(&packed.sequences) {
-            reply.answer(Ok(&logits[row * team.labels..(row + 1) * team.labels]));
+            reply.complete(Ok(&logits[row * team.labels..(row + 1) * team.labels]));
         }
         if let Some(error) = team.queue.closed() {
             // What was taken ahead has not begun.
-            in_flight.drain(..).for_each(|reply| reply.answer(Err(error.clone())));
+            in_flight.drain(..).for_each(|reply| reply.complete(Err(error.clone())));
             return Ok(());
         }
     }
@@ -314,7 +314,8 @@ fn panic_text(panic: &(dyn Any + Send)) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::queue::{Facts, Job, Pending, WhenFull, pending};
+    use crate::engine::queue::{Job, Pending, pending};
+    use crate::engine::score::Sequence;
     use std::sync::{Condvar, Mutex};
 
     fn team(ranks: usize) -> Team {
@@ -331,8 +332,8 @@ mod tests {
 
     fn submit(team: &Team, ids: &[u32]) -> Pending {
         let (reply, pending) =
-            pending(Facts { tokens: ids.len(), truncated: false, scored_token: ids.len() - 1 });
-        team.queue.push(Job { ids: ids.to_vec(), reply }, WhenFull::Refuse).unwrap();
+            pending(Sequence { tokens: ids.len(), truncated: false, scored_token: ids.len() - 1 });
+        team.queue.try_push(Job { ids: ids.to_vec(), reply }).unwrap();
         pending
     }
 

@@ -1,94 +1,86 @@
-//! What an open engine does: conversations in, [`Score`]s out.
+//! Scoring: [`Input`]s in, [`Score`]s out.
 
 use std::collections::VecDeque;
 
-use half::bf16;
-
-use crate::conversation::Conversation;
-use crate::engine::queue::{self, Facts, Job, Pending, WhenFull};
+use crate::engine::input::{Input, Kind};
+use crate::engine::queue::{self, Job, Pending, Submit};
+use crate::engine::score::{Score, Sequence};
 use crate::engine::{Engine, warn_once};
 use crate::error::{Error, ErrorKind, Result};
 use crate::prompt::{self, DoubleBos, PromptTokens, Truncate};
 
-/// What the model thinks of one conversation.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct Score {
-    /// The reward in f32, as computed: the raw logit 0, finite.
-    pub reward: f32,
-    /// The reward rounded to bf16, which is the number that Transformers reports for a bf16 model.
-    pub reward_bf16: f32,
-    /// Every label's logit, the reward first: more than one only for classifiers with several labels.
-    pub logits: Vec<f32>,
-    /// Tokens of the conversation, after truncation.
-    pub tokens: usize,
-    /// Whether the conversation was cut to the limit.
-    pub truncated: bool,
-    /// The token whose logits these are, counted from 0: the last one, except for a classifier whose input ends in
-    /// `pad_token_id`.
-    pub scored_token: usize,
-}
-
-impl Score {
-    pub(super) fn new(logits: &[f32], facts: Facts) -> Result<Self> {
-        if let Some(bad) = logits.iter().find(|logit| !logit.is_finite()) {
-            return Err(Error::new(ErrorKind::NonFinite, format!("the reward came out as {bad}")).with_hint(
-                "the weights hold NaN or infinity, or numbers that overflow; check the files against their source",
-            ));
-        }
-        let (reward, logits) = (logits[0], logits.to_vec());
-        let reward_bf16 = bf16::from_f32(reward).to_f32();
-        let Facts { tokens, truncated, scored_token } = facts;
-        Ok(Self { reward, reward_bf16, logits, tokens, truncated, scored_token })
-    }
-}
-
 impl Engine {
-    /// Scores conversations; results are in their order, and one's failure is not another's.
-    pub fn score(&self, conversations: &[Conversation]) -> Vec<Result<Score>> {
-        self.score_each(conversations.iter().map(|conversation| self.tokens(conversation)))
+    /// Scores inputs and returns the results in their order. The failure of one leaves the others alone.
+    ///
+    /// ```no_run
+    /// # fn main() -> kudos::Result<()> {
+    /// let engine = kudos::Engine::open("models/reward")?;
+    /// for score in engine.score([("What is 1+1?", "1+1=2"), ("What is 1+1?", "1+1=3")]) {
+    ///     println!("{}", score?.reward);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn score<I: Into<Input>>(&self, inputs: impl IntoIterator<Item = I>) -> Vec<Result<Score>> {
+        self.submit_all(inputs).into_iter().map(|pending| pending?.wait()).collect()
     }
 
-    /// Scores sequences of token ids, taken as they are; results are in their order.
-    pub fn score_tokens(&self, sequences: &[Vec<u32>]) -> Vec<Result<Score>> {
-        self.score_each(sequences.iter().map(|ids| self.limited(ids.clone())))
-    }
-
-    /// Scores conversations as they come; results are in their order. Reads ahead far enough to fill batches, so
-    /// memory stays bounded however many there are.
-    pub fn score_all<I>(&self, conversations: I) -> ScoreAll<'_, I::IntoIter>
+    /// Scores inputs as they come and returns the results in their order. Reads ahead far enough to fill
+    /// batches, so memory is bounded whatever the number of inputs.
+    pub fn score_iter<I>(&self, inputs: I) -> ScoreIter<'_, I::IntoIter>
     where
-        I: IntoIterator<Item = Conversation>,
+        I: IntoIterator,
+        I::Item: Into<Input>,
     {
-        ScoreAll { engine: self, source: conversations.into_iter(), ahead: VecDeque::new(), ahead_tokens: 0 }
+        ScoreIter { engine: self, source: inputs.into_iter(), ahead: VecDeque::new(), ahead_tokens: 0 }
     }
 
-    /// What [`submit`](Self::submit) does to a conversation first: renders and tokenizes it, and holds it to the limit.
-    /// Takes the caller's time and none of the engine's, so that several threads can prepare for one that submits.
-    pub fn prepare(&self, conversation: &Conversation) -> Result<PromptTokens> {
-        self.tokens(conversation)
+    /// Renders, tokenizes and checks an input: the part of a submission that takes the caller's time and
+    /// none of the engine's. Threads can prepare inputs for one that submits them.
+    pub fn prepare(&self, input: impl Into<Input>) -> Result<PromptTokens> {
+        let max_tokens = self.plan.max_tokens;
+        match input.into().0 {
+            Kind::Conversation(conversation) => self.prompt()?.tokens(&conversation, max_tokens),
+            Kind::Prepared(tokens) => {
+                let PromptTokens { ids, truncated } = tokens?;
+                let tokens = prompt::limited(ids, max_tokens, Truncate::Refuse, DoubleBos::Allow, None)?;
+                Ok(PromptTokens { truncated, ..tokens })
+            }
+            Kind::Tokens(ids) => match &self.prompt {
+                Ok(prompt) => prompt.limit(ids, max_tokens),
+                // Without a tokenizer the token that must stay at the start is unknown: nothing is cut off.
+                Err(_) => prompt::limited(ids, max_tokens, Truncate::Refuse, DoubleBos::Refuse, None),
+            },
+        }
     }
 
-    /// What [`submit_tokens`](Self::submit_tokens) does to token ids first.
-    pub fn prepare_tokens(&self, ids: Vec<u32>) -> Result<PromptTokens> {
-        self.limited(ids)
+    /// Prepares an input at once, and returns a future of its place in the queue, which waits while the
+    /// queue is full. An async caller awaits it, and a thread blocks on [`Submit::wait`]; then the
+    /// [`Pending`] score is awaited or waited for in the same way. No runtime is needed.
+    ///
+    /// Submissions enter the queue in the order of the calls. Dropping the future takes the input back.
+    pub fn submit(&self, input: impl Into<Input>) -> Submit {
+        match self.prepare(input).and_then(|tokens| self.job(tokens)) {
+            Ok((job, pending)) => self.queue.submit(job, pending),
+            Err(error) => Submit::refused(error),
+        }
     }
 
-    /// Puts what was prepared into the queue and returns its score to come. Blocks while the queue is full.
-    pub fn submit_prepared(&self, tokens: PromptTokens) -> Result<Pending> {
-        self.enqueue(tokens, WhenFull::Wait)
+    /// Like [`submit`](Self::submit), with an error of kind [`ErrorKind::QueueFull`] instead of waiting.
+    pub fn try_submit(&self, input: impl Into<Input>) -> Result<Pending> {
+        let (job, pending) = self.job(self.prepare(input)?)?;
+        self.queue.try_push(job)?;
+        Ok(pending)
     }
 
-    /// Puts what was prepared into the queue together, so that what the sequences share is found in the first pass already;
-    /// where they are very many, in groups that fill several passes, so that the first need not wait for the last. Results
-    /// are in their order. Blocks while the queue is full.
-    pub fn submit_together(
-        &self,
-        sequences: impl IntoIterator<Item = Result<PromptTokens>>,
-    ) -> Vec<Result<Pending>> {
+    /// Submits inputs together, so that the first pass finds what they share; very many in groups that
+    /// fill several passes, so that the first pass need not wait for the last input. Returns pending
+    /// scores in the order of the inputs. Blocks while the queue is full.
+    pub fn submit_all<I: Into<Input>>(&self, inputs: impl IntoIterator<Item = I>) -> Vec<Result<Pending>> {
         let (mut pending, mut group, mut group_tokens) = (Vec::new(), Vec::new(), 0);
-        for sequence in sequences {
-            pending.push(sequence.and_then(|tokens| self.job(tokens)).map(|(job, pending)| {
+        for input in inputs {
+            let tokens = self.prepare(input);
+            pending.push(tokens.and_then(|tokens| self.job(tokens)).map(|(job, pending)| {
                 group_tokens += job.ids.len();
                 group.push(job);
                 pending
@@ -102,62 +94,26 @@ impl Engine {
         pending
     }
 
-    /// Puts one conversation into the queue and returns its score to come. Blocks while the queue is full.
-    pub fn submit(&self, conversation: &Conversation) -> Result<Pending> {
-        self.enqueue(self.tokens(conversation)?, WhenFull::Wait)
-    }
-
-    /// Puts one sequence of token ids into the queue. Blocks while the queue is full.
-    pub fn submit_tokens(&self, ids: Vec<u32>) -> Result<Pending> {
-        self.enqueue(self.limited(ids)?, WhenFull::Wait)
-    }
-
-    /// Like [`submit`](Self::submit), but an error of kind [`ErrorKind::QueueFull`] while the queue is full.
-    pub fn try_submit(&self, conversation: &Conversation) -> Result<Pending> {
-        self.enqueue(self.tokens(conversation)?, WhenFull::Refuse)
-    }
-
-    fn tokens(&self, conversation: &Conversation) -> Result<PromptTokens> {
-        self.prompt()?.tokens(conversation, self.plan.max_tokens)
-    }
-
-    fn limited(&self, ids: Vec<u32>) -> Result<PromptTokens> {
-        match &self.prompt {
-            Ok(prompt) => prompt.limit(ids, self.plan.max_tokens),
-            // Without a tokenizer the token that must stay at the start is unknown, so nothing is cut off.
-            Err(_) => prompt::limited(ids, self.plan.max_tokens, Truncate::Refuse, DoubleBos::Refuse, None),
-        }
-    }
-
-    fn score_each(&self, sequences: impl Iterator<Item = Result<PromptTokens>>) -> Vec<Result<Score>> {
-        self.submit_together(sequences).into_iter().map(|pending| pending?.wait()).collect()
-    }
-
-    fn enqueue(&self, tokens: PromptTokens, when_full: WhenFull) -> Result<Pending> {
-        let (job, pending) = self.job(tokens)?;
-        self.queue.push(job, when_full)?;
-        Ok(pending)
-    }
-
-    /// A sequence as the queue takes it, and its score to come.
+    /// Makes the queue's form of a sequence, and its pending score.
     fn job(&self, PromptTokens { mut ids, truncated }: PromptTokens) -> Result<(Job, Pending)> {
-        if let Some((index, id)) = ids.iter().enumerate().find(|&(_, &id)| id as usize >= self.config.vocab) {
+        let vocab = self.config.vocab;
+        if let Some((index, id)) = ids.iter().enumerate().find(|&(_, &id)| id as usize >= vocab) {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
-                format!("token {index} has id {id}; the model's vocabulary has {} ids", self.config.vocab),
+                format!("token {index} has id {id}; the model's vocabulary has {vocab} ids"),
             )
             .with_hint(
                 "the tokenizer and the model are from different folders, or the ids are another model's",
             ));
         }
-        let facts = Facts { tokens: ids.len(), truncated, scored_token: self.scored_token(&ids) };
+        let sequence = Sequence { tokens: ids.len(), truncated, scored_token: self.scored_token(&ids) };
         // Nothing after the scored token can change its logits.
-        ids.truncate(facts.scored_token + 1);
-        let (reply, pending) = queue::pending(facts);
+        ids.truncate(sequence.scored_token + 1);
+        let (reply, pending) = queue::pending(sequence);
         Ok((Job { ids, reply }, pending))
     }
 
-    /// The index of the token that is scored, with a warning where it is not the last one.
+    /// Returns the index of the token that is scored, and warns where it is not the last one.
     fn scored_token(&self, ids: &[u32]) -> usize {
         let scored = self.config.head.scored_token(ids);
         if scored != ids.len() - 1 {
@@ -172,26 +128,29 @@ impl Engine {
     }
 }
 
-/// The iterator of [`Engine::score_all`].
+/// The iterator of [`Engine::score_iter`].
 #[derive(Debug)]
-pub struct ScoreAll<'a, I> {
+pub struct ScoreIter<'a, I> {
     engine: &'a Engine,
     source: I,
     ahead: VecDeque<(usize, Result<Pending>)>,
     ahead_tokens: usize,
 }
 
-impl<I: Iterator<Item = Conversation>> Iterator for ScoreAll<'_, I> {
+impl<I> Iterator for ScoreIter<'_, I>
+where
+    I: Iterator,
+    I::Item: Into<Input>,
+{
     type Item = Result<Score>;
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.ahead_tokens < self.engine.plan.lookahead_tokens() {
-            let Some(conversation) = self.source.next() else { break };
-            let tokens = self.engine.tokens(&conversation);
-            // A conversation that failed already counts too: errors also take memory.
+            let Some(input) = self.source.next() else { break };
+            let tokens = self.engine.prepare(input);
+            // An input that failed counts too: errors also take memory.
             let weight = tokens.as_ref().map_or(1, |tokens| tokens.ids.len());
-            let pending = tokens.and_then(|tokens| self.engine.enqueue(tokens, WhenFull::Wait));
-            self.ahead.push_back((weight, pending));
+            self.ahead.push_back((weight, self.engine.submit(tokens).wait()));
             self.ahead_tokens += weight;
         }
         let (weight, pending) = self.ahead.pop_front()?;

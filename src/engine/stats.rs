@@ -1,16 +1,21 @@
-//! What an engine has computed, for progress bars and for seeing what sharing saves.
+//! [`Stats`]: counts of what an engine has queued and computed, for metrics and progress bars.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::Packed;
 
-/// What an engine has computed since it was opened. Counts only grow; a pass counts when it is through.
+/// Counts of what an engine has queued now, and of what it has computed since it was opened. A pass counts
+/// when it is through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
+    /// Sequences that wait for a pass, and for capacity of the queue.
+    pub queued_sequences: usize,
+    /// Tokens of those sequences, up to the scored one.
+    pub queued_tokens: usize,
     /// Passes through the model.
     pub passes: u64,
-    /// Sequences that got their logits, one for each conversation.
+    /// Sequences that were scored, one for each conversation.
     pub sequences: u64,
     /// Tokens of those sequences, up to the scored one.
     pub tokens: u64,
@@ -19,14 +24,14 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// The part of `tokens` that was not computed again, from 0 to 1.
+    /// Returns the fraction of `tokens` that sharing saved, from 0 to 1.
     pub fn shared(&self) -> f64 {
         let tokens = self.tokens.max(1) as f64;
         self.tokens.saturating_sub(self.unique_tokens) as f64 / tokens
     }
 }
 
-/// [`Stats`] that threads add to.
+/// The part of [`Stats`] that ranks count.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     passes: AtomicU64,
@@ -49,9 +54,12 @@ impl Counters {
         }
     }
 
+    /// Returns the counts, with nothing queued.
     pub(super) fn read(&self) -> Stats {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Stats {
+            queued_sequences: 0,
+            queued_tokens: 0,
             passes: read(&self.passes),
             sequences: read(&self.sequences),
             tokens: read(&self.tokens),

@@ -60,6 +60,7 @@ pub struct PromptOptions {
 
 /// What happens to a conversation with more tokens than the limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Truncate {
     /// It is an error ([`ErrorKind::TooLong`]).
     #[default]
@@ -71,6 +72,7 @@ pub enum Truncate {
 /// Policy for conversations that begin with the beginning-of-text token (BOS) twice, as text does whose BOS the chat template
 /// wrote and the tokenizer wrote again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum DoubleBos {
     /// It is an error ([`ErrorKind::InvalidInput`]).
     #[default]

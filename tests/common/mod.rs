@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
-use kudos::{Device, Options};
+use kudos::{Batching, CpuOptions, Engine, EngineBuilder};
 use serde_json::{Value, json};
 
 /// Returns the folder that holds `tests/fixtures` and `demo`: the repository, or the value of `KUDOS_TEST_ROOT` on a
@@ -26,9 +26,19 @@ pub(crate) fn kudos_path() -> PathBuf {
     env::var_os("KUDOS_TEST_BIN").unwrap_or_else(built).into()
 }
 
-/// The options of tests that are about the CPU, or about no device: the same ones on a machine with a GPU.
-pub(crate) fn cpu() -> Options {
-    Options { device: Device::Cpu, ..Options::default() }
+/// Returns a builder on the CPU, for tests that need no other device: the same one on a machine with a GPU.
+pub(crate) fn on_cpu(dir: impl AsRef<Path>) -> EngineBuilder {
+    Engine::builder(dir).device(CpuOptions::default())
+}
+
+/// Returns options of so many ranks on the CPU, with a thread each.
+pub(crate) fn cpu_ranks(ranks: usize) -> CpuOptions {
+    CpuOptions { ranks: Some(ranks), threads: Some(ranks), ..CpuOptions::default() }
+}
+
+/// Returns options for passes of up to `tokens` unique tokens.
+pub(crate) fn batches_of(tokens: usize) -> Batching {
+    Batching { batch_tokens: Some(tokens), ..Batching::default() }
 }
 
 /// The reward model that the repository ships.

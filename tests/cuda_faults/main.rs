@@ -14,9 +14,9 @@ use std::fs;
 
 use libloading::Library;
 
-use common::{Run, Sizes, ids, kudos_in, overwrite_tensor, random_model, root, widen_to_f32};
+use common::{Run, Sizes, batches_of, ids, kudos_in, overwrite_tensor, random_model, root, widen_to_f32};
 use gpu::Gpu;
-use kudos::{Device, Engine, Error, ErrorKind, Options, Pending, Residency};
+use kudos::{CudaOptions, Engine, Error, ErrorKind, Pending, Residency};
 
 const MODEL: &str = "tests/fixtures/models/mha_hd16_bf16";
 
@@ -29,10 +29,8 @@ fn open(model: &str) -> kudos::Result<Engine> {
 
 fn open_with(model: &str, residency: Residency) -> kudos::Result<Engine> {
     // A small batch: some of what is submitted waits while a pass runs.
-    let defaults = Options::default();
-    let options =
-        Options { device: Device::Cuda, batch_tokens: Some(16), max_tokens: Some(64), residency, ..defaults };
-    Engine::open(root().join(model), options)
+    let builder = Engine::builder(root().join(model)).device(CudaOptions::default());
+    builder.residency(residency).max_tokens(64).batching(batches_of(16)).open()
 }
 
 fn sequences() -> Vec<Vec<u32>> {
@@ -40,18 +38,18 @@ fn sequences() -> Vec<Vec<u32>> {
 }
 
 fn rewards(engine: &Engine) -> Vec<u32> {
-    engine.score_tokens(&sequences()).into_iter().map(|score| score.unwrap().reward.to_bits()).collect()
+    engine.score(&sequences()).into_iter().map(|score| score.unwrap().reward.to_bits()).collect()
 }
 
 /// Submits, waits, and returns the one error that everybody got.
 fn failure_of_all(engine: &Engine) -> Error {
     let pending: Vec<kudos::Result<Pending>> =
-        sequences().into_iter().map(|ids| engine.submit_tokens(ids)).collect();
+        sequences().into_iter().map(|ids| engine.submit(ids).wait()).collect();
     let errors: Vec<Error> =
         pending.into_iter().map(|pending| pending.and_then(Pending::wait).unwrap_err()).collect();
     let first = errors[0].clone();
     let known = engine.failure().expect("the engine knows why it stopped");
-    let late = engine.submit_tokens(vec![1]).map(drop).unwrap_err();
+    let late = engine.submit(vec![1]).wait().map(drop).unwrap_err();
     for error in errors.iter().chain([&known, &late]) {
         assert_eq!(error.report(), first.report());
         assert_eq!(error.kind(), first.kind());
@@ -102,7 +100,7 @@ fn passes_allocate_nothing_so_that_no_batch_can_run_out_of_memory() {
         let before = gpu.held();
         gpu.plan("alloc:1");
         rewards(&engine);
-        engine.score_tokens(&[ids(9, 64, 512)]).pop().unwrap().unwrap();
+        engine.score(&[ids(9, 64, 512)]).pop().unwrap().unwrap();
         let after = gpu.held();
         assert_eq!((before.live_bytes, before.pinned_bytes), (after.live_bytes, after.pinned_bytes));
         gpu.plan("");
@@ -119,7 +117,7 @@ fn the_plan_covers_what_is_allocated() {
     let residencies = [Residency::Resident, streamed(0), streamed(1)];
     for (model, residency) in models.into_iter().flat_map(|model| residencies.map(|how| (model, how))) {
         let engine = open_with(&format!("tests/fixtures/models/{model}"), residency).unwrap();
-        engine.score_tokens(&[vec![1, 2, 3]]).pop().unwrap().unwrap();
+        engine.score(&[vec![1, 2, 3]]).pop().unwrap().unwrap();
         let (footprint, held) = (engine.plan().footprint, gpu.held());
         let planned = (footprint.weights + footprint.workspace) as u64;
         assert!(held.live_bytes <= planned, "{model}, {residency:?}: {planned} bytes planned, {held:?}");
@@ -177,7 +175,7 @@ fn a_failed_pass(fault: &str, code: &str) {
     let gpu = Gpu::take();
     let healthy = open(MODEL).unwrap();
     let before = gpu.launches();
-    healthy.score_tokens(&[vec![1, 2, 3]]).pop().unwrap().unwrap();
+    healthy.score(&[vec![1, 2, 3]]).pop().unwrap().unwrap();
     let launches = gpu.launches() - before;
     assert!(launches > 10, "{launches}");
     let expected = rewards(&healthy);

@@ -18,29 +18,27 @@ use kudos::internals::config::ModelConfig;
 use kudos::internals::model::rope::frequencies;
 use kudos::internals::shard::Shard;
 use kudos::internals::weights::{Checkpoint, ModelTensors};
-use kudos::{AllReduce, CudaTier, Device, Engine, Error, ErrorKind, GemmTuning, Options};
+use kudos::{AllReduce, CudaOptions, CudaTier, Engine, Error, ErrorKind, GemmTuning};
 
-use crate::common::{kudos_in, root};
+use crate::common::{batches_of, kudos_in, root};
 use crate::gpu::Gpu;
 use crate::{LINE, MODEL, failure_of_all, rewards};
 
 /// Far more than any of these takes, and far less than a hang.
 const SOON: Duration = Duration::from_secs(30);
 
-fn options(all_reduce: AllReduce) -> Options {
-    Options {
-        device: Device::Cuda,
-        ranks: Some(2),
-        all_reduce,
-        batch_tokens: Some(16),
-        max_tokens: Some(64),
-        peer_timeout: Duration::from_secs(2),
-        ..Options::default()
-    }
+fn options(all_reduce: AllReduce) -> CudaOptions {
+    let peer_timeout = Duration::from_secs(2);
+    CudaOptions { ranks: Some(2), all_reduce, peer_timeout, ..CudaOptions::default() }
+}
+
+fn open_with(options: CudaOptions) -> kudos::Result<Engine> {
+    let builder = Engine::builder(root().join(MODEL)).device(options);
+    builder.max_tokens(64).batching(batches_of(16)).open()
 }
 
 fn open(all_reduce: AllReduce) -> kudos::Result<Engine> {
-    Engine::open(root().join(MODEL), options(all_reduce))
+    open_with(options(all_reduce))
 }
 
 /// Both ways of taking sums: the faults are those of two kinds of collectives.
@@ -135,12 +133,11 @@ fn a_rank_that_hangs_ends_the_engine_within_the_time_limit() {
 fn devices_are_chosen_by_number_and_refused_by_name() {
     let _gpu = Gpu::take();
     let open = |devices: &[usize], ranks| {
-        let options = Options { devices: devices.to_vec(), ranks, ..options(AllReduce::Ordered) };
-        Engine::open(root().join(MODEL), options)
+        open_with(CudaOptions { devices: devices.to_vec(), ranks, ..options(AllReduce::Ordered) })
     };
-    assert!(open(&[2, 0], Some(2)).unwrap().device().contains("GPUs 2, 0 (softgpu"));
+    assert!(open(&[2, 0], Some(2)).unwrap().device().to_string().contains("GPUs 2, 0 (softgpu"));
     // As few as it fits on.
-    assert!(open(&[2, 0], None).unwrap().device().contains("GPU 2 (softgpu"));
+    assert!(open(&[2, 0], None).unwrap().device().to_string().contains("GPU 2 (softgpu"));
     for (devices, ranks, words) in [
         (&[0, 9][..], None, "there is no GPU 9"),
         (&[1, 1], Some(2), "GPU 1 is named twice"),

@@ -5,9 +5,9 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 
 use kudos::internals::backend::profile::{Class, Profile, Spent};
-use kudos::{AllReduce, Device, Engine, Options, Overlap, Residency};
+use kudos::{AllReduce, Batching, CudaOptions, Engine, Overlap, Residency};
 
-use crate::common::{Sizes, ids, random_model};
+use crate::common::{Sizes, batches_of, ids, random_model};
 use crate::gpu::{Entry, Gpu};
 
 const SIZES: Sizes = Sizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 };
@@ -19,22 +19,14 @@ fn open(model: &Path, residency: Residency, ranks: usize) -> Engine {
 }
 
 fn open_with(model: &Path, residency: Residency, ranks: usize, profile: Option<Profile>) -> Engine {
-    let options = Options {
-        device: Device::Cuda,
-        ranks: Some(ranks),
-        residency,
-        batch_tokens: Some(TOKENS),
-        max_tokens: Some(TOKENS),
-        profile,
-        ..Options::default()
-    };
-    Engine::open(model, options).unwrap()
+    let options = CudaOptions { ranks: Some(ranks), ..CudaOptions::default() };
+    let builder = Engine::builder(model).device(options).residency(residency).profile(profile);
+    builder.max_tokens(TOKENS).batching(batches_of(TOKENS)).open().unwrap()
 }
 
 /// One pass for each of some sequences; the rewards' bits.
 fn score(engine: &Engine) -> Vec<u32> {
-    let one =
-        |seed: usize| engine.score_tokens(&[ids(seed as u64 + 1, TOKENS, SIZES.vocab as u32)]).remove(0);
+    let one = |seed: usize| engine.score(&[ids(seed as u64 + 1, TOKENS, SIZES.vocab as u32)]).remove(0);
     (0..PASSES).map(|seed| one(seed).unwrap().reward.to_bits()).collect()
 }
 
@@ -221,19 +213,12 @@ fn sums_over_ranks_run_beside_the_computation_of_other_rows_where_they_may() {
     random_model(dir.path(), SIZES);
     let share = |overlap, all_reduce| {
         let tokens = 256;
-        let options = Options {
-            device: Device::Cuda,
-            ranks: Some(2),
-            overlap,
-            all_reduce,
-            batch_tokens: Some(tokens),
-            max_tokens: Some(tokens),
-            ..Options::default()
-        };
-        let engine = Engine::open(dir.path(), options).unwrap();
+        let options = CudaOptions { ranks: Some(2), overlap, all_reduce, ..CudaOptions::default() };
+        let builder = Engine::builder(dir.path()).device(options);
+        let engine = builder.max_tokens(tokens).batching(batches_of(tokens)).open().unwrap();
         gpu.reset_trace();
         let sequence = [ids(1, tokens, SIZES.vocab as u32)];
-        let reward = engine.score_tokens(&sequence).remove(0).unwrap().reward.to_bits();
+        let reward = engine.score(&sequence).remove(0).unwrap().reward.to_bits();
         let trace: Vec<Entry> = gpu.trace().into_iter().filter(|entry| entry.device == 0).collect();
         let of = |kinds: &[&str]| {
             trace.iter().filter(|entry| kinds.contains(&&*entry.kind)).cloned().collect::<Vec<_>>()
@@ -270,21 +255,16 @@ fn while_a_pass_runs_the_next_full_batch_is_taken_out_of_the_queue() {
     for ranks in [1, 2] {
         // The probe has room once two of three batches are taken, and not before.
         let (tokens, probe_tokens) = (256, 512);
-        let options = Options {
-            device: Device::Cuda,
-            ranks: Some(ranks),
-            batch_tokens: Some(tokens),
-            max_tokens: Some(probe_tokens),
-            queue_tokens: tokens + probe_tokens,
-            ..Options::default()
-        };
-        let engine = Engine::open(dir.path(), options).unwrap();
-        let sequence = |seed, length| engine.prepare_tokens(ids(seed, length, SIZES.vocab as u32));
+        let options = CudaOptions { ranks: Some(ranks), ..CudaOptions::default() };
+        let batching = Batching { queue_tokens: tokens + probe_tokens, ..batches_of(tokens) };
+        let builder = Engine::builder(dir.path()).device(options).batching(batching);
+        let engine = builder.max_tokens(probe_tokens).open().unwrap();
+        let sequence = |seed, length| ids(seed, length, SIZES.vocab as u32);
         // Were the second batch taken when the first pass is over, that would be answered by then, however slow this
         // thread is; as it is, the thread has the time of a pass to look, which may once be too little for it.
         let taken_meanwhile = (0..5).any(|_| {
-            let mut pending = engine.submit_together((1..4).map(|seed| sequence(seed, tokens)));
-            let probe = engine.submit_prepared(sequence(4, probe_tokens).unwrap()).unwrap();
+            let mut pending = engine.submit_all((1..4).map(|seed| sequence(seed, tokens)));
+            let probe = engine.submit(sequence(4, probe_tokens)).wait().unwrap();
             let first = pending[0].as_mut().unwrap();
             let runs = Pin::new(first).poll(&mut Context::from_waker(Waker::noop())).is_pending();
             probe.wait().unwrap();

@@ -26,7 +26,7 @@ use std::sync::{Mutex, PoisonError};
 
 use kudos::internals::config::ModelConfig;
 use kudos::internals::shard::allowed_ranks;
-use kudos::{CpuMath, Device, Engine, Options};
+use kudos::{CpuMath, CpuOptions, Device, Engine};
 use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
@@ -61,7 +61,7 @@ struct Way {
     section: String,
     /// The device that computes it.
     name: String,
-    options: Options,
+    device: Device,
     ranks_max: usize,
 }
 
@@ -73,7 +73,7 @@ impl Way {
         bits::hold(section, &self.name, usize::MAX, |folder| {
             let engine = self.open(folder, ranks)?;
             Some(move |sequences: &[Vec<u32>]| -> Vec<Vec<f32>> {
-                engine.score_tokens(sequences).into_iter().map(|score| score.unwrap().logits).collect()
+                engine.score(sequences).into_iter().map(|score| score.unwrap().logits).collect()
             })
         });
     }
@@ -81,23 +81,27 @@ impl Way {
     fn open(&self, folder: &Path, ranks: usize) -> Option<Engine> {
         let config = ModelConfig::read(folder).unwrap();
         // On GPUs a rank's part of the ffn is whole vectors.
-        let divides = self.options.device == Device::Cpu || (config.ffn / ranks).is_multiple_of(8);
+        let divides = matches!(self.device, Device::Cpu(_)) || (config.ffn / ranks).is_multiple_of(8);
         if ranks > 1 && !(allowed_ranks(&config).contains(&ranks) && divides) {
             return None;
         }
-        let threads = Some(ranks);
-        Some(Engine::open(folder, Options { ranks: Some(ranks), threads, ..self.options.clone() }).unwrap())
+        let (mut device, count) = (self.device.clone(), Some(ranks));
+        match &mut device {
+            Device::Cpu(cpu) => (cpu.ranks, cpu.threads) = (count, count),
+            Device::Cuda(cuda) => cuda.ranks = count,
+            other => panic!("{other:?} leaves the choice of the device"),
+        }
+        Some(Engine::builder(folder).device(device).open().unwrap())
     }
 }
 
 /// The sections that the engine computes on this CPU, by the instructions that it reports.
 fn cpu_ways() -> Vec<Way> {
     let ways = [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16].map(|cpu_math| {
-        let options = Options { device: Device::Cpu, cpu_math, threads: Some(1), ..Options::default() };
-        let engine = Engine::open(&bits::models()[0].folder, options.clone()).unwrap();
-        let (_, instructions) =
-            engine.device().rsplit_once(", ").expect("a device, threads and instructions");
-        let section = match (instructions, cpu_math) {
+        let device = Device::Cpu(CpuOptions { math: cpu_math, threads: Some(1), ranks: None });
+        let engine = Engine::builder(&bits::models()[0].folder).device(device.clone()).open().unwrap();
+        let instructions = &engine.device().name;
+        let section = match (instructions.as_str(), cpu_math) {
             ("portable", _) => "portable",
             ("avx2+fma" | "avx512", _) => "f32-vector",
             ("avx512-bf16", CpuMath::Bf16) => "bf16-avx512",
@@ -105,7 +109,7 @@ fn cpu_ways() -> Vec<Way> {
             ("avx512+amx", CpuMath::Bf16) => "bf16-amx",
             other => panic!("no section has the bits of {other:?}"),
         };
-        Way { section: section.to_owned(), name: instructions.to_owned(), options, ranks_max: 2 }
+        Way { section: section.to_owned(), name: instructions.clone(), device, ranks_max: 2 }
     });
     ways.into()
 }
@@ -120,7 +124,7 @@ mod cuda {
 #[cfg(feature = "cuda")]
 mod cuda {
     use kudos::internals::backend::cuda::probe::devices;
-    use kudos::{CudaTier, Device, GemmTuning, Options};
+    use kudos::{CudaOptions, CudaTier, GemmTuning};
 
     use super::Way;
 
@@ -146,12 +150,8 @@ mod cuda {
         let way = |tier: CudaTier| Way {
             section: format!("softgpu {}", tier.name()),
             name: format!("{}, compute capability {}", info.name, info.capability),
-            options: Options {
-                device: Device::Cuda,
-                cuda_tier: Some(tier),
-                gemm_tuning: GemmTuning::Off,
-                ..Options::default()
-            },
+            device: CudaOptions { tier: Some(tier), gemm_tuning: GemmTuning::Off, ..CudaOptions::default() }
+                .into(),
             ranks_max: found.len(),
         };
         tiers.map(way).collect()

@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use common::{cpu, demo_model, fixtures, ids};
-use kudos::{Conversation, Engine, ErrorKind, Options, Residency};
+use common::{batches_of, cpu_ranks, demo_model, fixtures, ids, on_cpu};
+use kudos::{Batching, Conversation, Engine, ErrorKind, Residency};
 
 fn demo() -> Engine {
-    Engine::open(demo_model(), cpu()).unwrap()
+    on_cpu(demo_model()).open().unwrap()
 }
 
 /// The smallest executor: polls where it is woken.
@@ -48,13 +48,13 @@ fn many_threads_get_the_rewards_that_one_gets() {
     let engine = demo();
     let vocab = engine.config().vocab as u32;
     let sequences: Vec<Vec<u32>> = (0..40).map(|seed| ids(seed, 1 + seed as usize, vocab)).collect();
-    let expected: Vec<f32> = engine.score_tokens(&sequences).into_iter().map(|s| s.unwrap().reward).collect();
+    let expected: Vec<f32> = engine.score(&sequences).into_iter().map(|s| s.unwrap().reward).collect();
     thread::scope(|scope| {
         for offset in 0..4 {
             let (engine, sequences, expected) = (&engine, &sequences, &expected);
             scope.spawn(move || {
                 for index in (offset..40).step_by(4) {
-                    let score = block_on(engine.submit_tokens(sequences[index].clone()).unwrap()).unwrap();
+                    let score = block_on(async { engine.submit(&sequences[index]).await?.await }).unwrap();
                     assert_eq!(score.reward, expected[index]);
                     assert_eq!(score.tokens, sequences[index].len());
                 }
@@ -65,14 +65,14 @@ fn many_threads_get_the_rewards_that_one_gets() {
 
 #[test]
 fn score_all_keeps_order_and_errors_and_reads_only_so_far_ahead() {
-    let engine = Engine::open(demo_model(), Options { batch_tokens: Some(64), ..cpu() }).unwrap();
+    let engine = on_cpu(demo_model()).batching(batches_of(64)).open().unwrap();
     let pulled = AtomicUsize::new(0);
     let source = (0..2000).map(|index| {
         pulled.fetch_add(1, Ordering::Relaxed);
         let response = if index == 1 { "long ".repeat(20_000) } else { format!("1+1={index}") };
         Conversation::exchange("What is 1+1?", &response)
     });
-    let mut scores = engine.score_all(source);
+    let mut scores = engine.score_iter(source);
     let first = scores.next().unwrap().unwrap();
     let tokens = first.tokens;
     let ahead = pulled.load(Ordering::Relaxed);
@@ -87,7 +87,7 @@ fn score_all_keeps_order_and_errors_and_reads_only_so_far_ahead() {
 fn dropping_the_engine_answers_everything_that_waits() {
     let engine = demo();
     let vocab = engine.config().vocab as u32;
-    let pending: Vec<_> = (0..64).map(|seed| engine.submit_tokens(ids(seed, 500, vocab)).unwrap()).collect();
+    let pending: Vec<_> = (0..64).map(|seed| engine.submit(ids(seed, 500, vocab)).wait().unwrap()).collect();
     drop(engine);
     let results: Vec<_> = pending.into_iter().map(kudos::Pending::wait).collect();
     assert!(results.iter().any(|result| result.is_err()), "64 passes of 500 tokens do not fit into a drop");
@@ -97,19 +97,55 @@ fn dropping_the_engine_answers_everything_that_waits() {
 }
 
 #[test]
+fn closing_scores_what_was_submitted_and_refuses_the_rest() {
+    let engine =
+        on_cpu(demo_model()).batching(Batching { queue_tokens: 100, ..batches_of(64) }).open().unwrap();
+    let vocab = engine.config().vocab as u32;
+    let submitted: Vec<_> = (0..20).map(|seed| engine.submit(ids(seed, 60, vocab))).collect();
+    engine.close();
+    assert_eq!(engine.submit(vec![1]).wait().unwrap_err().kind(), ErrorKind::Stopped);
+    assert_eq!(engine.try_submit(vec![1]).unwrap_err().kind(), ErrorKind::Stopped);
+    assert_eq!(engine.score([vec![1]]).remove(0).unwrap_err().kind(), ErrorKind::Stopped);
+    for submit in submitted {
+        submit.wait().unwrap().wait().unwrap();
+    }
+    assert_eq!(engine.stats().sequences, 20);
+    // No failure: it was closed.
+    assert!(engine.failure().is_none());
+}
+
+#[test]
+fn aborting_leaves_what_is_queued_and_ends_a_close_that_waits() {
+    let engine = Arc::new(on_cpu(demo_model()).batching(batches_of(64)).open().unwrap());
+    let vocab = engine.config().vocab as u32;
+    let pending: Vec<_> = (0..500).map(|seed| engine.submit(ids(seed, 500, vocab)).wait().unwrap()).collect();
+    let closing = thread::spawn({
+        let engine = Arc::clone(&engine);
+        move || engine.close()
+    });
+    engine.abort();
+    closing.join().unwrap();
+    let failed = pending.into_iter().filter_map(|pending| pending.wait().err());
+    let kinds: Vec<_> = failed.map(|error| error.kind()).collect();
+    assert!(kinds.len() > 400, "{} of 500 passes ran", 500 - kinds.len());
+    assert!(kinds.iter().all(|kind| *kind == ErrorKind::Stopped), "{kinds:?}");
+}
+
+#[test]
 fn dropped_futures_are_not_computed_and_harm_nobody() {
     let engine = demo();
     let vocab = engine.config().vocab as u32;
     for seed in 0..200 {
-        drop(engine.submit_tokens(ids(seed, 900, vocab)).unwrap());
+        drop(engine.submit(ids(seed, 900, vocab)).wait().unwrap());
     }
     // 180,000 tokens would take minutes; that this ends at all within a test run shows that they were left out.
-    assert!(engine.submit_tokens(vec![1, 2, 3]).unwrap().wait().is_ok());
+    assert!(engine.submit(vec![1, 2, 3]).wait().unwrap().wait().is_ok());
 }
 
 #[test]
 fn a_full_queue_refuses_those_who_do_not_want_to_wait() {
-    let engine = Engine::open(demo_model(), Options { queue_tokens: 1, ..cpu() }).unwrap();
+    let engine =
+        on_cpu(demo_model()).batching(Batching { queue_tokens: 1, ..Batching::default() }).open().unwrap();
     let long = Conversation::exchange("What is 1+1?", "1+1=2 ".repeat(100));
     let mut kept = Vec::new();
     let refused = (0..1000).find_map(|_| match engine.try_submit(&long) {
@@ -126,13 +162,13 @@ fn a_full_queue_refuses_those_who_do_not_want_to_wait() {
 #[test]
 fn a_classifier_that_ends_in_padding_is_scored_before_it_and_says_so_once() {
     let dir = fixtures().into_iter().find(|dir| dir.ends_with("seqcls_pad_hd36_f32")).unwrap();
-    let engine = Engine::open(dir, cpu()).unwrap();
+    let engine = on_cpu(dir).open().unwrap();
     let kudos::internals::config::Head::Score { pad_token_id: Some(pad), .. } = engine.config().head else {
         panic!()
     };
     assert!(engine.warnings().is_empty(), "{:?}", engine.warnings());
     let other = if pad == 5 { 6 } else { 5 };
-    let scores = engine.score_tokens(&[vec![other, other], vec![other, other, pad, pad], vec![pad, pad]]);
+    let scores = engine.score(&[vec![other, other], vec![other, other, pad, pad], vec![pad, pad]]);
     let scores: Vec<_> = scores.into_iter().map(Result::unwrap).collect();
     assert_eq!(scores[0].reward, scores[1].reward);
     assert_eq!((scores[1].scored_token, scores[1].tokens), (1, 4));
@@ -143,7 +179,7 @@ fn a_classifier_that_ends_in_padding_is_scored_before_it_and_says_so_once() {
 #[test]
 fn layers_stay_on_a_cpu_unless_they_are_to_be_streamed() {
     let placement = |residency| {
-        let engine = Engine::open(demo_model(), Options { residency, ..cpu() })?;
+        let engine = on_cpu(demo_model()).residency(residency).open()?;
         assert!(
             !engine.warnings().iter().any(|warning| warning.contains("streamed")),
             "nobody asked to be told"
@@ -166,25 +202,24 @@ fn ranks_agree_with_one_rank() {
     let mut worst = 0.0_f32;
     let mut tried = 0;
     for dir in fixtures() {
-        let one = Engine::open(&dir, Options { threads: Some(1), ..cpu() }).unwrap();
+        let one = on_cpu(&dir).device(cpu_ranks(1)).open().unwrap();
         let vocab = one.config().vocab as u32;
         let sequences =
             [ids(1, 65, vocab), ids(2, 7, vocab), vec![3], [ids(1, 40, vocab), ids(4, 20, vocab)].concat()];
-        let expected: Vec<_> = one.score_tokens(&sequences).into_iter().map(Result::unwrap).collect();
+        let expected: Vec<_> = one.score(&sequences).into_iter().map(Result::unwrap).collect();
         for ranks in
             kudos::internals::shard::allowed_ranks(one.config()).into_iter().filter(|&ranks| ranks > 1)
         {
-            let engine =
-                Engine::open(&dir, Options { ranks: Some(ranks), threads: Some(ranks), ..cpu() }).unwrap();
-            let scores: Vec<_> = engine.score_tokens(&sequences).into_iter().map(Result::unwrap).collect();
+            let engine = on_cpu(&dir).device(cpu_ranks(ranks)).open().unwrap();
+            let scores: Vec<_> = engine.score(&sequences).into_iter().map(Result::unwrap).collect();
             for (score, expected) in scores.iter().zip(&expected) {
                 let error = (score.reward - expected.reward).abs() / expected.reward.abs().max(1.0);
                 worst = worst.max(error);
                 assert!(error <= BOUND, "{dir:?}, {ranks} ranks: {score:?}, with one {expected:?}");
             }
-            let again: Vec<_> = engine.score_tokens(&sequences).into_iter().map(Result::unwrap).collect();
+            let again: Vec<_> = engine.score(&sequences).into_iter().map(Result::unwrap).collect();
             assert_eq!(again, scores, "{dir:?}, {ranks} ranks: run again");
-            let alone = engine.score_tokens(&sequences[..1]).remove(0).unwrap();
+            let alone = engine.score(&sequences[..1]).remove(0).unwrap();
             assert_eq!(alone, scores[0], "{dir:?}, {ranks} ranks: alone = in a batch");
             tried += 1;
         }
@@ -195,13 +230,12 @@ fn ranks_agree_with_one_rank() {
 
 #[test]
 fn what_is_submitted_together_shares_from_the_first_pass() {
-    let engine = Engine::open(demo_model(), cpu()).unwrap();
-    let prepare =
-        |index: u64| engine.prepare(&Conversation::exchange("What is 1+1? ".repeat(20), index.to_string()));
+    let engine = on_cpu(demo_model()).open().unwrap();
+    let prepare = |index: u64| engine.prepare(("What is 1+1? ".repeat(20), index.to_string()));
     let sequences: Vec<_> = (0..8).map(prepare).collect();
     let tokens = |index: usize| sequences[index].as_ref().unwrap().ids.len() as u64;
     let (longest, all) = ((0..8).map(tokens).max().unwrap(), (0..8).map(tokens).sum::<u64>());
-    for pending in engine.submit_together(sequences) {
+    for pending in engine.submit_all(sequences) {
         pending.unwrap().wait().unwrap();
     }
     let stats = engine.stats();
@@ -211,11 +245,11 @@ fn what_is_submitted_together_shares_from_the_first_pass() {
 
 #[test]
 fn responses_to_one_long_prompt_share_it_in_few_passes_and_the_counts_say_so() {
-    let engine = Engine::open(demo_model(), Options { batch_tokens: Some(1024), ..cpu() }).unwrap();
+    let engine = on_cpu(demo_model()).batching(batches_of(1024)).open().unwrap();
     let prompt = "What is 1+1? ".repeat(50);
     let count = 60;
     let conversations = (0..count).map(|index| Conversation::exchange(&prompt, index.to_string()));
-    let scores: Vec<_> = engine.score_all(conversations).map(Result::unwrap).collect();
+    let scores: Vec<_> = engine.score_iter(conversations).map(Result::unwrap).collect();
     let stats = engine.stats();
     assert_eq!(stats.sequences, count);
     assert_eq!(stats.tokens, scores.iter().map(|score| score.tokens as u64).sum::<u64>());

@@ -3,19 +3,19 @@
 
 use crate::common;
 
-use common::{cpu, family, fixtures, ids};
-use kudos::{CpuMath, Engine, Options, Residency, Sharing};
+use common::{batches_of, cpu_ranks, family, fixtures, ids, on_cpu};
+use kudos::{Batching, CpuMath, CpuOptions, Engine, EngineBuilder, Residency, Sharing};
 
 fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
     let bits =
         |score: kudos::Result<kudos::Score>| score.unwrap().logits.iter().map(|x| x.to_bits()).collect();
-    engine.score_tokens(sequences).into_iter().map(bits).collect()
+    engine.score(sequences).into_iter().map(bits).collect()
 }
 
 #[test]
 fn a_reward_depends_on_its_own_tokens_alone() {
     for dir in fixtures() {
-        let engine = Engine::open(&dir, Options { threads: Some(1), ..cpu() }).unwrap();
+        let engine = on_cpu(&dir).device(cpu_ranks(1)).open().unwrap();
         let sequences = family(engine.config().vocab as u32);
         let alone: Vec<Vec<u32>> =
             sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
@@ -50,13 +50,13 @@ fn a_pass_of_several_parts_changes_no_bit() {
         let config = kudos::internals::config::ModelConfig::read(&dir).unwrap();
         let sequences = company_of_several_parts(config.vocab as u32);
         for ranks in kudos::internals::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks <= 2) {
-            for cpu_math in [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16] {
-                let options = Options { ranks: Some(ranks), threads: Some(ranks), cpu_math, ..cpu() };
-                let engine = Engine::open(&dir, options).unwrap();
+            for math in [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16] {
+                let options = CpuOptions { math, ..cpu_ranks(ranks) };
+                let engine = on_cpu(&dir).device(options).open().unwrap();
                 let alone: Vec<Vec<u32>> =
                     sequences.iter().map(|ids| bits(&engine, std::slice::from_ref(ids)).remove(0)).collect();
                 let before = engine.stats();
-                assert_eq!(bits(&engine, &sequences), alone, "{dir:?}, {ranks} ranks, {cpu_math:?}");
+                assert_eq!(bits(&engine, &sequences), alone, "{dir:?}, {ranks} ranks, {math:?}");
                 let after = engine.stats();
                 assert_eq!(after.passes - before.passes, 1, "all are together");
                 assert_eq!(
@@ -70,30 +70,41 @@ fn a_pass_of_several_parts_changes_no_bit() {
     assert!(tried >= 3, "only {tried} models and arithmetics on two ranks");
 }
 
-fn streamed(resident_layers: Option<usize>) -> Options {
-    Options { residency: Residency::Streamed { resident_layers }, ..cpu() }
+fn streamed(resident_layers: Option<usize>) -> Residency {
+    Residency::Streamed { resident_layers }
+}
+
+/// A change of an engine's options.
+type Variant = fn(EngineBuilder) -> EngineBuilder;
+
+fn threads(threads: usize) -> CpuOptions {
+    CpuOptions { threads: Some(threads), ..CpuOptions::default() }
 }
 
 #[test]
 fn options_that_are_about_speed_change_no_bit() {
-    let variants = [
-        ("prefixes not shared", Options { sharing: Sharing::Nothing, ..cpu() }),
-        ("2 threads", Options { threads: Some(2), ..cpu() }),
-        ("3 threads", Options { threads: Some(3), ..cpu() }),
-        ("5 threads", Options { threads: Some(5), ..cpu() }),
-        ("small batches", Options { batch_tokens: Some(100), ..cpu() }),
-        ("batches of one", Options { batch_tokens: Some(1), ..cpu() }),
-        ("a short queue", Options { queue_tokens: 1, ..cpu() }),
-        ("all layers streamed", streamed(None)),
-        ("one layer resident", streamed(Some(1))),
-        ("one layer resident, small batches", Options { batch_tokens: Some(100), ..streamed(Some(1)) }),
+    let variants: [(&str, Variant); 10] = [
+        ("prefixes not shared", |builder| {
+            builder.batching(Batching { sharing: Sharing::Nothing, ..Batching::default() })
+        }),
+        ("2 threads", |builder| builder.device(threads(2))),
+        ("3 threads", |builder| builder.device(threads(3))),
+        ("5 threads", |builder| builder.device(threads(5))),
+        ("small batches", |builder| builder.batching(batches_of(100))),
+        ("batches of one", |builder| builder.batching(batches_of(1))),
+        ("a short queue", |builder| builder.batching(Batching { queue_tokens: 1, ..Batching::default() })),
+        ("all layers streamed", |builder| builder.residency(streamed(None))),
+        ("one layer resident", |builder| builder.residency(streamed(Some(1)))),
+        ("one layer resident, small batches", |builder| {
+            builder.residency(streamed(Some(1))).batching(batches_of(100))
+        }),
     ];
     for dir in fixtures() {
-        let engine = Engine::open(&dir, Options { threads: Some(1), ..cpu() }).unwrap();
+        let engine = on_cpu(&dir).device(cpu_ranks(1)).open().unwrap();
         let sequences = family(engine.config().vocab as u32);
         let expected = bits(&engine, &sequences);
-        for (what, options) in &variants {
-            let engine = Engine::open(&dir, options.clone()).unwrap();
+        for (what, variant) in variants {
+            let engine = variant(on_cpu(&dir)).open().unwrap();
             assert_eq!(bits(&engine, &sequences), expected, "{dir:?}: {what}");
         }
     }
@@ -106,9 +117,9 @@ fn streamed_layers_change_no_bit_on_any_number_of_ranks() {
         let config = kudos::internals::config::ModelConfig::read(&dir).unwrap();
         let sequences = family(config.vocab as u32);
         for ranks in kudos::internals::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks > 1) {
-            let with = |options: Options| Options { ranks: Some(ranks), threads: Some(ranks), ..options };
-            let resident = Engine::open(&dir, with(cpu())).unwrap();
-            let engine = Engine::open(&dir, with(streamed(Some(1)))).unwrap();
+            let builder = on_cpu(&dir).device(cpu_ranks(ranks));
+            let resident = builder.clone().open().unwrap();
+            let engine = builder.residency(streamed(Some(1))).open().unwrap();
             let placement = engine.plan().placement;
             assert_eq!((placement.resident, placement.streamed), (1, config.layers - 1));
             assert_eq!(bits(&engine, &sequences), bits(&resident, &sequences), "{dir:?}, {ranks} ranks");

@@ -13,5 +13,6 @@ mod naive;
 mod parity;
 mod prompt;
 mod records;
+mod service;
 mod serving;
 mod weights;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kudos::internals::shard::allowed_ranks;
-use kudos::{Conversation, Device, Engine, Options, Score};
+use kudos::{Conversation, CpuOptions, Engine, Score};
 use oracle::{Fixture, fixtures, relative_error};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -17,14 +17,15 @@ use tempfile::TempDir;
 /// distance from float64 is up to 1.4e-5 (tests/fixtures/models/README.md).
 const BOUND: f64 = 1e-4;
 
-fn options(ranks: usize) -> Options {
-    Options { device: Device::Cpu, ranks: Some(ranks), ..Options::default() }
+fn open(dir: impl AsRef<Path>, ranks: usize) -> Engine {
+    let options = CpuOptions { ranks: Some(ranks), ..CpuOptions::default() };
+    Engine::builder(dir).device(options).open().unwrap()
 }
 
 fn scores(fixture: &Fixture, ranks: usize) -> Vec<Score> {
-    let engine = Engine::open(&fixture.folder, options(ranks)).unwrap();
+    let engine = open(&fixture.folder, ranks);
     let sequences: Vec<Vec<u32>> = fixture.cases.iter().map(|case| case.ids.clone()).collect();
-    engine.score_tokens(&sequences).into_iter().map(Result::unwrap).collect()
+    engine.score(&sequences).into_iter().map(Result::unwrap).collect()
 }
 
 /// Mean and maximum of `errors`.
@@ -67,7 +68,7 @@ fn rewards_equal_hugging_face_in_float32() {
 fn rewards_over_ranks_equal_hugging_face_wherever_the_model_can_be_divided() {
     let mut divided = 0;
     for fixture in fixtures() {
-        let engine = Engine::open(&fixture.folder, options(1)).unwrap();
+        let engine = open(&fixture.folder, 1);
         for ranks in allowed_ranks(engine.config()).into_iter().filter(|&ranks| ranks > 1) {
             errors(&fixture, ranks);
             divided += 1;
@@ -136,7 +137,7 @@ fn the_demo_without_a_prefix_has_its_reward_from_text() {
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/model");
     for files in [1, 3] {
         let dir = respelled(demo.as_ref(), files, |_, name| bare(name));
-        let engine = Engine::open(dir.path(), options(1)).unwrap();
+        let engine = open(dir.path(), 1);
         let score = engine.score(&[Conversation::exchange("What is 1+1?", "1+1=2")]).remove(0).unwrap();
         let error = relative_error(f64::from(score.reward), 4.225342);
         assert!(error <= BOUND, "{score:?}, in {files} files");
@@ -147,7 +148,7 @@ fn the_demo_without_a_prefix_has_its_reward_from_text() {
 #[test]
 fn the_demo_equals_hugging_face_from_text_to_reward() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");
-    let engine = Engine::open(format!("{folder}/model"), options(1)).unwrap();
+    let engine = open(format!("{folder}/model"), 1);
     let expected = oracle::read_json(format!("{folder}/expected.json").as_ref());
     let rows = expected["rows"].as_array().unwrap();
     let text = |row: &Value, name: &str| row[name].as_str().unwrap().to_owned();

@@ -11,15 +11,15 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
-use common::{cpu, demo_model, ids};
-use kudos::{Engine, Options, Pending};
+use common::{batches_of, demo_model, ids, on_cpu};
+use kudos::{Batching, Engine, Pending};
 
 const BATCH_TOKENS: usize = 64;
 
 fn engine(queue_tokens: usize) -> Arc<Engine> {
-    let options =
-        Options { batch_tokens: Some(BATCH_TOKENS), max_tokens: Some(BATCH_TOKENS), queue_tokens, ..cpu() };
-    Arc::new(Engine::open(demo_model(), options).unwrap())
+    let batching = Batching { queue_tokens, ..batches_of(BATCH_TOKENS) };
+    let builder = on_cpu(demo_model()).max_tokens(BATCH_TOKENS).batching(batching);
+    Arc::new(builder.open().unwrap())
 }
 
 /// A sequence that shares nothing with those of other seeds: its first token is its own.
@@ -54,9 +54,9 @@ fn passes_at_answer(engine: &Arc<Engine>, mut pending: Pending) -> u64 {
 #[test]
 fn a_small_request_among_large_ones_is_served_when_those_before_it_are() {
     let engine = engine(1 << 20);
-    let large = |seed: usize| engine.submit_tokens(sequence(&engine, seed, BATCH_TOKENS)).unwrap();
+    let large = |seed: usize| engine.submit(sequence(&engine, seed, BATCH_TOKENS)).wait().unwrap();
     let before: Vec<Pending> = (0..8).map(large).collect();
-    let small = engine.submit_tokens(sequence(&engine, 8, 3)).unwrap();
+    let small = engine.submit(sequence(&engine, 8, 3)).wait().unwrap();
     let served = AtomicBool::new(false);
     let passes = thread::scope(|scope| {
         // More large ones than could ever be scored meanwhile.
@@ -86,7 +86,7 @@ fn how_long_a_request_waits_is_bounded_by_the_queue() {
                 scope.spawn(move || {
                     let wait = |request: usize| {
                         let ids = sequence(engine, client * 20 + request, TOKENS);
-                        let pending = engine.submit_tokens(ids).unwrap();
+                        let pending = engine.submit(ids).wait().unwrap();
                         let entered = engine.stats().passes;
                         passes_at_answer(engine, pending).saturating_sub(entered)
                     };

@@ -10,7 +10,7 @@ mod prompts;
 
 use std::path::{Path, PathBuf};
 
-use kudos::{Conversation, Device, Engine, Options};
+use kudos::{Conversation, CpuOptions, Engine};
 use oracle::{ids, read_json, relative_error};
 use serde_json::Value;
 
@@ -30,8 +30,7 @@ fn shipped_rows() -> Vec<Value> {
 
 /// Scores every row's conversation; its ids have to be equal and its reward within the bound.
 fn check(model_name: &str, rows: &[Value]) {
-    let engine =
-        Engine::open(model(model_name), Options { device: Device::Cpu, ..Options::default() }).unwrap();
+    let engine = Engine::builder(model(model_name)).device(CpuOptions::default()).open().unwrap();
     let prompt = engine.prompt().unwrap();
     let conversations: Vec<Conversation> =
         rows.iter().map(|row| Conversation::from_json(row["messages"].clone()).unwrap()).collect();

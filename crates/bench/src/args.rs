@@ -8,8 +8,8 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use crate::requests::Lengths;
 use crate::shape::ShapeArg;
-use kudos::{Error, ErrorKind, Result};
-use kudos_cli::args::{CpuMathArg, CudaTierArg, DeviceArg, ResidencyArg, seconds};
+use kudos::{CpuMath, CudaTier, Error, ErrorKind, Result};
+use kudos_cli::args::{DeviceArg, ResidencyArg, seconds};
 
 /// How many tokens a second the engine scores on this machine.
 ///
@@ -69,7 +69,7 @@ pub(super) struct ModelArgs {
 
     /// Arithmetic of the CPU's matrix products
     #[arg(long, value_enum, default_value = "f32")]
-    pub(super) cpu_math: CpuMathArg,
+    pub(super) cpu_math: CpuMath,
 
     /// CPU threads over all ranks [default: all cores]
     #[arg(long, value_name = "N")]
@@ -154,7 +154,7 @@ pub(super) struct KernelsArgs {
 
     /// The kernels that run: of another tier than the GPU's own
     #[arg(long, value_enum, value_name = "TIER")]
-    pub(super) cuda_tier: Option<CudaTierArg>,
+    pub(super) cuda_tier: Option<CudaTier>,
 
     /// Samples of each kernel, each of as many launches as take 20 ms
     #[arg(short, long, value_name = "N", default_value = "10")]

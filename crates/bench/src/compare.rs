@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::args::{Args, ModelArgs};
 use crate::measure::{Row, Summary};
 use crate::report::rate;
-use kudos::{Engine, Error, ErrorKind, Result};
+use kudos::{DeviceKind, Engine, Error, ErrorKind, Result};
 use kudos_cli::{model_dir, say};
 
 /// In the binary, so that what is compared with is what this was built with.
@@ -133,7 +133,7 @@ pub(super) fn run(python: &Path, args: &Args, engine: &Engine, rows: &[Row]) -> 
 
 /// The script, on the engine's kind of device, as often as the engine ran.
 fn command(python: &Path, args: &Args, engine: &Engine, dir: &Path, dtype: &str) -> Command {
-    let device = match (engine.device().starts_with("CPU"), engine.plan().ranks) {
+    let device = match (engine.device().kind == DeviceKind::Cpu, engine.plan().ranks) {
         (true, _) => "cpu",
         (false, 1) => "cuda",
         (false, _) => "auto",

@@ -18,7 +18,7 @@ pub(super) fn of(args: &ModelArgs, engine: &Engine, commit: Option<&str>) -> Map
     let (config, plan) = (engine.config(), engine.plan());
     let mut facts = of_process(commit);
     for (name, value) in [
-        ("device", json!(engine.device())),
+        ("device", json!(engine.device().to_string())),
         ("cpu_math", json!(args.cpu_math.to_possible_value().map(|value| value.get_name().to_owned()))),
         (
             "model",

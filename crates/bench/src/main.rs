@@ -30,8 +30,12 @@ use std::time::Duration;
 use clap::Parser;
 
 use kudos::internals::backend::profile::Profile;
-use kudos::{Engine, Error, ErrorKind, Options, Result};
+use kudos::{
+    Batching, CpuOptions, CudaOptions, Device, Engine, EngineBuilder, Error, ErrorKind, Loading, Result,
+};
+use kudos_cli::args::DeviceArg;
 use kudos_cli::output::{self, Output};
+use kudos_cli::running_on;
 use kudos_cli::{model_dir, progress, say};
 
 use args::{Args, Command, CommandLine, ModelArgs};
@@ -105,48 +109,47 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
 
 /// The model, on a device whose times mean something, for sequences of up to `longest` tokens.
 fn open(args: &ModelArgs, longest: usize, profile: Option<Profile>) -> Result<Engine> {
-    let options = Options { profile, ..options(args, longest) };
-    let loading = options.loading.clone();
+    let loading = Loading::default();
+    let with_options = |builder| options(builder, args, longest).profile(profile).loading(loading.clone());
     let engine = match (&args.model, args.shape) {
         (Some(model), _) => {
             let dir = model_dir::find(model)?;
-            progress::while_loading(&loading, || Engine::open(dir, options))?
+            let builder = with_options(Engine::builder(dir));
+            progress::while_loading(&loading, || builder.open())?
         }
         (None, Some(shape)) => {
             let config = shape.shape().config(args.layers.map(|layers| layers.get()))?;
-            let engine =
-                progress::while_loading(&loading, || Engine::open_random(config, shape::SEED, options))?;
+            let builder = with_options(Engine::builder_random(config, shape::SEED));
+            let engine = progress::while_loading(&loading, || builder.open())?;
             shape::refuse_crowded(engine.config(), engine.plan())?;
             engine
         }
         (None, None) => unreachable!("the command line asks for a model or a shape"),
     };
     check(&engine, longest)?;
-    match engine.device_reason() {
-        Some(reason) => say(&format!("running on {}: {reason}", engine.device())),
-        None => say(&format!("running on {}", engine.device())),
-    }
+    say(&running_on(engine.device()));
     engine.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
     Ok(engine)
 }
 
-fn options(args: &ModelArgs, longest: usize) -> Options {
-    Options {
-        device: args.device.into(),
-        ranks: args.ranks,
-        residency: args.residency.into(),
-        batch_tokens: args.batch_tokens.map(|tokens| tokens.get()),
-        // What passes are sized for: the longest sequence there will be, not the longest there could be.
-        max_tokens: Some(longest),
-        threads: args.threads,
-        cpu_math: args.cpu_math.into(),
-        ..Options::default()
-    }
+/// Sets the options that the command line gives.
+fn options(builder: EngineBuilder, args: &ModelArgs, longest: usize) -> EngineBuilder {
+    let cpu = CpuOptions { threads: args.threads, ranks: args.ranks, math: args.cpu_math };
+    let cuda = CudaOptions { ranks: args.ranks, ..CudaOptions::default() };
+    let device = match args.device {
+        DeviceArg::Auto => Device::Auto { cpu, cuda },
+        DeviceArg::Cpu => cpu.into(),
+        DeviceArg::Cuda => cuda.into(),
+    };
+    let batch_tokens = args.batch_tokens.map(|tokens| tokens.get());
+    // Passes are sized for the longest sequence there will be, not for the longest there could be.
+    let builder = builder.device(device).max_tokens(longest).residency(args.residency.into());
+    builder.batching(Batching { batch_tokens, ..Batching::default() })
 }
 
 /// Refuses what has no speed, and what the model cannot take.
 fn check(engine: &Engine, longest: usize) -> Result<()> {
-    if !engine.has_clock() {
+    if engine.device().simulated {
         let message = format!("{} has no clock rate: it is no hardware, and has no speed", engine.device());
         return Err(Error::new(ErrorKind::Device, message)
             .with_hint("measure on hardware; `--device cpu` measures this CPU"));

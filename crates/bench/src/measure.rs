@@ -107,7 +107,7 @@ impl Bench<'_> {
 }
 
 fn score(engine: &Engine, ids: &[Vec<u32>]) -> Result<Vec<f32>> {
-    engine.score_tokens(ids).into_iter().map(|score| score.map(|score| score.reward)).collect()
+    engine.score(ids).into_iter().map(|score| score.map(|score| score.reward)).collect()
 }
 
 impl Row {

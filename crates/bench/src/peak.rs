@@ -2,7 +2,7 @@
 //! it that was reached.
 
 use crate::roof::Rates;
-use kudos::Engine;
+use kudos::{DeviceKind, Engine};
 use kudos_cli::gpus::GPUS;
 
 /// A peak, and where it is from.
@@ -20,10 +20,10 @@ impl Peak {
         let ranks = engine.plan().ranks;
         match given {
             Some(tflops) => Some(Self { tflops, source: "given" }),
-            None if engine.device().starts_with("CPU") => {
+            None if engine.device().kind == DeviceKind::Cpu => {
                 rates.map(|rates| Self { tflops: ranks as f64 * rates.products / 1e12, source: "measured" })
             }
-            None => Self::of_device(engine.device(), ranks),
+            None => Self::of_device(&engine.device().to_string(), ranks),
         }
     }
 

@@ -9,7 +9,7 @@ use crate::kernels::{self, Yardsticks};
 use kudos::internals::backend::cpu::gemm::Math;
 use kudos::internals::backend::cpu::{Isa, peak};
 use kudos::internals::backend::profile::{Class, Spent};
-use kudos::{Engine, Result};
+use kudos::{DeviceKind, Engine, Result};
 
 /// How long a rate of a CPU is measured.
 const TIME: Duration = Duration::from_millis(200);
@@ -38,7 +38,7 @@ impl Rates {
     /// Those of the device of an engine, which has closed: a GPU's memory is needed. Of a CPU in the arithmetic and on as many
     /// threads as were asked for; none where no peak of its is known.
     pub(super) fn measure(engine: &Engine, args: &ModelArgs) -> Result<Option<Self>> {
-        if !engine.device().starts_with("CPU") {
+        if engine.device().kind != DeviceKind::Cpu {
             let Yardsticks { flop_per_second, bytes_per_second } = kernels::yardsticks(engine.config())?;
             return Ok(Some(Self {
                 products: flop_per_second,

@@ -4,9 +4,9 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::measure::Summary;
-use kudos::Engine;
 #[cfg(feature = "cuda")]
 use kudos::internals::backend::cuda::{nvml, probe};
+use kudos::{DeviceKind, Engine};
 
 /// The sensors of all ranks' GPUs.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Sensors {
     /// Those of the GPUs that an engine runs on, which are the first ones.
     #[cfg(feature = "cuda")]
     pub(super) fn of(engine: &Engine) -> Self {
-        let ranks = if engine.device().starts_with("CPU") { 0 } else { engine.plan().ranks };
+        let ranks = if engine.device().kind == DeviceKind::Cpu { 0 } else { engine.plan().ranks };
         let found = if ranks > 0 { probe::devices().unwrap_or_default() } else { Vec::new() };
         Self { gpus: found.iter().take(ranks).filter_map(nvml::Sensors::of).collect() }
     }

@@ -96,7 +96,7 @@ fn capacity(engine: &Engine, requests: &Requests) -> Result<f64> {
         all.push(requests.request(all.len()));
         tokens += all.last().map_or(0, Vec::len);
     }
-    let score = || engine.score_tokens(&all).into_iter().try_for_each(|score| score.map(drop));
+    let score = || engine.score(&all).into_iter().try_for_each(|score| score.map(drop));
     score()?;
     let (mut runs, start) = (0, Instant::now());
     while start.elapsed().as_secs_f64() < CAPACITY_SECONDS {
@@ -113,7 +113,7 @@ fn open_loop(engine: &Engine, requests: &Requests, due: &[f64], threads: usize) 
         let ids = requests.request(index);
         let at = start + Duration::from_secs_f64(due[index]);
         thread::sleep(at.saturating_duration_since(Instant::now()));
-        Ok((index, ids.len(), since_start(start), InFlight::new(engine.submit_tokens(ids)?)))
+        Ok((index, ids.len(), since_start(start), InFlight::new(engine.submit(ids).wait()?)))
     };
     let work = |first: usize| -> Result<Vec<(usize, Sample)>> {
         let in_flight = (first..due.len()).step_by(threads).map(submit).collect::<Result<Vec<_>>>()?;
@@ -135,7 +135,7 @@ fn closed_loop(engine: &Engine, requests: &Requests, clients: usize, time: Durat
             let index = next.fetch_add(1, Ordering::Relaxed);
             let ids = requests.request(index);
             let (tokens, due) = (ids.len(), since_start(start));
-            let in_flight = InFlight::new(engine.submit_tokens(ids)?);
+            let in_flight = InFlight::new(engine.submit(ids).wait()?);
             let answered = in_flight.answer()?.duration_since(start).as_secs_f64();
             samples.push((index, Sample { tokens, due, asked: due, answered }));
         }

@@ -141,7 +141,7 @@ impl Report<'_> {
         let columns = [
             ("version", env!("CARGO_PKG_VERSION").to_owned()),
             ("commit", self.commit.unwrap_or_default().to_owned()),
-            ("device", self.engine.device().to_owned()),
+            ("device", self.engine.device().to_string()),
             ("model", self.args.model.name().to_owned()),
             ("requests", self.requests()),
             ("load", row.load.to_string()),

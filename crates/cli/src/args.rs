@@ -2,7 +2,7 @@
 
 #[cfg(feature = "cuda")]
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -10,8 +10,8 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use kudos::{
-    AllReduce, CpuMath, CudaTier, Device, DoubleBos, GemmTuning, Options, Overlap, ProcessRank,
-    PromptOptions, Residency, Truncate,
+    AllReduce, Batching, Cluster, CpuMath, CpuOptions, CudaOptions, CudaTier, Device, DoubleBos,
+    EngineBuilder, Error, ErrorKind, GemmTuning, Overlap, PromptOptions, Residency, Result, Truncate,
 };
 
 /// The version, and what this build can run on.
@@ -100,15 +100,13 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
 
-    /// How GPUs sum over ranks: in order, or by NCCL, which moves less over more than two ranks, is less exact, and
-    /// lets rewards change with their batch
-    #[arg(long, value_enum, default_value = "ordered")]
-    pub(super) all_reduce: AllReduceArg,
+    /// Algorithm of the all-reduce over GPUs [default: ordered]
+    #[arg(long, value_enum)]
+    pub(super) all_reduce: Option<AllReduce>,
 
-    /// Whether sums over ranks run beside the computation of other rows on GPUs; no reward changes by it [auto: in
-    /// passes of 2,048 tokens and more]
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(super) overlap: OverlapArg,
+    /// Whether all-reduces over GPUs overlap with computation; no reward changes by it [default: auto]
+    #[arg(long, value_enum)]
+    pub(super) overlap: Option<Overlap>,
 
     /// The GPUs to use, by number, such as 0,2,3 [default: all]
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
@@ -125,8 +123,7 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "N")]
     pub(super) batch_tokens: Option<usize>,
 
-    /// Whether layers stay on the device: all if they fit, else as many as do, and the others are streamed (auto); all;
-    /// or some streamed even where all would fit
+    /// Whether layers stay on the device
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) residency: ResidencyArg,
 
@@ -134,21 +131,18 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
 
-    /// Arithmetic of the CPU's matrix products and attention: f32 as fast as this CPU can (f32), or by vector instructions
-    /// alone, which has the same bits on every CPU with AVX2 or AVX-512 (f32-vector); bf16 moves rewards, and is used only
-    /// where the CPU is faster with it, for attention only by a matrix unit
-    #[arg(long, value_enum, default_value = "f32")]
-    pub(super) cpu_math: CpuMathArg,
+    /// Arithmetic of the CPU's matmuls and attention [default: f32]
+    #[arg(long, value_enum)]
+    pub(super) cpu_math: Option<CpuMath>,
 
-    /// Whether the fastest matrix products of a GPU are measured when the model is loaded: seconds where nothing is known
-    /// of this kind of GPU yet, and kept in the folder KUDOS_CACHE_DIR [default: ~/.cache/kudos; none if empty]. No reward
-    /// changes by it
-    #[arg(long, value_enum, default_value = "auto")]
-    pub(super) gemm_tuning: GemmTuningArg,
+    /// Whether a GPU's matmul algorithms are timed when the model is loaded, and the timings kept in the folder
+    /// KUDOS_CACHE_DIR (~/.cache/kudos where it is not set, none where it is empty); no reward changes by it [default: auto]
+    #[arg(long, value_enum)]
+    pub(super) gemm_tuning: Option<GemmTuning>,
 
     /// Run the kernels for an older GPU, to check them [default: this GPU's own]
     #[arg(long, value_enum, value_name = "TIER")]
-    pub(super) cuda_tier: Option<CudaTierArg>,
+    pub(super) cuda_tier: Option<CudaTier>,
 }
 
 /// This process's rank, where there are several processes, on one machine or on many.
@@ -226,14 +220,13 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "N")]
     pub(super) max_tokens: Option<usize>,
 
-    /// What to do with a longer one: refuse it, or keep BOS and its last tokens
+    /// Policy for a longer conversation
     #[arg(long, value_enum, default_value = "refuse")]
-    pub(super) truncate: TruncateArg,
+    pub(super) truncate: Truncate,
 
-    /// Policy for a conversation that begins with BOS twice: refuse it; score it (allow); or also encode rendered text
-    /// with the special tokens that the tokenizer adds, as `tokenizer(text)` does (add)
+    /// Policy for a conversation that begins with BOS twice
     #[arg(long, value_enum, default_value = "refuse")]
-    pub(super) double_bos: DoubleBosArg,
+    pub(super) double_bos: DoubleBos,
 
     /// A variable for the chat template, such as `date_string=26 Jul 2024`; JSON where it parses as JSON
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, allow_hyphen_values = true)]
@@ -244,90 +237,26 @@ pub(super) struct ModelArgs {
     pub(super) sanitize_control_tokens: bool,
 }
 
-/// [`Device`] as it is typed.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs, reason = "they have the names of what they stand for")]
+/// The kind of device to choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceArg {
+    /// The GPUs that this build supports; the CPU where there is none
     Auto,
+    /// The CPU
     Cpu,
+    /// NVIDIA GPUs
     Cuda,
 }
 
-/// [`Residency`] as it is typed.
+/// [`Residency`] on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs, reason = "they have the names of what they stand for")]
 pub enum ResidencyArg {
+    /// All layers stay if they fit, otherwise as many as do, and the others are streamed
     Auto,
+    /// All layers stay; an error where they do not fit
     Resident,
+    /// Layers are streamed even where all would fit
     Streamed,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum TruncateArg {
-    Refuse,
-    Left,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum DoubleBosArg {
-    Refuse,
-    Allow,
-    Add,
-}
-
-/// [`CpuMath`] as it is typed.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs, reason = "they have the names of what they stand for")]
-pub enum CpuMathArg {
-    F32,
-    F32Vector,
-    Bf16,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum AllReduceArg {
-    Ordered,
-    Nccl,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum OverlapArg {
-    Auto,
-    Always,
-    Never,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub(super) enum GemmTuningArg {
-    Auto,
-    Off,
-}
-
-/// [`CudaTier`] as it is typed.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-#[allow(missing_docs, reason = "they have the names of what they stand for")]
-pub enum CudaTierArg {
-    Sm75,
-    Sm80,
-}
-
-impl From<CudaTierArg> for CudaTier {
-    fn from(arg: CudaTierArg) -> Self {
-        match arg {
-            CudaTierArg::Sm75 => Self::Sm75,
-            CudaTierArg::Sm80 => Self::Sm80,
-        }
-    }
-}
-
-impl From<DeviceArg> for Device {
-    fn from(arg: DeviceArg) -> Self {
-        match arg {
-            DeviceArg::Auto => Self::Auto,
-            DeviceArg::Cpu => Self::Cpu,
-            DeviceArg::Cuda => Self::Cuda,
-        }
-    }
 }
 
 impl From<ResidencyArg> for Residency {
@@ -340,29 +269,12 @@ impl From<ResidencyArg> for Residency {
     }
 }
 
-impl From<CpuMathArg> for CpuMath {
-    fn from(arg: CpuMathArg) -> Self {
-        match arg {
-            CpuMathArg::F32 => Self::F32,
-            CpuMathArg::F32Vector => Self::F32Vector,
-            CpuMathArg::Bf16 => Self::Bf16,
-        }
-    }
-}
-
 impl ModelArgs {
     pub(super) fn prompt_options(&self) -> PromptOptions {
         PromptOptions {
             template_vars: self.template_var.iter().cloned().collect(),
-            truncate: match self.truncate {
-                TruncateArg::Refuse => Truncate::Refuse,
-                TruncateArg::Left => Truncate::Left,
-            },
-            double_bos: match self.double_bos {
-                DoubleBosArg::Refuse => DoubleBos::Refuse,
-                DoubleBosArg::Allow => DoubleBos::Allow,
-                DoubleBosArg::Add => DoubleBos::Add,
-            },
+            truncate: self.truncate,
+            double_bos: self.double_bos,
             sanitize_control_tokens: self.sanitize_control_tokens,
             ..PromptOptions::default()
         }
@@ -370,38 +282,55 @@ impl ModelArgs {
 }
 
 impl ScoreArgs {
-    /// The engine's options; `process` is what [`ProcessArgs`] says.
-    pub(super) fn options(&self, process: Option<ProcessRank>) -> Options {
-        let defaults = Options::default();
-        Options {
-            device: self.device.into(),
+    /// Returns the engine's builder for the model in `dir`; `cluster` is what [`ProcessArgs`] says.
+    pub(super) fn builder(&self, dir: &Path, cluster: Option<Cluster>) -> Result<EngineBuilder> {
+        let batching = Batching { batch_tokens: self.batch_tokens, ..Batching::default() };
+        Ok(EngineBuilder::new(dir)
+            .device(self.device(cluster)?)
+            .max_tokens(self.model.max_tokens)
+            .residency(self.residency.into())
+            .batching(batching)
+            .prompt(self.model.prompt_options()))
+    }
+
+    fn device(&self, cluster: Option<Cluster>) -> Result<Device> {
+        let defaults = CudaOptions::default();
+        let cpu =
+            CpuOptions { threads: self.threads, ranks: self.ranks, math: self.cpu_math.unwrap_or_default() };
+        let of_cpu = [("--threads", self.threads.is_some()), ("--cpu-math", self.cpu_math.is_some())];
+        let of_gpus = [
+            ("--devices", !self.devices.is_empty()),
+            ("--all-reduce", self.all_reduce.is_some()),
+            ("--overlap", self.overlap.is_some()),
+            ("--gemm-tuning", self.gemm_tuning.is_some()),
+            ("--cuda-tier", self.cuda_tier.is_some()),
+            ("--peer-timeout", self.peer_timeout.is_some()),
+            ("--rendezvous", cluster.is_some()),
+        ];
+        let cuda = CudaOptions {
             ranks: self.ranks,
-            all_reduce: match self.all_reduce {
-                AllReduceArg::Ordered => AllReduce::Ordered,
-                AllReduceArg::Nccl => AllReduce::Nccl,
-            },
-            overlap: match self.overlap {
-                OverlapArg::Auto => Overlap::Auto,
-                OverlapArg::Always => Overlap::Always,
-                OverlapArg::Never => Overlap::Never,
-            },
             devices: self.devices.clone(),
+            all_reduce: self.all_reduce.unwrap_or_default(),
+            overlap: self.overlap.unwrap_or_default(),
+            gemm_tuning: self.gemm_tuning.unwrap_or_default(),
+            tier: self.cuda_tier,
             peer_timeout: self.peer_timeout.unwrap_or(defaults.peer_timeout),
-            process,
-            batch_tokens: self.batch_tokens,
-            max_tokens: self.model.max_tokens,
-            residency: self.residency.into(),
-            threads: self.threads,
-            cpu_math: self.cpu_math.into(),
-            gemm_tuning: match self.gemm_tuning {
-                GemmTuningArg::Auto => GemmTuning::Auto,
-                GemmTuningArg::Off => GemmTuning::Off,
-            },
-            cuda_tier: self.cuda_tier.map(CudaTier::from),
-            prompt: self.model.prompt_options(),
+            cluster,
             ..defaults
+        };
+        match self.device {
+            DeviceArg::Auto => Ok(Device::Auto { cpu, cuda }),
+            DeviceArg::Cpu => without(&of_gpus, "GPUs", "--device cpu").map(|()| cpu.into()),
+            DeviceArg::Cuda => without(&of_cpu, "the CPU", "--device cuda").map(|()| cuda.into()),
         }
     }
+}
+
+/// Refuses options of `other` devices beside the one that was chosen.
+fn without(given: &[(&str, bool)], other: &str, chosen: &str) -> Result<()> {
+    let Some((option, _)) = given.iter().find(|(_, given)| *given) else { return Ok(()) };
+    let message = format!("`{option}` is an option of {other}, and `{chosen}` was given");
+    Err(Error::new(ErrorKind::Options, message).with_hint("leave out one of the two"))
 }
 
 #[cfg(feature = "cuda")]

@@ -29,6 +29,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Args, Command};
+pub use score::running_on;
 
 use kudos::internals::request::{Input, Request};
 use kudos::{Conversation, Error, Result};

@@ -185,15 +185,15 @@ fn prepare(engine: &Engine, line: Line) -> Result<(Key, Shape, Sequences<'_>)> {
     let (shape, sequences): (_, Sequences<'_>) = match line.request {
         Err(error) => (Shape::One, Box::new(iter::once(Err(error)))),
         Ok(Request::One(Input::Tokens(ids))) => {
-            (Shape::One, Box::new(iter::once_with(|| engine.prepare_tokens(ids))))
+            (Shape::One, Box::new(iter::once_with(|| engine.prepare(ids))))
         }
         Ok(Request::One(Input::Conversation(conversation))) => {
             engine.prompt()?;
-            (Shape::One, Box::new(iter::once_with(move || engine.prepare(&conversation))))
+            (Shape::One, Box::new(iter::once_with(move || engine.prepare(conversation))))
         }
         Ok(Request::Responses(responses)) => {
             engine.prompt()?;
-            let prepare = |conversation: Conversation| engine.prepare(&conversation);
+            let prepare = |conversation: Conversation| engine.prepare(conversation);
             let shape = Shape::Responses(responses.count());
             (shape, Box::new(responses.into_conversations().map(prepare)))
         }
@@ -204,7 +204,7 @@ fn prepare(engine: &Engine, line: Line) -> Result<(Key, Shape, Sequences<'_>)> {
 /// Prepares and submits one line by itself.
 pub(super) fn submit(engine: &Engine, line: Line) -> Result<(Key, Work)> {
     let (key, shape, sequences) = prepare(engine, line)?;
-    Ok((key, shape.work(engine.submit_together(sequences))))
+    Ok((key, shape.work(engine.submit_all(sequences))))
 }
 
 impl Shape {
@@ -251,7 +251,7 @@ fn submit_all(
                 None
             }
         });
-        let pending = engine.submit_together(sequences);
+        let pending = engine.submit_all(sequences);
         if let Some(error) = failed {
             return Err(error);
         }

@@ -7,7 +7,7 @@ use crate::gpus::{GPUS, Known};
 use crate::output::Output;
 use crate::{Outcome, model_dir};
 use kudos::internals::units::{GIB, gib};
-use kudos::{CudaTier, Engine, MemoryPlan, Options, PlannedGpus};
+use kudos::{Batching, CudaOptions, CudaTier, Engine, MemoryPlan, PlannedGpus};
 
 /// What of a data sheet's figures is reached in earnest, by what others publish: of the tensor cores in products of
 /// this size, and of the link in copies out of pinned memory.
@@ -30,13 +30,10 @@ struct Row {
 
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model)?;
-    let defaults = Options::default();
-    let options = Options {
-        ranks: args.ranks,
-        batch_tokens: args.batch_tokens,
-        max_tokens: args.max_tokens,
-        ..defaults
-    };
+    let builder = Engine::builder(&dir)
+        .device(CudaOptions { ranks: args.ranks, ..CudaOptions::default() })
+        .max_tokens(args.max_tokens)
+        .batching(Batching { batch_tokens: args.batch_tokens, ..Batching::default() });
     let mut rows = Vec::new();
     let mut add = |gpus: PlannedGpus, plan: MemoryPlan, known| {
         let fits = plan.footprint.total() <= gpus.free_bytes;
@@ -46,16 +43,16 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     if let Some(gib) = args.gpu_memory_gib {
         let (name, free_bytes) = (format!("{gib} GiB"), (gib * GIB as f64) as usize);
         let gpus = PlannedGpus { name, tier: CudaTier::Sm80, free_bytes, count };
-        let plan = Engine::plan_for(&dir, &options, &gpus)?;
+        let plan = builder.plan_for(&gpus)?;
         add(gpus, plan, None);
     } else {
         for known in &GPUS {
             let free_bytes = (known.mib - TAKEN_MIB) * MIB;
             let gpus = PlannedGpus { name: known.name.to_owned(), tier: known.tier, free_bytes, count };
-            let plan = Engine::plan_for(&dir, &options, &gpus)?;
+            let plan = builder.plan_for(&gpus)?;
             add(gpus, plan, Some(known));
         }
-        if let Some((gpus, plan)) = Engine::plan_here(&dir, &options)? {
+        if let Some((gpus, plan)) = builder.plan_here()? {
             add(PlannedGpus { name: format!("here: {}", gpus.name), ..gpus }, plan, None);
         }
     }

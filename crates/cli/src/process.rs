@@ -4,7 +4,7 @@ use std::path::Path;
 use std::{env, fs};
 
 use crate::args::{ProcessArgs, ScoreArgs};
-use kudos::{Error, ErrorKind, ProcessRank, Result, Secret};
+use kudos::{Cluster, Error, ErrorKind, Result, Secret};
 
 /// What asks for the environment instead of giving an address.
 const ENV: &str = "env";
@@ -13,7 +13,7 @@ const ENV: &str = "env";
 const SECRET: &str = "KUDOS_RENDEZVOUS_SECRET";
 
 /// The rank of this process, if it is one of several. Checks that rank 0, and only rank 0, has something to do.
-pub(super) fn rank(args: &ScoreArgs) -> Result<Option<ProcessRank>> {
+pub(super) fn rank(args: &ScoreArgs) -> Result<Option<Cluster>> {
     let variable = |name: &str| env::var(name).ok();
     let Some(mut process) = find(&args.process, variable)? else { return Ok(None) };
     process.secret = secret(args.process.rendezvous_secret_file.as_deref(), variable)?;
@@ -37,14 +37,14 @@ fn mistake(message: impl Into<String>) -> Error {
 
 /// The rank without its secret. `variable` looks into the environment, which is asked for `--rendezvous env` only: a
 /// stray RANK changes no other run.
-fn find(args: &ProcessArgs, variable: impl Fn(&str) -> Option<String>) -> Result<Option<ProcessRank>> {
+fn find(args: &ProcessArgs, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Cluster>> {
     let Some(rendezvous) = args.rendezvous.clone() else { return Ok(None) };
     if rendezvous != ENV {
         let (Some(rank), Some(world_size)) = (args.rank, args.world_size) else {
             return Err(mistake("`--rendezvous HOST:PORT` needs `--rank` and `--world-size`")
                 .with_hint("`--rendezvous env` takes all of them from the environment"));
         };
-        return Ok(Some(ProcessRank { rank, world_size, rendezvous, secret: None, local_rank: 0 }));
+        return Ok(Some(Cluster { rank, world_size, rendezvous, secret: None, local_rank: 0 }));
     }
     if args.rank.is_some() || args.world_size.is_some() {
         return Err(mistake("`--rendezvous env` takes rank and world size from the environment")
@@ -73,7 +73,7 @@ fn find(args: &ProcessArgs, variable: impl Fn(&str) -> Option<String>) -> Result
     let rendezvous = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
     let local_rank = if variable(names[2]).is_some() { number(names[2])? } else { 0 };
     let (rank, world_size) = (number(names[0])?, number(names[1])?);
-    Ok(Some(ProcessRank { rank, world_size, rendezvous, secret: None, local_rank }))
+    Ok(Some(Cluster { rank, world_size, rendezvous, secret: None, local_rank }))
 }
 
 fn secret(file: Option<&Path>, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Secret>> {
@@ -99,7 +99,7 @@ mod tests {
             environment.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         };
         let process = find(args, variable)?;
-        Ok(process.map(|ProcessRank { rank, world_size, rendezvous, local_rank, .. }| {
+        Ok(process.map(|Cluster { rank, world_size, rendezvous, local_rank, .. }| {
             [rank.to_string(), world_size.to_string(), rendezvous, local_rank.to_string()]
         }))
     }

@@ -18,7 +18,7 @@ use crate::pipeline::{self, InFlight, Step, Work};
 use crate::progress::{self, Progress, Results};
 use crate::resume::Earlier;
 use crate::{Outcome, model_dir, process, say};
-use kudos::{Conversation, Engine, Error, Pending, Result, Score};
+use kudos::{DeviceInfo, Engine, Error, Loading, Pending, Result, Score};
 
 /// Interval at which a command that waits for lines checks whether the engine has failed.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
@@ -27,11 +27,11 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model.model)?;
     let process = process::rank(args)?;
     if let Some(process) = process.clone().filter(|process| process.rank > 0) {
-        let began = |device: &str, warnings: &[String]| {
+        let began = |device: &DeviceInfo, warnings: &[String]| {
             say(&format!("running on {device}, rank {} of {}", process.rank, process.world_size));
             warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
         };
-        Engine::serve(dir, args.options(Some(process.clone())), began)?;
+        args.builder(&dir, Some(process.clone()))?.serve(began)?;
         return Ok(Outcome::Complete);
     }
     // Before the model, which takes longer: what cannot be read or written is said at once.
@@ -44,13 +44,10 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         Some(source) if args.resume => Earlier::find(source, &mut output)?,
         _ => Earlier::default(),
     };
-    let options = args.options(process);
-    let engine = progress::while_loading(&options.loading.clone(), || Engine::open(dir, options));
-    let engine = Arc::new(engine?);
-    match engine.device_reason() {
-        Some(reason) => say(&format!("running on {}: {reason}", engine.device())),
-        None => say(&format!("running on {}", engine.device())),
-    }
+    let loading = Loading::default();
+    let builder = args.builder(&dir, process)?.loading(loading.clone());
+    let engine = Arc::new(progress::while_loading(&loading, || builder.open())?);
+    say(&running_on(engine.device()));
     let mut warnings = Warnings { engine: &engine, printed: 0 };
     warnings.print(say);
     if earlier.lines > 0 {
@@ -65,9 +62,17 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     };
     warnings.print(say);
     let outcome = outcome.and_then(|outcome| output.end().map(|()| outcome));
-    // Whatever came of it here, ranks elsewhere have no more to do; the thread that reads may hold the engine for ever.
-    engine.close();
+    // Ranks in other processes have no more to do, and the thread that reads may hold the engine for ever.
+    engine.abort();
     outcome.map_err(|error| output.going_on(error))
+}
+
+/// Returns the line that says where the model runs, and why where the engine chose.
+pub fn running_on(device: &DeviceInfo) -> String {
+    match &device.reason {
+        Some(reason) => format!("running on {device}: {reason}"),
+        None => format!("running on {device}"),
+    }
 }
 
 /// What is written for one line.
@@ -94,9 +99,7 @@ impl Warnings<'_> {
 
 fn inline(args: &ScoreArgs, prompt: &str, engine: &Engine, output: &mut Output) -> anyhow::Result<Outcome> {
     engine.prompt()?;
-    let conversations: Vec<Conversation> =
-        args.response.iter().map(|response| Conversation::exchange(prompt, response)).collect();
-    let scores = engine.score(&conversations);
+    let scores = engine.score(args.response.iter().map(|response| (prompt, response)));
     if args.json || args.output.is_some() || !is_terminal() {
         output.line(&Value::Object(scores_fields(&scores)).to_string())?;
     } else {

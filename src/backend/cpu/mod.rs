@@ -43,6 +43,7 @@ pub use simd::Isa;
 
 /// The arithmetic of matrix products and of attention on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum CpuMath {
     /// f32 products of f32 activations with the weights as stored, and f32 attention, as fast as this CPU can: by a matrix
     /// unit, which takes f32 numbers as exact sums of three bf16 values, where it has one.

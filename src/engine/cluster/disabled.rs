@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::engine::Options;
+use crate::engine::options::Options;
 use crate::engine::parts::Parts;
 use crate::engine::ranks::Rank;
 use crate::error::{Error, Result};

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::rendezvous::{Link, Message};
 use crate::backend::{Ahead, Capacity};
 use crate::batch::Packed;
-use crate::engine::ProcessRank;
+use crate::engine::options::Cluster;
 use crate::engine::ranks::{LAST_WORDS, Rank, guarded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
@@ -92,7 +92,7 @@ fn expect(link: &Link, is_expected: impl Fn(&Message) -> bool) -> Result<()> {
 
 /// What a rank that is not rank 0 consists of.
 pub(super) struct Follower<O, M> {
-    pub(super) process: ProcessRank,
+    pub(super) process: Cluster,
     /// What batches may hold.
     pub(super) vocab: usize,
     pub(super) capacity: Capacity,
@@ -173,7 +173,7 @@ fn end(worker: JoinHandle<()>) {
 }
 
 fn work(
-    process: &ProcessRank,
+    process: &Cluster,
     open: impl FnOnce() -> Result<Box<dyn Rank>>,
     meet: impl FnOnce(&[u8]) -> Result<()>,
     link: &Link,

@@ -21,7 +21,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
-use crate::engine::{ProcessRank, Secret};
+use crate::engine::options::{Cluster, Secret};
 use crate::error::{Error, ErrorKind, Result};
 pub(in crate::engine) use link::Link;
 pub(super) use wire::Message;
@@ -109,7 +109,7 @@ fn refusal(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Options, message)
 }
 
-impl ProcessRank {
+impl Cluster {
     fn name(&self, rank: usize) -> String {
         format!("rank {rank} of {}", self.world_size)
     }
@@ -117,7 +117,7 @@ impl ProcessRank {
 
 /// Waits at rank 0 for all others; they come back in their order, the first being rank 1. An error when one does not
 /// come in time, after those that came were told.
-pub(super) fn gather(process: &ProcessRank, facts: &Facts, timeout: Duration) -> Result<Vec<Link>> {
+pub(super) fn gather(process: &Cluster, facts: &Facts, timeout: Duration) -> Result<Vec<Link>> {
     let listener = TcpListener::bind(&process.rendezvous).map_err(|error| {
         Error::new(ErrorKind::Io, format!("rank 0 cannot listen at {}", process.rendezvous))
             .caused_by(error)
@@ -134,7 +134,7 @@ enum Guest {
 
 fn gather_at(
     listener: &TcpListener,
-    process: &ProcessRank,
+    process: &Cluster,
     facts: &Facts,
     timeout: Duration,
 ) -> Result<Vec<Link>> {
@@ -165,7 +165,7 @@ fn gather_at(
 /// Gives those who arrived their seats, and frees the seats of those who left.
 fn seat(
     arrivals: &Receiver<Guest>,
-    process: &ProcessRank,
+    process: &Cluster,
     timeout: Duration,
     seats: &mut [Option<Link>],
     refused: &mut Vec<String>,
@@ -196,7 +196,7 @@ fn seat(
     }
 }
 
-fn missing(process: &ProcessRank, seats: &[Option<Link>], refused: &[String], timeout: Duration) -> Error {
+fn missing(process: &Cluster, seats: &[Option<Link>], refused: &[String], timeout: Duration) -> Error {
     let absent = seats.iter().enumerate().filter(|(_, seat)| seat.is_none());
     let absent: Vec<String> = absent.map(|(index, _)| (index + 1).to_string()).collect();
     let ranks = if absent.len() == 1 { "rank" } else { "ranks" };
@@ -240,7 +240,7 @@ fn greet(
 
 /// What rank 0 compares greetings with.
 struct Host {
-    process: ProcessRank,
+    process: Cluster,
     facts: Facts,
 }
 
@@ -291,7 +291,7 @@ impl Host {
     }
 
     fn check(&self, hello: &Hello) -> Result<()> {
-        let ProcessRank { world_size, .. } = self.process;
+        let Cluster { world_size, .. } = self.process;
         let version = env!("CARGO_PKG_VERSION");
         if hello.version != version {
             return Err(refusal(format!("it is kudos {}, and rank 0 is {version}", hello.version)));
@@ -347,7 +347,7 @@ impl From<io::Error> for Turned {
 }
 
 /// Finds rank 0 and is let in; tries again until the time limit.
-pub(super) fn join(process: &ProcessRank, facts: &Facts, timeout: Duration) -> Result<Link> {
+pub(super) fn join(process: &Cluster, facts: &Facts, timeout: Duration) -> Result<Link> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now()).max(RETRY);
@@ -369,7 +369,7 @@ pub(super) fn join(process: &ProcessRank, facts: &Facts, timeout: Duration) -> R
     }
 }
 
-fn knock(process: &ProcessRank, facts: &Facts, time: Duration) -> Result<TcpStream, Turned> {
+fn knock(process: &Cluster, facts: &Facts, time: Duration) -> Result<TcpStream, Turned> {
     let mut stream = connect(&process.rendezvous, time)?;
     // Rank 0 answers at once, unless it is not rank 0.
     let time = time.min(GREETING_TIME);
@@ -419,7 +419,7 @@ fn connect(address: &str, time: Duration) -> io::Result<TcpStream> {
     Err(last)
 }
 
-fn turned_away(answer: Answer, process: &ProcessRank) -> Turned {
+fn turned_away(answer: Answer, process: &Cluster) -> Turned {
     match answer {
         Answer::Refused(told) => {
             Turned::Away(told.into_error().prefixed(format!("rank 0 refused {}", process.name(process.rank))))

@@ -17,12 +17,12 @@ fn facts(batch_tokens: usize) -> Facts {
     vec![("hidden_size".to_owned(), "64".to_owned()), ("batch tokens".to_owned(), batch_tokens.to_string())]
 }
 
-fn process(rank: usize, world_size: usize, address: SocketAddr) -> ProcessRank {
-    ProcessRank { rank, world_size, rendezvous: address.to_string(), secret: None, local_rank: 0 }
+fn process(rank: usize, world_size: usize, address: SocketAddr) -> Cluster {
+    Cluster { rank, world_size, rendezvous: address.to_string(), secret: None, local_rank: 0 }
 }
 
-fn with_secret(process: ProcessRank, secret: &str) -> ProcessRank {
-    ProcessRank { secret: Some(Secret::new(secret).unwrap()), ..process }
+fn with_secret(process: Cluster, secret: &str) -> Cluster {
+    Cluster { secret: Some(Secret::new(secret).unwrap()), ..process }
 }
 
 /// Rank 0 of so many, on a thread.
@@ -39,7 +39,7 @@ fn host(
 }
 
 #[track_caller]
-fn assert_refused(process: ProcessRank, facts: &Facts, words: &[&str]) {
+fn assert_refused(process: Cluster, facts: &Facts, words: &[&str]) {
     let error = join(&process, facts, LONG).unwrap_err();
     for word in words {
         assert!(error.report().contains(word), "`{word}` is not in: {error}");

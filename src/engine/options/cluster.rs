@@ -1,31 +1,31 @@
-//! [`ProcessRank`]: which rank a process is, where the ranks of an engine are in several processes.
+//! [`Cluster`]: this process's rank, where the ranks of an engine are in several processes.
 
 use std::fmt;
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// One rank of several processes that share a model, each on a GPU of its own.
+/// This process's rank among several processes that share a model, each with a GPU of its own.
 #[derive(Clone, Debug)]
-pub struct ProcessRank {
+pub struct Cluster {
     /// The rank of this process, from 0. Rank 0 opens the engine, the others serve it.
     pub rank: usize,
     /// Number of processes.
     pub world_size: usize,
     /// The address where rank 0 listens and the others find it, `HOST:PORT`.
     pub rendezvous: String,
-    /// A secret that all ranks prove to know, if one is given.
+    /// A secret that all ranks prove to know.
     pub secret: Option<Secret>,
-    /// Which of the machine's GPUs is this process's, from 0, when [`Options::devices`](crate::Options::devices) names
-    /// none. Where only one is to be seen it is that one.
+    /// Index of this process among those of its machine, from 0: the index of its GPU where
+    /// [`CudaOptions::devices`](crate::CudaOptions::devices) is empty and several GPUs are visible.
     pub local_rank: usize,
 }
 
-/// A secret that ranks prove to each other that they know. Its bytes are never printed.
+/// A secret that ranks prove to know to each other. Its bytes are never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
 impl Secret {
-    /// A secret of these bytes, at least one.
+    /// Makes a secret of bytes, at least one.
     pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self> {
         let bytes = bytes.into();
         if bytes.is_empty() {
@@ -34,9 +34,9 @@ impl Secret {
         Ok(Self(bytes))
     }
 
-    /// The secret itself.
+    /// Returns the secret's bytes.
     #[cfg(feature = "cluster")]
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::engine) fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
@@ -47,9 +47,9 @@ impl fmt::Debug for Secret {
     }
 }
 
-impl ProcessRank {
-    /// An error where the numbers make no sense.
-    pub(super) fn check(&self) -> Result<()> {
+impl Cluster {
+    /// Checks that the rank is one of the ranks.
+    pub(in crate::engine) fn check(&self) -> Result<()> {
         if self.rank < self.world_size {
             return Ok(());
         }

@@ -1,0 +1,168 @@
+//! [`EngineBuilder`]: collects the options of an engine and opens it.
+
+use std::path::{Path, PathBuf};
+
+use crate::backend::Loading;
+use crate::backend::profile::Profile;
+use crate::config::{ModelConfig, generation_warnings};
+use crate::engine::Engine;
+#[cfg(feature = "cluster")]
+use crate::engine::cluster;
+use crate::engine::options::{Batching, Device, Options};
+use crate::engine::parts::{Parts, Weights};
+use crate::engine::residency::Residency;
+#[cfg(feature = "cuda")]
+use crate::engine::{
+    parts::ranks_of,
+    plan::MemoryPlan,
+    platform::{CudaPlatform, PlannedGpus, Platform},
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::prompt::{Prompt, PromptOptions};
+#[cfg(feature = "cuda")]
+use crate::weights::Checkpoint;
+use crate::weights::RandomWeights;
+
+/// Options of an engine that is not open yet. The defaults suit one machine and one model.
+#[derive(Clone, Debug)]
+#[must_use = "an engine opens with `open`"]
+pub struct EngineBuilder {
+    source: Source,
+    options: Options,
+}
+
+/// The source of a model.
+#[derive(Clone, Debug)]
+enum Source {
+    Folder(PathBuf),
+    Random(Box<ModelConfig>, u64),
+}
+
+impl EngineBuilder {
+    /// Makes a builder for the model in folder `dir`: [`Engine::builder`].
+    pub fn new(dir: impl AsRef<Path>) -> Self {
+        Self { source: Source::Folder(dir.as_ref().to_owned()), options: Options::default() }
+    }
+
+    pub(super) fn random(config: ModelConfig, seed: u64) -> Self {
+        Self { source: Source::Random(Box::new(config), seed), options: Options::default() }
+    }
+
+    /// Sets the device: a [`Device`], or a device's options.
+    pub fn device(mut self, device: impl Into<Device>) -> Self {
+        self.options.device = device.into();
+        self
+    }
+
+    /// Sets the longest sequence that is scored, in tokens; by default, and at most, the model's limit.
+    pub fn max_tokens(mut self, max_tokens: impl Into<Option<usize>>) -> Self {
+        self.options.max_tokens = max_tokens.into();
+        self
+    }
+
+    /// Sets whether all layers stay on the device.
+    pub fn residency(mut self, residency: Residency) -> Self {
+        self.options.residency = residency;
+        self
+    }
+
+    /// Sets how sequences are queued and put together in passes.
+    pub fn batching(mut self, batching: Batching) -> Self {
+        self.options.batching = batching;
+        self
+    }
+
+    /// Sets how conversations become text and tokens.
+    pub fn prompt(mut self, prompt: PromptOptions) -> Self {
+        self.options.prompt = prompt;
+        self
+    }
+
+    /// Counts weights in `loading` while the engine opens: keep a clone and read it meanwhile.
+    pub fn loading(mut self, loading: Loading) -> Self {
+        self.options.loading = loading;
+        self
+    }
+
+    /// Records times of passes in `profile` on request: keep a clone and ask it.
+    #[doc(hidden)]
+    pub fn profile(mut self, profile: Option<Profile>) -> Self {
+        self.options.profile = profile;
+        self
+    }
+
+    /// Opens the model.
+    ///
+    /// Checks everything that can be checked: the config against what is implemented, every tensor
+    /// against the config, the ranks against the model. Where the ranks are in several processes, this is
+    /// rank 0, and waits for the others.
+    pub fn open(self) -> Result<Engine> {
+        let Self { source, options } = self;
+        match source {
+            Source::Folder(dir) => {
+                if let Some(cluster) = options.any_cluster().filter(|cluster| cluster.rank > 0) {
+                    let message = format!("rank {} cannot open the engine, which is rank 0's", cluster.rank);
+                    return Err(Error::new(ErrorKind::Options, message)
+                        .with_hint("`EngineBuilder::serve` runs the other ranks"));
+                }
+                let parts = Parts::in_folder(&dir, &options)?;
+                let warnings = generation_warnings(&dir, &parts.config.head);
+                Engine::start(parts, Prompt::open(&dir, options.prompt.clone()), warnings, options)
+            }
+            Source::Random(config, seed) => {
+                if options.cluster().is_some() {
+                    let message = "random weights are made in one process, and several were asked for";
+                    return Err(Error::new(ErrorKind::Options, message).with_hint("leave out the processes"));
+                }
+                let weights = |config: &ModelConfig| Ok(Weights::Random(RandomWeights::new(config, seed)));
+                let parts = Parts::new(*config, &options, weights)?;
+                let none = Error::new(ErrorKind::Tokenizer, "random weights have no tokenizer");
+                Engine::start(parts, Err(none.with_hint("score token ids")), Vec::new(), options)
+            }
+        }
+    }
+
+    /// Runs a rank other than 0 of several processes ([`Cluster`](crate::Cluster)), until the engine that
+    /// rank 0 opened is dropped. Calls `began` with the device and the warnings when rank 0 has accepted
+    /// this rank. Returns the first cause for which all ranks end, on whichever rank.
+    #[cfg(feature = "cluster")]
+    pub fn serve(self, began: impl FnOnce(&crate::DeviceInfo, &[String])) -> Result<()> {
+        match self.source {
+            Source::Folder(dir) => cluster::serve(&dir, self.options, began),
+            Source::Random(..) => {
+                Err(Error::new(ErrorKind::Options, "random weights are made in one process"))
+            }
+        }
+    }
+
+    /// Returns the memory plan of the engine on GPUs that need not exist, and its device memory in bytes.
+    /// Reads `config.json` and the headers of the weights.
+    #[cfg(feature = "cuda")]
+    pub fn plan_for(&self, gpus: &PlannedGpus) -> Result<MemoryPlan> {
+        let options = self.options.cuda().cloned().unwrap_or_default();
+        self.plan_on(&CudaPlatform::imagined(gpus, &options))
+    }
+
+    /// Returns the memory plan of the engine on this machine's GPUs, and those GPUs with their free bytes;
+    /// `None` where there is no usable GPU.
+    #[cfg(feature = "cuda")]
+    pub fn plan_here(&self) -> Result<Option<(PlannedGpus, MemoryPlan)>> {
+        let options = self.options.cuda().cloned().unwrap_or_default();
+        let Ok(platform) = CudaPlatform::new(&options) else { return Ok(None) };
+        let plan = self.plan_on(&platform)?;
+        Ok(Some((platform.planned()?, plan)))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn plan_on(&self, platform: &dyn Platform) -> Result<MemoryPlan> {
+        let (config, weights) = match &self.source {
+            Source::Folder(dir) => (ModelConfig::read(dir)?, Weights::Stored(Checkpoint::open(dir)?)),
+            Source::Random(config, seed) => {
+                (config.as_ref().clone(), Weights::Random(RandomWeights::new(config, *seed)))
+            }
+        };
+        let ranks = ranks_of(platform, &weights, &config, &self.options)?;
+        let tensors = weights.part(&config, 0, ranks)?;
+        Ok(MemoryPlan::new(&config, &self.options, platform, ranks, &tensors)?.0)
+    }
+}

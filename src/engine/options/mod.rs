@@ -1,0 +1,189 @@
+//! The options of an engine, in groups: device, batching, and what [`Options`] holds of all of them.
+//!
+//! Groups have public fields and a default for each. New fields may come with any version: end a
+//! literal with `..Default::default()`.
+
+mod cluster;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use cluster::{Cluster, Secret};
+
+use crate::backend::cpu::CpuMath;
+use crate::backend::profile::Profile;
+use crate::backend::tier::CudaTier;
+use crate::backend::{AllReduce, GemmTuning, Loading, Overlap};
+use crate::batch::Sharing;
+use crate::engine::residency::Residency;
+use crate::prompt::PromptOptions;
+
+/// The device that a model runs on, with the device's own options.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Device {
+    /// The GPUs that this build supports; the CPU where there is none.
+    Auto {
+        /// Options of the CPU, where that is chosen.
+        cpu: CpuOptions,
+        /// Options of the GPUs, where those are chosen. Options that name GPUs rule the CPU out.
+        cuda: CudaOptions,
+    },
+    /// The CPU.
+    Cpu(CpuOptions),
+    /// NVIDIA GPUs. An error where the build has no feature `cuda`.
+    Cuda(CudaOptions),
+}
+
+impl Default for Device {
+    fn default() -> Self {
+        Self::Auto { cpu: CpuOptions::default(), cuda: CudaOptions::default() }
+    }
+}
+
+impl From<CpuOptions> for Device {
+    fn from(options: CpuOptions) -> Self {
+        Self::Cpu(options)
+    }
+}
+
+impl From<CudaOptions> for Device {
+    fn from(options: CudaOptions) -> Self {
+        Self::Cuda(options)
+    }
+}
+
+/// Options of a model on the CPU.
+#[derive(Clone, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads over all ranks; as many as the machine has by default.
+    pub threads: Option<usize>,
+    /// Ranks that share every layer (tensor parallel), in this process; 1 by default.
+    pub ranks: Option<usize>,
+    /// The arithmetic of matmuls and attention.
+    pub math: CpuMath,
+}
+
+/// Options of a model on NVIDIA GPUs.
+#[derive(Clone, Debug)]
+pub struct CudaOptions {
+    /// Ranks that share every layer (tensor parallel), a GPU each; by default the fewest GPUs that the
+    /// model fits on. Two engines of several ranks must not run on the same GPUs at one time: an NCCL
+    /// collective of one could wait for the other's for ever.
+    pub ranks: Option<usize>,
+    /// The GPUs to use, by number, in the order of ranks; all GPUs if empty.
+    pub devices: Vec<usize>,
+    /// The algorithm of the all-reduce over ranks.
+    pub all_reduce: AllReduce,
+    /// Whether all-reduces overlap with computation.
+    pub overlap: Overlap,
+    /// Whether matmul algorithms are timed at load.
+    pub gemm_tuning: GemmTuning,
+    /// The folder for timings of matmuls. By default the one that `KUDOS_CACHE_DIR` names in the
+    /// environment (none if it is empty), or `kudos` in the user's cache folder. A folder that cannot be
+    /// used is no error.
+    pub cache_dir: Option<PathBuf>,
+    /// The generation of kernels to run; by default the GPU's own, which is fastest.
+    pub tier: Option<CudaTier>,
+    /// Time that a rank waits for another one before the engine gives up.
+    pub peer_timeout: Duration,
+    /// This process's rank, where the ranks are in several processes.
+    #[cfg(feature = "cluster")]
+    pub cluster: Option<Cluster>,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            ranks: None,
+            devices: Vec::new(),
+            all_reduce: AllReduce::Ordered,
+            overlap: Overlap::Auto,
+            gemm_tuning: GemmTuning::Auto,
+            cache_dir: None,
+            tier: None,
+            peer_timeout: Duration::from_secs(600),
+            #[cfg(feature = "cluster")]
+            cluster: None,
+        }
+    }
+}
+
+impl CudaOptions {
+    /// Returns this process's rank, where ranks may be in several processes.
+    #[cfg(feature = "cluster")]
+    pub(super) fn any_cluster(&self) -> Option<&Cluster> {
+        self.cluster.as_ref()
+    }
+
+    #[cfg(not(feature = "cluster"))]
+    pub(super) fn any_cluster(&self) -> Option<&Cluster> {
+        None
+    }
+
+    /// Returns this process's rank, where there is more than one process.
+    pub(super) fn cluster(&self) -> Option<&Cluster> {
+        self.any_cluster().filter(|cluster| cluster.world_size > 1)
+    }
+}
+
+/// How sequences are queued and put together in passes.
+#[derive(Clone, Debug)]
+pub struct Batching {
+    /// Unique tokens of one pass; by default 4,096, or up to 16,384 where layers are streamed through a
+    /// GPU. A longer sequence makes a pass of its own.
+    pub batch_tokens: Option<usize>,
+    /// Capacity of the queue in tokens. Submissions beyond it wait.
+    pub queue_tokens: usize,
+    /// Whether common prefixes are computed once.
+    pub sharing: Sharing,
+}
+
+impl Default for Batching {
+    fn default() -> Self {
+        Self { batch_tokens: None, queue_tokens: 1 << 20, sharing: Sharing::Prefixes }
+    }
+}
+
+/// All options of an engine, as [`EngineBuilder`](crate::EngineBuilder) collects them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Options {
+    pub(super) device: Device,
+    pub(super) batching: Batching,
+    /// The longest sequence; the model's own limit where that is smaller.
+    pub(super) max_tokens: Option<usize>,
+    pub(super) residency: Residency,
+    pub(super) prompt: PromptOptions,
+    pub(super) loading: Loading,
+    pub(super) profile: Option<Profile>,
+}
+
+impl Options {
+    /// Returns the options of the GPUs, where the model may run on some.
+    pub(super) fn cuda(&self) -> Option<&CudaOptions> {
+        match &self.device {
+            Device::Auto { cuda, .. } | Device::Cuda(cuda) => Some(cuda),
+            Device::Cpu(_) => None,
+        }
+    }
+
+    /// Returns this process's rank, where ranks may be in several processes.
+    pub(super) fn any_cluster(&self) -> Option<&Cluster> {
+        self.cuda().and_then(CudaOptions::any_cluster)
+    }
+
+    /// Returns this process's rank, where there is more than one process.
+    pub(super) fn cluster(&self) -> Option<&Cluster> {
+        self.cuda().and_then(CudaOptions::cluster)
+    }
+
+    /// Returns the counts of ranks that were asked for, of which the device's will be used.
+    pub(super) fn requested_ranks(&self) -> impl Iterator<Item = usize> {
+        let (cpu, cuda) = match &self.device {
+            Device::Auto { cpu, cuda } => (cpu.ranks, cuda.ranks),
+            Device::Cpu(cpu) => (cpu.ranks, None),
+            Device::Cuda(cuda) => (None, cuda.ranks),
+        };
+        cpu.into_iter().chain(cuda)
+    }
+}

@@ -1,0 +1,86 @@
+//! The CPU as a [`Platform`]: weights are used where they are mapped, ranks are groups of threads.
+
+use std::sync::Arc;
+use std::thread;
+
+use super::{DeviceInfo, DeviceKind, Platform, RankSetup, load};
+use crate::backend::cpu::{Arithmetic, Cpu, Group};
+use crate::backend::{Capacity, Footprint, Geometry};
+use crate::config::ModelConfig;
+use crate::engine::options::CpuOptions;
+use crate::engine::ranks::Rank;
+use crate::engine::residency::Residency;
+use crate::error::{Error, ErrorKind, Result};
+use crate::weights::{ModelTensors, WeightBytes};
+
+/// Rows that go through the MLP at a time: gate and up of a chunk stay near the cache, while a weight
+/// block is packed once for many rows.
+const MLP_TOKENS: usize = 512;
+
+pub(in crate::engine) struct CpuPlatform {
+    threads: usize,
+    /// The requested number of ranks.
+    ranks: Option<usize>,
+    arithmetic: Arithmetic,
+    group: Arc<Group>,
+}
+
+impl CpuPlatform {
+    pub(in crate::engine) fn new(options: &CpuOptions) -> Result<Self> {
+        Self::with_arithmetic(options, Arithmetic::of(options.math))
+    }
+
+    /// Makes a platform that computes in the given arithmetic.
+    pub(in crate::engine) fn with_arithmetic(options: &CpuOptions, arithmetic: Arithmetic) -> Result<Self> {
+        let all = || thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = options.threads.unwrap_or_else(all);
+        if threads == 0 {
+            return Err(Error::new(ErrorKind::Options, "0 threads cannot compute anything"));
+        }
+        Ok(Self { threads, ranks: options.ranks, arithmetic, group: Arc::new(Group::new(1)) })
+    }
+}
+
+impl Platform for CpuPlatform {
+    fn device(&self) -> DeviceInfo {
+        let (count, name) = (self.threads, self.arithmetic.instructions());
+        let description = format!("CPU, {count} threads, {name}");
+        DeviceInfo { kind: DeviceKind::Cpu, name, count, reason: None, simulated: false, description }
+    }
+
+    fn ranks(&self, _: &ModelConfig, _: Residency, _: &dyn Fn(usize) -> Result<Footprint>) -> Result<usize> {
+        Ok(self.ranks.unwrap_or(1))
+    }
+
+    fn divide(&mut self, ranks: usize) -> Result<()> {
+        self.group = Arc::new(Group::new(ranks));
+        Ok(())
+    }
+
+    fn mlp_tokens(&self, _: &Geometry, tokens: usize) -> usize {
+        MLP_TOKENS.min(tokens)
+    }
+
+    fn weight_bytes(&self, _: &Geometry, _: &ModelTensors) -> WeightBytes {
+        WeightBytes::default()
+    }
+
+    fn footprint(&self, geometry: &Geometry, capacity: &Capacity, _: usize) -> Footprint {
+        Cpu::footprint(geometry, capacity)
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+
+    fn open_rank(&self, rank: RankSetup<'_>) -> Result<Box<dyn Rank>> {
+        let threads = (self.threads / rank.geometry.shard.ranks).max(1);
+        let (arithmetic, group) = (self.arithmetic.clone(), Arc::clone(&self.group));
+        load(Cpu::new(rank.geometry.clone(), rank.capacity, arithmetic, threads, group)?, &rank)
+    }
+
+    fn abort(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let group = Arc::clone(&self.group);
+        Arc::new(move || group.abort())
+    }
+}

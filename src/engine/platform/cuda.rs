@@ -1,0 +1,330 @@
+//! NVIDIA GPUs as a [`Platform`]: which are used, by how many ranks, and a rank's model on its GPU.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::{DeviceInfo, DeviceKind, Platform, RankSetup, load};
+use crate::backend::cuda::context::Context;
+use crate::backend::cuda::probe::{self, Capability, DeviceInfo as Gpu};
+use crate::backend::cuda::{Cuda, Setup, gemm, nccl};
+use crate::backend::tier::CudaTier;
+use crate::backend::{Ahead, Capacity, Footprint, Geometry, Overlap};
+use crate::batch::Packed;
+use crate::config::ModelConfig;
+use crate::engine::options::CudaOptions;
+use crate::engine::ranks::Rank;
+use crate::engine::residency::Residency;
+use crate::error::{Error, ErrorKind, Result};
+use crate::shard::allowed_ranks;
+use crate::weights::{ModelTensors, WeightBytes};
+
+/// Multiprocessors that an all-reduce may occupy where other kernels run beside it: NCCL's is as fast
+/// with 4 to 8 as with more where the switch adds (published); an all-gather of 8 was not measured.
+const ALL_REDUCE_BLOCKS_MAX: u8 = 8;
+
+/// Rows that go through the MLP at a time, at least: enough for matmuls at full speed.
+const MLP_TOKENS_MIN: usize = 4096;
+
+/// GPUs of one kind to plan for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedGpus {
+    /// Their name.
+    pub name: String,
+    /// The kernels that they run.
+    pub tier: CudaTier,
+    /// Bytes that are free on each.
+    pub free_bytes: usize,
+    /// Number of GPUs.
+    pub count: usize,
+}
+
+pub(in crate::engine) struct CudaPlatform {
+    /// One per rank, and the rest.
+    gpus: Vec<Gpu>,
+    tier: CudaTier,
+    options: CudaOptions,
+    /// The ranks, where there are several.
+    group: Option<Arc<nccl::Group>>,
+    /// The folder for timings of matmuls.
+    cache_dir: Option<PathBuf>,
+    /// Free bytes of each GPU, where the GPUs are planned for and need not exist.
+    free_bytes: Option<usize>,
+}
+
+impl CudaPlatform {
+    /// Finds the GPUs that the options ask for.
+    pub(in crate::engine) fn new(options: &CudaOptions) -> Result<Self> {
+        let mut gpus = named(probe::devices()?, &options.devices)?;
+        gemm::is_present()?;
+        if let Some(cluster) = options.cluster() {
+            gpus = vec![local(gpus, &options.devices, cluster.local_rank)?];
+        }
+        // All ranks use one format for elements: the oldest GPU decides.
+        let oldest = gpus.iter().min_by_key(|gpu| gpu.capability).expect("there is at least one GPU");
+        let tier = options.tier.unwrap_or_else(|| oldest.capability.tier());
+        if !oldest.capability.runs(tier) {
+            let (capability, tier) = (oldest.capability, tier.name());
+            let message = format!("a GPU of compute capability {capability} cannot run {tier} kernels");
+            return Err(Error::new(ErrorKind::Options, message)
+                .at(&oldest.name)
+                .with_hint("leave the tier out"));
+        }
+        let cache_dir = options.cache_dir.clone().or_else(gemm::cache::user_folder);
+        Ok(Self { gpus, tier, options: options.clone(), group: None, cache_dir, free_bytes: None })
+    }
+
+    /// Makes a platform of GPUs that need not exist.
+    pub(in crate::engine) fn imagined(planned: &PlannedGpus, options: &CudaOptions) -> Self {
+        let capability = match planned.tier {
+            CudaTier::Sm75 => Capability { major: 7, minor: 5 },
+            CudaTier::Sm80 => Capability { major: 8, minor: 0 },
+        };
+        let gpu = |ordinal| Gpu {
+            ordinal,
+            name: planned.name.clone(),
+            capability,
+            memory_bytes: planned.free_bytes,
+            multiprocessors: 0,
+            shared_bytes_max: 0,
+            has_clock: false,
+        };
+        Self {
+            gpus: (0..planned.count).map(gpu).collect(),
+            tier: planned.tier,
+            options: options.clone(),
+            group: None,
+            cache_dir: None,
+            free_bytes: Some(planned.free_bytes),
+        }
+    }
+
+    /// Returns the GPUs as they can be planned for.
+    pub(in crate::engine) fn planned(&self) -> Result<PlannedGpus> {
+        let free_bytes = self.free_bytes()?.unwrap_or_default();
+        Ok(PlannedGpus {
+            name: self.gpus[0].name.clone(),
+            tier: self.tier,
+            free_bytes,
+            count: self.gpus.len(),
+        })
+    }
+}
+
+impl Platform for CudaPlatform {
+    fn device(&self) -> DeviceInfo {
+        let (Gpu { name, capability, .. }, count) = (&self.gpus[0], self.gpus.len());
+        let numbers: Vec<String> = self.gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
+        let (gpus, numbers) = (if count == 1 { "GPU" } else { "GPUs" }, numbers.join(", "));
+        let tier = self.tier.name();
+        DeviceInfo {
+            kind: DeviceKind::Cuda,
+            name: name.clone(),
+            count,
+            reason: None,
+            simulated: !self.gpus.iter().all(|gpu| gpu.has_clock),
+            description: format!(
+                "CUDA, {gpus} {numbers} ({name}, compute capability {capability}, {tier} kernels)"
+            ),
+        }
+    }
+
+    fn ranks(
+        &self,
+        config: &ModelConfig,
+        residency: Residency,
+        footprint: &dyn Fn(usize) -> Result<Footprint>,
+    ) -> Result<usize> {
+        if let Some(cluster) = self.options.cluster() {
+            return Ok(cluster.world_size);
+        }
+        let gpus = self.gpus.len();
+        match self.options.ranks {
+            Some(ranks) if ranks > gpus => {
+                let message = format!("{ranks} ranks need as many GPUs, and there are {gpus}");
+                return Err(Error::new(ErrorKind::Options, message)
+                    .with_hint("ask for fewer (`--ranks`), or let processes on several machines share the model (`--rendezvous`)"));
+            }
+            Some(ranks) => return Ok(ranks),
+            // Streaming is asked for to do without more GPUs.
+            None if matches!(residency, Residency::Streamed { .. }) => return Ok(1),
+            None => {}
+        }
+        let able = |ranks: &usize| *ranks <= gpus && Cuda::divides(config, *ranks);
+        let counts: Vec<usize> = allowed_ranks(config).into_iter().filter(able).collect();
+        // One GPU leaves no choice, and its free bytes need not be read.
+        let [candidates @ .., most] = &counts[..] else { return Ok(1) };
+        let (mut free, mut seen) = (usize::MAX, 0);
+        for &ranks in candidates {
+            for gpu in &self.gpus[seen..ranks] {
+                free = free.min(free_on(gpu, self.free_bytes)?);
+            }
+            seen = ranks;
+            if footprint(ranks)?.total() <= free {
+                return Ok(ranks);
+            }
+        }
+        Ok(*most)
+    }
+
+    fn divide(&mut self, ranks: usize) -> Result<()> {
+        self.gpus.truncate(ranks);
+        if ranks == 1 {
+            return Ok(());
+        }
+        let timeout = self.options.peer_timeout;
+        let group = match self.options.cluster() {
+            Some(cluster) if cluster.rank > 0 => nccl::Group::elsewhere(ranks, timeout)?,
+            _ => nccl::Group::new(ranks, timeout)?,
+        };
+        let group = match self.options.overlap {
+            Overlap::Never => group,
+            Overlap::Auto | Overlap::Always => group.with_blocks_max(ALL_REDUCE_BLOCKS_MAX),
+        };
+        self.group = Some(Arc::new(group));
+        Ok(())
+    }
+
+    fn mlp_tokens(&self, geometry: &Geometry, tokens: usize) -> usize {
+        // As many as fit into the memory of q, k and v.
+        let shard = &geometry.shard;
+        let beside_qkv = tokens * shard.qkv_width_local() / (2 * shard.ffn_local);
+        beside_qkv.max(MLP_TOKENS_MIN).min(tokens)
+    }
+
+    fn weight_bytes(&self, geometry: &Geometry, tensors: &ModelTensors) -> WeightBytes {
+        Cuda::weight_bytes(self.tier, geometry, tensors)
+    }
+
+    fn footprint(&self, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
+        Cuda::footprint(self.tier, geometry, capacity, weights)
+    }
+
+    fn free_bytes(&self) -> Result<Option<usize>> {
+        let free = self.gpus.iter().map(|gpu| free_on(gpu, self.free_bytes));
+        free.collect::<Result<Vec<_>>>().map(|free| free.into_iter().min())
+    }
+
+    fn open_rank(&self, rank: RankSetup<'_>) -> Result<Box<dyn Rank>> {
+        // A process of several has one rank and one GPU.
+        let gpu = if let [gpu] = &self.gpus[..] { gpu } else { &self.gpus[rank.geometry.shard.rank] };
+        let setup = Setup {
+            info: gpu,
+            tier: self.tier,
+            group: self.group.clone(),
+            tuning: self.options.gemm_tuning,
+            cache: self.cache_dir.clone(),
+            layer: &rank.tensors.layers[0],
+            planned: rank.footprint,
+        };
+        let WeightBytes { layers, head, .. } = rank.tensors.bytes();
+        let to_stay = layers / rank.tensors.layers.len().max(1) * rank.resident_layers + head;
+        let model = Cuda::new(setup, rank.geometry.clone(), rank.capacity).and_then(|cuda| {
+            rank.loading.count_in(to_stay as u64, Arc::clone(cuda.brought_bytes()));
+            load(cuda, &rank)
+        });
+        model
+            .map(|model| Box::new(NamingPasses { info: gpu.clone(), model }) as Box<dyn Rank>)
+            .map_err(|error| lacking(error, rank.footprint))
+    }
+
+    fn abort(&self) -> Arc<dyn Fn() + Send + Sync> {
+        match self.group.clone() {
+            Some(group) => Arc::new(move || group.abort()),
+            // One rank waits for no other.
+            None => Arc::new(|| {}),
+        }
+    }
+
+    fn kernels(&self) -> &'static str {
+        self.tier.name()
+    }
+
+    fn nccl_id(&self) -> Vec<u8> {
+        self.group.as_ref().map_or_else(Vec::new, |group| group.id())
+    }
+
+    fn meet_at(&self, nccl_id: &[u8]) -> Result<()> {
+        self.group.as_ref().map_or(Ok(()), |group| group.meet_at(nccl_id))
+    }
+}
+
+/// A model whose errors name the GPU and the pass in which it failed.
+struct NamingPasses {
+    info: Gpu,
+    model: Box<dyn Rank>,
+}
+
+impl Rank for NamingPasses {
+    fn connect(&mut self) -> Result<()> {
+        self.model
+            .connect()
+            .map_err(|error| error.at(format!("GPU {} ({})", self.info.ordinal, self.info.name)))
+    }
+
+    fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>> {
+        self.model.forward(packed, ahead).map_err(|error| {
+            let gpu = format!("GPU {} ({})", self.info.ordinal, self.info.name);
+            let (sequences, tokens) = (packed.last.len(), packed.tokens.len());
+            let error = error.at(format!("{gpu}, in a pass of {tokens} tokens and {sequences} last tokens"));
+            if error.kind() != ErrorKind::Device {
+                return error;
+            }
+            error.with_hint(
+                "a kernel's failure shows at a later call; run with `CUDA_LAUNCH_BLOCKING=1` in the environment and the error names the kernel",
+            )
+        })
+    }
+}
+
+/// Adds the planned bytes to an allocation's failure: they were free when the engine began to load.
+fn lacking(error: Error, footprint: &Footprint) -> Error {
+    if error.kind() != ErrorKind::Memory || error.hint().is_some() {
+        return error;
+    }
+    let bytes = footprint.total();
+    error.with_hint(format!(
+        "{bytes} bytes are needed in all and were free at first; is another program using this GPU?"
+    ))
+}
+
+/// Returns the bytes that are free on a GPU. A context takes memory itself, so they are read within one,
+/// as they are by the rank that will load.
+fn free_on(info: &Gpu, known: Option<usize>) -> Result<usize> {
+    known.map_or_else(|| Context::open(info)?.free_bytes(), Ok)
+}
+
+/// Returns the GPU of a process of several.
+fn local(gpus: Vec<Gpu>, named: &[usize], local_rank: usize) -> Result<Gpu> {
+    let (there, named) = (gpus.len(), named.len());
+    if named > 1 {
+        let message = format!("a process of several has one rank and one GPU, and {named} are named");
+        return Err(Error::new(ErrorKind::Options, message));
+    }
+    // Slurm and containers may show each process its own GPU only.
+    let index = if there == 1 { 0 } else { local_rank };
+    gpus.into_iter().nth(index).ok_or_else(|| {
+        let message = format!("this is process {local_rank} of its machine, which has {there} GPUs");
+        Error::new(ErrorKind::Options, message).with_hint("start as many processes there as it has GPUs")
+    })
+}
+
+/// Returns the GPUs with these numbers, in their order; all GPUs where there are no numbers.
+fn named(gpus: Vec<Gpu>, numbers: &[usize]) -> Result<Vec<Gpu>> {
+    if numbers.is_empty() {
+        return Ok(gpus);
+    }
+    let mut chosen: Vec<Gpu> = Vec::new();
+    for &number in numbers {
+        if chosen.iter().any(|gpu| gpu.ordinal == number) {
+            return Err(Error::new(ErrorKind::Options, format!("GPU {number} is named twice")));
+        }
+        let Some(gpu) = gpus.iter().find(|gpu| gpu.ordinal == number) else {
+            let there: Vec<String> = gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
+            let message = format!("there is no GPU {number} that this build supports");
+            return Err(Error::new(ErrorKind::Options, message)
+                .with_hint(format!("GPUs that are there: {}", there.join(", "))));
+        };
+        chosen.push(gpu.clone());
+    }
+    Ok(chosen)
+}

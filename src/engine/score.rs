@@ -1,0 +1,46 @@
+//! [`Score`]: the result of one conversation.
+
+use half::bf16;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The score of one conversation.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Score {
+    /// The reward in f32, as computed: the raw logit 0, finite.
+    pub reward: f32,
+    /// The reward rounded to bf16: the value that Transformers reports for a bf16 model.
+    pub reward_bf16: f32,
+    /// The logit of every label, the reward first: one, but for classifiers with several labels.
+    pub logits: Vec<f32>,
+    /// Tokens of the conversation, after truncation.
+    pub tokens: usize,
+    /// Whether the conversation was cut to the limit.
+    pub truncated: bool,
+    /// Index of the token whose logits these are, from 0: the last one, except for a classifier whose
+    /// input ends in `pad_token_id`.
+    pub scored_token: usize,
+}
+
+/// The part of a [`Score`] that is known before its logits are computed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sequence {
+    pub(super) tokens: usize,
+    pub(super) truncated: bool,
+    pub(super) scored_token: usize,
+}
+
+impl Score {
+    pub(super) fn new(logits: &[f32], sequence: Sequence) -> Result<Self> {
+        if let Some(bad) = logits.iter().find(|logit| !logit.is_finite()) {
+            return Err(Error::new(ErrorKind::NonFinite, format!("the reward came out as {bad}")).with_hint(
+                "the weights hold NaN or infinity, or values that overflow; check the files against their source",
+            ));
+        }
+        let (reward, logits) = (logits[0], logits.to_vec());
+        let reward_bf16 = bf16::from_f32(reward).to_f32();
+        let Sequence { tokens, truncated, scored_token } = sequence;
+        Ok(Self { reward, reward_bf16, logits, tokens, truncated, scored_token })
+    }
+}
