@@ -2,7 +2,8 @@
 
 use std::time::Instant;
 
-use super::{Cpu, Weight};
+use super::act::Weight;
+use super::backend::Cpu;
 use crate::backend::timed::{Clock, NumberBytes};
 use crate::backend::{Geometry, Matrix};
 use crate::error::Result;

@@ -3,7 +3,7 @@
 //! A panel is `[steps, width]`: what one step of k multiplies lies side by side. Stored weights are widened to f32 on the
 //! way, straight from the mapping, in squares that are transposed in registers.
 
-use super::simd::{Bf16Vector, LANES_MAX, Vector};
+use super::simd::{Bf16Vector, LANES_MAX, Vector, prefetch};
 use crate::weights::Dtype;
 
 /// What a row is stored as: how a vector of it is loaded, and what steps its lanes become.
@@ -198,32 +198,6 @@ unsafe fn put<V: Vector, S: Source>(
         to = to.wrapping_add(S::LANE_STEPS * width);
     }
     to
-}
-
-/// Asks for the cache line at `address`, which need not be valid.
-#[inline(always)]
-pub(super) fn prefetch(address: *const u8) {
-    // SAFETY: a prefetch of any address has no effect but on the caches; x86-64 always has the instruction.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T0>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
-}
-
-/// The same, into the second-level cache only.
-#[inline(always)]
-pub(super) fn prefetch_far(address: *const u8) {
-    // SAFETY: as for `prefetch`.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 /// Packs rows of stored weights, `row_stride` values apart, widened to f32: [`pack_panel`] for a [`Dtype`].

@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use super::gemm::Math;
+use super::arithmetic::Math;
 use super::matrix_unit::{PEAK_PRODUCTS, TILE_FLOPS};
 use super::simd::Isa;
 use super::threads::Threads;

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use super::gemm::Math;
+use super::arithmetic::Math;
 use super::simd::Isa;
 use super::threads::Threads;
 
@@ -48,20 +48,20 @@ pub(super) fn all_threads() -> Vec<Threads> {
 }
 
 /// Every way to f32 products: instruction sets, and matrix units beside them.
-pub(super) fn f32_ways() -> Vec<(Isa, Math)> {
+pub(super) fn f32_math() -> Vec<(Isa, Math)> {
     let of = |isa: Isa| std::iter::once(Math::F32).chain(isa.matrix_unit().map(Math::F32Tiles));
     Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
 }
 
 /// Every way to products of bfloat16 values.
-pub(super) fn bf16_ways() -> Vec<(Isa, Math)> {
+pub(super) fn bf16_math() -> Vec<(Isa, Math)> {
     let of = |isa: Isa| isa.bf16().map(Math::Bf16).into_iter().chain(isa.matrix_unit().map(Math::Bf16Tiles));
     Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
 }
 
 /// All of both.
-pub(super) fn all_ways() -> Vec<(Isa, Math)> {
-    f32_ways().into_iter().chain(bf16_ways()).collect()
+pub(super) fn all_math() -> Vec<(Isa, Math)> {
+    f32_math().into_iter().chain(bf16_math()).collect()
 }
 
 /// A way as printed.

@@ -8,8 +8,8 @@
 //! and continued. That is why a row's bits do not depend on how many rows there are. GEMM and both products of attention
 //! are made of this one function.
 
-use super::pack::{prefetch, prefetch_far};
-use super::simd::{Bf16Vector, Vector};
+use super::accumulators::Start;
+use super::simd::{Bf16Vector, Vector, prefetch, prefetch_far};
 
 /// A cache line.
 const LINE_BYTES: usize = 64;
@@ -52,15 +52,6 @@ impl<V: Bf16Vector> Dot<V> for Bf16 {
         // SAFETY: the caller vouches for the instructions.
         unsafe { sum.dot_pairs(x, w) }
     }
-}
-
-/// What the sums begin with.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Start {
-    /// Zero.
-    Zero,
-    /// What `sums` holds.
-    Continue,
 }
 
 /// Operands of a product: `x` is `[rows, steps]`, a panel `[steps, panel_width]`, of which `VECTORS` vectors are multiplied,
@@ -330,7 +321,7 @@ unsafe fn tile<V: Vector, D: Dot<V>, const ROWS: usize, const PANELS: usize, con
             finish.prefetch(ROWS, PANELS * width, prefetch);
         }
         let mut sums = [[[V::splat(0.0); VECTORS]; PANELS]; ROWS];
-        if product.start == Start::Continue {
+        if product.start == Start::Reload {
             for r in 0..ROWS {
                 let row = product.skip_rows(r).sums;
                 for p in 0..PANELS {

@@ -1,27 +1,29 @@
-//! The products of attention by a matrix unit: all operands cut into bfloat16 parts, as `matrix_unit` has them.
+//! The products of attention by a matrix unit: all operands cut into bfloat16 terms, as `matrix_unit` has them.
 //!
 //! The unit multiplies 32 rows by 32 keys at a time, whatever each row sees of them. So what a row does not see has a
 //! probability of zero and a value that is finite: values that are not are taken out of the panel, and the rows that see
 //! them get NaN in that dimension at the end.
 
+use super::super::accumulators::Start;
 use super::super::matrix_unit::{
-    BLOCK, COLUMNS, MatrixUnit, ROWS, TileProduct, cut_rows, panel_block, put_parts, row_of_tiles,
+    MR, NR, TILE_K, TileOperands, index_in_panel, index_in_tiles, split_rows, store_terms,
 };
 use super::super::pack::{Lanes32, pack_panel};
-use super::super::simd::{Bf16Vector, LANES_MAX};
+use super::super::simd::{Bf16Vector, LANES_MAX, MatrixUnit};
 use super::super::threads::Scratch;
-use super::super::tile::Start;
+use super::matmuls::Matmuls;
+use super::plan::Heads;
 use super::softmax::Running;
-use super::{Heads, KEYS, Piece, Products, ROWS_MAX, Tile};
+use super::task::{KEYS, ROWS_MAX, Task, Tile};
 
 /// Blocks of a tile's keys.
-const KEY_BLOCKS: usize = KEYS / BLOCK;
+const KEY_TILES: usize = KEYS / TILE_K;
 
 /// Floats of scratch that a worker needs for so many rows.
-pub(super) fn scratch_floats(heads: Heads, rows: usize, parts: usize) -> usize {
-    let rows = rows.next_multiple_of(ROWS);
-    Sizes::new(heads.head_dim, rows, parts).total()
-        + Running::floats(rows, heads.head_dim.next_multiple_of(COLUMNS))
+pub(super) fn scratch_floats(heads: Heads, rows: usize, terms: usize) -> usize {
+    let rows = rows.next_multiple_of(MR);
+    Sizes::new(heads.head_dim, rows, terms).total()
+        + Running::floats(rows, heads.head_dim.next_multiple_of(NR))
 }
 
 /// The sizes of what lies in a worker's scratch, in floats.
@@ -36,15 +38,15 @@ struct Sizes {
 
 impl Sizes {
     /// For so many rows, in whole tiles.
-    fn new(head_dim: usize, rows: usize, parts: usize) -> Self {
-        let dims = head_dim.next_multiple_of(BLOCK);
+    fn new(head_dim: usize, rows: usize, terms: usize) -> Self {
+        let dims = head_dim.next_multiple_of(TILE_K);
         Self {
-            q: rows * dims * parts / 2,
-            k: KEYS * dims * parts / 2,
-            v: KEYS * dims * parts / 2,
-            p: ROWS * KEYS * parts / 2,
-            scores: ROWS * KEYS,
-            cut: ROWS * dims * parts / 2,
+            q: rows * dims * terms / 2,
+            k: KEYS * dims * terms / 2,
+            v: KEYS * dims * terms / 2,
+            p: MR * KEYS * terms / 2,
+            scores: MR * KEYS,
+            cut: MR * dims * terms / 2,
         }
     }
 
@@ -54,31 +56,31 @@ impl Sizes {
 }
 
 /// A worker's scratch in use.
-pub(super) struct Tiles<'b, const PARTS: usize> {
+pub(super) struct Tiles<'b, const TERMS: usize> {
     unit: MatrixUnit,
     head_dim: usize,
-    /// `[rows / 32, blocks of dims, PARTS, 32, 32]` values.
+    /// `[rows / 32, k_tiles of dims, TERMS, 32, 32]` values.
     q: &'b mut [f32],
-    /// Panels of 32 keys, `[blocks of dims, PARTS, 16, 32]` pairs.
+    /// Panels of 32 keys, `[k_tiles of dims, TERMS, 16, 32]` pairs.
     k: &'b mut [f32],
-    /// Panels of 32 dims, `[KEY_BLOCKS, PARTS, 16, 32]` pairs.
+    /// Panels of 32 dims, `[KEY_TILES, TERMS, 16, 32]` pairs.
     v: &'b mut [f32],
-    /// `[KEY_BLOCKS, PARTS, 32, 32]` values.
+    /// `[KEY_TILES, TERMS, 32, 32]` values.
     p: &'b mut [f32],
     /// `[32, KEYS]`.
     scores: &'b mut [f32],
-    /// 32 keys before they are transposed, `[blocks of dims, PARTS, 32, 32]` values.
+    /// 32 keys before they are transposed, `[k_tiles of dims, TERMS, 32, 32]` values.
     cut: &'b mut [f32],
     /// For each dimension the first key with a value that is not finite; empty while there is none at all.
     spoilt: Vec<usize>,
 }
 
-impl<'b, const PARTS: usize> Tiles<'b, PARTS> {
-    /// What `piece` takes, in `scratch`.
-    pub(super) fn new(unit: MatrixUnit, piece: &Piece, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
-        let (head_dim, rows) = (piece.head_dim(), piece.rows().next_multiple_of(ROWS));
-        let o_stride = head_dim.next_multiple_of(COLUMNS);
-        let sizes = Sizes::new(head_dim, rows, PARTS);
+impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
+    /// What `task` takes, in `scratch`.
+    pub(super) fn new(unit: MatrixUnit, task: &Task, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
+        let (head_dim, rows) = (task.head_dim(), task.rows().next_multiple_of(MR));
+        let o_stride = head_dim.next_multiple_of(NR);
+        let sizes = Sizes::new(head_dim, rows, TERMS);
         let scratch = scratch.floats(sizes.total() + Running::floats(rows, o_stride));
         let (q, rest) = scratch.split_at_mut(sizes.q);
         let (k, rest) = rest.split_at_mut(sizes.k);
@@ -87,42 +89,42 @@ impl<'b, const PARTS: usize> Tiles<'b, PARTS> {
         let (scores, rest) = rest.split_at_mut(sizes.scores);
         let (cut, rest) = rest.split_at_mut(sizes.cut);
         let tiles = Self { unit, head_dim, q, k, v, p, scores, cut, spoilt: Vec::new() };
-        (tiles, Running::new(piece, rows, o_stride, rest))
+        (tiles, Running::new(task, rows, o_stride, rest))
     }
 
     /// Blocks of 32 dims.
     #[inline(always)]
-    fn blocks(&self) -> usize {
-        self.head_dim.div_ceil(BLOCK)
+    fn k_tiles(&self) -> usize {
+        self.head_dim.div_ceil(TILE_K)
     }
 
-    /// Packs a tile's values, zeros behind them up to a whole block of keys. False when one is not finite.
+    /// Packs a tile's values, zeros behind them up to a whole k_tile of keys. False when one is not finite.
     ///
     /// # Safety
     ///
     /// The CPU has the instructions of `V`.
     #[inline(always)]
-    unsafe fn pack_values<V: Bf16Vector>(&mut self, piece: &Piece, key_rows: &[usize]) -> bool {
-        let from = |key: usize| key_rows.get(key).map_or(std::ptr::null(), |row| piece.value(*row).as_ptr());
+    unsafe fn pack_values<V: Bf16Vector>(&mut self, task: &Task, key_rows: &[usize]) -> bool {
+        let from = |key: usize| key_rows.get(key).map_or(std::ptr::null(), |row| task.value(*row).as_ptr());
         // Zero times all values: NaN where one is not finite.
         // SAFETY: the caller vouches for the instructions; `count` floats of a value are read from `dim` on, none where there is
-        // no key; vectors of 16 pairs are written inside their block.
+        // no key; vectors of 16 pairs are written inside their k_tile.
         unsafe {
             let mut zeros = V::splat(0.0);
-            for key in (0..key_rows.len().next_multiple_of(BLOCK)).step_by(2) {
+            for key in (0..key_rows.len().next_multiple_of(TILE_K)).step_by(2) {
                 let (even_from, odd_from) = (from(key), from(key + 1));
-                for dim in (0..self.blocks() * BLOCK).step_by(V::LANES) {
+                for dim in (0..self.k_tiles() * TILE_K).step_by(V::LANES) {
                     let count = V::LANES.min(self.head_dim.saturating_sub(dim));
                     let count_of = |from: *const f32| if from.is_null() { 0 } else { count };
                     let mut even = V::load_first(even_from.wrapping_add(dim), count_of(even_from));
                     let mut odd = V::load_first(odd_from.wrapping_add(dim), count_of(odd_from));
-                    if PARTS == 1 {
+                    if TERMS == 1 {
                         (even, odd) = (even.nearest_bf16(), odd.nearest_bf16());
                     }
                     zeros = even.mul_add(V::splat(0.0), zeros);
                     zeros = odd.mul_add(V::splat(0.0), zeros);
-                    for part in 0..PARTS {
-                        let to = self.v[pair_of_value(key, dim, PARTS, part)..][..V::LANES].as_mut_ptr();
+                    for term in 0..TERMS {
+                        let to = self.v[pair_of_value(key, dim, TERMS, term)..][..V::LANES].as_mut_ptr();
                         even.pair_upper_halves(odd).store(to);
                         (even, odd) = (even.sub(even.upper_half()), odd.sub(odd.upper_half()));
                     }
@@ -140,13 +142,13 @@ impl<'b, const PARTS: usize> Tiles<'b, PARTS> {
         self.spoilt.resize(self.head_dim, usize::MAX);
         for key in 0..keys {
             for dim in 0..self.head_dim {
-                let at = |part: usize| pair_of_value(key, dim, PARTS, part);
+                let at = |term: usize| pair_of_value(key, dim, TERMS, term);
                 let shift = 16 * (key as u32 % 2);
-                // The first part of what is not finite is not finite either, or the second.
+                // The first term of what is not finite is not finite either, or the second.
                 let is_finite = |pair: f32| f32::from_bits(pair.to_bits() >> shift << 16).is_finite();
-                if (0..PARTS).any(|part| !is_finite(self.v[at(part)])) {
-                    for part in 0..PARTS {
-                        let pair = &mut self.v[at(part)];
+                if (0..TERMS).any(|term| !is_finite(self.v[at(term)])) {
+                    for term in 0..TERMS {
+                        let pair = &mut self.v[at(term)];
                         *pair = f32::from_bits(pair.to_bits() & !(0xffff << shift));
                     }
                     self.spoilt[dim] = self.spoilt[dim].min(first_key + key);
@@ -158,49 +160,49 @@ impl<'b, const PARTS: usize> Tiles<'b, PARTS> {
 
 /// Where the pair lies in panels of V that has the value of `key` in dimension `dim`.
 #[inline(always)]
-const fn pair_of_value(key: usize, dim: usize, parts: usize, part: usize) -> usize {
-    let panel = dim / COLUMNS * panel_block(KEY_BLOCKS, parts, 0);
-    panel + panel_block(key / BLOCK, parts, part) + key % BLOCK / 2 * COLUMNS + dim % COLUMNS
+const fn pair_of_value(key: usize, dim: usize, terms: usize, term: usize) -> usize {
+    let panel = dim / NR * index_in_panel(KEY_TILES, terms, 0);
+    panel + index_in_panel(key / TILE_K, terms, term) + key % TILE_K / 2 * NR + dim % NR
 }
 
-impl<V: Bf16Vector, const PARTS: usize> Products<V> for Tiles<'_, PARTS> {
-    const ROWS: usize = ROWS;
-    const ALIGNMENT: usize = ROWS;
+impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
+    const ROWS: usize = MR;
+    const ALIGNMENT: usize = MR;
 
     #[inline(always)]
-    unsafe fn gather_queries(&mut self, piece: &Piece) {
-        let (from, blocks) = (|r: usize| piece.query(r).as_ptr(), self.blocks());
+    unsafe fn gather_queries(&mut self, task: &Task) {
+        let (from, k_tiles) = (|r: usize| task.query(r).as_ptr(), self.k_tiles());
         // SAFETY: the caller vouches for the instructions; a query has head_dim floats; `q` has all tiles of these rows.
         unsafe {
-            cut_rows::<V, PARTS>(from, piece.rows(), self.head_dim, blocks, self.q.as_mut_ptr().cast())
+            split_rows::<V, TERMS>(from, task.rows(), self.head_dim, k_tiles, self.q.as_mut_ptr().cast())
         };
     }
 
     #[inline(always)]
-    unsafe fn gather_keys(&mut self, piece: &Piece, first_key: usize, key_rows: &[usize]) {
-        const { assert!(KEYS.is_multiple_of(BLOCK)) };
-        let blocks = self.blocks();
-        let panel_floats = panel_block(blocks, PARTS, 0);
-        for (panel, key_rows) in self.k.chunks_exact_mut(panel_floats).zip(key_rows.chunks(COLUMNS)) {
+    unsafe fn gather_keys(&mut self, task: &Task, first_key: usize, key_rows: &[usize]) {
+        const { assert!(KEYS.is_multiple_of(TILE_K)) };
+        let k_tiles = self.k_tiles();
+        let panel_floats = index_in_panel(k_tiles, TERMS, 0);
+        for (panel, key_rows) in self.k.chunks_exact_mut(panel_floats).zip(key_rows.chunks(NR)) {
             let (from, cut) =
-                (|r: usize| piece.key(key_rows[r]).as_ptr(), self.cut.as_mut_ptr().cast::<u16>());
-            // SAFETY: the caller vouches for the instructions; a key has head_dim floats; `cut` has all parts of 32 keys; a panel
+                (|r: usize| task.key(key_rows[r]).as_ptr(), self.cut.as_mut_ptr().cast::<u16>());
+            // SAFETY: the caller vouches for the instructions; a key has head_dim floats; `cut` has all terms of 32 keys; a panel
             // has 16 steps of 32 pairs for each of their tiles.
             unsafe {
-                cut_rows::<V, PARTS>(from, key_rows.len(), self.head_dim, blocks, cut);
-                for block in 0..blocks {
-                    for part in 0..PARTS {
+                split_rows::<V, TERMS>(from, key_rows.len(), self.head_dim, k_tiles, cut);
+                for k_tile in 0..k_tiles {
+                    for term in 0..TERMS {
                         let row = |r: usize| {
-                            cut.wrapping_add(row_of_tiles(r, block, PARTS, part)).cast_const().cast()
+                            cut.wrapping_add(index_in_tiles(r, k_tile, TERMS, term)).cast_const().cast()
                         };
-                        let to = panel.as_mut_ptr().add(panel_block(block, PARTS, part));
-                        pack_panel::<V, Lanes32>(row, COLUMNS, 2 * BLOCK, 0, COLUMNS, to);
+                        let to = panel.as_mut_ptr().add(index_in_panel(k_tile, TERMS, term));
+                        pack_panel::<V, Lanes32>(row, NR, 2 * TILE_K, 0, NR, to);
                     }
                 }
             }
         }
         // SAFETY: the caller vouches for the instructions.
-        let is_finite = unsafe { self.pack_values::<V>(piece, key_rows) };
+        let is_finite = unsafe { self.pack_values::<V>(task, key_rows) };
         if !is_finite {
             self.take_out_spoilt(first_key, key_rows.len());
         }
@@ -208,21 +210,21 @@ impl<V: Bf16Vector, const PARTS: usize> Products<V> for Tiles<'_, PARTS> {
 
     #[inline(always)]
     unsafe fn score(&mut self, tile: &Tile) {
-        const { assert!(ROWS <= ROWS_MAX) };
-        let blocks = self.blocks();
-        let panel_floats = panel_block(blocks, PARTS, 0);
-        for panel in 0..tile.keys().div_ceil(COLUMNS) {
-            let product = TileProduct {
-                x: self.q[tile.row * blocks * PARTS * BLOCK / 2..].as_ptr().cast(),
-                blocks,
+        const { assert!(MR <= ROWS_MAX) };
+        let k_tiles = self.k_tiles();
+        let panel_floats = index_in_panel(k_tiles, TERMS, 0);
+        for panel in 0..tile.keys().div_ceil(NR) {
+            let operands = TileOperands {
+                x: self.q[tile.row * k_tiles * TERMS * TILE_K / 2..].as_ptr().cast(),
+                k_tiles,
                 panel: self.k[panel * panel_floats..][..panel_floats].as_ptr(),
-                sums: self.scores[panel * COLUMNS..].as_mut_ptr(),
-                sums_stride: KEYS,
+                acc: self.scores[panel * NR..].as_mut_ptr(),
+                acc_stride: KEYS,
                 start: Start::Zero,
             };
             // SAFETY: the unit has begun; `q` has the tiles of 32 rows from `tile.row` on, a multiple of 32; `scores` 32 rows of
             // KEYS.
-            unsafe { self.unit.multiply::<PARTS, PARTS>(&product) };
+            unsafe { self.unit.microkernel::<TERMS, TERMS>(&operands) };
         }
     }
 
@@ -233,41 +235,41 @@ impl<V: Bf16Vector, const PARTS: usize> Products<V> for Tiles<'_, PARTS> {
 
     #[inline(always)]
     unsafe fn put_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) {
-        // SAFETY: the caller vouches for the instructions; row r < 32 of a block of keys.
-        unsafe { put_parts::<V, PARTS>(p[0], p[1], r, key / BLOCK, self.p.as_mut_ptr().cast()) };
+        // SAFETY: the caller vouches for the instructions; row r < 32 of a k_tile of keys.
+        unsafe { store_terms::<V, TERMS>(p[0], p[1], r, key / TILE_K, self.p.as_mut_ptr().cast()) };
     }
 
     #[inline(always)]
     unsafe fn add_values(&mut self, tile: &Tile, o: &mut [f32], o_stride: usize) {
-        let blocks = tile.keys().div_ceil(BLOCK);
+        let k_tiles = tile.keys().div_ceil(TILE_K);
         for (r, seen) in tile.seen.iter().enumerate() {
-            for block in seen.div_ceil(BLOCK)..blocks {
-                for part in 0..PARTS {
-                    self.p[row_of_tiles(r, block, PARTS, part) / 2..][..BLOCK / 2].fill(0.0);
+            for k_tile in seen.div_ceil(TILE_K)..k_tiles {
+                for term in 0..TERMS {
+                    self.p[index_in_tiles(r, k_tile, TERMS, term) / 2..][..TILE_K / 2].fill(0.0);
                 }
             }
         }
-        let panel_floats = panel_block(KEY_BLOCKS, PARTS, 0);
+        let panel_floats = index_in_panel(KEY_TILES, TERMS, 0);
         for (index, panel) in self.v.chunks_exact(panel_floats).enumerate() {
-            let product = TileProduct {
+            let operands = TileOperands {
                 x: self.p.as_ptr().cast(),
-                blocks,
+                k_tiles,
                 panel: panel.as_ptr(),
-                sums: o[tile.row * o_stride + index * COLUMNS..].as_mut_ptr(),
-                sums_stride: o_stride,
-                start: if tile.first_key == 0 { Start::Zero } else { Start::Continue },
+                acc: o[tile.row * o_stride + index * NR..].as_mut_ptr(),
+                acc_stride: o_stride,
+                start: if tile.first_key == 0 { Start::Zero } else { Start::Reload },
             };
             // SAFETY: the unit has begun; P of the tile's rows and a panel of as many keys have been written (what rows behind
             // the last one multiply nobody reads); `o` has 32 rows from `tile.row` on, written with the first tile of keys.
-            unsafe { self.unit.multiply::<PARTS, PARTS>(&product) };
+            unsafe { self.unit.microkernel::<TERMS, TERMS>(&operands) };
         }
     }
 
     #[inline(always)]
-    fn finish(&self, piece: &Piece, o: &mut [f32], o_stride: usize) {
-        for r in 0..piece.rows() {
+    fn finish(&self, task: &Task, o: &mut [f32], o_stride: usize) {
+        for r in 0..task.rows() {
             for (dim, first_key) in self.spoilt.iter().enumerate() {
-                if piece.keys_of(r) > *first_key {
+                if task.keys_of(r) > *first_key {
                     o[r * o_stride + dim] = f32::NAN;
                 }
             }

@@ -2,9 +2,10 @@
 
 use super::super::simd::{LANES_MAX, Sums, Vector, exp2, max_of_rows};
 use super::super::view::SharedRows;
-use super::{KEYS, Piece, Products, Tile};
+use super::matmuls::Matmuls;
+use super::task::{KEYS, Task, Tile};
 
-/// Maxima, sums and outputs of a piece's rows.
+/// Maxima, sums and outputs of a task's rows.
 pub(super) struct Running<'b> {
     /// What a difference of scores is multiplied with to be an exponent of 2.
     exponent_scale: f32,
@@ -25,8 +26,8 @@ impl<'b> Running<'b> {
 
     /// Nothing but room for `rows` rows, which [`softmax`](Self::softmax) of the first tile fills; `scratch` has
     /// [`floats`](Self::floats).
-    pub(super) fn new(piece: &Piece, rows: usize, o_stride: usize, scratch: &'b mut [f32]) -> Self {
-        let exponent_scale = (std::f64::consts::LOG2_E / (piece.head_dim() as f64).sqrt()) as f32;
+    pub(super) fn new(task: &Task, rows: usize, o_stride: usize, scratch: &'b mut [f32]) -> Self {
+        let exponent_scale = (std::f64::consts::LOG2_E / (task.head_dim() as f64).sqrt()) as f32;
         let (o, rest) = scratch.split_at_mut(rows * o_stride);
         let (sums, max) = rest.split_at_mut(rows * LANES_MAX);
         Self { exponent_scale, o, o_stride, sums, max }
@@ -37,13 +38,13 @@ impl<'b> Running<'b> {
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; `products` has just scored the tile, and all tiles of keys before it have come by.
+    /// The CPU has the instructions of `V`; `matmuls` has just scored the tile, and all tiles of keys before it have come by.
     #[inline(always)]
-    pub(super) unsafe fn softmax<V: Vector, P: Products<V>>(&mut self, products: &mut P, tile: &Tile) {
+    pub(super) unsafe fn softmax<V: Vector, P: Matmuls<V>>(&mut self, matmuls: &mut P, tile: &Tile) {
         for first in (0..tile.seen.len()).step_by(V::LANES) {
             let rows = V::LANES.min(tile.seen.len() - first);
             // SAFETY: the caller's promises.
-            unsafe { self.softmax_of_rows(products, tile, first, rows) };
+            unsafe { self.softmax_of_rows(matmuls, tile, first, rows) };
         }
     }
 
@@ -53,9 +54,9 @@ impl<'b> Running<'b> {
     ///
     /// As there.
     #[inline(always)]
-    unsafe fn softmax_of_rows<V: Vector, P: Products<V>>(
+    unsafe fn softmax_of_rows<V: Vector, P: Matmuls<V>>(
         &mut self,
-        products: &mut P,
+        matmuls: &mut P,
         tile: &Tile,
         first: usize,
         rows: usize,
@@ -68,7 +69,7 @@ impl<'b> Running<'b> {
             // Each row's maximum lane by lane; then all rows' maxima in one vector.
             let mut max = [V::splat(f32::NEG_INFINITY); LANES_MAX];
             for (r, &keys) in seen.iter().enumerate() {
-                let scores = &mut products.scores()[(first + r) * KEYS..][..KEYS];
+                let scores = &mut matmuls.scores()[(first + r) * KEYS..][..KEYS];
                 scores[keys..keys.next_multiple_of(2 * V::LANES)].fill(f32::NEG_INFINITY);
                 for i in (0..keys).step_by(V::LANES) {
                     max[r] = max[r].max(V::load(scores.as_ptr().add(i)));
@@ -87,7 +88,7 @@ impl<'b> Running<'b> {
             for (r, &keys) in seen.iter().enumerate() {
                 // Scaled as differences, not by the queries: of that, what is rounded off would be multiplied by the whole score.
                 let max = V::splat(self.max[row + r]);
-                let scores = products.scores()[(first + r) * KEYS..][..KEYS].as_ptr();
+                let scores = matmuls.scores()[(first + r) * KEYS..][..KEYS].as_ptr();
                 let sums_at = self.sums[(row + r) * LANES_MAX..][..LANES_MAX].as_mut_ptr();
                 let mut sums = Sums::<V>::zero();
                 if tile.first_key > 0 {
@@ -96,7 +97,7 @@ impl<'b> Running<'b> {
                 for i in (0..keys).step_by(2 * V::LANES) {
                     let low = exp2(V::load(scores.add(i)).sub(max).mul(exponent_scale));
                     let high = exp2(V::load(scores.add(i + V::LANES)).sub(max).mul(exponent_scale));
-                    products.put_probabilities(first + r, i, [low, high]);
+                    matmuls.put_probabilities(first + r, i, [low, high]);
                     let sum = sums.of(i / V::LANES);
                     *sum = sum.add(low);
                     let sum = sums.of(i / V::LANES + 1);
@@ -118,12 +119,12 @@ impl<'b> Running<'b> {
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; nobody else writes the piece's rows and heads of `out`.
+    /// The CPU has the instructions of `V`; nobody else writes the task's rows and heads of `out`.
     #[inline(always)]
-    pub(super) unsafe fn store<V: Vector>(&self, piece: &Piece, out: SharedRows) {
-        let head_dim = piece.head_dim();
-        for r in 0..piece.rows() {
-            let (row, column) = piece.place(r);
+    pub(super) unsafe fn store<V: Vector>(&self, task: &Task, out: SharedRows) {
+        let head_dim = task.head_dim();
+        for r in 0..task.rows() {
+            let (row, column) = task.place(r);
             let from = &self.o[r * self.o_stride..][..self.o_stride];
             // SAFETY: the caller promises that the part is this worker's alone; i + count <= head_dim <= o_stride; a row has
             // LANES_MAX partial sums.

@@ -1,7 +1,8 @@
 //! Attention against a naive f64 one, and what must not show in any bit.
 
 use super::*;
-use crate::backend::cpu::testing::{Random, Worst, all_threads, all_ways, assert_same_bits, name, not_run};
+use crate::backend::cpu::testing::{Random, Worst, all_math, all_threads, assert_same_bits, name, not_run};
+use crate::backend::cpu::view::Rows;
 use crate::batch::Span;
 
 /// Largest error relative to the largest |v| that the row sees: measured 1.82e-5 by vector instructions and 6.6e-6 by tiles
@@ -33,7 +34,7 @@ fn ways() -> Vec<(Isa, Math)> {
         Math::Bf16(_) => false,
         _ => !is_emulated(*math) || fused.contains(isa),
     };
-    all_ways().into_iter().filter(is_another).collect()
+    all_math().into_iter().filter(is_another).collect()
 }
 
 /// Whether the products are those of the emulated unit.
@@ -315,7 +316,7 @@ fn attention_in_f32_has_the_same_bits_beside_products_of_bf16_pairs() {
     let batch = Batch::new(heads((9, 3, 64)), 230, 5);
     let spans = [span(0, 230)];
     let segments = [Queries { rows: 0..230, first_position: 0, spans: &spans }];
-    for (isa, math) in all_ways() {
+    for (isa, math) in all_math() {
         if matches!(math, Math::Bf16(_)) {
             let [got, expected] = [math, Math::F32].map(|math| batch.run(isa, math, &threads, &segments));
             assert_same_bits(&got, &expected, batch.q_width(), &name(isa, math));

@@ -1,11 +1,14 @@
 //! The products of attention by vector instructions: the register tile of matrix products over panels of Kᵀ and of V.
 
+use super::super::accumulators::Start;
 use super::super::pack::{Lanes32, pack_panel};
 use super::super::simd::{Kernel, Shape, Vector};
 use super::super::threads::Scratch;
-use super::super::tile::{Ahead, F32, Product, Start, multiply};
+use super::super::tile::{Ahead, F32, Product, multiply};
+use super::matmuls::Matmuls;
+use super::plan::Heads;
 use super::softmax::Running;
-use super::{Heads, KEYS, Piece, Products, ROWS_MAX, Tile};
+use super::task::{KEYS, ROWS_MAX, Task, Tile};
 
 /// Vectors of a panel of V: head widths are multiples of 32 more often than of 48.
 const VALUE_VECTORS: usize = 2;
@@ -53,10 +56,10 @@ pub(super) struct Panels<'b, const VECTORS: usize> {
 }
 
 impl<'b, const VECTORS: usize> Panels<'b, VECTORS> {
-    /// What `piece` takes, in `scratch`.
+    /// What `task` takes, in `scratch`.
     #[inline(always)]
-    pub(super) fn new<V: Vector>(piece: &Piece, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
-        let (head_dim, rows) = (piece.head_dim(), piece.rows());
+    pub(super) fn new<V: Vector>(task: &Task, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
+        let (head_dim, rows) = (task.head_dim(), task.rows());
         let o_stride = head_dim.next_multiple_of(V::LANES);
         let sizes = Sizes::new(head_dim, rows, Shape::of::<V>());
         // The tiles of K and V first: they begin at a cache line.
@@ -65,26 +68,26 @@ impl<'b, const VECTORS: usize> Panels<'b, VECTORS> {
         let (v, rest) = rest.split_at_mut(sizes.v);
         let (scores, rest) = rest.split_at_mut(sizes.scores);
         let (q, rest) = rest.split_at_mut(sizes.q);
-        (Self { head_dim, k, v, scores, q }, Running::new(piece, rows, o_stride, rest))
+        (Self { head_dim, k, v, scores, q }, Running::new(task, rows, o_stride, rest))
     }
 }
 
-impl<V: Vector, const VECTORS: usize> Products<V> for Panels<'_, VECTORS> {
+impl<V: Vector, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
     const ROWS: usize = V::TILE_ROWS;
     const ALIGNMENT: usize = 1;
 
     #[inline(always)]
-    unsafe fn gather_queries(&mut self, piece: &Piece) {
+    unsafe fn gather_queries(&mut self, task: &Task) {
         for (r, to) in self.q.chunks_exact_mut(self.head_dim).enumerate() {
-            to.copy_from_slice(piece.query(r));
+            to.copy_from_slice(task.query(r));
         }
     }
 
     #[inline(always)]
-    unsafe fn gather_keys(&mut self, piece: &Piece, _first_key: usize, key_rows: &[usize]) {
+    unsafe fn gather_keys(&mut self, task: &Task, _first_key: usize, key_rows: &[usize]) {
         let (width, head_dim) = (VECTORS * V::LANES, self.head_dim);
         for start in (0..key_rows.len()).step_by(width) {
-            let row = |r: usize| piece.key(key_rows[start + r]).as_ptr().cast();
+            let row = |r: usize| task.key(key_rows[start + r]).as_ptr().cast();
             let panel = self.k[start * head_dim..][..width * head_dim].as_mut_ptr();
             let rows = width.min(key_rows.len() - start);
             // SAFETY: a key has head_dim floats; the panel has width * head_dim.
@@ -92,7 +95,7 @@ impl<V: Vector, const VECTORS: usize> Products<V> for Panels<'_, VECTORS> {
         }
         let width = VALUE_VECTORS * V::LANES;
         for (key, row) in key_rows.iter().enumerate() {
-            let from = piece.value(*row);
+            let from = task.value(*row);
             for start in (0..head_dim).step_by(V::LANES) {
                 let at = start / width * width * KEYS + key * width + start % width;
                 let to = self.v[at..][..V::LANES].as_mut_ptr();
@@ -162,7 +165,7 @@ impl<V: Vector, const VECTORS: usize> Products<V> for Panels<'_, VECTORS> {
         for (r, &keys) in tile.seen.iter().enumerate() {
             // Every row after this one sees these keys too.
             if keys > done {
-                let start = if tile.first_key + done == 0 { Start::Zero } else { Start::Continue };
+                let start = if tile.first_key + done == 0 { Start::Zero } else { Start::Reload };
                 let product = product(r, done, keys - done, start);
                 // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS keys, gathered as far
                 // as the last row sees; `o` rows of padded width, which every row's tile 0 has written (each sees key 0).

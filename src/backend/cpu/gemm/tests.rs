@@ -1,11 +1,14 @@
 //! Products against naive ones: f64 for closeness, one scalar chain in the order of k for the bits.
 
+use std::ops::Range;
+
 use super::*;
 use crate::backend::cpu::elementwise::silu_mul;
-use crate::backend::cpu::matrix_unit::{BLOCK, flush};
+use crate::backend::cpu::matrix_unit::{TILE_K, flush};
 use crate::backend::cpu::testing::{
-    Random, Worst, all_threads, all_ways, assert_same_bits, bf16_ways, f32_ways, name, not_run,
+    Random, Worst, all_math, all_threads, assert_same_bits, bf16_math, f32_math, name, not_run,
 };
+use crate::backend::cpu::view::{Rows, WeightView};
 
 /// Largest error relative to the sum of |x * w|, |bias| and |out|: measured 1.15e-6 (k = 1,537 with outliers, products
 /// rounded first); twice that.
@@ -170,7 +173,7 @@ fn pair_chain(x: &[f32], w: &[f32]) -> f32 {
 /// TDPBF16PS as its manual describes it, on the parts of x in turn: of 32 values of k the even and the odd ones apart.
 fn tile_chain(x: &[f32], w: &[f32], parts: impl Fn(f32) -> Vec<f32>) -> f32 {
     let mut sum = 0.0;
-    for (x, w) in x.chunks(BLOCK).zip(w.chunks(BLOCK)) {
+    for (x, w) in x.chunks(TILE_K).zip(w.chunks(TILE_K)) {
         let x: Vec<Vec<f32>> = x.iter().map(|x| parts(*x)).collect();
         for part in 0..x[0].len() {
             let half = |first: usize| {
@@ -205,7 +208,7 @@ fn f32_chain(isa: Isa, math: Math, dtype: Dtype) -> impl Fn(&[f32], &[f32]) -> f
 #[test]
 fn gemm_matches_naive_f64_for_every_dtype_and_instruction_set() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math) in f32_ways() {
+    for (isa, math) in f32_math() {
         let mut worst = Worst::default();
         for shape in SHAPES {
             for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
@@ -234,7 +237,7 @@ fn gemm_matches_naive_f64_for_every_dtype_and_instruction_set() {
 #[test]
 fn gemm_has_the_bits_of_one_chain_in_the_order_of_k() {
     let all_threads = all_threads();
-    for (isa, math) in f32_ways() {
+    for (isa, math) in f32_math() {
         for (i, shape) in SHAPES.into_iter().enumerate() {
             let dtype = match math {
                 Math::F32Tiles(_) => Dtype::BF16,
@@ -259,7 +262,7 @@ fn gemm_has_the_bits_of_one_chain_in_the_order_of_k() {
 #[test]
 fn a_matrix_unit_leaves_other_weights_to_vector_instructions() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math) in f32_ways() {
+    for (isa, math) in f32_math() {
         for dtype in [Dtype::F32, Dtype::F16] {
             let problem = Problem::new((33, 50, 70), dtype);
             let got = problem.run(isa, &threads, math, Store::Replace, true);
@@ -272,7 +275,7 @@ fn a_matrix_unit_leaves_other_weights_to_vector_instructions() {
 #[test]
 fn gemm_gives_the_same_bits_for_any_cut_of_rows_and_columns() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math) in all_ways() {
+    for (isa, math) in all_math() {
         let problem = Problem::new((69, 131, 300), Dtype::BF16);
         let whole = problem.run(isa, &threads, math, Store::Replace, true);
         for (m_cut, n_cut) in [(1, 1), (7, 64), (68, 130), (33, 47)] {
@@ -291,7 +294,7 @@ fn gemm_gives_the_same_bits_for_any_cut_of_rows_and_columns() {
 #[test]
 fn a_weight_in_several_places_is_multiplied_with_as_one() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math) in all_ways() {
+    for (isa, math) in all_math() {
         let problem = Problem::new((69, 131, 300), Dtype::BF16);
         let whole = problem.run(isa, &threads, math, Store::Add, true);
         let stride = problem.k + W_GAP;
@@ -321,7 +324,7 @@ fn a_weight_in_several_places_is_multiplied_with_as_one() {
 #[test]
 fn gemm_keeps_a_nan_in_its_row_and_its_column() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math) in f32_ways() {
+    for (isa, math) in f32_math() {
         for (x, w) in [(f32::NAN, f32::INFINITY), (f32::INFINITY, f32::NAN)] {
             let mut problem = Problem::new((11, 53, 70), Dtype::BF16);
             let clean = problem.run(isa, &threads, math, Store::Replace, false);
@@ -344,7 +347,7 @@ fn gemm_keeps_a_nan_in_its_row_and_its_column() {
 #[test]
 fn bf16_gemm_has_the_bits_of_the_instruction_s_documented_arithmetic() {
     let all_threads = all_threads();
-    for (isa, math) in bf16_ways() {
+    for (isa, math) in bf16_math() {
         for (i, shape) in SHAPES.into_iter().enumerate() {
             let dtype = [Dtype::BF16, Dtype::F16, Dtype::F32][i % 3];
             let problem = Problem::new(shape, dtype);
@@ -389,7 +392,7 @@ fn gating_ways() -> Vec<(Isa, Math, Vec<Dtype>)> {
         let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F32].into_iter();
         dtypes.filter(|&dtype| math.gates(dtype)).collect::<Vec<_>>()
     };
-    let ways = all_ways().into_iter().map(|(isa, math)| (isa, math, gated(math)));
+    let ways = all_math().into_iter().map(|(isa, math)| (isa, math, gated(math)));
     let ways: Vec<_> = ways.filter(|(_, _, dtypes)| !dtypes.is_empty()).collect();
     let emulated = Isa::for_tests().into_iter().filter(|isa| isa.matrix_unit().is_some()).count();
     assert_eq!(ways.len(), 2 * emulated, "in three parts and in one");
@@ -502,7 +505,7 @@ fn a_gate_without_as_many_rows_of_up_is_refused() {
 #[test]
 fn gemm_of_an_empty_sum_is_the_bias() {
     let threads = Threads::new(1).unwrap();
-    for (isa, math) in f32_ways() {
+    for (isa, math) in f32_math() {
         let problem = Problem::new((3, 20, 0), Dtype::BF16);
         let got = problem.run(isa, &threads, math, Store::Replace, true);
         assert_same_bits(
@@ -516,7 +519,7 @@ fn gemm_of_an_empty_sum_is_the_bias() {
 
 #[test]
 fn gemm_stays_within_the_scratch_it_states() {
-    for (isa, math) in all_ways() {
+    for (isa, math) in all_math() {
         let threads = Threads::new(1).unwrap();
         threads.reserve(scratch_floats(isa, math));
         let before = threads.scratch_bytes();

@@ -7,12 +7,12 @@
 //! ahead. The last round of k leaves the registers straight for `out`: a separate pass over finished sums cost 3 to 6 % of a
 //! product.
 
+use super::super::accumulators::Start;
 use super::super::pack::{Lanes32, pack_pairs, pack_stored, round_row};
-use super::super::simd::Shape;
-use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Vector};
-use super::super::tile::{Ahead, Bf16, Dot, F32, Finish, Product, Start, multiply, tiles};
+use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Shape, Vector};
+use super::super::tile::{Ahead, Bf16, Dot, F32, Finish, Product, multiply, tiles};
 use super::super::view::{Rows, WeightView};
-use super::{Block, Limits, Piece, round_of};
+use super::block::{Block, Limits, Piece, round_of};
 
 /// Rows of a block at most: packing a weight again for every so many costs 1 % of their products.
 const BLOCK_ROWS_MAX: usize = 512;
@@ -131,7 +131,7 @@ impl Block<'_, '_> {
                 panel_stride: width * V::K_BLOCK,
                 sums: sums.as_mut_ptr(),
                 sums_stride,
-                start: if index % rounds == 0 { Start::Zero } else { Start::Continue },
+                start: if index % rounds == 0 { Start::Zero } else { Start::Reload },
                 finish: (index % rounds + 1 == rounds).then_some(finish),
                 ahead,
             };

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, LANES_MAX, Vector};
+use super::vector::{Kernel, LANES_MAX, Vector};
 
 /// Eight f32 lanes.
 #[derive(Clone, Copy)]

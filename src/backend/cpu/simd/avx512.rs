@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Bf16Kernel, Bf16Vector, Kernel, LANES_MAX, Vector};
+use super::vector::{Bf16Kernel, Bf16Vector, Kernel, LANES_MAX, Vector};
 
 /// Sixteen f32 lanes.
 #[derive(Clone, Copy)]

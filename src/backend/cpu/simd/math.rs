@@ -1,6 +1,6 @@
 //! What several kernels compute with vectors: exponentials, the largest lanes, and sums over a row.
 
-use super::{LANES_MAX, Vector};
+use super::vector::{LANES_MAX, Vector};
 
 /// exp(x) in every lane: at most 8.2e-8 relative error over [-87.3, 88.3] (measured against f64 on every 97th
 /// float, test `exp_stays_within_its_stated_error`), 0 below -87.7, infinity above 88.38, NaN for NaN.

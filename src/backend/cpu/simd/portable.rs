@@ -4,7 +4,7 @@
 //! before it is added. The sixteen-lane types exist in tests: they drive the AVX-512 shapes of every kernel on any
 //! machine, and with the fused `mul_add` of a mathematics library they give AVX-512's very bits.
 
-use super::{Kernel, LANES_MAX, Vector};
+use super::vector::{Kernel, LANES_MAX, Vector};
 
 /// How `mul_add` rounds.
 pub(super) trait MulAdd: Copy {
@@ -163,7 +163,7 @@ pub(super) use sixteen::{Lanes16, Lanes16Fused};
 
 #[cfg(test)]
 mod sixteen {
-    use super::super::Bf16Vector;
+    use super::super::vector::Bf16Vector;
     use super::{Lanes, MulAdd, Separate};
 
     /// One rounding, by the mathematics library.

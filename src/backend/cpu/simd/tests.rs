@@ -1,5 +1,6 @@
 //! Every method of every vector type against one scalar line, and the accuracy of `exp` and `exp2`.
 
+use super::math::exp;
 use super::*;
 use crate::backend::cpu::testing::{Random, not_run};
 

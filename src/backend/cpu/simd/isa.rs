@@ -1,0 +1,278 @@
+//! What this CPU has: proofs that instruction sets and matrix units are there, made by detection alone.
+
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+use super::amx;
+use super::portable;
+use super::vector::{Bf16Kernel, Kernel, Vector};
+#[cfg(target_arch = "x86_64")]
+use super::{avx2, avx512};
+
+/// Sizes of an instruction set's vectors and tiles; see `Vector`.
+#[derive(Clone, Copy, Default)]
+pub(in crate::backend::cpu) struct Shape {
+    pub(in crate::backend::cpu) lanes: usize,
+    /// Output columns of a GEMM's panel.
+    pub(in crate::backend::cpu) panel_width: usize,
+    pub(in crate::backend::cpu) tile_rows: usize,
+    pub(in crate::backend::cpu) k_block: usize,
+}
+
+impl Shape {
+    /// The sizes that a vector type gives the kernels.
+    #[inline(always)]
+    pub(in crate::backend::cpu) fn of<V: Vector>() -> Self {
+        let panel_width = V::PANEL_VECTORS * V::LANES;
+        Self { lanes: V::LANES, panel_width, tile_rows: V::TILE_ROWS, k_block: V::K_BLOCK }
+    }
+}
+
+/// An instruction set that this CPU has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(IsaKind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum IsaKind {
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// The shape of AVX-512 (16 lanes, 8 x 48 tile) in portable code, products rounded first.
+    #[cfg(test)]
+    Lanes16,
+    /// The same, multiply and add fused: AVX-512's bits on any machine.
+    #[cfg(test)]
+    Lanes16Fused,
+}
+
+impl Isa {
+    /// The fastest instruction set of this CPU.
+    pub fn detect() -> Self {
+        *Self::available().last().expect("the portable instruction set is always there")
+    }
+
+    /// The instruction set that every CPU has: plain Rust, which the compiler turns into what the target guarantees.
+    pub fn portable() -> Self {
+        Self(IsaKind::Portable)
+    }
+
+    /// All instruction sets of this CPU, slowest first.
+    pub fn available() -> Vec<Self> {
+        let mut found = vec![Self::portable()];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if avx2::is_available() {
+                found.push(Self(IsaKind::Avx2));
+            }
+            if avx512::is_available() {
+                found.push(Self(IsaKind::Avx512));
+            }
+        }
+        found
+    }
+
+    /// Its name as printed: `portable`, `avx2+fma`, `avx512`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            IsaKind::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            IsaKind::Avx2 => "avx2+fma",
+            #[cfg(target_arch = "x86_64")]
+            IsaKind::Avx512 => "avx512",
+            #[cfg(test)]
+            IsaKind::Lanes16 => "16 portable lanes",
+            #[cfg(test)]
+            IsaKind::Lanes16Fused => "16 portable lanes, fused",
+        }
+    }
+
+    /// The instructions for bfloat16 products, where this CPU has them beside this instruction set.
+    pub fn bf16(self) -> Option<Bf16Isa> {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            IsaKind::Avx512 if avx512::is_bf16_available() => Some(Bf16Isa(Bf16Kind::Avx512)),
+            #[cfg(test)]
+            IsaKind::Lanes16 => Some(Bf16Isa(Bf16Kind::Lanes16)),
+            #[cfg(test)]
+            IsaKind::Lanes16Fused => Some(Bf16Isa(Bf16Kind::Lanes16Fused)),
+            _ => None,
+        }
+    }
+
+    /// The matrix unit, where this CPU has one beside this instruction set.
+    pub fn matrix_unit(self) -> Option<MatrixUnit> {
+        match self.0 {
+            #[cfg(test)]
+            IsaKind::Lanes16 | IsaKind::Lanes16Fused => self.bf16().map(MatrixUnit::emulated),
+            _ => self.bf16().and_then(MatrixUnit::beside),
+        }
+    }
+
+    /// The sizes that its vector type gives the kernels.
+    pub(in crate::backend::cpu) fn shape(self) -> Shape {
+        struct Measure<'a>(&'a mut Shape);
+        impl Kernel for Measure<'_> {
+            #[inline(always)]
+            unsafe fn run<V: Vector>(self) {
+                *self.0 = Shape::of::<V>();
+            }
+        }
+        let mut shape = Shape::default();
+        self.run(Measure(&mut shape));
+        shape
+    }
+
+    /// Runs `kernel` compiled for this instruction set.
+    pub(in crate::backend::cpu) fn run(self, kernel: impl Kernel) {
+        // SAFETY: a value of each kind is made only where the CPU has its instructions (`available`).
+        unsafe {
+            match self.0 {
+                IsaKind::Portable => kernel.run::<portable::Portable>(),
+                #[cfg(target_arch = "x86_64")]
+                IsaKind::Avx2 => avx2::run::<avx2::Avx2, _>(kernel),
+                #[cfg(target_arch = "x86_64")]
+                IsaKind::Avx512 => avx512::run(kernel),
+                #[cfg(test)]
+                IsaKind::Lanes16 => kernel.run::<portable::Lanes16>(),
+                // The same bits without a library call for every multiply-add.
+                #[cfg(all(test, target_arch = "x86_64"))]
+                IsaKind::Lanes16Fused if avx2::is_available() => {
+                    avx2::run::<portable::Lanes16Fused, _>(kernel)
+                }
+                #[cfg(test)]
+                IsaKind::Lanes16Fused => kernel.run::<portable::Lanes16Fused>(),
+            }
+        }
+    }
+
+    /// What the tests run on: everything this CPU has, and AVX-512's shape in portable code.
+    #[cfg(test)]
+    pub(in crate::backend::cpu) fn for_tests() -> Vec<Self> {
+        let mut all = Self::available();
+        all.extend([Self(IsaKind::Lanes16), Self(IsaKind::Lanes16Fused)]);
+        all
+    }
+
+    /// The instruction sets among [`for_tests`](Self::for_tests) that fuse multiply and add.
+    #[cfg(test)]
+    pub(in crate::backend::cpu) fn fused_for_tests() -> Vec<Self> {
+        let unfused = [Self(IsaKind::Portable), Self(IsaKind::Lanes16)];
+        Self::for_tests().into_iter().filter(|isa| !unfused.contains(isa)).collect()
+    }
+}
+
+/// Instructions for bfloat16 products that this CPU has; made by [`Isa::bf16`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bf16Isa(Bf16Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bf16Kind {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// The instruction's documented arithmetic in portable code.
+    #[cfg(test)]
+    Lanes16,
+    /// The same, f32 multiply and add fused beside it.
+    #[cfg(test)]
+    Lanes16Fused,
+}
+
+impl Bf16Isa {
+    /// Whether a product is faster with them than with multiply-adds of f32. An instruction has twice the products of one,
+    /// and on AMD's CPUs the same rate. On Intel's it has a quarter of the rate at most: so measured on one of family 6,
+    /// model 207. This is decided by the maker rather than by a stopwatch because it decides bits.
+    pub fn is_faster(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Bf16Kind::Avx512 => avx512::is_amd(),
+            #[cfg(test)]
+            Bf16Kind::Lanes16 | Bf16Kind::Lanes16Fused => true,
+        }
+    }
+
+    /// Its name as printed: `avx512-bf16`.
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Bf16Kind::Avx512 => "avx512-bf16",
+            #[cfg(test)]
+            Bf16Kind::Lanes16 => "16 portable lanes, bf16",
+            #[cfg(test)]
+            Bf16Kind::Lanes16Fused => "16 portable lanes, fused, bf16",
+        }
+    }
+
+    /// Runs `kernel` compiled for these instructions.
+    pub(in crate::backend::cpu) fn run(self, kernel: impl Bf16Kernel) {
+        match self.0 {
+            // SAFETY: a value of this kind is made only where the CPU has the instructions (`Isa::bf16`).
+            #[cfg(target_arch = "x86_64")]
+            Bf16Kind::Avx512 => unsafe { avx512::run_bf16(kernel) },
+            // SAFETY: plain Rust.
+            #[cfg(test)]
+            Bf16Kind::Lanes16 => unsafe { kernel.run::<portable::Lanes16>() },
+            // SAFETY: plain Rust.
+            #[cfg(test)]
+            Bf16Kind::Lanes16Fused => unsafe { kernel.run::<portable::Lanes16Fused>() },
+        }
+    }
+}
+
+/// A matrix unit that this CPU has; made by [`Isa::matrix_unit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MatrixUnit {
+    kind: MatrixUnitKind,
+    vectors: Bf16Isa,
+}
+
+/// The matrix units that there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::backend::cpu) enum MatrixUnitKind {
+    #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+    Amx,
+    /// The instruction's documented arithmetic in portable code.
+    #[cfg(test)]
+    Emulated,
+}
+
+impl MatrixUnit {
+    /// Returns AMX, where CPU and system have it beside the instructions of `vectors`.
+    #[cfg_attr(
+        not(all(target_arch = "x86_64", target_os = "linux")),
+        allow(unused_variables, reason = "no matrix unit exists there")
+    )]
+    fn beside(vectors: Bf16Isa) -> Option<Self> {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if amx::is_available() {
+            return Some(Self { kind: MatrixUnitKind::Amx, vectors });
+        }
+        None
+    }
+
+    /// Returns a unit with the arithmetic of AMX on any machine.
+    #[cfg(test)]
+    fn emulated(vectors: Bf16Isa) -> Self {
+        Self { kind: MatrixUnitKind::Emulated, vectors }
+    }
+
+    /// The kind of unit: `Amx` only where AMX may be used.
+    #[inline(always)]
+    pub(in crate::backend::cpu) fn kind(self) -> MatrixUnitKind {
+        self.kind
+    }
+
+    /// The vector instructions beside it.
+    pub(in crate::backend::cpu) fn vectors(self) -> Bf16Isa {
+        self.vectors
+    }
+
+    /// Its name as printed: `amx`.
+    pub fn name(self) -> &'static str {
+        match self.kind {
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            MatrixUnitKind::Amx => "amx",
+            #[cfg(test)]
+            MatrixUnitKind::Emulated => "emulated tiles",
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Prefetches into the caches, on CPUs that have an instruction for it.
+
+/// Prefetches the cache line at `address`, which need not be valid.
+#[inline(always)]
+pub(in crate::backend::cpu) fn prefetch(address: *const u8) {
+    // SAFETY: a prefetch of any address has no effect but on the caches; x86-64 always has the instruction.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Like [`prefetch`], into the second-level cache only.
+#[inline(always)]
+pub(in crate::backend::cpu) fn prefetch_far(address: *const u8) {
+    // SAFETY: as for `prefetch`.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
