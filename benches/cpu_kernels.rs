@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use kudos::CpuMath;
 use kudos::internals::backend::cpu::attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
-use kudos::internals::backend::cpu::elementwise::{RopeTable, add_rms_norm, rope, silu_mul};
-use kudos::internals::backend::cpu::gemm::{Gemm, Math, Store, gemm};
+use kudos::internals::backend::cpu::elementwise::{RopeTable, add_rms_norm, gate_mul, rope};
+use kudos::internals::backend::cpu::gemm::{Gate, Gemm, Math, Store, gemm};
 use kudos::internals::backend::cpu::peak;
 use kudos::internals::backend::cpu::simd::Isa;
 use kudos::internals::backend::cpu::threads::Threads;
@@ -207,18 +207,18 @@ impl Bench {
         (data.len() * 8) as f64 / seconds
     }
 
-    /// The exponential, by way of silu_mul on rows that fit into the first-level cache: an upper bound of its cost.
+    /// The exponential, by way of gate_mul on rows that fit into the first-level cache: an upper bound of its cost.
     fn exp(&self, peak: f64) {
         const FFN: usize = 1536;
         let mut rows = vec![0.5f32; 2 * FFN];
         let seconds = self.best(|| {
             for _ in 0..1000 {
-                silu_mul(self.isa, &self.threads, RowsMut::new(&mut rows, 1, 2 * FFN, 2 * FFN));
+                gate_mul(self.isa, &self.threads, Gate::Silu, RowsMut::new(&mut rows, 1, 2 * FFN, 2 * FFN));
             }
         });
         let each = seconds / (1000 * FFN) as f64;
         println!(
-            "silu_mul in cache, one thread: {:.3} ns each, {:.1} FLOP of one peak",
+            "gate_mul in cache, one thread: {:.3} ns each, {:.1} FLOP of one peak",
             each * 1e9,
             each * peak
         );
@@ -266,9 +266,14 @@ impl Bench {
         print("add_rms_norm", seconds, 2 * 4 * hidden);
         let mut gate_up = vec![0.5f32; tokens * 2 * ffn];
         let seconds = self.best(|| {
-            silu_mul(self.isa, &self.threads, RowsMut::new(&mut gate_up, tokens, 2 * ffn, 2 * ffn));
+            gate_mul(
+                self.isa,
+                &self.threads,
+                Gate::Silu,
+                RowsMut::new(&mut gate_up, tokens, 2 * ffn, 2 * ffn),
+            );
         });
-        print("silu_mul", seconds, 3 * 4 * ffn);
+        print("gate_mul", seconds, 3 * 4 * ffn);
         let width = heads * 2 * half;
         let (mut qk, table, positions) = (vec![0.5f32; tokens * width], vec![0.7f32; half], vec![0; tokens]);
         let (cos, sin) = (Rows::new(&table, 1, half, half), Rows::new(&table, 1, half, half));

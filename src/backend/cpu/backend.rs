@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::act::{Act, RopeTables, Weight, row_stride};
 use super::arithmetic::{Arithmetic, Math};
 use super::attention::{self, AttentionInput, Heads, attention};
-use super::elementwise::{add_rms_norm, rope, silu_mul};
+use super::elementwise::{add_rms_norm, gate_mul, rope};
+use super::gate::Gate;
 use super::gemm::{self, Gemm, Store, gemm};
 use super::group::Group;
 use super::metadata::Metadata;
@@ -244,7 +245,8 @@ impl Backend for Cpu {
             x.rows(rows.clone(), weight.in_features()),
             out.rows_mut(0..rows.len(), self.geometry.shard.ffn_local),
         );
-        let operands = Gemm { x, weight: both, bias: weight.bias(), store: Store::Gate, math: self.math };
+        let operands =
+            Gemm { x, weight: both, bias: weight.bias(), store: Store::Gated(Gate::Silu), math: self.math };
         gemm(self.isa, &self.threads, &operands, out);
         Ok(())
     }
@@ -317,7 +319,8 @@ impl Backend for Cpu {
     }
 
     fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
-        silu_mul(self.isa, &self.threads, gate_up.rows_mut(0..rows, 2 * self.geometry.shard.ffn_local));
+        let rows = gate_up.rows_mut(0..rows, 2 * self.geometry.shard.ffn_local);
+        gate_mul(self.isa, &self.threads, Gate::Silu, rows);
         Ok(())
     }
 

@@ -9,12 +9,16 @@ mod act;
 mod arithmetic;
 pub mod attention;
 mod backend;
+mod blocking;
 mod clock;
 pub mod elementwise;
+mod epilogue;
+mod gate;
 pub mod gemm;
 mod group;
 mod matrix_unit;
 mod metadata;
+mod microkernel;
 mod pack;
 pub mod peak;
 mod pool;
@@ -22,7 +26,6 @@ pub mod simd;
 #[cfg(test)]
 mod testing;
 pub mod threads;
-mod tile;
 pub mod view;
 
 pub use act::{Act, Weight};

@@ -22,12 +22,12 @@ const KEY_TILES: usize = KEYS / TILE_K;
 /// Floats of scratch that a worker needs for so many rows.
 pub(super) fn scratch_floats(heads: Heads, rows: usize, terms: usize) -> usize {
     let rows = rows.next_multiple_of(MR);
-    Sizes::new(heads.head_dim, rows, terms).total()
+    ScratchSizes::new(heads.head_dim, rows, terms).total()
         + Running::floats(rows, heads.head_dim.next_multiple_of(NR))
 }
 
-/// The sizes of what lies in a worker's scratch, in floats.
-struct Sizes {
+/// Floats of each buffer in a worker's scratch.
+struct ScratchSizes {
     q: usize,
     k: usize,
     v: usize,
@@ -36,7 +36,7 @@ struct Sizes {
     cut: usize,
 }
 
-impl Sizes {
+impl ScratchSizes {
     /// For so many rows, in whole tiles.
     fn new(head_dim: usize, rows: usize, terms: usize) -> Self {
         let dims = head_dim.next_multiple_of(TILE_K);
@@ -80,7 +80,7 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
     pub(super) fn new(unit: MatrixUnit, task: &Task, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
         let (head_dim, rows) = (task.head_dim(), task.rows().next_multiple_of(MR));
         let o_stride = head_dim.next_multiple_of(NR);
-        let sizes = Sizes::new(head_dim, rows, TERMS);
+        let sizes = ScratchSizes::new(head_dim, rows, TERMS);
         let scratch = scratch.floats(sizes.total() + Running::floats(rows, o_stride));
         let (q, rest) = scratch.split_at_mut(sizes.q);
         let (k, rest) = rest.split_at_mut(sizes.k);

@@ -26,6 +26,7 @@ mod tests;
 mod vector;
 
 use super::arithmetic::Math;
+use super::blocking::{Blocked, Blocking};
 use super::simd::{Bf16Kernel, Bf16Vector, Isa, Kernel, MatrixUnit, Vector};
 use super::threads::{Scratch, Threads};
 use super::view::{RowsMut, SharedRows};
@@ -83,7 +84,7 @@ pub fn attention(
 pub fn scratch_floats(isa: Isa, math: Math, heads: Heads) -> usize {
     let rows = heads.rows_max();
     match Algorithm::of(math) {
-        Algorithm::Vectors => vector::scratch_floats(heads, rows, isa.shape()),
+        Algorithm::Vectors => vector::scratch_floats(heads, rows, isa.lanes(), Blocking::of(isa).mr),
         Algorithm::Tiles { terms, .. } => matrix::scratch_floats(heads, rows, terms),
     }
 }
@@ -161,7 +162,7 @@ impl Kernel for ByVectors<'_, '_> {
         // SAFETY: the caller vouches for the instructions. Items have disjoint query rows (`AttentionPlan::new` checks the
         // segments) or different heads, so no other worker writes these parts of `out`.
         unsafe {
-            if V::PANEL_VECTORS == 3 {
+            if V::NR_VECTORS == 3 {
                 let (panels, running) = Panels::<3>::new::<V>(&self.task, self.scratch);
                 attend::<V, _>(&self.task, panels, running, self.out);
             } else {

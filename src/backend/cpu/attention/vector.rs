@@ -1,10 +1,11 @@
 //! The products of attention by vector instructions: the register tile of matrix products over panels of Kᵀ and of V.
 
 use super::super::accumulators::Start;
+use super::super::blocking::Blocked;
+use super::super::microkernel::{F32, Operands, Prefetch, macrokernel};
 use super::super::pack::{Lanes32, pack_panel};
-use super::super::simd::{Kernel, Shape, Vector};
+use super::super::simd::{Kernel, Vector};
 use super::super::threads::Scratch;
-use super::super::tile::{Ahead, F32, Product, multiply};
 use super::matmuls::Matmuls;
 use super::plan::Heads;
 use super::softmax::Running;
@@ -14,25 +15,25 @@ use super::task::{KEYS, ROWS_MAX, Task, Tile};
 const VALUE_VECTORS: usize = 2;
 
 /// Floats of scratch that a worker needs for so many rows.
-pub(super) fn scratch_floats(heads: Heads, rows: usize, shape: Shape) -> usize {
-    Sizes::new(heads.head_dim, rows, shape).total()
-        + Running::floats(rows, heads.head_dim.next_multiple_of(shape.lanes))
+pub(super) fn scratch_floats(heads: Heads, rows: usize, lanes: usize, mr: usize) -> usize {
+    ScratchSizes::new(heads.head_dim, rows, lanes, mr).total()
+        + Running::floats(rows, heads.head_dim.next_multiple_of(lanes))
 }
 
-/// The sizes of what lies in a worker's scratch, in floats.
-struct Sizes {
+/// Floats of each buffer in a worker's scratch.
+struct ScratchSizes {
     k: usize,
     v: usize,
     scores: usize,
     q: usize,
 }
 
-impl Sizes {
-    fn new(head_dim: usize, rows: usize, shape: Shape) -> Self {
+impl ScratchSizes {
+    fn new(head_dim: usize, rows: usize, lanes: usize, mr: usize) -> Self {
         Self {
             k: KEYS * head_dim,
-            v: KEYS * head_dim.next_multiple_of(VALUE_VECTORS * shape.lanes),
-            scores: shape.tile_rows * KEYS,
+            v: KEYS * head_dim.next_multiple_of(VALUE_VECTORS * lanes),
+            scores: mr * KEYS,
             q: rows * head_dim,
         }
     }
@@ -58,10 +59,10 @@ pub(super) struct Panels<'b, const VECTORS: usize> {
 impl<'b, const VECTORS: usize> Panels<'b, VECTORS> {
     /// What `task` takes, in `scratch`.
     #[inline(always)]
-    pub(super) fn new<V: Vector>(task: &Task, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
+    pub(super) fn new<V: Blocked>(task: &Task, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
         let (head_dim, rows) = (task.head_dim(), task.rows());
         let o_stride = head_dim.next_multiple_of(V::LANES);
-        let sizes = Sizes::new(head_dim, rows, Shape::of::<V>());
+        let sizes = ScratchSizes::new(head_dim, rows, V::LANES, V::BLOCKING.mr);
         // The tiles of K and V first: they begin at a cache line.
         let scratch = scratch.floats(sizes.total() + Running::floats(rows, o_stride));
         let (k, rest) = scratch.split_at_mut(sizes.k);
@@ -72,8 +73,8 @@ impl<'b, const VECTORS: usize> Panels<'b, VECTORS> {
     }
 }
 
-impl<V: Vector, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
-    const ROWS: usize = V::TILE_ROWS;
+impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
+    const ROWS: usize = V::BLOCKING.mr;
     const ALIGNMENT: usize = 1;
 
     #[inline(always)]
@@ -109,23 +110,23 @@ impl<V: Vector, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
 
     #[inline(always)]
     unsafe fn score(&mut self, tile: &Tile) {
-        const { assert!(V::TILE_ROWS <= ROWS_MAX) };
+        const { assert!(V::BLOCKING.mr <= ROWS_MAX) };
         let (width, head_dim, rows) = (VECTORS * V::LANES, self.head_dim, tile.seen.len());
-        let product = Product {
+        let operands = Operands {
             steps: head_dim,
             x: self.q[tile.row * head_dim..][..rows * head_dim].as_ptr(),
             x_stride: head_dim,
             panel: self.k.as_ptr(),
             panel_width: width,
             panel_stride: width * head_dim,
-            sums: self.scores.as_mut_ptr(),
-            sums_stride: KEYS,
+            acc: self.scores.as_mut_ptr(),
+            acc_stride: KEYS,
             start: Start::Zero,
-            finish: None,
-            ahead: Ahead::NOTHING,
+            epilogue: None,
+            prefetch: Prefetch::NONE,
         };
-        // SAFETY: `q` has these rows, `k` the panels of KEYS keys, `scores` TILE_ROWS rows of KEYS.
-        unsafe { V::run_apart(Columns::<VECTORS> { product, rows, columns: tile.keys() }) };
+        // SAFETY: `q` has these rows, `k` the panels of KEYS keys, `scores` `mr` rows of KEYS.
+        unsafe { V::run_apart(Columns::<VECTORS> { operands, rows, columns: tile.keys() }) };
     }
 
     #[inline(always)]
@@ -148,29 +149,29 @@ impl<V: Vector, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
         let (width, head_dim, rows) = (VALUE_VECTORS * V::LANES, self.head_dim, tile.seen.len());
         let o = o[tile.row * o_stride..][..rows * o_stride].as_mut_ptr();
         // The rows from `first` on, and keys that all of these see.
-        let product = |first: usize, key: usize, keys: usize, start: Start| Product {
+        let operands = |first: usize, key: usize, keys: usize, start: Start| Operands {
             steps: keys,
             x: self.scores[first * KEYS + key..].as_ptr(),
             x_stride: KEYS,
             panel: self.v[key * width..].as_ptr(),
             panel_width: width,
             panel_stride: KEYS * width,
-            sums: o.wrapping_add(first * o_stride),
-            sums_stride: o_stride,
+            acc: o.wrapping_add(first * o_stride),
+            acc_stride: o_stride,
             start,
-            finish: None,
-            ahead: Ahead::NOTHING,
+            epilogue: None,
+            prefetch: Prefetch::NONE,
         };
         let mut done = 0;
         for (r, &keys) in tile.seen.iter().enumerate() {
             // Every row after this one sees these keys too.
             if keys > done {
                 let start = if tile.first_key + done == 0 { Start::Zero } else { Start::Reload };
-                let product = product(r, done, keys - done, start);
+                let operands = operands(r, done, keys - done, start);
                 // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS keys, gathered as far
                 // as the last row sees; `o` rows of padded width, which every row's tile 0 has written (each sees key 0).
                 unsafe {
-                    V::run_apart(Columns::<VALUE_VECTORS> { product, rows: rows - r, columns: head_dim });
+                    V::run_apart(Columns::<VALUE_VECTORS> { operands, rows: rows - r, columns: head_dim });
                 }
                 done = keys;
             }
@@ -178,11 +179,11 @@ impl<V: Vector, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
     }
 }
 
-/// The first `columns` columns, rounded up to whole vectors, of a product with panels of `VECTORS` vectors.
+/// The first `columns` columns, rounded up to whole vectors, of a operands with panels of `VECTORS` vectors.
 ///
-/// Whoever makes one vouches for what [`multiply`] asks, for the panels that have any of these columns.
+/// Whoever makes one vouches for what [`macrokernel`] asks, for the panels that have any of these columns.
 struct Columns<const VECTORS: usize> {
-    product: Product,
+    operands: Operands,
     rows: usize,
     columns: usize,
 }
@@ -190,18 +191,18 @@ struct Columns<const VECTORS: usize> {
 impl<const VECTORS: usize> Kernel for Columns<VECTORS> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Self { product, rows, columns } = self;
+        let Self { operands, rows, columns } = self;
         let width = VECTORS * V::LANES;
         let panels = columns / width;
-        let last = product.skip_panels(panels, width);
+        let last = operands.skip_panels(panels, width);
         // SAFETY: the maker's promises; of the last panel only vectors that have a column are multiplied.
         unsafe {
-            multiply::<V, F32, VECTORS>(product, rows, panels);
+            macrokernel::<V, F32, VECTORS>(operands, rows, panels);
             match (columns % width).div_ceil(V::LANES) {
                 0 => {}
-                1 => multiply::<V, F32, 1>(last, rows, 1),
-                2 => multiply::<V, F32, 2>(last, rows, 1),
-                _ => multiply::<V, F32, VECTORS>(last, rows, 1),
+                1 => macrokernel::<V, F32, 1>(last, rows, 1),
+                2 => macrokernel::<V, F32, 2>(last, rows, 1),
+                _ => macrokernel::<V, F32, VECTORS>(last, rows, 1),
             }
         }
     }

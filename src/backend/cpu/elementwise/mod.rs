@@ -1,6 +1,7 @@
 //! The operations between the matrix products: normalisation, rotation, gating. Memory-bound; cut by rows.
 
-use super::simd::{Isa, Kernel, Sums, Vector, silu};
+use super::gate::Gate;
+use super::simd::{Isa, Kernel, Sums, Vector};
 use super::threads::Threads;
 use super::view::{Rows, RowsMut, SharedRows};
 
@@ -82,42 +83,43 @@ impl Kernel for AddRmsNorm<'_> {
     }
 }
 
-/// `row[i] = silu(row[i]) * row[ffn + i]`, silu(x) = x / (1 + exp(-x))
+/// `row[i] = gate(row[i]) * row[ffn + i]`
 ///
-/// rows `[tokens, 2 * ffn]`: gate and up side by side in a row. The product overwrites gate; up stays.
+/// rows `[tokens, 2 * ffn]`: gate and up side by side in a row. The result overwrites gate; up stays.
 ///
 /// # Panics
 ///
 /// When the width is odd.
-pub fn silu_mul(isa: Isa, threads: &Threads, mut rows: RowsMut) {
+pub fn gate_mul(isa: Isa, threads: &Threads, gate: Gate, mut rows: RowsMut) {
     assert!(rows.width().is_multiple_of(2), "gate and up have different widths in {}", rows.width());
     let (tokens, width) = (rows.rows(), rows.width());
     let rows = rows.share();
     threads.for_each_chunk(tokens, CHUNK_FLOATS / width.max(1), |chunk| {
         for token in chunk {
-            isa.run(SiluMul { rows, ffn: width / 2, token });
+            isa.run(GateMul { gate, rows, ffn: width / 2, token });
         }
     });
 }
 
-struct SiluMul<'a> {
+struct GateMul<'a> {
+    gate: Gate,
     rows: SharedRows<'a>,
     ffn: usize,
     token: usize,
 }
 
-impl Kernel for SiluMul<'_> {
+impl Kernel for GateMul<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         // SAFETY: chunks do not overlap, so the row is this worker's alone; i + count <= ffn, half of the row.
         unsafe {
-            let gate = self.rows.part(self.token, 0..2 * self.ffn).as_mut_ptr();
-            let up = gate.add(self.ffn);
+            let row = self.rows.part(self.token, 0..2 * self.ffn).as_mut_ptr();
+            let up = row.add(self.ffn);
             for i in (0..self.ffn).step_by(V::LANES) {
                 let count = V::LANES.min(self.ffn - i);
-                silu(V::load_first(gate.add(i), count))
-                    .mul(V::load_first(up.add(i), count))
-                    .store_first(gate.add(i), count);
+                self.gate
+                    .apply(V::load_first(row.add(i), count), V::load_first(up.add(i), count))
+                    .store_first(row.add(i), count);
             }
         }
     }

@@ -94,7 +94,7 @@ fn add_rms_norm_keeps_large_rows_finite_and_a_nan_in_its_row() {
 }
 
 #[test]
-fn silu_mul_matches_naive_f64_and_leaves_up() {
+fn gate_mul_matches_naive_f64_and_leaves_up() {
     let all_threads = all_threads();
     for (tokens, ffn) in SHAPES {
         let mut random = Random::new(ffn as u64 + 1);
@@ -103,7 +103,7 @@ fn silu_mul_matches_naive_f64_and_leaves_up() {
         for isa in Isa::for_tests() {
             for threads in &all_threads {
                 let mut rows = before.clone();
-                silu_mul(isa, threads, view(&mut rows, tokens, 2 * ffn));
+                gate_mul(isa, threads, Gate::Silu, view(&mut rows, tokens, 2 * ffn));
                 for token in 0..tokens {
                     let start = token * (2 * ffn + GAP);
                     for i in start..start + ffn {
@@ -122,16 +122,16 @@ fn silu_mul_matches_naive_f64_and_leaves_up() {
                 }
             }
         }
-        worst.assert_within(SILU_ERROR, &format!("silu_mul [{tokens}, {ffn}]"));
+        worst.assert_within(SILU_ERROR, &format!("gate_mul [{tokens}, {ffn}]"));
     }
 }
 
 #[test]
-fn silu_mul_of_far_values_is_zero_or_the_product() {
+fn gate_mul_of_far_values_is_zero_or_the_product() {
     let threads = Threads::new(1).unwrap();
     for isa in Isa::for_tests() {
         let mut row = [-200.0, 200.0, -1e30, 1e30, 0.0, f32::NAN, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];
-        silu_mul(isa, &threads, RowsMut::new(&mut row, 1, 12, 12));
+        gate_mul(isa, &threads, Gate::Silu, RowsMut::new(&mut row, 1, 12, 12));
         assert_eq!(row[..5], [0.0, 400.0, 0.0, 2e30, 0.0], "{}", isa.name());
         assert!(row[5].is_nan(), "{}", isa.name());
     }

@@ -3,13 +3,15 @@
 use std::ops::Range;
 
 use super::super::arithmetic::Math;
+use super::super::blocking::Blocking;
+use super::super::epilogue::Store;
+use super::super::microkernel::Prefetch;
 use super::super::simd::{Bf16Isa, MatrixUnit};
 use super::super::threads::Scratch;
-use super::super::tile::{Ahead, Store};
 use super::super::view::{Rows, SharedRows, WeightView};
 use crate::weights::Dtype;
 
-/// The operands of a matrix product.
+/// The operands of a GEMM.
 #[derive(Clone, Copy)]
 pub struct Gemm<'a> {
     /// `[m, k]`.
@@ -18,14 +20,14 @@ pub struct Gemm<'a> {
     pub weight: WeightView<'a>,
     /// `[n]`, or none.
     pub bias: Option<&'a [f32]>,
-    /// Whether the product replaces `out` or is added to it.
+    /// How the output is written.
     pub store: Store,
-    /// How products are computed.
+    /// How it is computed.
     pub math: Math,
 }
 
 impl Math {
-    /// Returns whether a GEMM with a weight stored as `weight` can end with [`Store::Gate`].
+    /// Returns whether a GEMM with a weight stored as `weight` can end with [`Store::Gated`].
     pub fn gates(self, weight: Dtype) -> bool {
         matches!(Algorithm::of(self, weight), Algorithm::Tiles { .. })
     }
@@ -54,40 +56,39 @@ impl Algorithm {
     }
 }
 
-/// What the size of a block may be.
-pub(super) struct Limits {
-    /// A weight is packed again for every so many rows.
-    pub(super) rows_max: usize,
-    /// Below which more blocks would cost more packing than they gain in balance.
+/// How the output of a GEMM is cut into blocks.
+pub(super) struct Partition {
+    pub(super) blocking: Blocking,
+    /// Rows of a block at least: smaller blocks would cost more packing than they gain in balance.
     pub(super) rows_min: usize,
+    /// Columns of a block at most.
     pub(super) columns_max: usize,
-    /// What bringing a value of x into shape costs, once for each block of columns: so many times what it costs for a value of
-    /// the weight, once for each block of rows.
+    /// Cost of packing an element of x, once for each block of columns, relative to that of an element of the weight, once for
+    /// each block of rows.
     pub(super) x_cost: usize,
-    /// Columns come in multiples of this.
-    pub(super) panel: usize,
     /// Blocks wanted for each of several workers, for balance.
-    pub(super) blocks: usize,
+    pub(super) blocks_per_worker: usize,
 }
 
-impl Limits {
-    /// Rows and columns of the blocks that `[m, n]` is cut into: a few blocks for each worker where there are so many, and of
-    /// the ways to cut those the one that costs least.
+impl Partition {
+    /// Returns the rows and columns of the blocks that `[m, n]` is cut into: a few blocks for each worker where there are so
+    /// many, and of the cuts that give those the one with the least packing.
     pub(super) fn block_shape(&self, m: usize, n: usize, threads: usize) -> (usize, usize) {
-        let wanted = if threads == 1 { 1 } else { self.blocks * threads };
+        let Blocking { nr, mc, .. } = self.blocking;
+        let wanted = if threads == 1 { 1 } else { self.blocks_per_worker * threads };
         let cut = |row_blocks: usize| {
-            let rows = m.div_ceil(row_blocks).clamp(self.rows_min, self.rows_max);
+            let rows = m.div_ceil(row_blocks).clamp(self.rows_min, mc);
             let column_blocks = wanted.div_ceil(m.div_ceil(rows));
-            (rows, n.div_ceil(column_blocks).next_multiple_of(self.panel).min(self.columns_max))
+            (rows, n.div_ceil(column_blocks).next_multiple_of(nr).min(self.columns_max))
         };
-        let least = m.div_ceil(self.rows_max);
+        let least = m.div_ceil(mc);
         let cuts = (least..=least.max(wanted)).map(cut);
         let best = cuts.min_by_key(|&(rows, columns)| {
             let (row_blocks, column_blocks) = (m.div_ceil(rows), n.div_ceil(columns));
             let missing = wanted.saturating_sub(row_blocks * column_blocks);
             (missing, self.x_cost * m * column_blocks + n * row_blocks)
         });
-        best.expect("at least one way")
+        best.expect("at least one cut")
     }
 }
 
@@ -96,34 +97,35 @@ pub(super) struct Block<'a, 'b> {
     pub(super) gemm: &'a Gemm<'a>,
     pub(super) out: SharedRows<'a>,
     pub(super) rows: Range<usize>,
+    /// Columns of the matmul: twice as many as of the output where it is gated.
     pub(super) columns: Range<usize>,
     pub(super) scratch: &'b mut Scratch,
 }
 
-/// Values of k in a round: as few rounds as blocks of `most` allow, all about equally long, in whole `squares`.
-pub(super) fn round_of(k: usize, most: usize, square: usize) -> usize {
-    let rounds = k.div_ceil(most).max(1);
-    k.div_ceil(rounds).max(1).next_multiple_of(square)
+/// Returns the elements of a k block: as few k blocks as `most` allows, all about equally long, multiples of `multiple`.
+pub(super) fn k_block(k: usize, most: usize, multiple: usize) -> usize {
+    let k_blocks = k.div_ceil(most).max(1);
+    k.div_ceil(k_blocks).max(1).next_multiple_of(multiple)
 }
 
-/// Rows `row..row + rows`, columns `col..col + values` of x or of a weight.
+/// Rows `row..row + rows`, columns `col..col + cols` of x or of a weight.
 #[derive(Clone, Copy)]
-pub(super) struct Piece {
+pub(super) struct Submatrix {
     pub(super) row: usize,
     pub(super) rows: usize,
     pub(super) col: usize,
-    pub(super) values: usize,
+    pub(super) cols: usize,
 }
 
 impl WeightView<'_> {
-    /// A piece to be fetched while `tiles` tiles are computed, of steps of `values` values.
-    pub(super) fn ahead(&self, piece: Piece, values: usize, tiles: usize) -> Ahead {
-        Ahead {
-            first: self.element(piece.row, piece.col),
+    /// Returns a prefetch of `part` during `tiles` microkernels, of steps of `elements` elements.
+    pub(super) fn prefetch(&self, part: Submatrix, elements: usize, tiles: usize) -> Prefetch {
+        Prefetch {
+            first: self.element(part.row, part.col),
             row_bytes: self.row_stride() * self.dtype().size(),
-            rows: piece.rows,
-            rows_per_tile: piece.rows.div_ceil(tiles),
-            step_bytes: values * self.dtype().size(),
+            rows: part.rows,
+            rows_per_tile: part.rows.div_ceil(tiles),
+            step_bytes: elements * self.dtype().size(),
         }
     }
 }

@@ -19,17 +19,19 @@ mod matrix;
 mod tests;
 mod vector;
 
+use super::blocking::Blocking;
 use super::simd::Isa;
 use super::threads::Threads;
 use super::view::RowsMut;
 use crate::weights::Dtype;
-use block::{Algorithm, Block, Limits};
+use block::{Algorithm, Block, Partition};
 
 pub use super::arithmetic::Math;
-pub use super::tile::Store;
+pub use super::epilogue::Store;
+pub use super::gate::Gate;
 pub use block::Gemm;
 
-/// Computes `gemm` into `out`, `[m, n]`, or `[m, n / 2]` with [`Store::Gate`]. See the module for the formula and its order.
+/// Computes `gemm` into `out`, `[m, n]`, or `[m, n / 2]` with [`Store::Gated`]. See the module for the formula and its order.
 ///
 /// # Panics
 ///
@@ -37,9 +39,10 @@ pub use block::Gemm;
 pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
     let (m, n) = (gemm.x.rows(), gemm.weight.rows());
     assert_eq!(gemm.x.width(), gemm.weight.cols(), "the inner dimensions of x and the weight differ");
-    let out_width = if gemm.store == Store::Gate { n / 2 } else { n };
+    let is_gated = matches!(gemm.store, Store::Gated(_));
+    let out_width = if is_gated { n / 2 } else { n };
     assert_eq!((out.rows(), out.width()), (m, out_width), "the output has another shape than the matmul");
-    if gemm.store == Store::Gate {
+    if is_gated {
         assert!(gemm.math.gates(gemm.weight.dtype()), "vector instructions do not gate");
         assert!(n.is_multiple_of(2), "{n} rows are not as many of gate as of up");
     }
@@ -48,8 +51,8 @@ pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
         return;
     }
     let algorithm = Algorithm::of(gemm.math, gemm.weight.dtype());
-    let limits = limits(algorithm, isa, gemm.weight.cols());
-    let (block_rows, block_columns) = limits.block_shape(m, n, threads.count());
+    let (block_rows, block_columns) =
+        partition(algorithm, isa, gemm.weight.cols()).block_shape(m, n, threads.count());
     let column_blocks = n.div_ceil(block_columns);
     let out = out.share();
     threads.for_each_item(column_blocks * m.div_ceil(block_rows), |item, scratch| {
@@ -69,16 +72,16 @@ pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
 pub fn scratch_floats(isa: Isa, math: Math) -> usize {
     let algorithms = [Dtype::BF16, Dtype::F32].map(|dtype| Algorithm::of(math, dtype));
     let floats = |algorithm| match algorithm {
-        Algorithm::F32 => vector::scratch_floats(isa.shape(), false),
-        Algorithm::Bf16(_) => vector::scratch_floats(isa.shape(), true),
+        Algorithm::F32 => vector::scratch_floats(Blocking::of(isa), false),
+        Algorithm::Bf16(_) => vector::scratch_floats(Blocking::of(isa), true),
         Algorithm::Tiles { terms, .. } => matrix::scratch_floats(terms),
     };
     algorithms.into_iter().map(floats).max().unwrap_or(0)
 }
 
-fn limits(algorithm: Algorithm, isa: Isa, k: usize) -> Limits {
+fn partition(algorithm: Algorithm, isa: Isa, k: usize) -> Partition {
     match algorithm {
-        Algorithm::F32 | Algorithm::Bf16(_) => vector::limits(isa.shape()),
-        Algorithm::Tiles { terms, .. } => matrix::limits(terms, k),
+        Algorithm::F32 | Algorithm::Bf16(_) => vector::partition(Blocking::of(isa)),
+        Algorithm::Tiles { terms, .. } => matrix::partition(terms, k),
     }
 }

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::*;
-use crate::backend::cpu::elementwise::silu_mul;
+use crate::backend::cpu::elementwise::gate_mul;
 use crate::backend::cpu::matrix_unit::{TILE_K, flush};
 use crate::backend::cpu::testing::{
     Random, Worst, all_math, all_threads, assert_same_bits, bf16_math, f32_math, name, not_run,
@@ -115,7 +115,7 @@ impl Problem {
             math,
         };
         let out = &mut out[rows.start * out_stride + columns.start..];
-        let width = if store == Store::Gate { columns.len() / 2 } else { columns.len() };
+        let width = if matches!(store, Store::Gated(_)) { columns.len() / 2 } else { columns.len() };
         gemm(isa, threads, &operands, RowsMut::new(out, rows.len(), width, out_stride));
     }
 
@@ -123,7 +123,7 @@ impl Problem {
     fn expected_of_gate(&self, isa: Isa, threads: &Threads, math: Math, bias: bool) -> Vec<f32> {
         let (ffn, stride) = (self.n / 2, self.n + OUT_GAP);
         let mut product = self.run(isa, threads, math, Store::Replace, bias);
-        silu_mul(isa, threads, RowsMut::new(&mut product, self.m, self.n, stride));
+        gate_mul(isa, threads, Gate::Silu, RowsMut::new(&mut product, self.m, self.n, stride));
         let mut out = self.out.clone();
         for (out, product) in out.chunks_mut(stride).zip(product.chunks(stride)) {
             out[..ffn].copy_from_slice(&product[..ffn]);
@@ -400,7 +400,7 @@ fn gating_ways() -> Vec<(Isa, Math, Vec<Dtype>)> {
 }
 
 #[test]
-fn a_gate_has_the_bits_of_the_product_and_silu_mul() {
+fn a_gate_has_the_bits_of_the_matmul_and_gate_mul() {
     let all_threads = all_threads();
     for (isa, math, dtypes) in gating_ways() {
         for (i, (m, ffn, k)) in GATE_SHAPES.into_iter().enumerate() {
@@ -409,7 +409,7 @@ fn a_gate_has_the_bits_of_the_product_and_silu_mul() {
             for bias in [false, true] {
                 let expected = problem.expected_of_gate(isa, &all_threads[0], math, bias);
                 for threads in &all_threads {
-                    let got = problem.run(isa, threads, math, Store::Gate, bias);
+                    let got = problem.run(isa, threads, math, Store::Gated(Gate::Silu), bias);
                     let what = format!(
                         "{} {m} x {ffn} x {k} {dtype:?} bias {bias} {} threads",
                         name(isa, math),
@@ -443,7 +443,7 @@ fn gate_and_up_may_lie_in_two_places() {
                 x: Rows::new(&problem.x, problem.m, problem.k, problem.k + X_GAP),
                 weight: weight.unwrap(),
                 bias: Some(&problem.bias),
-                store: Store::Gate,
+                store: Store::Gated(Gate::Silu),
                 math,
             };
             gemm(isa, &threads, &operands, RowsMut::new(&mut out, problem.m, ffn, problem.n + OUT_GAP));
@@ -461,11 +461,11 @@ fn a_gate_keeps_a_nan_in_its_row_and_its_column() {
         // A row of gate or of up, the last ones too, beside which a panel has rows that nobody asked for.
         for row in [3, ffn - 1, ffn, ffn + 20, 2 * ffn - 1] {
             let mut problem = Problem::new((11, 2 * ffn, 70), Dtype::BF16);
-            let clean = problem.run(isa, &threads, math, Store::Gate, false);
+            let clean = problem.run(isa, &threads, math, Store::Gated(Gate::Silu), false);
             problem.x[4 * (problem.k + X_GAP) + 69] = f32::NAN;
             let at = 1 + (row * (problem.k + W_GAP) + 3) * 2;
             problem.bytes[at..at + 2].copy_from_slice(&half::bf16::NAN.to_le_bytes());
-            let got = problem.run(isa, &threads, math, Store::Gate, false);
+            let got = problem.run(isa, &threads, math, Store::Gated(Gate::Silu), false);
             for m in 0..problem.m {
                 for n in 0..ffn {
                     let at = m * (problem.n + OUT_GAP) + n;
@@ -483,7 +483,13 @@ fn a_gate_keeps_a_nan_in_its_row_and_its_column() {
 #[should_panic(expected = "do not gate")]
 fn vector_instructions_do_not_gate() {
     let threads = Threads::new(1).unwrap();
-    Problem::new((2, 8, 4), Dtype::BF16).run(Isa::portable(), &threads, Math::F32, Store::Gate, false);
+    Problem::new((2, 8, 4), Dtype::BF16).run(
+        Isa::portable(),
+        &threads,
+        Math::F32,
+        Store::Gated(Gate::Silu),
+        false,
+    );
 }
 
 #[test]
@@ -491,7 +497,7 @@ fn vector_instructions_do_not_gate() {
 fn a_matrix_unit_does_not_gate_other_weights_in_f32() {
     let threads = Threads::new(1).unwrap();
     let (isa, math, _) = gating_ways().into_iter().find(|way| way.2 == [Dtype::BF16]).unwrap();
-    Problem::new((2, 8, 4), Dtype::F16).run(isa, &threads, math, Store::Gate, false);
+    Problem::new((2, 8, 4), Dtype::F16).run(isa, &threads, math, Store::Gated(Gate::Silu), false);
 }
 
 #[test]
@@ -499,7 +505,7 @@ fn a_matrix_unit_does_not_gate_other_weights_in_f32() {
 fn a_gate_without_as_many_rows_of_up_is_refused() {
     let threads = Threads::new(1).unwrap();
     let (isa, math, _) = gating_ways().remove(0);
-    Problem::new((2, 7, 4), Dtype::BF16).run(isa, &threads, math, Store::Gate, false);
+    Problem::new((2, 7, 4), Dtype::BF16).run(isa, &threads, math, Store::Gated(Gate::Silu), false);
 }
 
 #[test]
@@ -529,7 +535,7 @@ fn gemm_stays_within_the_scratch_it_states() {
             let problem = Problem::new(shape, dtype);
             problem.run(isa, &threads, math, Store::Replace, false);
             if math.gates(dtype) {
-                problem.run(isa, &threads, math, Store::Gate, false);
+                problem.run(isa, &threads, math, Store::Gated(Gate::Silu), false);
             }
         }
         assert_eq!(threads.scratch_bytes(), before, "{}", name(isa, math));

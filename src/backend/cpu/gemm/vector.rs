@@ -1,46 +1,35 @@
-//! Blocks of a product by vector instructions: packed panels of the weight times register tiles of x.
+//! Blocks of a GEMM by vector instructions: packed panels of the weight times rows of x in the microkernel.
 //!
 //! The sum over k is one chain of fused multiply-adds (portable code rounds each product first).
 //!
-//! A piece of the weight is at most 192 columns and `K_BLOCK` steps of k, widened to f32: each value is widened once per 512
-//! rows. The next piece is fetched out of memory meanwhile, a few lines with every tile. x is read in place, a tile's rows
-//! ahead. The last round of k leaves the registers straight for `out`: a separate pass over finished sums cost 3 to 6 % of a
-//! product.
+//! A slice of the weight is at most `nc` columns and `kc` steps of k, widened to f32: each element is widened once per `mc`
+//! rows. The next slice is prefetched from memory meanwhile, a few lines with every microkernel. x is read in place, its rows
+//! prefetched a microkernel early. The last k block goes straight from the registers to `out`: a separate pass over finished
+//! accumulators cost 3 to 6 % of a matmul.
 
 use super::super::accumulators::Start;
+use super::super::blocking::{Blocked, Blocking};
+use super::super::epilogue::Epilogue;
+use super::super::microkernel::{Bf16, Dot, F32, Operands, Prefetch, macrokernel, microkernels};
 use super::super::pack::{Lanes32, pack_pairs, pack_stored, round_row};
-use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Shape, Vector};
-use super::super::tile::{Ahead, Bf16, Dot, F32, Finish, Product, multiply, tiles};
+use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Vector};
 use super::super::view::{Rows, WeightView};
-use super::block::{Block, Limits, Piece, round_of};
+use super::block::{Block, Partition, Submatrix, k_block};
 
-/// Rows of a block at most: packing a weight again for every so many costs 1 % of their products.
-const BLOCK_ROWS_MAX: usize = 512;
+/// Rows of x that are rounded to bfloat16 at a time. A multiple of every `mr`.
+const ROUNDED_ROWS: usize = 24;
 
-/// Rows of x that are rounded to bfloat16 at a time. A multiple of every tile's rows.
-const CHUNK_ROWS: usize = 24;
-/// Columns that are packed at a time: x is read again for every so many. A multiple of every panel width.
-const PACKED_COLUMNS_MAX: usize = 192;
-
-/// What the size of a block may be. More columns at a time could be fetched ahead, fewer are easier to share among workers.
-pub(super) fn limits(shape: Shape) -> Limits {
-    let columns_max = 4 * PACKED_COLUMNS_MAX;
+/// The partition of the output. With more columns to a block more could be prefetched, fewer are easier to share among workers.
+pub(super) fn partition(blocking: Blocking) -> Partition {
     // x is read in place.
     let x_cost = 0;
-    Limits {
-        rows_max: BLOCK_ROWS_MAX,
-        rows_min: 64,
-        columns_max,
-        x_cost,
-        panel: shape.panel_width,
-        blocks: 4,
-    }
+    Partition { blocking, rows_min: 64, columns_max: 4 * blocking.nc, x_cost, blocks_per_worker: 4 }
 }
 
 /// Floats of scratch that a worker needs at most, with x and the weight rounded to bfloat16 or not.
-pub(super) fn scratch_floats(shape: Shape, rounded: bool) -> usize {
-    let converted = if rounded { (CHUNK_ROWS + shape.panel_width) * shape.k_block } else { 0 };
-    Parts::new(BLOCK_ROWS_MAX, PACKED_COLUMNS_MAX, shape.k_block, converted).total()
+pub(super) fn scratch_floats(blocking: Blocking, rounded: bool) -> usize {
+    let converted = if rounded { (ROUNDED_ROWS + blocking.nr) * blocking.kc } else { 0 };
+    ScratchSizes::new(blocking.mc, blocking, converted).total()
 }
 
 impl Kernel for Block<'_, '_> {
@@ -48,7 +37,7 @@ impl Kernel for Block<'_, '_> {
     unsafe fn run<V: Vector>(self) {
         // SAFETY: the caller vouches for the instructions.
         unsafe {
-            if V::PANEL_VECTORS == 3 {
+            if V::NR_VECTORS == 3 {
                 self.compute::<V, F32, 3>();
             } else {
                 self.compute::<V, F32, 2>();
@@ -60,26 +49,26 @@ impl Kernel for Block<'_, '_> {
 impl Bf16Kernel for Block<'_, '_> {
     #[inline(always)]
     unsafe fn run<V: Bf16Vector>(self) {
-        const { assert!(V::PANEL_VECTORS == 3) };
+        const { assert!(V::NR_VECTORS == 3) };
         // SAFETY: the caller vouches for the instructions.
         unsafe { self.compute::<V, Bf16, 3>() }
     }
 }
 
-/// The sizes of what lies in a worker's scratch, in floats.
-struct Parts {
+/// Floats of each buffer in a worker's scratch.
+struct ScratchSizes {
     packed: usize,
-    sums: usize,
+    acc: usize,
     converted: usize,
 }
 
-impl Parts {
-    fn new(rows: usize, columns: usize, k_block: usize, converted: usize) -> Self {
-        Self { packed: columns * k_block, sums: rows * columns, converted }
+impl ScratchSizes {
+    fn new(rows: usize, blocking: Blocking, converted: usize) -> Self {
+        Self { packed: blocking.nc * blocking.kc, acc: rows * blocking.nc, converted }
     }
 
     fn total(&self) -> usize {
-        self.packed + self.sums + self.converted
+        self.packed + self.acc + self.converted
     }
 }
 
@@ -88,73 +77,74 @@ impl Block<'_, '_> {
     ///
     /// The CPU has the instructions of `V`.
     #[inline(always)]
-    unsafe fn compute<V: Vector, M: Operands<V>, const VECTORS: usize>(self) {
+    unsafe fn compute<V: Blocked, M: Packing<V>, const VECTORS: usize>(self) {
+        debug_assert_eq!(VECTORS, V::NR_VECTORS);
         let Self { gemm, out, rows, columns, scratch } = self;
-        let (width, k) = (VECTORS * V::LANES, gemm.weight.cols());
-        let k_round = round_of(k, V::K_BLOCK * M::VALUES, V::LANES * M::VALUES);
-        // An empty sum takes one round too, of no values.
-        let rounds = k.div_ceil(k_round).max(1);
-        let parts =
-            Parts::new(rows.len(), PACKED_COLUMNS_MAX, V::K_BLOCK, M::converted_floats(width, V::K_BLOCK));
-        let (packed, rest) = scratch.floats(parts.total()).split_at_mut(parts.packed);
-        let (sums, converted) = rest.split_at_mut(parts.sums);
-        // One piece of the weight after the other: a group of columns, and of those a round of k.
-        let piece = |index: usize| {
-            let column = columns.start + index / rounds * PACKED_COLUMNS_MAX;
-            let col = index % rounds * k_round;
-            let rows = PACKED_COLUMNS_MAX.min(columns.end - column);
-            Piece { row: column, rows, col, values: (k - col).min(k_round) }
+        let Blocking { nr, kc, nc, .. } = V::BLOCKING;
+        let k = gemm.weight.cols();
+        let k_block = k_block(k, kc * M::ELEMENTS, V::LANES * M::ELEMENTS);
+        // An empty sum takes one k block too, of no elements.
+        let k_blocks = k.div_ceil(k_block).max(1);
+        let sizes = ScratchSizes::new(rows.len(), V::BLOCKING, M::converted_floats());
+        let (packed, rest) = scratch.floats(sizes.total()).split_at_mut(sizes.packed);
+        let (acc, converted) = rest.split_at_mut(sizes.acc);
+        // One slice of the weight after the other: a group of columns, and of those a k block.
+        let slice = |index: usize| {
+            let column = columns.start + index / k_blocks * nc;
+            let col = index % k_blocks * k_block;
+            let rows = nc.min(columns.end - column);
+            Submatrix { row: column, rows, col, cols: (k - col).min(k_block) }
         };
-        let pieces = columns.len().div_ceil(PACKED_COLUMNS_MAX) * rounds;
-        for index in 0..pieces {
-            let weights = piece(index);
-            let panels = weights.rows.div_ceil(width);
-            let tiles = tiles::<V>(rows.len(), panels);
-            let mut ahead = Ahead::NOTHING;
-            if index + 1 < pieces {
-                ahead = gemm.weight.ahead(piece(index + 1), M::VALUES, tiles);
+        let slices = columns.len().div_ceil(nc) * k_blocks;
+        for index in 0..slices {
+            let weights = slice(index);
+            let panels = weights.rows.div_ceil(nr);
+            let tiles = microkernels::<V>(rows.len(), panels);
+            let mut prefetch = Prefetch::NONE;
+            if index + 1 < slices {
+                prefetch = gemm.weight.prefetch(slice(index + 1), M::ELEMENTS, tiles);
             }
-            let sums_stride = panels * width;
-            let finish = Finish {
+            let epilogue = Epilogue {
                 out: out.element(rows.start, weights.row),
-                stride: out.stride(),
+                out_stride: out.stride(),
                 columns: weights.rows,
                 bias: gemm.bias.map(|bias| bias[weights.row..][..weights.rows].as_ptr()),
+                up_bias: None,
                 store: gemm.store,
             };
-            let product = Product {
-                steps: weights.values.div_ceil(M::VALUES),
+            let operands = Operands {
+                steps: weights.cols.div_ceil(M::ELEMENTS),
                 x: std::ptr::null(),
                 x_stride: 0,
                 panel: packed.as_ptr(),
-                panel_width: width,
-                panel_stride: width * V::K_BLOCK,
-                sums: sums.as_mut_ptr(),
-                sums_stride,
-                start: if index % rounds == 0 { Start::Zero } else { Start::Reload },
-                finish: (index % rounds + 1 == rounds).then_some(finish),
-                ahead,
+                panel_width: nr,
+                panel_stride: nr * kc,
+                acc: acc.as_mut_ptr(),
+                acc_stride: panels * nr,
+                start: if index % k_blocks == 0 { Start::Zero } else { Start::Reload },
+                epilogue: (index % k_blocks + 1 == k_blocks).then_some(epilogue),
+                prefetch,
             };
-            // SAFETY: pieces lie inside the weight, rows inside x (`gemm` checked the shapes); `packed` holds `panels` panels
-            // of `width * K_BLOCK`, `sums` rows x panels x width, and both are this worker's alone. Sums are continued only
-            // after the first round has written all of them. Blocks do not overlap, so what they finish is this worker's
+            // SAFETY: slices lie inside the weight, rows inside x (`gemm` checked the shapes); `packed` holds `panels` panels
+            // of `nr * kc`, `acc` rows x panels x nr, and both are this worker's alone. Accumulators are reloaded only after
+            // the first k block has spilled all of them. Blocks do not overlap, so what their epilogues write is this worker's
             // alone too.
             unsafe {
                 for panel in 0..panels {
-                    let first = panel * width;
-                    let piece =
-                        Piece { row: weights.row + first, rows: width.min(weights.rows - first), ..weights };
-                    let to = packed.as_mut_ptr().add(first * V::K_BLOCK);
-                    M::pack(&gemm.weight, piece, width, to, converted);
+                    let first = panel * nr;
+                    let part =
+                        Submatrix { row: weights.row + first, rows: nr.min(weights.rows - first), ..weights };
+                    let to = packed.as_mut_ptr().add(first * kc);
+                    M::pack(&gemm.weight, part, to, converted);
                 }
-                for first in (0..rows.len()).step_by(CHUNK_ROWS) {
-                    let chunk = CHUNK_ROWS.min(rows.len() - first);
-                    let x = Piece { row: rows.start + first, rows: chunk, ..weights };
+                for first in (0..rows.len()).step_by(ROUNDED_ROWS) {
+                    let count = ROUNDED_ROWS.min(rows.len() - first);
+                    let x = Submatrix { row: rows.start + first, rows: count, ..weights };
                     let (x, x_stride) = M::x(&gemm.x, x, converted);
-                    let mut product = product.skip_rows(first);
-                    (product.x, product.x_stride) = (x, x_stride);
-                    product.ahead = ahead.skip_tiles(tiles * first / rows.len());
-                    multiply::<V, M, VECTORS>(product, chunk, panels);
+                    let mut operands = operands.skip_rows(first);
+                    (operands.x, operands.x_stride) = (x, x_stride);
+                    operands.prefetch = prefetch.skip_tiles(tiles * first / rows.len());
+                    macrokernel::<V, M, VECTORS>(operands, count, panels);
                 }
             }
         }
@@ -162,72 +152,71 @@ impl Block<'_, '_> {
 }
 
 /// How the operands are brought into 32-bit steps.
-trait Operands<V>: Dot<V> {
-    /// Floats of scratch for what is converted on the way.
-    fn converted_floats(panel_width: usize, k_block: usize) -> usize;
+trait Packing<V>: Dot<V> {
+    /// Floats of scratch for conversions.
+    fn converted_floats() -> usize;
 
-    /// Packs a piece of the weight, at most `width` rows, as a panel of `width` columns.
+    /// Packs part of the weight, at most `nr` rows, as a panel of `nr` columns.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; the piece lies inside the weight; `panel` is writable for `width` columns
-    /// times the piece's steps; `converted` has `converted_floats`.
-    unsafe fn pack(weight: &WeightView, piece: Piece, width: usize, panel: *mut f32, converted: &mut [f32]);
+    /// The CPU has the instructions of `V`; the part lies inside the weight; `panel` is writable for `nr` columns times the
+    /// part's steps; `converted` has `converted_floats`.
+    unsafe fn pack(weight: &WeightView, part: Submatrix, panel: *mut f32, converted: &mut [f32]);
 
-    /// A piece of x as rows of steps, and their stride. Valid until `converted` is written again.
+    /// Returns part of x as rows of steps, and their stride. Valid until `converted` is written again.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; the piece lies inside x and has at most `CHUNK_ROWS` rows; `converted` has
+    /// The CPU has the instructions of `V`; the part lies inside x and has at most `ROUNDED_ROWS` rows; `converted` has
     /// `converted_floats`.
-    unsafe fn x(x: &Rows, piece: Piece, converted: &mut [f32]) -> (*const f32, usize);
+    unsafe fn x(x: &Rows, part: Submatrix, converted: &mut [f32]) -> (*const f32, usize);
 }
 
-impl<V: Vector> Operands<V> for F32 {
-    fn converted_floats(_: usize, _: usize) -> usize {
+impl<V: Blocked> Packing<V> for F32 {
+    fn converted_floats() -> usize {
         0
     }
 
     #[inline(always)]
-    unsafe fn pack(weight: &WeightView, piece: Piece, width: usize, panel: *mut f32, _: &mut [f32]) {
-        let row = |r: usize| weight.element(piece.row + r, piece.col);
+    unsafe fn pack(weight: &WeightView, part: Submatrix, panel: *mut f32, _: &mut [f32]) {
+        let row = |r: usize| weight.element(part.row + r, part.col);
+        let (dtype, stride, width) = (weight.dtype(), weight.row_stride(), V::BLOCKING.nr);
         // SAFETY: the caller's promises.
-        unsafe {
-            pack_stored::<V>(weight.dtype(), row, piece.rows, piece.values, weight.row_stride(), width, panel)
-        }
+        unsafe { pack_stored::<V>(dtype, row, part.rows, part.cols, stride, width, panel) }
     }
 
     #[inline(always)]
-    unsafe fn x(x: &Rows, piece: Piece, _: &mut [f32]) -> (*const f32, usize) {
-        (x.as_ptr().wrapping_add(piece.row * x.stride() + piece.col), x.stride())
+    unsafe fn x(x: &Rows, part: Submatrix, _: &mut [f32]) -> (*const f32, usize) {
+        (x.as_ptr().wrapping_add(part.row * x.stride() + part.col), x.stride())
     }
 }
 
-impl<V: Bf16Vector> Operands<V> for Bf16 {
-    fn converted_floats(panel_width: usize, k_block: usize) -> usize {
-        (CHUNK_ROWS + panel_width) * k_block
+impl<V: Blocked + Bf16Vector> Packing<V> for Bf16 {
+    fn converted_floats() -> usize {
+        (ROUNDED_ROWS + V::BLOCKING.nr) * V::BLOCKING.kc
     }
 
     #[inline(always)]
-    unsafe fn pack(weight: &WeightView, piece: Piece, width: usize, panel: *mut f32, converted: &mut [f32]) {
-        let row = |r: usize| weight.element(piece.row + r, piece.col);
-        // Behind the rows of x, which stay until the next chunk.
-        let rounded = converted[CHUNK_ROWS * V::K_BLOCK..].as_mut_ptr();
+    unsafe fn pack(weight: &WeightView, part: Submatrix, panel: *mut f32, converted: &mut [f32]) {
+        let Blocking { nr, kc, .. } = V::BLOCKING;
+        let row = |r: usize| weight.element(part.row + r, part.col);
+        // Behind the rows of x, which stay until the next ones are rounded.
+        let rounded = converted[ROUNDED_ROWS * kc..].as_mut_ptr();
         let (dtype, stride) = (weight.dtype(), weight.row_stride());
-        // SAFETY: the caller's promises; `rounded` has a row of K_BLOCK floats, at least one a step, for each of `width` rows.
-        unsafe {
-            pack_pairs::<V>(dtype, row, piece.rows, piece.values, stride, width, panel, rounded, V::K_BLOCK);
-        }
+        // SAFETY: the caller's promises; `rounded` has a row of `kc` floats, at least one a step, for each of `nr` rows.
+        unsafe { pack_pairs::<V>(dtype, row, part.rows, part.cols, stride, nr, panel, rounded, kc) };
     }
 
     #[inline(always)]
-    unsafe fn x(x: &Rows, piece: Piece, converted: &mut [f32]) -> (*const f32, usize) {
-        for r in 0..piece.rows {
-            let from = x.row(piece.row + r)[piece.col..][..piece.values].as_ptr();
-            let to = converted[r * V::K_BLOCK..][..V::K_BLOCK].as_mut_ptr();
-            // SAFETY: `from` has `values` floats, `to` room for 2 * K_BLOCK >= values bfloat16 values.
-            unsafe { round_row::<V, Lanes32>(from.cast(), piece.values, to.cast()) };
+    unsafe fn x(x: &Rows, part: Submatrix, converted: &mut [f32]) -> (*const f32, usize) {
+        let kc = V::BLOCKING.kc;
+        for r in 0..part.rows {
+            let from = x.row(part.row + r)[part.col..][..part.cols].as_ptr();
+            let to = converted[r * kc..][..kc].as_mut_ptr();
+            // SAFETY: `from` has `cols` floats, and `to` is writable for 2 * kc >= cols bfloat16 values.
+            unsafe { round_row::<V, Lanes32>(from.cast(), part.cols, to.cast()) };
         }
-        (converted.as_ptr(), V::K_BLOCK)
+        (converted.as_ptr(), kc)
     }
 }

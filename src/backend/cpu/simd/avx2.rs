@@ -57,10 +57,6 @@ macro_rules! lanewise {
 
 impl Vector for Avx2 {
     const LANES: usize = 8;
-    const PANEL_VECTORS: usize = 2;
-    const TILE_ROWS: usize = 6;
-    // A panel of 16 columns and 256 steps is 16 KiB: half of the first-level cache.
-    const K_BLOCK: usize = 256;
 
     lanewise! {
         add(self, b) = _mm256_add_ps(self.0, b.0);

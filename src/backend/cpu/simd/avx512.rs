@@ -84,11 +84,6 @@ macro_rules! lanewise {
 
 impl Vector for Avx512 {
     const LANES: usize = 16;
-    const PANEL_VECTORS: usize = 3;
-    const TILE_ROWS: usize = 8;
-    // A panel of 48 columns comes out of the second-level cache at a third of what that gives, so it need not fit into the
-    // first: 768 steps beat 192 (which would) by 3 to 5 % of a product, for sums are put down and taken up less often.
-    const K_BLOCK: usize = 768;
 
     lanewise! {
         add(self, b) = _mm512_add_ps(self.0, b.0);

@@ -7,25 +7,6 @@ use super::vector::{Bf16Kernel, Kernel, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
 
-/// Sizes of an instruction set's vectors and tiles; see `Vector`.
-#[derive(Clone, Copy, Default)]
-pub(in crate::backend::cpu) struct Shape {
-    pub(in crate::backend::cpu) lanes: usize,
-    /// Output columns of a GEMM's panel.
-    pub(in crate::backend::cpu) panel_width: usize,
-    pub(in crate::backend::cpu) tile_rows: usize,
-    pub(in crate::backend::cpu) k_block: usize,
-}
-
-impl Shape {
-    /// The sizes that a vector type gives the kernels.
-    #[inline(always)]
-    pub(in crate::backend::cpu) fn of<V: Vector>() -> Self {
-        let panel_width = V::PANEL_VECTORS * V::LANES;
-        Self { lanes: V::LANES, panel_width, tile_rows: V::TILE_ROWS, k_block: V::K_BLOCK }
-    }
-}
-
 /// An instruction set that this CPU has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(IsaKind);
@@ -108,18 +89,19 @@ impl Isa {
         }
     }
 
-    /// The sizes that its vector type gives the kernels.
-    pub(in crate::backend::cpu) fn shape(self) -> Shape {
-        struct Measure<'a>(&'a mut Shape);
-        impl Kernel for Measure<'_> {
-            #[inline(always)]
-            unsafe fn run<V: Vector>(self) {
-                *self.0 = Shape::of::<V>();
-            }
+    /// f32 lanes of its vectors.
+    pub(in crate::backend::cpu) fn lanes(self) -> usize {
+        match self.0 {
+            IsaKind::Portable => portable::Portable::LANES,
+            #[cfg(target_arch = "x86_64")]
+            IsaKind::Avx2 => avx2::Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            IsaKind::Avx512 => avx512::Avx512::LANES,
+            #[cfg(test)]
+            IsaKind::Lanes16 => portable::Lanes16::LANES,
+            #[cfg(test)]
+            IsaKind::Lanes16Fused => portable::Lanes16Fused::LANES,
         }
-        let mut shape = Shape::default();
-        self.run(Measure(&mut shape));
-        shape
     }
 
     /// Runs `kernel` compiled for this instruction set.

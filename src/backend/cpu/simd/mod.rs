@@ -23,8 +23,8 @@ mod prefetch;
 mod tests;
 mod vector;
 
+pub(super) use isa::MatrixUnitKind;
 pub use isa::{Bf16Isa, Isa, MatrixUnit};
-pub(super) use isa::{MatrixUnitKind, Shape};
 pub(super) use math::{Sums, exp2, max_of_rows, silu};
 pub(super) use prefetch::{prefetch, prefetch_far};
 pub(super) use vector::{Bf16Kernel, Bf16Vector, Kernel, LANES_MAX, Vector};

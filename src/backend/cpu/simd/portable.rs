@@ -4,7 +4,7 @@
 //! before it is added. The sixteen-lane types exist in tests: they drive the AVX-512 shapes of every kernel on any
 //! machine, and with the fused `mul_add` of a mathematics library they give AVX-512's very bits.
 
-use super::vector::{Kernel, LANES_MAX, Vector};
+use super::vector::{Kernel, Vector};
 
 /// How `mul_add` rounds.
 pub(super) trait MulAdd: Copy {
@@ -54,9 +54,6 @@ impl<const N: usize, M: MulAdd> Lanes<N, M> {
 
 impl<const N: usize, M: MulAdd> Vector for Lanes<N, M> {
     const LANES: usize = N;
-    const PANEL_VECTORS: usize = if N == LANES_MAX { 3 } else { 2 };
-    const TILE_ROWS: usize = if N == LANES_MAX { 8 } else { 4 };
-    const K_BLOCK: usize = if N == LANES_MAX { 768 } else { 256 };
 
     // Inline: what runs on these lanes in tests is compiled with the caller's instructions.
     #[inline(always)]

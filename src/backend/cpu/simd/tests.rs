@@ -155,7 +155,7 @@ fn scalar(name: &str, i: usize, (a, b, c): (&[f32; 16], &[f32; 16], &[f32; 16]),
 fn every_vector_method_matches_its_scalar_line() {
     let mut random = Random::new(1);
     for isa in Isa::for_tests() {
-        let (lanes, fused) = (isa.shape().lanes, Isa::fused_for_tests().contains(&isa));
+        let (lanes, fused) = (isa.lanes(), Isa::fused_for_tests().contains(&isa));
         for round in 0..50 {
             let mut values = || -> [f32; 16] { std::array::from_fn(|_| random.value()) };
             let (mut a, mut b, c) = (values(), values(), values());
@@ -241,7 +241,7 @@ fn transposing_swaps_row_and_lane() {
         let mut squares = Default::default();
         isa.run(Transpose(&mut squares));
         for rows in squares {
-            assert_eq!(rows.len(), isa.shape().lanes);
+            assert_eq!(rows.len(), isa.lanes());
             for (row, values) in rows.iter().enumerate() {
                 for (lane, got) in values.iter().enumerate() {
                     assert_eq!(*got, (lane * 100 + row) as f32, "{} [{row}, {lane}]", isa.name());
@@ -391,7 +391,7 @@ fn the_largest_lane_of_each_row_stands_in_the_row_s_lane() {
     for isa in Isa::for_tests() {
         let mut max = Vec::new();
         isa.run(MaxOfRows(&mut max));
-        let expected: Vec<f32> = (0..isa.shape().lanes).map(|row| (100 + row) as f32).collect();
+        let expected: Vec<f32> = (0..isa.lanes()).map(|row| (100 + row) as f32).collect();
         assert_eq!(max, expected, "{}", isa.name());
     }
 }

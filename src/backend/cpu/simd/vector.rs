@@ -12,12 +12,6 @@ pub(in crate::backend::cpu) const LANES_MAX: usize = 16;
 pub(in crate::backend::cpu) trait Vector: Copy {
     /// f32 lanes; a power of two, at most [`LANES_MAX`].
     const LANES: usize;
-    /// Vectors side by side in a GEMM's register tile: 3 or 2.
-    const PANEL_VECTORS: usize;
-    /// Rows of a register tile: with the vectors above it fills the register file.
-    const TILE_ROWS: usize;
-    /// Steps along k that a GEMM packs at a time.
-    const K_BLOCK: usize;
 
     /// `x` in every lane.
     unsafe fn splat(x: f32) -> Self;
