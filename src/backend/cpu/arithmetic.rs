@@ -6,17 +6,21 @@ use super::testing;
 
 /// The arithmetic of matmuls and of attention on the CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum CpuMath {
-    /// f32 matmuls of f32 activations with the weights as stored, and f32 attention, as fast as this CPU can: by a matrix
-    /// unit, which takes an f32 as the exact sum of three bf16 values, where it has one.
+    /// f32, as fast as this CPU can
+    ///
+    /// Activations in f32, weights as stored, attention in f32: by a matrix unit, which takes an f32 as the
+    /// exact sum of three bf16 values, where the CPU has one.
     #[default]
     F32,
-    /// f32 by vector instructions alone, even where the CPU has a faster matrix unit: the same bits on every CPU that has
-    /// AVX2 or AVX-512.
+    /// f32 by vector instructions alone, with the same bits on every CPU with AVX2 or AVX-512
     F32Vector,
-    /// Activations and weights rounded to bf16, accumulated in f32, where the CPU is faster with that, and rewards move by
-    /// about as much as a bf16 model's do; elsewhere f32, with a warning. A matrix unit takes the queries, keys, values and
-    /// probabilities of attention rounded to bf16, too; without one attention stays in f32.
+    /// bf16 where the CPU is faster with it: rewards move by about as much as a bf16 model's do
+    ///
+    /// Activations and weights are rounded to bf16 and accumulated in f32; elsewhere f32 is used, with a
+    /// warning. A matrix unit also takes the queries, keys, values and probabilities of attention rounded
+    /// to bf16; without one attention stays in f32.
     Bf16,
 }
 
