@@ -11,13 +11,14 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value};
 
 use super::clock::strftime;
-use super::cost;
+use super::fuel;
+use super::limits::{affordable, iterable, unsupported};
 use super::markup;
 use super::methods::{self, capitalize, replace, split_lines, strip};
-use super::python::{JsonStyle, affordable, is_space, iterable, json_dumps, str_of, unsupported};
+use super::python::{JsonStyle, is_space, json_dumps, str_of};
 
-/// What one rendering may cost: in minijinja's count, instructions and 64-byte pieces of text, so about 600 MB, and what
-/// [`cost`] counts.
+/// Fuel for one rendering: in minijinja's count, instructions and 64-byte pieces of text, so about 600 MB, and the charges
+/// of [`fuel`].
 const FUEL: u64 = 10_000_000;
 
 /// Scopes in each other, a macro's call counting 4, at most: each may nest a value by as many brackets as a tag may have,
@@ -61,7 +62,7 @@ pub(super) fn environment(now: DateTime) -> Result<Environment<'static>, Error> 
     FOREIGN_FILTERS.iter().for_each(|name| env.remove_filter(name));
     FOREIGN_TESTS.iter().for_each(|name| env.remove_test(name));
     env.remove_global("debug");
-    cost::add_filters(&mut env);
+    fuel::add_filters(&mut env);
     add_filters(&mut env);
     add_tests(&mut env);
     env.add_function("raise_exception", |message: &Value| -> Result<Value, Error> {
@@ -83,14 +84,14 @@ fn emit(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error>
 
 fn add_filters(env: &mut Environment<'static>) {
     env.add_filter("tojson", tojson);
-    env.add_filter(cost::JOINED, text_of);
+    env.add_filter(fuel::JOINED, text_of);
     env.add_filter("safe", |state: &State, value: &Value| markup::markup(state, text_of(state, value)?));
     env.add_filter("string", |state: &State, value: &Value| {
         markup::like(state, value, text_of(state, value)?)
     });
     for name in ["length", "count"] {
         env.add_filter(name, |state: &State, value: &Value| match markup::text_of(value) {
-            Some(text) => cost::charge_text(state, text.len()).map(|()| text.chars().count()),
+            Some(text) => fuel::charge_text(state, text.len()).map(|()| text.chars().count()),
             None => filters::length(value),
         });
     }
@@ -148,9 +149,8 @@ fn tojson(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs)
     let is_true = |value: Option<Value>| value.is_some_and(|value| value.is_true());
     let (sort_keys, ensure_ascii) = (is_true(sort_keys), is_true(ensure_ascii));
     let style = JsonStyle { indent, item_separator, key_separator, sort_keys, ensure_ascii };
-    let text = json_dumps(value, &style)?;
-    cost::charge_made(state, text.len())?;
-    Ok(text)
+    fuel::read(state, value)?;
+    json_dumps(value, &style)
 }
 
 /// So many spaces, none for a negative width, as Python repeats a string.
@@ -191,13 +191,12 @@ fn title(text: &str) -> String {
     out
 }
 
-/// `str(value)`, at its price, which is minijinja's where it is a text already.
+/// Returns `str(value)`. Charges for values other than strings, for which minijinja charges.
 fn text_of(state: &State, value: &Value) -> Result<String, Error> {
-    let text = str_of(value)?;
     if value.as_str().is_none() {
-        cost::charge_made(state, text.len())?;
+        fuel::read(state, value)?;
     }
-    Ok(text)
+    str_of(value)
 }
 
 fn join(
@@ -225,7 +224,7 @@ fn join(
         affordable(bytes)?;
         texts.push(text);
     }
-    cost::charge_items(state, texts.len())?;
+    fuel::charge_items(state, texts.len())?;
     Ok(texts.join(&separator))
 }
 
@@ -284,7 +283,7 @@ fn add_tests(env: &mut Environment<'static>) {
 
 fn cased(state: &State, value: &Value, case: &str) -> Result<bool, Error> {
     let text = text_of(state, value)?;
-    cost::charge_text(state, text.len())?;
+    fuel::charge_text(state, text.len())?;
     if !text.is_ascii() {
         return Err(unsupported(format!("the test `is {case}` of text beyond ASCII is not implemented")));
     }

@@ -8,11 +8,9 @@
 use std::sync::Arc;
 
 use minijinja::value::{Object, ObjectRepr};
-use minijinja::{Error, ErrorKind, State, Value};
+use minijinja::{Error, State, Value};
 
-use super::cost;
-use super::methods;
-use super::python::unsupported;
+use super::limits::unsupported;
 
 #[derive(Debug)]
 struct Markup(String);
@@ -31,9 +29,9 @@ impl Object for Markup {
     }
 }
 
-/// `text` as a `Markup`, at the price of a text.
+/// Returns `text` as a `Markup`, and charges for it as minijinja does for a string.
 pub(super) fn markup(state: &State, text: String) -> Result<Value, Error> {
-    cost::charge_held(state, text.len())?;
+    state.consume_fuel(text.len() as u64 / 64)?;
     Ok(Value::from_object(Markup(text)))
 }
 
@@ -63,22 +61,5 @@ pub(super) fn refuse(value: &Value) -> Result<(), Error> {
              anything else may escape text in Jinja2, and is not implemented",
         )),
         None => Ok(()),
-    }
-}
-
-/// A method of a `Markup`, of those that escape nothing.
-pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let Some(text) = text_of(value) else { return Err(ErrorKind::UnknownMethod.into()) };
-    let keeps = matches!(method, "strip" | "lstrip" | "rstrip" | "upper" | "lower" | "capitalize");
-    let asks =
-        matches!(method, "startswith" | "endswith" | "find" | "rfind" | "count" | "isspace" | "isascii");
-    if !(asks || keeps && args.is_empty()) {
-        refuse(value)?;
-    }
-    cost::charge_held(state, text.len())?;
-    let result = methods::call(state, &Value::from(text), method, args)?;
-    match result.as_str() {
-        Some(text) if keeps => markup(state, text.to_owned()),
-        _ => Ok(result),
     }
 }

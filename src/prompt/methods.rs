@@ -1,28 +1,33 @@
 //! Python's methods on strings, mappings and lists, as templates call them.
 //!
-//! Those here give what Python gives, or an error where Python's Unicode tables would be needed and Rust's differ. What
-//! is not here is an unknown method: an error with its name and line.
+//! Each returns Python's result, or an error where Python's Unicode tables would be needed and Rust's differ. Any other
+//! method is unknown: an error with its name and line.
+//!
+//! `pycompat` of minijinja-contrib 3.1 has such methods too. It is not used because it approximates: `strip` takes Rust's
+//! whitespace, without Python's U+001C to U+001F; `splitlines` breaks at `\n` and `\r\n` only; `isdigit`, `isalnum` and their
+//! like go by Rust's Unicode tables; `startswith` takes lists; `rsplit`, `partition`, `removeprefix` and `index` are missing.
 
 use std::collections::HashSet;
 
 use minijinja::value::{Kwargs, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
-use super::cost;
-use super::markup;
-use super::python::{affordable, affordable_list, is_space, iterable, unsupported};
+use super::fuel;
+use super::limits::{affordable, affordable_list, iterable, unsupported};
+use super::markup::{self, markup};
+use super::python::is_space;
 
 /// minijinja's callback for methods that its values do not have themselves.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     // minijinja charges for a text that has the method, and for what comes back.
     for arg in args {
-        cost::charge_compared(state, arg)?;
+        fuel::compare(state, arg)?;
     }
     match value.kind() {
         ValueKind::String => of_string(state, value.as_str().unwrap_or_default(), method, args),
         ValueKind::Map => of_map(state, value, method, args),
         ValueKind::Seq | ValueKind::Iterable => of_list(state, value, method, args),
-        ValueKind::Plain => markup::call(state, value, method, args),
+        ValueKind::Plain => of_markup(state, value, method, args),
         _ => Err(ErrorKind::UnknownMethod.into()),
     }
 }
@@ -69,7 +74,7 @@ fn of_string(state: &State, s: &str, method: &str, args: &[Value]) -> Result<Val
                 None => Err(unsupported("str.join: an item is not a string")),
             });
             let strings = strings.collect::<Result<Vec<_>, Error>>()?;
-            cost::charge_items(state, strings.len())?;
+            fuel::charge_items(state, strings.len())?;
             Value::from(strings.join(s))
         }
         "upper" => none(args, s.to_uppercase())?,
@@ -98,7 +103,7 @@ fn of_map(state: &State, map: &Value, method: &str, args: &[Value]) -> Result<Va
     Ok(match method {
         "get" => {
             let (key, default): (&Value, Option<Value>) = from_args(args)?;
-            cost::charge_key(state, key)?;
+            fuel::charge_key(state, key)?;
             let found = map.as_object().and_then(|object| object.get_value(key));
             found.or(default).unwrap_or(Value::from(()))
         }
@@ -114,28 +119,21 @@ fn of_map(state: &State, map: &Value, method: &str, args: &[Value]) -> Result<Va
 }
 
 fn of_list(state: &State, list: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let items = list.try_iter()?.checked().map(|item| {
-        // A list that repeats another one is longer than what was charged for.
-        state.consume_fuel(1)?;
-        item
-    });
-    let equals = |item: Value, what: &Value| {
-        cost::charge_compared(state, &item)?;
-        Ok::<_, Error>(item == *what)
-    };
+    fuel::compare(state, list)?;
+    let items = list.try_iter()?.checked();
     Ok(match method {
         "count" => {
             let what = one::<&Value>(args)?;
             let mut count = 0;
             for item in items {
-                count += usize::from(equals(item?, what)?);
+                count += usize::from(item? == *what);
             }
             Value::from(count)
         }
         "index" => {
             let what = one::<&Value>(args)?;
             for (index, item) in items.enumerate() {
-                if equals(item?, what)? {
+                if item? == *what {
                     return Ok(Value::from(index));
                 }
             }
@@ -144,6 +142,23 @@ fn of_list(state: &State, list: &Value, method: &str, args: &[Value]) -> Result<
         "copy" => none(args, items.collect::<Result<Vec<_>, Error>>()?)?,
         _ => return Err(ErrorKind::UnknownMethod.into()),
     })
+}
+
+/// A method of a `Markup`, of those that escape nothing.
+fn of_markup(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let Some(text) = markup::text_of(value) else { return Err(ErrorKind::UnknownMethod.into()) };
+    let keeps = matches!(method, "strip" | "lstrip" | "rstrip" | "upper" | "lower" | "capitalize");
+    let asks =
+        matches!(method, "startswith" | "endswith" | "find" | "rfind" | "count" | "isspace" | "isascii");
+    if !(asks || keeps && args.is_empty()) {
+        markup::refuse(value)?;
+    }
+    fuel::charge_text(state, text.len())?;
+    let result = call(state, &Value::from(text), method, args)?;
+    match result.as_str() {
+        Some(text) if keeps => markup(state, text.to_owned()),
+        _ => Ok(result),
+    }
 }
 
 /// The one argument of a method.
@@ -166,9 +181,8 @@ pub(super) fn strip<'s>(
     start: bool,
     end: bool,
 ) -> Result<&'s str, Error> {
-    if let Some(chars) = chars {
-        cost::charge_made(state, s.len() + chars.len())?;
-    }
+    // Looking up each character takes eight times as long as what text is charged for.
+    fuel::charge_text(state, chars.map_or(0, |chars| 8 * (s.len() + chars.len())))?;
     let chars: Option<HashSet<char>> = chars.map(|chars| chars.chars().collect());
     let goes = |c: char| chars.as_ref().map_or_else(|| is_space(c), |chars| chars.contains(&c));
     let s = if start { s.trim_start_matches(goes) } else { s };

@@ -5,16 +5,17 @@
 //!
 //! - `template` finds templates and renders them, `jinja` is the environment they see, `scan` prepares their source
 //! - `parts` is `content` that is a list of text parts, `markup` is what the filter `safe` makes
-//! - `cost` charges templates for what they compare, add and keep, which minijinja alone does not
+//! - `limits` bounds single values, `fuel` charges for reading nested ones, for which minijinja does not
 //! - `python` and `methods` print and cut text as Python does, `clock` shows the date
 //! - `token_files` reads what stands beside `tokenizer.json`, by `json_file` and as tokens of `token`; `tokenizer` encodes;
 //!   `tokenizer_class` says where transformers 5 would build another one
 //! - `sanitize` keeps control tokens out of what users wrote
 
 mod clock;
-mod cost;
+mod fuel;
 mod jinja;
 mod json_file;
+mod limits;
 mod markup;
 mod methods;
 mod parts;

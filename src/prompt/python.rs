@@ -6,52 +6,16 @@
 use std::fmt::Write;
 
 use minijinja::value::ValueKind;
-use minijinja::{Error, ErrorKind, Value};
+use minijinja::{Error, Value};
 
+use super::limits::{NESTING_MAX, affordable, nested_too_deep, unsupported};
 use super::markup;
 use super::parts::refuse_printed;
-
-/// Bytes of one text that a template makes, at most. What it may make in all is bounded by its fuel, of which a text is
-/// charged when it is there.
-pub(super) const TEXT_BYTES_MAX: usize = 64 << 20;
-
-/// Lists in lists, at most, that are printed: printing them recurses. JSON from outside has no more than 128.
-pub(super) const NESTING_MAX: usize = 200;
-
-/// Refuses a text of so many bytes before it is made, or made any longer.
-pub(super) fn affordable(bytes: usize) -> Result<(), Error> {
-    if bytes <= TEXT_BYTES_MAX {
-        return Ok(());
-    }
-    Err(unsupported(format!("a text of more than {} MiB", TEXT_BYTES_MAX >> 20)))
-}
-
-/// A list of texts, refused before it takes more memory than one text may.
-pub(super) fn affordable_list<'s>(texts: impl Iterator<Item = &'s str>) -> Result<Vec<&'s str>, Error> {
-    let (mut list, mut bytes) = (Vec::new(), 0);
-    for text in texts {
-        bytes += size_of::<Value>() + text.len();
-        affordable(bytes)?;
-        list.push(text);
-    }
-    Ok(list)
-}
-
-/// Refuses what Python cannot iterate and minijinja takes for empty.
-pub(super) fn iterable(value: &Value) -> Result<(), Error> {
-    match value.is_none() {
-        true => Err(unsupported("none is not iterable")),
-        false => Ok(()),
-    }
-}
 
 /// Refuses lists that are nested too deep to be printed, and ends one whose text is too long already.
 fn printable(out: &str, depth: usize) -> Result<(), Error> {
     affordable(out.len())?;
-    if depth <= NESTING_MAX {
-        return Ok(());
-    }
-    Err(unsupported(format!("a value with more than {NESTING_MAX} lists or mappings in each other")))
+    if depth <= NESTING_MAX { Ok(()) } else { Err(nested_too_deep()) }
 }
 
 /// What `str.isspace`, `str.strip` and `str.split` take for whitespace: Unicode's, and the four separators U+001C..U+001F.
@@ -283,11 +247,6 @@ fn write_json_str(out: &mut String, text: &str, ensure_ascii: bool) {
         }
     }
     out.push('"');
-}
-
-/// An error for what would not come out as Python prints it.
-pub(super) fn unsupported(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! (`{% generation %}`, line endings, `~`, a few string escapes), refuses tags that Hugging Face's environment does not have,
 //! and collects the literal text that `sanitize_control_tokens` searches for control tokens.
 
-use super::cost;
+use super::fuel;
 
 /// Tags that Jinja2 has in Hugging Face's environment and that mean the same in minijinja.
 const TAGS: [&str; 19] = [
@@ -213,13 +213,13 @@ impl<'a> Scanner<'a> {
     /// The expressions of a tag, up to `close`, which does not count inside brackets and strings.
     ///
     /// Operands of `~` go through a filter that prints them as Python does; minijinja's `~` prints floats and lists otherwise.
-    /// What is compared, added, kept or used as a key goes through the filters of [`cost`](super::cost).
+    /// What is compared, added, kept or used as a key goes through the filters of [`fuel`](super::fuel).
     fn code(&mut self, tag: &str, close: &str) -> Result<(), String> {
         let mut levels = vec![Level::new(Bracket::Tag)];
         let mut parts = 0;
         // `for x in y`, where the word is no comparison, and `set x = y`.
         let (mut names_items, mut names_variables) = (tag == "for", tag == "set");
-        let (first, mut kept) = (self.at, cost::KEPT);
+        let (first, mut kept) = (self.at, fuel::KEPT);
         loop {
             let rest = self.rest();
             let c = rest.chars().next().ok_or_else(|| format!("a tag is not closed by `{close}`"))?;
@@ -228,7 +228,7 @@ impl<'a> Scanner<'a> {
                 return Err(format!("a tag has more than {PARTS_MAX} names and operators"));
             }
             if levels.len() > NESTED_MAX {
-                return Err(format!("a tag has more than {NESTED_MAX} brackets in each other"));
+                return Err(format!("a tag has more than {NESTED_MAX} nested brackets"));
             }
             let (outermost, at) = (levels.len() == 1, self.text.len());
             let level = levels.last_mut().ok_or("a bracket is closed that was not opened")?;
@@ -264,8 +264,8 @@ impl<'a> Scanner<'a> {
                 ')' | ']' | '}' => {
                     self.end_comparand(level);
                     match level.bracket {
-                        Bracket::Subscript => self.end(&mut level.content, cost::KEY),
-                        Bracket::Recursion => self.end(&mut level.content, cost::ITERATED),
+                        Bracket::Subscript => self.end(&mut level.content, fuel::KEY),
+                        Bracket::Recursion => self.end(&mut level.content, fuel::ITERATED),
                         Bracket::Tag | Bracket::Mapping | Bracket::Other => {}
                     }
                     levels.pop();
@@ -277,7 +277,7 @@ impl<'a> Scanner<'a> {
                         names_items = false;
                         self.end_comparand(level);
                         level.content = Span { filtered: true, ..Span::default() };
-                        kept = cost::ITERATED;
+                        kept = fuel::ITERATED;
                         self.copy(word.len());
                     } else if outermost && tag == "for" && !names_items && matches!(word, "if" | "recursive")
                     {
@@ -323,7 +323,7 @@ impl<'a> Scanner<'a> {
                         level.content.filtered &= level.bracket != Bracket::Recursion;
                         if outermost && names_variables {
                             names_variables = false;
-                            kept = if self.source[first..self.at].contains('.') { cost::HELD } else { kept };
+                            kept = if self.source[first..self.at].contains('.') { fuel::HELD } else { kept };
                             level.content = Span { filtered: true, ..Span::default() };
                         }
                     }
@@ -332,7 +332,7 @@ impl<'a> Scanner<'a> {
                 ',' | ':' => {
                     self.end_comparand(level);
                     match level.bracket {
-                        Bracket::Mapping if c == ':' => self.end(&mut level.content, cost::KEY),
+                        Bracket::Mapping if c == ':' => self.end(&mut level.content, fuel::KEY),
                         Bracket::Mapping => level.content = Span { filtered: true, ..Span::default() },
                         // No key but a slice.
                         Bracket::Subscript => level.content.filtered = false,
@@ -386,7 +386,7 @@ impl<'a> Scanner<'a> {
     /// A `~` follows.
     fn joins_operands(&mut self, level: &mut Level) {
         level.operand.filtered = true;
-        self.end(&mut level.operand, cost::JOINED);
+        self.end(&mut level.operand, fuel::JOINED);
         level.operand.filtered = true;
         for span in [&mut level.term, &mut level.comparand, &mut level.content] {
             span.compound = true;
@@ -395,9 +395,9 @@ impl<'a> Scanner<'a> {
 
     /// A `+`, which may join lists, or a `-` follows.
     fn joins_terms(&mut self, level: &mut Level, lists: bool) {
-        self.end(&mut level.operand, cost::JOINED);
+        self.end(&mut level.operand, fuel::JOINED);
         level.term.filtered |= lists;
-        self.end(&mut level.term, cost::ADDED);
+        self.end(&mut level.term, fuel::ADDED);
         level.term.filtered = lists;
         for span in [&mut level.comparand, &mut level.content] {
             span.compound = true;
@@ -413,16 +413,16 @@ impl<'a> Scanner<'a> {
     }
 
     fn end_comparand(&mut self, level: &mut Level) {
-        self.end(&mut level.operand, cost::JOINED);
-        self.end(&mut level.term, cost::ADDED);
-        self.end(&mut level.comparand, cost::COMPARED);
+        self.end(&mut level.operand, fuel::JOINED);
+        self.end(&mut level.term, fuel::ADDED);
+        self.end(&mut level.comparand, fuel::COMPARED);
     }
 
     /// Lets a part that ends here go through a filter, if it is to. Those that are in it have ended.
     fn end(&mut self, span: &mut Span, filter: &str) {
         let Span { start, filtered, compound, literal } = std::mem::take(span);
         let Some(start) = start.filter(|_| filtered) else { return };
-        if literal && !compound && filter != cost::JOINED && filter != cost::ITERATED {
+        if literal && !compound && filter != fuel::JOINED && filter != fuel::ITERATED {
             return;
         }
         if compound {
@@ -668,7 +668,7 @@ mod tests {
             ("{{ x ", 1, "a tag is not closed by `}}`"),
             ("x{# ", 1, "a comment is not closed"),
             ("{% raw %}x", 1, "`{% raw %}` is not closed"),
-            (&format!("{{{{ {}", "[".repeat(25)), 1, "a tag has more than 24 brackets in each other"),
+            (&format!("{{{{ {}", "[".repeat(25)), 1, "a tag has more than 24 nested brackets"),
         ];
         for (source, line, message) in cases {
             assert_eq!(scan(source), Err(Refusal { line, message: message.to_owned() }), "{source}");

@@ -9,7 +9,7 @@ use jiff::civil::DateTime;
 use minijinja::{Environment, Value};
 use serde_json::{Map, Value as Json};
 
-use super::cost;
+use super::fuel;
 use super::jinja::{Raised, environment};
 use super::parts::{self, PrintsParts};
 use super::sanitize::unmarked;
@@ -149,10 +149,10 @@ fn refused(error: minijinja::Error, place: &str) -> Error {
         }
     };
     let construct = located.range().zip(located.template_source()).and_then(|(range, text)| text.get(range));
-    let ours = |construct: &str| construct.trim().is_empty() || cost::FILTERS.contains(&construct.trim());
+    let ours = |construct: &str| construct.trim().is_empty() || fuel::FILTERS.contains(&construct.trim());
     if let Some(construct) = construct.filter(|construct| raised.is_none() && !ours(construct)) {
         let mut written = construct.to_owned();
-        for ours in cost::FILTERS {
+        for ours in fuel::FILTERS {
             written = written.replace(&format!("|{ours} "), "");
         }
         let short: String = written.trim().chars().take(80).collect();
