@@ -7,8 +7,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use super::Head;
 use super::fields::shown;
+use super::head::Head;
 use crate::error::ErrorKind;
 use crate::files::read_text;
 

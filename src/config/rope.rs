@@ -4,7 +4,6 @@
 use serde_json::Value;
 
 use super::fields::{Fields, shown};
-use super::{Rope, RopeScaling};
 use crate::error::{ErrorKind, Result};
 
 /// The base when the file names none.
@@ -18,6 +17,33 @@ const COMMON: &[&str] = &["rope_type", "type", "rope_theta"];
 /// What else the type `llama3` reads.
 const LLAMA3: &[&str] =
     &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
+
+/// Rotary position embedding: the base and how its frequencies are scaled.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// The base (`rope_theta`).
+    pub theta: f64,
+    /// How frequencies are changed for long contexts.
+    pub scaling: RopeScaling,
+}
+
+/// How RoPE's frequencies are changed for long contexts.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// Llama 3.1's rule: long wavelengths divided by `factor`, short ones kept, a linear blend between.
+    Llama3 {
+        /// What long wavelengths are divided by.
+        factor: f64,
+        /// Wavelengths above `original_max_tokens / low_freq_factor` are long.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_tokens / high_freq_factor` are short.
+        high_freq_factor: f64,
+        /// The context length before scaling (`original_max_position_embeddings`).
+        original_max_tokens: f64,
+    },
+}
 
 /// Reads whichever spelling is there. Both may be, when they say the same.
 pub(super) fn rope(fields: &Fields, max_tokens: usize) -> Result<Rope> {

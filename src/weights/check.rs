@@ -8,10 +8,11 @@
 use std::collections::BTreeSet;
 
 use super::checkpoint::Checkpoint;
+use super::dtype::Dtype;
 use super::header::Stored;
+use super::map::MappedFile;
 use super::names::foreign_prefix;
 use super::table::{EMBEDDING, Entry, LM_HEAD, SCORE, When};
-use super::{Dtype, MappedFile};
 use crate::config::{Head, ModelConfig};
 use crate::error::{Error, ErrorKind, Result};
 

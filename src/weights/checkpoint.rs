@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::MappedFile;
 use super::header::{self, Stored};
 use super::index::{INDEX_BYTES_MAX, INDEX_FILE, Index};
+use super::map::MappedFile;
 use super::names::{self, Spelling};
 use super::table::BASE_PREFIX;
 use crate::error::{Error, ErrorKind, Result};

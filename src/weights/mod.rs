@@ -11,6 +11,7 @@ mod header;
 mod index;
 mod map;
 mod names;
+mod normal;
 mod random;
 mod table;
 mod tensor;
@@ -21,7 +22,8 @@ use std::path::Path;
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use map::MappedFile;
-pub use random::{Normal, RandomWeights};
+pub use normal::Normal;
+pub use random::RandomWeights;
 pub use tensor::HostTensor;
 pub use tensors::{LayerTensors, ModelTensors, WeightBytes};
 

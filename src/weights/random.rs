@@ -5,52 +5,23 @@
 //! nothing here; whoever asks for a tensor's bytes makes them, in ordinary memory, once.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::sync::Arc;
 
-use half::bf16;
-
+use super::normal::{DEVIATION, DTYPE, HostNumbers, Normal};
 use super::table::{EMBEDDING, Entry, LAYER_PREFIX, LM_HEAD};
-use super::{Dtype, HostTensor};
+use super::tensor::HostTensor;
 use crate::config::{Head, ModelConfig};
 use crate::random::Random;
-
-/// The standard deviation of weights, as models are initialised.
-pub(super) const DEVIATION: f32 = 0.02;
-
-/// The number format of all of them.
-pub(super) const DTYPE: Dtype = Dtype::BF16;
 
 /// Layers have bytes of their own on the host until they are so many; those that follow repeat them in turn. More than
 /// any cache holds, so that what is read again comes from memory, as a model's own would.
 const LAYER_BYTES_MIN: usize = 2 << 30;
-
-/// Numbers that one thread makes at a time, from a seed of their own.
-const BLOCK: usize = 1 << 16;
 
 /// Random weights of a model's shape: the same ones for the same seed.
 #[derive(Debug)]
 pub struct RandomWeights {
     tensors: BTreeMap<String, HostTensor>,
     host_bytes: usize,
-}
-
-/// How a device is to make a tensor's numbers: normally distributed around 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Normal {
-    /// Of this tensor.
-    pub seed: u64,
-    /// The standard deviation.
-    pub deviation: f32,
-}
-
-/// Numbers in the host's memory, from the moment when somebody asks for them.
-pub(super) struct HostNumbers {
-    count: usize,
-    /// Nothing for ones.
-    seed: Option<u64>,
-    bytes: OnceLock<Vec<u8>>,
 }
 
 impl RandomWeights {
@@ -78,12 +49,12 @@ impl RandomWeights {
             let seed_of = |name: &str| (sizes.len() > 1).then(|| seed_of(name, seed));
             let count = shape[0] * shape[1];
             let repeated = repeated(&name, own);
-            let make = || Arc::new(HostNumbers { count, seed: seed_of(&repeated), bytes: OnceLock::new() });
+            let make = || Arc::new(HostNumbers::new(count, seed_of(&repeated)));
             let numbers = numbers.entry(repeated.clone()).or_insert_with(make).clone();
             let normal = seed_of(&name).map(|seed| Normal { seed, deviation: DEVIATION });
             tensors.insert(name.clone(), HostTensor::random(numbers, name.as_str().into(), normal, shape));
         }
-        let host_bytes = numbers.values().map(|numbers| numbers.count * DTYPE.size()).sum();
+        let host_bytes = numbers.values().map(|numbers| numbers.count() * DTYPE.size()).sum();
         Self { tensors, host_bytes }
     }
 
@@ -121,62 +92,6 @@ fn seed_of(name: &str, seed: u64) -> u64 {
     Random::new(hash).next_bits()
 }
 
-impl HostNumbers {
-    pub(super) fn count(&self) -> usize {
-        self.count
-    }
-
-    /// All of them, little-endian bf16; made by the first who asks, while others who ask wait.
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.bytes.get_or_init(|| match self.seed {
-            None => bf16::ONE.to_le_bytes().repeat(self.count),
-            Some(seed) => normal(self.count, seed),
-        })
-    }
-}
-
-impl fmt::Debug for HostNumbers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HostNumbers").field("count", &self.count).finish_non_exhaustive()
-    }
-}
-
-/// `count` numbers of mean 0 and [`DEVIATION`]. By threads of its own: callers may be workers of a pool whose other
-/// workers wait for these very numbers.
-fn normal(count: usize, seed: u64) -> Vec<u8> {
-    let mut bytes = vec![0; count * DTYPE.size()];
-    let threads = thread::available_parallelism().map_or(1, |threads| threads.get());
-    let blocks = count.div_ceil(BLOCK).div_ceil(threads);
-    thread::scope(|scope| {
-        for (share, bytes) in bytes.chunks_mut(blocks.max(1) * BLOCK * DTYPE.size()).enumerate() {
-            scope.spawn(move || {
-                let first = (share * blocks) as u64;
-                for (block, bytes) in (first..).zip(bytes.chunks_mut(BLOCK * DTYPE.size())) {
-                    fill(bytes, seed.wrapping_add(block));
-                }
-            });
-        }
-    });
-    bytes
-}
-
-fn fill(bytes: &mut [u8], seed: u64) {
-    let mut random = Random::new(seed);
-    for number in bytes.as_chunks_mut::<{ DTYPE.size() }>().0 {
-        *number = number_of(random.next_bits()).to_le_bytes();
-    }
-}
-
-/// A weight out of 64 random bits: four uniform numbers add up to one that is nearly normal.
-fn number_of(bits: u64) -> bf16 {
-    /// The mean of the sum of four numbers that are each uniform over 2^16.
-    const MEAN: i32 = 2 * 65_535;
-    /// One over its deviation, 2^16 / sqrt(3).
-    const UNIT: f32 = 1.732_050_8 / 65_536.0;
-    let sum: i32 = (0..4).map(|part| (bits >> (16 * part) & 0xFFFF) as i32).sum();
-    bf16::from_f32((sum - MEAN) as f32 * (UNIT * DEVIATION))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,19 +121,6 @@ mod tests {
             tensor.row_to_f32(row, out);
         }
         all
-    }
-
-    #[test]
-    fn weights_have_the_deviation_that_models_begin_with() {
-        // More than one block, the last one not whole.
-        let bytes = normal(100_001, 7);
-        let numbers: Vec<f64> =
-            bytes.as_chunks::<2>().0.iter().map(|&bytes| bf16::from_le_bytes(bytes).to_f64()).collect();
-        let (count, deviation) = (numbers.len() as f64, f64::from(DEVIATION));
-        let mean = numbers.iter().sum::<f64>() / count;
-        let found = (numbers.iter().map(|number| (number - mean).powi(2)).sum::<f64>() / count).sqrt();
-        assert!(mean.abs() < 5e-4 && (found / deviation - 1.0).abs() < 0.02, "{mean} {found}");
-        assert_ne!(numbers[..1000], numbers[BLOCK..BLOCK + 1000]);
     }
 
     #[test]

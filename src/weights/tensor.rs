@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
-use super::random::{self, HostNumbers};
-use super::{Dtype, MappedFile, Normal};
+use super::dtype::Dtype;
+use super::map::MappedFile;
+use super::normal::{self, HostNumbers, Normal};
 
 /// A matrix `[rows, cols]` of a mapped file, or a part of one; a vector is one row. Cloning it copies no weights.
 ///
@@ -65,7 +66,7 @@ impl HostTensor {
     ) -> Self {
         assert_eq!(numbers.count(), rows * cols, "tensor `{name}` is not all of its numbers");
         let source = Source::Random(numbers, normal);
-        Self { source, name, dtype: random::DTYPE, offset: 0, rows, cols, row_stride: cols }
+        Self { source, name, dtype: normal::DTYPE, offset: 0, rows, cols, row_stride: cols }
     }
 
     /// How a device can make random numbers like this tensor's by itself, where that is what they are. They are others

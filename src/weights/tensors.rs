@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use super::check::{check, head_source};
 use super::checkpoint::Checkpoint;
+use super::dtype::Dtype;
+use super::random::RandomWeights;
 use super::table::{Entry, LAYER, LAYER_PREFIX, MODEL, Place};
-use super::{Dtype, HostTensor, RandomWeights};
+use super::tensor::HostTensor;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::shard::Shard;

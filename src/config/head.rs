@@ -1,0 +1,107 @@
+//! Where the reward comes from: the head that `architectures` names, and a classifier's labels and padding.
+
+use serde_json::Value;
+
+use super::fields::Fields;
+use crate::error::{ErrorKind, Result};
+
+const LABELS_MAX: usize = 1 << 16;
+
+/// Labels of a classifier whose config does not give their number.
+const LABELS_DEFAULT: usize = 2;
+
+/// Where the reward comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// A causal language model: row 0 of `lm_head`, or of the embeddings when they are tied, at the last token.
+    LogitZero {
+        /// Whether `lm_head` is the embedding table.
+        tied: bool,
+    },
+    /// A sequence classifier: `score.weight` `[labels, hidden]` at the rightmost token that is not `pad_token_id`.
+    Score {
+        /// Rows of `score.weight`.
+        labels: usize,
+        /// True where the config gives their number; otherwise it is 2, as for transformers.
+        labels_named: bool,
+        /// The token that does not count as the last one, if the config names one.
+        pad_token_id: Option<u32>,
+    },
+}
+
+impl Head {
+    /// The index of the token whose logits are the reward, in a sequence of at least one: the last one; for a classifier
+    /// the rightmost one that is not padding, and the first where there is nothing but padding, as in transformers.
+    pub fn scored_token(&self, ids: &[u32]) -> usize {
+        match self {
+            Self::Score { pad_token_id: Some(pad), .. } => ids.iter().rposition(|id| id != pad).unwrap_or(0),
+            Self::Score { pad_token_id: None, .. } | Self::LogitZero { .. } => ids.len() - 1,
+        }
+    }
+}
+
+/// Where the reward comes from is what `architectures` names: the numbers of the two heads differ, and a checkpoint
+/// can hold the tensors of both. So a config that does not name one is refused rather than guessed at.
+pub(super) fn head(fields: &Fields, vocab: usize) -> Result<Head> {
+    const HINT: &str = "set \"architectures\": [\"LlamaForCausalLM\"] when the reward is logit 0 of the last token, \
+                        [\"LlamaForSequenceClassification\"] when it comes from `score.weight`";
+    let names = fields.texts("architectures")?;
+    match names.as_slice() {
+        ["LlamaForCausalLM"] => Ok(Head::LogitZero { tied: fields.flag("tie_word_embeddings")? }),
+        ["LlamaForSequenceClassification"] => {
+            let named = labels(fields)?;
+            Ok(Head::Score {
+                labels: named.unwrap_or(LABELS_DEFAULT),
+                labels_named: named.is_some(),
+                pad_token_id: pad_token_id(fields, vocab)?,
+            })
+        }
+        [] => {
+            let message = "`architectures` is missing, and with it where the reward comes from";
+            Err(fields.error(ErrorKind::Config, message).with_hint(HINT))
+        }
+        [other] => {
+            let message = format!(
+                "architecture `{other}` is not implemented (`LlamaForCausalLM` and `LlamaForSequenceClassification` are)"
+            );
+            Err(fields.error(ErrorKind::Unsupported, message))
+        }
+        several => {
+            let message = format!("`architectures` names {} classes, expected one", several.len());
+            Err(fields.error(ErrorKind::Config, message).with_hint(HINT))
+        }
+    }
+}
+
+/// The number of labels, if the config gives it. `num_labels` is not stored by transformers, which
+/// counts `id2label`.
+fn labels(fields: &Fields) -> Result<Option<usize>> {
+    let named = match fields.value("id2label") {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(map)) if (1..=LABELS_MAX).contains(&map.len()) => Some(map.len()),
+        Some(_) => return Err(fields.wrong("id2label", "an object with one entry per label")),
+    };
+    let counted = match fields.is_null("num_labels") {
+        true => None,
+        false => Some(fields.count("num_labels", None, LABELS_MAX)?),
+    };
+    match (named, counted) {
+        (Some(named), Some(counted)) if named != counted => Err(fields.error(
+            ErrorKind::Config,
+            format!("`id2label` has {named} entries, but `num_labels` is {counted}"),
+        )),
+        (named, counted) => Ok(named.or(counted)),
+    }
+}
+
+/// A negative id (old configs say -1) names no token.
+fn pad_token_id(fields: &Fields, vocab: usize) -> Result<Option<u32>> {
+    if fields.is_null("pad_token_id") {
+        return Ok(None);
+    }
+    match fields.value("pad_token_id").and_then(Value::as_i64) {
+        Some(id) if id < 0 => Ok(None),
+        Some(id) if (id as u64) < vocab as u64 => Ok(Some(id as u32)),
+        _ => Err(fields.wrong("pad_token_id", &format!("a token id below `vocab_size` {vocab}"))),
+    }
+}
