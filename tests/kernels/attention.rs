@@ -4,13 +4,12 @@ use std::slice;
 
 use kudos::Sharing;
 use kudos::internals::backend::cuda::Storage;
-use kudos::internals::backend::cuda::buffer::DeviceBuffer;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::{Attention, Heads, Ops, SeamTiles};
-use kudos::internals::backend::cuda::tiles::{Tiles, Work};
+use kudos::internals::backend::cuda::tiles::Tiles;
 use kudos::internals::batch::{Batch, Budget, Packed};
 
-use crate::numbers::{Random, bits, half_ulp, try_download, upload_raw, value};
+use crate::numbers::{Random, bits, half_ulp, tables, try_download, upload_raw, value};
 use crate::{AttentionTest, Gpu};
 
 pub(crate) const TESTS: &[AttentionTest] = &[
@@ -87,12 +86,12 @@ pub(crate) fn try_run(
     // NaN where seam tiles will be: they must be written before they are read.
     all.resize((tokens + seam_rows) * width(heads), bits(ops.storage(), f64::NAN));
     let mut qkv = upload_raw(ops, &all);
-    let sources = upload_raw(ops, &tiles.seam_sources);
+    let (seam_tables, sources) = tables(ops, |tables| tables.seam_sources(&tiles.seam_sources));
     ops.seam_tiles(SeamTiles {
         qkv: &mut qkv,
-        sources: sources.all(),
+        tables: &seam_tables,
+        sources: &sources,
         first_row: tokens,
-        count: seam_rows,
         heads,
     })?;
     let (work, out_rows) = match queries {
@@ -109,7 +108,19 @@ pub(crate) fn try_run(
             (&tiles.last, packed.last.len())
         }
     };
-    let out = attend(ops, heads, &qkv, work, &tiles.tile_rows, tokens + seam_rows, out_rows);
+    let mut out = ops.context().allocate(out_rows * heads.q_heads * heads.head_dim * Storage::BYTES)?;
+    let (tables, work) = tables(ops, |tables| {
+        let tile_rows = tables.tile_rows(&tiles.tile_rows);
+        tables.work_list(work, &tile_rows, group)
+    });
+    ops.attention(Attention {
+        qkv: qkv.all(),
+        out: &mut out,
+        tables: &tables,
+        work: &work?,
+        heads,
+        scale: 1.0 / (heads.head_dim as f32).sqrt(),
+    })?;
     try_download(ops, &out)
 }
 
@@ -117,32 +128,6 @@ pub(crate) fn try_run(
 pub(crate) enum Queries {
     All,
     Last,
-}
-
-fn attend(
-    ops: &Ops,
-    heads: Heads,
-    qkv: &DeviceBuffer,
-    work: &[Work],
-    tile_rows: &[u32],
-    rows: usize,
-    out_rows: usize,
-) -> DeviceBuffer {
-    let mut out = ops.context().allocate(out_rows * heads.q_heads * heads.head_dim * Storage::BYTES).unwrap();
-    let (count, work, tile_rows) = (work.len(), upload_raw(ops, work), upload_raw(ops, tile_rows));
-    ops.attention(Attention {
-        qkv: qkv.all(),
-        out: &mut out,
-        work: work.all(),
-        tile_rows: tile_rows.all(),
-        count,
-        rows,
-        out_rows,
-        heads,
-        scale: 1.0 / (heads.head_dim as f32).sqrt(),
-    })
-    .unwrap();
-    out
 }
 
 /// Attention of one row over its path, and `sum(p * |v|)`, which says how much rounding P can move each number.

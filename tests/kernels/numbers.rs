@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use kudos::internals::backend::cuda::Storage;
 use kudos::internals::backend::cuda::buffer::DeviceBuffer;
 use kudos::internals::backend::cuda::ops::Ops;
+use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
 
 /// Bits of `value` in storage.
 pub(crate) fn bits(storage: Storage, value: f64) -> u16 {
@@ -84,6 +85,13 @@ pub(crate) fn upload_raw<T: bytemuck::Pod>(ops: &Ops, values: &[T]) -> DeviceBuf
     let mut buffer = ops.context().allocate(size_of_val(values)).unwrap();
     buffer.upload(0, values, ops.context().compute()).unwrap();
     buffer
+}
+
+/// Tables on the GPU, and what `add` returns of the table that it adds to them.
+pub(crate) fn tables<T>(ops: &Ops, add: impl FnOnce(&mut HostTables) -> T) -> (DeviceTables, T) {
+    let mut tables = HostTables::new();
+    let added = add(&mut tables);
+    (DeviceTables::upload(ops.context(), tables).unwrap(), added)
 }
 
 /// Numbers of storage from the GPU.

@@ -3,11 +3,13 @@
 use kudos::ErrorKind;
 use kudos::internals::backend::cuda::Storage;
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+    AddRmsNorm, Attention, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
 };
-use kudos::internals::backend::cuda::tiles::NO_ROW;
+use kudos::internals::backend::cuda::staging::Staging;
+use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
+use kudos::internals::backend::cuda::tiles::{NO_ROW, Work};
 
-use crate::numbers::{Random, assert_close, download, half_ulp, round, upload, upload_raw, value};
+use crate::numbers::{Random, assert_close, download, half_ulp, round, tables, upload, upload_raw, value};
 use crate::{Gpu, Test};
 
 pub(crate) const TESTS: &[Test] = &[
@@ -24,6 +26,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("score_matches_naive", score_matches_naive),
     ("seam_tiles_copy_keys_and_values_and_nothing_else", seam_tiles_copy_keys_and_values_and_nothing_else),
     ("fill_normal_has_the_bits_of_philox", fill_normal_has_the_bits_of_philox),
+    ("indices_that_leave_a_buffer_are_refused", indices_that_leave_a_buffer_are_refused),
+    ("tables_that_were_replaced_are_refused", tables_that_were_replaced_are_refused),
 ];
 
 /// Rows and widths: one row, odd counts, one thread's work, a part of a step, several steps, the largest.
@@ -203,21 +207,20 @@ fn rope_has_the_bits_of_three_roundings(gpu: &Gpu) {
         let ops = gpu.ops(head_dim);
         let half = head_dim / 2;
         let frequencies: Vec<f32> = (0..half).map(|i| 500_000f32.powf(-(i as f32) / half as f32)).collect();
-        let tables = RopeTables::new(&ops, &frequencies, 512).unwrap();
+        let rope_tables = RopeTables::new(&ops, &frequencies, 512).unwrap();
         let (rows, row_stride) = (positions.len(), in_row * head_dim);
         let before = Random::new(head_dim as u64).rows(storage, rows * row_stride, 2.0);
         let mut qkv = upload(&ops, &before);
-        let position_rows = upload_raw(&ops, &positions);
+        let (tables, indices) = tables(&ops, |tables| tables.row_indices(&positions));
         ops.rope(Rope {
             first_row: 0,
             qkv: &mut qkv,
-            positions: position_rows.all(),
             tables: &tables,
-            rows,
+            positions: &indices,
+            rope_tables: &rope_tables,
             row_stride,
             first_head,
             heads,
-            position_max: 511,
         })
         .unwrap();
         let mut want = before;
@@ -268,14 +271,14 @@ fn gather_rows_copies_rows(gpu: &Gpu) {
         let x_rows = 9;
         let words: Vec<u16> = (0..x_rows * width).map(|i| (i * 31) as u16).collect();
         let rows: Vec<u32> = (0..count as u32).map(|i| (i * 5 + 8) % 9).collect();
-        let (x, indices) = (upload_raw(&ops, &words), upload_raw(&ops, &rows));
+        let x = upload_raw(&ops, &words);
+        let (tables, indices) = tables(&ops, |tables| tables.row_indices(&rows));
         let mut out = ops.context().allocate(count * width * 2).unwrap();
         ops.gather_rows(GatherRows {
             x: x.all(),
-            rows: indices.all(),
+            tables: &tables,
+            rows: &indices,
             out: &mut out,
-            x_rows,
-            count,
             row_bytes: width * 2,
         })
         .unwrap();
@@ -335,8 +338,8 @@ fn seam_tiles_copy_keys_and_values_and_nothing_else(gpu: &Gpu) {
         sources[..5].copy_from_slice(&[6, 0, 3, 3, 1]);
         let mut want: Vec<u16> = (0..(first_row + 64) * width).map(|i| (i * 7 + 1) as u16).collect();
         let mut qkv = upload_raw(&ops, &want);
-        let rows = upload_raw(&ops, &sources);
-        ops.seam_tiles(SeamTiles { qkv: &mut qkv, sources: rows.all(), first_row, count: 64, heads })
+        let (tables, rows) = tables(&ops, |tables| tables.seam_sources(&sources));
+        ops.seam_tiles(SeamTiles { qkv: &mut qkv, tables: &tables, sources: &rows, first_row, heads })
             .unwrap();
         for (i, &source) in sources.iter().enumerate() {
             for column in q_width..width {
@@ -387,4 +390,87 @@ fn fill_normal_has_the_bits_of_philox(gpu: &Gpu) {
     let mean = numbers.iter().sum::<f64>() / count as f64;
     let variance = numbers.iter().map(|x| x * x).sum::<f64>() / count as f64;
     assert!(mean.abs() < 0.06 && (variance - 1.0).abs() < 0.08, "mean {mean}, variance {variance}");
+}
+
+/// Asserts that the op refused, and that its message names the kernel and the operand.
+fn assert_refused(result: kudos::Result<()>, kernel: &str, operand: &str) {
+    let error = result.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.message().contains(kernel) && error.message().contains(operand), "{error}");
+}
+
+fn indices_that_leave_a_buffer_are_refused(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let heads = Heads { q_heads: 2, kv_heads: 1, head_dim: 64 };
+    let (row_stride, q_width) = (4 * 64, 2 * 64);
+    // 10 rows of q, k and v, and 10 positions.
+    let zeros = |rows: usize| upload(&ops, &vec![0.0; rows * row_stride]);
+    let (x, mut qkv, mut out) = (zeros(10), zeros(10), zeros(10));
+    let rope_tables = RopeTables::new(&ops, &[1.0; 32], 10).unwrap();
+    let (tables, [inside, outside]) =
+        tables(&ops, |tables| [[9, 0], [10, 0]].map(|rows| tables.row_indices(&rows)));
+    let mut gather = |rows| {
+        let row_bytes = row_stride * Storage::BYTES;
+        ops.gather_rows(GatherRows { x: x.all(), tables: &tables, rows, out: &mut out, row_bytes })
+    };
+    gather(&inside).unwrap();
+    assert_refused(gather(&outside), "gather_rows", "bytes of x");
+    let mut rope = |positions, first_row| {
+        let (tables, rope_tables, qkv) = (&tables, &rope_tables, &mut qkv);
+        ops.rope(Rope { qkv, first_row, tables, positions, rope_tables, row_stride, first_head: 0, heads: 3 })
+    };
+    rope(&inside, 8).unwrap();
+    assert_refused(rope(&outside, 8), "rope", "positions below 10");
+    assert_refused(rope(&inside, 9), "rope", "bytes of qkv");
+    assert_refused(rope(&inside, usize::MAX), "rope", "bytes of qkv");
+
+    let (tables, [inside, outside]) =
+        crate::numbers::tables(&ops, |tables| [[7, NO_ROW], [8, 0]].map(|rows| tables.seam_sources(&rows)));
+    let mut seams = |sources, first_row| {
+        ops.seam_tiles(SeamTiles { qkv: &mut qkv, tables: &tables, sources, first_row, heads })
+    };
+    seams(&inside, 8).unwrap();
+    assert_refused(seams(&outside, 8), "seam_tiles", "sources below row 8");
+    assert_refused(seams(&inside, 9), "seam_tiles", "bytes of qkv");
+
+    // Work on two tokens of two heads: queries in row 0 and on, keys in one tile.
+    let piece = Work { query_row: 0, out_row: 0, position: 8, first_head: 0, pairs: 4, first_tile: 0 };
+    let attend = |rows: &[u32], piece: Work, group, out_rows: usize| {
+        let (tables, work) = crate::numbers::tables(&ops, |tables| {
+            let tile_rows = tables.tile_rows(rows);
+            tables.work_list(&[piece], &tile_rows, group).unwrap()
+        });
+        let mut out = upload(&ops, &vec![0.0; out_rows * q_width]);
+        let (tables, work, out, scale) = (&tables, &work, &mut out, 1.0);
+        ops.attention(Attention { qkv: qkv.all(), out, tables, work, heads, scale })
+    };
+    attend(&[0], piece, 2, 2).unwrap();
+    assert_refused(attend(&[1], piece, 2, 2), "attention", "bytes of qkv");
+    assert_refused(attend(&[0], Work { query_row: 9, ..piece }, 2, 2), "attention", "bytes of qkv");
+    assert_refused(attend(&[0], Work { out_row: 1, ..piece }, 2, 2), "attention", "bytes of out");
+    assert_refused(attend(&[0], piece, 1, 4), "attention", "2 query heads per kv head");
+    let long = Work { position: 0, pairs: 2048, ..piece };
+    assert_refused(attend(&[0; 16], long, 2, 1024), "attention", "pairs");
+}
+
+fn tables_that_were_replaced_are_refused(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let x = upload_raw(&ops, &[1_u32, 2, 3, 4]);
+    let mut out = ops.context().allocate(16).unwrap();
+    let mut staging = Staging::new(ops.context(), 1, 16, 64).unwrap();
+    let mut on_device = DeviceTables::allocate(ops.context(), 64).unwrap();
+    let mut upload = || {
+        let mut tables = HostTables::new();
+        let rows = tables.row_indices(&[0]);
+        on_device.replace(ops.context(), &mut staging, tables).unwrap();
+        rows
+    };
+    let (first, second) = (upload(), upload());
+    let mut gather = |rows| {
+        let (x, out) = (x.all(), &mut out);
+        ops.gather_rows(GatherRows { x, tables: &on_device, rows, out, row_bytes: 16 })
+    };
+    assert_refused(gather(&first), "gather_rows", "rows");
+    gather(&second).unwrap();
+    assert_eq!(out.all().download::<u32>(ops.context().compute()).unwrap(), [1, 2, 3, 4]);
 }

@@ -17,7 +17,7 @@ use kudos::internals::backend::cuda::tiles::NO_ROW;
 use crate::Gpu;
 use crate::launches::{Counters, Launch};
 use crate::least::{INDEX_BYTES, LANES, Least, Way};
-use crate::numbers::upload_raw;
+use crate::numbers::{tables, upload_raw};
 
 /// A test: what it shows, and the function that runs it on a GPU that counts.
 pub(crate) type Test = (&'static str, fn(&Gpu, Counters));
@@ -107,13 +107,12 @@ type Rotated = (usize, usize, usize, usize);
 
 fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated) -> Launch {
     let (in_row, first_head, heads, head_dim) = rotated;
-    let tables = RopeTables::new(ops, &vec![1.0; head_dim / 2], 512).unwrap();
-    let (rows, row_stride) = (positions.len(), in_row * head_dim);
-    let mut qkv = zeros(ops, rows * row_stride * Storage::BYTES);
-    let positions = upload_raw(ops, positions);
-    let (qkv, positions, tables) = (&mut qkv, positions.all(), &tables);
-    let args =
-        Rope { qkv, first_row: 0, positions, tables, rows, row_stride, first_head, heads, position_max: 511 };
+    let rope_tables = RopeTables::new(ops, &vec![1.0; head_dim / 2], 512).unwrap();
+    let row_stride = in_row * head_dim;
+    let mut qkv = zeros(ops, positions.len() * row_stride * Storage::BYTES);
+    let (tables, positions) = tables(ops, |tables| tables.row_indices(positions));
+    let (qkv, tables, positions, rope_tables) = (&mut qkv, &tables, &positions, &rope_tables);
+    let args = Rope { qkv, first_row: 0, tables, positions, rope_tables, row_stride, first_head, heads };
     counters.launch(ops, "rope", || ops.rope(args).unwrap())
 }
 
@@ -176,8 +175,8 @@ fn silu_mul_moves_the_least(gpu: &Gpu, counters: Counters) {
 fn gather_rows(ops: &Ops, counters: Counters, rows: &[u32], row_bytes: usize) -> Launch {
     let (count, x_rows) = (rows.len(), 1 + *rows.iter().max().unwrap() as usize);
     let (x, mut out) = (zeros(ops, x_rows * row_bytes), zeros(ops, count * row_bytes));
-    let rows = upload_raw(ops, rows);
-    let args = GatherRows { x: x.all(), rows: rows.all(), out: &mut out, x_rows, count, row_bytes };
+    let (tables, rows) = tables(ops, |tables| tables.row_indices(rows));
+    let args = GatherRows { x: x.all(), tables: &tables, rows: &rows, out: &mut out, row_bytes };
     counters.launch(ops, "gather_rows", || ops.gather_rows(args).unwrap())
 }
 
@@ -223,8 +222,8 @@ fn score_moves_the_least(gpu: &Gpu, counters: Counters) {
 fn seam_tiles(ops: &Ops, counters: Counters, heads: Heads, first_row: usize, sources: &[u32]) -> Launch {
     let width = (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim;
     let mut qkv = zeros(ops, (first_row + sources.len()) * width * Storage::BYTES);
-    let (count, sources) = (sources.len(), upload_raw(ops, sources));
-    let args = SeamTiles { qkv: &mut qkv, sources: sources.all(), first_row, count, heads };
+    let (tables, sources) = tables(ops, |tables| tables.seam_sources(sources));
+    let args = SeamTiles { qkv: &mut qkv, tables: &tables, sources: &sources, first_row, heads };
     counters.launch(ops, "seam_tiles", || ops.seam_tiles(args).unwrap())
 }
 

@@ -18,7 +18,7 @@ use crate::Gpu;
 use crate::attention::{heads, pack, width};
 use crate::launches::{Counters, Counts};
 use crate::least::LANES;
-use crate::numbers::upload_raw;
+use crate::numbers::{tables, upload_raw};
 
 /// A test of one attention kernel on a GPU that counts.
 pub(crate) type Test = (&'static str, fn(&Gpu, &'static AttentionKernel, Counters));
@@ -58,18 +58,11 @@ fn count(
     let qkv = upload_raw(&ops, &vec![0_u16; tokens * width(heads)]);
     let out_bytes = tokens * heads.q_heads * heads.head_dim * Storage::BYTES;
     let mut out = ops.context().allocate(out_bytes).unwrap();
-    let (work, tile_rows) = (upload_raw(&ops, &tiles.all), upload_raw(&ops, &tiles.tile_rows));
-    let args = Attention {
-        qkv: qkv.all(),
-        out: &mut out,
-        work: work.all(),
-        tile_rows: tile_rows.all(),
-        count: tiles.all.len(),
-        rows: tokens,
-        out_rows: tokens,
-        heads,
-        scale: 1.0,
-    };
+    let (tables, work) = tables(&ops, |tables| {
+        let tile_rows = tables.tile_rows(&tiles.tile_rows);
+        tables.work_list(&tiles.all, &tile_rows, heads.q_heads / heads.kv_heads).unwrap()
+    });
+    let args = Attention { qkv: qkv.all(), out: &mut out, tables: &tables, work: &work, heads, scale: 1.0 };
     counters.of(&ops, kernel.entry, || ops.attention(args).unwrap())
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Storage;
-use super::buffer::{DeviceBuffer, DeviceSlice};
+use super::buffer::DeviceBuffer;
 use super::context::Context;
 use super::courier::{Courier, Order, What};
 use super::gemm::cache::Cache;
@@ -26,6 +26,7 @@ use super::sizes::{facts_bytes, normed_width, parts, wide_numbers};
 use super::slot::Slot;
 use super::staging::Staging;
 use super::sums::Sums;
+use super::tables::{DeviceTables, HostTables, RowIndices, SeamSources, WorkList};
 use super::tiles::{PartTiles, Tiles, Work};
 use super::weight::{Layout, Rows, Weight};
 use crate::backend::tier::CudaTier;
@@ -54,9 +55,9 @@ pub struct Cuda {
     /// Of all layers, which have the same shapes.
     products: HashMap<ProductShape, Product>,
     staging: Staging,
-    tables: RopeTables,
-    /// What the present pass needs besides its tokens.
-    facts: DeviceBuffer,
+    rope_tables: RopeTables,
+    /// Of the present pass.
+    tables: DeviceTables,
     logits: DeviceBuffer,
     pub(super) ops: Ops,
     pub(super) geometry: Geometry,
@@ -72,30 +73,24 @@ pub struct Act {
     width: usize,
 }
 
-/// Where a pass's facts lie in the device's copy.
+/// A pass's tables on the device.
 #[derive(Debug)]
 pub struct Metadata {
     parts: Vec<Range<usize>>,
-    /// Of each part.
+    /// One per part.
     rows: Vec<MetadataRows>,
     last: MetadataRows,
-    last_rows: Range<usize>,
-    tile_rows: Range<usize>,
-    /// Rows of all seam tiles.
-    seam_rows: usize,
-    tokens: usize,
+    last_rows: RowIndices,
 }
 
 #[derive(Debug)]
 struct MetadataRows {
-    rows: Range<usize>,
-    positions: Range<usize>,
-    position_max: usize,
-    work: Range<usize>,
-    work_count: usize,
-    /// The seam tiles that these rows' keys complete, by rows behind the last packed row.
-    seams: Range<usize>,
-    seam_sources: Range<usize>,
+    first_row: usize,
+    positions: RowIndices,
+    work: WorkList,
+    /// The first row of the seam tiles that these rows' keys complete.
+    seam_row: usize,
+    seam_sources: SeamSources,
 }
 
 /// A rank's GPU, and how it is used.
@@ -135,8 +130,9 @@ impl Cuda {
         let staging =
             Staging::new(context, capacity.tokens, row_bytes, facts_bytes(&geometry, &heads, &capacity))?;
         let courier = Courier::new(context, group.clone())?;
-        let tables = RopeTables::new(&ops, &heads.frequencies(&geometry.rope_frequencies), capacity.tokens)?;
-        let facts = context.allocate(facts_bytes(&geometry, &heads, &capacity))?;
+        let frequencies = heads.frequencies(&geometry.rope_frequencies);
+        let rope_tables = RopeTables::new(&ops, &frequencies, capacity.tokens)?;
+        let tables = DeviceTables::allocate(context, facts_bytes(&geometry, &heads, &capacity))?;
         let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;
         let sums = match group.clone() {
             Some(group) => Some(Sums::new(context, group, &geometry, &capacity, storage)?),
@@ -153,8 +149,8 @@ impl Cuda {
             lt,
             products,
             staging,
+            rope_tables,
             tables,
-            facts,
             logits,
             ops,
             geometry,
@@ -215,10 +211,6 @@ impl Cuda {
     fn multiply(&mut self, shape: ProductShape, operands: Operands<'_>) -> Result<()> {
         let product = self.products.get_mut(&shape);
         self.lt.run(product.unwrap_or_else(|| panic!("{shape:?} is no layer's")), operands)
-    }
-
-    fn facts(&self, bytes: &Range<usize>) -> DeviceSlice<'_> {
-        self.facts.slice(bytes.clone())
     }
 }
 
@@ -355,40 +347,28 @@ impl Backend for Cuda {
         let tiles = Tiles::new(packed, &parts, self.heads.group(), block_pairs, tokens);
         let last_positions: Vec<u32> = packed.last.iter().map(|last| packed.positions[last.row]).collect();
         let last_rows: Vec<u32> = packed.last.iter().map(|last| last.row as u32).collect();
-        let mut facts: Vec<u8> = Vec::new();
-        let mut put = |bytes: &[u8]| {
-            let first = facts.len();
-            facts.extend_from_slice(bytes);
-            first..facts.len()
+        let mut tables = HostTables::new();
+        let tile_rows = tables.tile_rows(&tiles.tile_rows);
+        let group = self.heads.group();
+        let mut rows = |first_row, positions: &[u32], work: &[Work], seams: Range<usize>| {
+            Ok(MetadataRows {
+                first_row,
+                positions: tables.row_indices(positions),
+                work: tables.work_list(work, &tile_rows, group)?,
+                seam_row: tokens + seams.start,
+                seam_sources: tables.seam_sources(&tiles.seam_sources[seams]),
+            })
         };
-        let mut rows =
-            |rows: Range<usize>, positions: &[u32], work: &[Work], seams: Range<usize>| MetadataRows {
-                rows,
-                positions: put(bytemuck::cast_slice(positions)),
-                position_max: positions.iter().max().map_or(0, |&position| position as usize),
-                work: put(bytemuck::cast_slice(work)),
-                work_count: work.len(),
-                seam_sources: put(bytemuck::cast_slice(&tiles.seam_sources[seams.clone()])),
-                seams,
-            };
         let of_part = |(part, tiles_of): (&Range<usize>, &PartTiles)| {
             let positions = &packed.positions[part.clone()];
-            rows(part.clone(), positions, &tiles.all[tiles_of.work.clone()], tiles_of.seam_rows.clone())
+            rows(part.start, positions, &tiles.all[tiles_of.work.clone()], tiles_of.seam_rows.clone())
         };
-        let rows_of_parts = parts.iter().zip(&tiles.parts).map(of_part).collect();
+        let rows_of_parts = parts.iter().zip(&tiles.parts).map(of_part).collect::<Result<_>>()?;
         // What the last rows' paths read is there when all parts are.
-        let last = rows(0..last_rows.len(), &last_positions, &tiles.last, 0..0);
-        let metadata = Metadata {
-            rows: rows_of_parts,
-            parts,
-            last,
-            last_rows: put(bytemuck::cast_slice(&last_rows)),
-            tile_rows: put(bytemuck::cast_slice(&tiles.tile_rows)),
-            seam_rows: tiles.seam_sources.len(),
-            tokens,
-        };
-        self.staging.copy_tables(self.ops.context(), &mut self.facts, &facts)?;
-        Ok(metadata)
+        let last = rows(0, &last_positions, &tiles.last, 0..0)?;
+        let last_rows = tables.row_indices(&last_rows);
+        self.tables.replace(self.ops.context(), &mut self.staging, tables)?;
+        Ok(Metadata { rows: rows_of_parts, parts, last, last_rows })
     }
 
     fn parts(metadata: &Metadata) -> &[Range<usize>] {
@@ -475,14 +455,13 @@ impl Backend for Cuda {
         };
         self.ops.rope(Rope {
             qkv: &mut qkv.buffer,
-            positions: self.facts(&rows.positions),
+            first_row: rows.first_row,
             tables: &self.tables,
-            first_row: rows.rows.start,
-            rows: rows.rows.len(),
+            positions: &rows.positions,
+            rope_tables: &self.rope_tables,
             row_stride: self.heads.qkv_width(),
             first_head,
             heads,
-            position_max: rows.position_max,
         })
     }
 
@@ -490,12 +469,12 @@ impl Backend for Cuda {
         let (heads, rows) = (self.ops_heads(), metadata.rows(tokens));
         // The last rows' keys were computed part by part, and attention is called once: all seams are due by then.
         let due = if tokens == Tokens::Last { &metadata.rows[..] } else { std::slice::from_ref(rows) };
-        for MetadataRows { seams, seam_sources, .. } in due {
+        for MetadataRows { seam_row, seam_sources, .. } in due {
             self.ops.seam_tiles(SeamTiles {
                 qkv: &mut qkv.buffer,
-                sources: self.facts(seam_sources),
-                first_row: metadata.tokens + seams.start,
-                count: seams.len(),
+                tables: &self.tables,
+                sources: seam_sources,
+                first_row: *seam_row,
                 heads,
             })?;
         }
@@ -503,11 +482,8 @@ impl Backend for Cuda {
         self.ops.attention(Attention {
             qkv: qkv.buffer.all(),
             out: &mut out.buffer,
-            work: self.facts(&rows.work),
-            tile_rows: self.facts(&metadata.tile_rows),
-            count: rows.work_count,
-            rows: metadata.tokens + metadata.seam_rows,
-            out_rows: rows.rows.end,
+            tables: &self.tables,
+            work: &rows.work,
             heads,
             scale: 1.0 / (self.heads.head_dim as f32).sqrt(),
         })
@@ -566,10 +542,9 @@ impl Backend for Cuda {
         out.width = hidden;
         self.ops.gather_rows(GatherRows {
             x: x.buffer.all(),
-            rows: self.facts(&metadata.last_rows),
+            tables: &self.tables,
+            rows: &metadata.last_rows,
             out: &mut out.buffer,
-            x_rows: metadata.tokens,
-            count: metadata.last.rows.len(),
             row_bytes: hidden * number,
         })
     }

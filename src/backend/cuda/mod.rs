@@ -25,6 +25,7 @@ mod slot;
 pub mod staging;
 pub mod stopwatch;
 mod sums;
+pub mod tables;
 pub mod tiles;
 mod weight;
 

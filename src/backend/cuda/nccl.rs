@@ -298,7 +298,7 @@ impl Comm {
         stream: &CudaStream,
     ) -> Result<()> {
         let bytes = number.bytes();
-        if (first + count) * bytes > buffer.bytes() {
+        if first.saturating_add(count).saturating_mul(bytes) > buffer.bytes() {
             let message =
                 format!("{count} numbers at {first} leave their buffer of {} bytes", buffer.bytes());
             return Err(Error::new(ErrorKind::Unsupported, message));
@@ -336,9 +336,11 @@ impl Comm {
         number: Number,
         stream: &CudaStream,
     ) -> Result<()> {
-        let bytes = count * number.bytes();
-        let first_byte = first * number.bytes();
-        if first_byte + bytes > from.bytes() || self.group.ranks * bytes > to.bytes() {
+        let bytes = count.saturating_mul(number.bytes());
+        let first_byte = first.saturating_mul(number.bytes());
+        if first_byte.saturating_add(bytes) > from.bytes()
+            || self.group.ranks.saturating_mul(bytes) > to.bytes()
+        {
             let message = format!("{count} numbers of each rank leave their buffers of {from:?} and {to:?}");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }

@@ -14,6 +14,7 @@ use kudos::internals::backend::cuda::ops::{
     AddRmsNorm, Attention, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
 };
 use kudos::internals::backend::cuda::stopwatch;
+use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
 use kudos::internals::backend::cuda::tiles::{TILE_KEYS, Tiles};
 use kudos::internals::batch::{Batch, Budget, Sharing};
 use kudos::internals::config::ModelConfig;
@@ -135,8 +136,11 @@ impl Maker<'_> {
         (0..count).map(set).collect()
     }
 
-    fn words(&self, words: &[u32]) -> Result<DeviceBuffer> {
-        upload(self.ops.context(), words)
+    /// Tables on the GPU, and what `add` returns of the table that it adds to them.
+    fn tables<T>(&self, add: impl FnOnce(&mut HostTables) -> T) -> Result<(DeviceTables, T)> {
+        let mut tables = HostTables::new();
+        let added = add(&mut tables);
+        Ok((DeviceTables::upload(self.ops.context(), tables)?, added))
     }
 
     fn add_rms_norm(&self, tokens: usize, adds: bool) -> Result<Case> {
@@ -167,8 +171,9 @@ impl Maker<'_> {
     fn rope(&self, tokens: usize) -> Result<Case> {
         let heads = self.heads();
         let (row_stride, turned) = (self.row_width(), heads.q_heads + heads.kv_heads);
-        let tables = RopeTables::new(&self.ops, &vec![0.5; heads.head_dim / 2], tokens)?;
-        let positions = self.words(&(0..tokens as u32).collect::<Vec<_>>())?;
+        let rope_tables = RopeTables::new(&self.ops, &vec![0.5; heads.head_dim / 2], tokens)?;
+        let positions: Vec<u32> = (0..tokens as u32).collect();
+        let (tables, positions) = self.tables(|tables| tables.row_indices(&positions))?;
         let mut sets = self.sets([tokens * row_stride * Storage::BYTES])?;
         let table_bytes = RopeTables::bytes(heads.head_dim, tokens);
         let bytes = 2 * tokens * turned * heads.head_dim * Storage::BYTES + tokens * 4 + table_bytes;
@@ -177,17 +182,15 @@ impl Maker<'_> {
         Ok(self.case("rope", sizes, bytes, 0.0, move |turn| {
             let count = sets.len();
             let [qkv] = &mut sets[turn % count];
-            let (positions, tables, rows) = (positions.all(), &tables, tokens);
             ops.rope(Rope {
                 qkv,
                 first_row: 0,
-                positions,
-                tables,
-                rows,
+                tables: &tables,
+                positions: &positions,
+                rope_tables: &rope_tables,
                 row_stride,
                 first_head: 0,
                 heads: turned,
-                position_max: tokens - 1,
             })
         }))
     }
@@ -207,21 +210,15 @@ impl Maker<'_> {
     fn gather_rows(&self, tokens: usize) -> Result<Case> {
         let (hidden, count) = (self.config.hidden, tokens.div_ceil(TOKENS_PER_SEQUENCE));
         let row_bytes = hidden * self.ops.storage().residual_bytes();
-        let rows = self.words(&(0..count).map(|i| (i * tokens / count) as u32).collect::<Vec<_>>())?;
+        let rows: Vec<u32> = (0..count).map(|i| (i * tokens / count) as u32).collect();
+        let (tables, rows) = self.tables(|tables| tables.row_indices(&rows))?;
         let mut sets = self.sets([tokens * row_bytes, count * row_bytes])?;
         let ops = Rc::clone(&self.ops);
         let (sizes, bytes) = (format!("{count} of {tokens} x {hidden}"), count * (2 * row_bytes + 4));
         Ok(self.case("gather_rows", sizes, bytes, 0.0, move |turn| {
             let number = sets.len();
             let [x, out] = &mut sets[turn % number];
-            ops.gather_rows(GatherRows {
-                x: x.all(),
-                rows: rows.all(),
-                out,
-                x_rows: tokens,
-                count,
-                row_bytes,
-            })
+            ops.gather_rows(GatherRows { x: x.all(), tables: &tables, rows: &rows, out, row_bytes })
         }))
     }
 
@@ -242,7 +239,8 @@ impl Maker<'_> {
         let heads = self.heads();
         // One tile for each sequence; each of its rows repeats another.
         let count = tokens.div_ceil(TOKENS_PER_SEQUENCE) * TILE_KEYS;
-        let sources = self.words(&(0..count).map(|i| (i % tokens) as u32).collect::<Vec<_>>())?;
+        let sources: Vec<u32> = (0..count).map(|i| (i % tokens) as u32).collect();
+        let (tables, sources) = self.tables(|tables| tables.seam_sources(&sources))?;
         let mut sets = self.sets([(tokens + count) * self.row_width() * Storage::BYTES])?;
         let kv = 2 * heads.kv_heads * heads.head_dim * Storage::BYTES;
         let ops = Rc::clone(&self.ops);
@@ -250,7 +248,7 @@ impl Maker<'_> {
         Ok(self.case("seam_tiles", sizes, count * (kv + 4) + tokens.min(count) * kv, 0.0, move |turn| {
             let number = sets.len();
             let [qkv] = &mut sets[turn % number];
-            ops.seam_tiles(SeamTiles { qkv, sources: sources.all(), first_row: tokens, count, heads })
+            ops.seam_tiles(SeamTiles { qkv, tables: &tables, sources: &sources, first_row: tokens, heads })
         }))
     }
 
@@ -270,9 +268,12 @@ impl Maker<'_> {
         let group = heads.q_heads / heads.kv_heads;
         let all = 0..tokens;
         let tiles = Tiles::new(&batch.pack(), std::slice::from_ref(&all), group, kernel.block_pairs, tokens);
-        let (count, rows) = (tiles.all.len(), tokens + tiles.seam_sources.len());
-        let work = upload(ops.context(), &tiles.all)?;
-        let tile_rows = self.words(&tiles.tile_rows)?;
+        let rows = tokens + tiles.seam_sources.len();
+        let (tables, work) = self.tables(|tables| {
+            let tile_rows = tables.tile_rows(&tiles.tile_rows);
+            tables.work_list(&tiles.all, &tile_rows, group)
+        })?;
+        let work = work?;
         let q_width = self.config.q_width();
         let mut sets =
             self.sets([rows * self.row_width() * Storage::BYTES, tokens * q_width * Storage::BYTES])?;
@@ -286,18 +287,8 @@ impl Maker<'_> {
         let launch = move |turn: usize| {
             let number = sets.len();
             let [qkv, out] = &mut sets[turn % number];
-            let (work, tile_rows, scale) = (work.all(), tile_rows.all(), 1.0 / (head_dim as f32).sqrt());
-            own.attention(Attention {
-                qkv: qkv.all(),
-                out,
-                work,
-                tile_rows,
-                count,
-                rows,
-                out_rows: tokens,
-                heads,
-                scale,
-            })
+            let (qkv, scale) = (qkv.all(), 1.0 / (head_dim as f32).sqrt());
+            own.attention(Attention { qkv, out, tables: &tables, work: &work, heads, scale })
         };
         Ok(Case { ops, ..self.case(kernel.entry, sizes, bytes, flop, launch) })
     }
@@ -334,10 +325,4 @@ impl Maker<'_> {
             lt.run(&mut product.borrow_mut(), operands)
         }))
     }
-}
-
-fn upload<T: bytemuck::Pod>(context: &Context, values: &[T]) -> Result<DeviceBuffer> {
-    let mut buffer = context.allocate(size_of_val(values))?;
-    buffer.upload(0, values, context.compute())?;
-    Ok(buffer)
 }

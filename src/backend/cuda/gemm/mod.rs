@@ -338,14 +338,20 @@ impl Problem {
         let (shape, rows) = (self.shape, operands.rows);
         let Operands { x, weight, bias, ref out, out_first, .. } = *operands;
         let covers = |has: usize, stride: usize, width: usize, bytes: usize| {
-            rows > 0 && stride >= width && has >= ((rows - 1) * stride + width) * bytes
+            let last_row = (rows.max(1) - 1).saturating_mul(stride);
+            rows > 0 && stride >= width && has >= last_row.saturating_add(width).saturating_mul(bytes)
+        };
+        let covers_matrix = |has: usize, rows: usize, width: usize, bytes: usize| {
+            has >= rows.saturating_mul(width).saturating_mul(bytes)
         };
         let number = shape.out.bytes();
-        let out_bytes = out.bytes().saturating_sub(out_first * number);
+        let out_bytes = out.bytes().saturating_sub(out_first.saturating_mul(number));
         let fits = covers(x.bytes(), shape.x_stride, shape.width, Storage::BYTES)
             && covers(out_bytes, shape.out_stride, shape.features, number)
-            && weight.bytes() >= shape.features * shape.width * Storage::BYTES
-            && bias.map_or(!shape.bias, |bias| shape.bias && bias.bytes() >= shape.features * number);
+            && covers_matrix(weight.bytes(), shape.features, shape.width, Storage::BYTES)
+            && bias.map_or(!shape.bias, |bias| {
+                shape.bias && covers_matrix(bias.bytes(), shape.features, 1, number)
+            });
         if !fits {
             return Err(Error::new(
                 ErrorKind::Unsupported,

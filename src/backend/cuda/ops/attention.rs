@@ -8,7 +8,7 @@ use super::{Needs, Ops, WIDE, WORD_BYTES};
 use crate::backend::cuda::Storage;
 use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::fault::OrFault;
-use crate::backend::cuda::tiles::Work;
+use crate::backend::cuda::tables::{DeviceTables, SeamSources, WorkList};
 use crate::error::Result;
 
 const SEAM_THREADS: usize = 256;
@@ -25,45 +25,41 @@ pub struct Heads {
 }
 
 impl Heads {
+    /// Elements of a row; saturating, so that what no buffer covers is refused.
     fn row_width(self) -> usize {
-        (self.q_heads + 2 * self.kv_heads) * self.head_dim
+        let kv_heads = self.kv_heads.saturating_mul(2);
+        self.q_heads.saturating_add(kv_heads).saturating_mul(self.head_dim)
     }
 }
 
 /// Causal grouped-query attention for the queries that `work` names.
 #[derive(Debug)]
 pub struct Attention<'a> {
-    /// `[rows, row_width]`: everything that work and tiles point at, seam tiles included.
+    /// `[.., row_width]`: everything that work and tiles point at, seam tiles included.
     pub qkv: DeviceSlice<'a>,
-    /// `[out_rows, q_heads * head_dim]`
+    /// `[.., q_heads * head_dim]`
     pub out: &'a mut DeviceBuffer,
-    /// `[count]` [`Work`], made by [`tiles`](crate::backend::cuda::tiles) for these heads and the kernel's blocks.
-    pub work: DeviceSlice<'a>,
-    /// u32: the paths' tiles.
-    pub tile_rows: DeviceSlice<'a>,
-    /// How many pieces of work.
-    pub count: usize,
-    /// Rows of `qkv` that are pointed at.
-    pub rows: usize,
-    /// Rows of `out` that are written.
-    pub out_rows: usize,
+    /// Tables that `work` is of.
+    pub tables: &'a DeviceTables,
+    /// Made by [`tiles`](crate::backend::cuda::tiles) for these heads and the kernel's blocks.
+    pub work: &'a WorkList,
     /// How `qkv` is divided into heads.
     pub heads: Heads,
     /// What q . k is multiplied by: the model's, since a head may be padded with zeros to a width that kernels can do.
     pub scale: f32,
 }
 
-/// `qkv[first_row + i]` gets the keys and values of row `sources[i]`, or zeros, for `i < count`.
+/// `qkv[first_row + i]` gets the keys and values of row `sources[i]`, or zeros, for every `i`.
 #[derive(Debug)]
 pub struct SeamTiles<'a> {
     /// `[first_row + count, row_width]`
     pub qkv: &'a mut DeviceBuffer,
-    /// `[count]` u32: rows below `first_row`, or [`NO_ROW`](crate::backend::cuda::tiles::NO_ROW) for zeros.
-    pub sources: DeviceSlice<'a>,
+    /// Tables that `sources` are of.
+    pub tables: &'a DeviceTables,
+    /// `[count]`: rows below `first_row`. Without any, nothing is launched.
+    pub sources: &'a SeamSources,
     /// The row of the first seam tile's first key.
     pub first_row: usize,
-    /// Rows of all seam tiles; none is nothing to do.
-    pub count: usize,
     /// How `qkv` is divided into heads.
     pub heads: Heads,
 }
@@ -85,7 +81,7 @@ unsafe impl DeviceRepr for Shape {}
 impl Ops {
     /// Launches the attention kernel.
     pub fn attention(&self, args: Attention<'_>) -> Result<()> {
-        let Attention { qkv, out, work, tile_rows, count, rows, out_rows, heads, scale } = args;
+        let Attention { qkv, out, tables, work, heads, scale } = args;
         let kernel = self.kernels.attention_kernel;
         let needs = Needs(kernel.entry);
         needs.wide("head_dim", heads.head_dim)?;
@@ -95,10 +91,16 @@ impl Ops {
         needs.that(heads.kv_heads > 0 && heads.q_heads.is_multiple_of(heads.kv_heads), || {
             format!("kv heads that divide the query heads, not {} and {}", heads.kv_heads, heads.q_heads)
         })?;
-        needs.covers("qkv", qkv.bytes(), rows * heads.row_width() * Storage::BYTES)?;
-        needs.covers("out", out.bytes(), out_rows * heads.q_heads * heads.head_dim * Storage::BYTES)?;
-        needs.covers("work", work.bytes(), count * size_of::<Work>())?;
-        let config = needs.grid(count * heads.kv_heads, 1, kernel.threads, kernel.shared_bytes())?;
+        needs.that(heads.q_heads / heads.kv_heads == work.group, || {
+            format!("work for {} query heads per kv head, not {}", heads.q_heads / heads.kv_heads, work.group)
+        })?;
+        needs.that(work.pairs_max <= kernel.block_pairs, || {
+            format!("work of up to {} pairs, not {}", kernel.block_pairs, work.pairs_max)
+        })?;
+        needs.covers("qkv", qkv, [work.limit, heads.row_width(), Storage::BYTES])?;
+        needs.covers("out", out.all(), [work.out_limit, heads.q_heads, heads.head_dim, Storage::BYTES])?;
+        let blocks = work.count.saturating_mul(heads.kv_heads);
+        let config = needs.grid(blocks, 1, kernel.threads, kernel.shared_bytes())?;
         let shape = Shape {
             row_stride: needs.int("row width", heads.row_width())?,
             head_dim: heads.head_dim as i32,
@@ -107,10 +109,12 @@ impl Ops {
             scale_log2: scale * LOG2_E,
         };
         let (qkv, out) = (qkv.address(), out.address());
-        let (work, tile_rows) = (work.address(), tile_rows.address());
-        // SAFETY: types: four addresses and the struct by value. bounds: count pieces of work were checked; those come
-        // from `tiles`, whose queries, keys and results lie in the rows that the caller states and that were checked.
-        // aliases: out is borrowed mutably, and no two blocks share a token and head. lives: see above.
+        let tile_rows = needs.table("the tile table", tables, &work.tile_rows)?;
+        let work = needs.table("work", tables, &work.work)?;
+        // SAFETY: types: four addresses and the struct by value. bounds: a block for each piece of work and kv head. The
+        // queries, keys and results of work for this group lie below the limits of the work list, and its paths within the
+        // tile table; qkv and out cover as many rows. aliases: out is borrowed mutably; where two blocks had one token and
+        // head, either result would be left. lives: see above.
         unsafe {
             self.context
                 .compute()
@@ -128,24 +132,28 @@ impl Ops {
 
     /// Launches `seam_tiles`.
     pub fn seam_tiles(&self, args: SeamTiles<'_>) -> Result<()> {
-        let SeamTiles { qkv, sources, first_row, count, heads } = args;
+        let SeamTiles { qkv, tables, sources, first_row, heads } = args;
+        let count = sources.count();
         if count == 0 {
             return Ok(());
         }
         let needs = Needs("seam_tiles");
         needs.wide("head_dim", heads.head_dim)?;
-        needs.covers("qkv", qkv.bytes(), (first_row + count) * heads.row_width() * Storage::BYTES)?;
-        needs.covers("sources", sources.bytes(), count * size_of::<u32>())?;
+        let rows = first_row.saturating_add(count);
+        needs.covers("qkv", qkv.all(), [rows, heads.row_width(), Storage::BYTES])?;
+        needs.that(sources.limit <= first_row, || {
+            format!("sources below row {first_row}, not below {}", sources.limit)
+        })?;
         let config = needs.grid(count, 1, SEAM_THREADS, 0)?;
         let words = |width: usize| needs.int("words of a row", width * Storage::BYTES / WORD_BYTES);
         let row_words = words(heads.row_width())?;
         let first_word = words(heads.q_heads * heads.head_dim)?;
         let kv_words = words(2 * heads.kv_heads * heads.head_dim)?;
-        let (qkv, sources) = (qkv.address(), sources.address());
-        let seam_row = needs.int("rows", first_row)? as u32;
-        // SAFETY: types: two addresses, uint32, three ints. bounds: the rows written were checked; the caller says that
-        // sources are below first_row. aliases: qkv is borrowed mutably; rows read lie below those written. lives: see
-        // above.
+        let sources = needs.table("sources", tables, &sources.table)?;
+        let (qkv, seam_row) = (qkv.address(), needs.int("rows", rows)? as u32 - count as u32);
+        // SAFETY: types: two addresses, uint32, three ints. bounds: a block for each source; the rows written and those
+        // below the sources' limit lie in qkv, checked above. aliases: qkv is borrowed mutably; rows read lie below those
+        // written. lives: see above.
         unsafe {
             self.context
                 .compute()

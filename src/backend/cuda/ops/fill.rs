@@ -16,7 +16,7 @@ impl Ops {
     pub fn fill_normal(&self, out: &mut DeviceBuffer, count: usize, seed: u64, deviation: f32) -> Result<()> {
         let needs = Needs("fill_normal");
         needs.wide("count", count)?;
-        needs.covers("out", out.bytes(), count * Storage::BYTES)?;
+        needs.covers("out", out.all(), [count, Storage::BYTES])?;
         let config = needs.grid(count.div_ceil(THREADS * WIDE), 1, THREADS, 0)?;
         let (out, count) = (out.address(), count as u64);
         // SAFETY: types: an address, two 64-bit integers, a float. bounds: threads past count leave, out covers it.

@@ -4,7 +4,9 @@
 //! Every launch is `unsafe` for the same four reasons, and its `SAFETY` comment names them in short:
 //! *types*: the arguments are those of the `.cu`, in its order; *bounds*: every buffer covers what the grid touches;
 //! *aliases*: what is written is borrowed mutably; *lives*: launches go to the context's compute stream, and dropping a
-//! [`DeviceBuffer`](super::buffer::DeviceBuffer) waits for the device first.
+//! [`DeviceBuffer`](super::buffer::DeviceBuffer) waits for the device first. The indices that a kernel reads are those of
+//! [`tables`](super::tables), whose limits are held to the buffers here: no wrapper rests on what its caller states about
+//! data on the device.
 
 mod attention;
 mod fill;
@@ -16,10 +18,13 @@ mod silu;
 use std::fmt;
 
 use cudarc::driver::LaunchConfig;
+use cudarc::driver::sys::CUdeviceptr;
 
 use super::Storage;
+use super::buffer::DeviceSlice;
 use super::context::Context;
 use super::kernels::{AttentionKernel, Kernels};
+use super::tables::{DeviceTables, Table};
 use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -96,9 +101,20 @@ impl Needs {
         })
     }
 
-    /// That a buffer covers what will be touched.
-    fn covers(self, name: &str, has_bytes: usize, bytes: usize) -> Result<()> {
-        self.that(has_bytes >= bytes, || format!("{bytes} bytes of {name}, not {has_bytes}"))
+    /// That a buffer covers what will be touched, a number of bytes given by its factors, and starts with a whole word.
+    fn covers<const N: usize>(self, name: &str, has: DeviceSlice<'_>, factors: [usize; N]) -> Result<()> {
+        let bytes = factors.into_iter().fold(1, usize::saturating_mul);
+        self.that(has.bytes() >= bytes, || format!("{bytes} bytes of {name}, not {}", has.bytes()))?;
+        self.that(has.address().is_multiple_of(WORD_BYTES as u64), || {
+            format!("{name} aligned to {WORD_BYTES} bytes")
+        })
+    }
+
+    /// The address of a table, which must be on the device.
+    fn table(self, name: &str, tables: &DeviceTables, table: &Table) -> Result<CUdeviceptr> {
+        let address = tables.address(table);
+        self.that(address.is_some(), || format!("{name} of the tables that were uploaded last"))?;
+        Ok(address.unwrap_or_default())
     }
 
     /// A size as a kernel's `int`.

@@ -53,21 +53,20 @@ impl Ops {
         let needs = Needs("add_rms_norm");
         needs.wide("hidden", hidden)?;
         needs.that(hidden <= HIDDEN_MAX, || format!("hidden <= {HIDDEN_MAX}, not {hidden}"))?;
-        let residual_first = first_row * hidden * self.storage().residual_bytes();
-        let residual_bytes = tokens * hidden * self.storage().residual_bytes();
-        let out_first = first_row * hidden * Storage::BYTES;
-        needs.covers("residual", residual.bytes(), residual_first + residual_bytes)?;
-        needs.covers("weight", weight.bytes(), hidden * Storage::BYTES)?;
-        needs.covers("out", out.bytes(), out_first + tokens * hidden * Storage::BYTES)?;
+        let (rows, number) = (first_row.saturating_add(tokens), self.storage().residual_bytes());
+        needs.covers("residual", residual.all(), [rows, hidden, number])?;
+        needs.covers("weight", weight, [hidden, Storage::BYTES])?;
+        needs.covers("out", out.all(), [rows, hidden, Storage::BYTES])?;
+        let (residual_first, out_first) = (first_row * hidden * number, first_row * hidden * Storage::BYTES);
         let (delta, parts) = match delta {
             Delta::None => (0, 0),
-            Delta::In(rows) => {
-                needs.covers("delta", rows.bytes(), residual_first + residual_bytes)?;
-                (rows.address() + residual_first as u64, 1)
+            Delta::In(delta) => {
+                needs.covers("delta", delta, [rows, hidden, number])?;
+                (delta.address() + residual_first as u64, 1)
             }
-            Delta::Parts(rows, parts) => {
-                needs.covers("delta", rows.bytes(), parts * residual_bytes)?;
-                (rows.address(), parts)
+            Delta::Parts(delta, parts) => {
+                needs.covers("delta", delta, [parts, tokens, hidden, number])?;
+                (delta.address(), parts)
             }
         };
         let parts = needs.int("parts", parts)?;
@@ -76,9 +75,9 @@ impl Ops {
         let (residual, out) = (residual.address() + residual_first as u64, out.address() + out_first as u64);
         let weight = weight.address();
         let width = needs.int("hidden", hidden)?;
-        // SAFETY: types: two addresses, int, two addresses, int, float. bounds: `tokens` rows of width hidden from the first one on, checked above; the kernel
-        // stops at hidden, within THREADS_MAX threads of 64 numbers = HIDDEN_MAX. aliases: residual and out are borrowed mutably, so delta
-        // is another buffer. lives: see above.
+        // SAFETY: types: two addresses, int, two addresses, int, float. bounds: `tokens` rows of width hidden from the
+        // first one on, checked above; the kernel stops at hidden, within THREADS_MAX threads of 64 elements =
+        // HIDDEN_MAX. aliases: residual and out are borrowed mutably, so delta is another buffer. lives: see above.
         unsafe {
             self.context
                 .compute()

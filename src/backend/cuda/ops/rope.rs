@@ -5,8 +5,9 @@ use half::{bf16, f16};
 
 use super::{Needs, Ops, WIDE};
 use crate::backend::cuda::Storage;
-use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
+use crate::backend::cuda::buffer::DeviceBuffer;
 use crate::backend::cuda::fault::OrFault;
+use crate::backend::cuda::tables::{DeviceTables, RowIndices};
 use crate::error::Result;
 
 const THREADS_MAX: usize = 256;
@@ -45,58 +46,55 @@ impl RopeTables {
     }
 }
 
-/// Rotates heads of `rows` rows of `qkv` in place.
+/// Rotates heads of consecutive rows of `qkv` in place, a row for each of `positions`.
 #[derive(Debug)]
 pub struct Rope<'a> {
     /// `[first_row + rows, row_stride]`
     pub qkv: &'a mut DeviceBuffer,
     /// The first row to rotate.
     pub first_row: usize,
-    /// `[rows]` u32: all below the tables' number.
-    pub positions: DeviceSlice<'a>,
+    /// Tables that `positions` are of.
+    pub tables: &'a DeviceTables,
+    /// `[rows]`: positions of `rope_tables`.
+    pub positions: &'a RowIndices,
     /// Cosines and sines.
-    pub tables: &'a RopeTables,
-    /// Rows to rotate.
-    pub rows: usize,
-    /// Numbers from one row to the next.
+    pub rope_tables: &'a RopeTables,
+    /// Elements from one row to the next.
     pub row_stride: usize,
     /// The first head to rotate; head `h` starts at column `h * head_dim`.
     pub first_head: usize,
     /// Heads to rotate.
     pub heads: usize,
-    /// A number that no position is above: what the caller packed.
-    pub position_max: usize,
 }
 
 impl Ops {
     /// Launches `rope`.
     pub fn rope(&self, args: Rope<'_>) -> Result<()> {
-        let Rope { qkv, first_row, positions, tables, rows, row_stride, first_head, heads, position_max } =
-            args;
+        let Rope { qkv, first_row, tables, positions, rope_tables, row_stride, first_head, heads } = args;
         let needs = Needs("rope");
-        let head_dim = tables.head_dim;
+        let (head_dim, rows) = (rope_tables.head_dim, positions.count());
         needs.that(head_dim > 0 && head_dim.is_multiple_of(2 * WIDE), || {
             format!("head_dim in multiples of {}, not {head_dim}", 2 * WIDE)
         })?;
         needs.wide("row_stride", row_stride)?;
-        needs.that((first_head + heads) * head_dim <= row_stride, || {
+        let head_end = first_head.saturating_add(heads);
+        needs.that(head_end.saturating_mul(head_dim) <= row_stride, || {
             format!("heads within a row of {row_stride}, not {first_head} + {heads} of {head_dim}")
         })?;
-        needs.that(position_max < tables.positions, || {
-            format!("positions below {}, not up to {position_max}", tables.positions)
+        needs.that(positions.limit <= rope_tables.positions, || {
+            format!("positions below {}, not below {}", rope_tables.positions, positions.limit)
         })?;
-        needs.covers("qkv", qkv.bytes(), (first_row + rows) * row_stride * Storage::BYTES)?;
-        needs.covers("positions", positions.bytes(), rows * size_of::<u32>())?;
+        needs.covers("qkv", qkv.all(), [first_row.saturating_add(rows), row_stride, Storage::BYTES])?;
         let items = heads * head_dim / (2 * WIDE);
         let config = needs.grid(rows, 1, items.next_multiple_of(32).clamp(32, THREADS_MAX), 0)?;
         let qkv = qkv.address() + (first_row * row_stride * Storage::BYTES) as u64;
-        let positions = positions.address();
-        let (cos, sin) = (tables.cos.address(), tables.sin.address());
+        let positions = needs.table("positions", tables, &positions.table)?;
+        let (cos, sin) = (rope_tables.cos.address(), rope_tables.sin.address());
         let row_stride = needs.int("row_stride", row_stride)?;
         let (head_dim, first_head, heads) = (head_dim as i32, first_head as i32, heads as i32);
-        // SAFETY: types: four addresses, four ints. bounds: rows of qkv and of positions were checked, heads lie within
-        // a row; the caller says that positions are within the tables. aliases: qkv is borrowed mutably, no two
-        // threads take the same pairs. lives: see above.
+        // SAFETY: types: four addresses, four ints. bounds: a block for each position, for whose row qkv has room; heads
+        // lie within a row; positions are below their limit, and the cosines and sines are of as many. aliases: qkv is
+        // borrowed mutably, no two threads take the same pairs. lives: see above.
         unsafe {
             self.context
                 .compute()

@@ -6,23 +6,22 @@ use super::{Needs, Ops, WORD_BYTES};
 use crate::backend::cuda::Storage;
 use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::fault::OrFault;
+use crate::backend::cuda::tables::{DeviceTables, RowIndices};
 use crate::error::Result;
 
 const THREADS: usize = 256;
 
-/// `out[i, :] = x[rows[i], :]` for `i < count`; numbers of any format.
+/// `out[i, :] = x[rows[i], :]` for every index of `rows`; elements of any format.
 #[derive(Debug)]
 pub struct GatherRows<'a> {
-    /// `[x_rows, row_bytes]`
+    /// `[.., row_bytes]`
     pub x: DeviceSlice<'a>,
-    /// `[count]` u32: all below `x_rows`.
-    pub rows: DeviceSlice<'a>,
+    /// Tables that `rows` are of.
+    pub tables: &'a DeviceTables,
+    /// `[count]`: rows of `x`.
+    pub rows: &'a RowIndices,
     /// `[count, row_bytes]`
     pub out: &'a mut DeviceBuffer,
-    /// Rows of `x`, as the caller packed them.
-    pub x_rows: usize,
-    /// Rows to gather.
-    pub count: usize,
     /// Bytes of a row.
     pub row_bytes: usize,
 }
@@ -47,20 +46,20 @@ pub struct Score<'a> {
 impl Ops {
     /// Launches `gather_rows`.
     pub fn gather_rows(&self, args: GatherRows<'_>) -> Result<()> {
-        let GatherRows { x, rows, out, x_rows, count, row_bytes } = args;
+        let GatherRows { x, tables, rows, out, row_bytes } = args;
         let needs = Needs("gather_rows");
         needs.that(row_bytes > 0 && row_bytes.is_multiple_of(WORD_BYTES), || {
             format!("rows in multiples of {WORD_BYTES} bytes, not {row_bytes}")
         })?;
-        needs.covers("x", x.bytes(), x_rows * row_bytes)?;
-        needs.covers("rows", rows.bytes(), count * size_of::<u32>())?;
-        needs.covers("out", out.bytes(), count * row_bytes)?;
-        let config = needs.grid(count, 1, THREADS, 0)?;
-        let (x, rows, out) = (x.address(), rows.address(), out.address());
+        needs.covers("x", x, [rows.limit, row_bytes])?;
+        needs.covers("out", out.all(), [rows.count(), row_bytes])?;
+        let config = needs.grid(rows.count(), 1, THREADS, 0)?;
+        let rows = needs.table("rows", tables, &rows.table)?;
+        let (x, out) = (x.address(), out.address());
         let words = needs.int("words of a row", row_bytes / WORD_BYTES)?;
-        // SAFETY: types: three addresses, an int. bounds: count rows of out and of rows, checked; the caller says that
-        // rows are below x_rows, which x covers. aliases: out is borrowed mutably, so it is neither x nor rows, as the
-        // kernel's __restrict__ demands. lives: see above.
+        // SAFETY: types: three addresses, an int. bounds: a block for each index, for whose row out has room; the indices
+        // are below their limit, and x covers as many rows. aliases: out is borrowed mutably, so it is neither x nor the
+        // tables, as the kernel's __restrict__ demands. lives: see above.
         unsafe {
             self.context
                 .compute()
@@ -80,13 +79,13 @@ impl Ops {
         let Score { x, head, out, tokens, labels, hidden } = args;
         let needs = Needs("score");
         needs.wide("hidden", hidden)?;
-        needs.covers("x", x.bytes(), tokens * hidden * Storage::BYTES)?;
-        needs.covers("head", head.bytes(), labels * hidden * Storage::BYTES)?;
-        needs.covers("out", out.bytes(), tokens * labels * size_of::<f32>())?;
+        needs.covers("x", x, [tokens, hidden, Storage::BYTES])?;
+        needs.covers("head", head, [labels, hidden, Storage::BYTES])?;
+        needs.covers("out", out.all(), [tokens, labels, size_of::<f32>()])?;
         let config = needs.grid(tokens, labels, THREADS, 0)?;
         let (x, head, out) = (x.address(), head.address(), out.address());
         let hidden = needs.int("hidden", hidden)?;
-        // SAFETY: types: three addresses, an int. bounds: rows of x and head and numbers of out, checked; the kernel
+        // SAFETY: types: three addresses, an int. bounds: rows of x and head and elements of out, checked; the kernel
         // stops at hidden. aliases: out is borrowed mutably, so it is neither x nor head. lives: see above.
         unsafe {
             self.context

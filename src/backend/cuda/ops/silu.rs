@@ -29,7 +29,7 @@ impl Ops {
         let SiluMul { gate_up, tokens, ffn, scale } = args;
         let needs = Needs("silu_mul");
         needs.wide("ffn", ffn)?;
-        needs.covers("gate_up", gate_up.bytes(), tokens * 2 * ffn * Storage::BYTES)?;
+        needs.covers("gate_up", gate_up.all(), [tokens, 2, ffn, Storage::BYTES])?;
         needs.that(scale == 1.0 || self.storage() == Storage::F16, || {
             format!("scale 1 with bf16, not {scale}")
         })?;
