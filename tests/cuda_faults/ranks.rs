@@ -9,10 +9,10 @@ use kudos::internals::backend::cuda::context::Context;
 use kudos::internals::backend::cuda::gemm::algorithm::Config;
 use kudos::internals::backend::cuda::gemm::cache::Cache;
 use kudos::internals::backend::cuda::gemm::tuning::{Stopwatch, Tuner};
-use kudos::internals::backend::cuda::gemm::{Lt, Out, ProductShape};
+use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Out};
 use kudos::internals::backend::cuda::nccl::Group;
 use kudos::internals::backend::cuda::probe::devices;
-use kudos::internals::backend::cuda::{Cuda, Setup, Storage};
+use kudos::internals::backend::cuda::{Cuda, Setup, format::ActivationFormat};
 use kudos::internals::backend::{Capacity, Footprint, Geometry, LayerWeights};
 use kudos::internals::config::ModelConfig;
 use kudos::internals::model::rope::frequencies;
@@ -255,21 +255,21 @@ impl Stopwatch for Fails<'_> {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_rank_whose_group_has_failed_measures_no_further() {
     let _gpu = Gpu::take();
-    let (info, storage) = (devices().unwrap().remove(0), Storage::Bf16);
+    let (info, format) = (devices().unwrap().remove(0), ActivationFormat::Bf16);
     let context = Context::open(&info).unwrap();
-    let lt = Lt::new(&context, storage).unwrap();
+    let lt = Lt::new(&context, format).unwrap();
     let group = Arc::new(Group::new(2, Duration::from_secs(20)).unwrap());
     let asked = Cell::new(0);
-    let cache = Cache::new(None, &info, storage).unwrap();
+    let cache = Cache::new(None, &info, format).unwrap();
     let tuner =
         Tuner::new(&context, &lt, GemmTuning::Auto, cache).unwrap().with_group(Some(Arc::clone(&group)));
     let mut tuner = tuner.with_stopwatch(Fails { group: &group, asked: &asked });
-    let shape = ProductShape {
+    let shape = MatmulShape {
         features: 96,
         width: 64,
         x_stride: 64,
         out_stride: 96,
-        out: Out::Storage,
+        out: Out::Activation,
         bias: false,
     };
     assert_gave_up(tuner.product(shape, 256));

@@ -3,7 +3,7 @@
 use std::slice;
 
 use kudos::Sharing;
-use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::{Attention, Heads, Ops, SeamTiles};
 use kudos::internals::backend::cuda::tiles::Tiles;
@@ -52,14 +52,14 @@ pub(crate) fn pack(sequences: &[Vec<u32>], sharing: Sharing) -> Packed {
 }
 
 /// The q, k and v of a token: the same wherever it stands, given its id and position.
-fn qkv_row(storage: Storage, heads: Heads, id: u32, position: u32) -> Vec<u16> {
+fn qkv_row(format: ActivationFormat, heads: Heads, id: u32, position: u32) -> Vec<u16> {
     let mut random = Random::new(u64::from(id) * 100_003 + u64::from(position) + 1);
-    random.rows(storage, width(heads), 1.0).into_iter().map(|number| bits(storage, number)).collect()
+    random.rows(format, width(heads), 1.0).into_iter().map(|number| bits(format, number)).collect()
 }
 
-pub(crate) fn qkv_rows(storage: Storage, heads: Heads, packed: &Packed) -> Vec<u16> {
+pub(crate) fn qkv_rows(format: ActivationFormat, heads: Heads, packed: &Packed) -> Vec<u16> {
     let tokens = packed.tokens.iter().zip(&packed.positions);
-    tokens.flat_map(|(&id, &position)| qkv_row(storage, heads, id, position)).collect()
+    tokens.flat_map(|(&id, &position)| qkv_row(format, heads, id, position)).collect()
 }
 
 /// Attention of every packed row, `[tokens, q_width]`, or of the last ones.
@@ -84,7 +84,7 @@ pub(crate) fn try_run(
     let seam_rows = tiles.seam_sources.len();
     let mut all = rows.to_vec();
     // NaN where seam tiles will be: they must be written before they are read.
-    all.resize((tokens + seam_rows) * width(heads), bits(ops.storage(), f64::NAN));
+    all.resize((tokens + seam_rows) * width(heads), bits(ops.format(), f64::NAN));
     let mut qkv = upload_raw(ops, &all);
     let (seam_tables, sources) = tables(ops, |tables| tables.seam_sources(&tiles.seam_sources));
     ops.seam_tiles(SeamTiles {
@@ -108,7 +108,7 @@ pub(crate) fn try_run(
             (&tiles.last, packed.last.len())
         }
     };
-    let mut out = ops.context().allocate(out_rows * heads.q_heads * heads.head_dim * Storage::BYTES)?;
+    let mut out = ops.context().allocate(out_rows * heads.q_heads * heads.head_dim * ops.format().bytes())?;
     let (tables, work) = tables(ops, |tables| {
         let tile_rows = tables.tile_rows(&tiles.tile_rows);
         tables.work_list(work, &tile_rows, group)
@@ -132,7 +132,7 @@ pub(crate) enum Queries {
 
 /// Attention of one row over its path, and `sum(p * |v|)`, which says how much rounding P can move each number.
 fn naive(
-    storage: Storage,
+    format: ActivationFormat,
     heads: Heads,
     rows: &[u16],
     path: &[usize],
@@ -140,7 +140,7 @@ fn naive(
     head: usize,
 ) -> Vec<(f64, f64)> {
     let Heads { q_heads, kv_heads, head_dim } = heads;
-    let number = |row: usize, column: usize| value(storage, rows[row * width(heads) + column]);
+    let number = |row: usize, column: usize| value(format, rows[row * width(heads) + column]);
     let kv_head = head / (q_heads / kv_heads);
     let (key, values) = ((q_heads + kv_head) * head_dim, (q_heads + kv_heads + kv_head) * head_dim);
     let scores: Vec<f64> = path
@@ -186,7 +186,7 @@ pub(crate) fn family() -> Vec<Vec<u32>> {
 /// of O; f32 sums and ex2 are far below either. Seen on the software GPU: at most 0.78 of it
 /// with tensor cores, 0.91 without.
 fn assert_matches(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], chosen: impl Fn(usize) -> bool) {
-    let storage = ops.storage();
+    let format = ops.format();
     let got = run(ops, heads, packed, rows, Queries::All);
     for segment in &packed.segments {
         let path: Vec<usize> =
@@ -195,9 +195,9 @@ fn assert_matches(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], chosen
             let path = &path[..=packed.positions[row] as usize];
             for head in 0..heads.q_heads {
                 let start = (row * heads.q_heads + head) * heads.head_dim;
-                let want = naive(storage, heads, rows, path, row, head);
+                let want = naive(format, heads, rows, path, row, head);
                 for (i, (&got, (want, size))) in got[start..].iter().zip(want).enumerate() {
-                    let bound = half_ulp(storage) * (1.01 * size + 1.01 * want.abs()) + 1e-6;
+                    let bound = half_ulp(format) * (1.01 * size + 1.01 * want.abs()) + 1e-6;
                     assert!(
                         (got - want).abs() <= bound,
                         "{heads:?}: row {row}, head {head}, dim {i}: {got:e}, expected {want:e} within {bound:e}"
@@ -213,7 +213,7 @@ fn matches_naive_on_shared_prefixes(gpu: &Gpu, kernel: &'static AttentionKernel)
     let packed = pack(&family(), Sharing::Prefixes);
     assert!(packed.segments.iter().any(|segment| segment.spans.len() == 5), "paths of up to five spans");
     for heads in shapes(kernel) {
-        let rows = qkv_rows(gpu.storage, heads, &packed);
+        let rows = qkv_rows(gpu.format, heads, &packed);
         assert_matches(&ops, heads, &packed, &rows, |_| true);
     }
 }
@@ -230,7 +230,7 @@ fn matches_naive_at_lengths_around_whole_tiles(gpu: &Gpu, kernel: &'static Atten
         .collect();
     let packed = pack(&sequences, Sharing::Prefixes);
     let heads = heads(1, 1, kernel.head_dim_max.min(128));
-    let rows = qkv_rows(gpu.storage, heads, &packed);
+    let rows = qkv_rows(gpu.format, heads, &packed);
     // Each path's rows around the ends of tiles, and of blocks of queries.
     let around = |position: usize| position < 2 || (position + 2) % 128 < 3 || position.is_multiple_of(509);
     assert_matches(&ops, heads, &packed, &rows, around);
@@ -238,15 +238,15 @@ fn matches_naive_at_lengths_around_whole_tiles(gpu: &Gpu, kernel: &'static Atten
 
 /// Changes numbers of the rows: `edit` gets position, column and the number that stands there.
 fn edited(
-    storage: Storage,
+    format: ActivationFormat,
     heads: Heads,
     packed: &Packed,
     edit: impl Fn(usize, usize, f64) -> f64,
 ) -> Vec<u16> {
-    let mut rows = qkv_rows(storage, heads, packed);
+    let mut rows = qkv_rows(format, heads, packed);
     for (at, number) in rows.iter_mut().enumerate() {
         let (row, column) = (at / width(heads), at % width(heads));
-        *number = bits(storage, edit(packed.positions[row] as usize, column, value(storage, *number)));
+        *number = bits(format, edit(packed.positions[row] as usize, column, value(format, *number)));
     }
     rows
 }
@@ -257,7 +257,7 @@ fn matches_naive_where_one_logit_is_huge(gpu: &Gpu, kernel: &'static AttentionKe
     let packed = pack(&family(), Sharing::Prefixes);
     let keys = heads.q_heads * heads.head_dim..(heads.q_heads + 1) * heads.head_dim;
     for hot in [0, 64, 69] {
-        let rows = edited(gpu.storage, heads, &packed, |position, column, number| {
+        let rows = edited(gpu.format, heads, &packed, |position, column, number| {
             // The first dim of each q is 60; that of the keys 0, and -60 or 60 for the hot ones: logits of +-300 to 450.
             match column % heads.head_dim {
                 0 if column < keys.start => 60.0,
@@ -277,7 +277,7 @@ fn averages_values_where_keys_are_equal(gpu: &Gpu, kernel: &'static AttentionKer
     let packed = pack(&family(), Sharing::Prefixes);
     let keys = heads.q_heads * heads.head_dim..(heads.q_heads + 1) * heads.head_dim;
     let rows = edited(
-        gpu.storage,
+        gpu.format,
         heads,
         &packed,
         |_, column, number| {
@@ -287,7 +287,7 @@ fn averages_values_where_keys_are_equal(gpu: &Gpu, kernel: &'static AttentionKer
     assert_matches(&ops, heads, &packed, &rows, |_| true);
     // And to the bit where the values are equal, too: their own average.
     let rows = edited(
-        gpu.storage,
+        gpu.format,
         heads,
         &packed,
         |_, column, number| {
@@ -312,7 +312,7 @@ fn does_not_depend_on_neighbours_or_sharing(gpu: &Gpu, kernel: &'static Attentio
     for heads in [heads(3, 1, kernel.head_dim_max), heads(7, 1, 16)] {
         let bits = |sequences: &[Vec<u32>], sharing| {
             let packed = pack(sequences, sharing);
-            let rows = qkv_rows(gpu.storage, heads, &packed);
+            let rows = qkv_rows(gpu.format, heads, &packed);
             of_last_rows(heads, &packed, &run(&ops, heads, &packed, &rows, Queries::All))
         };
         let sequences = family();
@@ -331,7 +331,7 @@ fn of_last_rows_has_the_bits_of_all_rows(gpu: &Gpu, kernel: &'static AttentionKe
     let ops = gpu.ops_with(kernel);
     for heads in [heads(8, 1, kernel.head_dim_max), heads(20, 1, 8)] {
         let packed = pack(&family(), Sharing::Prefixes);
-        let rows = qkv_rows(gpu.storage, heads, &packed);
+        let rows = qkv_rows(gpu.format, heads, &packed);
         let all = run(&ops, heads, &packed, &rows, Queries::All);
         let last = run(&ops, heads, &packed, &rows, Queries::Last);
         let q_width = heads.q_heads * heads.head_dim;
@@ -366,12 +366,12 @@ pub(crate) fn changed_by_nan(
 ) -> Vec<usize> {
     let sequences = family();
     let packed = pack(&sequences, Sharing::Prefixes);
-    let mut rows = qkv_rows(ops.storage(), heads, &packed);
+    let mut rows = qkv_rows(ops.format(), heads, &packed);
     let run = |rows: &[u16]| try_run(ops, heads, &packed, rows, Queries::All, &edit).unwrap();
     let clean = of_last_rows(heads, &packed, &run(&rows));
     let last = packed.last[packed.sequences[lonely]].row;
     let first = last + 1 - sequences[lonely].len();
-    rows[first * width(heads)..(last + 1) * width(heads)].fill(bits(ops.storage(), f64::NAN));
+    rows[first * width(heads)..(last + 1) * width(heads)].fill(bits(ops.format(), f64::NAN));
     let got = of_last_rows(heads, &packed, &run(&rows));
     (0..got.len()).filter(|&i| got[i] != clean[i]).collect()
 }

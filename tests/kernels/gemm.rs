@@ -6,13 +6,13 @@ use std::fs;
 use std::path::Path;
 
 use half::f16;
-use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::gemm::algorithm::Config;
 use kudos::internals::backend::cuda::gemm::cache::Cache;
 use kudos::internals::backend::cuda::gemm::classes::{BUCKETS, Proposals, Schedule, choose, classes};
 use kudos::internals::backend::cuda::gemm::trial::Trial;
 use kudos::internals::backend::cuda::gemm::tuning::{Stopwatch, Tuner};
-use kudos::internals::backend::cuda::gemm::{Lt, Operands, Out, Product, ProductShape};
+use kudos::internals::backend::cuda::gemm::{Lt, Matmul, MatmulShape, Operands, Out};
 use kudos::internals::backend::cuda::ops::Ops;
 use kudos::{GemmTuning, Result};
 
@@ -28,32 +28,38 @@ pub(crate) const TESTS: &[Test] = &[
     ("times_choose_within_a_class_and_are_kept", times_choose_within_a_class_and_are_kept),
 ];
 
-const SHAPE: ProductShape =
-    ProductShape { features: 48, width: 136, x_stride: 152, out_stride: 64, out: Out::Storage, bias: false };
+const SHAPE: MatmulShape = MatmulShape {
+    features: 48,
+    width: 136,
+    x_stride: 152,
+    out_stride: 64,
+    out: Out::Activation,
+    bias: false,
+};
 
 /// Where the product's columns start in `out`: they are its last ones.
 const COLUMN: usize = SHAPE.out_stride - SHAPE.features;
 
 /// Numbers of `out` before a product adds to them.
-fn old(storage: Storage, out: Out, count: usize) -> Vec<f64> {
+fn old(format: ActivationFormat, out: Out, count: usize) -> Vec<f64> {
     match out {
-        Out::Storage | Out::AddStorage => Random::new(3).rows(storage, count, 1.0),
-        Out::F32 | Out::AddF32 => Random::new(3).rows(Storage::Bf16, count, 1.0),
+        Out::Activation | Out::AddActivation => Random::new(3).rows(format, count, 1.0),
+        Out::F32 | Out::AddF32 => Random::new(3).rows(ActivationFormat::Bf16, count, 1.0),
     }
 }
 
 /// Runs the product into column 16 of rows 1 and on of `old`, and returns all of it.
-fn run(ops: &Ops, lt: &Lt, product: &mut Product, shape: ProductShape, rows: usize, alpha: f32) -> Vec<f64> {
-    let storage = ops.storage();
-    let x = upload(ops, &x(storage, rows));
-    let weight = upload(ops, &weight(storage));
+fn run(ops: &Ops, lt: &Lt, product: &mut Matmul, shape: MatmulShape, rows: usize, alpha: f32) -> Vec<f64> {
+    let format = ops.format();
+    let x = upload(ops, &x(format, rows));
+    let weight = upload(ops, &weight(format));
     let is_f32 = matches!(shape.out, Out::F32 | Out::AddF32);
     let raw = |numbers: &[f64]| match is_f32 {
         true => upload_raw(ops, &numbers.iter().map(|&number| number as f32).collect::<Vec<_>>()),
-        false => upload_raw(ops, &numbers.iter().map(|&number| bits(storage, number)).collect::<Vec<_>>()),
+        false => upload_raw(ops, &numbers.iter().map(|&number| bits(format, number)).collect::<Vec<_>>()),
     };
-    let bias = raw(&bias(storage));
-    let mut out = raw(&old(storage, shape.out, (rows + 1) * shape.out_stride));
+    let bias = raw(&bias(format));
+    let mut out = raw(&old(format, shape.out, (rows + 1) * shape.out_stride));
     let operands = Operands {
         x: x.all(),
         weight: weight.all(),
@@ -68,43 +74,43 @@ fn run(ops: &Ops, lt: &Lt, product: &mut Product, shape: ProductShape, rows: usi
     match is_f32 {
         true => out.all().download::<f32>(stream).unwrap().into_iter().map(f64::from).collect(),
         false => {
-            out.all().download::<u16>(stream).unwrap().into_iter().map(|bits| value(storage, bits)).collect()
+            out.all().download::<u16>(stream).unwrap().into_iter().map(|bits| value(format, bits)).collect()
         }
     }
 }
 
-fn x(storage: Storage, rows: usize) -> Vec<f64> {
-    Random::new(1).rows(storage, rows * SHAPE.x_stride, 1.0)
+fn x(format: ActivationFormat, rows: usize) -> Vec<f64> {
+    Random::new(1).rows(format, rows * SHAPE.x_stride, 1.0)
 }
 
-fn weight(storage: Storage) -> Vec<f64> {
-    Random::new(2).rows(storage, SHAPE.features * SHAPE.width, 0.05)
+fn weight(format: ActivationFormat) -> Vec<f64> {
+    Random::new(2).rows(format, SHAPE.features * SHAPE.width, 0.05)
 }
 
-fn bias(storage: Storage) -> Vec<f64> {
-    Random::new(4).rows(storage, SHAPE.features, 1.0)
+fn bias(format: ActivationFormat) -> Vec<f64> {
+    Random::new(4).rows(format, SHAPE.features, 1.0)
 }
 
 fn products_match_naive(gpu: &Gpu) {
-    let without = [(Out::Storage, 1.0), (Out::AddStorage, 1.0), (Out::F32, 16.0), (Out::AddF32, 0.5)];
+    let without = [(Out::Activation, 1.0), (Out::AddActivation, 1.0), (Out::F32, 16.0), (Out::AddF32, 0.5)];
     matches_naive(gpu, &without.map(|(out, alpha)| (out, false, alpha)));
 }
 
 fn products_with_a_bias_match_naive(gpu: &Gpu) {
-    matches_naive(gpu, &[(Out::Storage, true, 1.0), (Out::AddStorage, true, 1.0)]);
+    matches_naive(gpu, &[(Out::Activation, true, 1.0), (Out::AddActivation, true, 1.0)]);
 }
 
 fn matches_naive(gpu: &Gpu, kinds: &[(Out, bool, f32)]) {
     let ops = gpu.ops(64);
-    let storage = gpu.storage;
-    let lt = Lt::new(ops.context(), storage).unwrap();
+    let format = gpu.format;
+    let lt = Lt::new(ops.context(), format).unwrap();
     for &(out, bias_too, alpha) in kinds {
-        let shape = ProductShape { out, bias: bias_too, ..SHAPE };
+        let shape = MatmulShape { out, bias: bias_too, ..SHAPE };
         let mut product = prepared(&ops, &lt, shape);
         for rows in [1, 3, 65] {
             let got = run(&ops, &lt, &mut product, shape, rows, alpha);
-            let before = old(storage, out, got.len());
-            let (x, weight, bias) = (x(storage, rows), weight(storage), bias(storage));
+            let before = old(format, out, got.len());
+            let (x, weight, bias) = (x(format, rows), weight(format), bias(format));
             for (i, (&got, &before)) in got.iter().zip(&before).enumerate() {
                 let (row, column) = (i / shape.out_stride, i % shape.out_stride);
                 if row == 0 || !(COLUMN..COLUMN + shape.features).contains(&column) {
@@ -117,12 +123,12 @@ fn matches_naive(gpu: &Gpu, kinds: &[(Out, bool, f32)]) {
                 let dot = w.iter().zip(x).map(|(w, x)| w * x);
                 let (sum, size) =
                     dot.fold((0.0, 0.0), |(sum, size), term: f64| (sum + term, size + term.abs()));
-                let added = if matches!(out, Out::AddStorage | Out::AddF32) { before } else { 0.0 };
+                let added = if matches!(out, Out::AddActivation | Out::AddF32) { before } else { 0.0 };
                 let want = f64::from(alpha) * sum + added + if bias_too { bias[feature] } else { 0.0 };
                 // f32 sums of `width` terms in any order, then one rounding.
                 let f32_error = 2f64.powi(-24) * shape.width as f64 * (f64::from(alpha) * size + added.abs());
                 let rounding =
-                    if matches!(out, Out::F32 | Out::AddF32) { 0.0 } else { half_ulp(storage) * want.abs() };
+                    if matches!(out, Out::F32 | Out::AddF32) { 0.0 } else { half_ulp(format) * want.abs() };
                 let bound = f32_error + 1.01 * rounding + f16::MIN_POSITIVE_SUBNORMAL.to_f64();
                 assert!(
                     (got - want).abs() <= bound,
@@ -134,13 +140,13 @@ fn matches_naive(gpu: &Gpu, kinds: &[(Out, bool, f32)]) {
 }
 
 /// A product as an engine prepares it, but with nothing kept.
-fn prepared(ops: &Ops, lt: &Lt, shape: ProductShape) -> Product {
+fn prepared(ops: &Ops, lt: &Lt, shape: MatmulShape) -> Matmul {
     tuner(ops, lt, None).product(shape, ROWS_MAX).unwrap()
 }
 
 fn tuner<'a>(ops: &'a Ops, lt: &'a Lt, folder: Option<&Path>) -> Tuner<'a> {
     let context = ops.context();
-    let cache = Cache::new(folder.map(Path::to_owned), context.info(), ops.storage()).unwrap();
+    let cache = Cache::new(folder.map(Path::to_owned), context.info(), ops.format()).unwrap();
     Tuner::new(context, lt, GemmTuning::Auto, cache).unwrap()
 }
 
@@ -151,7 +157,7 @@ const ROWS_MAX: usize = 4099;
 const ROWS: [usize; 17] = [1, 2, 15, 16, 17, 63, 65, 127, 129, 256, 300, 512, 1000, 1024, 1025, 2049, 4096];
 
 /// The first number of rows whose product has other bits than the same rows of a larger one.
-fn rows_that_differ(ops: &Ops, lt: &Lt, product: &mut Product, shape: ProductShape) -> Option<usize> {
+fn rows_that_differ(ops: &Ops, lt: &Lt, product: &mut Matmul, shape: MatmulShape) -> Option<usize> {
     let many = run(ops, lt, product, shape, ROWS_MAX, 1.0);
     ROWS.into_iter().find(|&rows| {
         let few = run(ops, lt, product, shape, rows, 1.0);
@@ -161,11 +167,11 @@ fn rows_that_differ(ops: &Ops, lt: &Lt, product: &mut Product, shape: ProductSha
 
 fn a_row_does_not_depend_on_the_number_of_rows(gpu: &Gpu) {
     let ops = gpu.ops(64);
-    let lt = Lt::new(ops.context(), gpu.storage).unwrap();
-    for out in [Out::Storage, Out::F32] {
-        let shape = ProductShape { out, ..SHAPE };
+    let lt = Lt::new(ops.context(), gpu.format).unwrap();
+    for out in [Out::Activation, Out::F32] {
+        let shape = MatmulShape { out, ..SHAPE };
         for tuning in [GemmTuning::Auto, GemmTuning::Off] {
-            let cache = Cache::new(None, gpu.info(), gpu.storage).unwrap();
+            let cache = Cache::new(None, gpu.info(), gpu.format).unwrap();
             let mut tuner = Tuner::new(ops.context(), &lt, tuning, cache).unwrap();
             let mut product = tuner.product(shape, ROWS_MAX).unwrap();
             assert_eq!(rows_that_differ(&ops, &lt, &mut product, shape), None, "{shape:?}, {tuning:?}");
@@ -177,11 +183,11 @@ fn a_row_does_not_depend_on_the_number_of_rows(gpu: &Gpu) {
 /// change with their number.
 fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
     let ops = gpu.ops(64);
-    let lt = Lt::new(ops.context(), gpu.storage).unwrap();
+    let lt = Lt::new(ops.context(), gpu.format).unwrap();
     // In f32 every bit of the sums shows.
-    let shape = ProductShape { out: Out::F32, ..SHAPE };
+    let shape = MatmulShape { out: Out::F32, ..SHAPE };
     let mut problem = lt.problem(shape).unwrap();
-    let mut trial = Trial::new(ops.context(), gpu.storage, shape, 0).unwrap();
+    let mut trial = Trial::new(ops.context(), gpu.format, shape, 0).unwrap();
     let proposals = Proposals::of(&lt, &mut problem).unwrap();
     let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
     // A library may happen to have one class for a shape. The software GPU has two, and one that is in none.
@@ -189,16 +195,16 @@ fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
         return;
     }
     assert!(found.len() >= 2, "{found:?}");
-    let mut product = Product::new(problem, Schedule::new(proposals.buckets));
+    let mut product = Matmul::new(problem, Schedule::new(proposals.buckets));
     assert!(rows_that_differ(&ops, &lt, &mut product, shape).is_some(), "{:?}", product.schedule());
 }
 
 /// What no algorithm takes at once is computed in pieces, with the same bits.
 fn rows_that_are_refused_are_computed_in_pieces(gpu: &Gpu) {
     let ops = gpu.ops(64);
-    let lt = Lt::new(ops.context(), gpu.storage).unwrap();
+    let lt = Lt::new(ops.context(), gpu.format).unwrap();
     let mut problem = lt.problem(SHAPE).unwrap();
-    let mut trial = Trial::new(ops.context(), gpu.storage, SHAPE, 0).unwrap();
+    let mut trial = Trial::new(ops.context(), gpu.format, SHAPE, 0).unwrap();
     let proposals = Proposals::of(&lt, &mut problem).unwrap();
     let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
     let class = choose(&lt, &mut problem, found).unwrap();
@@ -213,7 +219,7 @@ fn rows_that_are_refused_are_computed_in_pieces(gpu: &Gpu) {
     // 100 rows: 64 and 32 by the one that refuses 100, and 4 by another.
     let mut orders = vec![vec![refusing]; BUCKETS.len()];
     orders[0] = others;
-    let mut product = Product::new(problem, Schedule::new(orders));
+    let mut product = Matmul::new(problem, Schedule::new(orders));
     let expected = run(&ops, &lt, &mut prepared(&ops, &lt, SHAPE), SHAPE, 100, 1.0);
     assert_eq!(run(&ops, &lt, &mut product, SHAPE, 100, 1.0), expected);
 }
@@ -234,7 +240,7 @@ impl Stopwatch for Favours<'_> {
 
 fn times_choose_within_a_class_and_are_kept(gpu: &Gpu) {
     let ops = gpu.ops(64);
-    let lt = Lt::new(ops.context(), gpu.storage).unwrap();
+    let lt = Lt::new(ops.context(), gpu.format).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let asked = Cell::new(0);
     let tuned = |tile, folder: &Path| {
@@ -242,7 +248,7 @@ fn times_choose_within_a_class_and_are_kept(gpu: &Gpu) {
         let mut tuner = tuner(&ops, &lt, Some(folder)).with_stopwatch(Favours { tile, asked: &asked });
         tuner.product(SHAPE, ROWS_MAX).unwrap()
     };
-    let tile_of = |product: &Product| product.schedule().at(4096)[0].config().tile;
+    let tile_of = |product: &Matmul| product.schedule().at(4096)[0].config().tile;
     let expected = run(&ops, &lt, &mut prepared(&ops, &lt, SHAPE), SHAPE, 1000, 1.0);
     let members = tuned(0, &dir.path().join("first")).schedule().at(4096).to_vec();
     let tiles: BTreeSet<u32> = members.iter().map(|algorithm| algorithm.config().tile).collect();

@@ -22,8 +22,8 @@ use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
 
 use kudos::CudaTier;
-use kudos::internals::backend::cuda::Storage;
 use kudos::internals::backend::cuda::context::Context;
+use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionKernel};
 use kudos::internals::backend::cuda::ops::Ops;
 use kudos::internals::backend::cuda::probe::{DeviceInfo, devices};
@@ -43,7 +43,7 @@ static TURNS: RwLock<()> = RwLock::new(());
 pub(crate) struct Gpu {
     info: DeviceInfo,
     pub(crate) tier: CudaTier,
-    pub(crate) storage: Storage,
+    pub(crate) format: ActivationFormat,
 }
 
 impl Gpu {
@@ -88,17 +88,17 @@ fn main() -> ExitCode {
         if info.as_ref().is_some_and(|info| !info.capability.runs(tier)) {
             continue;
         }
-        let storage = Storage::of(tier);
-        let gpu = info.clone().map(|info| Gpu { info, tier, storage });
+        let format = ActivationFormat::of(tier);
+        let gpu = info.clone().map(|info| Gpu { info, tier, format });
         for (name, test) in [rows::TESTS, gemm::TESTS, staging::TESTS].concat() {
-            trials.push(trial(&format!("{name} ({storage:?})"), gpu.clone(), move |gpu| {
+            trials.push(trial(&format!("{name} ({format:?})"), gpu.clone(), move |gpu| {
                 let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
                 test(gpu);
             }));
         }
         for &(name, test) in nccl::TESTS {
             let found = gpu.clone().filter(|_| has_nccl);
-            trials.push(trial(&format!("{name} ({storage:?})"), found, move |gpu| {
+            trials.push(trial(&format!("{name} ({format:?})"), found, move |gpu| {
                 let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
                 test(gpu);
             }));
@@ -130,7 +130,7 @@ fn main() -> ExitCode {
         }
         for &(name, test) in sectors::TESTS {
             let found = gpu.clone().zip(counters);
-            trials.push(trial(&format!("{name} ({storage:?})"), found, move |(gpu, counters)| {
+            trials.push(trial(&format!("{name} ({format:?})"), found, move |(gpu, counters)| {
                 let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
                 test(gpu, *counters);
             }));

@@ -1,37 +1,37 @@
 //! Random and hard numbers, storage formats on the host, and the comparison of results with expectations.
 
 use half::{bf16, f16};
-use kudos::internals::backend::cuda::Storage;
 use kudos::internals::backend::cuda::buffer::DeviceBuffer;
+use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::ops::Ops;
 use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
 
 /// Bits of `value` in storage.
-pub(crate) fn bits(storage: Storage, value: f64) -> u16 {
-    match storage {
-        Storage::F16 => f16::from_f64(value).to_bits(),
-        Storage::Bf16 => bf16::from_f64(value).to_bits(),
+pub(crate) fn bits(format: ActivationFormat, value: f64) -> u16 {
+    match format {
+        ActivationFormat::F16 => f16::from_f64(value).to_bits(),
+        ActivationFormat::Bf16 => bf16::from_f64(value).to_bits(),
     }
 }
 
 /// The number that bits in storage stand for.
-pub(crate) fn value(storage: Storage, bits: u16) -> f64 {
-    match storage {
-        Storage::F16 => f16::from_bits(bits).to_f64(),
-        Storage::Bf16 => bf16::from_bits(bits).to_f64(),
+pub(crate) fn value(format: ActivationFormat, bits: u16) -> f64 {
+    match format {
+        ActivationFormat::F16 => f16::from_bits(bits).to_f64(),
+        ActivationFormat::Bf16 => bf16::from_bits(bits).to_f64(),
     }
 }
 
 /// `value` rounded to storage.
-pub(crate) fn round(storage: Storage, number: f64) -> f64 {
-    value(storage, bits(storage, number))
+pub(crate) fn round(format: ActivationFormat, number: f64) -> f64 {
+    value(format, bits(format, number))
 }
 
 /// The largest relative error of one rounding to storage.
-pub(crate) fn half_ulp(storage: Storage) -> f64 {
-    match storage {
-        Storage::F16 => 2f64.powi(-11),
-        Storage::Bf16 => 2f64.powi(-8),
+pub(crate) fn half_ulp(format: ActivationFormat) -> f64 {
+    match format {
+        ActivationFormat::F16 => 2f64.powi(-11),
+        ActivationFormat::Bf16 => 2f64.powi(-8),
     }
 }
 
@@ -56,15 +56,15 @@ impl Random {
     }
 
     /// `count` numbers of storage: normal times `scale`, and every 97th an outlier, 20 times as large.
-    pub(crate) fn rows(&mut self, storage: Storage, count: usize, scale: f64) -> Vec<f64> {
-        self.hard(count, scale).into_iter().map(|number| round(storage, number)).collect()
+    pub(crate) fn rows(&mut self, format: ActivationFormat, count: usize, scale: f64) -> Vec<f64> {
+        self.hard(count, scale).into_iter().map(|number| round(format, number)).collect()
     }
 
     /// The same as the residual stream holds them: bf16, or f32 beside fp16.
-    pub(crate) fn residual_rows(&mut self, storage: Storage, count: usize, scale: f64) -> Vec<f64> {
-        match storage {
-            Storage::Bf16 => self.rows(storage, count, scale),
-            Storage::F16 => {
+    pub(crate) fn residual_rows(&mut self, format: ActivationFormat, count: usize, scale: f64) -> Vec<f64> {
+        match format {
+            ActivationFormat::Bf16 => self.rows(format, count, scale),
+            ActivationFormat::F16 => {
                 self.hard(count, scale).into_iter().map(|number| f64::from(number as f32)).collect()
             }
         }
@@ -77,7 +77,7 @@ impl Random {
 
 /// Numbers in storage, on the GPU.
 pub(crate) fn upload(ops: &Ops, numbers: &[f64]) -> DeviceBuffer {
-    upload_raw(ops, &numbers.iter().map(|&number| bits(ops.storage(), number)).collect::<Vec<_>>())
+    upload_raw(ops, &numbers.iter().map(|&number| bits(ops.format(), number)).collect::<Vec<_>>())
 }
 
 /// Plain values on the GPU.
@@ -102,7 +102,7 @@ pub(crate) fn download(ops: &Ops, buffer: &DeviceBuffer) -> Vec<f64> {
 /// The same, where something may have failed on the way.
 pub(crate) fn try_download(ops: &Ops, buffer: &DeviceBuffer) -> kudos::Result<Vec<f64>> {
     let raw: Vec<u16> = buffer.all().download(ops.context().compute())?;
-    Ok(raw.into_iter().map(|bits| value(ops.storage(), bits)).collect())
+    Ok(raw.into_iter().map(|bits| value(ops.format(), bits)).collect())
 }
 
 /// Holds results to what they should be: each within `bound(i)`, and no more than the share `unequal_max` of them, and

@@ -34,7 +34,7 @@ fn assert_caught(plant: &str, ops: Ops, softgpu: Counters) {
     let kernel = ops.attention_kernel();
     let heads = heads(3, 1, kernel.head_dim_max);
     let packed = pack(&family(), Sharing::Prefixes);
-    let rows = qkv_rows(ops.storage(), heads, &packed);
+    let rows = qkv_rows(ops.format(), heads, &packed);
     let outcome = try_run(&ops, heads, &packed, &rows, Queries::All, |_| {});
     assert!(outcome.is_err(), "{}, {plant}: not caught", kernel.entry);
     let message = softgpu.message();

@@ -1,7 +1,7 @@
 //! The memory-bound kernels.
 
 use kudos::ErrorKind;
-use kudos::internals::backend::cuda::Storage;
+use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::ops::{
     AddRmsNorm, Attention, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
 };
@@ -35,9 +35,9 @@ const SHAPES: [(usize, usize); 7] = [(1, 64), (3, 8), (5, 136), (2, 1000), (3, 2
 
 /// The residual stream's numbers on the host as the GPU holds them.
 fn residual(ops: &Ops, raw: &kudos::internals::backend::cuda::buffer::DeviceBuffer) -> Vec<f64> {
-    match ops.storage() {
-        Storage::Bf16 => download(ops, raw),
-        Storage::F16 => {
+    match ops.format() {
+        ActivationFormat::Bf16 => download(ops, raw),
+        ActivationFormat::F16 => {
             let raw: Vec<f32> = raw.all().download(ops.context().compute()).unwrap();
             raw.into_iter().map(f64::from).collect()
         }
@@ -45,37 +45,39 @@ fn residual(ops: &Ops, raw: &kudos::internals::backend::cuda::buffer::DeviceBuff
 }
 
 fn upload_residual(ops: &Ops, numbers: &[f64]) -> kudos::internals::backend::cuda::buffer::DeviceBuffer {
-    match ops.storage() {
-        Storage::Bf16 => upload(ops, numbers),
-        Storage::F16 => upload_raw(ops, &numbers.iter().map(|&number| number as f32).collect::<Vec<_>>()),
+    match ops.format() {
+        ActivationFormat::Bf16 => upload(ops, numbers),
+        ActivationFormat::F16 => {
+            upload_raw(ops, &numbers.iter().map(|&number| number as f32).collect::<Vec<_>>())
+        }
     }
 }
 
 /// `norm(x) * weight` of one row, rounded where Hugging Face rounds.
-fn naive_norm(storage: Storage, x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
+fn naive_norm(format: ActivationFormat, x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
     let scale = 1.0 / (mean + eps).sqrt();
-    x.iter().zip(weight).map(|(x, weight)| round(storage, round(storage, x * scale) * weight)).collect()
+    x.iter().zip(weight).map(|(x, weight)| round(format, round(format, x * scale) * weight)).collect()
 }
 
 fn add_rms_norm_matches_naive(gpu: &Gpu) {
     let ops = gpu.ops(64);
-    let storage = gpu.storage;
-    let add = |x: f64, d: f64| match storage {
-        Storage::Bf16 => round(storage, x + d),
-        Storage::F16 => f64::from((x + d) as f32),
+    let format = gpu.format;
+    let add = |x: f64, d: f64| match format {
+        ActivationFormat::Bf16 => round(format, x + d),
+        ActivationFormat::F16 => f64::from((x + d) as f32),
     };
     for (tokens, hidden) in SHAPES {
         // The last: a norm far above what fp16 could hold in the stream.
         for (scale, with_delta) in [(1.0, true), (1.0, false), (1e-3, true), (3e3, true)] {
             let what = format!("{tokens} x {hidden}, scale {scale}, delta {with_delta}");
             let mut random = Random::new(hidden as u64);
-            let x = random.residual_rows(storage, tokens * hidden, scale);
-            let delta = random.residual_rows(storage, tokens * hidden, scale);
-            let weight = random.rows(storage, hidden, 1.0);
+            let x = random.residual_rows(format, tokens * hidden, scale);
+            let delta = random.residual_rows(format, tokens * hidden, scale);
+            let weight = random.rows(format, hidden, 1.0);
             let mut stream = upload_residual(&ops, &x);
             let delta_rows = upload_residual(&ops, &delta);
-            let mut out = ops.context().allocate(tokens * hidden * Storage::BYTES).unwrap();
+            let mut out = ops.context().allocate(tokens * hidden * gpu.format.bytes()).unwrap();
             let weights = upload(&ops, &weight);
             ops.add_rms_norm(AddRmsNorm {
                 residual: &mut stream,
@@ -93,11 +95,11 @@ fn add_rms_norm_matches_naive(gpu: &Gpu) {
             assert_eq!(residual(&ops, &stream), sum, "{what}: the residual stream");
             let want: Vec<f64> = sum
                 .chunks(hidden)
-                .flat_map(|row| naive_norm(storage, row, &weight, f64::from(1e-5_f32)))
+                .flat_map(|row| naive_norm(format, row, &weight, f64::from(1e-5_f32)))
                 .collect();
             // The quotient is rounded in f32 first, by way of the reciprocal: where that decides how it is rounded to
             // storage, the product moves by that and by its own rounding. Seen: 5 numbers of 10,000, 2.2 half ulps.
-            let bound = |i: usize| 3.0 * half_ulp(storage) * want[i].abs() + 1e-7;
+            let bound = |i: usize| 3.0 * half_ulp(format) * want[i].abs() + 1e-7;
             assert_close(&what, hidden, &download(&ops, &out), &want, 1e-3, bound);
         }
     }
@@ -108,12 +110,12 @@ fn add_rms_norm_adds_parts_in_order_with_one_rounding(gpu: &Gpu) {
     for (tokens, hidden, parts) in [(3, 264, 2), (2, 1000, 3), (1, 64, 8), (2, 8, 1)] {
         let mut random = Random::new(parts as u64);
         let numbers = tokens * hidden;
-        let x = random.residual_rows(gpu.storage, numbers, 1.0);
-        let delta = random.residual_rows(gpu.storage, parts * numbers, 1.0);
+        let x = random.residual_rows(gpu.format, numbers, 1.0);
+        let delta = random.residual_rows(gpu.format, parts * numbers, 1.0);
         let mut stream = upload_residual(&ops, &x);
         let delta_parts = upload_residual(&ops, &delta);
-        let weight = upload(&ops, &random.rows(gpu.storage, hidden, 1.0));
-        let mut out = ops.context().allocate(numbers * Storage::BYTES).unwrap();
+        let weight = upload(&ops, &random.rows(gpu.format, hidden, 1.0));
+        let mut out = ops.context().allocate(numbers * gpu.format.bytes()).unwrap();
         ops.add_rms_norm(AddRmsNorm {
             residual: &mut stream,
             delta: Delta::Parts(delta_parts.all(), parts),
@@ -128,9 +130,9 @@ fn add_rms_norm_adds_parts_in_order_with_one_rounding(gpu: &Gpu) {
         let sum_of =
             |i: usize| (0..parts).fold(x[i] as f32, |sum, part| sum + delta[part * numbers + i] as f32);
         let want: Vec<f64> = (0..numbers)
-            .map(|i| match gpu.storage {
-                Storage::Bf16 => round(gpu.storage, f64::from(sum_of(i))),
-                Storage::F16 => f64::from(sum_of(i)),
+            .map(|i| match gpu.format {
+                ActivationFormat::Bf16 => round(gpu.format, f64::from(sum_of(i))),
+                ActivationFormat::F16 => f64::from(sum_of(i)),
             })
             .collect();
         assert_eq!(residual(&ops, &stream), want, "{tokens} x {hidden}, {parts} parts");
@@ -141,9 +143,9 @@ fn add_rms_norm_of_some_rows_leaves_the_others_alone(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let (tokens, hidden) = (7, 136);
     let mut random = Random::new(9);
-    let x = random.residual_rows(gpu.storage, tokens * hidden, 1.0);
-    let delta = upload_residual(&ops, &random.residual_rows(gpu.storage, tokens * hidden, 1.0));
-    let weight = upload(&ops, &random.rows(gpu.storage, hidden, 1.0));
+    let x = random.residual_rows(gpu.format, tokens * hidden, 1.0);
+    let delta = upload_residual(&ops, &random.residual_rows(gpu.format, tokens * hidden, 1.0));
+    let weight = upload(&ops, &random.rows(gpu.format, hidden, 1.0));
     // Runs of rows, one after the other.
     let run = |runs: &[std::ops::Range<usize>]| {
         let (mut stream, mut out) = (upload_residual(&ops, &x), upload(&ops, &vec![7.0; tokens * hidden]));
@@ -194,8 +196,8 @@ fn add_rms_norm_refuses_widths_that_it_cannot_do(gpu: &Gpu) {
 }
 
 fn rope_has_the_bits_of_three_roundings(gpu: &Gpu) {
-    let storage = gpu.storage;
-    let r = |x| round(storage, x);
+    let format = gpu.format;
+    let r = |x| round(format, x);
     // Widths of a head; heads in a row, the first to rotate and how many; positions.
     for (head_dim, (in_row, first_head, heads), positions) in [
         (64, (3, 0, 2), vec![0, 1, 2, 129]),
@@ -209,7 +211,7 @@ fn rope_has_the_bits_of_three_roundings(gpu: &Gpu) {
         let frequencies: Vec<f32> = (0..half).map(|i| 500_000f32.powf(-(i as f32) / half as f32)).collect();
         let rope_tables = RopeTables::new(&ops, &frequencies, 512).unwrap();
         let (rows, row_stride) = (positions.len(), in_row * head_dim);
-        let before = Random::new(head_dim as u64).rows(storage, rows * row_stride, 2.0);
+        let before = Random::new(head_dim as u64).rows(format, rows * row_stride, 2.0);
         let mut qkv = upload(&ops, &before);
         let (tables, indices) = tables(&ops, |tables| tables.row_indices(&positions));
         ops.rope(Rope {
@@ -242,10 +244,10 @@ fn rope_has_the_bits_of_three_roundings(gpu: &Gpu) {
 
 fn silu_mul_matches_naive(gpu: &Gpu) {
     let ops = gpu.ops(64);
-    let storage = gpu.storage;
+    let format = gpu.format;
     for (tokens, ffn) in SHAPES {
-        let scale = if storage == Storage::F16 { 2f64.powi(-4) } else { 1.0 };
-        let mut before = Random::new(ffn as u64).rows(storage, tokens * 2 * ffn, 3.0);
+        let scale = if format == ActivationFormat::F16 { 2f64.powi(-4) } else { 1.0 };
+        let mut before = Random::new(ffn as u64).rows(format, tokens * 2 * ffn, 3.0);
         // Where exp(-x) is 0 or infinite, and zeros of both signs.
         before[..6].copy_from_slice(&[0.0, -0.0, 100.0, -100.0, -87.0, 65.0]);
         let mut gate_up = upload(&ops, &before);
@@ -254,13 +256,13 @@ fn silu_mul_matches_naive(gpu: &Gpu) {
         for row in want.chunks_mut(2 * ffn) {
             let (gate, up) = row.split_at_mut(ffn);
             for (gate, up) in gate.iter_mut().zip(up) {
-                let silu = round(storage, *gate / (1.0 + (-*gate).exp()));
-                *gate = round(storage, silu * *up * scale);
+                let silu = round(format, *gate / (1.0 + (-*gate).exp()));
+                *gate = round(format, silu * *up * scale);
             }
         }
         // exp and the quotient are approximate to about 2^-22: few numbers lie so near to where rounding turns. Seen: 3
         // of 10,000, 1.5 half ulps.
-        let bound = |i: usize| 3.0 * half_ulp(storage) * want[i].abs() + 1e-7;
+        let bound = |i: usize| 3.0 * half_ulp(format) * want[i].abs() + 1e-7;
         assert_close(&format!("{tokens} x {ffn}"), 2 * ffn, &download(&ops, &gate_up), &want, 1e-3, bound);
     }
 }
@@ -294,8 +296,8 @@ fn score_matches_naive(gpu: &Gpu) {
     for (tokens, hidden) in SHAPES {
         for labels in [1, 3] {
             let mut random = Random::new(hidden as u64);
-            let x = random.rows(gpu.storage, tokens * hidden, 1.0);
-            let head = random.rows(gpu.storage, labels * hidden, 0.02);
+            let x = random.rows(gpu.format, tokens * hidden, 1.0);
+            let head = random.rows(gpu.format, labels * hidden, 0.02);
             let (x_rows, head_rows) = (upload(&ops, &x), upload(&ops, &head));
             let mut out = ops.context().allocate(tokens * labels * 4).unwrap();
             ops.score(Score {
@@ -374,7 +376,7 @@ fn fill_normal_has_the_bits_of_philox(gpu: &Gpu) {
     assert_eq!(philox([u32::MAX; 4], [u32::MAX; 2]), [0x408F_276D, 0x41C8_3B0E, 0xA20B_C7C6, 0x6D54_51FD]);
     let ops = gpu.ops(64);
     let (count, seed, deviation) = (4104, 0x1234_5678_9ABC_DEF0_u64, 0.02_f32);
-    let mut out = ops.context().allocate(count * Storage::BYTES).unwrap();
+    let mut out = ops.context().allocate(count * gpu.format.bytes()).unwrap();
     ops.fill_normal(&mut out, count, seed, deviation).unwrap();
     let got: Vec<u16> = out.all().download(ops.context().compute()).unwrap();
     let unit = deviation / 53_509.92;
@@ -382,11 +384,11 @@ fn fill_normal_has_the_bits_of_philox(gpu: &Gpu) {
         .map(|i| {
             let words = philox([i, 0, 0, 0], [seed as u32, (seed >> 32) as u32]);
             let sum: i32 = words.iter().map(|word| ((word & 0xFFFF) + (word >> 16)) as i32).sum();
-            crate::numbers::bits(gpu.storage, f64::from((sum - 4 * 65_535) as f32 * unit))
+            crate::numbers::bits(gpu.format, f64::from((sum - 4 * 65_535) as f32 * unit))
         })
         .collect();
     assert_eq!(got, want);
-    let numbers: Vec<f64> = got.iter().map(|&bits| value(gpu.storage, bits) / f64::from(deviation)).collect();
+    let numbers: Vec<f64> = got.iter().map(|&bits| value(gpu.format, bits) / f64::from(deviation)).collect();
     let mean = numbers.iter().sum::<f64>() / count as f64;
     let variance = numbers.iter().map(|x| x * x).sum::<f64>() / count as f64;
     assert!(mean.abs() < 0.06 && (variance - 1.0).abs() < 0.08, "mean {mean}, variance {variance}");
@@ -410,7 +412,7 @@ fn indices_that_leave_a_buffer_are_refused(gpu: &Gpu) {
     let (tables, [inside, outside]) =
         tables(&ops, |tables| [[9, 0], [10, 0]].map(|rows| tables.row_indices(&rows)));
     let mut gather = |rows| {
-        let row_bytes = row_stride * Storage::BYTES;
+        let row_bytes = row_stride * gpu.format.bytes();
         ops.gather_rows(GatherRows { x: x.all(), tables: &tables, rows, out: &mut out, row_bytes })
     };
     gather(&inside).unwrap();

@@ -7,8 +7,8 @@
 
 use std::iter::repeat_n;
 
-use kudos::internals::backend::cuda::Storage;
 use kudos::internals::backend::cuda::buffer::DeviceBuffer;
+use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::ops::{
     AddRmsNorm, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
 };
@@ -57,7 +57,7 @@ enum Added {
 }
 
 fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, added: Added) -> Launch {
-    let stream_bytes = tokens * hidden * ops.storage().residual_bytes();
+    let stream_bytes = tokens * hidden * ops.format().residual_bytes();
     let (mut residual, delta) = (zeros(ops, stream_bytes), zeros(ops, stream_bytes));
     let (weight, mut out) = (zeros(ops, hidden * 2), zeros(ops, tokens * hidden * 2));
     let args = AddRmsNorm {
@@ -78,15 +78,15 @@ fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, add
 
 fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
     let ops = gpu.ops(64);
-    let number = gpu.storage.residual_bytes();
+    let number = gpu.format.residual_bytes();
     // As many numbers as 16 bytes of residual hold.
-    let narrow = WORD / number * Storage::BYTES;
+    let narrow = WORD / number * gpu.format.bytes();
     for (tokens, hidden) in SHAPES {
         for added in [Added::Nothing, Added::Rows] {
             let mut least = Least::default();
             for row in 0..tokens {
                 let (stream, stream_bytes) = (row * hidden * number, hidden * number);
-                let (at, bytes) = (row * hidden * Storage::BYTES, hidden * Storage::BYTES);
+                let (at, bytes) = (row * hidden * gpu.format.bytes(), hidden * gpu.format.bytes());
                 least.run(Way::Read, "residual", stream, stream_bytes, WORD);
                 if added == Added::Rows {
                     least.run(Way::Read, "delta", stream, stream_bytes, WORD);
@@ -97,7 +97,7 @@ fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
             }
             let what = format!("{tokens} x {hidden}, adding {added:?}");
             let launch = add_rms_norm(&ops, counters, tokens, hidden, added);
-            least.assert(&what, launch.counts, hidden * Storage::BYTES);
+            least.assert(&what, launch.counts, hidden * gpu.format.bytes());
         }
     }
 }
@@ -109,7 +109,7 @@ fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated) -> L
     let (in_row, first_head, heads, head_dim) = rotated;
     let rope_tables = RopeTables::new(ops, &vec![1.0; head_dim / 2], 512).unwrap();
     let row_stride = in_row * head_dim;
-    let mut qkv = zeros(ops, positions.len() * row_stride * Storage::BYTES);
+    let mut qkv = zeros(ops, positions.len() * row_stride * ops.format().bytes());
     let (tables, positions) = tables(ops, |tables| tables.row_indices(positions));
     let (qkv, tables, positions, rope_tables) = (&mut qkv, &tables, &positions, &rope_tables);
     let args = Rope { qkv, first_row: 0, tables, positions, rope_tables, row_stride, first_head, heads };
@@ -125,7 +125,7 @@ fn rope_moves_the_least(gpu: &Gpu, counters: Counters) {
         (vec![300, 1], (3, 0, 3, 256)),
     ] {
         let (in_row, first_head, heads, head_dim) = rotated;
-        let half = head_dim / 2 * Storage::BYTES;
+        let half = head_dim / 2 * gpu.format.bytes();
         // A thread's 16 bytes of the first half of a head: which head, and where in the half.
         let items: Vec<_> =
             (0..heads).flat_map(|head| (0..half).step_by(WORD).map(move |at| (head, at))).collect();
@@ -153,7 +153,7 @@ fn rope_moves_the_least(gpu: &Gpu, counters: Counters) {
 }
 
 fn silu_mul(ops: &Ops, counters: Counters, tokens: usize, ffn: usize) -> Launch {
-    let mut gate_up = zeros(ops, tokens * 2 * ffn * Storage::BYTES);
+    let mut gate_up = zeros(ops, tokens * 2 * ffn * ops.format().bytes());
     let args = SiluMul { gate_up: &mut gate_up, tokens, ffn, scale: 1.0 };
     counters.launch(ops, "silu_mul", || ops.silu_mul(args).unwrap())
 }
@@ -161,7 +161,7 @@ fn silu_mul(ops: &Ops, counters: Counters, tokens: usize, ffn: usize) -> Launch 
 fn silu_mul_moves_the_least(gpu: &Gpu, counters: Counters) {
     let ops = gpu.ops(64);
     for (tokens, ffn) in SHAPES.into_iter().chain([(2, FFN)]) {
-        let bytes = ffn * Storage::BYTES;
+        let bytes = ffn * gpu.format.bytes();
         let mut least = Least::default();
         for row in 0..tokens {
             least.run(Way::Read, "gate_up", 2 * row * bytes, bytes, WORD);
@@ -183,7 +183,7 @@ fn gather_rows(ops: &Ops, counters: Counters, rows: &[u32], row_bytes: usize) ->
 fn gather_rows_moves_the_least(gpu: &Gpu, counters: Counters) {
     let ops = gpu.ops(64);
     for (count, width) in SHAPES {
-        let bytes = width * Storage::BYTES;
+        let bytes = width * gpu.format.bytes();
         let rows: Vec<u32> = (0..count as u32).map(|i| (i * 5 + 8) % 9).collect();
         let mut least = Least::default();
         for (i, &row) in rows.iter().enumerate() {
@@ -206,7 +206,7 @@ fn score_moves_the_least(gpu: &Gpu, counters: Counters) {
     let ops = gpu.ops(64);
     for (tokens, hidden) in SHAPES {
         for labels in [1, 3] {
-            let bytes = hidden * Storage::BYTES;
+            let bytes = hidden * gpu.format.bytes();
             let mut least = Least::default();
             for (token, label) in (0..tokens).flat_map(|token| (0..labels).map(move |label| (token, label))) {
                 least.run(Way::Read, "x", token * bytes, bytes, WORD);
@@ -221,7 +221,7 @@ fn score_moves_the_least(gpu: &Gpu, counters: Counters) {
 
 fn seam_tiles(ops: &Ops, counters: Counters, heads: Heads, first_row: usize, sources: &[u32]) -> Launch {
     let width = (heads.q_heads + 2 * heads.kv_heads) * heads.head_dim;
-    let mut qkv = zeros(ops, (first_row + sources.len()) * width * Storage::BYTES);
+    let mut qkv = zeros(ops, (first_row + sources.len()) * width * ops.format().bytes());
     let (tables, sources) = tables(ops, |tables| tables.seam_sources(sources));
     let args = SeamTiles { qkv: &mut qkv, tables: &tables, sources: &sources, first_row, heads };
     counters.launch(ops, "seam_tiles", || ops.seam_tiles(args).unwrap())
@@ -232,8 +232,8 @@ fn seam_tiles_move_the_least(gpu: &Gpu, counters: Counters) {
     let mut sources = vec![NO_ROW; 64];
     sources[..5].copy_from_slice(&[6, 0, 3, 3, 1]);
     for heads in [HEADS, Heads { q_heads: 3, kv_heads: 1, head_dim: 64 }, Heads { head_dim: 8, ..HEADS }] {
-        let q_bytes = heads.q_heads * heads.head_dim * Storage::BYTES;
-        let kv_bytes = 2 * heads.kv_heads * heads.head_dim * Storage::BYTES;
+        let q_bytes = heads.q_heads * heads.head_dim * gpu.format.bytes();
+        let kv_bytes = 2 * heads.kv_heads * heads.head_dim * gpu.format.bytes();
         let mut least = Least::default();
         for (i, &source) in sources.iter().enumerate() {
             let place = |row: usize| row * (q_bytes + kv_bytes) + q_bytes;
@@ -249,7 +249,7 @@ fn seam_tiles_move_the_least(gpu: &Gpu, counters: Counters) {
 }
 
 fn fill_normal(ops: &Ops, counters: Counters, count: usize) -> Launch {
-    let mut out = zeros(ops, count * Storage::BYTES);
+    let mut out = zeros(ops, count * ops.format().bytes());
     counters.launch(ops, "fill_normal", || ops.fill_normal(&mut out, count, 1, 0.02).unwrap())
 }
 
@@ -257,7 +257,7 @@ fn fill_normal_moves_the_least(gpu: &Gpu, counters: Counters) {
     let ops = gpu.ops(64);
     for count in [8, 264, 4104, HIDDEN] {
         let mut least = Least::default();
-        least.run(Way::Write, "out", 0, count * Storage::BYTES, WORD);
+        least.run(Way::Write, "out", 0, count * gpu.format.bytes(), WORD);
         least.assert(&format!("{count}"), fill_normal(&ops, counters, count).counts, 0);
     }
 }
@@ -318,7 +318,7 @@ fn a_layer_moves_the_least_at_70b_width(gpu: &Gpu, counters: Counters) {
     let each = |what| all.iter().find(|kernel| kernel.what == what).expect("it is in the list").each;
     assert_eq!(each("`rope`") - INDEX_BYTES as u64, 36_864);
     assert_eq!(each("`silu_mul`"), 172_032);
-    if gpu.storage == Storage::Bf16 {
+    if gpu.format == ActivationFormat::Bf16 {
         assert_eq!(2 * each("`add_rms_norm`, with a delta"), 131_072);
         assert_eq!(2 * each("`add_rms_norm`, without"), 65_536);
     }

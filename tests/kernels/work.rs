@@ -8,7 +8,6 @@ use std::slice;
 
 use kudos::CudaTier;
 use kudos::Sharing;
-use kudos::internals::backend::cuda::Storage;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::{Attention, Heads};
 use kudos::internals::backend::cuda::tiles::{Tiles, Work};
@@ -56,7 +55,7 @@ fn count(
     let tiles = tiles(kernel, heads, packed);
     assert!(tiles.seam_sources.is_empty(), "nothing is shared here");
     let qkv = upload_raw(&ops, &vec![0_u16; tokens * width(heads)]);
-    let out_bytes = tokens * heads.q_heads * heads.head_dim * Storage::BYTES;
+    let out_bytes = tokens * heads.q_heads * heads.head_dim * gpu.format.bytes();
     let mut out = ops.context().allocate(out_bytes).unwrap();
     let (tables, work) = tables(&ops, |tables| {
         let tile_rows = tables.tile_rows(&tiles.tile_rows);
@@ -113,9 +112,9 @@ fn multiplies_whole_steps_and_no_more(gpu: &Gpu, kernel: &'static AttentionKerne
     }
 }
 
-/// Sectors of the table and of the work list are read beside q, k and v.
+/// Sectors that are read beside q, k and v: those of the tile table and, behind it, of the work list.
 fn table_sectors(tiles: &Tiles) -> usize {
-    size_of_val(&tiles.all[..]).div_ceil(32) + size_of_val(&tiles.tile_rows[..]).div_ceil(32)
+    (size_of_val(&tiles.tile_rows[..]) + size_of_val(&tiles.all[..])).div_ceil(32)
 }
 
 fn moves_each_sector_once_and_meets_no_bank_twice(
@@ -133,8 +132,8 @@ fn moves_each_sector_once_and_meets_no_bank_twice(
         let counts = count(gpu, kernel, counters, heads, &packed);
         assert_eq!(counts.bank_conflicts, 0, "{heads:?}, {lengths:?}");
         let table = table_sectors(&tiles(kernel, heads, &packed));
-        let read = tokens * width(heads) * Storage::BYTES / 32 + table;
-        let written = tokens * heads.q_heads * heads.head_dim * Storage::BYTES / 32;
+        let read = tokens * width(heads) * gpu.format.bytes() / 32 + table;
+        let written = tokens * heads.q_heads * heads.head_dim * gpu.format.bytes() / 32;
         assert_eq!((counts.sectors_read, counts.sectors_written), (read as u64, written as u64), "{heads:?}");
     }
 }

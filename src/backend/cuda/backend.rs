@@ -10,25 +10,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Storage;
+use super::all_reduce::AllReducer;
 use super::buffer::DeviceBuffer;
 use super::context::Context;
-use super::courier::{Courier, Order, What};
+use super::format::ActivationFormat;
 use super::gemm::cache::Cache;
 use super::gemm::tuning::Tuner;
-use super::gemm::{Lt, Operands, Product, ProductShape};
+use super::gemm::{Lt, Matmul, MatmulShape, Operands};
 use super::heads::HeadLayout;
+use super::matmuls::{self, Biases, WeightShape, features_of};
 use super::nccl::Group;
 use super::ops::{self, AddRmsNorm, Attention, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul};
 use super::probe::DeviceInfo;
-use super::products::{self, Biases, Sizes, features_of};
-use super::sizes::{facts_bytes, normed_width, parts, wide_numbers};
+use super::sizes::{normed_width, parts, scratch_elements, tables_bytes};
 use super::slot::Slot;
 use super::staging::Staging;
-use super::sums::Sums;
 use super::tables::{DeviceTables, HostTables, RowIndices, SeamSources, WorkList};
 use super::tiles::{PartTiles, Tiles, Work};
-use super::weight::{Layout, Rows, Weight};
+use super::upload_job::UploadJob;
+use super::uploader::Uploader;
+use super::weight::{Weight, WeightLayout};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
     Ahead, Backend, Capacity, Features, Footprint, GemmTuning, Geometry, LayerWeights, Matrix, Part,
@@ -46,14 +47,14 @@ const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
 /// One rank's CUDA backend.
 #[derive(Debug)]
 pub struct Cuda {
-    // Dropped in this order: the sums first, which ends what waits for other ranks; then the courier, whose thread ends
+    // Dropped in this order: the all_reducer first, which ends what waits for other ranks; then the courier, whose thread ends
     // before anything goes that it may use; and what waits for the device before the context.
     /// With the other ranks, where there are any.
-    pub(super) sums: Option<Sums>,
-    courier: Courier,
+    pub(super) all_reducer: Option<AllReducer>,
+    uploader: Uploader,
     lt: Lt,
     /// Of all layers, which have the same shapes.
-    products: HashMap<ProductShape, Product>,
+    products: HashMap<MatmulShape, Matmul>,
     staging: Staging,
     rope_tables: RopeTables,
     /// Of the present pass.
@@ -117,7 +118,7 @@ impl Cuda {
     /// free than is planned.
     pub fn new(setup: Setup<'_>, geometry: Geometry, capacity: Capacity) -> Result<Self> {
         let Setup { info, tier, group, tuning, cache, layer, planned } = setup;
-        let storage = Storage::of(tier);
+        let format = ActivationFormat::of(tier);
         let heads = HeadLayout::new(&geometry);
         needs_multiple("hidden_size", geometry.hidden)?;
         needs_multiple("a rank's part of intermediate_size", geometry.shard.ffn_local)?;
@@ -125,27 +126,27 @@ impl Cuda {
         fits(&context, planned)?;
         let ops = Ops::new(context, tier, heads.padded)?;
         let context = ops.context();
-        let lt = Lt::new(context, storage)?;
-        let row_bytes = geometry.hidden * storage.residual_bytes();
+        let lt = Lt::new(context, format)?;
+        let row_bytes = geometry.hidden * format.residual_bytes();
         let staging =
-            Staging::new(context, capacity.tokens, row_bytes, facts_bytes(&geometry, &heads, &capacity))?;
-        let courier = Courier::new(context, group.clone())?;
+            Staging::new(context, capacity.tokens, row_bytes, tables_bytes(&geometry, &heads, &capacity))?;
+        let uploader = Uploader::new(context, group.clone())?;
         let frequencies = heads.frequencies(&geometry.rope_frequencies);
         let rope_tables = RopeTables::new(&ops, &frequencies, capacity.tokens)?;
-        let tables = DeviceTables::allocate(context, facts_bytes(&geometry, &heads, &capacity))?;
+        let tables = DeviceTables::allocate(context, tables_bytes(&geometry, &heads, &capacity))?;
         let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;
-        let sums = match group.clone() {
-            Some(group) => Some(Sums::new(context, group, &geometry, &capacity, storage)?),
+        let all_reducer = match group.clone() {
+            Some(group) => Some(AllReducer::new(context, group, &geometry, &capacity, format)?),
             None => None,
         };
-        let cache = Cache::new(cache, info, storage)?;
-        let shapes = products::of_layers(&geometry, &heads, &capacity, storage, Biases::of(layer));
+        let cache = Cache::new(cache, info, format)?;
+        let shapes = matmuls::of_layers(&geometry, &heads, &capacity, format, Biases::of(layer));
         // While weights and activations are not there: products are tried out in their place.
         let tuner = Tuner::new(context, &lt, tuning, cache)?.with_group(group);
         let products = prepare(tuner, &shapes)?;
         Ok(Self {
-            sums,
-            courier,
+            all_reducer,
+            uploader,
             lt,
             products,
             staging,
@@ -171,15 +172,15 @@ impl Cuda {
 
     /// Counts bytes of weights, as stored in their files, that were brought here to stay.
     pub fn brought_bytes(&self) -> &Arc<AtomicU64> {
-        self.courier.brought()
+        self.uploader.brought()
     }
 
-    pub(super) fn storage(&self) -> Storage {
-        self.ops.storage()
+    pub(super) fn format(&self) -> ActivationFormat {
+        self.ops.format()
     }
 
-    fn layout(&self) -> Layout {
-        Layout { storage: self.storage(), heads: self.heads }
+    fn layout(&self) -> WeightLayout {
+        WeightLayout::new(self.format(), self.heads)
     }
 
     /// A weight that is there to stay.
@@ -193,7 +194,7 @@ impl Cuda {
                 let stored = part.pieces.iter().map(HostTensor::size_bytes).sum::<usize>();
                 self.brought_bytes().fetch_add(stored as u64, Ordering::Relaxed);
             }
-            None => self.courier.load(context, weight.rows_from(self.layout(), part))?,
+            None => self.uploader.load(context, &weight, part)?,
         }
         Ok(weight)
     }
@@ -208,24 +209,24 @@ impl Cuda {
     /// # Panics
     ///
     /// When it is none of those that were prepared.
-    fn multiply(&mut self, shape: ProductShape, operands: Operands<'_>) -> Result<()> {
+    fn multiply(&mut self, shape: MatmulShape, operands: Operands<'_>) -> Result<()> {
         let product = self.products.get_mut(&shape);
         self.lt.run(product.unwrap_or_else(|| panic!("{shape:?} is no layer's")), operands)
     }
 }
 
 /// Writes an id's row of the embedding table as the residual stream has it.
-fn embedding(table: &HostTensor, storage: Storage) -> impl FnMut(u32, &mut [u8]) {
+fn embedding(table: &HostTensor, format: ActivationFormat) -> impl FnMut(u32, &mut [u8]) {
     let mut scratch = vec![0.0; table.cols()];
     move |id, bytes| {
-        if storage == Storage::Bf16 && table.dtype() == Dtype::BF16 {
+        if format == ActivationFormat::Bf16 && table.dtype() == Dtype::BF16 {
             return bytes.copy_from_slice(table.row_bytes(id as usize));
         }
         table.row_to_f32(id as usize, &mut scratch);
-        match storage {
-            Storage::F16 => bytes.copy_from_slice(bytemuck::cast_slice(&scratch)),
-            Storage::Bf16 => {
-                for (bytes, &value) in bytes.chunks_exact_mut(Storage::BYTES).zip(&scratch) {
+        match format {
+            ActivationFormat::F16 => bytes.copy_from_slice(bytemuck::cast_slice(&scratch)),
+            ActivationFormat::Bf16 => {
+                for (bytes, &value) in bytes.chunks_exact_mut(format.bytes()).zip(&scratch) {
                     bytes.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
                 }
             }
@@ -234,14 +235,14 @@ fn embedding(table: &HostTensor, storage: Storage) -> impl FnMut(u32, &mut [u8])
 }
 
 /// Products of these shapes with up to so many rows of each.
-fn prepare(mut tuner: Tuner<'_>, shapes: &[(ProductShape, usize)]) -> Result<HashMap<ProductShape, Product>> {
+fn prepare(mut tuner: Tuner<'_>, shapes: &[(MatmulShape, usize)]) -> Result<HashMap<MatmulShape, Matmul>> {
     shapes.iter().map(|&(shape, rows_max)| Ok((shape, tuner.product(shape, rows_max)?))).collect()
 }
 
 /// The product of `x` with a weight.
-fn sizes_of(weight: &Weight, x: &Act) -> Sizes {
+fn sizes_of(weight: &Weight, x: &Act) -> WeightShape {
     let Weight { matrix, out_features, in_features, .. } = *weight;
-    Sizes { matrix, out_features, in_features, x_stride: x.width, bias: weight.has_bias() }
+    WeightShape { matrix, out_features, in_features, x_stride: x.width, bias: weight.has_bias() }
 }
 
 /// That the GPU has as much free as is planned.
@@ -281,14 +282,16 @@ impl Backend for Cuda {
     type Slot = Slot;
 
     fn connect(&mut self) -> Result<()> {
-        self.sums.as_mut().map_or(Ok(()), |sums| sums.connect(self.ops.context()))
+        self.all_reducer.as_mut().map_or(Ok(()), |all_reducer| all_reducer.connect(self.ops.context()))
     }
 
     fn activation(&mut self, role: Role, rows: usize) -> Result<Act> {
         let bytes = match role {
-            Role::Residual => rows * self.geometry.hidden * self.storage().residual_bytes(),
-            Role::Normed => rows * normed_width(&self.geometry, &self.heads) * Storage::BYTES,
-            Role::Scratch => wide_numbers(&self.geometry, &self.heads, &self.capacity) * Storage::BYTES,
+            Role::Residual => rows * self.geometry.hidden * self.format().residual_bytes(),
+            Role::Normed => rows * normed_width(&self.geometry, &self.heads) * self.format().bytes(),
+            Role::Scratch => {
+                scratch_elements(&self.geometry, &self.heads, &self.capacity) * self.format().bytes()
+            }
         };
         Ok(Act { buffer: self.ops.context().allocate(bytes)?, role, width: 0 })
     }
@@ -313,16 +316,14 @@ impl Backend for Cuda {
     fn check(&mut self, layer: &LayerTensors) -> Result<()> {
         // Every weight is a number in bf16, and what is f16 already stays what it is.
         let all_f16 = layer.tensors().all(|tensor| tensor.dtype() == Dtype::F16);
-        if self.storage() == Storage::Bf16 || all_f16 {
+        if self.format() == ActivationFormat::Bf16 || all_f16 {
             return Ok(());
         }
-        let rows =
-            Part::of_layer(layer).iter().flat_map(|part| Rows::to_check(self.layout(), part)).collect();
-        self.courier.order(Order { rows, what: What::Check }).wait()
+        self.uploader.submit(UploadJob::check(self.layout(), layer)).wait()
     }
 
     fn stage(&mut self, slot: &mut Slot, layer: &LayerTensors) -> Result<()> {
-        slot.stage(self.ops.context(), &self.courier, self.layout(), layer)
+        slot.stage(self.ops.context(), &self.uploader, layer)
     }
 
     fn await_slot<'a>(&mut self, slot: &'a mut Slot) -> Result<&'a LayerWeights<Weight>> {
@@ -330,7 +331,7 @@ impl Backend for Cuda {
     }
 
     fn warnings(&self) -> Vec<String> {
-        match self.courier.subnormal() {
+        match self.uploader.subnormal() {
             0 => Vec::new(),
             count => vec![format!(
                 "{count} weights are subnormal numbers in f16, the format of this GPU, and lost digits by it"
@@ -377,13 +378,13 @@ impl Backend for Cuda {
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
         residual.width = self.geometry.hidden;
-        let fill = embedding(table, self.storage());
+        let fill = embedding(table, self.format());
         self.staging.copy_rows(self.ops.context(), &mut residual.buffer, &packed.tokens, fill)
     }
 
     fn embed_ahead(&mut self, table: &HostTensor, ahead: Ahead<'_>) -> Result<()> {
         let Some(packed) = ahead() else { return Ok(()) };
-        let fill = embedding(table, self.storage());
+        let fill = embedding(table, self.format());
         self.staging.fill_ahead(&packed.tokens, fill)
     }
 
@@ -409,8 +410,8 @@ impl Backend for Cuda {
                 eps,
             })
         };
-        match (before, &mut self.sums) {
-            (Reduction::Pending, Some(sums)) => sums.take(ops.context(), rows, norm),
+        match (before, &mut self.all_reducer) {
+            (Reduction::Pending, Some(all_reducer)) => all_reducer.take(ops.context(), rows, norm),
             _ => norm(rows, ops::Delta::None),
         }
     }
@@ -430,7 +431,7 @@ impl Backend for Cuda {
             Features::Queries | Features::KeysAndValues => features_of(&self.heads, features),
         };
         out.width = width;
-        let first = rows.start * x.width * Storage::BYTES;
+        let first = rows.start * x.width * self.format().bytes();
         let bias = weight.bias(features.start, features.len());
         let shape = sizes_of(weight, x).linear(features.len());
         let operands = Operands {
@@ -498,17 +499,17 @@ impl Backend for Cuda {
         residual: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let alpha = match (weight.matrix, self.storage()) {
-            (Matrix::Down, Storage::F16) => 1.0 / SWIGLU_SCALE_F16,
+        let alpha = match (weight.matrix, self.format()) {
+            (Matrix::Down, ActivationFormat::F16) => 1.0 / SWIGLU_SCALE_F16,
             _ => 1.0,
         };
         let bias = weight.bias(0, hidden);
-        let shape = sizes_of(weight, x).row_parallel(self.storage(), self.geometry.shard.ranks);
+        let shape = sizes_of(weight, x).row_parallel(self.format(), self.geometry.shard.ranks);
         // Out of `self` for the time of the call, which takes the rest of it.
-        let mut sums = self.sums.take();
-        let out = sums.as_mut().map_or(&mut residual.buffer, Sums::partial);
+        let mut all_reducer = self.all_reducer.take();
+        let out = all_reducer.as_mut().map_or(&mut residual.buffer, AllReducer::partial);
         let operands = Operands {
-            x: x.buffer.slice(x_first * x.width * Storage::BYTES..x.buffer.bytes()),
+            x: x.buffer.slice(x_first * x.width * self.format().bytes()..x.buffer.bytes()),
             weight: weight.values(),
             bias,
             out,
@@ -517,18 +518,18 @@ impl Backend for Cuda {
             alpha,
         };
         let multiplied = self.multiply(shape, operands);
-        self.sums = sums;
+        self.all_reducer = all_reducer;
         multiplied
     }
 
     fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
-        let Some(sums) = &mut self.sums else { return Ok(Reduction::InResidual) };
-        sums.begin(self.ops.context(), rows)?;
+        let Some(all_reducer) = &mut self.all_reducer else { return Ok(Reduction::InResidual) };
+        all_reducer.begin(self.ops.context(), rows)?;
         Ok(Reduction::Pending)
     }
 
     fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
-        let scale = if self.storage() == Storage::F16 { SWIGLU_SCALE_F16 } else { 1.0 };
+        let scale = if self.format() == ActivationFormat::F16 { SWIGLU_SCALE_F16 } else { 1.0 };
         let ffn = self.geometry.shard.ffn_local;
         self.ops.silu_mul(SiluMul { gate_up: &mut gate_up.buffer, tokens: rows, ffn, scale })
     }
@@ -536,8 +537,8 @@ impl Backend for Cuda {
     fn gather_last(&mut self, x: &Act, metadata: &Metadata, out: &mut Act) -> Result<()> {
         let hidden = self.geometry.hidden;
         let number = match x.role {
-            Role::Residual => self.storage().residual_bytes(),
-            Role::Normed | Role::Scratch => Storage::BYTES,
+            Role::Residual => self.format().residual_bytes(),
+            Role::Normed | Role::Scratch => self.format().bytes(),
         };
         out.width = hidden;
         self.ops.gather_rows(GatherRows {
@@ -559,8 +560,8 @@ impl Backend for Cuda {
             labels,
             hidden: self.geometry.hidden,
         })?;
-        if let Some(sums) = &self.sums {
-            sums.wait(self.ops.context())?;
+        if let Some(all_reducer) = &self.all_reducer {
+            all_reducer.wait(self.ops.context())?;
         }
         self.logits.slice(0..rows * labels * size_of::<f32>()).download(self.ops.context().compute())
     }

@@ -3,8 +3,9 @@
 use cudarc::driver::CudaEvent;
 use cudarc::driver::sys::CUevent_flags;
 
+use super::backend::Cuda;
 use super::fault::OrFault;
-use super::{Cuda, Storage, Weight};
+use super::weight::Weight;
 use crate::backend::timed::{Clock, NumberBytes};
 use crate::backend::{Geometry, Matrix};
 use crate::error::Result;
@@ -18,7 +19,7 @@ impl Clock for Cuda {
     /// not profiled let other rows compute meanwhile.
     fn mark(&mut self, unused: Option<CudaEvent>) -> Result<CudaEvent> {
         let context = self.ops.context();
-        self.sums.iter().try_for_each(|sums| sums.settle(context))?;
+        self.all_reducer.iter().try_for_each(|all_reducer| all_reducer.settle(context))?;
         let timing = Some(CUevent_flags::CU_EVENT_DEFAULT);
         let event = unused.map_or_else(|| context.cuda().new_event(timing).or_fault(DOING), Ok)?;
         event.record(context.compute()).or_fault(DOING)?;
@@ -34,7 +35,7 @@ impl Clock for Cuda {
     }
 
     fn number_bytes(&self) -> Option<NumberBytes> {
-        Some(NumberBytes { residual: self.storage().residual_bytes(), other: Storage::BYTES })
+        Some(NumberBytes { residual: self.format().residual_bytes(), other: self.format().bytes() })
     }
 
     fn matrix_of(weight: &Weight) -> Matrix {

@@ -6,9 +6,9 @@ use cudarc::driver::CudaFunction;
 use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::nvrtc::Ptx;
 
-use super::Storage;
 use super::context::Context;
 use super::fault::OrFault;
+use super::format::ActivationFormat;
 use super::tiles::TILE_KEYS;
 use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
@@ -85,10 +85,12 @@ impl AttentionKernel {
     pub fn shared_bytes(&self) -> usize {
         if self.is_plain() {
             // `struct Shared` of the kernel: a padded tile, queries in f32, weights in f32 for each of them.
-            TILE_KEYS * (self.head_dim_max + 8) * Storage::BYTES
+            TILE_KEYS * (self.head_dim_max + 8) * ActivationFormat::of(self.tier).bytes()
                 + self.block_pairs * (self.head_dim_max + TILE_KEYS) * size_of::<f32>()
         } else {
-            (self.block_pairs + self.stages * TILE_KEYS) * self.head_dim_max * Storage::BYTES
+            (self.block_pairs + self.stages * TILE_KEYS)
+                * self.head_dim_max
+                * ActivationFormat::of(self.tier).bytes()
         }
     }
 
@@ -130,7 +132,8 @@ impl Kernels {
     /// [`ErrorKind::Device`] when the build has no code for this GPU.
     pub fn load(context: &Context, attention: &'static AttentionKernel) -> Result<Self> {
         let tier = attention.tier;
-        let typed = |stem: &str| load(context, stem, &format!("{stem}_{}", Storage::of(tier).suffix()));
+        let typed =
+            |stem: &str| load(context, stem, &format!("{stem}_{}", ActivationFormat::of(tier).name()));
         Ok(Self {
             tier,
             add_rms_norm: typed("add_rms_norm")?,
@@ -188,7 +191,8 @@ mod tests {
             let (_, bytes) = FATBINS.iter().find(|(stem, _)| *stem == kernel.stem).unwrap();
             let entry = format!(".entry {}(", kernel.entry);
             assert!(bytes.windows(entry.len()).any(|window| window == entry.as_bytes()), "{}", kernel.entry);
-            let parts = [Storage::of(kernel.tier).suffix(), &format!("d{}", kernel.head_dim_max)].join("_");
+            let parts =
+                [ActivationFormat::of(kernel.tier).name(), &format!("d{}", kernel.head_dim_max)].join("_");
             assert!(kernel.entry.starts_with(&format!("{}_{parts}", kernel.stem)), "{}", kernel.entry);
         }
     }

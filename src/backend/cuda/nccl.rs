@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use cudarc::driver::{CudaEvent, CudaStream};
 use libloading::Library;
 
-use super::Storage;
 use super::buffer::DeviceBuffer;
 use super::context::Context;
 use super::fault::OrFault;
+use super::format::ActivationFormat;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
 
@@ -252,26 +252,26 @@ impl Group {
 
 /// A number that is summed over ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Number {
+pub enum Element {
     /// As activations are stored.
-    Storage(Storage),
+    Activation(ActivationFormat),
     /// f32.
     F32,
 }
 
-impl Number {
+impl Element {
     /// `ncclDataType_t`
     fn code(self) -> c_int {
         match self {
-            Self::Storage(Storage::F16) => 6,
+            Self::Activation(ActivationFormat::F16) => 6,
             Self::F32 => 7,
-            Self::Storage(Storage::Bf16) => 9,
+            Self::Activation(ActivationFormat::Bf16) => 9,
         }
     }
 
     fn bytes(self) -> usize {
         match self {
-            Self::Storage(_) => Storage::BYTES,
+            Self::Activation(format) => format.bytes(),
             Self::F32 => size_of::<f32>(),
         }
     }
@@ -294,10 +294,10 @@ impl Comm {
         buffer: &mut DeviceBuffer,
         first: usize,
         count: usize,
-        number: Number,
+        element: Element,
         stream: &CudaStream,
     ) -> Result<()> {
-        let bytes = number.bytes();
+        let bytes = element.bytes();
         if first.saturating_add(count).saturating_mul(bytes) > buffer.bytes() {
             let message =
                 format!("{count} numbers at {first} leave their buffer of {} bytes", buffer.bytes());
@@ -315,7 +315,7 @@ impl Comm {
                     place.cast_const(),
                     place,
                     count,
-                    number.code(),
+                    element.code(),
                     SUM,
                     comm.as_ptr(),
                     stream,
@@ -333,11 +333,11 @@ impl Comm {
         first: usize,
         to: &mut DeviceBuffer,
         count: usize,
-        number: Number,
+        element: Element,
         stream: &CudaStream,
     ) -> Result<()> {
-        let bytes = count.saturating_mul(number.bytes());
-        let first_byte = first.saturating_mul(number.bytes());
+        let bytes = count.saturating_mul(element.bytes());
+        let first_byte = first.saturating_mul(element.bytes());
         if first_byte.saturating_add(bytes) > from.bytes()
             || self.group.ranks.saturating_mul(bytes) > to.bytes()
         {
@@ -352,7 +352,7 @@ impl Comm {
             // the work, since dropping one waits for the device; the communicator is alive while the lock is held.
             unsafe {
                 let stream = stream.cu_stream().cast();
-                (self.group.nccl.all_gather)(from, to, count, number.code(), comm.as_ptr(), stream)
+                (self.group.nccl.all_gather)(from, to, count, element.code(), comm.as_ptr(), stream)
             }
         };
         self.settle("collecting from all ranks", code)

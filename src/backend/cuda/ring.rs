@@ -1,18 +1,17 @@
-//! The ring of pinned memory that weights pass through on their way to the device: [`Ring`], which belongs to the
-//! [`courier`](super::courier)'s thread.
+//! [`Ring`]: the ring of pinned memory that weights pass through on their way to the device. It belongs to the thread of
+//! the [`uploader`](super::uploader).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaContext, CudaEvent, CudaStream, result};
 use rayon::prelude::*;
 
-use super::courier::{DOING, Order, What};
 use super::fault::OrFault;
-use super::nccl::Group;
 use super::pinned::Pinned;
-use super::weight::Rows;
+use super::upload_job::{DOING, JobKind, UploadJob, UploadState};
+use super::weight::WeightRows;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Chunks of the ring: some are being filled and copied while others wait for the link.
@@ -24,36 +23,14 @@ const CHUNK_BYTES: usize = 16 << 20;
 /// Bytes that are worth a reader of their own.
 const READ_BYTES_MIN: usize = 256 << 10;
 
-/// What the courier's thread works with.
+/// Pinned memory, and the threads that fill it.
 pub(super) struct Ring {
     cuda: Arc<CudaContext>,
     copy: Arc<CudaStream>,
     chunks: Vec<Chunk>,
     next: usize,
     readers: rayon::ThreadPool,
-    watch: Arc<Watch>,
-}
-
-/// What the courier's customer and its thread tell each other.
-pub(super) struct Watch {
-    /// Whether an order is to end early.
-    pub(super) stop: AtomicBool,
-    /// The other ranks, whose failure ends an order early, too.
-    pub(super) group: Option<Arc<Group>>,
-    /// Weights that lost digits as f16.
-    pub(super) subnormal: AtomicU64,
-    /// Bytes of weights, as stored, that are loaded to stay: on the device or on their way.
-    pub(super) brought: Arc<AtomicU64>,
-}
-
-impl Watch {
-    /// Why nothing more is to be brought, if so.
-    fn ends(&self) -> Option<Error> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Some(Error::new(ErrorKind::Stopped, "the engine ended while weights were on their way"));
-        }
-        self.group.as_ref().and_then(|group| group.failure())
-    }
+    state: Arc<UploadState>,
 }
 
 struct Chunk {
@@ -68,7 +45,7 @@ impl Ring {
         cuda: Arc<CudaContext>,
         copy: Arc<CudaStream>,
         readers: usize,
-        watch: Arc<Watch>,
+        state: Arc<UploadState>,
     ) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(readers)
@@ -78,42 +55,45 @@ impl Ring {
             Error::new(ErrorKind::Io, format!("cannot start {readers} threads that read weights: {error}"))
         })?;
         let chunk = || -> Result<Chunk> {
-            // Whoever waits for it sleeps: its core is a reader's.
+            // Its waiter sleeps: the core is a reader's.
             let sleeping = Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC);
-            let copied = cuda.new_event(sleeping).or_fault("making an event")?;
+            let copied = cuda.new_event(sleeping).or_fault("creating an event")?;
             Ok(Chunk { pinned: Pinned::new(&cuda, CHUNK_BYTES)?, copied })
         };
         let chunks = (0..CHUNKS).map(|_| chunk()).collect::<Result<_>>()?;
-        Ok(Self { cuda, copy, chunks, next: 0, readers, watch })
+        Ok(Self { cuda, copy, chunks, next: 0, readers, state })
     }
 
-    /// Fills and queues every copy of an order, and records its event.
-    pub(super) fn carry_out(&mut self, order: &Order) -> Result<()> {
+    /// Fills and queues every copy of a job, and records its event.
+    pub(super) fn upload(&mut self, job: &UploadJob) -> Result<()> {
         self.cuda.bind_to_thread().or_fault(DOING)?;
-        if let What::Stage { free, .. } = &order.what {
+        if let JobKind::Stage { free, .. } = job.kind() {
             self.copy.wait(free).or_fault(DOING)?;
         }
-        for rows in &order.rows {
-            self.bring(rows, &order.what)?;
+        for rows in job.rows() {
+            self.upload_rows(rows, job.kind())?;
         }
-        match &order.what {
-            What::Check => Ok(()),
-            What::Load { filled } | What::Stage { filled, .. } => filled.record(&self.copy).or_fault(DOING),
+        match job.kind() {
+            JobKind::Check => Ok(()),
+            JobKind::Load { filled } | JobKind::Stage { filled, .. } => {
+                filled.record(&self.copy).or_fault(DOING)
+            }
         }
     }
 
-    fn bring(&mut self, rows: &Rows, what: &What) -> Result<()> {
+    fn upload_rows(&mut self, rows: &WeightRows, kind: &JobKind) -> Result<()> {
         if rows.row_bytes > CHUNK_BYTES {
             let message =
                 format!("a row of {} bytes does not fit into {CHUNK_BYTES} of pinned memory", rows.row_bytes);
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        // Stagings come again and again: what is to be said of them was found when they were checked.
+        // A layer is staged again and again; its subnormal weights were counted when it was checked.
         let not_counted = AtomicU64::new(0);
-        let subnormal = if matches!(what, What::Stage { .. }) { &not_counted } else { &self.watch.subnormal };
+        let subnormal =
+            if matches!(kind, JobKind::Stage { .. }) { &not_counted } else { &self.state.subnormal };
         let rows_at_once = CHUNK_BYTES / rows.row_bytes.max(1);
         for start in (0..rows.count).step_by(rows_at_once) {
-            if let Some(error) = self.watch.ends() {
+            if let Some(error) = self.state.ends() {
                 return Err(error);
             }
             let part = start..rows.count.min(start + rows_at_once);
@@ -125,18 +105,18 @@ impl Ring {
             chunk.copied.synchronize().or_fault(DOING)?;
             let bytes = &mut chunk.pinned.bytes()[..byte_count];
             fill(&self.readers, rows, start, bytes, subnormal)?;
-            if matches!(what, What::Check) {
+            if matches!(kind, JobKind::Check) {
                 continue;
             }
-            // SAFETY: `destination` lies in the weight that the rows were made for, which lives: a load's customer keeps
-            // it until the receipt, a slot is kept by the order, and freeing either waits for the device. No op uses it
-            // meanwhile: those on a slot's old contents come before FREE, for which this stream waits, and those on the
-            // new ones, or on a loaded weight, are queued behind a wait for FILLED. The chunk is not written again
-            // before its event says that the copy is through, and dropping it waits for the device.
+            // SAFETY: `destination` lies in the weight that the rows were made for, which lives: that of a load until the
+            // receipt (`UploadJob::load`), a slot is kept by the job, and freeing either waits for the device. No op uses
+            // it meanwhile: those on a slot's old contents come before FREE, for which this stream waits, and those on
+            // the new ones, or on a loaded weight, are queued behind a wait for FILLED. The chunk is not written again
+            // before its event says that the copy is complete, and dropping it waits for the device.
             unsafe { result::memcpy_htod_async(address, bytes, self.copy.cu_stream()) }.or_fault(DOING)?;
             chunk.copied.record(&self.copy).or_fault(DOING)?;
-            if matches!(what, What::Load { .. }) {
-                self.watch.brought.fetch_add(stored_bytes, Ordering::Relaxed);
+            if matches!(kind, JobKind::Load { .. }) {
+                self.state.brought.fetch_add(stored_bytes, Ordering::Relaxed);
             }
         }
         Ok(())
@@ -146,7 +126,7 @@ impl Ring {
 /// Lets the readers write rows from `first` on into `bytes`, each some of them.
 fn fill(
     readers: &rayon::ThreadPool,
-    rows: &Rows,
+    rows: &WeightRows,
     first: usize,
     bytes: &mut [u8],
     subnormal: &AtomicU64,

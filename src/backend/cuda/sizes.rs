@@ -1,54 +1,11 @@
-//! How much memory a rank takes, by shapes alone: what [`Cuda`] will allocate, known before there is a device.
+//! Sizes of what a rank allocates and of how its passes are cut, by shapes alone.
 
 use std::ops::Range;
 
-use super::backend::Cuda;
-use super::gemm::trial::Trial;
+use super::format::ActivationFormat;
 use super::heads::HeadLayout;
-use super::ops::RopeTables;
-use super::products::{self, Biases};
 use super::tiles::{BLOCK_PAIRS_MIN, TilesMax, Work};
-use super::weight::Layout;
-use super::{Storage, gemm};
-use crate::backend::tier::CudaTier;
-use crate::backend::{AllReduce, Capacity, Footprint, Geometry, Matrix, Overlap, Part};
-use crate::weights::{ModelTensors, WeightBytes};
-
-impl Cuda {
-    /// What a rank's weights take on the device, whatever format they are stored in. The embeddings stay on the host.
-    pub fn weight_bytes(tier: CudaTier, geometry: &Geometry, tensors: &ModelTensors) -> WeightBytes {
-        let layout = Layout { storage: Storage::of(tier), heads: HeadLayout::new(geometry) };
-        let bytes = |part: &Part<'_>| {
-            let (values, bias) = layout.bytes(part);
-            values + bias.unwrap_or(0)
-        };
-        let one = |matrix, tensor| Part { matrix, pieces: std::slice::from_ref(tensor), bias: None };
-        let layers =
-            tensors.layers.iter().map(|layer| Part::of_layer(layer).iter().map(bytes).sum::<usize>());
-        let head = bytes(&one(None, &tensors.final_norm)) + bytes(&one(Some(Matrix::Head), &tensors.head));
-        let layer_max = layers.clone().max().unwrap_or(0);
-        WeightBytes { layers: layers.sum(), layer_max, head, embedding: 0 }
-    }
-
-    /// What a rank of this geometry will hold, without a device, when its weights take `weights` bytes there.
-    pub fn footprint(tier: CudaTier, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
-        let (heads, storage) = (HeadLayout::new(geometry), Storage::of(tier));
-        let rows = capacity.tokens + capacity.sequences;
-        let row_bytes =
-            geometry.hidden * storage.residual_bytes() + normed_width(geometry, &heads) * Storage::BYTES;
-        let wide = wide_numbers(geometry, &heads, capacity) * Storage::BYTES;
-        let logits = capacity.sequences * geometry.labels * size_of::<f32>();
-        let tables = RopeTables::bytes(heads.padded, capacity.tokens);
-        let sums = SumSizes::bytes(geometry, capacity, storage);
-        let facts = facts_bytes(geometry, &heads, capacity);
-        // Before activations and weights are there, products are tried out in their place, on as many rows at least.
-        let shapes = products::of_layers(geometry, &heads, capacity, storage, Biases::default());
-        let trial = shapes.iter().map(|(shape, _)| Trial::least_bytes(*shape)).max().unwrap_or(0);
-        let activations = (rows * row_bytes + wide).max(trial);
-        let workspace = activations + sums + facts + logits + tables + gemm::WORKSPACE_BYTES;
-        Footprint { weights, workspace }
-    }
-}
+use crate::backend::{AllReduce, Capacity, Geometry, Overlap};
 
 /// Pieces that are gathered at a time: one is added while the next arrives.
 pub(super) const PIECES_GATHERED: usize = 2;
@@ -65,7 +22,7 @@ const PART_ROWS_STEP: usize = 128;
 const OVERLAP_ROWS_MIN: usize = 2048;
 
 /// What sums over several ranks take.
-pub(super) struct SumSizes {
+pub(super) struct AllReduceSizes {
     /// Rows whose sum is one collective.
     pub(super) piece_rows: usize,
     /// Such sums that can wait for their norms at a time.
@@ -76,11 +33,11 @@ pub(super) struct SumSizes {
     pub(super) gathered_bytes: usize,
 }
 
-impl SumSizes {
-    pub(super) fn new(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> Self {
+impl AllReduceSizes {
+    pub(super) fn new(geometry: &Geometry, capacity: &Capacity, format: ActivationFormat) -> Self {
         let rows = capacity.tokens.max(capacity.sequences);
         let piece_rows = rows.div_ceil(2).next_multiple_of(PART_ROWS_STEP).min(PIECE_ROWS_MAX);
-        let row_bytes = geometry.hidden * storage.residual_bytes();
+        let row_bytes = geometry.hidden * format.residual_bytes();
         let gathered_bytes = match geometry.all_reduce {
             AllReduce::Ordered => geometry.shard.ranks * piece_rows * row_bytes,
             AllReduce::Nccl => 0,
@@ -90,8 +47,8 @@ impl SumSizes {
     }
 
     /// All of it, on the device.
-    fn bytes(geometry: &Geometry, capacity: &Capacity, storage: Storage) -> usize {
-        let sizes = Self::new(geometry, capacity, storage);
+    pub(super) fn bytes(geometry: &Geometry, capacity: &Capacity, format: ActivationFormat) -> usize {
+        let sizes = Self::new(geometry, capacity, format);
         if geometry.shard.ranks > 1 {
             sizes.partial_bytes + PIECES_GATHERED * sizes.gathered_bytes
         } else {
@@ -128,7 +85,7 @@ fn tiles_max(geometry: &Geometry, capacity: &Capacity) -> TilesMax {
 }
 
 /// Numbers in the activation that holds q, k and v with their seam tiles, or gate and up of a chunk.
-pub(super) fn wide_numbers(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
+pub(super) fn scratch_elements(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
     let rows = capacity.tokens + tiles_max(geometry, capacity).seam_rows();
     (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local)
 }
@@ -138,7 +95,7 @@ pub(super) fn normed_width(geometry: &Geometry, heads: &HeadLayout) -> usize {
 }
 
 /// Bytes that the facts of any pass can need.
-pub(super) fn facts_bytes(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
+pub(super) fn tables_bytes(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
     let (tokens, sequences) = (capacity.tokens, capacity.sequences);
     let tiles = tiles_max(geometry, capacity);
     let words = tokens + 2 * sequences + tiles.tile_rows() + tiles.seam_rows();

@@ -1,4 +1,4 @@
-//! [`Slot`]: memory for one layer that many pass through, with the events that keep them apart.
+//! [`Slot`]: memory that layers take turns in, with the events that keep them apart.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,53 +6,47 @@ use std::sync::Arc;
 use cudarc::driver::CudaEvent;
 
 use super::context::Context;
-use super::courier::{Courier, DOING, Order, Receipt, What};
 use super::fault::OrFault;
-use super::weight::{Layout, Weight};
-use crate::backend::{LayerWeights, Part};
+use super::upload_job::{DOING, UploadJob};
+use super::uploader::{Receipt, Uploader};
+use super::weight::{Weight, WeightLayout};
+use crate::backend::LayerWeights;
 use crate::error::Result;
 use crate::weights::LayerTensors;
 
-/// A layer's place on the device. The order of its events is told in `courier.rs`.
+/// Memory for one layer on the device. `uploader.rs` has the order of its events.
 pub struct Slot {
-    /// Shared with orders under way, so that it outlives them.
+    /// Shared with jobs in progress, so that it outlives them.
     weights: Arc<LayerWeights<Weight>>,
     free: Arc<CudaEvent>,
     filled: Arc<CudaEvent>,
-    /// Of the order that nobody has waited for yet.
+    /// Receipt of the last job, until it is waited for.
     receipt: Option<Receipt>,
 }
 
 impl Slot {
     /// A slot for layers of the shapes of `like`.
-    pub(super) fn new(context: &Context, layout: Layout, like: &LayerTensors) -> Result<Self> {
+    pub(super) fn new(context: &Context, layout: WeightLayout, like: &LayerTensors) -> Result<Self> {
         let weights = LayerWeights::make(like, |part| Weight::allocate(context, layout, &part))?;
-        let event = || context.cuda().new_event(None).map(Arc::new).or_fault("making an event");
+        let event = || context.cuda().new_event(None).map(Arc::new).or_fault("creating an event");
         Ok(Self { weights: Arc::new(weights), free: event()?, filled: event()?, receipt: None })
     }
 
-    /// Orders a layer. What is queued on the compute stream by now still finds the one before.
+    /// Submits a job that brings a layer. Ops that are queued on the compute stream by now still find the one before.
     pub(super) fn stage(
         &mut self,
         context: &Context,
-        courier: &Courier,
-        layout: Layout,
+        uploader: &Uploader,
         layer: &LayerTensors,
     ) -> Result<()> {
         self.free.record(context.compute()).or_fault(DOING)?;
-        let parts = Part::of_layer(layer);
-        let pairs = self.weights.all().into_iter().zip(&parts);
-        let rows = pairs.flat_map(|(weight, part)| weight.rows_from(layout, part)).collect();
-        let what = What::Stage {
-            slot: Arc::clone(&self.weights),
-            free: Arc::clone(&self.free),
-            filled: Arc::clone(&self.filled),
-        };
-        self.receipt = Some(courier.order(Order { rows, what }));
+        let (free, filled) = (Arc::clone(&self.free), Arc::clone(&self.filled));
+        let job = UploadJob::stage(Arc::clone(&self.weights), layer, free, filled);
+        self.receipt = Some(uploader.submit(job));
         Ok(())
     }
 
-    /// The layer that was ordered last, for what is queued on the compute stream from here on.
+    /// The layer that was staged last, for ops that are queued on the compute stream from here on.
     pub(super) fn wait(&mut self, context: &Context) -> Result<&LayerWeights<Weight>> {
         if let Some(receipt) = self.receipt.take() {
             receipt.wait()?;

@@ -1,4 +1,4 @@
-//! Weights on the device, and [`Rows`]: how they are converted to its format and laid out on their way there.
+//! Weights on the device, and [`WeightRows`]: how they are converted to its format and laid out on their way there.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cudarc::driver::sys::CUdeviceptr;
 use half::{bf16, f16};
 
-use super::Storage;
 use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
+use super::format::{ActivationFormat, WeightFormat};
 use super::heads::HeadLayout;
 use crate::backend::{Matrix, Part};
 use crate::error::{Error, ErrorKind, Result};
@@ -19,6 +19,7 @@ use crate::weights::{Dtype, HostTensor, Normal};
 pub struct Weight {
     /// Which one it is.
     pub(super) matrix: Matrix,
+    layout: WeightLayout,
     values: DeviceBuffer,
     bias: Option<DeviceBuffer>,
     /// Rows.
@@ -29,54 +30,56 @@ pub struct Weight {
 
 /// The form of weights on a device.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Layout {
-    pub(super) storage: Storage,
-    pub(super) heads: HeadLayout,
+pub(super) struct WeightLayout {
+    format: WeightFormat,
+    activations: ActivationFormat,
+    heads: HeadLayout,
 }
 
 impl Weight {
-    /// Room for a weight of the shape of `part`; contents undefined.
-    pub(super) fn allocate(context: &Context, layout: Layout, part: &Part<'_>) -> Result<Self> {
+    /// Memory for a weight of the shape of `part`; contents undefined.
+    pub(super) fn allocate(context: &Context, layout: WeightLayout, part: &Part<'_>) -> Result<Self> {
         let (matrix, out_features, in_features) = layout.shape(part);
         let (values_bytes, bias_bytes) = layout.bytes(part);
         let values = context.allocate(values_bytes)?;
         let bias = bias_bytes.map(|bytes| context.allocate(bytes)).transpose()?;
-        Ok(Self { matrix, values, bias, out_features, in_features })
+        Ok(Self { matrix, layout, values, bias, out_features, in_features })
     }
 
-    /// How the device can make this weight by itself, where `part` is random numbers that lie alike on host and device.
+    /// The random values of `part`, where it has such and they lie alike on host and device: then the device can make this
+    /// weight.
     pub(super) fn normal(&self, part: &Part<'_>) -> Option<Normal> {
         let rows: usize = part.pieces.iter().map(HostTensor::rows).sum();
         let (first, alike) = (&part.pieces[0], self.out_features == rows);
         first.normal().filter(|_| alike && self.in_features == first.cols() && part.bias.is_none())
     }
 
-    /// All of it, to be filled before anything else uses it.
+    /// All values, to be filled before anything else uses them.
     pub(super) fn values_mut(&mut self) -> &mut DeviceBuffer {
         &mut self.values
     }
 
-    /// What must be copied for this weight to hold `part`.
+    /// The rows to copy for this weight to hold `part`.
     ///
     /// # Panics
     ///
     /// When `part` has another shape.
-    pub(super) fn rows_from(&self, layout: Layout, part: &Part<'_>) -> Vec<Rows> {
+    pub(super) fn rows_from(&self, part: &Part<'_>) -> Vec<WeightRows> {
         let shape = (self.matrix, self.out_features, self.in_features);
-        assert_eq!(layout.shape(part), shape, "a weight of another shape takes the place");
-        assert_eq!(part.bias.is_some(), self.bias.is_some(), "a bias comes or goes");
+        assert_eq!(self.layout.shape(part), shape, "a weight has the shape of those before it");
+        assert_eq!(part.bias.is_some(), self.bias.is_some(), "all layers have a bias, or none");
         let bias = self.bias.as_ref().map_or(NOWHERE, DeviceBuffer::address);
-        Rows::of_part(layout, part, self.values.address(), bias)
+        WeightRows::of_part(self.layout, part, self.values.address(), bias)
     }
 
-    /// All of it.
+    /// All values.
     pub(super) fn values(&self) -> DeviceSlice<'_> {
         self.values.all()
     }
 
     /// Rows `first..first + count`.
     pub(super) fn rows(&self, first: usize, count: usize) -> DeviceSlice<'_> {
-        let bytes = self.in_features * Storage::BYTES;
+        let bytes = self.in_features * self.layout.format.bytes();
         self.values.slice(first * bytes..(first + count) * bytes)
     }
 
@@ -93,40 +96,45 @@ impl Weight {
     }
 }
 
-impl Layout {
-    /// What a part is and its output and input features on the device.
+impl WeightLayout {
+    /// The layout of weights that are multiplied with activations of this format.
+    pub(super) fn new(activations: ActivationFormat, heads: HeadLayout) -> Self {
+        Self { format: WeightFormat::beside(activations), activations, heads }
+    }
+
+    /// A part's matrix, and its output and input features on the device.
     fn shape(self, part: &Part<'_>) -> (Matrix, usize, usize) {
-        // A norm's weight is laid out like a matrix of one row whose features are nobody's heads.
+        // A norm's weight is laid out like a matrix of one row whose features are not divided into heads.
         let matrix = part.matrix.unwrap_or(Matrix::Down);
         let rows = part.pieces.iter().map(HostTensor::rows).sum();
         let out_features = self.heads.out_features(matrix, rows);
         (matrix, out_features, self.heads.in_features(matrix, part.pieces[0].cols()))
     }
 
-    /// What a part takes on the device: its values, and its bias if it has one.
+    /// Bytes of a part on the device: of its values, and of its bias if it has one.
     pub(super) fn bytes(self, part: &Part<'_>) -> (usize, Option<usize>) {
         let (matrix, out_features, in_features) = self.shape(part);
         let bias = part.bias.map(|_| out_features * self.bias_bytes(matrix));
-        (out_features * in_features * Storage::BYTES, bias)
+        (out_features * in_features * self.format.bytes(), bias)
     }
 
-    /// Bytes of one number of a bias.
+    /// Bytes of one element of a bias.
     fn bias_bytes(self, matrix: Matrix) -> usize {
-        if into_f32(matrix, self.storage) { size_of::<f32>() } else { Storage::BYTES }
+        if into_f32(matrix, self.activations) { size_of::<f32>() } else { self.activations.bytes() }
     }
 }
 
-/// Rows of one weight, or its bias as a single row, with where they come from and where on the device they belong.
+/// Rows of one weight, or its bias as a single row, with their source and their address on the device.
 #[derive(Debug)]
-pub(super) struct Rows {
-    layout: Layout,
+pub(super) struct WeightRows {
+    layout: WeightLayout,
     matrix: Matrix,
     kind: Kind,
     pieces: Vec<HostTensor>,
     to: CUdeviceptr,
-    /// How many.
+    /// Number of rows.
     pub(super) count: usize,
-    /// Numbers of a row.
+    /// Elements of a row.
     width: usize,
     /// Bytes of a row on the device.
     pub(super) row_bytes: usize,
@@ -141,14 +149,14 @@ enum Kind {
 /// The address of rows that are not copied.
 const NOWHERE: CUdeviceptr = 0;
 
-impl Rows {
-    /// The rows of a part that is only looked at.
-    pub(super) fn to_check(layout: Layout, part: &Part<'_>) -> Vec<Self> {
+impl WeightRows {
+    /// The rows of a part that is only checked.
+    pub(super) fn to_check(layout: WeightLayout, part: &Part<'_>) -> Vec<Self> {
         Self::of_part(layout, part, NOWHERE, NOWHERE)
     }
 
-    /// A part's values, and its bias if it has one, which belong to these addresses.
-    fn of_part(layout: Layout, part: &Part<'_>, values: CUdeviceptr, bias: CUdeviceptr) -> Vec<Self> {
+    /// A part's values, and its bias if it has one, for these addresses.
+    fn of_part(layout: WeightLayout, part: &Part<'_>, values: CUdeviceptr, bias: CUdeviceptr) -> Vec<Self> {
         let (matrix, out_features, in_features) = layout.shape(part);
         let mut all = vec![Self {
             layout,
@@ -158,7 +166,7 @@ impl Rows {
             to: values,
             count: out_features,
             width: in_features,
-            row_bytes: in_features * Storage::BYTES,
+            row_bytes: in_features * layout.format.bytes(),
         }];
         all.extend(part.bias.map(|pieces| Self {
             layout,
@@ -173,7 +181,7 @@ impl Rows {
         all
     }
 
-    /// Where rows `rows` belong on the device: the address, and the bytes from there on.
+    /// The destination of rows `rows` on the device: its address and its bytes.
     pub(super) fn destination(&self, rows: &Range<usize>) -> (CUdeviceptr, usize) {
         assert!(rows.start <= rows.end && rows.end <= self.count, "rows {rows:?} of {}", self.count);
         (self.to + (rows.start * self.row_bytes) as CUdeviceptr, rows.len() * self.row_bytes)
@@ -188,13 +196,13 @@ impl Rows {
         }
     }
 
-    /// Writes rows from `first` on, as many as `bytes` holds, as the device stores them. Adds to `subnormal` the numbers
-    /// that became subnormal f16 ones and lost digits by it.
+    /// Writes rows from `first` on, as many as `bytes` holds, in the format of the device. Adds to `subnormal` the elements
+    /// that became subnormal f16 numbers and lost digits by it.
     pub(super) fn fill(&self, first: usize, bytes: &mut [u8], subnormal: &AtomicU64) -> Result<()> {
         if self.kind == Kind::Bias {
             return self.fill_bias(bytes, subnormal);
         }
-        let Layout { storage, heads } = self.layout;
+        let WeightLayout { format, heads, .. } = self.layout;
         let mut scratch = Vec::new();
         for (row, bytes) in (first..).zip(bytes.chunks_exact_mut(self.row_bytes)) {
             let source = if self.matrix == Matrix::Qkv { heads.source(row) } else { Some(row) };
@@ -202,49 +210,49 @@ impl Rows {
                 bytes.fill(0);
                 continue;
             };
-            if self.width == piece.cols() && stored_alike(piece.dtype(), storage) {
+            if self.width == piece.cols() && stored_alike(piece.dtype(), format) {
                 bytes.copy_from_slice(piece.row_bytes(row));
                 continue;
             }
             scratch.resize(piece.cols(), 0.0);
             piece.row_to_f32(row, &mut scratch);
-            for (feature, number) in bytes.chunks_exact_mut(Storage::BYTES).enumerate() {
+            for (feature, element) in bytes.chunks_exact_mut(format.bytes()).enumerate() {
                 let source = if self.matrix == Matrix::O { heads.source(feature) } else { Some(feature) };
                 let bits = match source {
-                    Some(source) => stored(scratch[source], storage, piece, subnormal)?,
+                    Some(source) => converted(scratch[source], format, piece, subnormal)?,
                     None => 0,
                 };
-                number.copy_from_slice(&bits.to_le_bytes());
+                element.copy_from_slice(&bits.to_le_bytes());
             }
         }
         Ok(())
     }
 
     fn fill_bias(&self, bytes: &mut [u8], subnormal: &AtomicU64) -> Result<()> {
-        let Layout { storage, heads } = self.layout;
+        let WeightLayout { format, activations, heads } = self.layout;
         let mut values = Vec::new();
         for piece in &self.pieces {
             let first = values.len();
             values.resize(first + piece.cols(), 0.0);
             piece.row_to_f32(0, &mut values[first..]);
         }
-        for (feature, number) in bytes.chunks_exact_mut(self.row_bytes / self.width).enumerate() {
+        for (feature, element) in bytes.chunks_exact_mut(self.row_bytes / self.width).enumerate() {
             let source = if self.matrix == Matrix::Qkv { heads.source(feature) } else { Some(feature) };
             let value = source.map_or(0.0, |source| values[source]);
-            if into_f32(self.matrix, storage) {
-                number.copy_from_slice(&value.to_le_bytes());
+            if into_f32(self.matrix, activations) {
+                element.copy_from_slice(&value.to_le_bytes());
             } else {
-                let bits = stored(value, storage, &self.pieces[0], subnormal)?;
-                number.copy_from_slice(&bits.to_le_bytes());
+                let bits = converted(value, format, &self.pieces[0], subnormal)?;
+                element.copy_from_slice(&bits.to_le_bytes());
             }
         }
         Ok(())
     }
 }
 
-/// Whether products with this matrix go into a residual stream of f32.
-pub(super) fn into_f32(matrix: Matrix, storage: Storage) -> bool {
-    storage == Storage::F16 && matches!(matrix, Matrix::O | Matrix::Down)
+/// Whether matmuls with this matrix go into a residual stream of f32.
+pub(super) fn into_f32(matrix: Matrix, activations: ActivationFormat) -> bool {
+    activations == ActivationFormat::F16 && matches!(matrix, Matrix::O | Matrix::Down)
 }
 
 /// The piece that holds row `row` of all pieces, and the row's number in it.
@@ -258,15 +266,15 @@ fn piece_of(pieces: &[HostTensor], mut row: usize) -> (&HostTensor, usize) {
     panic!("{row} rows more than there are")
 }
 
-fn stored_alike(dtype: Dtype, storage: Storage) -> bool {
-    matches!((dtype, storage), (Dtype::BF16, Storage::Bf16) | (Dtype::F16, Storage::F16))
+fn stored_alike(dtype: Dtype, format: WeightFormat) -> bool {
+    matches!((dtype, format), (Dtype::BF16, WeightFormat::Bf16) | (Dtype::F16, WeightFormat::F16))
 }
 
-/// A weight in the device's format; an error that names the tensor when it is outside of f16's range.
-fn stored(value: f32, storage: Storage, tensor: &HostTensor, subnormal: &AtomicU64) -> Result<u16> {
-    match storage {
-        Storage::Bf16 => Ok(bf16::from_f32(value).to_bits()),
-        Storage::F16 => {
+/// Bits of a weight in the device's format; an error that names the tensor when the weight is outside of f16's range.
+fn converted(value: f32, format: WeightFormat, tensor: &HostTensor, subnormal: &AtomicU64) -> Result<u16> {
+    match format {
+        WeightFormat::Bf16 => Ok(bf16::from_f32(value).to_bits()),
+        WeightFormat::F16 => {
             let short = f16::from_f32(value);
             if short.is_infinite() && value.is_finite() {
                 return Err(Error::new(

@@ -3,12 +3,12 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use kudos::internals::backend::cuda::Storage;
 use kudos::internals::backend::cuda::buffer::DeviceBuffer;
 use kudos::internals::backend::cuda::context::Context;
+use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::gemm::cache::Cache;
 use kudos::internals::backend::cuda::gemm::tuning::Tuner;
-use kudos::internals::backend::cuda::gemm::{Lt, Operands, Out, ProductShape};
+use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Operands, Out};
 use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionKernel};
 use kudos::internals::backend::cuda::ops::{
     AddRmsNorm, Attention, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
@@ -79,11 +79,11 @@ impl Maker<'_> {
             cases.push(self.attention(kernel, tokens)?);
         }
         let ModelConfig { hidden, ffn, .. } = *self.config;
-        let add = if self.ops.storage() == Storage::F16 { Out::AddF32 } else { Out::AddStorage };
+        let add = if self.ops.format() == ActivationFormat::F16 { Out::AddF32 } else { Out::AddActivation };
         for (name, features, width, x_stride, out) in [
-            ("qkv", self.row_width(), hidden, hidden, Out::Storage),
+            ("qkv", self.row_width(), hidden, hidden, Out::Activation),
             ("o", hidden, self.config.q_width(), self.config.q_width(), add),
-            ("gate_up", 2 * ffn, hidden, hidden, Out::Storage),
+            ("gate_up", 2 * ffn, hidden, hidden, Out::Activation),
             ("down", hidden, ffn, 2 * ffn, add),
         ] {
             cases.push(self.product(name, tokens, (features, width, x_stride), out)?);
@@ -94,7 +94,7 @@ impl Maker<'_> {
     /// A large product, which none of the model's need be.
     pub(super) fn square(&self) -> Result<Case> {
         let size = if self.tried { 64 } else { SQUARE };
-        self.product("square", size, (size, size, size), Out::Storage)
+        self.product("square", size, (size, size, size), Out::Activation)
     }
 
     fn heads(&self) -> Heads {
@@ -121,7 +121,7 @@ impl Maker<'_> {
     /// So many bytes of numbers that are near to normal, a whole number of 16-byte words.
     fn random(&self, bytes: usize) -> Result<DeviceBuffer> {
         let mut buffer = self.ops.context().allocate(bytes)?;
-        self.ops.fill_normal(&mut buffer, bytes / Storage::BYTES, bytes as u64, 1.0)?;
+        self.ops.fill_normal(&mut buffer, bytes / self.ops.format().bytes(), bytes as u64, 1.0)?;
         Ok(buffer)
     }
 
@@ -145,7 +145,8 @@ impl Maker<'_> {
 
     fn add_rms_norm(&self, tokens: usize, adds: bool) -> Result<Case> {
         let hidden = self.config.hidden;
-        let (stream, row) = (tokens * hidden * self.ops.storage().residual_bytes(), hidden * Storage::BYTES);
+        let (stream, row) =
+            (tokens * hidden * self.ops.format().residual_bytes(), hidden * self.ops.format().bytes());
         let bytes = stream * if adds { 3 } else { 1 } + tokens * row + row;
         let mut sets = self.sets([stream, if adds { stream } else { 16 }, row, tokens * row])?;
         let ops = Rc::clone(&self.ops);
@@ -174,9 +175,10 @@ impl Maker<'_> {
         let rope_tables = RopeTables::new(&self.ops, &vec![0.5; heads.head_dim / 2], tokens)?;
         let positions: Vec<u32> = (0..tokens as u32).collect();
         let (tables, positions) = self.tables(|tables| tables.row_indices(&positions))?;
-        let mut sets = self.sets([tokens * row_stride * Storage::BYTES])?;
-        let table_bytes = RopeTables::bytes(heads.head_dim, tokens);
-        let bytes = 2 * tokens * turned * heads.head_dim * Storage::BYTES + tokens * 4 + table_bytes;
+        let mut sets = self.sets([tokens * row_stride * self.ops.format().bytes()])?;
+        let table_bytes = RopeTables::bytes(self.ops.format(), heads.head_dim, tokens);
+        let bytes =
+            2 * tokens * turned * heads.head_dim * self.ops.format().bytes() + tokens * 4 + table_bytes;
         let ops = Rc::clone(&self.ops);
         let sizes = format!("{tokens} x {turned} heads of {}", heads.head_dim);
         Ok(self.case("rope", sizes, bytes, 0.0, move |turn| {
@@ -197,9 +199,9 @@ impl Maker<'_> {
 
     fn silu_mul(&self, tokens: usize) -> Result<Case> {
         let ffn = self.config.ffn;
-        let mut sets = self.sets([tokens * 2 * ffn * Storage::BYTES])?;
+        let mut sets = self.sets([tokens * 2 * ffn * self.ops.format().bytes()])?;
         let ops = Rc::clone(&self.ops);
-        let (sizes, bytes) = (format!("{tokens} x {ffn}"), 3 * tokens * ffn * Storage::BYTES);
+        let (sizes, bytes) = (format!("{tokens} x {ffn}"), 3 * tokens * ffn * self.ops.format().bytes());
         Ok(self.case("silu_mul", sizes, bytes, 0.0, move |turn| {
             let count = sets.len();
             let [gate_up] = &mut sets[turn % count];
@@ -209,7 +211,7 @@ impl Maker<'_> {
 
     fn gather_rows(&self, tokens: usize) -> Result<Case> {
         let (hidden, count) = (self.config.hidden, tokens.div_ceil(TOKENS_PER_SEQUENCE));
-        let row_bytes = hidden * self.ops.storage().residual_bytes();
+        let row_bytes = hidden * self.ops.format().residual_bytes();
         let rows: Vec<u32> = (0..count).map(|i| (i * tokens / count) as u32).collect();
         let (tables, rows) = self.tables(|tables| tables.row_indices(&rows))?;
         let mut sets = self.sets([tokens * row_bytes, count * row_bytes])?;
@@ -224,7 +226,7 @@ impl Maker<'_> {
 
     fn score(&self, tokens: usize) -> Result<Case> {
         let (hidden, rows) = (self.config.hidden, tokens.div_ceil(TOKENS_PER_SEQUENCE));
-        let row = hidden * Storage::BYTES;
+        let row = hidden * self.ops.format().bytes();
         let mut sets = self.sets([rows * row, row, (rows * 4).next_multiple_of(16)])?;
         let ops = Rc::clone(&self.ops);
         let (sizes, bytes) = (format!("{rows} x {hidden}"), rows * (row + 4) + row);
@@ -241,8 +243,8 @@ impl Maker<'_> {
         let count = tokens.div_ceil(TOKENS_PER_SEQUENCE) * TILE_KEYS;
         let sources: Vec<u32> = (0..count).map(|i| (i % tokens) as u32).collect();
         let (tables, sources) = self.tables(|tables| tables.seam_sources(&sources))?;
-        let mut sets = self.sets([(tokens + count) * self.row_width() * Storage::BYTES])?;
-        let kv = 2 * heads.kv_heads * heads.head_dim * Storage::BYTES;
+        let mut sets = self.sets([(tokens + count) * self.row_width() * self.ops.format().bytes()])?;
+        let kv = 2 * heads.kv_heads * heads.head_dim * self.ops.format().bytes();
         let ops = Rc::clone(&self.ops);
         let sizes = format!("{count} rows of {tokens}");
         Ok(self.case("seam_tiles", sizes, count * (kv + 4) + tokens.min(count) * kv, 0.0, move |turn| {
@@ -275,11 +277,13 @@ impl Maker<'_> {
         })?;
         let work = work?;
         let q_width = self.config.q_width();
-        let mut sets =
-            self.sets([rows * self.row_width() * Storage::BYTES, tokens * q_width * Storage::BYTES])?;
+        let mut sets = self.sets([
+            rows * self.row_width() * self.ops.format().bytes(),
+            tokens * q_width * self.ops.format().bytes(),
+        ])?;
         // Made on another stream than the one that they are used on.
         self.ops.context().synchronize()?;
-        let bytes = tokens * (self.row_width() + q_width) * Storage::BYTES;
+        let bytes = tokens * (self.row_width() + q_width) * self.ops.format().bytes();
         let flop = 4.0 * q_width as f64 * (tokens * (tokens + 1) / 2) as f64;
         let Heads { q_heads, kv_heads, head_dim } = heads;
         let sizes = format!("{tokens} tokens, {q_heads} / {kv_heads} heads of {head_dim}");
@@ -300,19 +304,19 @@ impl Maker<'_> {
         (features, width, x_stride): (usize, usize, usize),
         out: Out,
     ) -> Result<Case> {
-        let lt = Lt::new(self.ops.context(), self.ops.storage())?;
-        let shape = ProductShape { features, width, x_stride, out_stride: features, out, bias: false };
+        let lt = Lt::new(self.ops.context(), self.ops.format())?;
+        let shape = MatmulShape { features, width, x_stride, out_stride: features, out, bias: false };
         let number = match out {
-            Out::Storage | Out::AddStorage => Storage::BYTES,
+            Out::Activation | Out::AddActivation => self.ops.format().bytes(),
             Out::F32 | Out::AddF32 => size_of::<f32>(),
         };
-        let times = if matches!(out, Out::AddStorage | Out::AddF32) { 2 } else { 1 };
-        let (weight, out_bytes) = (features * width * Storage::BYTES, rows * features * number);
-        let bytes = weight + rows * width * Storage::BYTES + times * out_bytes;
-        let mut sets = self.sets([rows * x_stride * Storage::BYTES, weight, out_bytes])?;
+        let times = if matches!(out, Out::AddActivation | Out::AddF32) { 2 } else { 1 };
+        let (weight, out_bytes) = (features * width * self.ops.format().bytes(), rows * features * number);
+        let bytes = weight + rows * width * self.ops.format().bytes() + times * out_bytes;
+        let mut sets = self.sets([rows * x_stride * self.ops.format().bytes(), weight, out_bytes])?;
         // As an engine chooses it, but without what was kept of earlier runs.
         let context = self.ops.context();
-        let cache = Cache::new(None, context.info(), self.ops.storage())?;
+        let cache = Cache::new(None, context.info(), self.ops.format())?;
         let product = Tuner::new(context, &lt, GemmTuning::Auto, cache)?.product(shape, rows)?;
         let product = RefCell::new(product);
         let flop = 2.0 * (rows * features) as f64 * width as f64;

@@ -5,13 +5,6 @@ use std::fmt;
 use cudarc::cublaslt::sys;
 use serde::{Deserialize, Serialize};
 
-use super::handles::{OrFault, Preference};
-use super::{Lt, Problem, WORKSPACE_BYTES};
-use crate::error::Result;
-
-/// Proposals that are asked for at a number of rows.
-const PROPOSALS: usize = 16;
-
 /// One way of the library to compute a product.
 #[derive(Clone, Copy)]
 pub struct Algorithm {
@@ -36,7 +29,7 @@ pub struct Config {
 }
 
 impl Algorithm {
-    fn new(raw: sys::cublasLtMatmulAlgo_t) -> Self {
+    pub(super) fn new(raw: sys::cublasLtMatmulAlgo_t) -> Self {
         Self { raw, config: Config::of(&raw) }
     }
 
@@ -83,74 +76,6 @@ impl Config {
             inner_shape: known(Attribute::CUBLASLT_ALGO_CONFIG_INNER_SHAPE_ID, 2),
             cluster_shape: known(Attribute::CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID, 2),
         }
-    }
-}
-
-impl Lt {
-    /// The library's proposals for a product of so many rows, its favourite first. The same ones in every run of one
-    /// version of the library on one kind of GPU.
-    pub fn proposals(&self, problem: &mut Problem, rows: usize) -> Result<Vec<Algorithm>> {
-        let shape = problem.shape;
-        let doing = || format!("asking for algorithms of {shape}");
-        let preference = Preference::new(shape.alignments()).or_fault(doing())?;
-        problem.set_rows(rows).or_fault(doing())?;
-        let mut found = Vec::<sys::cublasLtMatmulHeuristicResult_t>::with_capacity(PROPOSALS);
-        let mut count = 0;
-        // SAFETY: every handle is alive, made by the same library; `found` has room for as many as are asked for.
-        let status = unsafe {
-            sys::cublasLtMatmulAlgoGetHeuristic(
-                self.handle,
-                problem.desc.0,
-                problem.weight.0,
-                problem.x.0,
-                problem.out.0,
-                problem.out.0,
-                preference.0,
-                PROPOSALS as i32,
-                found.as_mut_ptr(),
-                &mut count,
-            )
-        };
-        // Nothing for this number of rows is an answer: others may serve.
-        if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED {
-            return Ok(Vec::new());
-        }
-        status.result().or_fault(doing())?;
-        // SAFETY: the library wrote the first `count` of them, which is no more than was asked for.
-        unsafe { found.set_len((count.max(0) as usize).min(PROPOSALS)) };
-        found.retain(|proposal| proposal.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
-        Ok(found.iter().map(|proposal| Algorithm::new(proposal.algo)).collect())
-    }
-
-    /// Whether an algorithm computes the product of so many rows with the workspace that there is. Asks the library's
-    /// host code only.
-    pub fn accepts(&self, problem: &mut Problem, algorithm: &Algorithm, rows: usize) -> Result<bool> {
-        let shape = problem.shape;
-        let doing = || format!("checking an algorithm of {shape}");
-        problem.set_rows(rows).or_fault(doing())?;
-        let mut result = sys::cublasLtMatmulHeuristicResult_t {
-            algo: algorithm.raw,
-            workspaceSize: 0,
-            state: sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS,
-            wavesCount: 0.0,
-            reserved: [0; 4],
-        };
-        // SAFETY: every handle is alive, made by the same library, and so is the algorithm, which a heuristic gave; the
-        // result is written to a local.
-        let status = unsafe {
-            sys::cublasLtMatmulAlgoCheck(
-                self.handle,
-                problem.desc.0,
-                problem.weight.0,
-                problem.x.0,
-                problem.out.0,
-                problem.out.0,
-                &algorithm.raw,
-                &mut result,
-            )
-        };
-        let success = sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
-        Ok(status == success && result.state == success && result.workspaceSize <= WORKSPACE_BYTES)
     }
 }
 

@@ -15,8 +15,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::algorithm::Config;
-use super::{ProductShape, version};
-use crate::backend::cuda::Storage;
+use super::lt::version;
+use super::shape::MatmulShape;
+use crate::backend::cuda::format::ActivationFormat;
 use crate::backend::cuda::probe::{DeviceInfo, driver_version};
 use crate::error::Result;
 
@@ -44,7 +45,7 @@ struct Machine {
     gpu: String,
     capability: String,
     multiprocessors: usize,
-    storage: String,
+    activations: String,
     cublaslt: usize,
     driver: i32,
 }
@@ -53,7 +54,7 @@ struct Machine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Key {
     machine: Machine,
-    product: ProductShape,
+    product: MatmulShape,
 }
 
 /// The fastest algorithm for so many rows.
@@ -91,13 +92,13 @@ fn folder_in(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
 
 impl Cache {
     /// The files of such a GPU in this folder, if there is one.
-    pub fn new(folder: Option<PathBuf>, gpu: &DeviceInfo, storage: Storage) -> Result<Self> {
+    pub fn new(folder: Option<PathBuf>, gpu: &DeviceInfo, format: ActivationFormat) -> Result<Self> {
         let machine = Machine {
             format: FORMAT,
             gpu: gpu.name.clone(),
             capability: gpu.capability.to_string(),
             multiprocessors: gpu.multiprocessors,
-            storage: format!("{storage:?}"),
+            activations: format!("{format:?}"),
             cublaslt: version(),
             driver: driver_version()?,
         };
@@ -105,7 +106,7 @@ impl Cache {
     }
 
     /// What is known of a product; nothing where that is not to be had.
-    pub fn load(&self, product: ProductShape) -> Vec<Fastest> {
+    pub fn load(&self, product: MatmulShape) -> Vec<Fastest> {
         let key = self.key(product);
         let read = |folder: &PathBuf| {
             let mut text = String::new();
@@ -121,7 +122,7 @@ impl Cache {
     }
 
     /// Keeps what is known of a product, if it can.
-    pub fn store(&self, product: ProductShape, fastest: &[Fastest]) {
+    pub fn store(&self, product: MatmulShape, fastest: &[Fastest]) {
         let entry = Entry { key: self.key(product), fastest: fastest.to_vec() };
         if let (Some(folder), Ok(text)) = (&self.folder, serde_json::to_string_pretty(&entry)) {
             // A folder that is full or read-only costs the next start its measurements, and nobody anything else.
@@ -142,7 +143,7 @@ impl Cache {
         written
     }
 
-    fn key(&self, product: ProductShape) -> Key {
+    fn key(&self, product: MatmulShape) -> Key {
         Key { machine: self.machine.clone(), product }
     }
 }
@@ -159,10 +160,16 @@ impl Key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::cuda::gemm::Out;
+    use crate::backend::cuda::gemm::shape::Out;
 
-    const SHAPE: ProductShape =
-        ProductShape { features: 8, width: 16, x_stride: 16, out_stride: 8, out: Out::Storage, bias: false };
+    const SHAPE: MatmulShape = MatmulShape {
+        features: 8,
+        width: 16,
+        x_stride: 16,
+        out_stride: 8,
+        out: Out::Activation,
+        bias: false,
+    };
 
     const FASTEST: Fastest = Fastest {
         rows: 64,
@@ -186,7 +193,7 @@ mod tests {
             gpu: gpu.to_owned(),
             capability: "9.0".to_owned(),
             multiprocessors: 132,
-            storage: "Bf16".to_owned(),
+            activations: "Bf16".to_owned(),
             cublaslt: 130_000,
             driver: 13_000,
         };
@@ -205,7 +212,7 @@ mod tests {
         assert_eq!(here.load(SHAPE), []);
         here.store(SHAPE, &[FASTEST]);
         assert_eq!(here.load(SHAPE), [FASTEST]);
-        assert_eq!(here.load(ProductShape { bias: true, ..SHAPE }), []);
+        assert_eq!(here.load(MatmulShape { bias: true, ..SHAPE }), []);
         assert_eq!(cache(&folder, "A100").load(SHAPE), []);
         let mut other = here.clone();
         other.machine.cublaslt += 1;

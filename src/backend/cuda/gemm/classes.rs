@@ -3,8 +3,8 @@
 use std::fmt;
 
 use super::algorithm::{Algorithm, Config};
+use super::lt::{Lt, Problem};
 use super::trial::{Bits, Trial};
-use super::{Lt, Problem};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The number of rows whose first proposal decides on the class: a usual batch.

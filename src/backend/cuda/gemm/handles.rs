@@ -5,8 +5,11 @@ use std::fmt;
 use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys;
 
-use super::{Alignments, WORKSPACE_BYTES};
+use super::shape::Alignments;
 use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes that cublasLt may use beside its operands: NVIDIA's advice for Hopper.
+pub const WORKSPACE_BYTES: usize = 32 << 20;
 
 /// `CUBLAS_OP_T`, which is in a header that the bindings of cublasLt leave out.
 const TRANSPOSED: i32 = 1;
@@ -45,9 +48,9 @@ impl Drop for Desc {
 }
 
 /// A matrix in cublasLt's terms: columns of `rows` numbers, `stride` apart.
-pub(super) struct Layout(pub(super) sys::cublasLtMatrixLayout_t);
+pub(super) struct MatrixLayout(pub(super) sys::cublasLtMatrixLayout_t);
 
-impl Layout {
+impl MatrixLayout {
     pub(super) fn new(
         number: sys::cudaDataType,
         rows: usize,
@@ -67,7 +70,7 @@ impl Layout {
     }
 }
 
-impl Drop for Layout {
+impl Drop for MatrixLayout {
     fn drop(&mut self) {
         // SAFETY: made by create_matrix_layout and destroyed here only.
         let _ = unsafe { lt::destroy_matrix_layout(self.0) };

@@ -13,10 +13,11 @@ use cudarc::driver::CudaStream;
 use half::{bf16, f16};
 
 use super::algorithm::Algorithm;
-use super::{Lt, Operands, Out, Problem, ProductShape};
-use crate::backend::cuda::Storage;
+use super::lt::{Lt, Operands, Problem};
+use super::shape::{MatmulShape, Out};
 use crate::backend::cuda::buffer::DeviceBuffer;
 use crate::backend::cuda::context::Context;
+use crate::backend::cuda::format::{ActivationFormat, WeightFormat};
 use crate::error::Result;
 use crate::random::Random;
 
@@ -45,6 +46,7 @@ pub struct Bits(Vec<u64>);
 /// The operands of one shape.
 pub struct Trial {
     stream: Arc<CudaStream>,
+    format: ActivationFormat,
     weight: DeviceBuffer,
     x: DeviceBuffer,
     bias: DeviceBuffer,
@@ -53,25 +55,26 @@ pub struct Trial {
 
 impl Trial {
     /// Operands for up to so many rows, and at least those of [`PROBES`].
-    pub fn new(context: &Context, storage: Storage, shape: ProductShape, rows: usize) -> Result<Self> {
+    pub fn new(context: &Context, format: ActivationFormat, shape: MatmulShape, rows: usize) -> Result<Self> {
         let rows = rows.max(PROBES[PROBES.len() - 1]);
-        let ProductShape { features, width, x_stride, out_stride, out, .. } = shape;
+        let MatmulShape { features, width, x_stride, out_stride, out, .. } = shape;
         let mut trial = Self {
             stream: context.compute().clone(),
-            weight: context.allocate(features * width * Storage::BYTES)?,
-            x: context.allocate(rows * x_stride * Storage::BYTES)?,
-            bias: context.allocate(features * out.bytes())?,
-            out: context.allocate(rows * out_stride * out.bytes())?,
+            format,
+            weight: context.allocate(features * width * WeightFormat::beside(format).bytes())?,
+            x: context.allocate(rows * x_stride * format.bytes())?,
+            bias: context.allocate(features * out.bytes(format))?,
+            out: context.allocate(rows * out_stride * out.bytes(format))?,
         };
-        trial.fill(storage, shape)?;
+        trial.fill(format, shape)?;
         Ok(trial)
     }
 
     /// Bytes that it takes for [`PROBES`] beside the weight: what a plan must have room for where activations take less.
-    pub fn least_bytes(shape: ProductShape) -> usize {
-        let ProductShape { features, x_stride, out_stride, out, .. } = shape;
+    pub fn least_bytes(format: ActivationFormat, shape: MatmulShape) -> usize {
+        let MatmulShape { features, x_stride, out_stride, out, .. } = shape;
         let rows = PROBES[PROBES.len() - 1];
-        rows * (x_stride * Storage::BYTES + out_stride * out.bytes()) + features * out.bytes()
+        rows * (x_stride * format.bytes() + out_stride * out.bytes(format)) + features * out.bytes(format)
     }
 
     /// The bits that an algorithm computes; nothing where it takes too few of [`PROBES`] to tell, or gives equal rows
@@ -149,8 +152,9 @@ impl Trial {
         self.row_digests(problem.shape, of).map(Some)
     }
 
-    fn row_digests(&self, shape: ProductShape, rows: Range<usize>) -> Result<Vec<u64>> {
-        let (stride, row) = (shape.out_stride * shape.out.bytes(), shape.features * shape.out.bytes());
+    fn row_digests(&self, shape: MatmulShape, rows: Range<usize>) -> Result<Vec<u64>> {
+        let (stride, row) =
+            (shape.out_stride * shape.out.bytes(self.format), shape.features * shape.out.bytes(self.format));
         let bytes: Vec<u8> = self.out.slice(rows.start * stride..rows.end * stride).download(&self.stream)?;
         let digest = |bytes: &[u8]| {
             let mut hasher = DefaultHasher::new();
@@ -160,22 +164,22 @@ impl Trial {
         Ok(bytes.chunks_exact(stride).map(digest).collect())
     }
 
-    fn fill(&mut self, storage: Storage, shape: ProductShape) -> Result<()> {
+    fn fill(&mut self, format: ActivationFormat, shape: MatmulShape) -> Result<()> {
         let stream = &self.stream;
-        let ProductShape { features, width, x_stride, out, .. } = shape;
+        let MatmulShape { features, width, x_stride, out, .. } = shape;
         let mut numbers = Numbers(Random::new(SEED));
         let x: Vec<u16> =
-            (0..PERIOD).flat_map(|_| numbers.row(storage, width, x_stride, Half::Repeated)).collect();
+            (0..PERIOD).flat_map(|_| numbers.row(format, width, x_stride, Half::Repeated)).collect();
         let weight: Vec<u16> =
-            (0..WEIGHT_PERIOD).flat_map(|_| numbers.row(storage, width, width, Half::Negated)).collect();
+            (0..WEIGHT_PERIOD).flat_map(|_| numbers.row(format, width, width, Half::Negated)).collect();
         // As large as what rounding leaves.
         let bias: Vec<f32> = (0..features).map(|_| numbers.next() / 1024.0).collect();
         self.x.upload_repeated(&x, stream)?;
         self.weight.upload_repeated(&weight, stream)?;
         match out {
             Out::F32 | Out::AddF32 => self.bias.upload(0, &bias, stream),
-            Out::Storage | Out::AddStorage => {
-                let bias: Vec<u16> = bias.iter().map(|&number| stored(storage, number)).collect();
+            Out::Activation | Out::AddActivation => {
+                let bias: Vec<u16> = bias.iter().map(|&number| stored(format, number)).collect();
                 self.bias.upload(0, &bias, stream)
             }
         }
@@ -209,8 +213,8 @@ impl Numbers {
     }
 
     /// `width` numbers in storage, and zeros up to `stride`.
-    fn row(&mut self, storage: Storage, width: usize, stride: usize, half: Half) -> Vec<u16> {
-        let mut row: Vec<u16> = (0..width / 2).map(|_| stored(storage, self.next())).collect();
+    fn row(&mut self, format: ActivationFormat, width: usize, stride: usize, half: Half) -> Vec<u16> {
+        let mut row: Vec<u16> = (0..width / 2).map(|_| stored(format, self.next())).collect();
         let sign = if half == Half::Negated { 0x8000 } else { 0 };
         let backwards: Vec<u16> = row.iter().rev().map(|bits| bits ^ sign).collect();
         row.extend(backwards);
@@ -219,9 +223,9 @@ impl Numbers {
     }
 }
 
-fn stored(storage: Storage, number: f32) -> u16 {
-    match storage {
-        Storage::F16 => f16::from_f32(number).to_bits(),
-        Storage::Bf16 => bf16::from_f32(number).to_bits(),
+fn stored(format: ActivationFormat, number: f32) -> u16 {
+    match format {
+        ActivationFormat::F16 => f16::from_f32(number).to_bits(),
+        ActivationFormat::Bf16 => bf16::from_f32(number).to_bits(),
     }
 }

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 use super::algorithm::{Algorithm, Config};
 use super::cache::{Cache, Fastest};
 use super::classes::{self, BUCKETS, Class, Proposals, Schedule, find};
+use super::lt::{Lt, Problem};
+use super::matmul::Matmul;
+use super::shape::MatmulShape;
 use super::trial::Trial;
-use super::{Lt, Problem, Product, ProductShape};
 use crate::backend::GemmTuning;
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::nccl::Group;
@@ -89,11 +91,11 @@ impl<'a> Tuner<'a> {
     }
 
     /// A product of up to `rows_max` rows, or more. Allocates its operands, and frees them again.
-    pub fn product(&mut self, shape: ProductShape, rows_max: usize) -> Result<Product> {
+    pub fn product(&mut self, shape: MatmulShape, rows_max: usize) -> Result<Matmul> {
         self.is_wanted()?;
         let mut problem = self.lt.problem(shape)?;
         let rows = if self.stopwatch.is_some() { rows_max.min(BUCKETS[BUCKETS.len() - 1]) } else { 0 };
-        let mut trial = Trial::new(self.context, self.lt.storage, shape, rows)?;
+        let mut trial = Trial::new(self.context, self.lt.format, shape, rows)?;
         let proposals = Proposals::of(self.lt, &mut problem)?;
         let found = classes::classes(self.lt, &mut problem, &mut trial, &proposals)?;
         let class = classes::choose(self.lt, &mut problem, found)?;
@@ -101,7 +103,7 @@ impl<'a> Tuner<'a> {
             GemmTuning::Off => Schedule::new(vec![class.members; BUCKETS.len()]),
             GemmTuning::Auto => self.schedule(&mut problem, &mut trial, &proposals, class, rows)?,
         };
-        Ok(Product::new(problem, schedule))
+        Ok(Matmul::new(problem, schedule))
     }
 
     /// Whether all ranks are well that the products are for.

@@ -4,8 +4,7 @@ use std::f32::consts::LOG2_E;
 
 use cudarc::driver::{DeviceRepr, PushKernelArg};
 
-use super::{Needs, Ops, WIDE, WORD_BYTES};
-use crate::backend::cuda::Storage;
+use super::launch::{Needs, Ops, WORD_BYTES};
 use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::fault::OrFault;
 use crate::backend::cuda::tables::{DeviceTables, SeamSources, WorkList};
@@ -97,8 +96,12 @@ impl Ops {
         needs.that(work.pairs_max <= kernel.block_pairs, || {
             format!("work of up to {} pairs, not {}", kernel.block_pairs, work.pairs_max)
         })?;
-        needs.covers("qkv", qkv, [work.limit, heads.row_width(), Storage::BYTES])?;
-        needs.covers("out", out.all(), [work.out_limit, heads.q_heads, heads.head_dim, Storage::BYTES])?;
+        needs.covers("qkv", qkv, [work.limit, heads.row_width(), self.format().bytes()])?;
+        needs.covers(
+            "out",
+            out.all(),
+            [work.out_limit, heads.q_heads, heads.head_dim, self.format().bytes()],
+        )?;
         let blocks = work.count.saturating_mul(heads.kv_heads);
         let config = needs.grid(blocks, 1, kernel.threads, kernel.shared_bytes())?;
         let shape = Shape {
@@ -140,12 +143,12 @@ impl Ops {
         let needs = Needs("seam_tiles");
         needs.wide("head_dim", heads.head_dim)?;
         let rows = first_row.saturating_add(count);
-        needs.covers("qkv", qkv.all(), [rows, heads.row_width(), Storage::BYTES])?;
+        needs.covers("qkv", qkv.all(), [rows, heads.row_width(), self.format().bytes()])?;
         needs.that(sources.limit <= first_row, || {
             format!("sources below row {first_row}, not below {}", sources.limit)
         })?;
         let config = needs.grid(count, 1, SEAM_THREADS, 0)?;
-        let words = |width: usize| needs.int("words of a row", width * Storage::BYTES / WORD_BYTES);
+        let words = |width: usize| needs.int("words of a row", width * self.format().bytes() / WORD_BYTES);
         let row_words = words(heads.row_width())?;
         let first_word = words(heads.q_heads * heads.head_dim)?;
         let kv_words = words(2 * heads.kv_heads * heads.head_dim)?;
@@ -170,5 +173,3 @@ impl Ops {
         .map(drop)
     }
 }
-
-const _: () = assert!(WIDE * Storage::BYTES == WORD_BYTES);

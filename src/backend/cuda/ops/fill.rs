@@ -2,8 +2,7 @@
 
 use cudarc::driver::PushKernelArg;
 
-use super::{Needs, Ops, WIDE};
-use crate::backend::cuda::Storage;
+use super::launch::{Needs, Ops, WIDE};
 use crate::backend::cuda::buffer::DeviceBuffer;
 use crate::backend::cuda::fault::OrFault;
 use crate::error::Result;
@@ -16,7 +15,7 @@ impl Ops {
     pub fn fill_normal(&self, out: &mut DeviceBuffer, count: usize, seed: u64, deviation: f32) -> Result<()> {
         let needs = Needs("fill_normal");
         needs.wide("count", count)?;
-        needs.covers("out", out.all(), [count, Storage::BYTES])?;
+        needs.covers("out", out.all(), [count, self.format().bytes()])?;
         let config = needs.grid(count.div_ceil(THREADS * WIDE), 1, THREADS, 0)?;
         let (out, count) = (out.address(), count as u64);
         // SAFETY: types: an address, two 64-bit integers, a float. bounds: threads past count leave, out covers it.

@@ -10,128 +10,15 @@
 
 mod attention;
 mod fill;
+mod launch;
 mod norm;
 mod rope;
 mod rows;
 mod silu;
 
-use std::fmt;
-
-use cudarc::driver::LaunchConfig;
-use cudarc::driver::sys::CUdeviceptr;
-
-use super::Storage;
-use super::buffer::DeviceSlice;
-use super::context::Context;
-use super::kernels::{AttentionKernel, Kernels};
-use super::tables::{DeviceTables, Table};
-use crate::backend::tier::CudaTier;
-use crate::error::{Error, ErrorKind, Result};
-
 pub use attention::{Attention, Heads, SeamTiles};
+pub use launch::Ops;
 pub use norm::{AddRmsNorm, Delta};
 pub use rope::{Rope, RopeTables};
 pub use rows::{GatherRows, Score};
 pub use silu::SiluMul;
-
-/// Numbers in one 16-byte access.
-const WIDE: usize = 8;
-
-/// Bytes of one access: rows are whole multiples of it.
-const WORD_BYTES: usize = 16;
-
-/// A GPU with its kernels: one method per kernel, named like it. Ops are queued on the compute stream.
-pub struct Ops {
-    context: Context,
-    kernels: Kernels,
-}
-
-impl Ops {
-    /// The kernels of a tier for heads of `head_dim`, in this context.
-    pub fn new(context: Context, tier: CudaTier, head_dim: usize) -> Result<Self> {
-        let attention = AttentionKernel::choose(tier, head_dim, context.info().shared_bytes_max)?;
-        Self::with_attention(context, attention)
-    }
-
-    /// The same with attention by this kernel, whose tier it is.
-    pub fn with_attention(context: Context, attention: &'static AttentionKernel) -> Result<Self> {
-        let kernels = Kernels::load(&context, attention)?;
-        Ok(Self { context, kernels })
-    }
-
-    /// The kernel that does attention.
-    pub fn attention_kernel(&self) -> &'static AttentionKernel {
-        self.kernels.attention_kernel
-    }
-
-    /// The context that the kernels run in.
-    pub fn context(&self) -> &Context {
-        &self.context
-    }
-
-    /// How numbers are stored.
-    pub fn storage(&self) -> Storage {
-        Storage::of(self.kernels.tier)
-    }
-}
-
-impl fmt::Debug for Ops {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ops").field("context", &self.context).field("storage", &self.storage()).finish()
-    }
-}
-
-/// The checks of one launch; their errors name the kernel.
-#[derive(Clone, Copy)]
-struct Needs(&'static str);
-
-impl Needs {
-    /// [`ErrorKind::Unsupported`] that says what is needed, and what it is instead.
-    fn that(self, holds: bool, what: impl FnOnce() -> String) -> Result<()> {
-        if holds {
-            return Ok(());
-        }
-        Err(Error::new(ErrorKind::Unsupported, format!("kernel `{}` needs {}", self.0, what())))
-    }
-
-    /// That a size is a whole number of 16-byte words.
-    fn wide(self, name: &str, size: usize) -> Result<()> {
-        self.that(size > 0 && size.is_multiple_of(WIDE), || {
-            format!("{name} in multiples of {WIDE}, not {size}")
-        })
-    }
-
-    /// That a buffer covers what will be touched, a number of bytes given by its factors, and starts with a whole word.
-    fn covers<const N: usize>(self, name: &str, has: DeviceSlice<'_>, factors: [usize; N]) -> Result<()> {
-        let bytes = factors.into_iter().fold(1, usize::saturating_mul);
-        self.that(has.bytes() >= bytes, || format!("{bytes} bytes of {name}, not {}", has.bytes()))?;
-        self.that(has.address().is_multiple_of(WORD_BYTES as u64), || {
-            format!("{name} aligned to {WORD_BYTES} bytes")
-        })
-    }
-
-    /// The address of a table, which must be on the device.
-    fn table(self, name: &str, tables: &DeviceTables, table: &Table) -> Result<CUdeviceptr> {
-        let address = tables.address(table);
-        self.that(address.is_some(), || format!("{name} of the tables that were uploaded last"))?;
-        Ok(address.unwrap_or_default())
-    }
-
-    /// A size as a kernel's `int`.
-    fn int(self, name: &str, size: usize) -> Result<i32> {
-        i32::try_from(size)
-            .or_else(|_| self.that(false, || format!("{name} below 2^31, not {size}")).map(|()| 0))
-    }
-
-    /// A grid of `x * y` blocks of `threads` threads.
-    fn grid(self, x: usize, y: usize, threads: usize, shared_bytes: usize) -> Result<LaunchConfig> {
-        self.that(x > 0 && x <= i32::MAX as usize && y > 0 && y <= 65_535, || {
-            format!("a grid within 2^31 * 65,535 blocks, not {x} * {y}")
-        })?;
-        Ok(LaunchConfig {
-            grid_dim: (x as u32, y as u32, 1),
-            block_dim: (threads as u32, 1, 1),
-            shared_mem_bytes: shared_bytes as u32,
-        })
-    }
-}

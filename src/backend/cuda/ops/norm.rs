@@ -2,8 +2,7 @@
 
 use cudarc::driver::PushKernelArg;
 
-use super::{Needs, Ops, WIDE};
-use crate::backend::cuda::Storage;
+use super::launch::{Needs, Ops, WIDE};
 use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::fault::OrFault;
 use crate::error::Result;
@@ -28,7 +27,7 @@ pub enum Delta<'a> {
 /// `residual += delta; out = residual / rms(residual) * weight`, row by row.
 #[derive(Debug)]
 pub struct AddRmsNorm<'a> {
-    /// `[.., hidden]` bf16, or f32 with [`Storage::F16`].
+    /// `[.., hidden]` bf16, or f32 with [`ActivationFormat::F16`].
     pub residual: &'a mut DeviceBuffer,
     /// What is added first.
     pub delta: Delta<'a>,
@@ -53,11 +52,12 @@ impl Ops {
         let needs = Needs("add_rms_norm");
         needs.wide("hidden", hidden)?;
         needs.that(hidden <= HIDDEN_MAX, || format!("hidden <= {HIDDEN_MAX}, not {hidden}"))?;
-        let (rows, number) = (first_row.saturating_add(tokens), self.storage().residual_bytes());
+        let (rows, number) = (first_row.saturating_add(tokens), self.format().residual_bytes());
         needs.covers("residual", residual.all(), [rows, hidden, number])?;
-        needs.covers("weight", weight, [hidden, Storage::BYTES])?;
-        needs.covers("out", out.all(), [rows, hidden, Storage::BYTES])?;
-        let (residual_first, out_first) = (first_row * hidden * number, first_row * hidden * Storage::BYTES);
+        needs.covers("weight", weight, [hidden, self.format().bytes()])?;
+        needs.covers("out", out.all(), [rows, hidden, self.format().bytes()])?;
+        let (residual_first, out_first) =
+            (first_row * hidden * number, first_row * hidden * self.format().bytes());
         let (delta, parts) = match delta {
             Delta::None => (0, 0),
             Delta::In(delta) => {

@@ -3,10 +3,10 @@
 use cudarc::driver::PushKernelArg;
 use half::{bf16, f16};
 
-use super::{Needs, Ops, WIDE};
-use crate::backend::cuda::Storage;
+use super::launch::{Needs, Ops, WIDE};
 use crate::backend::cuda::buffer::DeviceBuffer;
 use crate::backend::cuda::fault::OrFault;
+use crate::backend::cuda::format::ActivationFormat;
 use crate::backend::cuda::tables::{DeviceTables, RowIndices};
 use crate::error::Result;
 
@@ -29,11 +29,11 @@ impl RopeTables {
                 (0..positions).flat_map(|p| frequencies.iter().map(move |frequency| p as f32 * frequency));
             // The angle is f32's, as in Transformers; its cosine is then exact to the last place.
             let values = angles.map(|angle| function(f64::from(angle)) as f32);
-            let bits: Vec<u16> = match ops.storage() {
-                Storage::Bf16 => values.map(|value| bf16::from_f32(value).to_bits()).collect(),
-                Storage::F16 => values.map(|value| f16::from_f32(value).to_bits()).collect(),
+            let bits: Vec<u16> = match ops.format() {
+                ActivationFormat::Bf16 => values.map(|value| bf16::from_f32(value).to_bits()).collect(),
+                ActivationFormat::F16 => values.map(|value| f16::from_f32(value).to_bits()).collect(),
             };
-            let mut buffer = ops.context.allocate(bits.len() * Storage::BYTES)?;
+            let mut buffer = ops.context.allocate(bits.len() * ops.format().bytes())?;
             buffer.upload(0, &bits, ops.context.compute())?;
             Ok(buffer)
         };
@@ -41,8 +41,8 @@ impl RopeTables {
     }
 
     /// Bytes that they take, for a plan.
-    pub fn bytes(head_dim: usize, positions: usize) -> usize {
-        positions * head_dim * Storage::BYTES
+    pub fn bytes(format: ActivationFormat, head_dim: usize, positions: usize) -> usize {
+        positions * head_dim * format.bytes()
     }
 }
 
@@ -84,10 +84,14 @@ impl Ops {
         needs.that(positions.limit <= rope_tables.positions, || {
             format!("positions below {}, not below {}", rope_tables.positions, positions.limit)
         })?;
-        needs.covers("qkv", qkv.all(), [first_row.saturating_add(rows), row_stride, Storage::BYTES])?;
+        needs.covers(
+            "qkv",
+            qkv.all(),
+            [first_row.saturating_add(rows), row_stride, self.format().bytes()],
+        )?;
         let items = heads * head_dim / (2 * WIDE);
         let config = needs.grid(rows, 1, items.next_multiple_of(32).clamp(32, THREADS_MAX), 0)?;
-        let qkv = qkv.address() + (first_row * row_stride * Storage::BYTES) as u64;
+        let qkv = qkv.address() + (first_row * row_stride * self.format().bytes()) as u64;
         let positions = needs.table("positions", tables, &positions.table)?;
         let (cos, sin) = (rope_tables.cos.address(), rope_tables.sin.address());
         let row_stride = needs.int("row_stride", row_stride)?;

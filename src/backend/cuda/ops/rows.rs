@@ -2,8 +2,7 @@
 
 use cudarc::driver::PushKernelArg;
 
-use super::{Needs, Ops, WORD_BYTES};
-use crate::backend::cuda::Storage;
+use super::launch::{Needs, Ops, WORD_BYTES};
 use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::fault::OrFault;
 use crate::backend::cuda::tables::{DeviceTables, RowIndices};
@@ -79,8 +78,8 @@ impl Ops {
         let Score { x, head, out, tokens, labels, hidden } = args;
         let needs = Needs("score");
         needs.wide("hidden", hidden)?;
-        needs.covers("x", x, [tokens, hidden, Storage::BYTES])?;
-        needs.covers("head", head, [labels, hidden, Storage::BYTES])?;
+        needs.covers("x", x, [tokens, hidden, self.format().bytes()])?;
+        needs.covers("head", head, [labels, hidden, self.format().bytes()])?;
         needs.covers("out", out.all(), [tokens, labels, size_of::<f32>()])?;
         let config = needs.grid(tokens, labels, THREADS, 0)?;
         let (x, head, out) = (x.address(), head.address(), out.address());

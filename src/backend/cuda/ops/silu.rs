@@ -2,10 +2,10 @@
 
 use cudarc::driver::PushKernelArg;
 
-use super::{Needs, Ops, WIDE};
-use crate::backend::cuda::Storage;
+use super::launch::{Needs, Ops, WIDE};
 use crate::backend::cuda::buffer::DeviceBuffer;
 use crate::backend::cuda::fault::OrFault;
+use crate::backend::cuda::format::ActivationFormat;
 use crate::error::Result;
 
 const THREADS: usize = 256;
@@ -19,7 +19,7 @@ pub struct SiluMul<'a> {
     pub tokens: usize,
     /// Width of gate and of up.
     pub ffn: usize,
-    /// What the product is multiplied by with [`Storage::F16`], a power of two; 1 otherwise.
+    /// What the product is multiplied by with [`ActivationFormat::F16`], a power of two; 1 otherwise.
     pub scale: f32,
 }
 
@@ -29,8 +29,8 @@ impl Ops {
         let SiluMul { gate_up, tokens, ffn, scale } = args;
         let needs = Needs("silu_mul");
         needs.wide("ffn", ffn)?;
-        needs.covers("gate_up", gate_up.all(), [tokens, 2, ffn, Storage::BYTES])?;
-        needs.that(scale == 1.0 || self.storage() == Storage::F16, || {
+        needs.covers("gate_up", gate_up.all(), [tokens, 2, ffn, self.format().bytes()])?;
+        needs.that(scale == 1.0 || self.format() == ActivationFormat::F16, || {
             format!("scale 1 with bf16, not {scale}")
         })?;
         let config = needs.grid(tokens, ffn.div_ceil(THREADS * WIDE), THREADS, 0)?;
@@ -39,7 +39,7 @@ impl Ops {
         let stream = self.context.compute();
         let mut launch = stream.launch_builder(&self.kernels.silu_mul);
         launch.arg(&gate_up).arg(&ffn);
-        if self.storage() == Storage::F16 {
+        if self.format() == ActivationFormat::F16 {
             launch.arg(&scale);
         }
         // SAFETY: types: an address and an int, and a float for the f16 entry only. bounds: rows 0..tokens of width

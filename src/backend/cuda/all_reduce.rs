@@ -1,6 +1,6 @@
-//! Sums over ranks beside the kernels: what output projections put out waits here for the other ranks' parts.
+//! AllReducer over ranks beside the kernels: what output projections put out waits here for the other ranks' parts.
 //!
-//! Sums run on a stream of their own, in the order in which they are begun, and the compute stream waits for one where
+//! AllReducer run on a stream of their own, in the order in which they are begun, and the compute stream waits for one where
 //! its norm takes it:
 //!
 //! ```text
@@ -8,7 +8,7 @@
 //! sums                       | o of part 0        | o of part 1        | down of part 0     | down of part 1
 //! ```
 //!
-//! Sums in order gather what every rank has into one of two places, a bounded number of rows at a time, and the norm adds
+//! AllReducer in order gather what every rank has into one of two places, a bounded number of rows at a time, and the norm adds
 //! it. Reduced ones need no place: NCCL adds them where they lie.
 
 use std::collections::VecDeque;
@@ -18,36 +18,36 @@ use std::sync::Arc;
 
 use cudarc::driver::{CudaEvent, CudaStream};
 
-use super::Storage;
 use super::buffer::DeviceBuffer;
 use super::context::Context;
 use super::fault::OrFault;
-use super::nccl::{Comm, Group, Number};
+use super::format::ActivationFormat;
+use super::nccl::{Comm, Element, Group};
 use super::ops::Delta;
-use super::sizes::{PIECES_GATHERED, SumSizes};
+use super::sizes::{AllReduceSizes, PIECES_GATHERED};
 use crate::backend::{AllReduce, Capacity, Geometry};
 use crate::error::Result;
 
 const DOING: &str = "summing over ranks";
 
 /// One rank's side of the sums over ranks.
-pub(super) struct Sums {
+pub(super) struct AllReducer {
     // Dropped first: it ends what waits for other ranks.
     comm: Option<Comm>,
     group: Arc<Group>,
     rank: usize,
     stream: Arc<CudaStream>,
     hidden: usize,
-    number: Number,
+    element: Element,
     /// `[rows, hidden]`: what this rank has computed, and after a reduced sum what all have.
     partial: DeviceBuffer,
     /// Places for `[ranks, piece_rows, hidden]`, what every rank has computed; none where NCCL adds.
     gathered: Vec<DeviceBuffer>,
     piece_rows: usize,
-    /// Sums that the next norms take, in their order. The first `begun` are under way.
+    /// AllReducer that the next norms take, in their order. The first `begun` are under way.
     pending: VecDeque<Range<usize>>,
     begun: usize,
-    /// Sums that were begun and taken so far: their numbers choose places and events.
+    /// AllReducer that were begun and taken so far: their numbers choose places and events.
     begun_ever: usize,
     taken_ever: usize,
     /// Recorded on the compute stream when a sum begins, and on this one behind it.
@@ -55,16 +55,16 @@ pub(super) struct Sums {
     summed: Vec<CudaEvent>,
 }
 
-impl Sums {
+impl AllReducer {
     /// For ranks that will meet in `group`.
     pub(super) fn new(
         context: &Context,
         group: Arc<Group>,
         geometry: &Geometry,
         capacity: &Capacity,
-        storage: Storage,
+        format: ActivationFormat,
     ) -> Result<Self> {
-        let sizes = SumSizes::new(geometry, capacity, storage);
+        let sizes = AllReduceSizes::new(geometry, capacity, format);
         let event = || context.cuda().new_event(None).or_fault("making an event");
         let places = match geometry.all_reduce {
             AllReduce::Ordered => PIECES_GATHERED,
@@ -79,9 +79,9 @@ impl Sums {
             rank: geometry.shard.rank,
             stream: context.cuda().new_stream().or_fault("making a stream")?,
             hidden: geometry.hidden,
-            number: match storage {
-                Storage::F16 => Number::F32,
-                Storage::Bf16 => Number::Storage(storage),
+            element: match format {
+                ActivationFormat::F16 => Element::F32,
+                ActivationFormat::Bf16 => Element::Activation(format),
             },
             partial: context.allocate(sizes.partial_bytes)?,
             gathered,
@@ -125,8 +125,8 @@ impl Sums {
             let (first, count) = (rows.start * self.hidden, rows.len() * self.hidden);
             let place = self.begun_ever % self.summed.len();
             match self.gathered.get_mut(place) {
-                Some(to) => comm.all_gather(&self.partial, first, to, count, self.number, &self.stream)?,
-                None => comm.all_reduce(&mut self.partial, first, count, self.number, &self.stream)?,
+                Some(to) => comm.all_gather(&self.partial, first, to, count, self.element, &self.stream)?,
+                None => comm.all_reduce(&mut self.partial, first, count, self.element, &self.stream)?,
             }
             self.summed[place].record(&self.stream).or_fault(DOING)?;
             self.begun += 1;
@@ -177,9 +177,9 @@ impl Sums {
     }
 }
 
-impl fmt::Debug for Sums {
+impl fmt::Debug for AllReducer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sums")
+        f.debug_struct("AllReducer")
             .field("rank", &self.rank)
             .field("pending", &self.pending)
             .finish_non_exhaustive()

@@ -1,7 +1,7 @@
 //! The matrix products of a model's layers, by shapes alone: all are prepared at load, and none in a pass.
 
-use super::Storage;
-use super::gemm::{Out, ProductShape};
+use super::format::ActivationFormat;
+use super::gemm::{MatmulShape, Out};
 use super::heads::HeadLayout;
 use super::weight::into_f32;
 use crate::backend::{Capacity, Features, Geometry, Matrix};
@@ -30,7 +30,7 @@ impl Biases {
 
 /// A weight's sizes, as a product needs them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Sizes {
+pub(super) struct WeightShape {
     pub(super) matrix: Matrix,
     pub(super) out_features: usize,
     pub(super) in_features: usize,
@@ -39,28 +39,28 @@ pub(super) struct Sizes {
     pub(super) bias: bool,
 }
 
-impl Sizes {
+impl WeightShape {
     /// The product of a linear layer with some features of its weight: `count` of them.
-    pub(super) fn linear(&self, count: usize) -> ProductShape {
-        ProductShape {
+    pub(super) fn linear(&self, count: usize) -> MatmulShape {
+        MatmulShape {
             features: count,
             width: self.in_features,
             x_stride: self.x_stride,
             out_stride: self.out_features,
-            out: Out::Storage,
+            out: Out::Activation,
             bias: self.bias,
         }
     }
 
     /// The product of an output projection: added to the residual stream, or, where others bring parts of it, by itself.
-    pub(super) fn row_parallel(&self, storage: Storage, ranks: usize) -> ProductShape {
-        let out = match (into_f32(self.matrix, storage), ranks > 1) {
+    pub(super) fn row_parallel(&self, format: ActivationFormat, ranks: usize) -> MatmulShape {
+        let out = match (into_f32(self.matrix, format), ranks > 1) {
             (true, false) => Out::AddF32,
-            (false, false) => Out::AddStorage,
+            (false, false) => Out::AddActivation,
             (true, true) => Out::F32,
-            (false, true) => Out::Storage,
+            (false, true) => Out::Activation,
         };
-        ProductShape { out, ..self.linear(self.out_features) }
+        MatmulShape { out, ..self.linear(self.out_features) }
     }
 }
 
@@ -69,12 +69,12 @@ pub(super) fn of_layers(
     geometry: &Geometry,
     heads: &HeadLayout,
     capacity: &Capacity,
-    storage: Storage,
+    format: ActivationFormat,
     biases: Biases,
-) -> Vec<(ProductShape, usize)> {
+) -> Vec<(MatmulShape, usize)> {
     let (hidden, shard) = (geometry.hidden, &geometry.shard);
     let wide = 2 * shard.ffn_local;
-    let sizes = |matrix, out_features, in_features, x_stride, bias| Sizes {
+    let sizes = |matrix, out_features, in_features, x_stride, bias| WeightShape {
         matrix,
         out_features,
         in_features,
@@ -90,11 +90,11 @@ pub(super) fn of_layers(
         linear(Features::All, capacity.tokens),
         linear(Features::KeysAndValues, capacity.tokens),
         linear(Features::Queries, capacity.sequences),
-        (o.row_parallel(storage, shard.ranks), capacity.tokens),
+        (o.row_parallel(format, shard.ranks), capacity.tokens),
         (gate_up.linear(wide), capacity.mlp_tokens),
-        (down.row_parallel(storage, shard.ranks), capacity.mlp_tokens),
+        (down.row_parallel(format, shard.ranks), capacity.mlp_tokens),
     ];
-    let mut distinct: Vec<(ProductShape, usize)> = Vec::new();
+    let mut distinct: Vec<(MatmulShape, usize)> = Vec::new();
     for (shape, rows) in all {
         match distinct.iter_mut().find(|(known, _)| *known == shape) {
             Some((_, known)) => *known = rows.max(*known),

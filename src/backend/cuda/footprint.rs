@@ -1,0 +1,50 @@
+//! The memory that a rank takes, by shapes alone: what [`Cuda`] allocates, known before there is a device.
+
+use super::backend::Cuda;
+use super::format::ActivationFormat;
+use super::gemm::WORKSPACE_BYTES;
+use super::gemm::trial::Trial;
+use super::heads::HeadLayout;
+use super::matmuls::{self, Biases};
+use super::ops::RopeTables;
+use super::sizes::{AllReduceSizes, normed_width, scratch_elements, tables_bytes};
+use super::weight::WeightLayout;
+use crate::backend::tier::CudaTier;
+use crate::backend::{Capacity, Footprint, Geometry, Matrix, Part};
+use crate::weights::{ModelTensors, WeightBytes};
+
+impl Cuda {
+    /// What a rank's weights take on the device, whatever format they are stored in. The embeddings stay on the host.
+    pub fn weight_bytes(tier: CudaTier, geometry: &Geometry, tensors: &ModelTensors) -> WeightBytes {
+        let layout = WeightLayout::new(ActivationFormat::of(tier), HeadLayout::new(geometry));
+        let bytes = |part: &Part<'_>| {
+            let (values, bias) = layout.bytes(part);
+            values + bias.unwrap_or(0)
+        };
+        let one = |matrix, tensor| Part { matrix, pieces: std::slice::from_ref(tensor), bias: None };
+        let layers =
+            tensors.layers.iter().map(|layer| Part::of_layer(layer).iter().map(bytes).sum::<usize>());
+        let head = bytes(&one(None, &tensors.final_norm)) + bytes(&one(Some(Matrix::Head), &tensors.head));
+        let layer_max = layers.clone().max().unwrap_or(0);
+        WeightBytes { layers: layers.sum(), layer_max, head, embedding: 0 }
+    }
+
+    /// What a rank of this geometry will hold, without a device, when its weights take `weights` bytes there.
+    pub fn footprint(tier: CudaTier, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
+        let (heads, format) = (HeadLayout::new(geometry), ActivationFormat::of(tier));
+        let rows = capacity.tokens + capacity.sequences;
+        let row_bytes =
+            geometry.hidden * format.residual_bytes() + normed_width(geometry, &heads) * format.bytes();
+        let wide = scratch_elements(geometry, &heads, capacity) * format.bytes();
+        let logits = capacity.sequences * geometry.labels * size_of::<f32>();
+        let tables = RopeTables::bytes(format, heads.padded, capacity.tokens);
+        let sums = AllReduceSizes::bytes(geometry, capacity, format);
+        let facts = tables_bytes(geometry, &heads, capacity);
+        // Before activations and weights are there, products are tried out in their place, on as many rows at least.
+        let shapes = matmuls::of_layers(geometry, &heads, capacity, format, Biases::default());
+        let trial = shapes.iter().map(|(shape, _)| Trial::least_bytes(format, *shape)).max().unwrap_or(0);
+        let activations = (rows * row_bytes + wide).max(trial);
+        let workspace = activations + sums + facts + logits + tables + WORKSPACE_BYTES;
+        Footprint { weights, workspace }
+    }
+}

@@ -1,0 +1,289 @@
+//! [`Lt`]: a handle on cublasLt, which proposes algorithms for a matmul and launches it by one of them.
+
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::Arc;
+
+use cudarc::cublaslt::result::{self as lt, CublasError};
+use cudarc::cublaslt::sys;
+use cudarc::driver::CudaStream;
+
+use super::algorithm::Algorithm;
+use super::handles::{Desc, MatrixLayout, OrFault, Preference, WORKSPACE_BYTES};
+use super::shape::{MatmulShape, activation_type, weight_type};
+use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
+use crate::backend::cuda::context::Context;
+use crate::backend::cuda::format::{ActivationFormat, WeightFormat};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Proposals that are asked for at a number of rows.
+const PROPOSALS: usize = 16;
+
+/// A handle on cublasLt with its workspace, for the products of one rank's compute stream.
+pub struct Lt {
+    handle: sys::cublasLtHandle_t,
+    workspace: DeviceBuffer,
+    stream: Arc<CudaStream>,
+    pub(super) format: ActivationFormat,
+}
+
+/// A product in the library's terms, without a choice of how to compute it.
+pub struct Problem {
+    pub(super) shape: MatmulShape,
+    pub(super) format: ActivationFormat,
+    desc: Desc,
+    weight: MatrixLayout,
+    x: MatrixLayout,
+    out: MatrixLayout,
+}
+
+/// The operands of one run.
+#[derive(Debug)]
+pub struct Operands<'a> {
+    /// `[rows, x_stride]`, from the first row that takes part; the last row may end after `width` numbers.
+    pub x: DeviceSlice<'a>,
+    /// `[features, width]`
+    pub weight: DeviceSlice<'a>,
+    /// `[features]`, where the shape says so.
+    pub bias: Option<DeviceSlice<'a>>,
+    /// `[.., out_stride]`
+    pub out: &'a mut DeviceBuffer,
+    /// Where in `out` the first number goes, counted in its numbers.
+    pub out_first: usize,
+    /// Rows of `x`.
+    pub rows: usize,
+    /// What the product is multiplied by.
+    pub alpha: f32,
+}
+
+/// That cublasLt can be loaded; [`ErrorKind::Device`] that says so where it cannot.
+pub fn is_present() -> Result<()> {
+    // SAFETY: loads the library by name and lets go of it again; its initialisers are the vendor's own.
+    if unsafe { sys::is_culib_present() } {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Device, "cublasLt is not on this machine (no libcublasLt was found)")
+        .with_hint("install CUDA's cuBLAS library of version 13, or put its folder on the loader's path"))
+}
+
+/// The version of the library, as it writes it: 130000 is 13.0.
+pub(super) fn version() -> usize {
+    // SAFETY: the library is there, as a handle shows that somebody has made; the call takes nothing.
+    unsafe { sys::cublasLtGetVersion() }
+}
+
+impl Lt {
+    /// cublasLt in this context; [`ErrorKind::Device`] where the library is missing.
+    pub fn new(context: &Context, format: ActivationFormat) -> Result<Self> {
+        is_present()?;
+        context.bind()?;
+        let workspace = context.allocate(WORKSPACE_BYTES)?;
+        let handle = lt::create_handle().or_fault("starting cublasLt")?;
+        Ok(Self { handle, workspace, stream: context.compute().clone(), format })
+    }
+
+    /// A product's layouts.
+    ///
+    /// # Panics
+    ///
+    /// When rows of `out` are narrower than the features.
+    pub fn problem(&self, shape: MatmulShape) -> Result<Problem> {
+        assert!(shape.out_stride >= shape.features, "{shape:?}");
+        let doing = || format!("preparing {shape}");
+        let format = self.format;
+        let (weights, x) = (weight_type(WeightFormat::beside(format)), activation_type(format));
+        let layout = |element, rows: usize, cols: usize, stride: usize| {
+            MatrixLayout::new(element, rows, cols, stride).or_fault(doing())
+        };
+        Ok(Problem {
+            shape,
+            format,
+            desc: Desc::new(shape.bias).or_fault(doing())?,
+            weight: layout(weights, shape.width, shape.features, shape.width)?,
+            x: layout(x, shape.width, 1, shape.x_stride)?,
+            out: layout(shape.out.data_type(format), shape.features, 1, shape.out_stride)?,
+        })
+    }
+
+    /// Queues a product by this algorithm; the library's answer is the inner result.
+    pub(super) fn launch(
+        &self,
+        problem: &mut Problem,
+        algorithm: &Algorithm,
+        operands: &mut Operands<'_>,
+    ) -> Result<std::result::Result<(), CublasError>> {
+        problem.check(operands)?;
+        let Operands { x, weight, bias, ref mut out, out_first, rows, alpha } = *operands;
+        let shape = problem.shape;
+        let doing = || format!("{shape} of {rows} rows");
+        problem.set_rows(rows).or_fault(doing())?;
+        if let Some(bias) = bias {
+            problem.desc.set_bias(bias.address()).or_fault(doing())?;
+        }
+        let beta = shape.out.beta();
+        let pointer = |address: u64| address as *mut c_void;
+        let to = pointer(out.address() + (out_first * shape.out.bytes(problem.format)) as u64);
+        // SAFETY: the layouts describe operands that were just checked to lie in their buffers; out is borrowed
+        // mutably, so nothing that is read overlaps it; the scalars are f32, as the descriptor says; the workspace is
+        // this handle's own and used on this one stream; buffers outlive the work, since dropping one waits for it.
+        Ok(unsafe {
+            lt::matmul(
+                self.handle,
+                problem.desc.0,
+                (&raw const alpha).cast(),
+                (&raw const beta).cast(),
+                pointer(weight.address()),
+                problem.weight.0,
+                pointer(x.address()),
+                problem.x.0,
+                to,
+                problem.out.0,
+                to,
+                problem.out.0,
+                algorithm.raw(),
+                pointer(self.workspace.address()),
+                WORKSPACE_BYTES,
+                self.stream.cu_stream().cast(),
+            )
+        })
+    }
+
+    /// The library's proposals for a product of so many rows, its favourite first. The same ones in every run of one
+    /// version of the library on one kind of GPU.
+    pub fn proposals(&self, problem: &mut Problem, rows: usize) -> Result<Vec<Algorithm>> {
+        let shape = problem.shape;
+        let doing = || format!("asking for algorithms of {shape}");
+        let preference = Preference::new(shape.alignments(self.format)).or_fault(doing())?;
+        problem.set_rows(rows).or_fault(doing())?;
+        let mut found = Vec::<sys::cublasLtMatmulHeuristicResult_t>::with_capacity(PROPOSALS);
+        let mut count = 0;
+        // SAFETY: every handle is alive, made by the same library; `found` has room for as many as are asked for.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoGetHeuristic(
+                self.handle,
+                problem.desc.0,
+                problem.weight.0,
+                problem.x.0,
+                problem.out.0,
+                problem.out.0,
+                preference.0,
+                PROPOSALS as i32,
+                found.as_mut_ptr(),
+                &mut count,
+            )
+        };
+        // Nothing for this number of rows is an answer: others may serve.
+        if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED {
+            return Ok(Vec::new());
+        }
+        status.result().or_fault(doing())?;
+        // SAFETY: the library wrote the first `count` of them, which is no more than was asked for.
+        unsafe { found.set_len((count.max(0) as usize).min(PROPOSALS)) };
+        found.retain(|proposal| proposal.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
+        Ok(found.iter().map(|proposal| Algorithm::new(proposal.algo)).collect())
+    }
+
+    /// Whether an algorithm computes the product of so many rows with the workspace that there is. Asks the library's
+    /// host code only.
+    pub fn accepts(&self, problem: &mut Problem, algorithm: &Algorithm, rows: usize) -> Result<bool> {
+        let shape = problem.shape;
+        let doing = || format!("checking an algorithm of {shape}");
+        problem.set_rows(rows).or_fault(doing())?;
+        let mut result = sys::cublasLtMatmulHeuristicResult_t {
+            algo: *algorithm.raw(),
+            workspaceSize: 0,
+            state: sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS,
+            wavesCount: 0.0,
+            reserved: [0; 4],
+        };
+        // SAFETY: every handle is alive, made by the same library, and so is the algorithm, which a heuristic gave; the
+        // result is written to a local.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                problem.desc.0,
+                problem.weight.0,
+                problem.x.0,
+                problem.out.0,
+                problem.out.0,
+                algorithm.raw(),
+                &mut result,
+            )
+        };
+        let success = sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
+        Ok(status == success && result.state == success && result.workspaceSize <= WORKSPACE_BYTES)
+    }
+}
+
+impl Problem {
+    /// What it is.
+    pub fn shape(&self) -> MatmulShape {
+        self.shape
+    }
+
+    /// How many rows `x` and `out` have from here on.
+    fn set_rows(&mut self, rows: usize) -> Result<(), CublasError> {
+        self.x.set_cols(rows)?;
+        self.out.set_cols(rows)
+    }
+
+    /// That operands lie in their buffers, and where the library was told that they would.
+    pub(super) fn check(&self, operands: &Operands<'_>) -> Result<()> {
+        let (shape, rows) = (self.shape, operands.rows);
+        let Operands { x, weight, bias, ref out, out_first, .. } = *operands;
+        let covers = |has: usize, stride: usize, width: usize, bytes: usize| {
+            let last_row = (rows.max(1) - 1).saturating_mul(stride);
+            rows > 0 && stride >= width && has >= last_row.saturating_add(width).saturating_mul(bytes)
+        };
+        let covers_matrix = |has: usize, rows: usize, width: usize, bytes: usize| {
+            has >= rows.saturating_mul(width).saturating_mul(bytes)
+        };
+        let number = shape.out.bytes(self.format);
+        let out_bytes = out.bytes().saturating_sub(out_first.saturating_mul(number));
+        let weight_bytes = WeightFormat::beside(self.format).bytes();
+        let fits = covers(x.bytes(), shape.x_stride, shape.width, self.format.bytes())
+            && covers(out_bytes, shape.out_stride, shape.features, number)
+            && covers_matrix(weight.bytes(), shape.features, shape.width, weight_bytes)
+            && bias.map_or(!shape.bias, |bias| {
+                shape.bias && covers_matrix(bias.bytes(), shape.features, 1, number)
+            });
+        if !fits {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!("{shape} of {rows} rows leaves its buffers"),
+            ));
+        }
+        let aligned = shape.alignments(self.format);
+        let out = out.address() + (out_first * number) as u64;
+        for (name, address, to) in [
+            ("weight", weight.address(), aligned.weight),
+            ("x", x.address(), aligned.x),
+            ("out", out, aligned.out),
+        ] {
+            if !address.is_multiple_of(u64::from(to)) {
+                let message = format!("{shape}: {name} at {address:#x} is not aligned to {to} bytes");
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lt {
+    fn drop(&mut self) {
+        // SAFETY: made by create_handle and destroyed here only. A failure leaves nothing to do.
+        let _ = unsafe { lt::destroy_handle(self.handle) };
+    }
+}
+
+impl fmt::Debug for Lt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lt").field("format", &self.format).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Problem").field("shape", &self.shape).finish_non_exhaustive()
+    }
+}
