@@ -18,8 +18,9 @@ const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90a", "100", "120"];
 /// What PTX is made for: the least that runs the fp16 entries, and the least that runs the bf16 ones as well.
 const PTX: [&str; 2] = ["75", "80"];
 
-/// Files for a GPU of a certain age or newer end in this and its architecture: `attention_sm80.cu`.
-const TIER_MARK: &str = "_sm";
+/// A stem that ends in this and an architecture is for that one and later ones (`attention_sm80.cu`), or for that one
+/// alone where it has a letter (`attention_sm90a.cu`).
+const ARCHITECTURE_MARK: &str = "_sm";
 
 /// The first CUDA that knows all of [`ARCHITECTURES`] and writes PTX for them.
 const NVCC_MAJOR_MIN: u32 = 13;
@@ -150,10 +151,25 @@ fn nvcc_version(nvcc: &Path) -> Result<String, String> {
 }
 
 impl Kernel {
-    /// The oldest architecture that the file is for.
-    fn oldest(&self) -> u32 {
-        self.stem.rsplit_once(TIER_MARK).map_or(0, |(_, arch)| architecture_number(arch))
+    /// Whether the file is for this architecture, by its stem.
+    fn is_for(&self, arch: &str) -> bool {
+        match self.architecture() {
+            None => true,
+            Some(own) if is_exact(own) => arch == own,
+            Some(own) => architecture_number(arch) >= architecture_number(own),
+        }
     }
+
+    /// The architecture in the stem.
+    fn architecture(&self) -> Option<&str> {
+        let (_, arch) = self.stem.rsplit_once(ARCHITECTURE_MARK)?;
+        arch.starts_with(|first: char| first.is_ascii_digit()).then_some(arch)
+    }
+}
+
+/// Whether code for an architecture runs on no other: its name ends in a letter.
+fn is_exact(arch: &str) -> bool {
+    arch.ends_with(char::is_alphabetic)
 }
 
 /// 90a -> 90
@@ -217,11 +233,13 @@ impl Build {
         let source = format!("{}.cu", kernel.stem);
         // Not valid until the new output was checked.
         let _ = fs::remove_file(self.cached(&kernel.stem, "key"));
-        let able = |arch: &&str| architecture_number(arch) >= kernel.oldest();
-        let architectures: Vec<_> = self.architectures.iter().map(String::as_str).filter(able).collect();
+        let mut architectures: Vec<&str> =
+            self.architectures.iter().map(String::as_str).filter(|arch| kernel.is_for(arch)).collect();
+        // A file for one architecture alone has no PTX, and is never compiled for nothing.
+        architectures.extend(kernel.architecture().filter(|own| is_exact(own) && architectures.is_empty()));
         let machine_code =
             architectures.iter().map(|arch| format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
-        let ptx = PTX.iter().copied().filter(able);
+        let ptx = PTX.iter().copied().filter(|arch| kernel.is_for(arch));
         let ptx = ptx.map(|arch| format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
         // Run inside `kernels/`, so that the line information holds relative paths.
         let output = Command::new(&self.nvcc)

@@ -8,7 +8,7 @@ constexpr int KEYS = 64;
 
 // What one block does, for each kv head: the pairs (token, head of the kv head's group) first_head ..< first_head +
 // pairs, counted from query_row's head 0 on. Pair p is head p % group of token p / group.
-struct Work {
+struct WorkItem {
   uint32_t query_row;  // the row of qkv with the first token's queries
   uint32_t out_row;    // the row of out for the first token
   uint32_t position;   // the first token's position; the next tokens' follow

@@ -1,7 +1,7 @@
 // attention_plain — out[t, h, :] = softmax(q[t, h, :] . k[path, kv, :] * scale) * v[path, kv, :],  kv = h / group,
 // where the path is the keys at positions 0 ..= the position of t: causal grouped-query attention without tensor cores
 //   qkv [rows, row_stride]: q heads, then k heads, then v heads, each head_dim wide · out [tokens, q_heads * head_dim]
-//   work        what each block does (struct Work), made by the host: longest first
+//   work        what each block does (struct WorkItem), made by the host: longest first
 //   tile_rows   for each path, the row of the first key of its key tiles: 64 keys at consecutive rows, tile j of a path
 //               holds its positions 64 * j ..= 64 * j + 63. Rows past the block's last position are not read: they may
 //               be another conversation's, and a masked weight of 0 times its NaN would be NaN
@@ -97,7 +97,7 @@ add_values(float (&out)[WARP_ROWS][DIMS], const float *weights, const T *values,
 }
 
 template <typename T, int HEAD_DIM> __device__ __forceinline__ void
-attention_plain(const T *qkv, T *out, const Work *all_work, const uint32_t *tile_rows, const Shape &shape) {
+attention_plain(const T *qkv, T *out, const WorkItem *all_work, const uint32_t *tile_rows, const Shape &shape) {
   constexpr int DIMS = HEAD_DIM / WARP;
   extern __shared__ uint4 shared[];
   T *tile = reinterpret_cast<T *>(shared);
@@ -106,7 +106,7 @@ attention_plain(const T *qkv, T *out, const Work *all_work, const uint32_t *tile
 
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int kv_head = blockIdx.x % shape.kv_heads, group = shape.q_heads / shape.kv_heads;
-  const Work work = all_work[blockIdx.x / shape.kv_heads];
+  const WorkItem work = all_work[blockIdx.x / shape.kv_heads];
   const T *keys = qkv + static_cast<size_t>(shape.q_heads + kv_head) * shape.head_dim;
   const T *values = keys + static_cast<size_t>(shape.kv_heads) * shape.head_dim;
 
@@ -195,7 +195,7 @@ attention_plain(const T *qkv, T *out, const Work *all_work, const uint32_t *tile
 
 #define ATTENTION_PLAIN(T, HEAD_DIM)                                                                                   \
   extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_MIN) attention_plain_##T##_d##HEAD_DIM(                 \
-      const T *qkv, T *out, const Work *work, const uint32_t *tile_rows, Shape shape) {                                \
+      const T *qkv, T *out, const WorkItem *work, const uint32_t *tile_rows, Shape shape) {                                \
     attention_plain<T, HEAD_DIM>(qkv, out, work, tile_rows, shape);                                                    \
   }
 

@@ -25,7 +25,7 @@ struct Sm75 {
 
 #define ATTENTION_SM75(NAME, BLOCKS_MIN, ...)                                                                          \
   extern "C" __global__ void __launch_bounds__(Attention<Sm75, __VA_ARGS__>::THREADS, BLOCKS_MIN)                      \
-      NAME(const f16 *qkv, f16 *out, const Work *work, const uint32_t *tile_rows, Shape shape) {                       \
+      NAME(const f16 *qkv, f16 *out, const WorkItem *work, const uint32_t *tile_rows, Shape shape) {                       \
     Attention<Sm75, __VA_ARGS__>::run(qkv, out, work, tile_rows, shape);                                               \
   }
 

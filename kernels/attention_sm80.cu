@@ -27,7 +27,7 @@ struct Sm80 {
 
 #define ATTENTION_SM80(NAME, ...)                                                                                      \
   extern "C" __global__ void __launch_bounds__(Attention<Sm80, __VA_ARGS__>::THREADS, 2)                               \
-      NAME(const bf16 *qkv, bf16 *out, const Work *work, const uint32_t *tile_rows, Shape shape) {                     \
+      NAME(const bf16 *qkv, bf16 *out, const WorkItem *work, const uint32_t *tile_rows, Shape shape) {                     \
     Attention<Sm80, __VA_ARGS__>::run(qkv, out, work, tile_rows, shape);                                               \
   }
 

@@ -4,7 +4,7 @@
 // out[t, h, :] = softmax(q[t, h, :] . k[path, kv, :] * scale) * v[path, kv, :],  kv = h / group, where the path is the
 // keys at positions 0 ..= the position of t: causal grouped-query attention
 //   qkv [rows, row_stride]: q heads, then k heads, then v heads, each head_dim wide · out [tokens, q_heads * head_dim]
-//   work        what each block does (struct Work), longest first
+//   work        what each block does (struct WorkItem), longest first
 //   tile_rows   for each path, the row of the first key of its key tiles. Rows past the block's last position are not
 //               read but zeros: they may be another conversation's, and a masked weight of 0 times its NaN would be NaN
 //   accumulate  S and O in f32; scale * log2(e) folded into one fmaf; the row sum is that of unrounded P, and P is
@@ -108,7 +108,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
   };
 
   // Q of the work's pairs, zeros in rows past them.
-  static __device__ __forceinline__ void load_queries(uint32_t place, const T *qkv, const Work &work, uint32_t head,
+  static __device__ __forceinline__ void load_queries(uint32_t place, const T *qkv, const WorkItem &work, uint32_t head,
                                                       uint32_t group, const Copier &copier, const Shape &shape) {
 #pragma unroll
     for (int n = 0; n < ROWS / COPY_ROWS; ++n) {
@@ -252,7 +252,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     }
   };
 
-  static __device__ __forceinline__ void run(const T *qkv, T *out, const Work *all_work, const uint32_t *tile_rows,
+  static __device__ __forceinline__ void run(const T *qkv, T *out, const WorkItem *all_work, const uint32_t *tile_rows,
                                              const Shape &shape) {
     // Aligned so that the exchange of words is a xor with the address.
     extern __shared__ __align__(256) uint4 shared[];
@@ -261,7 +261,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     // From one lane, so that the compiler knows that a warp does not part where its rows decide.
     const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0);
     const uint32_t group = shape.q_heads / shape.kv_heads, kv_head = blockIdx.x % shape.kv_heads;
-    const Work work = all_work[blockIdx.x / shape.kv_heads];
+    const WorkItem work = all_work[blockIdx.x / shape.kv_heads];
     const T *keys = qkv + static_cast<size_t>(shape.q_heads + kv_head) * shape.head_dim;
     const T *values = keys + static_cast<size_t>(shape.kv_heads) * shape.head_dim;
     const uint32_t *rows = tile_rows + work.first_tile;
@@ -347,7 +347,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
   }
 
   // out = O / sum, through the place of the warp's queries, so that whole words leave.
-  static __device__ __forceinline__ void store(T *out, const Rows &state, const Work &work, uint4 *shared,
+  static __device__ __forceinline__ void store(T *out, const Rows &state, const WorkItem &work, uint4 *shared,
                                                int first_pair, int warp_pairs, uint32_t head, uint32_t group,
                                                const Shape &shape) {
     const int lane = threadIdx.x % WARP;

@@ -215,6 +215,7 @@ fn a_rank_whose_group_has_failed_loads_no_further() {
             cache: None,
             layer: &tensors.layers[0],
             planned: &Footprint::default(),
+            attention: None,
         };
         Cuda::new(setup, geometry.clone(), capacity)
     };

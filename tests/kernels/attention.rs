@@ -28,7 +28,7 @@ pub(crate) const fn heads(q_heads: usize, kv_heads: usize, head_dim: usize) -> H
 
 /// Groups of every kind, at the kernel's own width and at narrower ones: 1:1, 3:1, 7:1, 8:1, 20:1.
 fn shapes(kernel: &AttentionKernel) -> Vec<Heads> {
-    let widest = kernel.head_dim_max;
+    let widest = kernel.head_dim;
     let all = [
         heads(3, 1, widest),
         heads(6, 2, widest - 8),
@@ -77,7 +77,7 @@ pub(crate) fn try_run(
     edit: impl Fn(&mut Tiles),
 ) -> kudos::Result<Vec<f64>> {
     let tokens = packed.tokens.len();
-    let block_pairs = ops.attention_kernel().block_pairs;
+    let block_pairs = ops.attention_kernel().block_rows;
     let group = heads.q_heads / heads.kv_heads;
     let mut tiles = Tiles::new(packed, slice::from_ref(&(0..tokens)), group, block_pairs, tokens);
     edit(&mut tiles);
@@ -229,7 +229,7 @@ fn matches_naive_at_lengths_around_whole_tiles(gpu: &Gpu, kernel: &'static Atten
         .map(|len| (0..len).map(|at| 10_000 * len + at).collect())
         .collect();
     let packed = pack(&sequences, Sharing::Prefixes);
-    let heads = heads(1, 1, kernel.head_dim_max.min(128));
+    let heads = heads(1, 1, kernel.head_dim.min(128));
     let rows = qkv_rows(gpu.format, heads, &packed);
     // Each path's rows around the ends of tiles, and of blocks of queries.
     let around = |position: usize| position < 2 || (position + 2) % 128 < 3 || position.is_multiple_of(509);
@@ -253,7 +253,7 @@ fn edited(
 
 fn matches_naive_where_one_logit_is_huge(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let ops = gpu.ops_with(kernel);
-    let heads = heads(3, 1, kernel.head_dim_max.min(128));
+    let heads = heads(3, 1, kernel.head_dim.min(128));
     let packed = pack(&family(), Sharing::Prefixes);
     let keys = heads.q_heads * heads.head_dim..(heads.q_heads + 1) * heads.head_dim;
     for hot in [0, 64, 69] {
@@ -273,7 +273,7 @@ fn matches_naive_where_one_logit_is_huge(gpu: &Gpu, kernel: &'static AttentionKe
 
 fn averages_values_where_keys_are_equal(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let ops = gpu.ops_with(kernel);
-    let heads = heads(3, 1, kernel.head_dim_max.min(128));
+    let heads = heads(3, 1, kernel.head_dim.min(128));
     let packed = pack(&family(), Sharing::Prefixes);
     let keys = heads.q_heads * heads.head_dim..(heads.q_heads + 1) * heads.head_dim;
     let rows = edited(
@@ -309,7 +309,7 @@ fn of_last_rows(heads: Heads, packed: &Packed, all: &[f64]) -> Vec<Vec<u64>> {
 
 fn does_not_depend_on_neighbours_or_sharing(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let ops = gpu.ops_with(kernel);
-    for heads in [heads(3, 1, kernel.head_dim_max), heads(7, 1, 16)] {
+    for heads in [heads(3, 1, kernel.head_dim), heads(7, 1, 16)] {
         let bits = |sequences: &[Vec<u32>], sharing| {
             let packed = pack(sequences, sharing);
             let rows = qkv_rows(gpu.format, heads, &packed);
@@ -329,7 +329,7 @@ fn does_not_depend_on_neighbours_or_sharing(gpu: &Gpu, kernel: &'static Attentio
 
 fn of_last_rows_has_the_bits_of_all_rows(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let ops = gpu.ops_with(kernel);
-    for heads in [heads(8, 1, kernel.head_dim_max), heads(20, 1, 8)] {
+    for heads in [heads(8, 1, kernel.head_dim), heads(20, 1, 8)] {
         let packed = pack(&family(), Sharing::Prefixes);
         let rows = qkv_rows(gpu.format, heads, &packed);
         let all = run(&ops, heads, &packed, &rows, Queries::All);
@@ -348,7 +348,7 @@ fn of_last_rows_has_the_bits_of_all_rows(gpu: &Gpu, kernel: &'static AttentionKe
 fn reads_nothing_of_other_conversations(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let ops = gpu.ops_with(kernel);
     for lonely in LONELY {
-        assert_eq!(changed_by_nan(lonely, &ops, heads(3, 1, kernel.head_dim_max), |_| {}), [lonely]);
+        assert_eq!(changed_by_nan(lonely, &ops, heads(3, 1, kernel.head_dim), |_| {}), [lonely]);
     }
 }
 

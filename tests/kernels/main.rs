@@ -24,7 +24,7 @@ use std::sync::{PoisonError, RwLock};
 use kudos::CudaTier;
 use kudos::internals::backend::cuda::context::Context;
 use kudos::internals::backend::cuda::format::ActivationFormat;
-use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionKernel};
+use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionFeatures, AttentionKernel};
 use kudos::internals::backend::cuda::ops::Ops;
 use kudos::internals::backend::cuda::probe::{DeviceInfo, devices};
 use libtest_mimic::{Arguments, Trial};
@@ -63,7 +63,7 @@ impl Gpu {
 
     /// Whether this tier has the attention kernel, and a block can have as much shared memory as it needs.
     fn can(&self, attention: &AttentionKernel) -> bool {
-        attention.tier == self.tier && attention.shared_bytes() <= self.info.shared_bytes_max
+        attention.fits(&self.info, self.format, attention.head_dim, AttentionFeatures::NONE)
     }
 }
 
@@ -104,16 +104,16 @@ fn main() -> ExitCode {
             }));
         }
         let able = |kernel: &&AttentionKernel| gpu.as_ref().is_none_or(|gpu| gpu.can(kernel));
-        for kernel in ATTENTION.iter().filter(|kernel| kernel.tier == tier).filter(able) {
+        for kernel in ATTENTION.iter().filter(|kernel| kernel.format == format).filter(able) {
             for (name, test) in [attention::TESTS, planted::TESTS].concat() {
-                trials.push(trial(&format!("{}_{name}", kernel.entry), gpu.clone(), move |gpu| {
+                trials.push(trial(&format!("{}_{name}", kernel.name), gpu.clone(), move |gpu| {
                     let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
                     test(gpu, kernel);
                 }));
             }
             let found = gpu.clone().zip(counters);
             trials.push(trial(
-                &format!("{}_with_a_bug_is_caught", kernel.entry),
+                &format!("{}_with_a_bug_is_caught", kernel.name),
                 found,
                 move |(gpu, softgpu)| {
                     let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
@@ -122,7 +122,7 @@ fn main() -> ExitCode {
             ));
             for &(name, test) in work::TESTS.iter().filter(|_| !kernel.is_plain()) {
                 let found = gpu.clone().zip(counters);
-                trials.push(trial(&format!("{}_{name}", kernel.entry), found, move |(gpu, counters)| {
+                trials.push(trial(&format!("{}_{name}", kernel.name), found, move |(gpu, counters)| {
                     let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
                     test(gpu, kernel, *counters);
                 }));

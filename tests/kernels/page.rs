@@ -106,15 +106,15 @@ are passes of shared memory beyond the fewest.
         grouped(TOKENS.into())
     );
     for kernel in ATTENTION.iter().filter(|kernel| !kernel.is_plain()) {
-        let gpu = gpus.iter().find(|gpu| gpu.tier == kernel.tier).expect("a GPU for each tier");
-        let group = if kernel.head_dim_max == 64 { 3 } else { 8 };
-        let done = done(gpu, kernel, counters, heads(group, 1, kernel.head_dim_max), TOKENS);
+        let gpu = gpus.iter().find(|gpu| gpu.format == kernel.format).expect("a GPU for each tier");
+        let group = if kernel.head_dim == 64 { 3 } else { 8 };
+        let done = done(gpu, kernel, counters, heads(group, 1, kernel.head_dim), TOKENS);
         writeln!(
             out,
             "| `{}` | {} | {} KiB | {} | {} | {:.3} | {:.3} | {} |",
-            kernel.entry,
-            kernel.block_pairs,
-            kernel.shared_bytes() / 1024,
+            kernel.name,
+            kernel.block_rows,
+            kernel.shared_bytes / 1024,
             grouped(done.moved),
             grouped(done.asked),
             done.over_least,
@@ -144,7 +144,7 @@ architecture. Nothing is spilled and no local is in memory: the build fails on e
     );
     let launched = tables.iter().flatten().map(|row| (row.entry.clone(), row.threads, 0));
     let attention =
-        ATTENTION.iter().map(|kernel| (kernel.entry.to_owned(), kernel.threads, kernel.shared_bytes()));
+        ATTENTION.iter().map(|kernel| (kernel.name.to_owned(), kernel.threads, kernel.shared_bytes));
     let mut entries: Vec<_> = attention.chain(launched).collect();
     entries.sort();
     entries.dedup();

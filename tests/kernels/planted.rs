@@ -5,7 +5,7 @@ use kudos::Sharing;
 use kudos::internals::backend::cuda::context::Context;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::Ops;
-use kudos::internals::backend::cuda::tiles::{TILE_KEYS, Work};
+use kudos::internals::backend::cuda::tiles::{TILE_KEYS, WorkItem};
 
 use crate::attention::{NEIGHBOUR, Queries, changed_by_nan, family, heads, pack, qkv_rows, try_run};
 use crate::launches::Counters;
@@ -22,7 +22,7 @@ const UNORDERED: [&str; 3] =
 /// The kernel with a bug, or `None` where it has no such instruction.
 fn with(plant: &str, gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Counters) -> Option<Ops> {
     let context = Context::open(gpu.info()).unwrap();
-    softgpu.plant(&format!("{}: {plant}", kernel.entry));
+    softgpu.plant(&format!("{}: {plant}", kernel.name));
     let ops = Ops::with_attention(context, kernel).ok();
     assert_eq!(ops.is_some(), softgpu.planted() > 0, "{plant}: planted where it loads, and only there");
     softgpu.plant("");
@@ -32,13 +32,13 @@ fn with(plant: &str, gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Count
 /// Runs a kernel that has a bug; the software GPU must stop it and say why. The context ends here, and with it its error.
 fn assert_caught(plant: &str, ops: Ops, softgpu: Counters) {
     let kernel = ops.attention_kernel();
-    let heads = heads(3, 1, kernel.head_dim_max);
+    let heads = heads(3, 1, kernel.head_dim);
     let packed = pack(&family(), Sharing::Prefixes);
     let rows = qkv_rows(ops.format(), heads, &packed);
     let outcome = try_run(&ops, heads, &packed, &rows, Queries::All, |_| {});
-    assert!(outcome.is_err(), "{}, {plant}: not caught", kernel.entry);
+    assert!(outcome.is_err(), "{}, {plant}: not caught", kernel.name);
     let message = softgpu.message();
-    assert!(message.contains(kernel.entry), "{plant}: {message}");
+    assert!(message.contains(kernel.name), "{plant}: {message}");
     assert!(UNORDERED.iter().any(|name| message.contains(name)), "{plant}: {message}");
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
             count += 1;
             assert_caught(&plant(count), ops, softgpu);
         }
-        assert_eq!(count, expected, "{}: {instruction}", kernel.entry);
+        assert_eq!(count, expected, "{}: {instruction}", kernel.name);
     }
     if kernel.is_plain() {
         return;
@@ -71,18 +71,19 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
     // Zeros past the end of a path, lost: what stands there is another conversation's, and 0 times its NaN is NaN.
     let plant = "set every cp.async.cg 3 16";
     if let Some(ops) = with(plant, gpu, kernel, softgpu) {
-        let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim_max), |_| {});
-        assert!(changed.len() > 1, "{}, {plant}: not caught", kernel.entry);
+        let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim), |_| {});
+        assert!(changed.len() > 1, "{}, {plant}: not caught", kernel.name);
     }
 }
 
 /// A path that goes one key too far reads keys and values of the conversation in the next rows: results show it.
 fn keys_of_another_conversation_are_seen(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let ops = gpu.ops_with(kernel);
-    let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim_max), |tiles| {
+    let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim), |tiles| {
         // Where that key is in a tile that the path has.
-        let whole = |work: &Work| (work.position + work.pairs.div_ceil(3)).is_multiple_of(TILE_KEYS as u32);
+        let whole =
+            |work: &WorkItem| (work.position + work.pairs.div_ceil(3)).is_multiple_of(TILE_KEYS as u32);
         tiles.all.iter_mut().filter(|work| !whole(work)).for_each(|work| work.position += 1);
     });
-    assert!(changed.len() > 1, "{}: not caught", kernel.entry);
+    assert!(changed.len() > 1, "{}: not caught", kernel.name);
 }

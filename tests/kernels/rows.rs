@@ -7,7 +7,7 @@ use kudos::internals::backend::cuda::ops::{
 };
 use kudos::internals::backend::cuda::staging::Staging;
 use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
-use kudos::internals::backend::cuda::tiles::{NO_ROW, Work};
+use kudos::internals::backend::cuda::tiles::{NO_ROW, WorkItem};
 
 use crate::numbers::{Random, assert_close, download, half_ulp, round, tables, upload, upload_raw, value};
 use crate::{Gpu, Test};
@@ -436,8 +436,8 @@ fn indices_that_leave_a_buffer_are_refused(gpu: &Gpu) {
     assert_refused(seams(&inside, 9), "seam_tiles", "bytes of qkv");
 
     // Work on two tokens of two heads: queries in row 0 and on, keys in one tile.
-    let piece = Work { query_row: 0, out_row: 0, position: 8, first_head: 0, pairs: 4, first_tile: 0 };
-    let attend = |rows: &[u32], piece: Work, group, out_rows: usize| {
+    let piece = WorkItem { query_row: 0, out_row: 0, position: 8, first_head: 0, pairs: 4, first_tile: 0 };
+    let attend = |rows: &[u32], piece: WorkItem, group, out_rows: usize| {
         let (tables, work) = crate::numbers::tables(&ops, |tables| {
             let tile_rows = tables.tile_rows(rows);
             tables.work_list(&[piece], &tile_rows, group).unwrap()
@@ -448,10 +448,10 @@ fn indices_that_leave_a_buffer_are_refused(gpu: &Gpu) {
     };
     attend(&[0], piece, 2, 2).unwrap();
     assert_refused(attend(&[1], piece, 2, 2), "attention", "bytes of qkv");
-    assert_refused(attend(&[0], Work { query_row: 9, ..piece }, 2, 2), "attention", "bytes of qkv");
-    assert_refused(attend(&[0], Work { out_row: 1, ..piece }, 2, 2), "attention", "bytes of out");
+    assert_refused(attend(&[0], WorkItem { query_row: 9, ..piece }, 2, 2), "attention", "bytes of qkv");
+    assert_refused(attend(&[0], WorkItem { out_row: 1, ..piece }, 2, 2), "attention", "bytes of out");
     assert_refused(attend(&[0], piece, 1, 4), "attention", "2 query heads per kv head");
-    let long = Work { position: 0, pairs: 2048, ..piece };
+    let long = WorkItem { position: 0, pairs: 2048, ..piece };
     assert_refused(attend(&[0; 16], long, 2, 1024), "attention", "pairs");
 }
 

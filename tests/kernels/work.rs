@@ -6,11 +6,11 @@
 
 use std::slice;
 
-use kudos::CudaTier;
 use kudos::Sharing;
+use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::{Attention, Heads};
-use kudos::internals::backend::cuda::tiles::{Tiles, Work};
+use kudos::internals::backend::cuda::tiles::{Tiles, WorkItem};
 use kudos::internals::batch::Packed;
 
 use crate::Gpu;
@@ -39,7 +39,7 @@ fn conversations(lengths: &[u32]) -> Packed {
 
 fn tiles(kernel: &AttentionKernel, heads: Heads, packed: &Packed) -> Tiles {
     let (rows, group) = (packed.tokens.len(), heads.q_heads / heads.kv_heads);
-    Tiles::new(packed, slice::from_ref(&(0..rows)), group, kernel.block_pairs, rows)
+    Tiles::new(packed, slice::from_ref(&(0..rows)), group, kernel.block_rows, rows)
 }
 
 /// What attention of these conversations counts.
@@ -62,22 +62,22 @@ fn count(
         tables.work_list(&tiles.all, &tile_rows, heads.q_heads / heads.kv_heads).unwrap()
     });
     let args = Attention { qkv: qkv.all(), out: &mut out, tables: &tables, work: &work, heads, scale: 1.0 };
-    counters.of(&ops, kernel.entry, || ops.attention(args).unwrap())
+    counters.of(&ops, kernel.name, || ops.attention(args).unwrap())
 }
 
 /// Rows, columns and depth of the kernel's product: the flops of one.
 fn mma_flops(kernel: &AttentionKernel) -> u64 {
-    match kernel.tier {
-        CudaTier::Sm75 => 2 * 16 * 8 * 8,
-        CudaTier::Sm80 => 2 * 16 * 8 * 16,
+    match kernel.format {
+        ActivationFormat::F16 => 2 * 16 * 8 * 8,
+        ActivationFormat::Bf16 => 2 * 16 * 8 * 16,
     }
 }
 
 /// The flops that the kernel's products do: Q K^T and P V, in whole steps.
-fn flops_of_steps(kernel: &AttentionKernel, heads: Heads, work: &[Work]) -> u64 {
+fn flops_of_steps(kernel: &AttentionKernel, heads: Heads, work: &[WorkItem]) -> u64 {
     let group = heads.q_heads / heads.kv_heads;
     let warps = kernel.threads / LANES;
-    let warp_rows = kernel.block_pairs / warps;
+    let warp_rows = kernel.block_rows / warps;
     let mut steps = 0;
     for work in work {
         let [position, first_head, pairs] =
@@ -88,7 +88,7 @@ fn flops_of_steps(kernel: &AttentionKernel, heads: Heads, work: &[Work]) -> u64 
             steps += keys.div_ceil(STEP) * (warp_rows / STEP);
         }
     }
-    (heads.kv_heads * steps * 4 * STEP * STEP * kernel.head_dim_max) as u64
+    (heads.kv_heads * steps * 4 * STEP * STEP * kernel.head_dim) as u64
 }
 
 /// The fewest flops: each row with the keys that it sees.
@@ -98,7 +98,7 @@ fn flops_least(heads: Heads, packed: &Packed) -> u64 {
 }
 
 fn multiplies_whole_steps_and_no_more(gpu: &Gpu, kernel: &'static AttentionKernel, counters: Counters) {
-    let widest = kernel.head_dim_max;
+    let widest = kernel.head_dim;
     for (heads, lengths) in [
         (heads(8, 1, widest), vec![300, 1, 65]),
         (heads(3, 1, widest), vec![129]),
@@ -123,9 +123,9 @@ fn moves_each_sector_once_and_meets_no_bank_twice(
     counters: Counters,
 ) {
     for (heads, lengths) in [
-        (heads(8, 1, kernel.head_dim_max), vec![300, 1, 65]),
-        (heads(3, 1, kernel.head_dim_max), vec![129]),
-        (heads(14, 2, kernel.head_dim_max - 16), vec![70, 2]),
+        (heads(8, 1, kernel.head_dim), vec![300, 1, 65]),
+        (heads(3, 1, kernel.head_dim), vec![129]),
+        (heads(14, 2, kernel.head_dim - 16), vec![70, 2]),
     ] {
         let packed = conversations(&lengths);
         let tokens = packed.tokens.len();

@@ -143,6 +143,10 @@ pub(super) struct ScoreArgs {
     /// Run the kernels for an older GPU, to check them [default: this GPU's own]
     #[arg(long, value_enum, value_name = "TIER")]
     pub(super) cuda_tier: Option<CudaTier>,
+
+    /// Run this attention kernel, to check or measure it [default: the fastest one that fits]
+    #[arg(long, value_name = "NAME")]
+    pub(super) cuda_attention: Option<String>,
 }
 
 /// This process's rank, where there are several processes, on one machine or on many.
@@ -304,6 +308,7 @@ impl ScoreArgs {
             ("--overlap", self.overlap.is_some()),
             ("--gemm-tuning", self.gemm_tuning.is_some()),
             ("--cuda-tier", self.cuda_tier.is_some()),
+            ("--cuda-attention", self.cuda_attention.is_some()),
             ("--peer-timeout", self.peer_timeout.is_some()),
             ("--rendezvous", cluster.is_some()),
         ];
@@ -314,6 +319,7 @@ impl ScoreArgs {
             overlap: self.overlap.unwrap_or_default(),
             gemm_tuning: self.gemm_tuning.unwrap_or_default(),
             tier: self.cuda_tier,
+            attention: self.cuda_attention.clone(),
             peer_timeout: self.peer_timeout.unwrap_or(defaults.peer_timeout),
             cluster,
             ..defaults

@@ -18,6 +18,7 @@ use super::gemm::cache::Cache;
 use super::gemm::tuning::Tuner;
 use super::gemm::{Lt, Matmul, MatmulShape, Operands};
 use super::heads::HeadLayout;
+use super::kernels::{AttentionFeatures, AttentionKernel};
 use super::matmuls::{self, Biases, WeightShape, features_of};
 use super::nccl::Group;
 use super::ops::{self, AddRmsNorm, Attention, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul};
@@ -26,7 +27,7 @@ use super::sizes::{normed_width, parts, scratch_elements, tables_bytes};
 use super::slot::Slot;
 use super::staging::Staging;
 use super::tables::{DeviceTables, HostTables, RowIndices, SeamSources, WorkList};
-use super::tiles::{PartTiles, Tiles, Work};
+use super::tiles::{PartTiles, Tiles, WorkItem};
 use super::upload_job::UploadJob;
 use super::uploader::Uploader;
 use super::weight::{Weight, WeightLayout};
@@ -111,20 +112,27 @@ pub struct Setup<'a> {
     pub layer: &'a LayerTensors,
     /// What the rank was planned to hold.
     pub planned: &'a Footprint,
+    /// The name of the attention kernel to use instead of the best one that fits.
+    pub attention: Option<String>,
 }
 
 impl Cuda {
     /// A backend for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is allocated, when the GPU has less
     /// free than is planned.
     pub fn new(setup: Setup<'_>, geometry: Geometry, capacity: Capacity) -> Result<Self> {
-        let Setup { info, tier, group, tuning, cache, layer, planned } = setup;
+        let Setup { info, tier, group, tuning, cache, layer, planned, attention } = setup;
         let format = ActivationFormat::of(tier);
         let heads = HeadLayout::new(&geometry);
         needs_multiple("hidden_size", geometry.hidden)?;
         needs_multiple("a rank's part of intermediate_size", geometry.shard.ffn_local)?;
+        let (head_dim, features) = (heads.padded, AttentionFeatures::NONE);
+        let attention = match attention {
+            Some(name) => AttentionKernel::named(&name, info, format, head_dim, features)?,
+            None => AttentionKernel::choose(info, format, head_dim, features)?,
+        };
         let context = Context::open(info)?;
         fits(&context, planned)?;
-        let ops = Ops::new(context, tier, heads.padded)?;
+        let ops = Ops::with_attention(context, attention)?;
         let context = ops.context();
         let lt = Lt::new(context, format)?;
         let row_bytes = geometry.hidden * format.residual_bytes();
@@ -343,15 +351,15 @@ impl Backend for Cuda {
         // What failed where nothing could be returned is reported here, before it can be taken for this pass's.
         self.ops.context().bind()?;
         let tokens = packed.tokens.len();
-        let block_pairs = self.ops.attention_kernel().block_pairs;
+        let block_rows = self.ops.attention_kernel().block_rows;
         let parts = parts(&self.geometry, tokens);
-        let tiles = Tiles::new(packed, &parts, self.heads.group(), block_pairs, tokens);
+        let tiles = Tiles::new(packed, &parts, self.heads.group(), block_rows, tokens);
         let last_positions: Vec<u32> = packed.last.iter().map(|last| packed.positions[last.row]).collect();
         let last_rows: Vec<u32> = packed.last.iter().map(|last| last.row as u32).collect();
         let mut tables = HostTables::new();
         let tile_rows = tables.tile_rows(&tiles.tile_rows);
         let group = self.heads.group();
-        let mut rows = |first_row, positions: &[u32], work: &[Work], seams: Range<usize>| {
+        let mut rows = |first_row, positions: &[u32], work: &[WorkItem], seams: Range<usize>| {
             Ok(MetadataRows {
                 first_row,
                 positions: tables.row_indices(positions),

@@ -1,6 +1,9 @@
-//! The kernels: device code embedded by the build, loaded into a context, looked up by name once.
+//! The kernels: device code embedded by the build, loaded into a context, looked up by name once; and the table of those
+//! that do attention.
 //!
-//! Entry names stand in `kernels/README.md`; this file and `build.rs` are the only ones that know them.
+//! `kernels/README.md` lists the names; this file and `build.rs` are the only ones that know them.
+
+use std::fmt;
 
 use cudarc::driver::CudaFunction;
 use cudarc::driver::sys::CUfunction_attribute;
@@ -9,112 +12,233 @@ use cudarc::nvrtc::Ptx;
 use super::context::Context;
 use super::fault::OrFault;
 use super::format::ActivationFormat;
+use super::probe::{Capability, DeviceInfo};
 use super::tiles::TILE_KEYS;
-use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Every file of `kernels/`, compiled: its stem and its fatbin.
 static FATBINS: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/fatbins.rs"));
 
-/// A kernel of attention, and what its launch depends on. `entry` is its name.
+/// The GPUs that a kernel runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// Those of this compute capability and of later ones.
+    AtLeast(Capability),
+    /// Those of this compute capability alone: the kernel uses instructions that later GPUs do not have.
+    Exactly(Capability),
+}
+
+impl Arch {
+    /// Whether a GPU of this capability is among them.
+    pub fn runs_on(self, capability: Capability) -> bool {
+        match self {
+            Self::AtLeast(least) => capability >= least,
+            Self::Exactly(only) => capability == only,
+        }
+    }
+}
+
+/// Features of attention beside the causal mask: those that a kernel has, or that a model needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AttentionFeatures {
+    /// A sliding window: a query sees the last keys alone.
+    pub window: bool,
+    /// A soft cap on the logits.
+    pub cap: bool,
+}
+
+impl AttentionFeatures {
+    /// None of them.
+    pub const NONE: Self = Self { window: false, cap: false };
+
+    /// Whether all that are needed are among them.
+    fn cover(self, needed: Self) -> bool {
+        (self.window || !needed.window) && (self.cap || !needed.cap)
+    }
+}
+
+impl fmt::Display for AttentionFeatures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named = [(self.window, " with a sliding window"), (self.cap, " with a soft cap")];
+        named.into_iter().filter(|(needed, _)| *needed).try_for_each(|(_, name)| f.write_str(name))
+    }
+}
+
+/// An attention kernel, and what its launch depends on.
 #[derive(Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct AttentionKernel {
+    /// The function in its file.
+    pub name: &'static str,
     /// The file of `kernels/`.
     pub stem: &'static str,
-    /// The function in it.
-    pub entry: &'static str,
-    /// The tier whose numbers it takes.
-    pub tier: CudaTier,
+    /// The GPUs that it runs on.
+    pub arch: Arch,
+    /// The format of q, k, v and the result.
+    pub format: ActivationFormat,
     /// The widest head that it can do; narrower ones cost as much.
-    pub head_dim_max: usize,
+    pub head_dim: usize,
+    /// Keys of a tile.
+    pub tile_keys: usize,
+    /// Rows that a block works on, pairs of (token, head of a kv head's group):
+    /// [`WorkItem::pairs`](super::tiles::WorkItem::pairs) at most.
+    pub block_rows: usize,
+    /// Dynamic shared memory of a block: its queries and its tiles.
+    pub shared_bytes: usize,
+    /// What it does beside the causal mask.
+    pub features: AttentionFeatures,
     /// Threads of a block.
     pub threads: usize,
-    /// Pairs of (token, head of a kv head's group) that a block works on: [`Work::pairs`](super::tiles::Work::pairs) at
-    /// most.
-    pub block_pairs: usize,
-    /// Tiles of keys or values that are in shared memory at a time.
-    pub stages: usize,
-    /// Blocks that should be on a multiprocessor together: it is not chosen where shared memory has no room for them.
+    /// Blocks that should be on a multiprocessor together: it is not chosen where their shared memory does not fit.
     pub blocks: usize,
 }
 
-/// Every attention kernel, in the order of preference.
+/// Every attention kernel, the best first.
 pub const ATTENTION: [AttentionKernel; 11] = {
-    use CudaTier::{Sm75, Sm80};
+    use ActivationFormat::{Bf16, F16};
     [
-        tensor("attention_sm80", "attention_sm80_bf16_d64", Sm80, (64, 128, 128, 3, 2)),
-        tensor("attention_sm80", "attention_sm80_bf16_d128", Sm80, (128, 128, 128, 3, 2)),
-        tensor("attention_sm80", "attention_sm80_bf16_d128_r64", Sm80, (128, 128, 64, 2, 2)),
-        tensor("attention_sm75", "attention_sm75_f16_d64", Sm75, (64, 128, 128, 2, 2)),
-        tensor("attention_sm75", "attention_sm75_f16_d128", Sm75, (128, 256, 128, 2, 1)),
-        plain("attention_plain_bf16_d64", Sm80, 64),
-        plain("attention_plain_bf16_d128", Sm80, 128),
-        plain("attention_plain_bf16_d256", Sm80, 256),
-        plain("attention_plain_f16_d64", Sm75, 64),
-        plain("attention_plain_f16_d128", Sm75, 128),
-        plain("attention_plain_f16_d256", Sm75, 256),
+        tensor("attention_sm80", "attention_sm80_bf16_d64", Bf16, (64, 128, 128, 3, 2)),
+        tensor("attention_sm80", "attention_sm80_bf16_d128", Bf16, (128, 128, 128, 3, 2)),
+        tensor("attention_sm80", "attention_sm80_bf16_d128_r64", Bf16, (128, 128, 64, 2, 2)),
+        tensor("attention_sm75", "attention_sm75_f16_d64", F16, (64, 128, 128, 2, 2)),
+        tensor("attention_sm75", "attention_sm75_f16_d128", F16, (128, 256, 128, 2, 1)),
+        plain("attention_plain_bf16_d64", Bf16, 64),
+        plain("attention_plain_bf16_d128", Bf16, 128),
+        plain("attention_plain_bf16_d256", Bf16, 256),
+        plain("attention_plain_f16_d64", F16, 64),
+        plain("attention_plain_f16_d128", F16, 128),
+        plain("attention_plain_f16_d256", F16, 256),
     ]
 };
 
 const PLAIN: &str = "attention_plain";
-const PLAIN_THREADS: usize = 128;
-const PLAIN_PAIRS: usize = 16;
 
-/// One of `attention_tensor.cuh`, with its template arguments: head_dim, threads, rows, stages, blocks.
-const fn tensor(
-    stem: &'static str,
-    entry: &'static str,
-    tier: CudaTier,
-    (head_dim_max, threads, block_pairs, stages, blocks): (usize, usize, usize, usize, usize),
-) -> AttentionKernel {
-    AttentionKernel { stem, entry, tier, head_dim_max, threads, block_pairs, stages, blocks }
+/// The oldest GPUs with instructions for a format.
+const fn with_format(format: ActivationFormat) -> Arch {
+    Arch::AtLeast(match format {
+        ActivationFormat::F16 => Capability { major: 7, minor: 5 },
+        ActivationFormat::Bf16 => Capability { major: 8, minor: 0 },
+    })
 }
 
-const fn plain(entry: &'static str, tier: CudaTier, head_dim_max: usize) -> AttentionKernel {
-    let (threads, block_pairs) = (PLAIN_THREADS, PLAIN_PAIRS);
-    AttentionKernel { stem: PLAIN, entry, tier, head_dim_max, threads, block_pairs, stages: 1, blocks: 1 }
+/// A kernel of `attention_tensor.cuh`, with its template arguments: head_dim, threads, rows, stages, blocks.
+const fn tensor(
+    stem: &'static str,
+    name: &'static str,
+    format: ActivationFormat,
+    (head_dim, threads, block_rows, stages, blocks): (usize, usize, usize, usize, usize),
+) -> AttentionKernel {
+    AttentionKernel {
+        name,
+        stem,
+        arch: with_format(format),
+        format,
+        head_dim,
+        tile_keys: TILE_KEYS,
+        block_rows,
+        shared_bytes: (block_rows + stages * TILE_KEYS) * head_dim * format.bytes(),
+        features: AttentionFeatures::NONE,
+        threads,
+        blocks,
+    }
+}
+
+/// A kernel of `attention_plain.cu`.
+const fn plain(name: &'static str, format: ActivationFormat, head_dim: usize) -> AttentionKernel {
+    let block_rows = 16;
+    // `struct Shared` of the kernel: a padded tile, queries in f32, weights in f32 for each of them.
+    let tile_bytes = TILE_KEYS * (head_dim + 8) * format.bytes();
+    AttentionKernel {
+        name,
+        stem: PLAIN,
+        arch: with_format(format),
+        format,
+        head_dim,
+        tile_keys: TILE_KEYS,
+        block_rows,
+        shared_bytes: tile_bytes + block_rows * (head_dim + TILE_KEYS) * size_of::<f32>(),
+        features: AttentionFeatures::NONE,
+        threads: 128,
+        blocks: 1,
+    }
 }
 
 impl AttentionKernel {
-    /// Whether it is the one without tensor cores.
+    /// Whether it does without tensor cores.
     pub fn is_plain(&self) -> bool {
         self.stem == PLAIN
     }
 
-    /// Dynamic shared memory of a block: its queries and its tiles.
-    pub fn shared_bytes(&self) -> usize {
-        if self.is_plain() {
-            // `struct Shared` of the kernel: a padded tile, queries in f32, weights in f32 for each of them.
-            TILE_KEYS * (self.head_dim_max + 8) * ActivationFormat::of(self.tier).bytes()
-                + self.block_pairs * (self.head_dim_max + TILE_KEYS) * size_of::<f32>()
-        } else {
-            (self.block_pairs + self.stages * TILE_KEYS)
-                * self.head_dim_max
-                * ActivationFormat::of(self.tier).bytes()
-        }
+    /// Whether it can run on this GPU, for heads of `head_dim` in this format, and has the features that are needed.
+    pub fn fits(
+        &self,
+        device: &DeviceInfo,
+        format: ActivationFormat,
+        head_dim: usize,
+        needed: AttentionFeatures,
+    ) -> bool {
+        self.arch.runs_on(device.capability)
+            && self.format == format
+            && self.head_dim >= head_dim
+            && self.features.cover(needed)
+            && self.shared_bytes <= device.shared_bytes_max
     }
 
-    /// The kernel for heads of `head_dim` in a tier, where a block may have so much shared memory.
+    /// The best kernel that fits, of those whose blocks share a multiprocessor as they should.
     ///
-    /// [`ErrorKind::Unsupported`] for a head that is too wide.
-    pub fn choose(tier: CudaTier, head_dim: usize, shared_bytes_max: usize) -> Result<&'static Self> {
+    /// [`ErrorKind::Unsupported`] when there is none.
+    pub fn choose(
+        device: &DeviceInfo,
+        format: ActivationFormat,
+        head_dim: usize,
+        needed: AttentionFeatures,
+    ) -> Result<&'static Self> {
         let fits = |kernel: &&Self| {
-            kernel.tier == tier
-                && kernel.head_dim_max >= head_dim
-                && kernel.blocks * kernel.shared_bytes() <= shared_bytes_max
+            kernel.fits(device, format, head_dim, needed)
+                && kernel.blocks * kernel.shared_bytes <= device.shared_bytes_max
         };
         ATTENTION.iter().find(fits).ok_or_else(|| {
-            let widest = ATTENTION.iter().map(|kernel| kernel.head_dim_max).max().unwrap_or_default();
-            let message =
-                format!("head_dim {head_dim} is more than the {widest} that CUDA attention goes to");
+            let (name, capability) = (format.name(), device.capability);
+            let message = format!(
+                "no CUDA kernel does attention{needed} for head_dim {head_dim} in {name} at compute capability {capability}"
+            );
+            let widest = ATTENTION.iter().map(|kernel| kernel.head_dim).max().unwrap_or_default();
             Error::new(ErrorKind::Unsupported, message)
+                .with_hint(format!("CUDA kernels do head_dim up to {widest}; the CPU can score this model"))
+        })
+    }
+
+    /// The kernel of this name, instead of the best.
+    ///
+    /// [`ErrorKind::Options`], with the names that fit, when there is none or it does not fit.
+    pub fn named(
+        name: &str,
+        device: &DeviceInfo,
+        format: ActivationFormat,
+        head_dim: usize,
+        needed: AttentionFeatures,
+    ) -> Result<&'static Self> {
+        let fitting = || ATTENTION.iter().filter(|kernel| kernel.fits(device, format, head_dim, needed));
+        fitting().find(|kernel| kernel.name == name).ok_or_else(|| {
+            let message = match ATTENTION.iter().any(|kernel| kernel.name == name) {
+                true => format!(
+                    "attention kernel `{name}` does not fit head_dim {head_dim} in {} on this GPU{needed}",
+                    format.name()
+                ),
+                false => format!("there is no attention kernel `{name}`"),
+            };
+            let names: Vec<&str> = fitting().map(|kernel| kernel.name).collect();
+            let hint = match names[..] {
+                [] => "no kernel fits".to_owned(),
+                _ => format!("kernels that fit: {}", names.join(", ")),
+            };
+            Error::new(ErrorKind::Options, message).at(&device.name).with_hint(hint)
         })
     }
 }
 
 /// The kernels of one rank, ready to be launched in its context.
 pub struct Kernels {
-    pub(super) tier: CudaTier,
     pub(super) add_rms_norm: CudaFunction,
     pub(super) attention: CudaFunction,
     pub(super) attention_kernel: &'static AttentionKernel,
@@ -127,15 +251,12 @@ pub struct Kernels {
 }
 
 impl Kernels {
-    /// Loads the kernels of a tier with this one for attention.
+    /// Loads this attention kernel and the other kernels of its format.
     ///
     /// [`ErrorKind::Device`] when the build has no code for this GPU.
     pub fn load(context: &Context, attention: &'static AttentionKernel) -> Result<Self> {
-        let tier = attention.tier;
-        let typed =
-            |stem: &str| load(context, stem, &format!("{stem}_{}", ActivationFormat::of(tier).name()));
+        let typed = |stem: &str| load(context, stem, &format!("{stem}_{}", attention.format.name()));
         Ok(Self {
-            tier,
             add_rms_norm: typed("add_rms_norm")?,
             attention: load_attention(context, attention)?,
             attention_kernel: attention,
@@ -150,11 +271,11 @@ impl Kernels {
 }
 
 fn load_attention(context: &Context, kernel: &AttentionKernel) -> Result<CudaFunction> {
-    let function = load(context, kernel.stem, kernel.entry)?;
-    let (needs, has) = (kernel.shared_bytes(), context.info().shared_bytes_max);
+    let function = load(context, kernel.stem, kernel.name)?;
+    let (needs, has) = (kernel.shared_bytes, context.info().shared_bytes_max);
     if needs > has {
         let message =
-            format!("`{}` needs {needs} bytes of shared memory, but a block may have {has}", kernel.entry);
+            format!("`{}` needs {needs} bytes of shared memory, but a block may have {has}", kernel.name);
         return Err(Error::new(ErrorKind::Device, message).at(&context.info().name));
     }
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -189,42 +310,116 @@ mod tests {
     fn every_attention_kernel_is_in_its_fatbin_and_named_after_what_it_is() {
         for kernel in &ATTENTION {
             let (_, bytes) = FATBINS.iter().find(|(stem, _)| *stem == kernel.stem).unwrap();
-            let entry = format!(".entry {}(", kernel.entry);
-            assert!(bytes.windows(entry.len()).any(|window| window == entry.as_bytes()), "{}", kernel.entry);
-            let parts =
-                [ActivationFormat::of(kernel.tier).name(), &format!("d{}", kernel.head_dim_max)].join("_");
-            assert!(kernel.entry.starts_with(&format!("{}_{parts}", kernel.stem)), "{}", kernel.entry);
+            let entry = format!(".entry {}(", kernel.name);
+            assert!(bytes.windows(entry.len()).any(|window| window == entry.as_bytes()), "{}", kernel.name);
+            let parts = [kernel.format.name(), &format!("d{}", kernel.head_dim)].join("_");
+            assert!(kernel.name.starts_with(&format!("{}_{parts}", kernel.stem)), "{}", kernel.name);
+        }
+    }
+
+    const KIB: usize = 1 << 10;
+
+    fn device((major, minor): (u32, u32), shared_kib: usize) -> DeviceInfo {
+        DeviceInfo {
+            ordinal: 0,
+            name: "a GPU".to_owned(),
+            capability: Capability { major, minor },
+            memory_bytes: 0,
+            multiprocessors: 1,
+            shared_bytes_max: shared_kib * KIB,
+            has_clock: false,
+        }
+    }
+
+    /// Shared memory that a block may have, by compute capability.
+    const DEVICES: [((u32, u32), usize); 7] = [
+        ((7, 5), 64),
+        ((8, 0), 163),
+        ((8, 6), 99),
+        ((8, 9), 99),
+        ((9, 0), 227),
+        ((10, 0), 227),
+        ((12, 0), 99),
+    ];
+
+    #[test]
+    fn attention_is_chosen_by_gpu_format_and_width() {
+        use ActivationFormat::{Bf16, F16};
+        for (capability, kib) in DEVICES {
+            let device = device(capability, kib);
+            let chosen = |format, head_dim| {
+                let kernel = AttentionKernel::choose(&device, format, head_dim, AttentionFeatures::NONE);
+                kernel.map_or("none", |kernel| kernel.name)
+            };
+            let wide = if kib < 160 { "attention_sm80_bf16_d128_r64" } else { "attention_sm80_bf16_d128" };
+            let none_on_turing = |name| if capability == (7, 5) { "none" } else { name };
+            for (format, head_dim, name) in [
+                (F16, 16, "attention_sm75_f16_d64"),
+                (F16, 64, "attention_sm75_f16_d64"),
+                (F16, 80, "attention_sm75_f16_d128"),
+                (F16, 128, "attention_sm75_f16_d128"),
+                (F16, 136, "attention_plain_f16_d256"),
+                (F16, 264, "none"),
+                (Bf16, 16, none_on_turing("attention_sm80_bf16_d64")),
+                (Bf16, 64, none_on_turing("attention_sm80_bf16_d64")),
+                (Bf16, 80, none_on_turing(wide)),
+                (Bf16, 128, none_on_turing(wide)),
+                (Bf16, 256, none_on_turing("attention_plain_bf16_d256")),
+                (Bf16, 264, "none"),
+            ] {
+                assert_eq!(chosen(format, head_dim), name, "{capability:?}, {format:?}, {head_dim}");
+            }
         }
     }
 
     #[test]
-    fn attention_is_chosen_by_the_width_of_heads_and_by_shared_memory() {
-        // What a block may have on sm_75, 80, 86 / 89 / 120, 90 / 100.
-        const KIB: usize = 1 << 10;
-        let chosen =
-            |tier, head_dim, kib: usize| AttentionKernel::choose(tier, head_dim, kib * KIB).unwrap().entry;
-        for kib in [64, 99, 163, 227] {
-            assert_eq!(chosen(CudaTier::Sm75, 64, kib), "attention_sm75_f16_d64");
-            assert_eq!(chosen(CudaTier::Sm75, 128, kib), "attention_sm75_f16_d128");
-            assert_eq!(chosen(CudaTier::Sm75, 136, kib), "attention_plain_f16_d256");
-        }
-        for (kib, d128) in [
-            (99, "attention_sm80_bf16_d128_r64"),
-            (163, "attention_sm80_bf16_d128"),
-            (227, "attention_sm80_bf16_d128"),
+    fn features_that_no_kernel_has_are_refused() {
+        let device = device((9, 0), 227);
+        for (needed, word) in [
+            (AttentionFeatures { window: true, cap: false }, "sliding window"),
+            (AttentionFeatures { window: false, cap: true }, "soft cap"),
         ] {
-            assert_eq!(chosen(CudaTier::Sm80, 16, kib), "attention_sm80_bf16_d64");
-            assert_eq!(chosen(CudaTier::Sm80, 80, kib), d128);
-            assert_eq!(chosen(CudaTier::Sm80, 128, kib), d128);
-            assert_eq!(chosen(CudaTier::Sm80, 256, kib), "attention_plain_bf16_d256");
+            assert!(!AttentionFeatures::NONE.cover(needed) && needed.cover(AttentionFeatures::NONE));
+            let error = AttentionKernel::choose(&device, ActivationFormat::Bf16, 64, needed).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Unsupported);
+            assert!(error.message().contains(word), "{error}");
         }
-        let error = AttentionKernel::choose(CudaTier::Sm80, 264, 227 * KIB).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_kernel_of_one_architecture_runs_on_no_other() {
+        let [older, hopper, newer] = [8, 9, 10].map(|major| Capability { major, minor: 0 });
+        let runs = |arch: Arch| [older, hopper, newer].map(|capability| arch.runs_on(capability));
+        assert_eq!(runs(Arch::Exactly(hopper)), [false, true, false]);
+        assert_eq!(runs(Arch::AtLeast(hopper)), [false, true, true]);
+    }
+
+    #[test]
+    fn a_named_kernel_is_taken_where_it_fits() {
+        let named = |name, capability, head_dim| {
+            let device = device(capability, 163);
+            let (format, needed) = (ActivationFormat::Bf16, AttentionFeatures::NONE);
+            AttentionKernel::named(name, &device, format, head_dim, needed)
+        };
+        for name in ["attention_plain_bf16_d256", "attention_sm80_bf16_d128_r64"] {
+            assert_eq!(named(name, (8, 0), 128).unwrap().name, name);
+        }
+        for (name, capability, head_dim) in [
+            ("attention", (8, 0), 128),
+            ("attention_sm80_bf16_d64", (8, 0), 128),
+            ("attention_sm75_f16_d128", (8, 0), 128),
+            ("attention_sm80_bf16_d128", (7, 5), 128),
+        ] {
+            let error = named(name, capability, head_dim).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Options, "{error}");
+            let fits = error.hint().is_some_and(|hint| hint.contains("attention_plain_bf16_d256"));
+            assert!(error.message().contains(name) && fits == (capability == (8, 0)), "{error}");
+        }
     }
 
     #[test]
     fn shared_memory_is_what_the_headers_of_the_kernels_say() {
-        let bytes = ATTENTION.map(|kernel| kernel.shared_bytes());
+        let bytes = ATTENTION.map(|kernel| kernel.shared_bytes);
         assert_eq!(bytes[..5], [40 << 10, 80 << 10, 48 << 10, 32 << 10, 64 << 10]);
         assert_eq!(bytes[5..8], [17_408, 29_696, 54_272]);
         assert_eq!(bytes[8..], bytes[5..8]);

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::format::ActivationFormat;
 use super::heads::HeadLayout;
-use super::tiles::{BLOCK_PAIRS_MIN, TilesMax, Work};
+use super::tiles::{BLOCK_PAIRS_MIN, TilesMax, WorkItem};
 use crate::backend::{AllReduce, Capacity, Geometry, Overlap};
 
 /// Pieces that are gathered at a time: one is added while the next arrives.
@@ -102,5 +102,5 @@ pub(super) fn tables_bytes(geometry: &Geometry, heads: &HeadLayout, capacity: &C
     // A last row's pairs start a block of their own.
     let group = heads.group();
     let work = tiles.work(group) + sequences * group.div_ceil(BLOCK_PAIRS_MIN);
-    words * size_of::<u32>() + work * size_of::<Work>()
+    words * size_of::<u32>() + work * size_of::<WorkItem>()
 }

@@ -13,7 +13,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use super::buffer::DeviceBuffer;
 use super::context::Context;
 use super::staging::Staging;
-use super::tiles::{NO_ROW, TILE_KEYS, Work};
+use super::tiles::{NO_ROW, TILE_KEYS, WorkItem};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The largest index that kernels compute with.
@@ -101,7 +101,7 @@ impl HostTables {
     /// Adds a list of work for `group` query heads per kv head; `tile_rows` is a table of these tables.
     ///
     /// [`ErrorKind::Unsupported`] for work without pairs, and for a path that leaves the tile table.
-    pub fn work_list(&mut self, work: &[Work], tile_rows: &TileRows, group: usize) -> Result<WorkList> {
+    pub fn work_list(&mut self, work: &[WorkItem], tile_rows: &TileRows, group: usize) -> Result<WorkList> {
         let TileRows(table) = tile_rows;
         let refused = |message: String| Err(Error::new(ErrorKind::Unsupported, message));
         if table.id != self.id || group == 0 {
@@ -110,7 +110,7 @@ impl HostTables {
         let (mut limit, mut out_limit, mut pairs_max) = (0, 0, 0);
         for piece in work {
             let [query_row, out_row, position, first_head, pairs, first_tile] =
-                bytemuck::cast::<Work, [u32; 6]>(*piece).map(|word| word as usize);
+                bytemuck::cast::<WorkItem, [u32; 6]>(*piece).map(|word| word as usize);
             // Tokens after the first; the last key's tile, and keys that are read of it.
             let tokens = (first_head + pairs).saturating_sub(1) / group;
             let (last_tile, rest) = ((position + tokens) / TILE_KEYS, (position + tokens) % TILE_KEYS + 1);
@@ -209,11 +209,11 @@ impl DeviceTables {
 mod tests {
     use super::*;
 
-    const PIECE: Work =
-        Work { query_row: 0, out_row: 0, position: 0, first_head: 0, pairs: 1, first_tile: 0 };
+    const PIECE: WorkItem =
+        WorkItem { query_row: 0, out_row: 0, position: 0, first_head: 0, pairs: 1, first_tile: 0 };
 
     /// The limits of one piece of work for groups of 2, with tiles in these rows.
-    fn limits(tile_rows: &[u32], piece: Work) -> Option<(usize, usize)> {
+    fn limits(tile_rows: &[u32], piece: WorkItem) -> Option<(usize, usize)> {
         let mut tables = HostTables::new();
         let tile_rows = tables.tile_rows(tile_rows);
         tables.work_list(&[piece], &tile_rows, 2).ok().map(|list| (list.limit, list.out_limit))
@@ -232,11 +232,11 @@ mod tests {
     #[test]
     fn work_reads_its_queries_and_the_keys_up_to_its_last_position() {
         assert_eq!(limits(&[5], PIECE), Some((6, 1)));
-        assert_eq!(limits(&[5], Work { position: 63, ..PIECE }), Some((69, 1)));
-        assert_eq!(limits(&[900, 5], Work { position: 64, ..PIECE }), Some((964, 1)));
+        assert_eq!(limits(&[5], WorkItem { position: 63, ..PIECE }), Some((69, 1)));
+        assert_eq!(limits(&[900, 5], WorkItem { position: 64, ..PIECE }), Some((964, 1)));
         // Pairs 1 to 4 of two heads are of three tokens.
         let several =
-            Work { query_row: 70, out_row: 7, position: 62, first_head: 1, pairs: 4, first_tile: 1 };
+            WorkItem { query_row: 70, out_row: 7, position: 62, first_head: 1, pairs: 4, first_tile: 1 };
         assert_eq!(limits(&[0, 3, 80], several), Some((81, 10)));
         assert_eq!(limits(&[0, 3, 8], several), Some((73, 10)));
     }
@@ -244,12 +244,12 @@ mod tests {
     #[test]
     fn work_that_leaves_the_tile_table_is_refused() {
         assert_eq!(limits(&[], PIECE), None);
-        assert_eq!(limits(&[5], Work { position: 64, ..PIECE }), None);
-        assert_eq!(limits(&[5], Work { position: 63, pairs: 3, ..PIECE }), None);
-        assert_eq!(limits(&[5], Work { first_tile: 1, ..PIECE }), None);
-        assert_eq!(limits(&[5], Work { pairs: 0, ..PIECE }), None);
-        assert_eq!(limits(&[5], Work { query_row: u32::MAX, ..PIECE }), None);
-        assert_eq!(limits(&[5], Work { first_head: u32::MAX, pairs: u32::MAX, ..PIECE }), None);
+        assert_eq!(limits(&[5], WorkItem { position: 64, ..PIECE }), None);
+        assert_eq!(limits(&[5], WorkItem { position: 63, pairs: 3, ..PIECE }), None);
+        assert_eq!(limits(&[5], WorkItem { first_tile: 1, ..PIECE }), None);
+        assert_eq!(limits(&[5], WorkItem { pairs: 0, ..PIECE }), None);
+        assert_eq!(limits(&[5], WorkItem { query_row: u32::MAX, ..PIECE }), None);
+        assert_eq!(limits(&[5], WorkItem { first_head: u32::MAX, pairs: u32::MAX, ..PIECE }), None);
     }
 
     #[test]

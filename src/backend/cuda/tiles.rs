@@ -22,13 +22,13 @@ pub const BLOCK_PAIRS_MIN: usize = 16;
 /// In [`Tiles::seam_sources`]: no row, zeros.
 pub const NO_ROW: u32 = u32::MAX;
 
-/// What one block does, for each kv head: `struct Work` of the kernel.
+/// What one block does, for each kv head: `struct WorkItem` of the kernel.
 ///
 /// Pairs `first_head..first_head + pairs` are counted from head 0 of `query_row` on: pair `p` is head `p % group` of
 /// token `p / group`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
-pub struct Work {
+pub struct WorkItem {
     /// The row with the first token's queries.
     pub query_row: u32,
     /// The row that the first token's result goes to.
@@ -51,11 +51,11 @@ pub struct Tiles {
     /// For each row of the seam tiles, the row whose keys and values it repeats, or [`NO_ROW`].
     pub seam_sources: Vec<u32>,
     /// The work when every packed row is a query, part after part.
-    pub all: Vec<Work>,
+    pub all: Vec<WorkItem>,
     /// What each part of the rows adds to `all` and to `seam_sources`.
     pub parts: Vec<PartTiles>,
     /// The work when only the last rows are, in the order of [`Packed::last`].
-    pub last: Vec<Work>,
+    pub last: Vec<WorkItem>,
 }
 
 /// The part of a batch's tables that a part of its rows has.
@@ -182,7 +182,7 @@ fn piece(segment: &Segment, part: &Range<usize>) -> Segment {
 }
 
 /// The longest first, so that no long one is left over at the end; otherwise in the order of rows.
-fn longest_first(work: &mut [Work]) {
+fn longest_first(work: &mut [WorkItem]) {
     work.sort_by_key(|work| std::cmp::Reverse(work.position));
 }
 
@@ -196,11 +196,11 @@ struct Run {
 
 impl Run {
     /// Cuts the pairs of `tokens` tokens into blocks.
-    fn work(&self, tokens: usize, group: usize, block_pairs: usize, work: &mut Vec<Work>) {
+    fn work(&self, tokens: usize, group: usize, block_pairs: usize, work: &mut Vec<WorkItem>) {
         let pairs = tokens * group;
         work.extend((0..pairs).step_by(block_pairs).map(|first| {
             let token = (first / group) as u32;
-            Work {
+            WorkItem {
                 query_row: self.query_row + token,
                 out_row: self.out_row + token,
                 position: self.position + token,
@@ -313,7 +313,7 @@ mod tests {
             assert_eq!(pairs(&tiles), pairs(&whole));
             // The last layer's queries find the whole path.
             for (cut, uncut) in tiles.last.iter().zip(&whole.last) {
-                let path = |tiles: &Tiles, work: &Work| -> Vec<u32> {
+                let path = |tiles: &Tiles, work: &WorkItem| -> Vec<u32> {
                     (0..=work.position as usize)
                         .map(|key| row_of(tiles, work.first_tile, key, rows))
                         .collect()

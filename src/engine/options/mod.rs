@@ -85,6 +85,8 @@ pub struct CudaOptions {
     pub cache_dir: Option<PathBuf>,
     /// The generation of kernels to run; by default the GPU's own, which is fastest.
     pub tier: Option<CudaTier>,
+    /// The attention kernel to run, by name; by default the first in the table that fits, which is fastest.
+    pub attention: Option<String>,
     /// Time that a rank waits for another one before the engine gives up.
     pub peer_timeout: Duration,
     /// This process's rank, where the ranks are in several processes.
@@ -102,6 +104,7 @@ impl Default for CudaOptions {
             gemm_tuning: GemmTuning::Auto,
             cache_dir: None,
             tier: None,
+            attention: None,
             peer_timeout: Duration::from_secs(600),
             #[cfg(feature = "cluster")]
             cluster: None,

@@ -215,6 +215,7 @@ impl Platform for CudaPlatform {
             cache: self.cache_dir.clone(),
             layer: &rank.tensors.layers[0],
             planned: rank.footprint,
+            attention: self.options.attention.clone(),
         };
         let WeightBytes { layers, head, .. } = rank.tensors.bytes();
         let to_stay = layers / rank.tensors.layers.len().max(1) * rank.resident_layers + head;

@@ -9,7 +9,7 @@ use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::gemm::cache::Cache;
 use kudos::internals::backend::cuda::gemm::tuning::Tuner;
 use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Operands, Out};
-use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionKernel};
+use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionFeatures, AttentionKernel};
 use kudos::internals::backend::cuda::ops::{
     AddRmsNorm, Attention, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
 };
@@ -256,10 +256,11 @@ impl Maker<'_> {
 
     /// The tier's attention kernels for just this width of heads that this GPU can run.
     fn attention_kernels(&self) -> Vec<&'static AttentionKernel> {
-        let (tier, head_dim) = (self.ops.attention_kernel().tier, self.config.head_dim);
-        let shared = self.ops.context().info().shared_bytes_max;
-        let of_tier = ATTENTION.iter().filter(|kernel| kernel.tier == tier);
-        of_tier.filter(|kernel| kernel.head_dim_max == head_dim && kernel.shared_bytes() <= shared).collect()
+        let (device, format, head_dim) = (self.ops.context().info(), self.ops.format(), self.config.head_dim);
+        let fits = |kernel: &AttentionKernel| {
+            kernel.head_dim == head_dim && kernel.fits(device, format, head_dim, AttentionFeatures::NONE)
+        };
+        ATTENTION.iter().filter(|kernel| fits(kernel)).collect()
     }
 
     fn attention(&self, kernel: &'static AttentionKernel, tokens: usize) -> Result<Case> {
@@ -269,7 +270,7 @@ impl Maker<'_> {
         batch.try_add(&vec![0; tokens]);
         let group = heads.q_heads / heads.kv_heads;
         let all = 0..tokens;
-        let tiles = Tiles::new(&batch.pack(), std::slice::from_ref(&all), group, kernel.block_pairs, tokens);
+        let tiles = Tiles::new(&batch.pack(), std::slice::from_ref(&all), group, kernel.block_rows, tokens);
         let rows = tokens + tiles.seam_sources.len();
         let (tables, work) = self.tables(|tables| {
             let tile_rows = tables.tile_rows(&tiles.tile_rows);
@@ -294,7 +295,7 @@ impl Maker<'_> {
             let (qkv, scale) = (qkv.all(), 1.0 / (head_dim as f32).sqrt());
             own.attention(Attention { qkv, out, tables: &tables, work: &work, heads, scale })
         };
-        Ok(Case { ops, ..self.case(kernel.entry, sizes, bytes, flop, launch) })
+        Ok(Case { ops, ..self.case(kernel.name, sizes, bytes, flop, launch) })
     }
 
     fn product(

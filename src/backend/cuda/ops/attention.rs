@@ -82,10 +82,10 @@ impl Ops {
     pub fn attention(&self, args: Attention<'_>) -> Result<()> {
         let Attention { qkv, out, tables, work, heads, scale } = args;
         let kernel = self.kernels.attention_kernel;
-        let needs = Needs(kernel.entry);
+        let needs = Needs(kernel.name);
         needs.wide("head_dim", heads.head_dim)?;
-        needs.that(heads.head_dim <= kernel.head_dim_max, || {
-            format!("head_dim <= {}, not {}", kernel.head_dim_max, heads.head_dim)
+        needs.that(heads.head_dim <= kernel.head_dim, || {
+            format!("head_dim <= {}, not {}", kernel.head_dim, heads.head_dim)
         })?;
         needs.that(heads.kv_heads > 0 && heads.q_heads.is_multiple_of(heads.kv_heads), || {
             format!("kv heads that divide the query heads, not {} and {}", heads.kv_heads, heads.q_heads)
@@ -93,8 +93,8 @@ impl Ops {
         needs.that(heads.q_heads / heads.kv_heads == work.group, || {
             format!("work for {} query heads per kv head, not {}", heads.q_heads / heads.kv_heads, work.group)
         })?;
-        needs.that(work.pairs_max <= kernel.block_pairs, || {
-            format!("work of up to {} pairs, not {}", kernel.block_pairs, work.pairs_max)
+        needs.that(work.pairs_max <= kernel.block_rows, || {
+            format!("work of up to {} pairs, not {}", kernel.block_rows, work.pairs_max)
         })?;
         needs.covers("qkv", qkv, [work.limit, heads.row_width(), self.format().bytes()])?;
         needs.covers(
@@ -103,7 +103,7 @@ impl Ops {
             [work.out_limit, heads.q_heads, heads.head_dim, self.format().bytes()],
         )?;
         let blocks = work.count.saturating_mul(heads.kv_heads);
-        let config = needs.grid(blocks, 1, kernel.threads, kernel.shared_bytes())?;
+        let config = needs.grid(blocks, 1, kernel.threads, kernel.shared_bytes)?;
         let shape = Shape {
             row_stride: needs.int("row width", heads.row_width())?,
             head_dim: heads.head_dim as i32,
@@ -129,7 +129,7 @@ impl Ops {
                 .arg(&shape)
                 .launch(config)
         }
-        .or_fault(format!("launching `{}`", kernel.entry))
+        .or_fault(format!("launching `{}`", kernel.name))
         .map(drop)
     }
 

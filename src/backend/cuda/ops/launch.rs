@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use crate::backend::cuda::buffer::DeviceSlice;
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::format::ActivationFormat;
-use crate::backend::cuda::kernels::{AttentionKernel, Kernels};
+use crate::backend::cuda::kernels::{AttentionFeatures, AttentionKernel, Kernels};
 use crate::backend::cuda::tables::{DeviceTables, Table};
 use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,19 +26,20 @@ pub struct Ops {
 }
 
 impl Ops {
-    /// The kernels of a tier for heads of `head_dim`, in this context.
+    /// The kernels of a tier in this context, with the best attention kernel for heads of `head_dim`.
     pub fn new(context: Context, tier: CudaTier, head_dim: usize) -> Result<Self> {
-        let attention = AttentionKernel::choose(tier, head_dim, context.info().shared_bytes_max)?;
+        let (format, features) = (ActivationFormat::of(tier), AttentionFeatures::NONE);
+        let attention = AttentionKernel::choose(context.info(), format, head_dim, features)?;
         Self::with_attention(context, attention)
     }
 
-    /// The same with attention by this kernel, whose tier it is.
+    /// This attention kernel in this context, with the other kernels of its format.
     pub fn with_attention(context: Context, attention: &'static AttentionKernel) -> Result<Self> {
         let kernels = Kernels::load(&context, attention)?;
         Ok(Self { context, kernels })
     }
 
-    /// The kernel that does attention.
+    /// The attention kernel.
     pub fn attention_kernel(&self) -> &'static AttentionKernel {
         self.kernels.attention_kernel
     }
@@ -48,9 +49,9 @@ impl Ops {
         &self.context
     }
 
-    /// How numbers are stored.
+    /// The format of activations.
     pub fn format(&self) -> ActivationFormat {
-        ActivationFormat::of(self.kernels.tier)
+        self.kernels.attention_kernel.format
     }
 }
 
