@@ -26,8 +26,9 @@ def commit_of(report):
 
 def device_of(report):
     """The GPU by its name where it ran on one, else the CPU."""
-    gpu = re.match(r"CUDA.*?\(([^,]+),", report.get("device") or "")
-    return gpu.group(1) if gpu else cpu_name(report)
+    # `bench kernels` has the GPU's name at the beginning, other reports in brackets.
+    gpu = re.match(r"CUDA.*?\(([^,]+),|(.+?), compute capability", report.get("device") or "")
+    return gpu.group(1) or gpu.group(2) if gpu else cpu_name(report)
 
 
 def cpu_name(report):

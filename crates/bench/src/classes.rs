@@ -2,15 +2,15 @@
 
 use serde_json::{Value, json};
 
-use crate::measure::Row;
+use crate::report::{elements, number, percent, plain, table as markdown_table};
 use crate::roof::Rates;
 use kudos::Result;
-use kudos::internals::backend::profile::{Class, Profile, Spent};
+use kudos::internals::backend::profile::{Profile, Spent};
 
-/// Runs of a test that are profiled, all apart from those that are measured.
+/// Profiled runs of a test; none of them is a sample.
 const RUNS: usize = 3;
 
-/// Profiles some runs: the classes of the one of median time, on rank 0.
+/// Profiles [`RUNS`] runs: the classes of the run of median time, on rank 0.
 pub(super) fn profile(profile: &Profile, mut run: impl FnMut() -> Result<f64>) -> Result<Vec<Spent>> {
     let mut once = |_| {
         profile.start();
@@ -22,7 +22,7 @@ pub(super) fn profile(profile: &Profile, mut run: impl FnMut() -> Result<f64>) -
     Ok(runs.swap_remove(RUNS / 2))
 }
 
-/// From the beginning of each pass to its end.
+/// Seconds of all passes of a run, each from its beginning to its end.
 pub(super) fn seconds(spent: &[Spent]) -> f64 {
     spent.iter().map(|spent| spent.seconds).sum()
 }
@@ -43,52 +43,44 @@ pub(super) fn json(spent: &[Spent], rates: Option<Rates>) -> Value {
     spent.iter().map(class).collect()
 }
 
-/// Seconds of every class there can be, for all rows have the same columns.
-pub(super) fn csv(spent: &[Spent]) -> impl Iterator<Item = (String, String)> {
-    let of = |class| spent.iter().find(|spent| spent.class == class).map(|spent| spent.seconds.to_string());
-    Class::ALL.map(|class| (format!("{}_seconds", class.name()), of(class).unwrap_or_default())).into_iter()
-}
-
-/// The classes of every test, and all of them together.
-pub(super) fn table(rows: &[Row], rates: Option<Rates>) -> String {
-    let mut lines = vec![
-        "| test | class | ops | ms | of the run | GFLOP | MB | roof, ms | of the roof |".to_owned(),
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|".to_owned(),
-    ];
-    for row in rows {
-        let all = seconds(&row.spent);
-        let mut line =
-            |name: &str, ops: usize, seconds: f64, cells: [Option<String>; 2], roof: Option<f64>| {
-                let [gflop, mb] = cells.map(|cell| cell.unwrap_or_else(|| "-".to_owned()));
-                let roof_ms = roof.map_or("-".to_owned(), |roof| format!("{:.3}", 1e3 * roof));
-                let share = roof.map_or("-".to_owned(), |roof| format!("{:.1} %", 100.0 * roof / seconds));
-                lines.push(format!(
-                    "| {} | {name} | {ops} | {:.3} | {:.1} % | {gflop} | {mb} | {roof_ms} | {share} |",
-                    row.workload,
-                    1e3 * seconds,
-                    100.0 * seconds / all,
-                ));
-            };
-        for spent in &row.spent {
-            let Spent { class, ops, seconds, work } = *spent;
-            let gflop = (work.flop > 0.0).then(|| format!("{:.3}", work.flop / 1e9));
-            let mb = work.bytes.map(|bytes| format!("{:.1}", bytes as f64 / 1e6));
-            let roof = rates.and_then(|rates| rates.seconds(spent));
-            line(class.name(), ops, seconds, [gflop, mb], roof);
-        }
-        let ops = row.spent.iter().map(|spent| spent.ops).sum();
-        let roof = rates.map(|rates| rates.seconds_of_all(&row.spent));
-        line("all", ops, all, [None, None], roof);
-    }
-    lines.join("\n")
+/// The classes of every test, and a line for all classes of each test together.
+pub(super) fn table(rows: &Value) -> String {
+    let line = |row: &Value, class: &Value| {
+        let (seconds, all) = (class["seconds"].as_f64(), row["profile_seconds"].as_f64());
+        let share = seconds.zip(all).map(|(seconds, all)| seconds / all);
+        let flop = Some(&class["flop"]).filter(|flop| flop.as_f64() > Some(0.0));
+        [
+            plain(&row["test"]),
+            plain(&class["class"]),
+            plain(&class["ops"]),
+            number(&class["seconds"], |seconds| format!("{:.3}", 1e3 * seconds)),
+            number(&json!(share), percent),
+            number(flop.unwrap_or(&Value::Null), |flop| format!("{:.3}", flop / 1e9)),
+            number(&class["bytes"], |bytes| format!("{:.1}", bytes / 1e6)),
+            number(&class["roof_seconds"], |roof| format!("{:.3}", 1e3 * roof)),
+            number(&class["roof_share"], percent),
+        ]
+    };
+    let lines = elements(rows).flat_map(|row| {
+        let (seconds, roof) = (&row["profile_seconds"], &row["roof_seconds"]);
+        let share = roof.as_f64().zip(seconds.as_f64()).map(|(roof, seconds)| roof / seconds);
+        let ops: u64 = elements(&row["classes"]).filter_map(|class| class["ops"].as_u64()).sum();
+        let all = json!({
+            "class": "all", "ops": ops, "seconds": seconds, "roof_seconds": roof, "roof_share": share,
+        });
+        elements(&row["classes"]).chain([&all]).map(|class| line(row, class)).collect::<Vec<_>>()
+    });
+    markdown_table(
+        "| test | class | ops | ms | of the run | GFLOP | MB | roof, ms | of the roof |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|",
+        lines,
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::warm_up::WarmUp;
-    use crate::workload::Workload;
-    use kudos::internals::backend::profile::Work;
+    use kudos::internals::backend::profile::{Class, Work};
 
     fn spent() -> Vec<Spent> {
         let spent =
@@ -100,20 +92,18 @@ mod tests {
         ]
     }
 
-    const GPU: Rates = Rates { products: 1e12, attention: 1e12, score: 1e12, bytes: Some(1e9) };
+    const GPU: Rates = Rates { matmul: 1e12, attention: 1e12, score: 1e12, bytes: Some(1e9) };
 
     #[test]
-    fn the_table_has_each_class_and_all_together_against_the_roof() {
-        let row = Row {
-            workload: Workload { tokens: 5, sequences: 2, shared_prefix: 0, responses: 1 },
-            warm_up: WarmUp { runs: 1, seconds: 1.0, settled: true },
-            samples: Vec::new(),
-            readings: Vec::new(),
-            spent: spent(),
-            rewards: Vec::new(),
-            peak_memory_bytes: None,
-        };
-        let table = table(&[row], Some(GPU));
+    fn the_table_has_each_class_and_their_sum_against_the_roof() {
+        let spent = spent();
+        let rows = json!([{
+            "test": "2 x 5",
+            "profile_seconds": seconds(&spent),
+            "roof_seconds": GPU.seconds_of_all(&spent),
+            "classes": json(&spent, Some(GPU)),
+        }]);
+        let table = table(&rows);
         let expected = [
             "| 2 x 5 | tables | 1 | 1.000 | 10.0 % | - | - | - | - |",
             "| 2 x 5 | product_qkv | 9 | 4.000 | 40.0 % | 2.000 | 1.0 | 2.000 | 50.0 % |",
@@ -132,13 +122,13 @@ mod tests {
     }
 
     #[test]
-    fn of_several_profiled_runs_the_median_is_told() {
+    fn of_several_profiled_runs_the_median_is_kept() {
         let (asked, mut seconds) = (Profile::default(), [3.0, 1.0, 2.0].into_iter());
         let run = || {
             asked.add(Class::Score, seconds.next().unwrap(), Work::default());
             Ok(0.0)
         };
-        let told = profile(&asked, run).unwrap();
-        assert_eq!((told.len(), told[0].seconds), (1, 2.0));
+        let kept = profile(&asked, run).unwrap();
+        assert_eq!((kept.len(), kept[0].seconds), (1, 2.0));
     }
 }

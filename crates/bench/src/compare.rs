@@ -11,33 +11,34 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::args::{Args, ModelArgs};
-use crate::measure::{Row, Summary};
-use crate::report::rate;
+use crate::measure::TestResult;
+use crate::report::{elements, number, plain, rate, spread, table as table_of};
+use crate::summary::Summary;
 use kudos::{DeviceKind, Engine, Error, ErrorKind, Result};
 use kudos_cli::{model_dir, say};
 
-/// In the binary, so that what is compared with is what this was built with.
+/// Part of the binary, so that a build always compares with its own script.
 const SCRIPT: &str = include_str!("../../../benches/baseline/hf.py");
 
-/// What the script says of all workloads.
+/// The result of the script: all workloads in one arithmetic.
 #[derive(Debug, Deserialize)]
-struct Said {
+struct ScriptResult {
     engine: String,
     device: String,
     dtype: String,
     random_weights: bool,
     peak_memory_bytes: u64,
-    rows: Vec<Ways>,
+    rows: Vec<Modes>,
 }
 
-/// Of one workload, each way.
+/// The runs of one workload in each mode.
 #[derive(Clone, Debug, Deserialize)]
-struct Ways {
+struct Modes {
     batched: Runs,
     card: Runs,
 }
 
-/// The runs of one workload.
+/// The runs of one workload in one mode.
 #[derive(Clone, Debug, Deserialize)]
 struct Runs {
     batch: usize,
@@ -46,10 +47,10 @@ struct Runs {
     rewards: Vec<f32>,
 }
 
-/// Where the script finds the model.
+/// The folder from which the script loads the model.
 enum Folder {
     Model(PathBuf),
-    /// Of a shape: a `config.json` alone, for which it makes weights of its own.
+    /// A shape's: a `config.json` alone, for which the script makes random weights.
     Shape(TempDir),
 }
 
@@ -74,14 +75,14 @@ impl Folder {
     }
 }
 
-/// One way of scoring, and its runs of every workload.
+/// One mode in one arithmetic, and its runs of every workload.
 #[derive(Debug)]
 pub(super) struct Baseline {
-    way: &'static str,
+    mode: &'static str,
     engine: String,
     device: String,
     dtype: String,
-    /// Whether it made weights of its own, so that its rewards are others.
+    /// Whether the script made random weights, so that its rewards differ.
     random_weights: bool,
     peak_memory_bytes: u64,
     rows: Vec<Runs>,
@@ -90,7 +91,7 @@ pub(super) struct Baseline {
 const HINT: &str =
     "`--compare` names a python that has torch and transformers (benches/baseline/requirements.txt)";
 
-/// That the program can be started at all, which is known before anything is measured.
+/// Checks that the program can be started, before anything is measured.
 pub(super) fn check(python: &Path) -> Result<()> {
     let mut command = Command::new(python);
     command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -101,32 +102,37 @@ pub(super) fn check(python: &Path) -> Result<()> {
     })
 }
 
-/// Measures every row's workload, once for each arithmetic. The engine is closed: its place on the device is needed.
-pub(super) fn run(python: &Path, args: &Args, engine: &Engine, rows: &[Row]) -> Result<Vec<Baseline>> {
+/// Measures every test's workload in each arithmetic. The engine is closed: the script needs its memory on the device.
+pub(super) fn run(
+    python: &Path,
+    args: &Args,
+    engine: &Engine,
+    tests: &[TestResult],
+) -> Result<Vec<Baseline>> {
     let folder = Folder::of(&args.model)?;
-    let ids: Vec<Vec<Vec<u32>>> = rows.iter().map(|row| row.workload.ids(engine.config())).collect();
+    let ids: Vec<Vec<Vec<u32>>> = tests.iter().map(|test| test.workload.ids(engine.config())).collect();
     let workloads = json!(ids).to_string();
     let mut baselines = Vec::new();
     for dtype in &args.compare_dtype {
-        let dtype = dtype.to_possible_value().expect("no arithmetic is hidden").get_name().to_owned();
+        let dtype = dtype.to_possible_value().expect("every dtype has a name").get_name().to_owned();
         say(&format!("measuring transformers, {dtype}"));
-        let said = ask(command(python, args, engine, folder.path(), &dtype), &workloads)
+        let result = ask(command(python, args, engine, folder.path(), &dtype), &workloads)
             .map_err(|error| error.at(python.display()))?;
-        if said.rows.len() != rows.len() {
-            let message = format!("the baseline measured {} of {} tests", said.rows.len(), rows.len());
+        if result.rows.len() != tests.len() {
+            let message = format!("the baseline measured {} of {} tests", result.rows.len(), tests.len());
             return Err(Error::new(ErrorKind::Io, message));
         }
-        let Said { engine, device, dtype, random_weights, peak_memory_bytes, rows } = said;
-        let of = |way, runs: fn(&Ways) -> &Runs| Baseline {
-            way,
+        let ScriptResult { engine, device, dtype, random_weights, peak_memory_bytes, rows } = result;
+        let of = |mode, runs: fn(&Modes) -> &Runs| Baseline {
+            mode,
             engine: engine.clone(),
             device: device.clone(),
             dtype: dtype.clone(),
             random_weights,
             peak_memory_bytes,
-            rows: rows.iter().map(|ways| runs(ways).clone()).collect(),
+            rows: rows.iter().map(|modes| runs(modes).clone()).collect(),
         };
-        baselines.extend([of("batched", |ways| &ways.batched), of("card", |ways| &ways.card)]);
+        baselines.extend([of("batched", |modes| &modes.batched), of("card", |modes| &modes.card)]);
     }
     Ok(baselines)
 }
@@ -150,101 +156,87 @@ fn command(python: &Path, args: &Args, engine: &Engine, dir: &Path, dtype: &str)
     command
 }
 
-/// Runs the script on `workloads`, which it reads to the end before it says anything.
-fn ask(mut command: Command, workloads: &str) -> Result<Said> {
-    let failed = |what: String| Error::new(ErrorKind::Io, what).with_hint(HINT);
+/// Runs the script on `workloads`, which it reads to the end before it writes anything.
+fn ask(mut command: Command, workloads: &str) -> Result<ScriptResult> {
+    let failed = |message: String| Error::new(ErrorKind::Io, message).with_hint(HINT);
     let cannot = |error| failed(format!("cannot run the baseline: {error}"));
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(cannot)?;
     let mut stdin = child.stdin.take().expect("it was piped");
-    // A script that ended early says why on standard error, and its status tells that it did.
+    // A script that exits early explains itself on standard error; its status shows the failure.
     let _ = stdin.write_all(workloads.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().map_err(cannot)?;
     if !output.status.success() {
-        return Err(failed(format!("the baseline ended with {}", output.status)));
+        return Err(failed(format!("the baseline exited with {}", output.status)));
     }
     let last = output.stdout.split(|&byte| byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
     serde_json::from_slice(last)
-        .map_err(|error| failed(format!("the baseline said what is no result: {error}")))
+        .map_err(|error| failed(format!("the last line of the baseline's output is not a result: {error}")))
 }
 
 impl Baseline {
-    /// Tokens of sequences that were scored a second, in all runs of a row's workload.
-    fn rate(&self, index: usize, row: &Row) -> Summary {
-        let tokens = (row.workload.tokens * row.workload.sequences) as f64;
+    /// Nominal tokens a second in all runs of a test.
+    fn rate(&self, index: usize, test: &TestResult) -> Summary {
+        let tokens = (test.workload.tokens * test.workload.sequences) as f64;
         Summary::new(&self.rows[index].seconds.iter().map(|seconds| tokens / seconds).collect::<Vec<_>>())
     }
 
-    /// How many times as fast the engine is, by the medians.
-    fn ratio(&self, index: usize, row: &Row) -> f64 {
-        row.nominal_rate().median / self.rate(index, row).median
+    /// The speed of the engine over the baseline's, by the medians.
+    fn ratio(&self, index: usize, test: &TestResult) -> f64 {
+        test.nominal_rate().median / self.rate(index, test).median
     }
 
-    /// How far its rewards are from the engine's: the mean, and the most. Nothing where the weights are others.
-    fn apart(&self, index: usize, row: &Row) -> Option<(f64, f64)> {
-        let apart = self.rows[index].rewards.iter().zip(&row.rewards);
+    /// The mean and the largest distance of its rewards from the engine's; `None` where the weights differ.
+    fn apart(&self, index: usize, test: &TestResult) -> Option<(f64, f64)> {
+        let apart = self.rows[index].rewards.iter().zip(&test.rewards);
         let apart: Vec<f64> = apart.map(|(theirs, ours)| f64::from(theirs - ours).abs()).collect();
         let known = !self.random_weights && !apart.is_empty();
         known.then(|| (Summary::new(&apart).mean, apart.iter().copied().fold(0.0, f64::max)))
     }
 
-    pub(super) fn json(&self, index: usize, row: &Row) -> Value {
-        let (runs, apart) = (&self.rows[index], self.apart(index, row));
+    pub(super) fn json(&self, index: usize, test: &TestResult) -> Value {
+        let (runs, apart) = (&self.rows[index], self.apart(index, test));
         let samples = runs.seconds.iter().zip(&runs.cpu_seconds);
         let samples = samples.map(|(seconds, cpu)| json!({"seconds": seconds, "cpu_seconds": cpu}));
         json!({
-            "way": self.way,
+            "way": self.mode,
             "engine": self.engine,
             "device": self.device,
             "dtype": self.dtype,
             "random_weights": self.random_weights,
             "batch": runs.batch,
-            "nominal_tokens_per_second": self.rate(index, row),
-            "ratio": self.ratio(index, row),
+            "nominal_tokens_per_second": self.rate(index, test),
+            "ratio": self.ratio(index, test),
             "rewards_apart_mean": apart.map(|(mean, _)| mean),
             "rewards_apart_max": apart.map(|(_, max)| max),
             "peak_memory_bytes": self.peak_memory_bytes,
             "samples": samples.collect::<Vec<_>>(),
         })
     }
-
-    pub(super) fn csv(&self, index: usize, row: &Row) -> [(String, String); 3] {
-        let name = |what: &str| format!("transformers_{}_{}_{what}", self.way, self.dtype);
-        let seconds: Vec<String> = self.rows[index].seconds.iter().map(f64::to_string).collect();
-        [
-            (name("nominal_tokens_per_second_median"), self.rate(index, row).median.to_string()),
-            (name("ratio"), self.ratio(index, row).to_string()),
-            (name("seconds"), seconds.join(";")),
-        ]
-    }
 }
 
-/// All baselines beside the engine, row by row.
-pub(super) fn table(baselines: &[Baseline], rows: &[Row]) -> String {
-    let mut lines = vec![
-        "| test | transformers | batch | nominal tokens/s | median | kudos is | rewards apart, mean (max) |"
-            .to_owned(),
-        "|---|---|---:|---:|---:|---:|---:|".to_owned(),
-    ];
-    for (index, row) in rows.iter().enumerate() {
-        for baseline in baselines {
-            let Summary { mean, sd, median } = baseline.rate(index, row);
-            let apart = baseline.apart(index, row);
-            lines.push(format!(
-                "| {} | {}, {} | {} | {} ± {} | {} | {:.2} x | {} |",
-                row.workload,
-                baseline.way,
-                baseline.dtype,
-                baseline.rows[index].batch,
-                rate(mean),
-                rate(sd),
-                rate(median),
-                baseline.ratio(index, row),
-                apart.map_or("-".to_owned(), |(mean, max)| format!("{mean:.1e} ({max:.1e})")),
-            ));
-        }
-    }
-    let whole = baselines.first().map(|known| format!("{} on {}", known.engine, known.device));
-    lines.extend([String::new(), whole.unwrap_or_default()]);
-    lines.join("\n")
+/// All baselines beside the engine, test by test; `None` where there are none.
+pub(super) fn table(rows: &Value) -> Option<String> {
+    let baselines = || elements(rows).flat_map(|row| elements(&row["baselines"]).map(move |it| (row, it)));
+    let (_, first) = baselines().next()?;
+    let lines = baselines().map(|(row, baseline)| {
+        let (rates, max) = (&baseline["nominal_tokens_per_second"], &baseline["rewards_apart_max"]);
+        [
+            plain(&row["test"]),
+            format!("{}, {}", plain(&baseline["way"]), plain(&baseline["dtype"])),
+            plain(&baseline["batch"]),
+            spread(rates),
+            number(&rates["median"], rate),
+            number(&baseline["ratio"], |ratio| format!("{ratio:.2} x")),
+            number(&baseline["rewards_apart_mean"], |mean| {
+                format!("{mean:.1e} ({})", number(max, |max| format!("{max:.1e}")))
+            }),
+        ]
+    });
+    let table = table_of(
+        "| test | transformers | batch | nominal tokens/s | median | kudos is | rewards apart, mean (max) |\n\
+         |---|---|---:|---:|---:|---:|---:|",
+        lines,
+    );
+    Some(format!("{table}\n\n{} on {}", plain(&first["engine"]), plain(&first["device"])))
 }

@@ -1,4 +1,4 @@
-//! What this machine says of itself; nothing where it does not.
+//! Readings of this process and machine; `None` where the system does not have them.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ pub(super) fn peak_memory_bytes() -> Option<u64> {
     kib_of("/proc/self/status", "VmHWM:")
 }
 
-/// Seconds that all threads of this process have run so far, added up.
+/// CPU time of all threads of this process so far, in seconds.
 pub(super) fn cpu_seconds() -> Option<f64> {
     #[cfg(unix)]
     {
@@ -20,12 +20,12 @@ pub(super) fn cpu_seconds() -> Option<f64> {
     }
 }
 
-/// Memory that programs can have without anything being swapped out.
+/// Memory that can be allocated without swapping.
 pub(super) fn available_memory_bytes() -> Option<u64> {
     kib_of("/proc/meminfo", "MemAvailable:")
 }
 
-/// What the CPU calls itself.
+/// The CPU's name.
 pub(super) fn cpu_name() -> Option<String> {
     let info = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = info.lines().find(|line| line.starts_with("model name"))?;

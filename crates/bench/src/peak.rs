@@ -1,11 +1,10 @@
-//! What a device could compute in a second: given, measured on a CPU, or from the data sheet of a GPU. MFU is the share of
-//! it that was reached.
+//! The peak of a device: given, measured on a CPU, or from the data sheet of a GPU. MFU is the share of it that was reached.
 
 use crate::roof::Rates;
 use kudos::{DeviceKind, Engine};
 use kudos_cli::gpus::GPUS;
 
-/// A peak, and where it is from.
+/// A peak and its source.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Peak {
     /// Of all ranks together.
@@ -14,14 +13,13 @@ pub(super) struct Peak {
 }
 
 impl Peak {
-    /// The peak that was given, or that the device has: where it is a CPU, its rate as it was measured; none where nothing is
-    /// known of it.
+    /// The peak that was given, the measured rate of a CPU, or the data sheet's of a GPU; `None` where none is known.
     pub(super) fn of(engine: &Engine, given: Option<f64>, rates: Option<Rates>) -> Option<Self> {
         let ranks = engine.plan().ranks;
         match given {
             Some(tflops) => Some(Self { tflops, source: "given" }),
             None if engine.device().kind == DeviceKind::Cpu => {
-                rates.map(|rates| Self { tflops: ranks as f64 * rates.products / 1e12, source: "measured" })
+                rates.map(|rates| Self { tflops: ranks as f64 * rates.matmul / 1e12, source: "measured" })
             }
             None => Self::of_device(&engine.device().to_string(), ranks),
         }
@@ -39,7 +37,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_cards_of_exactly_that_name_are_known() {
+    fn only_cards_of_an_exact_name_are_known() {
         let of = |name: &str, ranks| {
             let device = format!("CUDA, GPU 0 ({name}, compute capability 9.0, sm80 kernels)");
             Peak::of_device(&device, ranks).map(|peak| peak.tflops)

@@ -1,4 +1,4 @@
-//! Requests as services get them: lengths from a distribution, some of them responses to one prompt, at random times.
+//! Requests as services receive them: lengths from a distribution, responses to shared prompts, random arrival times.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,19 +6,19 @@ use std::str::FromStr;
 use crate::workload::Ids;
 use kudos::internals::random::Random;
 
-/// Seeds of what is drawn for the same request stay apart by more than there are requests.
+/// Seeds for the same request are further apart than there are requests.
 const LENGTHS_SEED: u64 = 1 << 40;
 const PROMPTS_SEED: u64 = 2 << 40;
 const RESPONSES_SEED: u64 = 3 << 40;
 const ARRIVALS_SEED: u64 = 4 << 40;
 
-/// How long requests are, in tokens.
+/// The distribution of requests' lengths, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Lengths {
     Fixed(usize),
-    /// Each length alike, both ends included.
+    /// Each length with the same probability, both ends included.
     Uniform(usize, usize),
-    /// Its logarithm is normal; what would be longer than `most` has that length.
+    /// The logarithm is normal; lengths above `most` become `most`.
     LogNormal {
         median: f64,
         sigma: f64,
@@ -54,7 +54,7 @@ impl FromStr for Lengths {
     }
 }
 
-/// As it can be typed.
+/// In the form that [`FromStr`] reads.
 impl fmt::Display for Lengths {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -66,7 +66,7 @@ impl fmt::Display for Lengths {
 }
 
 impl Lengths {
-    /// The longest request there can be.
+    /// The longest request.
     pub(super) fn longest(&self) -> usize {
         match *self {
             Self::Fixed(tokens) => tokens,
@@ -90,18 +90,18 @@ impl Lengths {
     }
 }
 
-/// A number above 0 and up to 1.
+/// A random number above 0 and up to 1.
 fn uniform(random: &mut Random) -> f64 {
     ((random.next_bits() >> 11) + 1) as f64 / (1_u64 << 53) as f64
 }
 
-/// All the requests there could be, each known by its number and the same in every run.
+/// An endless sequence of requests, equal in every run.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Requests {
     pub(super) lengths: Lengths,
     /// Consecutive requests that are responses to one prompt.
     pub(super) responses: usize,
-    /// The part of the shortest of these that is the prompt.
+    /// The share of the shortest of these that is the prompt.
     pub(super) shared: f64,
     pub(super) ids: Ids,
 }
@@ -116,7 +116,7 @@ impl Requests {
         let group = index / self.responses;
         let members = group * self.responses..(group + 1) * self.responses;
         let shortest = members.map(|member| self.tokens(member)).min().unwrap_or(1);
-        // Each keeps a token of its own.
+        // Each request keeps at least one token of its own.
         let prompt = ((self.shared * shortest as f64) as usize).min(shortest - 1);
         let mut ids = self.ids.run(PROMPTS_SEED + group as u64, prompt);
         ids.extend(self.ids.run(RESPONSES_SEED + index as u64, self.tokens(index) - prompt));
@@ -124,8 +124,7 @@ impl Requests {
     }
 }
 
-/// When requests come, in seconds from the start, until so many have passed: `rate` a second on average, each independently
-/// of all others (a Poisson process).
+/// Arrival times of the first `seconds` seconds: a Poisson process of `rate` requests a second.
 pub(super) fn arrivals(rate: f64, seconds: f64) -> Vec<f64> {
     let mut random = Random::new(ARRIVALS_SEED);
     let mut at = 0.0;
@@ -141,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_are_read_and_written_alike_and_refused_with_their_forms() {
+    fn lengths_are_parsed_printed_and_refused_with_their_forms() {
         for text in ["7", "3..9", "lognormal:200,0.8,1024"] {
             assert_eq!(text.parse::<Lengths>().unwrap().to_string(), text);
         }
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn lengths_have_the_distribution_that_was_asked_for() {
+    fn lengths_have_their_distribution() {
         let drawn = |text: &str| {
             let lengths: Lengths = text.parse().unwrap();
             let draw = |seed| lengths.draw(&mut Random::new(LENGTHS_SEED + seed));
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_a_group_share_their_prompt_alone() {
+    fn requests_of_a_group_share_only_their_prompt() {
         let ids = Ids { count: 1000, padding: 1000 };
         let requests = Requests { lengths: Lengths::Uniform(20, 40), responses: 3, shared: 0.5, ids };
         let group: Vec<Vec<u32>> = (3..6).map(|index| requests.request(index)).collect();

@@ -1,4 +1,4 @@
-//! The roof: what a run would take at the rates that this device was measured to have, in the same run of `bench`.
+//! The roof: the time of a run at the rates that were measured of this device, in the same run of `bench`.
 
 use std::num::NonZeroUsize;
 use std::thread;
@@ -11,37 +11,37 @@ use kudos::internals::backend::cpu::{Isa, peak};
 use kudos::internals::backend::profile::{Class, Spent};
 use kudos::{DeviceKind, Engine, Result};
 
-/// How long a rate of a CPU is measured.
+/// Time for which each rate of a CPU is measured.
 const TIME: Duration = Duration::from_millis(200);
 
 /// How the roof is computed, in words.
-pub(super) const ROOF_FORMULA: &str = "of each class of ops the longer of two times: its FLOP at the rate of a large matrix \
-    product, its fewest bytes at the rate of a copy within the device; of a run the sum over its classes, on one rank; \
-    tables, embeddings, waits for streamed layers and sums over ranks count nothing; on a CPU FLOP alone count, at the rate \
-    of multiply-adds in registers, or of tiles where the CPU has a matrix unit, of which attention in f32 takes twice as many \
-    for its FLOP as products do; the head's are in f32 by vector instructions";
+pub(super) const ROOF_FORMULA: &str = "for each class of ops the longer of two times: its FLOP at the rate of a large matmul, \
+    its fewest bytes at the rate of a copy within the device; for a run the sum over its classes, on one rank; tables, \
+    embeddings, waits for streamed layers and all-reduces count nothing; on a CPU only FLOP count, at the rate of \
+    multiply-adds in registers, or of tiles where the CPU has a matrix unit, of which attention in f32 takes twice as many \
+    for its FLOP as matmuls do; the head's are in f32 by vector instructions";
 
-/// What one rank's device was measured to do in a second.
+/// The rates of one rank's device, per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rates {
-    /// Floating-point operations of the layers' products.
-    pub(super) products: f64,
-    /// Those of attention, which on a CPU may take more of its instructions, or slower ones.
+    /// FLOP of the layers' matmuls.
+    pub(super) matmul: f64,
+    /// FLOP of attention, which on a CPU may take more instructions, or slower ones.
     pub(super) attention: f64,
-    /// Those of the head, on a CPU by vector instructions.
+    /// FLOP of the head, on a CPU by vector instructions.
     pub(super) score: f64,
-    /// Bytes read and written; not of a CPU, whose caches hold most of what ops read and write.
+    /// Bytes read and written; `None` on a CPU, whose caches hold most of what ops read and write.
     pub(super) bytes: Option<f64>,
 }
 
 impl Rates {
-    /// Those of the device of an engine, which has closed: a GPU's memory is needed. Of a CPU in the arithmetic and on as many
-    /// threads as were asked for; none where no peak of its is known.
+    /// Measures the device of an engine, which must be closed: the GPU's memory is needed. On a CPU in the arithmetic and on
+    /// the number of threads of `args`; `None` where its peak is not known.
     pub(super) fn measure(engine: &Engine, args: &ModelArgs) -> Result<Option<Self>> {
         if engine.device().kind != DeviceKind::Cpu {
             let Yardsticks { flop_per_second, bytes_per_second } = kernels::yardsticks(engine.config())?;
             return Ok(Some(Self {
-                products: flop_per_second,
+                matmul: flop_per_second,
                 attention: flop_per_second,
                 score: flop_per_second,
                 bytes: Some(bytes_per_second),
@@ -53,28 +53,28 @@ impl Rates {
         // Ranks share the threads.
         let of_rank = |flop: f64| flop / engine.plan().ranks as f64;
         let measured = |math| Ok(peak::flop_per_second(isa, math, threads, TIME)?.map(of_rank));
-        let products = measured(math)?;
-        let score = if math == Math::F32 { products } else { measured(Math::F32)? };
+        let matmul = measured(math)?;
+        let score = if math == Math::F32 { matmul } else { measured(Math::F32)? };
         let (attention_math, share) = peak::of_attention(math);
-        Ok(products.zip(score).map(|(products, score)| {
-            let attention = share * if attention_math == math { products } else { score };
-            Self { products, attention, score, bytes: None }
+        Ok(matmul.zip(score).map(|(matmul, score)| {
+            let attention = share * if attention_math == math { matmul } else { score };
+            Self { matmul, attention, score, bytes: None }
         }))
     }
 
-    /// The least that ops of a class can take; nothing where they have neither operations nor bytes that count.
+    /// The roof of a class, in seconds; `None` where it has neither FLOP nor bytes that count.
     pub(super) fn seconds(&self, spent: &Spent) -> Option<f64> {
         let copied = spent.work.bytes.zip(self.bytes).map(|(bytes, rate)| bytes as f64 / rate);
         let rate = match spent.class {
             Class::Attention => self.attention,
             Class::Score => self.score,
-            _ => self.products,
+            _ => self.matmul,
         };
         let multiplied = spent.work.flop / rate;
         Some(copied.map_or(multiplied, |copied| copied.max(multiplied))).filter(|&seconds| seconds > 0.0)
     }
 
-    /// The same of all classes of a run.
+    /// The sum of the roofs of all classes of a run.
     pub(super) fn seconds_of_all(&self, spent: &[Spent]) -> f64 {
         spent.iter().filter_map(|spent| self.seconds(spent)).sum()
     }
@@ -86,9 +86,9 @@ mod tests {
     use kudos::internals::backend::profile::Work;
 
     #[test]
-    fn a_roof_is_the_longer_of_operations_and_bytes_and_those_of_classes_add_up() {
+    fn a_roof_is_the_longer_of_flop_and_bytes_and_classes_add_up() {
         let of = |class, flop, bytes| Spent { class, ops: 1, seconds: 9.0, work: Work { flop, bytes } };
-        let gpu = Rates { products: 100.0, attention: 100.0, score: 100.0, bytes: Some(10.0) };
+        let gpu = Rates { matmul: 100.0, attention: 100.0, score: 100.0, bytes: Some(10.0) };
         assert_eq!(gpu.seconds(&of(Class::Qkv, 100.0, Some(5))), Some(1.0));
         assert_eq!(gpu.seconds(&of(Class::Qkv, 100.0, Some(20))), Some(2.0));
         assert_eq!(gpu.seconds(&of(Class::Rope, 0.0, Some(20))), Some(2.0));

@@ -1,9 +1,9 @@
-//! What GPUs say of themselves between runs: clocks, power, temperature. Nothing where NVML is not there, and of CPUs.
+//! Clocks, power and temperature of GPUs, read between runs. Nothing without NVML, and nothing for CPUs.
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::measure::Summary;
+use crate::summary::Summary;
 #[cfg(feature = "cuda")]
 use kudos::internals::backend::cuda::{nvml, probe};
 use kudos::{DeviceKind, Engine};
@@ -15,7 +15,7 @@ pub(super) struct Sensors {
     gpus: Vec<nvml::Sensors>,
 }
 
-/// What one GPU said at one time, as far as it did.
+/// One GPU at one time; `None` for each quantity that it does not report.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Reading {
     pub(super) sm_mhz: Option<f64>,
@@ -24,7 +24,7 @@ pub(super) struct Reading {
     pub(super) celsius: Option<f64>,
 }
 
-/// What several readings of one number come to.
+/// The range and the median of several readings.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 struct Range {
     min: f64,
@@ -33,7 +33,7 @@ struct Range {
 }
 
 impl Sensors {
-    /// Those of the GPUs that an engine runs on, which are the first ones.
+    /// The sensors of the GPUs that an engine runs on, which are the first ones.
     #[cfg(feature = "cuda")]
     pub(super) fn of(engine: &Engine) -> Self {
         let ranks = if engine.device().kind == DeviceKind::Cpu { 0 } else { engine.plan().ranks };
@@ -41,7 +41,7 @@ impl Sensors {
         Self { gpus: found.iter().take(ranks).filter_map(nvml::Sensors::of).collect() }
     }
 
-    /// None.
+    /// Returns none: this build has no CUDA backend.
     #[cfg(not(feature = "cuda"))]
     pub(super) fn of(_: &Engine) -> Self {
         Self {}
@@ -59,7 +59,6 @@ impl Sensors {
         self.gpus.iter().map(of).collect()
     }
 
-    /// None.
     #[cfg(not(feature = "cuda"))]
     pub(super) fn read(&self) -> Vec<Reading> {
         Vec::new()
@@ -72,30 +71,31 @@ impl Sensors {
 }
 
 impl Range {
-    fn of(readings: &[Reading], what: impl Fn(&Reading) -> Option<f64>) -> Option<Self> {
-        let mut numbers: Vec<f64> = readings.iter().filter_map(what).collect();
-        numbers.sort_by(f64::total_cmp);
-        let (min, max) = (*numbers.first()?, *numbers.last()?);
-        Some(Self { min, median: Summary::new(&numbers).median, max })
+    fn of(readings: &[Reading], quantity: impl Fn(&Reading) -> Option<f64>) -> Option<Self> {
+        let mut values: Vec<f64> = readings.iter().filter_map(quantity).collect();
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        Some(Self { min, median: Summary::new(&values).median, max })
     }
 }
 
-/// Medians, with the least and the most, of what was known; nothing where nothing was.
-pub(super) fn text(readings: &[Reading]) -> String {
-    let of = |what: &str, unit: &str, range: Option<Range>| {
-        let text = |Range { min, median, max }| format!("; {what} {median:.0} {unit} ({min:.0} to {max:.0})");
-        range.map(text).unwrap_or_default()
+/// The median and the range of each quantity that is known: `; power 650 W (300 to 700)`. Empty for null.
+pub(super) fn text(gpu: &Value) -> String {
+    let text = |(name, label, unit): (&str, &str, &str)| {
+        let of = |part: &str| gpu[name][part].as_f64();
+        let (median, min, max) = (of("median")?, of("min")?, of("max")?);
+        Some(format!("; {label} {median:.0} {unit} ({min:.0} to {max:.0})"))
     };
-    [
-        of("multiprocessors", "MHz", Range::of(readings, |reading| reading.sm_mhz)),
-        of("memory", "MHz", Range::of(readings, |reading| reading.memory_mhz)),
-        of("power", "W", Range::of(readings, |reading| reading.watts)),
-        of("temperature", "°C", Range::of(readings, |reading| reading.celsius)),
-    ]
-    .concat()
+    let quantities = [
+        ("sm_mhz", "multiprocessors", "MHz"),
+        ("memory_mhz", "memory", "MHz"),
+        ("watts", "power", "W"),
+        ("celsius", "temperature", "°C"),
+    ];
+    quantities.into_iter().filter_map(text).collect()
 }
 
-/// All readings of a test; null where there is none.
+/// The ranges of all readings of a test; null where there is none.
 pub(super) fn json(readings: &[Reading]) -> Value {
     if readings.is_empty() {
         return Value::Null;
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn readings_come_to_their_least_middle_and_most_and_what_nobody_said_to_null() {
+    fn readings_have_a_range_and_unknown_quantities_are_null() {
         let reading = |sm, watts| Reading { sm_mhz: Some(sm), watts: Some(watts), ..Reading::default() };
         let readings = [reading(1980.0, 300.5), reading(1755.0, 700.0), reading(1800.0, 650.25)];
         let expected = json!({
@@ -125,7 +125,7 @@ mod tests {
             "celsius": null,
         });
         assert_eq!(json(&readings), expected);
-        assert_eq!(text(&readings), "; multiprocessors 1800 MHz (1755 to 1980); power 650 W (300 to 700)");
-        assert_eq!((json(&[]), text(&[])), (Value::Null, String::new()));
+        assert_eq!(text(&expected), "; multiprocessors 1800 MHz (1755 to 1980); power 650 W (300 to 700)");
+        assert_eq!((json(&[]), text(&Value::Null)), (Value::Null, String::new()));
     }
 }

@@ -1,11 +1,11 @@
-//! Requests that come one by one, from many threads: what a service sees of the engine.
+//! `bench serve-like`: requests that arrive one by one, from many threads, as a service sees them.
 //!
-//! In an open loop requests come when they come, whether earlier ones are answered or not, and a latency counts from the time
-//! at which its request was to come. A generator that waits for answers, or counts from when it got round to asking,
-//! leaves out the latencies of just those times at which the engine is slow (coordinated omission). In a closed loop each
-//! client asks again when it has its answer: what so many callers that wait can get through.
+//! In an open loop requests arrive whether earlier ones are completed or not, and a latency counts from the time at which its
+//! request was due. A generator that waits for answers, or counts from when it submitted, leaves out the latencies of just
+//! those times at which the engine is slow (coordinated omission). In a closed loop each client submits its next request
+//! when the one before is completed: the throughput of a fixed number of waiting callers.
 //!
-//! The time of an answer is taken by its waker, on the thread that answers: no thread waits for each request.
+//! A request's waker takes the time of its completion, on the thread that completes it: no thread waits for each request.
 
 use std::future::Future;
 use std::ops::Range;
@@ -17,63 +17,36 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::args::ServeArgs;
+use crate::load::{Load, LoadTest, Sample};
+use crate::open::open;
+use crate::report;
 use crate::requests::{Requests, arrivals};
-use crate::serve_report::Report;
+use crate::serve_report::{self, Measured};
 use crate::workload::Ids;
 use kudos::{Engine, Pending, Result, Stats};
 use kudos_cli::output::Output;
 use kudos_cli::say;
 
-/// Passes that all waiting requests fill, and seconds for which they are scored, where the capacity is measured.
+/// Passes that the queued requests fill, and seconds for which they are scored, where the capacity is measured.
 const CAPACITY_PASSES: usize = 4;
 const CAPACITY_SECONDS: f64 = 1.0;
 
-/// How requests come.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Load {
-    /// So many a second, by themselves; a share of the capacity where it was asked for as one.
-    Open { rate: f64, share: Option<f64> },
-    /// From so many clients that wait for their answers.
-    Closed { concurrency: usize },
-}
-
-/// One request. Times are seconds from the test's start.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sample {
-    pub(super) tokens: usize,
-    /// When it was to come.
-    pub(super) due: f64,
-    /// When a thread asked for it.
-    pub(super) asked: f64,
-    pub(super) answered: f64,
-}
-
-/// A test.
-#[derive(Debug)]
-pub(super) struct Row {
-    pub(super) load: Load,
-    /// In the order in which they were to come.
-    pub(super) samples: Vec<Sample>,
-    /// What the engine computed for them.
-    pub(super) computed: Stats,
-}
-
 pub(super) fn run(args: &ServeArgs, commit: Option<&str>) -> anyhow::Result<()> {
     let mut output = Output::open(None, &[])?;
-    let engine = super::open(&args.model, args.tokens.longest(), None)?;
+    let engine = open(&args.model, args.tokens.longest(), None)?;
     let requests = Requests {
         lengths: args.tokens,
         responses: args.responses.get(),
         shared: args.shared,
         ids: Ids::of(engine.config()),
     };
-    // Whatever is touched for the first time is, before anything is measured.
+    // This also touches everything once, before anything is measured.
     let capacity = capacity(&engine, &requests)?;
-    say(&format!("{capacity:.1} requests/s where all wait"));
+    say(&format!("{capacity:.1} requests/s from a full queue"));
     let open = args.rate.iter().map(|&rate| Load::Open { rate, share: None });
     let shares = args.load.iter().map(|&share| Load::Open { rate: share * capacity, share: Some(share) });
     let closed = args.concurrency.iter().map(|clients| Load::Closed { concurrency: clients.get() });
-    let (mut rows, seconds) = (Vec::new(), args.seconds.as_secs_f64());
+    let (mut tests, seconds) = (Vec::new(), args.seconds.as_secs_f64());
     for load in open.chain(shares).chain(closed) {
         say(&format!("measuring {load}"));
         let before = engine.stats();
@@ -83,13 +56,13 @@ pub(super) fn run(args: &ServeArgs, commit: Option<&str>) -> anyhow::Result<()> 
             }
             Load::Closed { concurrency } => closed_loop(&engine, &requests, concurrency, args.seconds)?,
         };
-        rows.push(Row { load, samples, computed: since(engine.stats(), before) });
+        tests.push(LoadTest { load, samples, computed: since(engine.stats(), before) });
     }
-    let report = Report { args, engine: &engine, commit, capacity, rows };
-    output.line(&report.text(args.output))
+    let report = Measured { args, engine: &engine, commit, capacity, tests }.report();
+    output.line(&report::text(&report, args.output, serve_report::markdown))
 }
 
-/// Requests a second that the engine answers when enough of them wait to fill every pass.
+/// Requests a second that the engine completes when enough of them are queued to fill every pass.
 fn capacity(engine: &Engine, requests: &Requests) -> Result<f64> {
     let (mut all, mut tokens) = (Vec::new(), 0);
     while tokens < CAPACITY_PASSES * engine.plan().batch_tokens {
@@ -106,7 +79,7 @@ fn capacity(engine: &Engine, requests: &Requests) -> Result<f64> {
     Ok((runs * all.len()) as f64 / start.elapsed().as_secs_f64())
 }
 
-/// Every request at its time, from `threads` threads that take turns.
+/// Submits every request when it is due, from `threads` threads that take turns.
 fn open_loop(engine: &Engine, requests: &Requests, due: &[f64], threads: usize) -> Result<Vec<Sample>> {
     let start = Instant::now();
     let submit = |index: usize| {
@@ -117,16 +90,16 @@ fn open_loop(engine: &Engine, requests: &Requests, due: &[f64], threads: usize) 
     };
     let work = |first: usize| -> Result<Vec<(usize, Sample)>> {
         let in_flight = (first..due.len()).step_by(threads).map(submit).collect::<Result<Vec<_>>>()?;
-        let answer = |(index, tokens, asked, in_flight): (usize, usize, f64, InFlight)| {
-            let answered = in_flight.answer()?.duration_since(start).as_secs_f64();
-            Ok((index, Sample { tokens, due: due[index], asked, answered }))
+        let complete = |(index, tokens, submitted, in_flight): (usize, usize, f64, InFlight)| {
+            let completed = in_flight.completion()?.duration_since(start).as_secs_f64();
+            Ok((index, Sample { tokens, due: due[index], submitted, completed }))
         };
-        in_flight.into_iter().map(answer).collect()
+        in_flight.into_iter().map(complete).collect()
     };
     on_threads(0..threads, work)
 }
 
-/// Clients that ask for one request after the other until the time is up.
+/// Clients that submit one request after the other until the time is up.
 fn closed_loop(engine: &Engine, requests: &Requests, clients: usize, time: Duration) -> Result<Vec<Sample>> {
     let (next, start) = (AtomicUsize::new(0), Instant::now());
     let work = |_| -> Result<Vec<(usize, Sample)>> {
@@ -136,15 +109,15 @@ fn closed_loop(engine: &Engine, requests: &Requests, clients: usize, time: Durat
             let ids = requests.request(index);
             let (tokens, due) = (ids.len(), since_start(start));
             let in_flight = InFlight::new(engine.submit(ids).wait()?);
-            let answered = in_flight.answer()?.duration_since(start).as_secs_f64();
-            samples.push((index, Sample { tokens, due, asked: due, answered }));
+            let completed = in_flight.completion()?.duration_since(start).as_secs_f64();
+            samples.push((index, Sample { tokens, due, submitted: due, completed }));
         }
         Ok(samples)
     };
     on_threads(0..clients, work)
 }
 
-/// What all threads measured, in the requests' order.
+/// The samples of all threads, in the order of the requests.
 fn on_threads(
     threads: Range<usize>,
     work: impl Fn(usize) -> Result<Vec<(usize, Sample)>> + Sync,
@@ -154,7 +127,7 @@ fn on_threads(
         let threads: Vec<_> = threads.map(|index| scope.spawn(move || work(index))).collect();
         let mut samples = Vec::new();
         for thread in threads {
-            samples.extend(thread.join().expect("a thread of the load has no bug")?);
+            samples.extend(thread.join().expect("a thread of the load does not panic")?);
         }
         Ok(samples)
     })?;
@@ -175,19 +148,19 @@ fn since(after: Stats, before: Stats) -> Stats {
     computed
 }
 
-/// A request that waits for its answer.
+/// A request that was submitted.
 struct InFlight {
     pending: Pending,
-    answered: Arc<Answered>,
-    /// What was there before anybody could be woken, a moment ago.
+    completed: Arc<Completed>,
+    /// The result of a request that was completed before its waker was registered.
     early: Option<Result<Instant>>,
 }
 
-/// The time at which this was woken.
+/// A waker that keeps the time of its first call.
 #[derive(Default)]
-struct Answered(OnceLock<Instant>);
+struct Completed(OnceLock<Instant>);
 
-impl Wake for Answered {
+impl Wake for Completed {
     fn wake(self: Arc<Self>) {
         let _ = self.0.set(Instant::now());
     }
@@ -195,20 +168,20 @@ impl Wake for Answered {
 
 impl InFlight {
     fn new(mut pending: Pending) -> Self {
-        let answered: Arc<Answered> = Arc::default();
-        let waker = Waker::from(Arc::clone(&answered));
+        let completed: Arc<Completed> = Arc::default();
+        let waker = Waker::from(Arc::clone(&completed));
         let early = match Pin::new(&mut pending).poll(&mut Context::from_waker(&waker)) {
             Poll::Pending => None,
             Poll::Ready(score) => Some(score.map(|_| Instant::now())),
         };
-        Self { pending, answered, early }
+        Self { pending, completed, early }
     }
 
-    /// Waits for the answer, and says when it came.
-    fn answer(self) -> Result<Instant> {
-        let Self { pending, answered, early } = self;
+    /// Waits for the completion and returns its time.
+    fn completion(self) -> Result<Instant> {
+        let Self { pending, completed, early } = self;
         early.unwrap_or_else(|| {
-            let at = *answered.0.wait();
+            let at = *completed.0.wait();
             pending.wait().map(|_| at)
         })
     }

@@ -1,30 +1,28 @@
-//! What requests that came one by one met, as a table, as CSV, or as JSON: `benches/schema.md` describes the latter.
-
-use std::fmt;
+//! The report of `bench serve-like`: latency and throughput under each load.
 
 use serde_json::{Value, json};
 
-use crate::args::{Format, ServeArgs};
-use crate::facts;
-use crate::report::{csv, rate};
-use crate::serve::{Load, Row, Sample};
+use crate::args::ServeArgs;
+use crate::load::{Load, LoadTest, Sample};
+use crate::metadata;
+use crate::report::{elements, number, origin, plain, rate, table};
 use kudos::Engine;
 
-/// All that is known when the last test is through.
-pub(super) struct Report<'a> {
+/// Everything that a run of `bench serve-like` measured.
+pub(super) struct Measured<'a> {
     pub(super) args: &'a ServeArgs,
     pub(super) engine: &'a Engine,
     pub(super) commit: Option<&'a str>,
-    /// Requests a second where all wait.
+    /// Requests a second from a full queue.
     pub(super) capacity: f64,
-    pub(super) rows: Vec<Row>,
+    pub(super) tests: Vec<LoadTest>,
 }
 
-/// What a test's samples come to.
-struct Met {
-    /// From the start to the last answer.
+/// The latencies of a test.
+struct LoadSummary {
+    /// From the start of the test to the last completion.
     seconds: f64,
-    /// Seconds, from when a request was to come until its answer, from the shortest on.
+    /// Seconds from when each request was due until its completion, in ascending order.
     latencies: Vec<f64>,
     in_flight_mean: f64,
     in_flight_max: usize,
@@ -32,38 +30,25 @@ struct Met {
 
 impl Sample {
     fn latency(&self) -> f64 {
-        self.answered - self.due
+        self.completed - self.due
     }
 }
 
-/// `50 requests/s`, or `8 clients`
-impl fmt::Display for Load {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self {
-            Self::Open { rate: asked, share: None } => write!(f, "{} requests/s", rate(asked)),
-            Self::Open { rate: asked, share: Some(share) } => {
-                write!(f, "{} requests/s, {share} of what it can", rate(asked))
-            }
-            Self::Closed { concurrency } => write!(f, "{concurrency} clients"),
-        }
-    }
-}
-
-impl Met {
+impl LoadSummary {
     fn new(samples: &[Sample]) -> Self {
-        let seconds = samples.iter().map(|sample| sample.answered).fold(f64::MIN_POSITIVE, f64::max);
+        let seconds = samples.iter().map(|sample| sample.completed).fold(f64::MIN_POSITIVE, f64::max);
         let mut latencies: Vec<f64> = samples.iter().map(Sample::latency).collect();
         latencies.sort_by(f64::total_cmp);
-        // Answers before requests that come at the same time.
+        // Completions before requests of the same time.
         let mut events: Vec<(f64, i64)> =
-            samples.iter().flat_map(|sample| [(sample.answered, -1), (sample.due, 1)]).collect();
+            samples.iter().flat_map(|sample| [(sample.completed, -1), (sample.due, 1)]).collect();
         events.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
         let (mut in_flight, mut in_flight_max) = (0, 0);
         for (_, change) in events {
             in_flight += change;
             in_flight_max = in_flight_max.max(in_flight);
         }
-        // Little's law, which holds exactly from an empty start to an empty end.
+        // Little's law, which is exact from an empty start to an empty end.
         let in_flight_mean = latencies.iter().sum::<f64>() / seconds;
         Self { seconds, latencies, in_flight_mean, in_flight_max: in_flight_max as usize }
     }
@@ -72,9 +57,9 @@ impl Met {
         self.latencies.iter().sum::<f64>() / self.latencies.len().max(1) as f64
     }
 
-    /// The shortest latency that this part of all requests did not exceed; 0 where there are none.
-    fn percentile(&self, part: f64) -> f64 {
-        let rank = (part * self.latencies.len() as f64).ceil() as usize;
+    /// The shortest latency that this share of all requests did not exceed; 0 without requests.
+    fn percentile(&self, share: f64) -> f64 {
+        let rank = (share * self.latencies.len() as f64).ceil() as usize;
         self.latencies.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
     }
 
@@ -83,107 +68,26 @@ impl Met {
     }
 }
 
-impl Report<'_> {
-    /// The report in that form, without a line break at its end.
-    pub(super) fn text(&self, format: Format) -> String {
-        match format {
-            Format::Md => self.table(),
-            Format::Csv => csv(&self.rows.iter().map(|row| self.csv_row(row)).collect::<Vec<_>>()),
-            Format::Json => self.json().to_string(),
-        }
-    }
-
-    /// What requests were like, in words.
-    fn requests(&self) -> String {
-        let ServeArgs { tokens, responses, shared, .. } = self.args;
-        match responses.get() {
-            1 => format!("{tokens} tokens"),
-            _ => format!("{tokens} tokens, {shared} of the shortest of {responses} shared by them"),
-        }
-    }
-
-    fn table(&self) -> String {
-        let mut lines = vec![
-            "| load | answered/s | p50 | p90 | p99 | max | in flight, mean (max) | nominal tokens/s | tokens a pass |"
-                .to_owned(),
-            "|---|---:|---:|---:|---:|---:|---:|---:|---:|".to_owned(),
-        ];
-        for row in &self.rows {
-            let met = Met::new(&row.samples);
-            let ms = |seconds: f64| format!("{:.1} ms", 1e3 * seconds);
-            let cells = [
-                row.load.to_string(),
-                rate(row.samples.len() as f64 / met.seconds),
-                ms(met.percentile(0.5)),
-                ms(met.percentile(0.9)),
-                ms(met.percentile(0.99)),
-                ms(met.max()),
-                format!("{:.1} ({})", met.in_flight_mean, met.in_flight_max),
-                rate(row.computed.tokens as f64 / met.seconds),
-                rate(row.computed.unique_tokens as f64 / row.computed.passes.max(1) as f64),
-            ];
-            lines.push(format!("| {} |", cells.join(" | ")));
-        }
-        let commit = self.commit.map(|commit| format!(" ({commit})")).unwrap_or_default();
-        lines.push(format!(
-            "\nkudos {}{commit} on {}: {}, {}; {:.1} requests/s where all wait",
-            env!("CARGO_PKG_VERSION"),
-            self.engine.device(),
-            self.args.model.name(),
-            self.requests(),
-            self.capacity
-        ));
-        lines.join("\n")
-    }
-
-    fn csv_row(&self, row: &Row) -> Vec<(String, String)> {
-        let met = Met::new(&row.samples);
-        let columns = [
-            ("version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("commit", self.commit.unwrap_or_default().to_owned()),
-            ("device", self.engine.device().to_string()),
-            ("model", self.args.model.name().to_owned()),
-            ("requests", self.requests()),
-            ("load", row.load.to_string()),
-            ("answered", row.samples.len().to_string()),
-            ("answered_per_second", (row.samples.len() as f64 / met.seconds).to_string()),
-            ("latency_mean", met.mean().to_string()),
-            ("latency_p50", met.percentile(0.5).to_string()),
-            ("latency_p90", met.percentile(0.9).to_string()),
-            ("latency_p99", met.percentile(0.99).to_string()),
-            ("latency_max", met.max().to_string()),
-            ("in_flight_mean", met.in_flight_mean.to_string()),
-            ("in_flight_max", met.in_flight_max.to_string()),
-            ("nominal_tokens_per_second", (row.computed.tokens as f64 / met.seconds).to_string()),
-            ("passes", row.computed.passes.to_string()),
-            ("unique_tokens", row.computed.unique_tokens.to_string()),
-        ];
-        columns.map(|(name, value)| (name.to_owned(), value)).into()
-    }
-
-    fn json(&self) -> Value {
-        let mut object = facts::of(&self.args.model, self.engine, self.commit);
-        for (name, value) in [
-            ("lengths", json!(self.args.tokens.to_string())),
-            ("responses", json!(self.args.responses)),
-            ("shared", json!(self.args.shared)),
-            ("submitters", json!(self.args.submitters)),
-            ("capacity", json!(self.capacity)),
-            ("loads", self.rows.iter().map(json_row).collect()),
-        ] {
-            object.insert(name.to_owned(), value);
-        }
-        Value::Object(object)
+impl Measured<'_> {
+    pub(super) fn report(&self) -> Value {
+        let mut report = metadata::of_engine(&self.args.model, self.engine, self.commit);
+        report["lengths"] = json!(self.args.tokens.to_string());
+        report["responses"] = json!(self.args.responses);
+        report["shared"] = json!(self.args.shared);
+        report["submitters"] = json!(self.args.submitters);
+        report["capacity"] = json!(self.capacity);
+        report["loads"] = self.tests.iter().map(json).collect();
+        report
     }
 }
 
-fn json_row(row: &Row) -> Value {
-    let met = Met::new(&row.samples);
-    let (asked, share, concurrency) = match row.load {
+fn json(test: &LoadTest) -> Value {
+    let summary = LoadSummary::new(&test.samples);
+    let (rate, share, concurrency) = match test.load {
         Load::Open { rate, share } => (Some(rate), share, None),
         Load::Closed { concurrency } => (None, None, Some(concurrency)),
     };
-    let late = row.samples.iter().map(|sample| sample.asked - sample.due).fold(0.0, f64::max);
+    let late = test.samples.iter().map(|sample| sample.submitted - sample.due).fold(0.0, f64::max);
     let sample = |sample: &Sample| {
         json!({
             "due_seconds": sample.due,
@@ -192,54 +96,88 @@ fn json_row(row: &Row) -> Value {
         })
     };
     json!({
-        "rate": asked,
+        "load": test.load.to_string(),
+        "rate": rate,
         "capacity_share": share,
         "concurrency": concurrency,
-        "seconds": met.seconds,
-        "answered": row.samples.len(),
-        "answered_per_second": row.samples.len() as f64 / met.seconds,
+        "seconds": summary.seconds,
+        "answered": test.samples.len(),
+        "answered_per_second": test.samples.len() as f64 / summary.seconds,
         "latency_seconds": {
-            "mean": met.mean(),
-            "p50": met.percentile(0.5),
-            "p90": met.percentile(0.9),
-            "p99": met.percentile(0.99),
-            "max": met.max(),
+            "mean": summary.mean(),
+            "p50": summary.percentile(0.5),
+            "p90": summary.percentile(0.9),
+            "p99": summary.percentile(0.99),
+            "max": summary.max(),
         },
-        "in_flight": {"mean": met.in_flight_mean, "max": met.in_flight_max},
+        "in_flight": {"mean": summary.in_flight_mean, "max": summary.in_flight_max},
         "late_seconds_max": late,
-        "nominal_tokens_per_second": row.computed.tokens as f64 / met.seconds,
-        "unique_tokens_per_second": row.computed.unique_tokens as f64 / met.seconds,
-        "passes": row.computed.passes,
-        "unique_tokens_per_pass": row.computed.unique_tokens as f64 / row.computed.passes.max(1) as f64,
-        "samples": row.samples.iter().map(sample).collect::<Vec<_>>(),
+        "nominal_tokens_per_second": test.computed.tokens as f64 / summary.seconds,
+        "unique_tokens_per_second": test.computed.unique_tokens as f64 / summary.seconds,
+        "passes": test.computed.passes,
+        "unique_tokens_per_pass": test.computed.unique_tokens as f64 / test.computed.passes.max(1) as f64,
+        "samples": test.samples.iter().map(sample).collect::<Vec<_>>(),
     })
+}
+
+/// The report as Markdown.
+pub(super) fn markdown(report: &Value) -> String {
+    let loads = elements(&report["loads"]).map(|load| {
+        let latency =
+            |name: &str| number(&load["latency_seconds"][name], |seconds| format!("{:.1} ms", 1e3 * seconds));
+        let in_flight = &load["in_flight"];
+        [
+            plain(&load["load"]),
+            number(&load["answered_per_second"], rate),
+            latency("p50"),
+            latency("p90"),
+            latency("p99"),
+            latency("max"),
+            format!("{} ({})", number(&in_flight["mean"], |mean| format!("{mean:.1}")), in_flight["max"]),
+            number(&load["nominal_tokens_per_second"], rate),
+            number(&load["unique_tokens_per_pass"], rate),
+        ]
+    });
+    let table = table(
+        "| load | answered/s | p50 | p90 | p99 | max | in flight, mean (max) | nominal tokens/s | tokens a pass |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        loads,
+    );
+    let shared = match (&report["shared"], &report["responses"]) {
+        (_, responses) if *responses == 1 => String::new(),
+        (shared, responses) => format!(", {shared} of the shortest of {responses} shared by them"),
+    };
+    let (model, lengths) = (plain(&report["model"]["name"]), plain(&report["lengths"]));
+    let capacity = number(&report["capacity"], |capacity| format!("{capacity:.1} requests/s"));
+    let origin = origin(report);
+    format!("{table}\n\n{origin}: {model}, {lengths} tokens{shared}; {capacity} from a full queue")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn sample(due: f64, asked: f64, answered: f64) -> Sample {
-        Sample { tokens: 1, due, asked, answered }
+    fn sample(due: f64, submitted: f64, completed: f64) -> Sample {
+        Sample { tokens: 1, due, submitted, completed }
     }
 
     #[test]
-    fn latencies_count_from_when_a_request_was_to_come() {
+    fn latencies_count_from_when_a_request_was_due() {
         // The generator was held up for two seconds.
-        let met = Met::new(&[sample(0.0, 0.0, 3.0), sample(1.0, 3.0, 4.0)]);
-        assert_eq!((met.latencies.as_slice(), met.seconds), ([3.0, 3.0].as_slice(), 4.0));
+        let summary = LoadSummary::new(&[sample(0.0, 0.0, 3.0), sample(1.0, 3.0, 4.0)]);
+        assert_eq!((summary.latencies.as_slice(), summary.seconds), ([3.0, 3.0].as_slice(), 4.0));
         // One for a second, two for two, one for a second.
-        assert_eq!((met.in_flight_mean, met.in_flight_max), (1.5, 2));
+        assert_eq!((summary.in_flight_mean, summary.in_flight_max), (1.5, 2));
     }
 
     #[test]
-    fn percentiles_are_latencies_that_were_met() {
+    fn percentiles_are_latencies_of_samples() {
         let samples: Vec<Sample> = (1..=200).map(|index| sample(0.0, 0.0, f64::from(index))).collect();
-        let met = Met::new(&samples);
-        let found = [0.5, 0.9, 0.99].map(|part| met.percentile(part));
-        assert_eq!((found, met.max(), met.mean()), ([100.0, 180.0, 198.0], 200.0, 100.5));
-        assert_eq!(Met::new(&[]).percentile(0.99), 0.0);
-        let back_to_back = Met::new(&[sample(0.0, 0.0, 1.0), sample(1.0, 1.0, 2.0)]);
+        let summary = LoadSummary::new(&samples);
+        let found = [0.5, 0.9, 0.99].map(|share| summary.percentile(share));
+        assert_eq!((found, summary.max(), summary.mean()), ([100.0, 180.0, 198.0], 200.0, 100.5));
+        assert_eq!(LoadSummary::new(&[]).percentile(0.99), 0.0);
+        let back_to_back = LoadSummary::new(&[sample(0.0, 0.0, 1.0), sample(1.0, 1.0, 2.0)]);
         assert_eq!((back_to_back.in_flight_mean, back_to_back.in_flight_max), (1.0, 1));
     }
 }

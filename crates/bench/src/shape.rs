@@ -1,4 +1,4 @@
-//! Well-known models' shapes.
+//! The shapes of well-known models.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use kudos::internals::units::gib;
 use kudos::internals::weights::RandomWeights;
 use kudos::{Error, ErrorKind, MemoryPlan, Result};
 
-/// Rows of the embedding table, which is not computed over: a batch gathers rows of it, however many there are.
+/// Rows of the embedding table. No matmul runs over it: a batch gathers rows of it.
 const VOCAB: usize = 4096;
 
-/// Of random weights: the same ones in every run.
+/// Seed of random weights: they are equal in every run.
 pub(super) const SEED: u64 = 0;
 
 /// A model whose shape is known.
@@ -95,12 +95,12 @@ impl Shape {
         ModelConfig::parse(&self.config_json(layers)?, Path::new(self.name))
     }
 
-    /// The same as the text of a `config.json`.
+    /// Like [`config`](Self::config), as the content of a `config.json`.
     pub(super) fn config_json(&self, layers: Option<usize>) -> Result<String> {
         let (name, all) = (self.name, self.layers);
         let layers = layers.unwrap_or(all);
         if layers > all {
-            let message = format!("{name} has {all} layers, and {layers} were asked for");
+            let message = format!("{name} has {all} layers; `--layers` asks for {layers}");
             return Err(Error::new(ErrorKind::Options, message).with_hint("leave out `--layers` for all"));
         }
         let text = json!({
@@ -114,7 +114,7 @@ impl Shape {
     }
 }
 
-/// Refuses random weights that the host is to hold and has no room for.
+/// Refuses random weights that the host must hold and has no memory for.
 pub(super) fn refuse_crowded(config: &ModelConfig, plan: &MemoryPlan) -> Result<()> {
     let on_host = plan.footprint.weights == 0 || plan.placement.streamed > 0;
     let bytes = RandomWeights::new(config, SEED).host_bytes() as u64;
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_no_room_is_refused_with_both_sizes() {
+    fn weights_beyond_free_memory_are_refused_with_both_sizes() {
         let error = refuse_larger(3 << 30, Some(1 << 30)).unwrap_err();
         assert_eq!(error.message(), "the weights take 3.00 GiB of memory, and 1.00 GiB are free");
         assert!(refuse_larger(1, Some(1)).is_ok());
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_has_no_more_layers_than_it_has() {
+    fn more_layers_than_the_shape_has_are_refused() {
         let error = ShapeArg::SmolLm2_135m.shape().config(Some(31)).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Options);
     }

@@ -1,5 +1,5 @@
-//! How fast conversations become token ids: rendering and tokenizing, which happen on the CPU beside the device's work, and
-//! must not hold it up.
+//! `bench tokenize`: conversations to token ids, by rendering and tokenizing, which run on the CPU beside the device's work
+//! and must keep up with it.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,28 +7,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::args::{Format, TokenizeArgs};
-use crate::facts;
-use crate::measure::Summary;
-use crate::report::{csv, rate};
+use crate::args::TokenizeArgs;
+use crate::metadata;
+use crate::report::{self, elements, number, origin, plain, rate, spread, table};
+use crate::summary::Summary;
 use kudos::{Conversation, Error, ErrorKind, Prompt, Result};
 use kudos_cli::output::Output;
 use kudos_cli::{conversations_of_line, model_dir, say};
 
-/// One run: what all threads got done together.
-#[derive(Clone, Copy, Debug, Default)]
+/// One run, of all threads together.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 struct Sample {
     seconds: f64,
     conversations: usize,
     tokens: usize,
-}
-
-/// A test.
-struct Row {
-    threads: usize,
-    samples: Vec<Sample>,
 }
 
 pub(super) fn run(args: &TokenizeArgs, commit: Option<&str>) -> anyhow::Result<()> {
@@ -41,22 +36,24 @@ pub(super) fn run(args: &TokenizeArgs, commit: Option<&str>) -> anyhow::Result<(
     let conversations = conversations.collect::<Result<Vec<_>>>()?.concat();
     if conversations.is_empty() {
         let error = Error::new(ErrorKind::Options, "there are no conversations in the input").at(name);
-        return Err(error.with_hint("lines of token ids have nothing to tokenize").into());
+        return Err(error.with_hint("tokenizing needs lines with conversations, not with token ids").into());
     }
     let prompt = Prompt::open(&model_dir::find(&args.model)?, Default::default())?;
-    let mut rows = Vec::new();
+    let mut tests = Vec::new();
     for threads in args.threads.iter().map(|threads| threads.get()) {
         say(&format!("measuring {threads} threads"));
         let run = |_| tokenize(&prompt, &conversations, threads, args.seconds);
         // The first warms up.
         let samples: Vec<Sample> = (0..=args.repeats.get()).map(run).collect::<Result<_>>()?;
-        rows.push(Row { threads, samples: samples[1..].to_vec() });
+        tests.push(json(threads, &samples[1..]));
     }
-    let report = Report { args, conversations: &conversations, commit, rows };
-    output.line(&report.text())
+    let mut report = metadata::of_process(commit);
+    report["conversations"] = json!(conversations.len());
+    report["tokenizing"] = json!(tests);
+    output.line(&report::text(&report, args.output, markdown))
 }
 
-/// Threads take conversation after conversation, from the first again after the last, until the time is up.
+/// Threads take one conversation after the other, again from the first after the last, until the time is up.
 fn tokenize(
     prompt: &Prompt,
     conversations: &[Conversation],
@@ -86,82 +83,22 @@ fn tokenize(
     Ok(Sample { seconds: start.elapsed().as_secs_f64(), ..all })
 }
 
-impl Row {
-    /// Of all threads together.
-    fn tokens_per_second(&self) -> Summary {
-        let rates = self.samples.iter().map(|sample| sample.tokens as f64 / sample.seconds);
-        Summary::new(&rates.collect::<Vec<_>>())
-    }
+fn json(threads: usize, samples: &[Sample]) -> Value {
+    let rates: Vec<f64> = samples.iter().map(|sample| sample.tokens as f64 / sample.seconds).collect();
+    json!({"threads": threads, "tokens_per_second": Summary::new(&rates), "samples": samples})
 }
 
-struct Report<'a> {
-    args: &'a TokenizeArgs,
-    conversations: &'a [Conversation],
-    commit: Option<&'a str>,
-    rows: Vec<Row>,
-}
-
-impl Report<'_> {
-    fn text(&self) -> String {
-        match self.args.output {
-            Format::Md => self.table(),
-            Format::Csv => csv(&self.rows.iter().map(|row| self.csv_row(row)).collect::<Vec<_>>()),
-            Format::Json => self.json().to_string(),
-        }
-    }
-
-    fn table(&self) -> String {
-        let mut lines =
-            vec!["| threads | tokens/s | median | a thread |".to_owned(), "|---:|---:|---:|---:|".to_owned()];
-        for row in &self.rows {
-            let Summary { mean, sd, median } = row.tokens_per_second();
-            let each = rate(median / row.threads as f64);
-            lines.push(format!(
-                "| {} | {} ± {} | {} | {each} |",
-                row.threads,
-                rate(mean),
-                rate(sd),
-                rate(median)
-            ));
-        }
-        let commit = self.commit.map(|commit| format!(" ({commit})")).unwrap_or_default();
-        let (version, count) = (env!("CARGO_PKG_VERSION"), self.conversations.len());
-        lines.push(format!("\nkudos {version}{commit}, {count} conversations"));
-        lines.join("\n")
-    }
-
-    fn csv_row(&self, row: &Row) -> Vec<(String, String)> {
-        let Summary { mean, sd, median } = row.tokens_per_second();
-        let columns = [
-            ("version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("commit", self.commit.unwrap_or_default().to_owned()),
-            ("conversations", self.conversations.len().to_string()),
-            ("threads", row.threads.to_string()),
-            ("tokens_per_second_mean", mean.to_string()),
-            ("tokens_per_second_sd", sd.to_string()),
-            ("tokens_per_second_median", median.to_string()),
-        ];
-        columns.map(|(name, value)| (name.to_owned(), value)).into()
-    }
-
-    fn json(&self) -> Value {
-        let mut object = facts::of_process(self.commit);
-        let row = |row: &Row| {
-            let samples = row.samples.iter().map(|sample| {
-                json!({
-                    "seconds": sample.seconds,
-                    "conversations": sample.conversations,
-                    "tokens": sample.tokens,
-                })
-            });
-            json!({
-                "threads": row.threads,
-                "tokens_per_second": row.tokens_per_second(),
-                "samples": samples.collect::<Vec<_>>(),
-            })
-        };
-        object.insert("conversations".to_owned(), json!(self.conversations.len()));
-        object.insert("tokenizing".to_owned(), self.rows.iter().map(row).collect());
-        Value::Object(object)
-    }
+/// The report as Markdown.
+fn markdown(report: &Value) -> String {
+    let rows = elements(&report["tokenizing"]).map(|row| {
+        let (rates, threads) = (&row["tokens_per_second"], row["threads"].as_f64().unwrap_or(1.0));
+        [
+            plain(&row["threads"]),
+            spread(rates),
+            number(&rates["median"], rate),
+            number(&rates["median"], |median| rate(median / threads)),
+        ]
+    });
+    let table = table("| threads | tokens/s | median | a thread |\n|---:|---:|---:|---:|", rows);
+    format!("{table}\n\n{}, {} conversations", origin(report), report["conversations"])
 }

@@ -1,38 +1,38 @@
 //! Runs before those that are measured, until times and clocks have settled.
 
-use std::fmt;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value;
 
+use crate::report::{number, plain};
 use kudos::Result;
 
-/// So many runs in a row agree when the longest takes at most this many times the shortest; and likewise their clocks.
+/// The last runs agree when the longest takes at most `BOUND` times the shortest; likewise their clocks.
 const LAST: usize = 4;
 const BOUND: f64 = 1.03;
 
-/// Clocks rise under load and fall again as it lasts: runs that agree at once are not believed before so long.
+/// Clocks rise under load and fall again as it lasts: no warm-up settles before this time.
 const LEAST: Duration = Duration::from_millis(300);
 
-/// What a warm-up came to.
+/// The runs of a warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(super) struct WarmUp {
     pub(super) runs: usize,
     pub(super) seconds: f64,
-    /// Whether the last runs agreed; otherwise the time was up.
+    /// Whether it ended because the last runs agreed, not because its time was up.
     pub(super) settled: bool,
 }
 
-impl fmt::Display for WarmUp {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { runs, seconds, settled } = self;
-        let ended = if *settled { "until they settled" } else { "which did not settle" };
-        write!(f, "{runs} runs in {seconds:.1} s, {ended}")
-    }
+/// `12 runs in 0.5 s, until they settled`
+pub(super) fn text(warm_up: &Value) -> String {
+    let ended = if warm_up["settled"] == true { "until they settled" } else { "which did not settle" };
+    let seconds = number(&warm_up["seconds"], |seconds| format!("{seconds:.1} s"));
+    format!("{} runs in {seconds}, {ended}", plain(&warm_up["runs"]))
 }
 
-/// Runs for as long as `most` allows, once at least. `run` gives the run's seconds, and the clock behind it in MHz where that
-/// is known.
+/// Runs until times and clocks have settled or `most` has passed, at least once. `run` returns the run's seconds, and the
+/// clock after it in MHz where that is known.
 pub(super) fn warm_up(most: Duration, mut run: impl FnMut() -> Result<(f64, Option<f64>)>) -> Result<WarmUp> {
     let (mut times, mut clocks) = (Vec::new(), Vec::new());
     loop {
@@ -48,9 +48,9 @@ pub(super) fn warm_up(most: Duration, mut run: impl FnMut() -> Result<(f64, Opti
     }
 }
 
-/// Whether the last ones of these numbers are near to each other.
-fn agree(numbers: &[f64]) -> bool {
-    let last = &numbers[numbers.len().saturating_sub(LAST)..];
+/// Whether the last [`LAST`] values are within [`BOUND`] of each other.
+fn agree(values: &[f64]) -> bool {
+    let last = &values[values.len().saturating_sub(LAST)..];
     let (min, max) = last.iter().fold((f64::INFINITY, 0.0_f64), |(min, max), &n| (min.min(n), max.max(n)));
     last.len() == LAST && max <= BOUND * min
 }
@@ -59,7 +59,7 @@ fn agree(numbers: &[f64]) -> bool {
 mod tests {
     use super::*;
 
-    /// Of runs that take these times, at these clocks.
+    /// The warm-up of runs that take these times, at these clocks.
     fn of(most: f64, times: &[f64], clocks: &[f64]) -> WarmUp {
         let mut next = 0;
         let run = || {
@@ -83,12 +83,12 @@ mod tests {
     }
 
     #[test]
-    fn short_runs_are_not_believed_at_once() {
+    fn short_runs_take_the_least_time() {
         assert_eq!(of(9.0, &[0.03125; 20], &[]).runs, 10);
     }
 
     #[test]
-    fn what_does_not_settle_ends_with_the_time() {
+    fn runs_that_do_not_settle_end_with_the_time() {
         let warmed = of(1.0, &[0.25, 0.5, 0.25, 0.5, 0.25], &[]);
         assert_eq!((warmed.runs, warmed.settled), (3, false));
         assert_eq!(of(1.0, &[7.0], &[]), WarmUp { runs: 1, seconds: 7.0, settled: false });

@@ -1,4 +1,4 @@
-//! What one test scores: sequences of random ids, each the others' stranger except for a prefix.
+//! The sequences of one test: random ids, which share nothing but a prefix.
 
 use std::fmt;
 
@@ -6,37 +6,37 @@ use kudos::internals::config::{Head, ModelConfig};
 use kudos::internals::random::Random;
 use kudos::{Error, ErrorKind, Result};
 
-/// How [`Workload::flop`] counts, in words.
+/// The formula of [`Workload::flop`], in words.
 pub(super) const FLOP_FORMULA: &str = "2 * weights of the layers' matrices for each unique token, and 4 * heads * \
     head_dim * keys for its attention, causal; of the last layer, keys and values for each unique token and the rest for \
-    each sequence, as that is all that is computed; a shared prefix once; norms, RoPE, SiLU and the head not counted";
+    each sequence, for nothing else is computed; a shared prefix once; norms, RoPE, SiLU and the head not counted";
 
 /// Sequences of one length, of which consecutive ones share a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Workload {
-    /// Of each sequence, its prefix included.
+    /// Tokens of each sequence, its prefix included.
     pub(super) tokens: usize,
     pub(super) sequences: usize,
-    /// Tokens that `responses` consecutive sequences have in common; less than `tokens`.
+    /// Tokens that `responses` consecutive sequences share; less than `tokens`.
     pub(super) shared_prefix: usize,
     /// 1 where nothing is shared.
     pub(super) responses: usize,
 }
 
 impl Workload {
-    /// Refuses sequences that could not be told apart by the first id that is their own, which would make them share more
-    /// than they are to.
+    /// Refuses more sequences than there are ids: the first id after the prefix tells sequences apart, and equal ones would
+    /// make them share more than the prefix.
     pub(super) fn check(&self, config: &ModelConfig) -> Result<()> {
         let ids = Ids::of(config).count;
         let alike = self.prefixes().max(self.responses);
         if alike <= ids {
             return Ok(());
         }
-        let message = format!("{alike} different sequences were asked for, of a model with {ids} ids");
+        let message = format!("{alike} different sequences were asked for, and the model has {ids} ids");
         Err(Error::new(ErrorKind::Options, message).with_hint("ask for fewer sequences (`--seqs`)"))
     }
 
-    /// Prefixes that are computed: one for each sequence where none is shared.
+    /// Prefixes that are computed: one per sequence where none is shared.
     fn prefixes(&self) -> usize {
         self.sequences.div_ceil(self.responses)
     }
@@ -46,7 +46,7 @@ impl Workload {
         self.prefixes() * self.shared_prefix + self.sequences * (self.tokens - self.shared_prefix)
     }
 
-    /// The sequences, the same ones in every run. None ends in a classifier's padding, which it would not be scored at.
+    /// The sequences, equal in every run. None ends in a classifier's padding, at which no reward is read.
     pub(super) fn ids(&self, config: &ModelConfig) -> Vec<Vec<u32>> {
         let all = Ids::of(config);
         let run = |first: usize, len: usize, seed: usize| {
@@ -58,7 +58,7 @@ impl Workload {
         };
         let sequence = |index: usize| {
             let (prompt, response) = (index / self.responses, index % self.responses);
-            // What differs comes first: where nothing is shared, all of it.
+            // The first id tells sequences apart: of all sequences where nothing is shared, else of one prompt's.
             let first = if self.shared_prefix > 0 { response } else { index };
             let own = run(first, self.tokens - self.shared_prefix, self.prefixes() + index);
             [run(prompt, self.shared_prefix, prompt), own].concat()
@@ -66,11 +66,11 @@ impl Workload {
         (0..self.sequences).map(sequence).collect()
     }
 
-    /// Floating-point operations that all sequences need: [`FLOP_FORMULA`].
+    /// FLOP of all sequences: [`FLOP_FORMULA`].
     pub(super) fn flop(&self, config: &ModelConfig) -> f64 {
         let (hidden, q_width, kv_width) = (config.hidden, config.q_width(), config.kv_width());
         let keys_and_values = (2 * hidden * 2 * kv_width) as f64;
-        // Queries, the projection back, and the MLP.
+        // Queries, the output projection, and the MLP.
         let others = (2 * (2 * hidden * q_width + 3 * hidden * config.ffn)) as f64;
         let (unique, sequences) = (self.unique_tokens() as f64, self.sequences as f64);
         let layers = config.layers as f64;
@@ -96,11 +96,11 @@ impl fmt::Display for Workload {
     }
 }
 
-/// A model's token ids but a classifier's padding, at which it would not be scored.
+/// A model's token ids without a classifier's padding, at which no reward is read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ids {
     pub(super) count: usize,
-    /// One beyond the vocabulary where there is none.
+    /// One beyond the vocabulary where the model has no padding.
     pub(super) padding: usize,
 }
 
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn sequences_share_their_prefix_and_nothing_else() {
+    fn sequences_share_only_their_prefix() {
         for (shared_prefix, responses) in [(0, 1), (1, 3), (7, 4)] {
             for tokens in [shared_prefix + 1, 12] {
                 let workload = Workload { tokens, sequences: 11, shared_prefix, responses };
@@ -160,10 +160,10 @@ mod tests {
     }
 
     #[test]
-    fn operations_are_those_of_the_70b_less_what_the_last_layer_saves() {
+    fn flop_are_the_70b_s_less_what_the_last_layer_saves() {
         let workload = Workload { tokens: 4096, sequences: 1, shared_prefix: 0, responses: 1 };
         let per_token = workload.flop(&config(None)) / 4096.0;
-        // 136.90 GFLOP of products and 5.37 of attention over 80 layers.
+        // 136.90 GFLOP of matmuls and 5.37 of attention over 80 layers.
         let layer = 136.902e9 / 80.0;
         let expected = 79.0 * layer + 2.0 * 8192.0 * 2048.0 + (5.37e9 / 80.0) * 79.0;
         assert!((per_token / expected - 1.0).abs() < 1e-3, "{per_token} {expected}");

@@ -1,4 +1,4 @@
-//! What is measured: every kernel at the sizes of a model, with the fewest bytes that its work takes and its operations.
+//! The cases of `bench kernels`: every kernel at the sizes of a model, with its fewest bytes and its FLOP.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -20,42 +20,42 @@ use kudos::internals::batch::{Batch, Budget, Sharing};
 use kudos::internals::config::ModelConfig;
 use kudos::{GemmTuning, Result};
 
-/// Launches take turns with operands of so many bytes in all: far more than the second-level cache of any GPU holds.
+/// Bytes of all sets of operands, which launches take in turn: far more than the second-level cache of any GPU holds.
 const ROTATED_BYTES: usize = 512 << 20;
 
-/// Bytes of a copy, and rows, columns and width of the matrix product that yardsticks are taken from.
+/// The yardsticks: bytes of the copy, and M = N = K of the matmul.
 const COPY_BYTES: usize = 512 << 20;
 const SQUARE: usize = 8192;
 
-/// Rows of a pass for each sequence that ends in it, as passes are sized for.
+/// Rows of a pass per sequence that ends in it, for which passes are sized.
 const TOKENS_PER_SEQUENCE: usize = 16;
 
 /// A launch that can be repeated.
 pub(super) struct Case {
     pub(super) kernel: String,
-    /// Its sizes in words.
+    /// Sizes, in words.
     pub(super) sizes: String,
-    /// The fewest that must be read and written.
+    /// The fewest bytes read and written.
     pub(super) bytes: usize,
-    /// Floating-point operations; none where the bytes alone matter.
+    /// 0 where the bytes alone count.
     pub(super) flop: f64,
     pub(super) ops: Rc<Ops>,
-    /// Queues launch number `n`.
+    /// Queues the launch of this index.
     pub(super) launch: Box<dyn FnMut(usize) -> Result<()>>,
 }
 
-/// Makes cases of one device and one model.
+/// Makes the cases of one device and one model.
 pub(super) struct Maker<'a> {
     pub(super) ops: Rc<Ops>,
     pub(super) config: &'a ModelConfig,
-    /// Whether launches are only tried: yardsticks are small, and there is one set of operands.
-    pub(super) tried: bool,
+    /// Nothing is measured: yardsticks are small, and there is one set of operands.
+    pub(super) dry_run: bool,
 }
 
 impl Maker<'_> {
-    /// The copy that memory's rate is taken from.
+    /// The copy from which the rate of memory is taken.
     pub(super) fn copy(&self) -> Result<Case> {
-        let bytes = if self.tried { 4096 } else { COPY_BYTES };
+        let bytes = if self.dry_run { 4096 } else { COPY_BYTES };
         let (from, mut to) = (self.random(bytes)?, self.random(bytes)?);
         let ops = Rc::clone(&self.ops);
         let sizes = format!("{bytes} bytes");
@@ -64,7 +64,7 @@ impl Maker<'_> {
         }))
     }
 
-    /// Every kernel and product of a layer, and those after the last one, in a pass of so many tokens.
+    /// Every kernel and matmul of a layer, and those after the last layer, in a pass of `tokens` tokens.
     pub(super) fn of_tokens(&self, tokens: usize) -> Result<Vec<Case>> {
         let mut cases = vec![
             self.add_rms_norm(tokens, true)?,
@@ -86,15 +86,15 @@ impl Maker<'_> {
             ("gate_up", 2 * ffn, hidden, hidden, Out::Activation),
             ("down", hidden, ffn, 2 * ffn, add),
         ] {
-            cases.push(self.product(name, tokens, (features, width, x_stride), out)?);
+            cases.push(self.matmul(name, tokens, (features, width, x_stride), out)?);
         }
         Ok(cases)
     }
 
-    /// A large product, which none of the model's need be.
+    /// A large matmul, of no size of the model.
     pub(super) fn square(&self) -> Result<Case> {
-        let size = if self.tried { 64 } else { SQUARE };
-        self.product("square", size, (size, size, size), Out::Activation)
+        let size = if self.dry_run { 64 } else { SQUARE };
+        self.matmul("square", size, (size, size, size), Out::Activation)
     }
 
     fn heads(&self) -> Heads {
@@ -118,20 +118,20 @@ impl Maker<'_> {
         Case { kernel, sizes, bytes, flop, ops, launch }
     }
 
-    /// So many bytes of numbers that are near to normal, a whole number of 16-byte words.
+    /// `bytes` bytes of nearly normal elements, a multiple of 16 bytes.
     fn random(&self, bytes: usize) -> Result<DeviceBuffer> {
         let mut buffer = self.ops.context().allocate(bytes)?;
         self.ops.fill_normal(&mut buffer, bytes / self.ops.format().bytes(), bytes as u64, 1.0)?;
         Ok(buffer)
     }
 
-    /// Sets of buffers of these sizes, to take turns with.
+    /// Sets of buffers of these sizes, which launches take in turn.
     fn sets<const N: usize>(&self, bytes: [usize; N]) -> Result<Vec<[DeviceBuffer; N]>> {
         let of_set = bytes.iter().sum::<usize>().max(1);
-        let count = if self.tried { 1 } else { ROTATED_BYTES.div_ceil(of_set).max(2) };
+        let count = if self.dry_run { 1 } else { ROTATED_BYTES.div_ceil(of_set).max(2) };
         let set = |_| {
             let buffers = bytes.iter().map(|&bytes| self.random(bytes)).collect::<Result<Vec<_>>>()?;
-            Ok(buffers.try_into().unwrap_or_else(|_| unreachable!("as many as there are sizes")))
+            Ok(buffers.try_into().unwrap_or_else(|_| unreachable!("one buffer per size")))
         };
         (0..count).map(set).collect()
     }
@@ -152,8 +152,8 @@ impl Maker<'_> {
         let ops = Rc::clone(&self.ops);
         let sizes = format!("{tokens} x {hidden}{}", if adds { ", adding" } else { "" });
         Ok(self.case("add_rms_norm", sizes, bytes, 0.0, move |turn| {
-            let count = sets.len();
-            let [residual, delta, weight, out] = &mut sets[turn % count];
+            let sets_len = sets.len();
+            let [residual, delta, weight, out] = &mut sets[turn % sets_len];
             let delta = if adds { Delta::In(delta.all()) } else { Delta::None };
             let weight = weight.all();
             ops.add_rms_norm(AddRmsNorm {
@@ -203,8 +203,8 @@ impl Maker<'_> {
         let ops = Rc::clone(&self.ops);
         let (sizes, bytes) = (format!("{tokens} x {ffn}"), 3 * tokens * ffn * self.ops.format().bytes());
         Ok(self.case("silu_mul", sizes, bytes, 0.0, move |turn| {
-            let count = sets.len();
-            let [gate_up] = &mut sets[turn % count];
+            let sets_len = sets.len();
+            let [gate_up] = &mut sets[turn % sets_len];
             ops.silu_mul(SiluMul { gate_up, tokens, ffn, scale: 1.0 })
         }))
     }
@@ -231,15 +231,15 @@ impl Maker<'_> {
         let ops = Rc::clone(&self.ops);
         let (sizes, bytes) = (format!("{rows} x {hidden}"), rows * (row + 4) + row);
         Ok(self.case("score", sizes, bytes, 0.0, move |turn| {
-            let count = sets.len();
-            let [x, head, out] = &mut sets[turn % count];
+            let sets_len = sets.len();
+            let [x, head, out] = &mut sets[turn % sets_len];
             ops.score(Score { x: x.all(), head: head.all(), out, tokens: rows, labels: 1, hidden })
         }))
     }
 
     fn seam_tiles(&self, tokens: usize) -> Result<Case> {
         let heads = self.heads();
-        // One tile for each sequence; each of its rows repeats another.
+        // One tile per sequence; each of its rows copies another row.
         let count = tokens.div_ceil(TOKENS_PER_SEQUENCE) * TILE_KEYS;
         let sources: Vec<u32> = (0..count).map(|i| (i % tokens) as u32).collect();
         let (tables, sources) = self.tables(|tables| tables.seam_sources(&sources))?;
@@ -254,7 +254,7 @@ impl Maker<'_> {
         }))
     }
 
-    /// The tier's attention kernels for just this width of heads that this GPU can run.
+    /// The tier's attention kernels for exactly this head_dim that this GPU can run.
     fn attention_kernels(&self) -> Vec<&'static AttentionKernel> {
         let (device, format, head_dim) = (self.ops.context().info(), self.ops.format(), self.config.head_dim);
         let fits = |kernel: &AttentionKernel| {
@@ -298,7 +298,7 @@ impl Maker<'_> {
         Ok(Case { ops, ..self.case(kernel.name, sizes, bytes, flop, launch) })
     }
 
-    fn product(
+    fn matmul(
         &self,
         name: &str,
         rows: usize,
@@ -323,8 +323,8 @@ impl Maker<'_> {
         let flop = 2.0 * (rows * features) as f64 * width as f64;
         let sizes = format!("{rows} x {features} x {width}");
         Ok(self.case(format!("product_{name}"), sizes, bytes, flop, move |turn| {
-            let count = sets.len();
-            let [x, weight, out] = &mut sets[turn % count];
+            let sets_len = sets.len();
+            let [x, weight, out] = &mut sets[turn % sets_len];
             let (x, weight) = (x.all(), weight.all());
             let operands = Operands { x, weight, bias: None, out, out_first: 0, rows, alpha: 1.0 };
             lt.run(&mut product.borrow_mut(), operands)

@@ -1,13 +1,14 @@
-//! The clock around launches.
+//! Launches kernels and takes their times.
 
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::Yardsticks;
 use super::cases::{Case, Maker};
-use super::report::{Report, Row};
+use super::report::{self, KernelResult, Measured};
+use super::yardsticks::Yardsticks;
 use crate::args::KernelsArgs;
-use crate::measure::Summary;
+use crate::report::text;
+use crate::summary::Summary;
 use kudos::internals::backend::cuda::context::Context;
 use kudos::internals::backend::cuda::ops::Ops;
 use kudos::internals::backend::cuda::probe;
@@ -17,26 +18,28 @@ use kudos::{Error, ErrorKind, Result};
 use kudos_cli::output::Output;
 use kudos_cli::say;
 
-/// Launches warm up for so long: clocks rise, and fall again under load.
+/// Warm-up of a kernel: clocks rise, and fall again under load.
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// A sample takes so long at least: far longer than its two events are apart by themselves.
+/// The shortest sample: far longer than the distance of two events without launches between them.
 const SAMPLE_SECONDS: f64 = 0.02;
 
-/// Launches of a sample, at most.
+/// The most launches of a sample.
 const LAUNCHES_MAX: usize = 10_000;
 
-/// Measures every kernel, or only launches each once.
+/// Measures every kernel; a dry run launches each once.
 pub(crate) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow::Result<()> {
     let mut output = Output::open(None, &[])?;
     let config = args.shape.shape().config(None)?;
     let devices = probe::devices().map_err(|error| {
-        error.with_hint("kernels are of GPUs; `cargo bench --bench cpu_kernels` measures the CPU's")
+        error.with_hint(
+            "`bench kernels` needs a GPU; `cargo bench --bench cpu_kernels` measures the CPU's kernels",
+        )
     })?;
     let info = &devices[0];
-    let tried = args.dry_run;
-    if !info.has_clock && !tried {
-        let message = format!("{} has no clock rate: it is no hardware, and has no speed", info.name);
+    let dry_run = args.dry_run;
+    if !info.has_clock && !dry_run {
+        let message = format!("{} is simulated: its timings say nothing of speed", info.name);
         return Err(Error::new(ErrorKind::Device, message)
             .with_hint("measure on hardware; `--dry-run` launches every kernel and measures nothing")
             .into());
@@ -48,11 +51,11 @@ pub(crate) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow::Result<()
         return Err(Error::new(ErrorKind::Options, message).with_hint("leave `--cuda-tier` out").into());
     }
     let ops = Rc::new(Ops::new(Context::open(info)?, tier, config.head_dim)?);
-    let maker = Maker { ops, config: &config, tried };
-    let mut rows = Vec::new();
+    let maker = Maker { ops, config: &config, dry_run };
+    let mut kernels = Vec::new();
     let mut measure = |case: Case| -> Result<()> {
-        say(&format!("{} {}, {}", if tried { "launching" } else { "measuring" }, case.kernel, case.sizes));
-        rows.push(row(case, (!tried).then(|| args.repeats.get()))?);
+        say(&format!("{} {}, {}", if dry_run { "launching" } else { "measuring" }, case.kernel, case.sizes));
+        kernels.push(measured(case, (!dry_run).then(|| args.repeats.get()))?);
         Ok(())
     };
     measure(maker.copy()?)?;
@@ -61,26 +64,26 @@ pub(crate) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow::Result<()
         maker.of_tokens(tokens.get())?.into_iter().try_for_each(&mut measure)?;
     }
     let device = format!("{}, compute capability {}, {} kernels", info.name, info.capability, tier.name());
-    output.line(&Report { args, commit, device, rows }.text())
+    let report = Measured { args, commit, device, kernels }.report();
+    output.line(&text(&report, args.output, report::markdown))
 }
 
-/// Samples of each yardstick where those alone are measured.
+/// Samples of each yardstick where nothing else is measured.
 const YARDSTICK_REPEATS: usize = 10;
 
-/// The yardsticks of the first GPU, which is an engine's rank 0's. Of the model no size matters.
+/// The yardsticks of the first GPU, which is that of an engine's rank 0. They depend on no size of the model.
 pub(crate) fn yardsticks(config: &ModelConfig) -> Result<Yardsticks> {
     let info = &probe::devices()?[0];
     let ops = Rc::new(Ops::new(Context::open(info)?, info.capability.tier(), config.head_dim)?);
-    let maker = Maker { ops, config, tried: false };
-    let measured = |case: Case| row(case, Some(YARDSTICK_REPEATS));
-    let copy = measured(maker.copy()?)?.rate();
-    let product = measured(maker.square()?)?.flops();
-    let known = |rate: Option<f64>| rate.expect("what was repeated has a rate");
-    Ok(Yardsticks { flop_per_second: known(product), bytes_per_second: known(copy) })
+    let maker = Maker { ops, config, dry_run: false };
+    let copy = measured(maker.copy()?, Some(YARDSTICK_REPEATS))?.bytes_per_second();
+    let matmul = measured(maker.square()?, Some(YARDSTICK_REPEATS))?.flop_per_second();
+    let known = |rate: Option<f64>| rate.expect("measured cases have a rate");
+    Ok(Yardsticks { flop_per_second: known(matmul), bytes_per_second: known(copy) })
 }
 
-/// One case's row; without repeats it is launched once, and has no samples.
-fn row(mut case: Case, repeats: Option<usize>) -> Result<Row> {
+/// Measures one case; without repeats it is launched once and has no samples.
+fn measured(mut case: Case, repeats: Option<usize>) -> Result<KernelResult> {
     let Case { ops, launch, .. } = &mut case;
     let context = ops.context();
     let mut samples = Vec::new();
@@ -113,5 +116,5 @@ fn row(mut case: Case, repeats: Option<usize>) -> Result<Row> {
     }
     let Case { kernel, sizes, bytes, flop, .. } = case;
     let seconds = (!samples.is_empty()).then(|| Summary::new(&samples));
-    Ok(Row { kernel, sizes, bytes, flop, launches, seconds, samples })
+    Ok(KernelResult { kernel, sizes, bytes, flop, launches, seconds, samples })
 }

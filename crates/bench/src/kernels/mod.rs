@@ -1,8 +1,8 @@
-//! `bench kernels`: each kernel of a GPU, and the matrix products beside them, against what the device can do.
+//! `bench kernels`: each kernel of a GPU, and the matmuls beside them, against the device's own rates.
 //!
-//! The yardsticks are measured in the same run: a copy within the device, and the fastest of all matrix products. The least
-//! time of a kernel is that of its fewest bytes at the copy's rate or of its operations at the products', whichever is
-//! longer. `benches/kernels.md` describes what is printed.
+//! The yardsticks are measured in the same run: a copy within the device, and the fastest matmul. The roof of a kernel is
+//! the longer of two times, that of its fewest bytes at the copy's rate and that of its FLOP at the matmul's.
+//! `benches/kernels.md` describes the report.
 
 #[cfg(feature = "cuda")]
 mod cases;
@@ -10,6 +10,9 @@ mod cases;
 mod measure;
 #[cfg(feature = "cuda")]
 mod report;
+mod yardsticks;
+
+pub(super) use yardsticks::Yardsticks;
 
 #[cfg(feature = "cuda")]
 pub(super) use measure::{run, yardsticks};
@@ -19,21 +22,13 @@ use kudos::internals::config::ModelConfig;
 #[cfg(not(feature = "cuda"))]
 use kudos::{Error, ErrorKind};
 
-/// What one GPU can do at most, all else apart.
-pub(super) struct Yardsticks {
-    /// Floating-point operations of a large matrix product.
-    pub(super) flop_per_second: f64,
-    /// Of a copy within the device, read and written.
-    pub(super) bytes_per_second: f64,
-}
-
-/// Says where kernels are measured that this build has.
+/// Returns an error: this build has no CUDA kernels.
 #[cfg(not(feature = "cuda"))]
 pub(super) fn run(_: &crate::args::KernelsArgs, _: Option<&str>) -> anyhow::Result<()> {
     Err(no_gpus().with_hint("`cargo bench --bench cpu_kernels` measures the CPU's kernels").into())
 }
 
-/// There are none.
+/// Returns an error: this build has no CUDA backend.
 #[cfg(not(feature = "cuda"))]
 pub(super) fn yardsticks(_: &ModelConfig) -> kudos::internals::error::Result<Yardsticks> {
     Err(no_gpus())
