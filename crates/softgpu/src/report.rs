@@ -1,7 +1,7 @@
 //! What tests ask the library itself, found by `dlsym`: counters, faults, planted bugs.
 
-use crate::driver::trace::{calls_json, reset_calls};
-use crate::driver::world::{initialise, world};
+use crate::driver::calls::{calls_json, reset_calls};
+use crate::driver::world::{DeviceState, initialise, world};
 use std::ffi::{CStr, c_char};
 
 /// Counters of every launch since the last reset, as a JSON array, devices in order, launches of one in order.
@@ -44,7 +44,8 @@ pub unsafe extern "C" fn softgpu_trace_json(buffer: *mut c_char, length: usize) 
     let mut items = Vec::new();
     if let Ok(world) = world() {
         for device in &world.devices {
-            items.extend(device.lock().unwrap_or_else(std::sync::PoisonError::into_inner).trace_json());
+            let device = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            items.extend(device.trace.json(device.index));
         }
     }
     let text = format!("[{}]", items.join(","));
@@ -60,9 +61,10 @@ pub extern "C" fn softgpu_reset_trace() {
     if let Ok(world) = world() {
         let device =
             |index: usize| world.devices[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let latest = |device: &DeviceState| device.trace.latest(device.streams.values());
         let devices = 0..world.devices.len();
-        let floor = devices.clone().map(|index| device(index).latest()).max().unwrap_or(0);
-        devices.for_each(|index| device(index).reset_trace(floor));
+        let floor = devices.clone().map(|index| latest(&device(index))).max().unwrap_or(0);
+        devices.for_each(|index| device(index).trace.reset(floor));
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::algorithm::Algorithm;
 use super::gemm::{Element, Gemm, Matrix};
-use crate::driver::queue::Op;
-use crate::driver::trace::called;
+use crate::driver::calls::called;
+use crate::driver::op::Op;
 use crate::driver::wait::push_launch;
 use crate::driver::{device_of, enter};
 use std::ffi::{c_int, c_uint, c_void};
@@ -408,9 +408,9 @@ pub unsafe extern "C" fn cublasLtMatmul(
     }
     let multiplications = (m * n * k) as u64;
     let gemm = Gemm { alpha, beta, k_block: algorithm.k_block(n, k), ..gemm };
-    let work = Box::new(move |memory: &mut crate::device::DeviceMemory| gemm.run(memory));
+    let call = Box::new(move |memory: &mut crate::device::DeviceMemory| gemm.run(memory));
     let queued = device_of(stream).and_then(enter).and_then(|device| {
-        push_launch(device, stream, Op::Work { name: "cublasLtMatmul", multiplications, work })
+        push_launch(device, stream, Op::Library { name: "cublasLtMatmul", multiplications, call })
     });
     if queued.is_ok() { SUCCESS } else { EXECUTION_FAILED }
 }

@@ -1,7 +1,7 @@
 //! `cuInit`, devices, contexts, error texts.
 
+use super::calls::called;
 use super::status::{self, Status};
-use super::trace::called;
 use super::wait::drain_all;
 use super::world::{initialise, world};
 use super::{CURRENT, CuResult, code, current_device, enter, lock, store};

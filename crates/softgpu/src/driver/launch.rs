@@ -1,9 +1,9 @@
 //! Modules, functions, launches.
 
+use super::calls::called;
 use super::context::limits;
-use super::queue::Op;
+use super::op::Op;
 use super::status::Status;
-use super::trace::called;
 use super::wait::push_launch;
 use super::world::{Function, world};
 use super::{CuResult, code, current_device, device_of, enter, store};

@@ -1,8 +1,8 @@
 //! Allocation and copies.
 
-use super::queue::Op;
+use super::calls::{Direction, called, copied};
+use super::op::Op;
 use super::status::Status;
-use super::trace::{Way, called, copied};
 use super::wait::{drain, drain_all};
 use super::world::world;
 use super::{CuResult, code, current_device, device_of, enter, lock, store};
@@ -135,7 +135,7 @@ pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
 unsafe fn copy_in(to: u64, from: *const u8, bytes: usize, stream: usize) -> Result<(), Status> {
     let mut d = device_of(stream).and_then(enter)?;
     let pinned = world()?.is_pinned(from as usize, bytes);
-    copied(Way::In, pinned, bytes);
+    copied(Direction::In, pinned, bytes);
     let op = if pinned {
         Op::CopyInPinned { to, from: from as usize, bytes }
     } else {
@@ -163,7 +163,7 @@ pub unsafe extern "C" fn cuMemcpyDtoHAsync_v2(
 fn copy_out(to: *mut u8, from: u64, bytes: usize, stream: usize) -> Result<(), Status> {
     let mut d = device_of(stream).and_then(enter)?;
     let pinned = world()?.is_pinned(to as usize, bytes);
-    copied(Way::Out, pinned, bytes);
+    copied(Direction::Out, pinned, bytes);
     d.push(stream, Op::CopyOut { to: to as usize, from, bytes, pinned })?;
     if pinned { Ok(()) } else { drain(d, stream).map(|_| ()) }
 }

@@ -4,9 +4,11 @@
 //! time. Copies from pageable host memory read it at the call, as the driver does; pinned memory is read when the copy
 //! runs.
 
+pub(crate) mod calls;
 pub mod context;
 pub mod launch;
 pub mod memory;
+pub mod op;
 pub mod queue;
 pub mod status;
 pub mod stream;

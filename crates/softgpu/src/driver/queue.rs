@@ -1,50 +1,14 @@
-//! Streams and events: queues that run when somebody waits for them.
+//! Runs streams: each is a queue that runs when a thread waits for it.
 
+use super::op::{Failure, Op, Stream};
 use super::status::Status;
-use super::trace;
+use super::trace::Label;
 use super::world::{DeviceState, World};
 use crate::check::{Fault, Violation};
 use crate::decode::Program;
-use crate::device::{Access, DeviceMemory, Launch};
+use crate::device::{Access, Launch};
 use crate::exec;
-use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Instant;
-
-/// The device's status and what is printed.
-pub type Failure = (Status, String);
-
-/// Work of a library (a GEMM) on the device's memory; an error names what went wrong.
-pub type Work = Box<dyn FnOnce(&mut DeviceMemory) -> Result<(), String> + Send>;
-
-/// A collective: `None` as long as it waits for other ranks. It is asked again until it ends. It is given the logical time
-/// at which it could start here, and gives that of its start, when all ranks could.
-pub type Poll = Box<dyn FnMut(&mut DeviceMemory, u64) -> Option<Result<u64, Failure>> + Send>;
-
-/// One entry of a stream.
-#[allow(missing_docs)]
-pub enum Op {
-    /// Bytes that were read from pageable memory at the call.
-    CopyIn { to: u64, bytes: Vec<u8> },
-    /// From pinned host memory, read when this runs.
-    CopyInPinned { to: u64, from: usize, bytes: usize },
-    /// To host memory.
-    CopyOut { to: usize, from: u64, bytes: usize, pinned: bool },
-    /// Between two places of the device.
-    CopyDevice { to: u64, from: u64, bytes: usize },
-    /// Bytes of one value.
-    Fill { to: u64, value: u8, bytes: usize },
-    /// A kernel.
-    Launch { program: Arc<Program>, config: exec::Config, params: Vec<u8> },
-    /// An event's time of passing.
-    Record { event: usize },
-    /// Nothing later before that place of another stream is done.
-    Wait { stream: usize, sequence: u64 },
-    /// A library call, with its name and size.
-    Work { name: &'static str, multiplications: u64, work: Work },
-    /// A call that ends when all ranks of a group have come to it.
-    Collective { name: &'static str, bytes: usize, group: usize, poll: Poll },
-}
 
 /// How far a stream ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,31 +20,6 @@ pub enum Progress {
         /// The group of ranks.
         group: usize,
     },
-}
-
-/// A stream.
-#[derive(Default)]
-pub struct Stream {
-    pub(super) queue: VecDeque<Op>,
-    /// Entries ever pushed, and those done.
-    pub pushed: u64,
-    /// Entries done.
-    pub done: u64,
-    /// The logical time at which the last of them ended.
-    pub(super) clock: u64,
-    /// The same of each.
-    pub(super) ends: Vec<u64>,
-    /// Waits for the default stream and is waited for by it.
-    pub blocking: bool,
-}
-
-/// An event.
-#[derive(Default)]
-pub struct Event {
-    /// (stream, sequence) of the last record.
-    pub recorded: Option<(usize, u64)>,
-    /// When that record ran.
-    pub passed: Option<Instant>,
 }
 
 impl DeviceState {
@@ -130,7 +69,7 @@ impl DeviceState {
             let waits = match &mut op {
                 Op::Wait { stream: other, sequence } => {
                     let progress = self.run_until(world, *other, *sequence)?;
-                    start = Ok(ready.max(self.ended(*other, *sequence)));
+                    start = Ok(ready.max(self.trace.ended(self.streams.get(other), *sequence)));
                     (progress != Progress::Done).then_some(progress)
                 }
                 Op::Collective { name, group, poll, .. } => match poll(&mut self.memory, ready) {
@@ -148,9 +87,9 @@ impl DeviceState {
                 }
                 return Ok(waits);
             }
-            let (what, work) = (trace::describe(&op), trace::work(&op));
+            let label = Label::new(&op);
             let end = match start.and_then(|start| self.perform(world, op).map(|()| start)) {
-                Ok(start) => what.map_or(start, |what| self.record(world, stream, what, start, work)),
+                Ok(start) => label.map_or(start, |label| self.record(world, stream, label, start)),
                 Err((status, why)) => {
                     eprintln!("softgpu: device {}: {why}", self.index);
                     self.error = Some(status);
@@ -172,6 +111,14 @@ impl DeviceState {
         let of_group = |op: &Op| matches!(op, Op::Collective { group: other, .. } if *other == group);
         let next = |s: &Stream| s.queue.iter().position(of_group).map(|at| s.done + at as u64 + 1);
         self.streams.iter().filter_map(|(&id, s)| Some((id, next(s)?))).collect()
+    }
+
+    /// Traces the operation that has just run, and returns the time of its end.
+    fn record(&mut self, world: &World, stream: usize, label: Label, start: u64) -> u64 {
+        let link = world.settings.link_bytes_per_ns;
+        let end = start + label.duration(link, self.memory.counters.warp_instructions);
+        self.trace.record(stream, label, start, end);
+        end
     }
 
     fn perform(&mut self, world: &World, op: Op) -> Result<(), Failure> {
@@ -221,8 +168,8 @@ impl DeviceState {
                 }
             }
             Op::Wait { .. } | Op::Collective { .. } => {}
-            Op::Work { name, work, .. } => {
-                work(memory).map_err(|why| (Status::IllegalAddress, format!("{name}: {why}")))?;
+            Op::Library { name, call, .. } => {
+                call(memory).map_err(|why| (Status::IllegalAddress, format!("{name}: {why}")))?;
             }
         }
         Ok(())

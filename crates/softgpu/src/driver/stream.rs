@@ -1,8 +1,9 @@
 //! Streams and events.
 
-use super::queue::{Event, Op, Progress, Stream};
+use super::calls::called;
+use super::op::{Event, Op, Stream};
+use super::queue::Progress;
 use super::status::Status;
-use super::trace::called;
 use super::wait::{drain, finish, help};
 use super::world::world;
 use super::{CuResult, code, current_device, device_of, enter, lock, store};

@@ -1,7 +1,8 @@
 //! Waiting for streams: their entries run here, and while a collective waits for other ranks the device is let go of, so
 //! that other threads can call it: a watchdog asks for an event, aborts a communicator.
 
-use super::queue::{Op, Progress};
+use super::op::Op;
+use super::queue::Progress;
 use super::status::Status;
 use super::world::{DeviceState, World, world};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

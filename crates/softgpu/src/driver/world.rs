@@ -1,6 +1,6 @@
 //! The process's devices, its settings, its planned faults and its planted bugs.
 
-use super::queue::{Event, Stream};
+use super::op::{Event, Stream};
 use super::status::Status;
 use super::trace::Trace;
 use crate::decode::Program;

@@ -1,12 +1,18 @@
 //! The entry points. A communicator is a number behind the opaque pointer: one that was given up is known as such.
 
+use super::abi::{
+    Config, IN_PROGRESS, INTERNAL_ERROR, INVALID_ARGUMENT, INVALID_USAGE, NcclResult, REMOTE_ERROR, SUCCESS,
+    SYSTEM_ERROR, UNHANDLED_CUDA_ERROR, UniqueId,
+};
+use super::call::{Call, NAMES};
 use super::comm::{Collective, Comm, deadline};
-use super::meeting::{Call, Group, Place};
+use super::element::Element;
+use super::group::{DeviceId, Group};
 use super::remote::{Link, Remote, serve, wake};
-use super::sum::{Element, concat, ring_sum};
+use super::sum::{concat, ring_sum};
 use super::wire::listen;
-use crate::driver::queue::Op;
-use crate::driver::trace::called;
+use crate::driver::calls::called;
+use crate::driver::op::Op;
 use crate::driver::wait::{changed, changes, wait_for_change};
 use crate::driver::world::world;
 use crate::driver::{current_device, device_of, enter};
@@ -17,39 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// `ncclResult_t`.
-pub type NcclResult = c_uint;
-
-pub(super) const SUCCESS: NcclResult = 0;
-const UNHANDLED_CUDA_ERROR: NcclResult = 1;
-pub(super) const SYSTEM_ERROR: NcclResult = 2;
-const INTERNAL_ERROR: NcclResult = 3;
-const INVALID_ARGUMENT: NcclResult = 4;
-const INVALID_USAGE: NcclResult = 5;
-pub(super) const REMOTE_ERROR: NcclResult = 6;
-pub(super) const IN_PROGRESS: NcclResult = 7;
 const SUM: c_uint = 0;
-
-/// The collectives.
-pub(super) const NAMES: [&str; 2] = ["ncclAllReduce", "ncclAllGather"];
-
-/// `ncclUniqueId`: the name of the socket at which the process that made it serves.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct UniqueId {
-    /// Text, then zeros.
-    pub bytes: [u8; 128],
-}
-
-/// The head of `ncclConfig_t`.
-#[repr(C)]
-#[allow(missing_docs)]
-pub struct Config {
-    pub size: usize,
-    pub magic: c_uint,
-    pub version: c_uint,
-    pub blocking: c_int,
-}
 
 /// Those that this process serves.
 static GROUPS: LazyLock<Mutex<HashMap<UniqueId, Arc<Group>>>> = LazyLock::new(Mutex::default);
@@ -108,7 +82,7 @@ pub unsafe extern "C" fn ncclGetUniqueId(id: *mut UniqueId) -> NcclResult {
 
 /// Joins a group of this process, or that of the process that made the id.
 fn link(id: &UniqueId, rank: usize, ranks: usize, device: usize) -> Result<Link, NcclResult> {
-    let place = Place { process: std::process::id(), device };
+    let place = DeviceId { process: std::process::id(), device };
     let group = GROUPS.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
     let joined = match group {
         Some(group) => group.join(rank, ranks, place, None).map_err(Some).map(|()| {

@@ -1,11 +1,11 @@
 //! A rank's end of a communicator, and its collectives.
 
-use super::api::{IN_PROGRESS, NcclResult, REMOTE_ERROR, SUCCESS, SYSTEM_ERROR};
-use super::meeting::{Call, Part};
+use super::abi::{IN_PROGRESS, NcclResult, REMOTE_ERROR, SUCCESS, SYSTEM_ERROR};
+use super::call::{Call, Contribution};
+use super::element::Element;
 use super::remote::Link;
-use super::sum::Element;
 use crate::device::{Access, DeviceMemory};
-use crate::driver::queue::Failure;
+use crate::driver::op::Failure;
 use crate::driver::status::Status;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -120,14 +120,14 @@ impl Collective {
         // SAFETY: `range` found the input inside a live allocation of this device.
         let part = unsafe { std::slice::from_raw_parts(self.send as *const u8, bytes) }.to_vec();
         if !self.hangs {
-            let part = Part { call: self.call, bytes: Arc::new(part), ready };
+            let part = Contribution { call: self.call, bytes: Arc::new(part), ready };
             self.comm.link.bring(self.comm.rank, self.sequence, part);
             self.brought = true;
         }
         Ok(*self.until.insert(deadline()))
     }
 
-    fn end(&self, memory: &mut DeviceMemory, parts: &[Part]) -> Result<u64, Failure> {
+    fn end(&self, memory: &mut DeviceMemory, parts: &[Contribution]) -> Result<u64, Failure> {
         if let Some(rank) = parts.iter().position(|p| p.call != self.call) {
             let (own, mine, theirs) = (self.comm.rank, self.call, parts[rank].call);
             let why = format!("the ranks disagree: rank {own} calls {mine:?}, rank {rank} calls {theirs:?}");

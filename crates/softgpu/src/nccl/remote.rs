@@ -1,8 +1,9 @@
 //! Ranks of several processes. The process that made the unique id serves: its group holds the table, and a thread for
 //! each rank elsewhere puts on it what that rank sends.
 
-use super::api::UniqueId;
-use super::meeting::{Group, Part, Place};
+use super::abi::UniqueId;
+use super::call::Contribution;
+use super::group::{DeviceId, Group};
 use super::wire::{self, Frame, Numbers, Tag};
 use crate::driver::wait::changed;
 use std::collections::HashMap;
@@ -52,7 +53,7 @@ fn seat(stream: &UnixStream, group: &Group) -> io::Result<Option<usize>> {
     let frame = wire::receive(stream)?;
     let mut numbers = Numbers(&frame.body);
     let (ranks, rank) = (numbers.next()? as usize, numbers.next()? as usize);
-    let place = Place { process: numbers.next()? as u32, device: numbers.next()? as usize };
+    let place = DeviceId { process: numbers.next()? as u32, device: numbers.next()? as usize };
     match group.join(rank, ranks, place, Some(stream.try_clone()?)) {
         Ok(()) => Ok(Some(rank)),
         Err(why) => wire::send(stream, Tag::Refused, 0, why.as_bytes()).map(|()| None),
@@ -63,7 +64,7 @@ fn seat(stream: &UnixStream, group: &Group) -> io::Result<Option<usize>> {
 struct Told {
     complete: bool,
     lost: bool,
-    rounds: HashMap<u64, Vec<Part>>,
+    rounds: HashMap<u64, Vec<Contribution>>,
 }
 
 /// A rank's way to the process that serves.
@@ -85,7 +86,7 @@ impl Remote {
         id: &UniqueId,
         rank: usize,
         ranks: usize,
-        place: Place,
+        place: DeviceId,
     ) -> Result<Self, Option<String>> {
         let body = [ranks as u64, rank as u64, place.process as u64, place.device as u64];
         let join = || {
@@ -131,11 +132,11 @@ impl Remote {
         lock(&self.told).lost
     }
 
-    pub(super) fn bring(&self, sequence: u64, part: &Part) {
-        self.send(Tag::Bring, sequence, &wire::part_bytes(part));
+    pub(super) fn bring(&self, sequence: u64, part: &Contribution) {
+        self.send(Tag::Bring, sequence, &wire::contribution_bytes(part));
     }
 
-    pub(super) fn take(&self, sequence: u64) -> Option<Vec<Part>> {
+    pub(super) fn take(&self, sequence: u64) -> Option<Vec<Contribution>> {
         lock(&self.told).rounds.remove(&sequence)
     }
 
@@ -209,7 +210,7 @@ impl Link {
     }
 
     /// As [`Group::bring`].
-    pub(super) fn bring(&self, rank: usize, sequence: u64, part: Part) {
+    pub(super) fn bring(&self, rank: usize, sequence: u64, part: Contribution) {
         match self {
             Self::Here(group) => group.bring(rank, sequence, part),
             Self::There(remote) => remote.bring(sequence, &part),
@@ -217,7 +218,7 @@ impl Link {
     }
 
     /// As [`Group::take`].
-    pub(super) fn take(&self, sequence: u64) -> Option<Vec<Part>> {
+    pub(super) fn take(&self, sequence: u64) -> Option<Vec<Contribution>> {
         match self {
             Self::Here(group) => group.take(sequence),
             Self::There(remote) => remote.take(sequence),

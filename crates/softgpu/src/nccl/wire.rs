@@ -1,8 +1,8 @@
 //! Frames between processes of one machine, over a socket without a file that the unique id names.
 
-use super::api::{NAMES, UniqueId};
-use super::meeting::{Call, Part};
-use super::sum::Element;
+use super::abi::UniqueId;
+use super::call::{Call, Contribution, NAMES};
+use super::element::Element;
 use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -90,18 +90,18 @@ impl Numbers<'_> {
         Ok(head.to_vec())
     }
 
-    pub(super) fn part(&mut self) -> io::Result<Part> {
+    pub(super) fn part(&mut self) -> io::Result<Contribution> {
         let (name, element, count) = (self.next()?, self.next()?, self.next()?);
         let (ready, length) = (self.next()?, self.next()?);
         let name = NAMES.get(name as usize).ok_or_else(malformed)?;
         let element = Element::from_number(element as u32).ok_or_else(malformed)?;
         let bytes = Arc::new(self.bytes(length as usize)?);
-        Ok(Part { call: Call { name, element, count: count as usize }, bytes, ready })
+        Ok(Contribution { call: Call { name, element, count: count as usize }, bytes, ready })
     }
 }
 
 /// The bytes that [`Numbers::part`] reads.
-pub(super) fn part_bytes(part: &Part) -> Vec<u8> {
+pub(super) fn contribution_bytes(part: &Contribution) -> Vec<u8> {
     let Call { name, element, count } = part.call;
     let name = NAMES.iter().position(|&known| known == name).unwrap_or(NAMES.len());
     let head = [name as u64, element as u64, count as u64, part.ready, part.bytes.len() as u64];

@@ -1,38 +1,16 @@
 //! Where ranks meet: a seat a rank, a round a collective, a part a rank and round.
 
-use super::sum::Element;
-use super::wire::{Tag, part_bytes, send};
+use super::call::Contribution;
+use super::wire::{Tag, contribution_bytes, send};
 use crate::driver::wait::changed;
 use std::collections::{BTreeMap, HashMap};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// What a rank calls; all must call the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Call {
-    /// `ncclAllReduce` or `ncclAllGather`.
-    pub name: &'static str,
-    /// Type of the elements.
-    pub element: Element,
-    /// Elements of a rank.
-    pub count: usize,
-}
-
-/// What a rank brings to a round.
-#[derive(Clone)]
-pub(super) struct Part {
-    /// Its call.
-    pub call: Call,
-    /// Its input.
-    pub bytes: Arc<Vec<u8>>,
-    /// The logical time at which it could start.
-    pub ready: u64,
-}
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Where a rank's device is. Devices of different processes may have equal indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct DeviceId {
     pub(super) process: u32,
     pub(super) device: usize,
 }
@@ -40,12 +18,12 @@ pub(super) struct Place {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Seat {
     Empty,
-    Taken(Place),
+    Taken(DeviceId),
     Left,
 }
 
 struct Round {
-    parts: Vec<Option<Part>>,
+    parts: Vec<Option<Contribution>>,
     /// Ranks that will not ask again.
     gone: usize,
 }
@@ -82,7 +60,7 @@ impl Group {
         &self,
         rank: usize,
         ranks: usize,
-        place: Place,
+        place: DeviceId,
         remote: Option<UnixStream>,
     ) -> Result<(), String> {
         let mut table = self.table();
@@ -139,7 +117,7 @@ impl Group {
 
     /// Brings a rank's part to a round. With the last one, ranks of other processes are sent them all, before any rank of
     /// this one can take them: this process may end then.
-    pub(super) fn bring(&self, rank: usize, sequence: u64, part: Part) {
+    pub(super) fn bring(&self, rank: usize, sequence: u64, part: Contribution) {
         let mut table = self.table();
         let round = Round { parts: vec![None; table.seats.len()], gone: 0 };
         let round = table.rounds.entry(sequence).or_insert(round);
@@ -147,7 +125,7 @@ impl Group {
         if !table.remotes.is_empty()
             && let Some(parts) = table.parts(sequence)
         {
-            let body: Vec<u8> = parts.iter().flat_map(part_bytes).collect();
+            let body: Vec<u8> = parts.iter().flat_map(contribution_bytes).collect();
             table.tell_all(Tag::Round, sequence, &body);
             (0..table.remotes.len()).for_each(|_| table.depart(sequence));
         }
@@ -155,7 +133,7 @@ impl Group {
     }
 
     /// All parts of a round, by rank, once they are there. Each rank of this process takes them once.
-    pub(super) fn take(&self, sequence: u64) -> Option<Vec<Part>> {
+    pub(super) fn take(&self, sequence: u64) -> Option<Vec<Contribution>> {
         let mut table = self.table();
         let parts = table.parts(sequence)?;
         table.depart(sequence);
@@ -202,7 +180,7 @@ impl Table {
         }
     }
 
-    fn parts(&self, sequence: u64) -> Option<Vec<Part>> {
+    fn parts(&self, sequence: u64) -> Option<Vec<Contribution>> {
         self.rounds.get(&sequence)?.parts.iter().cloned().collect()
     }
 

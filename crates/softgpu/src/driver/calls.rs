@@ -1,0 +1,53 @@
+//! Counts calls of the libraries' entry points, and the bytes of copies between host and device.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+/// The counts since the last reset.
+#[derive(Default)]
+struct Calls {
+    by_name: BTreeMap<&'static str, u64>,
+    /// [in, out][pageable, pinned].
+    copied: [[u64; 2]; 2],
+}
+
+static CALLS: Mutex<Calls> = Mutex::new(Calls { by_name: BTreeMap::new(), copied: [[0; 2]; 2] });
+
+fn calls<T>(with: impl FnOnce(&mut Calls) -> T) -> T {
+    with(&mut CALLS.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Counts a call of an entry point.
+pub(crate) fn called(name: &'static str) {
+    calls(|c| *c.by_name.entry(name).or_default() += 1);
+}
+
+/// Direction of a copy.
+#[derive(Clone, Copy)]
+pub(super) enum Direction {
+    In,
+    Out,
+}
+
+/// Counts the bytes of a copy.
+pub(super) fn copied(direction: Direction, pinned: bool, bytes: usize) {
+    calls(|c| c.copied[direction as usize][pinned as usize] += bytes as u64);
+}
+
+/// The counts as one JSON object.
+pub(crate) fn calls_json() -> String {
+    calls(|c| {
+        let names: Vec<String> = c.by_name.iter().map(|(name, n)| format!("\"{name}\":{n}")).collect();
+        let copied = |direction: Direction| {
+            let [pageable, pinned] = c.copied[direction as usize];
+            format!("{{\"pinned\":{pinned},\"pageable\":{pageable}}}")
+        };
+        let (calls, copied_in, copied_out) = (names.join(","), copied(Direction::In), copied(Direction::Out));
+        format!("{{\"calls\":{{{calls}}},\"copied_in\":{copied_in},\"copied_out\":{copied_out}}}")
+    })
+}
+
+/// Starts all counts from 0.
+pub(crate) fn reset_calls() {
+    calls(|c| *c = Calls::default());
+}
