@@ -1,45 +1,45 @@
-//! [`Profile`]: where the time of passes goes, by [`Class`] of op, for whoever asks while they run.
+//! [`Profile`]: the time of passes by [`Class`] of op.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::lock::lock;
 
-/// What the ops of a pass are counted as, by the names of their kernels.
+/// Classes of a pass's ops, by the names of their kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// What a pass needs besides its tokens, on its way to the device.
+    /// Uploads of a pass's metadata.
     Tables,
-    /// Rows of the embedding table.
+    /// Gathers of the embedding table's rows.
     Embeddings,
-    /// Streamed layers that ops had to wait for.
+    /// Waits for streamed layers.
     StreamedLayers,
     /// Norms.
     AddRmsNorm,
-    /// Products with the fused q, k and v.
+    /// Matmuls with the fused q, k and v.
     Qkv,
     /// Rotations of queries and keys.
     Rope,
     /// Attention.
     Attention,
-    /// Products from attention back to the residual stream.
+    /// Output projections of attention.
     O,
-    /// Sums over ranks.
+    /// All-reduces over ranks.
     AllReduce,
-    /// Products with the fused gate and up; on a CPU with a matrix unit, which multiplies with them, the MLP's activation too.
+    /// Matmuls with the fused gate and up; with the MLP's activation where the backend fuses it.
     GateUp,
-    /// The MLP's activation, where it is an op of its own.
+    /// The MLP's activation where it is an op of its own.
     SiluMul,
-    /// Products from the MLP back to the residual stream.
+    /// Output projections of the MLP.
     Down,
-    /// The rows in which sequences end, out of all rows.
+    /// Gathers of the rows in which sequences end.
     GatherRows,
-    /// The head, and what a pass ends with.
+    /// The head and the download of logits.
     Score,
 }
 
 impl Class {
-    /// All of them, in the order in which a pass comes to them.
+    /// All classes, in the order of a pass.
     pub const ALL: [Self; 14] = [
         Self::Tables,
         Self::Embeddings,
@@ -57,7 +57,7 @@ impl Class {
         Self::Score,
     ];
 
-    /// What it is called.
+    /// The name of the class in reports.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tables => "tables",
@@ -78,30 +78,29 @@ impl Class {
     }
 }
 
-/// What an op has to do, however it does it.
+/// The work of an op, whatever algorithm computes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Work {
-    /// Floating-point operations of products and of attention; 0 where bytes alone matter.
+pub struct Cost {
+    /// FLOP of matmuls and of attention; 0 where bytes alone count.
     pub flop: f64,
-    /// The fewest that must be read from the device's memory and written to it, where that is known.
+    /// The fewest bytes read from and written to the device's memory, where that is known.
     pub bytes: Option<usize>,
 }
 
-/// What ops of one class came to.
+/// All ops of one class.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spent {
-    /// Which class it is.
+    /// Their class.
     pub class: Class,
-    /// How many ops.
+    /// Their number.
     pub ops: usize,
-    /// From the end of what came before each op to its own end, added up.
+    /// The sum of their times, each from the end of the op before to its own end.
     pub seconds: f64,
-    /// What they had to do; the bytes are known where those of every op are.
-    pub work: Work,
+    /// The sum of their costs; the bytes are known where those of every op are.
+    pub cost: Cost,
 }
 
-/// Where passes of rank 0 spend their time, as long as it is asked for. A clone counts the same ones: keep one, give the
-/// other to the engine.
+/// The time of rank 0's passes while profiling is on. Clones share their counts: give one to the engine and keep another.
 #[derive(Clone, Debug, Default)]
 pub struct Profile(Arc<State>);
 
@@ -112,13 +111,13 @@ struct State {
 }
 
 impl Profile {
-    /// Profiles passes that begin from here on. No pass may be under way.
+    /// Profiles all passes from here on. No pass may be running.
     pub fn start(&self) {
         self.0.is_on.store(true, Ordering::Relaxed);
     }
 
-    /// Profiles none any more: what the passes since the start came to, by class in the order of [`Class::ALL`], without
-    /// those of which there was no op. No pass may be under way.
+    /// Ends profiling and returns the classes that had ops since the start, in the order of [`Class::ALL`]. No pass may be
+    /// running.
     pub fn stop(&self) -> Vec<Spent> {
         self.0.is_on.store(false, Ordering::Relaxed);
         let mut spent = std::mem::take(&mut *lock(&self.0.spent));
@@ -130,16 +129,16 @@ impl Profile {
         self.0.is_on.load(Ordering::Relaxed)
     }
 
-    /// Counts one op.
-    pub fn add(&self, class: Class, seconds: f64, work: Work) {
+    /// Adds an op.
+    pub fn add(&self, class: Class, seconds: f64, cost: Cost) {
         let mut all = lock(&self.0.spent);
         match all.iter_mut().find(|spent| spent.class == class) {
-            None => all.push(Spent { class, ops: 1, seconds, work }),
+            None => all.push(Spent { class, ops: 1, seconds, cost }),
             Some(spent) => {
                 spent.ops += 1;
                 spent.seconds += seconds;
-                spent.work.flop += work.flop;
-                spent.work.bytes = spent.work.bytes.zip(work.bytes).map(|(before, more)| before + more);
+                spent.cost.flop += cost.flop;
+                spent.cost.bytes = spent.cost.bytes.zip(cost.bytes).map(|(before, more)| before + more);
             }
         }
     }
@@ -150,22 +149,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ops_are_added_up_by_class_in_the_order_of_a_pass() {
+    fn ops_are_summed_by_class_in_the_order_of_a_pass() {
         let profile = Profile::default();
         profile.start();
         assert!(profile.is_on());
-        let work = |flop, bytes| Work { flop, bytes };
-        profile.add(Class::Down, 1.0, work(8.0, Some(3)));
-        profile.add(Class::Tables, 0.5, work(0.0, None));
-        profile.add(Class::Down, 2.0, work(4.0, Some(1)));
-        profile.add(Class::Tables, 0.5, work(0.0, Some(7)));
+        let cost = |flop, bytes| Cost { flop, bytes };
+        profile.add(Class::Down, 1.0, cost(8.0, Some(3)));
+        profile.add(Class::Tables, 0.5, cost(0.0, None));
+        profile.add(Class::Down, 2.0, cost(4.0, Some(1)));
+        profile.add(Class::Tables, 0.5, cost(0.0, Some(7)));
         let spent = profile.stop();
         assert!(!profile.is_on());
         let expected = [
-            Spent { class: Class::Tables, ops: 2, seconds: 1.0, work: work(0.0, None) },
-            Spent { class: Class::Down, ops: 2, seconds: 3.0, work: work(12.0, Some(4)) },
+            Spent { class: Class::Tables, ops: 2, seconds: 1.0, cost: cost(0.0, None) },
+            Spent { class: Class::Down, ops: 2, seconds: 3.0, cost: cost(12.0, Some(4)) },
         ];
         assert_eq!(spent, expected);
-        assert_eq!(profile.stop(), [], "what was told is forgotten");
+        assert_eq!(profile.stop(), [], "stop clears the counts");
     }
 }

@@ -1,44 +1,45 @@
-//! [`Timed`]: a backend whose passes are timed op by op while a [`Profile`] asks for that.
+//! [`Timed`]: a backend whose passes are timed op by op while a [`Profile`] is on.
 //!
-//! It stands around any backend that is a [`Clock`], and puts a mark behind every op. What lies between two marks is the
-//! later op's time: on a GPU also the time for which that had nothing to do before it. A pass that is not profiled is the
-//! backend's own, call by call; an engine that is opened without a profile has no such backend at all. It is long because every
-//! op says here what it has to do.
+//! It wraps any backend that is a [`Clock`], and records a mark after every op. The time between two marks belongs to the
+//! later op: on a GPU also the time for which the GPU waited for it. A pass that is not profiled makes the inner backend's
+//! calls and no others, and an engine that is opened without a profile has no `Timed` at all.
+//!
+//! Marks are recorded here and not in the model, where they would double the lines of [`crate::model::layer`].
 
 use std::ops::Range;
 
-use super::profile::{Class, Profile, Work};
+use super::profile::{Class, Cost, Profile};
 use super::{Ahead, Backend, Features, Geometry, LayerWeights, Matrix, Reduction, Role, Rotate, Tokens};
 use crate::batch::Packed;
 use crate::error::Result;
 use crate::weights::{HostTensor, LayerTensors};
 
-/// Bytes of numbers as a device keeps them in its memory.
+/// Bytes of an element in a device's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NumberBytes {
-    /// Of the residual stream, and of what is added to it.
+pub struct ElementBytes {
+    /// In the residual stream, and in what is added to it.
     pub residual: usize,
-    /// Of weights and of all other activations.
+    /// In weights and all other activations.
     pub other: usize,
 }
 
-/// What [`Timed`] asks of a backend besides its ops.
+/// What [`Timed`] needs of a backend besides its ops.
 pub trait Clock: Backend {
-    /// A point behind ops, to measure time from and to.
+    /// A point in time after an op.
     type Mark;
 
-    /// A mark behind everything that was queued so far, sums over ranks included. `unused` is one that is not needed any
-    /// more.
+    /// Records a mark after everything that was queued so far, all-reduces included. `unused` is a mark that may be
+    /// recorded anew.
     fn mark(&mut self, unused: Option<Self::Mark>) -> Result<Self::Mark>;
 
-    /// Seconds from one mark to a later one; waits until that is reached.
+    /// Seconds from one mark to a later one; waits until the later one is reached.
     fn seconds(&self, from: &Self::Mark, to: &Self::Mark) -> Result<f64>;
 
     /// The sizes of the model and of this rank's part.
     fn geometry(&self) -> &Geometry;
 
-    /// How numbers are kept where the device's memory is what ops read and write; `None` where caches hold them.
-    fn number_bytes(&self) -> Option<NumberBytes>;
+    /// The sizes of elements where ops read and write the device's memory; `None` where caches hold them.
+    fn element_bytes(&self) -> Option<ElementBytes>;
 
     /// Which matrix a weight is.
     fn matrix_of(weight: &Self::Weight) -> Matrix;
@@ -48,21 +49,20 @@ pub trait Clock: Backend {
 pub struct Timed<B: Clock> {
     inner: B,
     profile: Profile,
-    /// Of the present pass, if it is profiled: the positions of its rows, and those of its last rows.
+    /// Positions of the present pass's rows and of its last rows; `None` while it is not profiled.
     positions: Option<(Vec<u32>, Vec<u32>)>,
-    /// Where the present pass begins, then one behind every op.
+    /// The beginning of the present pass, then a mark after every op.
     marks: Vec<B::Mark>,
-    ops: Vec<(Class, Work)>,
+    ops: Vec<(Class, Cost)>,
     unused: Vec<B::Mark>,
 }
 
 impl<B: Clock> Timed<B> {
-    /// A backend that `profile` can ask for the times of its passes.
+    /// Wraps a backend, whose passes are timed while `profile` is on.
     pub fn new(inner: B, profile: Profile) -> Self {
         Self { inner, profile, positions: None, marks: Vec::new(), ops: Vec::new(), unused: Vec::new() }
     }
 
-    /// Begins a pass.
     fn begin(&mut self, packed: &Packed) -> Result<()> {
         self.ops.clear();
         self.unused.append(&mut self.marks);
@@ -71,12 +71,12 @@ impl<B: Clock> Timed<B> {
         if self.positions.is_some() { self.mark() } else { Ok(()) }
     }
 
-    /// Says what the op was that has just been queued.
-    fn did(&mut self, class: Class, work: impl FnOnce(&Self) -> Work) -> Result<()> {
-        if self.positions.is_none() {
+    /// Records a mark after `op`; without one, as in passes that are not profiled, does nothing.
+    fn did(&mut self, op: Option<(Class, Cost)>) -> Result<()> {
+        if op.is_none() {
             return Ok(());
         }
-        self.ops.push((class, work(self)));
+        self.ops.extend(op);
         self.mark()
     }
 
@@ -86,35 +86,35 @@ impl<B: Clock> Timed<B> {
         Ok(())
     }
 
-    /// Ends a pass, of which rank 0 tells.
+    /// Ends a pass, and adds its ops to the profile if this is rank 0.
     fn end(&mut self) -> Result<()> {
-        let is_told = self.positions.take().is_some() && self.inner.geometry().shard.rank == 0;
-        for (&(class, work), marks) in self.ops.iter().zip(self.marks.windows(2)).filter(|_| is_told) {
-            self.profile.add(class, self.inner.seconds(&marks[0], &marks[1])?, work);
+        let is_counted = self.positions.take().is_some() && self.inner.geometry().shard.rank == 0;
+        for (&(class, cost), marks) in self.ops.iter().zip(self.marks.windows(2)).filter(|_| is_counted) {
+            self.profile.add(class, self.inner.seconds(&marks[0], &marks[1])?, cost);
         }
         Ok(())
     }
 
-    /// So many numbers of the residual stream and others, read or written.
+    /// Bytes of these elements of the residual stream and of others.
     fn bytes(&self, residual: usize, other: usize) -> Option<usize> {
-        self.inner.number_bytes().map(|bytes| residual * bytes.residual + other * bytes.other)
+        self.inner.element_bytes().map(|bytes| residual * bytes.residual + other * bytes.other)
     }
 
-    /// A product of `rows` rows with a matrix `[out_features, in_features]`, which writes so many numbers.
-    fn product(
+    /// A matmul of `rows` rows with a matrix `[out_features, in_features]`, which writes these elements per row.
+    fn matmul(
         &self,
         rows: usize,
         (out_features, in_features): (usize, usize),
         (residual, other): (usize, usize),
-    ) -> Work {
+    ) -> Cost {
         let flop = 2.0 * rows as f64 * (out_features * in_features) as f64;
         let read = (rows + out_features) * in_features;
-        Work { flop, bytes: self.bytes(rows * residual, read + rows * other) }
+        Cost { flop, bytes: self.bytes(rows * residual, read + rows * other) }
     }
 
-    /// Work of bytes alone.
-    fn moved(&self, residual: usize, other: usize) -> Work {
-        Work { flop: 0.0, bytes: self.bytes(residual, other) }
+    /// Bytes alone.
+    fn moved(&self, residual: usize, other: usize) -> Cost {
+        Cost { flop: 0.0, bytes: self.bytes(residual, other) }
     }
 
     /// Positions of the rows that an op works on.
@@ -125,6 +125,69 @@ impl<B: Clock> Timed<B> {
             Tokens::Last => last,
         }
     }
+
+    fn linear_op(&self, weight: &B::Weight, rows: usize, features: Features) -> (Class, Cost) {
+        let Geometry { hidden, shard, .. } = self.inner.geometry();
+        let (class, width) = match (B::matrix_of(weight), features) {
+            (Matrix::GateUp, _) => (Class::GateUp, 2 * shard.ffn_local),
+            (_, Features::All) => (Class::Qkv, shard.qkv_width_local()),
+            (_, Features::Queries) => (Class::Qkv, shard.q_width_local()),
+            (_, Features::KeysAndValues) => (Class::Qkv, 2 * shard.kv_width_local()),
+        };
+        (class, self.matmul(rows, (width, *hidden), (0, width)))
+    }
+
+    fn row_parallel_op(&self, weight: &B::Weight, rows: usize) -> (Class, Cost) {
+        let Geometry { hidden, shard, .. } = self.inner.geometry();
+        let (class, width) = match B::matrix_of(weight) {
+            Matrix::O => (Class::O, shard.q_width_local()),
+            _ => (Class::Down, shard.ffn_local),
+        };
+        // One rank reads the residual stream to add to it.
+        let times = if shard.ranks == 1 { 2 } else { 1 };
+        (class, self.matmul(rows, (*hidden, width), (times * hidden, 0)))
+    }
+
+    fn rope_cost(&self, metadata: &B::Metadata, tokens: Tokens, heads: Rotate) -> Cost {
+        let shard = &self.inner.geometry().shard;
+        let width = match heads {
+            Rotate::QueriesAndKeys => shard.q_width_local() + shard.kv_width_local(),
+            Rotate::Queries => shard.q_width_local(),
+            Rotate::Keys => shard.kv_width_local(),
+        };
+        self.moved(0, 2 * self.positions(metadata, tokens).len() * width)
+    }
+
+    fn attention_cost(&self, metadata: &B::Metadata, tokens: Tokens) -> Cost {
+        let shard = &self.inner.geometry().shard;
+        let (queries, q_width) = (self.positions(metadata, tokens), shard.q_width_local());
+        let keys: f64 = queries.iter().map(|&position| f64::from(position) + 1.0).sum();
+        // A part reads its own keys; the last rows read those of all parts.
+        let key_rows = match tokens {
+            Tokens::Part(_) => queries.len(),
+            Tokens::Last => B::parts(metadata).last().map_or(0, |part| part.end),
+        };
+        let elements = 2 * queries.len() * q_width + 2 * key_rows * shard.kv_width_local();
+        Cost { flop: 4.0 * q_width as f64 * keys, bytes: self.bytes(0, elements) }
+    }
+
+    fn head_cost(&self, rows: usize) -> Cost {
+        let Geometry { hidden, labels, .. } = *self.inner.geometry();
+        Cost { flop: 2.0 * (rows * labels * hidden) as f64, bytes: self.bytes(0, (rows + labels) * hidden) }
+    }
+}
+
+/// Methods that call the inner backend. A class and a cost behind `=>` make one an op, after which a mark is recorded; both
+/// are computed before the call takes the arguments, and only while the pass is profiled.
+macro_rules! forward {
+    ($(fn $name:ident(&mut $self:ident $(, $arg:ident: $type:ty)*) -> $out:ty $(=> $op:expr)?;)*) => {$(
+        fn $name(&mut $self $(, $arg: $type)*) -> $out {
+            let op = None::<(Class, Cost)>$(.or($self.positions.is_some().then(|| $op)))?;
+            let done = $self.inner.$name($($arg),*)?;
+            $self.did(op)?;
+            Ok(done)
+        }
+    )*};
 }
 
 impl<B: Clock> Backend for Timed<B> {
@@ -133,107 +196,72 @@ impl<B: Clock> Backend for Timed<B> {
     type Metadata = B::Metadata;
     type Slot = B::Slot;
 
-    fn connect(&mut self) -> Result<()> {
-        self.inner.connect()
-    }
-
-    fn activation(&mut self, role: Role, rows: usize) -> Result<B::Act> {
-        self.inner.activation(role, rows)
-    }
-
-    fn matrix(
-        &mut self,
-        matrix: Matrix,
-        pieces: &[HostTensor],
-        bias: Option<&[HostTensor]>,
-    ) -> Result<B::Weight> {
-        self.inner.matrix(matrix, pieces, bias)
-    }
-
-    fn vector(&mut self, tensor: &HostTensor) -> Result<B::Weight> {
-        self.inner.vector(tensor)
-    }
-
-    fn slot(&mut self, like: &LayerTensors) -> Result<B::Slot> {
-        self.inner.slot(like)
-    }
-
-    fn check(&mut self, layer: &LayerTensors) -> Result<()> {
-        self.inner.check(layer)
-    }
-
-    fn stage(&mut self, slot: &mut B::Slot, layer: &LayerTensors) -> Result<()> {
-        self.inner.stage(slot, layer)
-    }
-
-    fn await_slot<'a>(&mut self, slot: &'a mut B::Slot) -> Result<&'a LayerWeights<B::Weight>> {
-        let weights = self.inner.await_slot(slot)?;
-        self.did(Class::StreamedLayers, |_| Work::default())?;
-        Ok(weights)
+    forward! {
+        fn connect(&mut self) -> Result<()>;
+        fn activation(&mut self, role: Role, rows: usize) -> Result<B::Act>;
+        fn matrix(
+            &mut self, matrix: Matrix, pieces: &[HostTensor], bias: Option<&[HostTensor]>
+        ) -> Result<B::Weight>;
+        fn vector(&mut self, tensor: &HostTensor) -> Result<B::Weight>;
+        fn slot(&mut self, like: &LayerTensors) -> Result<B::Slot>;
+        fn check(&mut self, layer: &LayerTensors) -> Result<()>;
+        fn stage(&mut self, slot: &mut B::Slot, layer: &LayerTensors) -> Result<()>;
+        fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut B::Act) -> Result<()>
+            => (Class::Embeddings, Cost::default());
+        fn embed_ahead(&mut self, table: &HostTensor, ahead: Ahead<'_>) -> Result<()>;
+        fn add_rms_norm(
+            &mut self, residual: &mut B::Act, before: Reduction, weight: &B::Weight, rows: Range<usize>,
+            out: &mut B::Act
+        ) -> Result<()> => {
+            let (hidden, rows) = (self.inner.geometry().hidden, rows.len());
+            let streams = if before == Reduction::Pending { 3 } else { 1 };
+            (Class::AddRmsNorm, self.moved(streams * rows * hidden, (rows + 1) * hidden))
+        };
+        fn linear(
+            &mut self, x: &B::Act, rows: Range<usize>, weight: &B::Weight, features: Features,
+            out: &mut B::Act, out_first: usize
+        ) -> Result<()> => self.linear_op(weight, rows.len(), features);
+        fn rope(&mut self, qkv: &mut B::Act, metadata: &B::Metadata, tokens: Tokens, heads: Rotate) -> Result<()>
+            => (Class::Rope, self.rope_cost(metadata, tokens, heads));
+        fn attention(
+            &mut self, qkv: &mut B::Act, metadata: &B::Metadata, tokens: Tokens, out: &mut B::Act
+        ) -> Result<()> => (Class::Attention, self.attention_cost(metadata, tokens));
+        fn row_parallel(
+            &mut self, x: &B::Act, x_first: usize, weight: &B::Weight, rows: Range<usize>,
+            residual: &mut B::Act
+        ) -> Result<()> => self.row_parallel_op(weight, rows.len());
+        fn silu_mul(&mut self, gate_up: &mut B::Act, rows: usize) -> Result<()>
+            => (Class::SiluMul, self.moved(0, 3 * rows * self.inner.geometry().shard.ffn_local));
+        fn gather_last(&mut self, x: &B::Act, metadata: &B::Metadata, out: &mut B::Act) -> Result<()> => {
+            // The residual stream or its normed form, counted as the narrower one.
+            let rows = self.positions(metadata, Tokens::Last).len();
+            (Class::GatherRows, self.moved(0, 2 * rows * self.inner.geometry().hidden))
+        };
     }
 
     fn warnings(&self) -> Vec<String> {
         self.inner.warnings()
     }
 
-    fn metadata(&mut self, packed: &Packed) -> Result<B::Metadata> {
-        self.begin(packed)?;
-        let metadata = self.inner.metadata(packed)?;
-        self.did(Class::Tables, |_| Work::default())?;
-        Ok(metadata)
-    }
-
     fn parts(metadata: &B::Metadata) -> &[Range<usize>] {
         B::parts(metadata)
     }
 
-    fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut B::Act) -> Result<()> {
-        self.inner.embed(table, packed, residual)?;
-        self.did(Class::Embeddings, |_| Work::default())
+    fn gates(&self, weight: &B::Weight) -> bool {
+        self.inner.gates(weight)
     }
 
-    fn embed_ahead(&mut self, table: &HostTensor, ahead: Ahead<'_>) -> Result<()> {
-        self.inner.embed_ahead(table, ahead)
+    fn await_slot<'a>(&mut self, slot: &'a mut B::Slot) -> Result<&'a LayerWeights<B::Weight>> {
+        let weights = self.inner.await_slot(slot)?;
+        self.did(self.positions.is_some().then_some((Class::StreamedLayers, Cost::default())))?;
+        Ok(weights)
     }
 
-    fn add_rms_norm(
-        &mut self,
-        residual: &mut B::Act,
-        before: Reduction,
-        weight: &B::Weight,
-        rows: Range<usize>,
-        out: &mut B::Act,
-    ) -> Result<()> {
-        self.inner.add_rms_norm(residual, before, weight, rows.clone(), out)?;
-        self.did(Class::AddRmsNorm, |this| {
-            let hidden = this.inner.geometry().hidden;
-            let streams = if before == Reduction::Pending { 3 } else { 1 };
-            this.moved(streams * rows.len() * hidden, (rows.len() + 1) * hidden)
-        })
-    }
-
-    fn linear(
-        &mut self,
-        x: &B::Act,
-        rows: Range<usize>,
-        weight: &B::Weight,
-        features: Features,
-        out: &mut B::Act,
-        out_first: usize,
-    ) -> Result<()> {
-        self.inner.linear(x, rows.clone(), weight, features, out, out_first)?;
-        let matrix = B::matrix_of(weight);
-        let class = if matrix == Matrix::GateUp { Class::GateUp } else { Class::Qkv };
-        self.did(class, |this| {
-            let Geometry { hidden, shard, .. } = this.inner.geometry();
-            let width = match (matrix, features) {
-                (Matrix::GateUp, _) => 2 * shard.ffn_local,
-                (_, Features::All) => shard.qkv_width_local(),
-                (_, Features::Queries) => shard.q_width_local(),
-                (_, Features::KeysAndValues) => 2 * shard.kv_width_local(),
-            };
-            this.product(rows.len(), (width, *hidden), (0, width))
-        })
+    fn metadata(&mut self, packed: &Packed) -> Result<B::Metadata> {
+        self.begin(packed)?;
+        let metadata = self.inner.metadata(packed)?;
+        self.did(self.positions.is_some().then_some((Class::Tables, Cost::default())))?;
+        Ok(metadata)
     }
 
     fn gate_up(
@@ -247,109 +275,26 @@ impl<B: Clock> Backend for Timed<B> {
             self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
             return self.silu_mul(out, rows.len());
         }
-        self.inner.gate_up(x, rows.clone(), weight, out)?;
-        self.did(Class::GateUp, |this| {
-            let Geometry { hidden, shard, .. } = this.inner.geometry();
-            this.product(rows.len(), (2 * shard.ffn_local, *hidden), (0, shard.ffn_local))
-        })
-    }
-
-    fn gates(&self, weight: &B::Weight) -> bool {
-        self.inner.gates(weight)
-    }
-
-    fn rope(
-        &mut self,
-        qkv: &mut B::Act,
-        metadata: &B::Metadata,
-        tokens: Tokens,
-        heads: Rotate,
-    ) -> Result<()> {
-        self.inner.rope(qkv, metadata, tokens, heads)?;
-        self.did(Class::Rope, |this| {
-            let shard = &this.inner.geometry().shard;
-            let width = match heads {
-                Rotate::QueriesAndKeys => shard.q_width_local() + shard.kv_width_local(),
-                Rotate::Queries => shard.q_width_local(),
-                Rotate::Keys => shard.kv_width_local(),
-            };
-            this.moved(0, 2 * this.positions(metadata, tokens).len() * width)
-        })
-    }
-
-    fn attention(
-        &mut self,
-        qkv: &mut B::Act,
-        metadata: &B::Metadata,
-        tokens: Tokens,
-        out: &mut B::Act,
-    ) -> Result<()> {
-        self.inner.attention(qkv, metadata, tokens, out)?;
-        self.did(Class::Attention, |this| {
-            let shard = &this.inner.geometry().shard;
-            let (queries, q_width) = (this.positions(metadata, tokens), shard.q_width_local());
-            let keys: f64 = queries.iter().map(|&position| f64::from(position) + 1.0).sum();
-            // Of a part its own keys; the last rows' lie in all parts.
-            let key_rows = match tokens {
-                Tokens::Part(_) => queries.len(),
-                Tokens::Last => B::parts(metadata).last().map_or(0, |part| part.end),
-            };
-            let numbers = 2 * queries.len() * q_width + 2 * key_rows * shard.kv_width_local();
-            Work { flop: 4.0 * q_width as f64 * keys, bytes: this.bytes(0, numbers) }
-        })
-    }
-
-    fn row_parallel(
-        &mut self,
-        x: &B::Act,
-        x_first: usize,
-        weight: &B::Weight,
-        rows: Range<usize>,
-        residual: &mut B::Act,
-    ) -> Result<()> {
-        self.inner.row_parallel(x, x_first, weight, rows.clone(), residual)?;
-        let matrix = B::matrix_of(weight);
-        let class = if matrix == Matrix::O { Class::O } else { Class::Down };
-        self.did(class, |this| {
-            let Geometry { hidden, shard, .. } = this.inner.geometry();
-            let width = if matrix == Matrix::O { shard.q_width_local() } else { shard.ffn_local };
-            // One rank adds to what is there.
-            let times = if shard.ranks == 1 { 2 } else { 1 };
-            this.product(rows.len(), (*hidden, width), (times * hidden, 0))
-        })
+        let op = self.positions.is_some().then(|| {
+            let Geometry { hidden, shard, .. } = self.inner.geometry();
+            let ffn = shard.ffn_local;
+            (Class::GateUp, self.matmul(rows.len(), (2 * ffn, *hidden), (0, ffn)))
+        });
+        self.inner.gate_up(x, rows, weight, out)?;
+        self.did(op)
     }
 
     fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
-        let sum = self.inner.all_reduce(rows)?;
-        if sum == Reduction::Pending {
-            self.did(Class::AllReduce, |_| Work::default())?;
-        }
-        Ok(sum)
-    }
-
-    fn silu_mul(&mut self, gate_up: &mut B::Act, rows: usize) -> Result<()> {
-        self.inner.silu_mul(gate_up, rows)?;
-        self.did(Class::SiluMul, |this| this.moved(0, 3 * rows * this.inner.geometry().shard.ffn_local))
-    }
-
-    fn gather_last(&mut self, x: &B::Act, metadata: &B::Metadata, out: &mut B::Act) -> Result<()> {
-        self.inner.gather_last(x, metadata, out)?;
-        self.did(Class::GatherRows, |this| {
-            // Of the residual stream or its normed form: as if it were the narrower one.
-            let rows = this.positions(metadata, Tokens::Last).len();
-            this.moved(0, 2 * rows * this.inner.geometry().hidden)
-        })
+        let reduction = self.inner.all_reduce(rows)?;
+        let is_op = self.positions.is_some() && reduction == Reduction::Pending;
+        self.did(is_op.then_some((Class::AllReduce, Cost::default())))?;
+        Ok(reduction)
     }
 
     fn head(&mut self, x: &B::Act, head: &B::Weight, rows: usize) -> Result<Vec<f32>> {
+        let op = self.positions.is_some().then(|| (Class::Score, self.head_cost(rows)));
         let logits = self.inner.head(x, head, rows)?;
-        self.did(Class::Score, |this| {
-            let Geometry { hidden, labels, .. } = *this.inner.geometry();
-            Work {
-                flop: 2.0 * (rows * labels * hidden) as f64,
-                bytes: this.bytes(0, (rows + labels) * hidden),
-            }
-        })?;
+        self.did(op)?;
         self.end()?;
         Ok(logits)
     }

@@ -34,8 +34,8 @@ pub(super) fn json(spent: &[Spent], rates: Option<Rates>) -> Value {
             "class": spent.class.name(),
             "ops": spent.ops,
             "seconds": spent.seconds,
-            "flop": spent.work.flop,
-            "bytes": spent.work.bytes,
+            "flop": spent.cost.flop,
+            "bytes": spent.cost.bytes,
             "roof_seconds": roof,
             "roof_share": roof.map(|roof| roof / spent.seconds),
         })
@@ -80,11 +80,11 @@ pub(super) fn table(rows: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kudos::internals::backend::profile::{Class, Work};
+    use kudos::internals::backend::profile::{Class, Cost};
 
     fn spent() -> Vec<Spent> {
         let spent =
-            |class, ops, seconds, flop, bytes| Spent { class, ops, seconds, work: Work { flop, bytes } };
+            |class, ops, seconds, flop, bytes| Spent { class, ops, seconds, cost: Cost { flop, bytes } };
         vec![
             spent(Class::Tables, 1, 0.001, 0.0, None),
             spent(Class::Qkv, 9, 0.004, 2e9, Some(1_000_000)),
@@ -125,7 +125,7 @@ mod tests {
     fn of_several_profiled_runs_the_median_is_kept() {
         let (asked, mut seconds) = (Profile::default(), [3.0, 1.0, 2.0].into_iter());
         let run = || {
-            asked.add(Class::Score, seconds.next().unwrap(), Work::default());
+            asked.add(Class::Score, seconds.next().unwrap(), Cost::default());
             Ok(0.0)
         };
         let kept = profile(&asked, run).unwrap();

@@ -64,13 +64,13 @@ impl Rates {
 
     /// The roof of a class, in seconds; `None` where it has neither FLOP nor bytes that count.
     pub(super) fn seconds(&self, spent: &Spent) -> Option<f64> {
-        let copied = spent.work.bytes.zip(self.bytes).map(|(bytes, rate)| bytes as f64 / rate);
+        let copied = spent.cost.bytes.zip(self.bytes).map(|(bytes, rate)| bytes as f64 / rate);
         let rate = match spent.class {
             Class::Attention => self.attention,
             Class::Score => self.score,
             _ => self.matmul,
         };
-        let multiplied = spent.work.flop / rate;
+        let multiplied = spent.cost.flop / rate;
         Some(copied.map_or(multiplied, |copied| copied.max(multiplied))).filter(|&seconds| seconds > 0.0)
     }
 
@@ -83,11 +83,11 @@ impl Rates {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use kudos::internals::backend::profile::Work;
+    use kudos::internals::backend::profile::Cost;
 
     #[test]
     fn a_roof_is_the_longer_of_flop_and_bytes_and_classes_add_up() {
-        let of = |class, flop, bytes| Spent { class, ops: 1, seconds: 9.0, work: Work { flop, bytes } };
+        let of = |class, flop, bytes| Spent { class, ops: 1, seconds: 9.0, cost: Cost { flop, bytes } };
         let gpu = Rates { matmul: 100.0, attention: 100.0, score: 100.0, bytes: Some(10.0) };
         assert_eq!(gpu.seconds(&of(Class::Qkv, 100.0, Some(5))), Some(1.0));
         assert_eq!(gpu.seconds(&of(Class::Qkv, 100.0, Some(20))), Some(2.0));

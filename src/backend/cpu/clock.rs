@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::act::Weight;
 use super::backend::Cpu;
-use crate::backend::timed::{Clock, NumberBytes};
+use crate::backend::timed::{Clock, ElementBytes};
 use crate::backend::{Geometry, Matrix};
 use crate::error::Result;
 
@@ -23,7 +23,7 @@ impl Clock for Cpu {
         &self.geometry
     }
 
-    fn number_bytes(&self) -> Option<NumberBytes> {
+    fn element_bytes(&self) -> Option<ElementBytes> {
         None
     }
 

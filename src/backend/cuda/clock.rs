@@ -6,7 +6,7 @@ use cudarc::driver::sys::CUevent_flags;
 use super::backend::Cuda;
 use super::fault::OrFault;
 use super::weight::Weight;
-use crate::backend::timed::{Clock, NumberBytes};
+use crate::backend::timed::{Clock, ElementBytes};
 use crate::backend::{Geometry, Matrix};
 use crate::error::Result;
 
@@ -34,8 +34,8 @@ impl Clock for Cuda {
         &self.geometry
     }
 
-    fn number_bytes(&self) -> Option<NumberBytes> {
-        Some(NumberBytes { residual: self.format().residual_bytes(), other: self.format().bytes() })
+    fn element_bytes(&self) -> Option<ElementBytes> {
+        Some(ElementBytes { residual: self.format().residual_bytes(), other: self.format().bytes() })
     }
 
     fn matrix_of(weight: &Weight) -> Matrix {
