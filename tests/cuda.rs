@@ -198,7 +198,10 @@ fn rewards_over_ranks_are_as_accurate_as_those_of_transformers() {
                     theirs += (case.reward_bf16 - case.logits_f32[0]).abs();
                 }
                 let ratio = ours / theirs;
-                println!("{:32} {ranks} ranks, {algorithm}: {ratio:.2} of the error of Transformers", fixture.name);
+                println!(
+                    "{:32} {ranks} ranks, {algorithm}: {ratio:.2} of the error of Transformers",
+                    fixture.name
+                );
                 assert!(ratio <= MODEL_RATIO_MAX, "{}, {ranks} ranks, {algorithm}: {ratio}", fixture.name);
                 let (our, their, cases) = pooled.entry(algorithm).or_insert((0.0, 0.0, 0));
                 (*our, *their, *cases) = (*our + ours, *their + theirs, *cases + sequences.len());

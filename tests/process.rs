@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Sizes, ids, on_cpu, random_model};
+use common::{ModelSizes, ids, on_cpu, random_model};
 use kudos::internals::config::ModelConfig;
 use kudos::{CpuMath, CpuOptions, Engine};
 use serde_json::json;
@@ -93,7 +93,7 @@ fn anonymous_bytes() -> Option<usize> {
 /// Weights are used where they are mapped: opening and scoring makes no copy of them.
 fn anonymous_memory_stays_within_the_plan_and_32_mib() {
     let dir = tempfile::tempdir().unwrap();
-    let sizes = Sizes { hidden: 1024, ffn: 4096, layers: 6, vocab: 16_384 };
+    let sizes = ModelSizes { hidden: 1024, ffn: 4096, layers: 6, vocab: 16_384 };
     let weight_bytes = random_model(dir.path(), sizes);
     assert!(weight_bytes > 200 << 20);
     let Some(before) = anonymous_bytes() else {

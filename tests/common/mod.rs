@@ -175,7 +175,7 @@ pub(crate) fn widen_to_f32(path: &Path) {
 
 /// The sizes of a model of heads of 1/8 of its width.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
+pub(crate) struct ModelSizes {
     pub(crate) hidden: usize,
     pub(crate) ffn: usize,
     pub(crate) layers: usize,
@@ -184,8 +184,8 @@ pub(crate) struct Sizes {
 
 /// Writes a model with random bf16 weights between 1/32 and 1/16 and of either sign, and returns their bytes. It has no
 /// tokenizer.
-pub(crate) fn random_model(dir: &Path, sizes: Sizes) -> usize {
-    let Sizes { hidden, ffn, layers, vocab } = sizes;
+pub(crate) fn random_model(dir: &Path, sizes: ModelSizes) -> usize {
+    let ModelSizes { hidden, ffn, layers, vocab } = sizes;
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
         "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 8,

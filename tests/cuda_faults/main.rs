@@ -14,7 +14,9 @@ use std::fs;
 
 use libloading::Library;
 
-use common::{Run, Sizes, batches_of, ids, kudos_in, overwrite_tensor, random_model, root, widen_to_f32};
+use common::{
+    ModelSizes, Run, batches_of, ids, kudos_in, overwrite_tensor, random_model, root, widen_to_f32,
+};
 use gpu::Gpu;
 use kudos::{CudaOptions, Engine, Error, ErrorKind, Pending, Residency};
 
@@ -270,7 +272,7 @@ fn a_model_that_does_not_fit_is_refused_with_the_sum_before_anything_is_allocate
 fn a_model_too_large_for_the_gpu_is_streamed_with_as_many_resident_layers_as_fit_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     // Layers of 8 MiB: 64 in all, beside 32 of workspace for products, 2 for trying them out, and a little more.
-    let weight_bytes = random_model(dir.path(), Sizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });
+    let weight_bytes = random_model(dir.path(), ModelSizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });
     assert!(weight_bytes > 64 << 20);
     let run = |gib: &str, residency: &str| {
         let model = ["--model", dir.path().to_str().unwrap(), "-", "--residency", residency];

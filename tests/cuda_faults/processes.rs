@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::{Run, Sizes, kudos_in, kudos_path, random_model, root};
+use crate::common::{ModelSizes, Run, kudos_in, kudos_path, random_model, root};
 use crate::{LINE, MODEL};
 
 /// Far more than the end of all takes, and far less than a hang.
@@ -154,7 +154,7 @@ fn a_reader_who_has_had_enough_is_no_failure_of_any_rank() {
 fn ranks_with_unlike_memory_keep_as_many_layers_as_the_fullest_gpu() {
     let dir = tempfile::tempdir().unwrap();
     // Layers of 8 MiB, of which a rank has half.
-    random_model(dir.path(), Sizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });
+    random_model(dir.path(), ModelSizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });
     let input = dir.path().join("in.jsonl");
     fs::write(&input, LINE).unwrap();
     let run = |memory_gib: &str| {

@@ -7,10 +7,10 @@ use std::task::{Context, Waker};
 use kudos::internals::backend::profile::{Class, Profile, Spent};
 use kudos::{AllReduce, Batching, CudaOptions, Engine, Overlap, Residency};
 
-use crate::common::{Sizes, batches_of, ids, random_model};
+use crate::common::{ModelSizes, batches_of, ids, random_model};
 use crate::gpu::{Entry, Gpu};
 
-const SIZES: Sizes = Sizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 };
+const SIZES: ModelSizes = ModelSizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 };
 const TOKENS: usize = 16;
 const PASSES: usize = 5;
 

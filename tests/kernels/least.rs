@@ -30,7 +30,13 @@ pub(crate) struct Least {
 
 impl Least {
     /// One load or store of a warp: each lane's first byte within the buffer.
-    pub(crate) fn request(&mut self, access: Access, buffer: &'static str, lanes: &[usize], lane_bytes: usize) {
+    pub(crate) fn request(
+        &mut self,
+        access: Access,
+        buffer: &'static str,
+        lanes: &[usize],
+        lane_bytes: usize,
+    ) {
         let sectors: BTreeSet<usize> = lanes.iter().map(|first| first / SECTOR_BYTES).collect();
         let distinct = lanes.iter().collect::<BTreeSet<_>>().len() * lane_bytes;
         self.spread += sectors.len() - distinct.div_ceil(SECTOR_BYTES);

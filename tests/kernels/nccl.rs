@@ -12,7 +12,10 @@ use crate::{Gpu, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("an_all_reduce_over_one_rank_changes_nothing", an_all_reduce_over_one_rank_changes_nothing),
-    ("an_all_gather_from_one_rank_gives_its_own_elements", an_all_gather_from_one_rank_gives_its_own_elements),
+    (
+        "an_all_gather_from_one_rank_gives_its_own_elements",
+        an_all_gather_from_one_rank_gives_its_own_elements,
+    ),
     ("collectives_refuse_to_leave_their_buffers", collectives_refuse_to_leave_their_buffers),
 ];
 

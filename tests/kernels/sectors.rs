@@ -17,7 +17,7 @@ use kudos::internals::backend::cuda::tiles::NO_ROW;
 
 use crate::Gpu;
 use crate::launches::{Counters, Launch};
-use crate::least::{INDEX_BYTES, LANES, Least, Access};
+use crate::least::{Access, INDEX_BYTES, LANES, Least};
 use crate::numbers::{tables, upload_raw};
 
 /// A test: its name, and the function that runs it on a GPU that counts.

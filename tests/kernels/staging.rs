@@ -4,8 +4,7 @@ use kudos::internals::backend::cuda::staging::Staging;
 
 use crate::{Gpu, Test};
 
-pub(crate) const TESTS: &[Test] =
-    &[("prefetched_rows_are_copied", prefetched_rows_are_copied)];
+pub(crate) const TESTS: &[Test] = &[("prefetched_rows_are_copied", prefetched_rows_are_copied)];
 
 /// Four rows fill a slot.
 const ROW_BYTES: usize = 2 << 20;

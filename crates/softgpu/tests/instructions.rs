@@ -340,8 +340,8 @@ fn sixteen_bit_floats_round_once() {
 fn approximations_stay_within_their_documented_error() {
     let gpu = Gpu::new();
     let values: Vec<u32> = (0..32).map(|i| (-3.1f32 + 0.2 * i as f32).to_bits()).collect();
-    type Row = (&'static str, fn(f64) -> f64, f64, bool);
-    let rows: [Row; 7] = [
+    type FloatCase = (&'static str, fn(f64) -> f64, f64, bool);
+    let rows: [FloatCase; 7] = [
         ("ex2_approx_f32", f64::exp2, 2f64.powi(-22), true),
         ("ex2_approx_ftz_f32", f64::exp2, 2f64.powi(-22), true),
         ("rsqrt_approx_f32", |x| 1.0 / x.sqrt(), 2f64.powf(-22.9), true),
@@ -397,8 +397,8 @@ fn approximations_stay_within_their_documented_error() {
 fn lanes_of_a_warp_see_each_other() {
     let gpu = Gpu::new();
     let values = words();
-    type Row = (&'static str, fn(usize, &[u32]) -> u32);
-    let lane_table: [Row; 17] = [
+    type LaneCase = (&'static str, fn(usize, &[u32]) -> u32);
+    let lane_table: [LaneCase; 17] = [
         ("shfl_bfly", |i, a| a[i ^ 5] ^ 1),
         ("shfl_up", |i, a| if i >= 3 { a[i - 3] ^ 1 } else { a[i] }),
         ("shfl_down", |i, a| if i + 3 <= 31 { a[i + 3] ^ 1 } else { a[i] }),

@@ -19,7 +19,7 @@ const MARK: u64 = 0x736F_6674;
 
 /// In which order the terms of a sum are added.
 #[derive(Clone, Copy)]
-enum Order {
+enum SumOrder {
     /// One after the other.
     Through,
     /// So many by themselves, and then these sums.
@@ -27,21 +27,21 @@ enum Order {
     /// As the first for up to so many columns of D, as blocks of 8 for more: rows change with their number.
     Changing(usize),
     /// So many parts of k, one after the other: split-K.
-    Parts(usize),
+    SplitK(usize),
 }
 
 struct Kind {
     tile: u64,
     split_k: u64,
     reduction: u64,
-    order: Order,
+    order: SumOrder,
     /// Columns of D come in multiples of this.
     columns_step: usize,
 }
 
-const fn kind(tile: u64, order: Order, columns_step: usize) -> Kind {
+const fn kind(tile: u64, order: SumOrder, columns_step: usize) -> Kind {
     let (split_k, reduction) = match order {
-        Order::Parts(parts) => (parts as u64, 2),
+        SumOrder::SplitK(parts) => (parts as u64, 2),
         _ => (1, 0),
     };
     Kind { tile, split_k, reduction, order, columns_step }
@@ -49,13 +49,13 @@ const fn kind(tile: u64, order: Order, columns_step: usize) -> Kind {
 
 /// By id. Tiles are `cublasLtMatmulTile_t`'s: 64 x 64, 128 x 64, 128 x 128, 256 x 128.
 const ALGORITHMS: [Kind; 7] = [
-    kind(18, Order::Through, 1),
-    kind(15, Order::Through, 1),
-    kind(20, Order::Blocks(8), 1),
-    kind(15, Order::Blocks(8), 1),
-    kind(20, Order::Through, 16),
-    kind(20, Order::Changing(128), 1),
-    kind(20, Order::Parts(2), 1),
+    kind(18, SumOrder::Through, 1),
+    kind(15, SumOrder::Through, 1),
+    kind(20, SumOrder::Blocks(8), 1),
+    kind(15, SumOrder::Blocks(8), 1),
+    kind(20, SumOrder::Through, 16),
+    kind(20, SumOrder::Changing(128), 1),
+    kind(20, SumOrder::SplitK(2), 1),
 ];
 
 /// The favourites for up to so many columns of D, by id. Whoever takes the first for each changes a row's bits with the
@@ -101,17 +101,17 @@ impl Algorithm {
 
     /// Terms that are summed before they join the total; 0 sums all in order.
     pub(super) fn k_block(&self, columns: usize, k: usize) -> usize {
-        match self.kind().map_or(Order::Through, |kind| kind.order) {
-            Order::Through => 0,
-            Order::Blocks(terms) => terms,
-            Order::Changing(most) => {
+        match self.kind().map_or(SumOrder::Through, |kind| kind.order) {
+            SumOrder::Through => 0,
+            SumOrder::Blocks(terms) => terms,
+            SumOrder::Changing(most) => {
                 if columns <= most {
                     0
                 } else {
                     8
                 }
             }
-            Order::Parts(parts) => k.div_ceil(parts),
+            SumOrder::SplitK(parts) => k.div_ceil(parts),
         }
     }
 

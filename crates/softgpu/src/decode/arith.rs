@@ -1,6 +1,6 @@
 //! Integer, floating-point and predicate arithmetic.
 
-use super::builder::{Builder, Class, Draft, Parts};
+use super::builder::{Builder, Class, Draft, Opcode};
 use super::inst::{Combine, Compare, Float1, Float2, FloatMods, Half, HalfOp, Int1, Int2, Op, Round, Type};
 use crate::ptx::{Instruction, Operand};
 
@@ -10,22 +10,22 @@ type Signature = (Op, Class, &'static [Class]);
 use Class::{Pred, W32, W64};
 
 impl Builder<'_> {
-    pub(super) fn arith(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        match parts.name {
-            "setp" => return self.setp(parts, i),
-            "selp" => return self.selp(parts, i),
-            "lop3" => return self.lop3(parts, i),
+    pub(super) fn arith(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        match opcode.name {
+            "setp" => return self.setp(opcode, i),
+            "selp" => return self.selp(opcode, i),
+            "lop3" => return self.lop3(opcode, i),
             _ => {}
         }
-        let kind = parts.pop()?;
+        let kind = opcode.pop()?;
         let (op, result, sources) = match kind {
-            "f32" => float32(parts)?,
-            "f64" => float64(parts)?,
-            "bf16" | "bf16x2" => half(parts, Half::Bf16)?,
-            "f16" | "f16x2" => half(parts, Half::F16)?,
-            "pred" => predicate(parts)?,
-            "b32" if matches!(parts.name, "shf" | "prmt" | "bfi") => bits(parts)?,
-            _ => integer(parts, kind)?,
+            "f32" => float32(opcode)?,
+            "f64" => float64(opcode)?,
+            "bf16" | "bf16x2" => half(opcode, Half::Bf16)?,
+            "f16" | "f16x2" => half(opcode, Half::F16)?,
+            "pred" => predicate(opcode)?,
+            "b32" if matches!(opcode.name, "shf" | "prmt" | "bfi") => bits(opcode)?,
+            _ => integer(opcode, kind)?,
         };
         if i.operands.len() != 1 + sources.len() {
             return Err("unexpected number of operands".into());
@@ -38,11 +38,11 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn setp(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        let of = scalar(parts.pop()?)?;
-        parts.take("ftz");
-        let compare = compare(parts.shift(), of)?;
-        let combine = match parts.shift() {
+    fn setp(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let of = scalar(opcode.pop()?)?;
+        opcode.take("ftz");
+        let compare = compare(opcode.shift(), of)?;
+        let combine = match opcode.shift() {
             "" => Combine::None,
             "and" => Combine::And,
             "or" => Combine::Or,
@@ -68,8 +68,8 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn selp(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        let wide = bytes(parts.pop()?) == 8;
+    fn selp(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let wide = bytes(opcode.pop()?) == 8;
         let class = if wide { W64 } else { W32 };
         let mut draft = Draft::new(if wide { Op::Select64 } else { Op::Select32 });
         self.def(&mut draft, &i.operands[0], class)?;
@@ -79,8 +79,8 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn lop3(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        if parts.pop()? != "b32" {
+    fn lop3(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        if opcode.pop()? != "b32" {
             return Err("only lop3.b32".into());
         }
         let Some(Operand::Imm(table)) = i.operands.get(4) else {
@@ -96,7 +96,7 @@ impl Builder<'_> {
     }
 }
 
-fn integer(parts: &mut Parts<'_>, kind: &str) -> Result<Signature, String> {
+fn integer(opcode: &mut Opcode<'_>, kind: &str) -> Result<Signature, String> {
     let signed = kind.starts_with('s');
     if !matches!(kind, "b16" | "u16" | "s16" | "b32" | "u32" | "s32" | "b64" | "u64" | "s64") {
         return Err("unknown instruction".into());
@@ -116,20 +116,20 @@ fn integer(parts: &mut Parts<'_>, kind: &str) -> Result<Signature, String> {
         _ => Op::U64(op),
     };
     let shift: &[Class] = if bytes(kind) == 8 { &[W64, W32] } else { &[W32, W32] };
-    let name = parts.name;
+    let name = opcode.name;
     Ok(match name {
         "add" => (wrap2(Int2::Add), class, two),
         "sub" => (wrap2(Int2::Sub), class, two),
-        "mul" if parts.take("wide") => match bytes(kind) {
+        "mul" if opcode.take("wide") => match bytes(kind) {
             2 => (Op::MulWide16 { signed }, W32, &[W32, W32]),
             4 => (Op::MulWide { signed }, W64, &[W32, W32]),
             _ => return Err("unknown instruction".into()),
         },
-        "mul" if parts.take("hi") => (wrap2(pick(Int2::MulHiS, Int2::MulHiU)), class, two),
-        "mul" if parts.take("lo") => (wrap2(Int2::MulLo), class, two),
-        "mad" if parts.take("wide") && bytes(kind) == 4 => (Op::MadWide { signed }, W64, &[W32, W32, W64]),
-        "mad" if parts.take("hi") && bytes(kind) == 4 => (Op::MadHi { signed }, W32, three),
-        "mad" if parts.take("lo") => match bytes(kind) {
+        "mul" if opcode.take("hi") => (wrap2(pick(Int2::MulHiS, Int2::MulHiU)), class, two),
+        "mul" if opcode.take("lo") => (wrap2(Int2::MulLo), class, two),
+        "mad" if opcode.take("wide") && bytes(kind) == 4 => (Op::MadWide { signed }, W64, &[W32, W32, W64]),
+        "mad" if opcode.take("hi") && bytes(kind) == 4 => (Op::MadHi { signed }, W32, three),
+        "mad" if opcode.take("lo") => match bytes(kind) {
             2 => (Op::Mad16, W32, three),
             4 => (Op::Mad32, W32, three),
             _ => (Op::Mad64, W64, three),
@@ -156,14 +156,14 @@ fn integer(parts: &mut Parts<'_>, kind: &str) -> Result<Signature, String> {
     })
 }
 
-fn bits(parts: &mut Parts<'_>) -> Result<Signature, String> {
-    Ok(match parts.name {
+fn bits(opcode: &mut Opcode<'_>) -> Result<Signature, String> {
+    Ok(match opcode.name {
         "prmt" => (Op::Prmt, W32, &[W32; 3]),
         "bfi" => (Op::Bfi, W32, &[W32; 4]),
         "shf" => {
-            let left = parts.take("l");
-            let wrap = parts.take("wrap");
-            if !left && !parts.take("r") || !wrap && !parts.take("clamp") {
+            let left = opcode.take("l");
+            let wrap = opcode.take("wrap");
+            if !left && !opcode.take("r") || !wrap && !opcode.take("clamp") {
                 return Err("unknown instruction".into());
             }
             (if left { Op::FunnelLeft { wrap } } else { Op::FunnelRight { wrap } }, W32, &[W32; 3])
@@ -172,8 +172,8 @@ fn bits(parts: &mut Parts<'_>) -> Result<Signature, String> {
     })
 }
 
-fn predicate(parts: &mut Parts<'_>) -> Result<Signature, String> {
-    Ok(match parts.name {
+fn predicate(opcode: &mut Opcode<'_>) -> Result<Signature, String> {
+    Ok(match opcode.name {
         "and" => (Op::PredAnd, Pred, &[Pred, Pred]),
         "or" => (Op::PredOr, Pred, &[Pred, Pred]),
         "xor" => (Op::PredXor, Pred, &[Pred, Pred]),
@@ -182,16 +182,16 @@ fn predicate(parts: &mut Parts<'_>) -> Result<Signature, String> {
     })
 }
 
-fn float32(parts: &mut Parts<'_>) -> Result<Signature, String> {
-    let mods = FloatMods { ftz: parts.take("ftz"), sat: parts.take("sat") };
-    let nan = parts.take("NaN");
-    let approx = parts.take("approx");
-    let full = parts.take("full");
-    let round = rounding(parts);
+fn float32(opcode: &mut Opcode<'_>) -> Result<Signature, String> {
+    let mods = FloatMods { ftz: opcode.take("ftz"), sat: opcode.take("sat") };
+    let nan = opcode.take("NaN");
+    let approx = opcode.take("approx");
+    let full = opcode.take("full");
+    let round = rounding(opcode);
     let near = round.is_none_or(|r| r == Round::Near);
     let one = |op| (Op::F32One(op, mods), W32, &[W32; 1] as &[Class]);
     let two = |op| (Op::F32(op, mods), W32, &[W32; 2] as &[Class]);
-    Ok(match parts.name {
+    Ok(match opcode.name {
         "add" if near => two(Float2::Add),
         "sub" if near => two(Float2::Sub),
         "mul" if near => two(Float2::Mul),
@@ -215,11 +215,11 @@ fn float32(parts: &mut Parts<'_>) -> Result<Signature, String> {
     })
 }
 
-fn float64(parts: &mut Parts<'_>) -> Result<Signature, String> {
-    if rounding(parts).is_some_and(|r| r != Round::Near) {
+fn float64(opcode: &mut Opcode<'_>) -> Result<Signature, String> {
+    if rounding(opcode).is_some_and(|r| r != Round::Near) {
         return Err("unknown instruction".into());
     }
-    Ok(match parts.name {
+    Ok(match opcode.name {
         "add" => (Op::F64(Float2::Add), W64, &[W64; 2]),
         "sub" => (Op::F64(Float2::Sub), W64, &[W64; 2]),
         "mul" => (Op::F64(Float2::Mul), W64, &[W64; 2]),
@@ -236,13 +236,13 @@ fn float64(parts: &mut Parts<'_>) -> Result<Signature, String> {
 }
 
 /// Both lanes of a packed pair are computed always; the upper half of a 16-bit register is zero and stays unused.
-fn half(parts: &mut Parts<'_>, of: Half) -> Result<Signature, String> {
-    if rounding(parts).is_some_and(|r| r != Round::Near) {
+fn half(opcode: &mut Opcode<'_>, of: Half) -> Result<Signature, String> {
+    if rounding(opcode).is_some_and(|r| r != Round::Near) {
         return Err("unknown instruction".into());
     }
     let two = |op| (Op::HalfTwo { op, of }, W32, &[W32; 2] as &[Class]);
     let one = |op| (Op::HalfOne { op, of }, W32, &[W32; 1] as &[Class]);
-    Ok(match parts.name {
+    Ok(match opcode.name {
         "add" => two(HalfOp::Add),
         "sub" => two(HalfOp::Sub),
         "mul" => two(HalfOp::Mul),
@@ -256,9 +256,9 @@ fn half(parts: &mut Parts<'_>, of: Half) -> Result<Signature, String> {
 }
 
 /// Takes the rounding mode, if one is written.
-pub(super) fn rounding(parts: &mut Parts<'_>) -> Option<Round> {
+pub(super) fn rounding(opcode: &mut Opcode<'_>) -> Option<Round> {
     let modes = [("rn", Round::Near), ("rz", Round::Zero), ("rm", Round::Down), ("rp", Round::Up)];
-    modes.into_iter().find(|(name, _)| parts.take(name)).map(|(_, round)| round)
+    modes.into_iter().find(|(name, _)| opcode.take(name)).map(|(_, round)| round)
 }
 
 /// Bytes of a type name.

@@ -14,7 +14,7 @@ pub(super) enum Class {
 
 /// Where in an [`Inst`] a slot is written.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Place {
+pub(super) enum OperandSlot {
     Guard,
     Fixed(usize),
     List(usize),
@@ -24,7 +24,7 @@ pub(super) enum Place {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Field {
     pub(super) register: u32,
-    pub(super) place: Place,
+    pub(super) slot: OperandSlot,
     pub(super) defines: bool,
 }
 
@@ -45,27 +45,27 @@ impl Draft {
     }
 
     fn fixed(&mut self, register: u32, defines: bool) {
-        self.fields.push(Field { register, place: Place::Fixed(self.fixed), defines });
+        self.fields.push(Field { register, slot: OperandSlot::Fixed(self.fixed), defines });
         self.fixed += 1;
     }
 
     fn list(&mut self, register: u32, defines: bool) {
-        self.fields.push(Field { register, place: Place::List(self.listed), defines });
+        self.fields.push(Field { register, slot: OperandSlot::List(self.listed), defines });
         self.listed += 1;
         self.inst.list_len = self.listed as u8;
     }
 }
 
-/// The dotted parts after the opcode's name; what no decoder takes is an error.
-pub(super) struct Parts<'a> {
+/// An opcode: its name, and the dotted modifiers that no decoder has taken yet, which must be none at the end.
+pub(super) struct Opcode<'a> {
     pub(super) name: &'a str,
     rest: Vec<&'a str>,
 }
 
-impl<'a> Parts<'a> {
+impl<'a> Opcode<'a> {
     fn new(opcode: &'a str) -> Self {
-        let mut parts = opcode.split('.');
-        Self { name: parts.next().unwrap_or(""), rest: parts.collect() }
+        let mut opcode = opcode.split('.');
+        Self { name: opcode.next().unwrap_or(""), rest: opcode.collect() }
     }
 
     /// Takes a modifier if it is there.
@@ -121,22 +121,22 @@ impl<'a> Builder<'a> {
 
     /// One instruction.
     pub(super) fn decode(&mut self, i: &Instruction) -> Result<Draft, String> {
-        let mut parts = Parts::new(&i.opcode);
-        let mut draft = match parts.name {
+        let mut opcode = Opcode::new(&i.opcode);
+        let mut draft = match opcode.name {
             "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "cvta" | "prefetch" | "mma"
-            | "discard" => self.memory(&mut parts, i)?,
+            | "discard" => self.memory(&mut opcode, i)?,
             "bra" | "ret" | "exit" | "trap" | "bar" | "barrier" | "membar" | "fence" | "shfl" | "vote"
-            | "redux" | "activemask" | "nanosleep" | "griddepcontrol" => self.control(&mut parts, i)?,
+            | "redux" | "activemask" | "nanosleep" | "griddepcontrol" => self.control(&mut opcode, i)?,
             DROPPED => Draft::new(Op::Nop),
-            "cvt" => self.convert(&mut parts, i)?,
-            "mov" => self.mov(&mut parts, i)?,
-            _ => self.arith(&mut parts, i)?,
+            "cvt" => self.convert(&mut opcode, i)?,
+            "mov" => self.mov(&mut opcode, i)?,
+            _ => self.arith(&mut opcode, i)?,
         };
-        parts.finish()?;
+        opcode.finish()?;
         if let Some((register, negated)) = i.guard {
             draft.inst.guard = 0;
             draft.inst.guard_negated = negated;
-            draft.fields.push(Field { register, place: Place::Guard, defines: false });
+            draft.fields.push(Field { register, slot: OperandSlot::Guard, defines: false });
         }
         Ok(draft)
     }

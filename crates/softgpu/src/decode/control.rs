@@ -1,15 +1,15 @@
 //! Branches, barriers, and what the lanes of a warp do together.
 
 use super::arith::bytes;
-use super::builder::{Builder, Class, Draft, Parts};
+use super::builder::{Builder, Class, Draft, Opcode};
 use super::inst::{Int2, Op, Shuffle, Vote};
 use crate::ptx::{Instruction, Operand};
 
 impl Builder<'_> {
-    pub(super) fn control(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        match parts.name {
+    pub(super) fn control(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        match opcode.name {
             "bra" => {
-                parts.take("uni");
+                opcode.take("uni");
                 let Some(Operand::Label(label)) = i.operands.first() else {
                     return Err("the target is not a label".into());
                 };
@@ -18,16 +18,16 @@ impl Builder<'_> {
                 Ok(draft)
             }
             "ret" | "exit" => {
-                parts.take("uni");
+                opcode.take("uni");
                 Ok(Draft::new(Op::Ret))
             }
             "trap" => Ok(Draft::new(Op::Trap)),
-            "bar" | "barrier" => self.barrier(parts, i),
-            "shfl" => self.shuffle(parts, i),
-            "vote" => self.vote(parts, i),
-            "redux" => self.redux(parts, i),
+            "bar" | "barrier" => self.barrier(opcode, i),
+            "shfl" => self.shuffle(opcode, i),
+            "vote" => self.vote(opcode, i),
+            "redux" => self.redux(opcode, i),
             "activemask" => {
-                parts.take("b32");
+                opcode.take("b32");
                 let mut draft = Draft::new(Op::ActiveMask);
                 self.def(&mut draft, &i.operands[0], Class::W32)?;
                 Ok(draft)
@@ -35,31 +35,31 @@ impl Builder<'_> {
             // Fences order nothing here: warps of a block take turns, blocks run one after another.
             _ => {
                 let scopes = ["gl", "cta", "sys", "gpu", "sc", "acq_rel", "u32", "wait", "launch_dependents"];
-                parts.take_any(&scopes);
+                opcode.take_any(&scopes);
                 Ok(Draft::new(Op::Nop))
             }
         }
     }
 
-    fn barrier(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        parts.take_any(&["cta", "aligned"]);
-        if parts.take("warp") {
-            parts.take("sync");
+    fn barrier(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        opcode.take_any(&["cta", "aligned"]);
+        if opcode.take("warp") {
+            opcode.take("sync");
             let mut draft = Draft::new(Op::BarWarp);
             self.read(&mut draft, &i.operands[0], Class::W32)?;
             return Ok(draft);
         }
         match i.operands.as_slice() {
-            [Operand::Imm(0)] if parts.take("sync") => Ok(Draft::new(Op::BarSync)),
+            [Operand::Imm(0)] if opcode.take("sync") => Ok(Draft::new(Op::BarSync)),
             _ => Err("only barrier 0 over the whole block".into()),
         }
     }
 
-    fn shuffle(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        if !parts.take("sync") || parts.pop()? != "b32" {
+    fn shuffle(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        if !opcode.take("sync") || opcode.pop()? != "b32" {
             return Err("unknown instruction".into());
         }
-        let mode = match parts.shift() {
+        let mode = match opcode.shift() {
             "up" => Shuffle::Up,
             "down" => Shuffle::Down,
             "bfly" => Shuffle::Bfly,
@@ -80,12 +80,12 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn vote(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        if !parts.take("sync") {
+    fn vote(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        if !opcode.take("sync") {
             return Err("unknown instruction".into());
         }
-        parts.pop()?;
-        let mode = match parts.shift() {
+        opcode.pop()?;
+        let mode = match opcode.shift() {
             "all" => Vote::All,
             "any" => Vote::Any,
             "uni" => Vote::Uni,
@@ -104,13 +104,13 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn redux(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        let kind = parts.pop()?;
-        if !parts.take("sync") || bytes(kind) != 4 || kind == "f32" {
+    fn redux(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let kind = opcode.pop()?;
+        if !opcode.take("sync") || bytes(kind) != 4 || kind == "f32" {
             return Err("unknown instruction".into());
         }
         let signed = kind.starts_with('s');
-        let op = match parts.shift() {
+        let op = match opcode.shift() {
             "add" => Int2::Add,
             "min" => {
                 if signed {

@@ -1,17 +1,17 @@
 //! `cvt` and `mov`.
 
 use super::arith::{bytes, scalar};
-use super::builder::{Builder, Class, Draft, Parts};
+use super::builder::{Builder, Class, Draft, Opcode};
 use super::inst::{FloatMods, Half, Int1, Op, Round, Type};
 use crate::ptx::{Instruction, Operand};
 
 impl Builder<'_> {
-    pub(super) fn convert(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        let mods = FloatMods { ftz: parts.take("ftz"), sat: parts.take("sat") };
-        let relu = parts.take("relu");
-        let (round, integral) = conversion_rounding(parts);
-        let from = parts.pop()?;
-        let to = parts.pop()?;
+    pub(super) fn convert(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let mods = FloatMods { ftz: opcode.take("ftz"), sat: opcode.take("sat") };
+        let relu = opcode.take("relu");
+        let (round, integral) = conversion_rounding(opcode);
+        let from = opcode.pop()?;
+        let to = opcode.pop()?;
         if let "bf16x2" | "f16x2" = to {
             if from != "f32" || round != Round::Near || mods.ftz || mods.sat {
                 return Err("unknown conversion".into());
@@ -39,8 +39,8 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    pub(super) fn mov(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        let kind = parts.pop()?;
+    pub(super) fn mov(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let kind = opcode.pop()?;
         let [to, from] = i.operands.as_slice() else { return Err("mov takes two operands".into()) };
         if kind == "pred" {
             let mut draft = Draft::new(Op::PredMov);
@@ -96,13 +96,13 @@ fn class_of(kind: Type) -> Class {
 }
 
 /// `.rn` and `.rni` and their kin; integral roundings keep a float a float.
-fn conversion_rounding(parts: &mut Parts<'_>) -> (Round, bool) {
+fn conversion_rounding(opcode: &mut Opcode<'_>) -> (Round, bool) {
     let modes = [("n", Round::Near), ("z", Round::Zero), ("m", Round::Down), ("p", Round::Up)];
     for (letter, round) in modes {
-        if parts.take(&format!("r{letter}i")) {
+        if opcode.take(&format!("r{letter}i")) {
             return (round, true);
         }
-        if parts.take(&format!("r{letter}")) {
+        if opcode.take(&format!("r{letter}")) {
             return (round, false);
         }
     }

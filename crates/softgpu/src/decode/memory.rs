@@ -1,7 +1,7 @@
 //! Loads, stores, atomics, asynchronous copies, matrix loads and products, address conversions.
 
 use super::arith::{bytes, scalar};
-use super::builder::{Builder, Class, Draft, Parts};
+use super::builder::{Builder, Class, Draft, Opcode};
 use super::inst::{Atomic, Half, Int1, Mma, Op, Shape, Space, Type};
 use crate::ptx::{Instruction, Operand, RegClass};
 
@@ -27,24 +27,24 @@ const HINTS: [&str; 17] = [
 ];
 
 impl Builder<'_> {
-    pub(super) fn memory(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        match parts.name {
-            "ld" | "ldu" => self.load(parts, i),
-            "st" => self.store(parts, i),
-            "atom" | "red" => self.atomic(parts, i),
-            "cvta" => self.cvta(parts, i),
-            "cp" => self.copy_async(parts, i),
-            "ldmatrix" => self.ldmatrix(parts, i),
-            "mma" => self.mma(parts, i),
+    pub(super) fn memory(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        match opcode.name {
+            "ld" | "ldu" => self.load(opcode, i),
+            "st" => self.store(opcode, i),
+            "atom" | "red" => self.atomic(opcode, i),
+            "cvta" => self.cvta(opcode, i),
+            "cp" => self.copy_async(opcode, i),
+            "ldmatrix" => self.ldmatrix(opcode, i),
+            "mma" => self.mma(opcode, i),
             _ => {
-                parts.take_any(&["global", "L1", "L2", "L2::evict_last", "L2::evict_normal", "128"]);
+                opcode.take_any(&["global", "L1", "L2", "L2::evict_last", "L2::evict_normal", "128"]);
                 Ok(Draft::new(Op::Nop))
             }
         }
     }
 
-    fn load(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        let (space, shape, class) = self.shape(parts, &i.operands[0])?;
+    fn load(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let (space, shape, class) = self.shape(opcode, &i.operands[0])?;
         let mut draft = Draft::new(Op::Load(space, shape));
         let items = items(&i.operands[0]);
         if items.len() != shape.count as usize {
@@ -58,8 +58,8 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn store(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        let (space, shape, class) = self.shape(parts, &i.operands[1])?;
+    fn store(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let (space, shape, class) = self.shape(opcode, &i.operands[1])?;
         let mut draft = Draft::new(Op::Store(space, shape));
         let items = items(&i.operands[1]);
         if items.len() != shape.count as usize {
@@ -93,13 +93,13 @@ impl Builder<'_> {
     }
 
     /// Space, shape and register class of a load or store.
-    fn shape(&mut self, parts: &mut Parts<'_>, value: &Operand) -> Result<(Space, Shape, Class), String> {
-        parts.take_any(&HINTS);
-        let space = space(parts);
-        let kind = parts.pop()?;
-        let count = if parts.take("v2") {
+    fn shape(&mut self, opcode: &mut Opcode<'_>, value: &Operand) -> Result<(Space, Shape, Class), String> {
+        opcode.take_any(&HINTS);
+        let space = space(opcode);
+        let kind = opcode.pop()?;
+        let count = if opcode.take("v2") {
             2
-        } else if parts.take("v4") {
+        } else if opcode.take("v4") {
             4
         } else {
             1
@@ -122,13 +122,13 @@ impl Builder<'_> {
         Ok((space, Shape { elem, count, signed, wide: class == Class::W64, register_bits }, class))
     }
 
-    fn atomic(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        let returns = parts.name == "atom";
-        parts.take_any(&["relaxed", "gpu", "cta", "acquire", "release", "acq_rel"]);
-        let space = space(parts);
-        let kind = parts.pop()?;
+    fn atomic(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let returns = opcode.name == "atom";
+        opcode.take_any(&["relaxed", "gpu", "cta", "acquire", "release", "acq_rel"]);
+        let space = space(opcode);
+        let kind = opcode.pop()?;
         let signed = kind.starts_with('s');
-        let op = match parts.shift() {
+        let op = match opcode.shift() {
             "add" if kind == "f32" => Atomic::AddF32,
             "add" if !kind.starts_with('f') => Atomic::Add,
             "min" => {
@@ -172,16 +172,16 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn cvta(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        let to = parts.take("to");
-        let op = match (parts.shift(), to) {
+    fn cvta(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let to = opcode.take("to");
+        let op = match (opcode.shift(), to) {
             ("global", _) => Op::U64(Int1::Mov),
             ("shared", true) => Op::GenericToShared,
             ("shared", false) => Op::SharedToGeneric,
             ("param", false) => Op::ParamToGeneric,
             _ => return Err("unknown instruction".into()),
         };
-        if parts.pop()? != "u64" {
+        if opcode.pop()? != "u64" {
             return Err("unknown instruction".into());
         }
         let mut draft = Draft::new(op);
@@ -190,14 +190,14 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn copy_async(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        if !parts.take("async") {
+    fn copy_async(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        if !opcode.take("async") {
             return Err("unknown instruction".into());
         }
-        if parts.take("commit_group") {
+        if opcode.take("commit_group") {
             return Ok(Draft::new(Op::CpAsyncCommit));
         }
-        if parts.take("wait_group") {
+        if opcode.take("wait_group") {
             let Some(Operand::Imm(n)) = i.operands.first() else {
                 return Err("the count is not a constant".into());
             };
@@ -205,10 +205,10 @@ impl Builder<'_> {
             draft.inst.imm = *n as i64;
             return Ok(draft);
         }
-        if parts.take("wait_all") {
+        if opcode.take("wait_all") {
             return Ok(Draft::new(Op::CpAsyncWait { all: true }));
         }
-        parts.take_any(&["ca", "cg", "shared", "shared::cta", "global", "L2::128B", "L2::256B", "L2::64B"]);
+        opcode.take_any(&["ca", "cg", "shared", "shared::cta", "global", "L2::128B", "L2::256B", "L2::64B"]);
         let [to, from, Operand::Imm(size), rest @ ..] = i.operands.as_slice() else {
             return Err("operands".into());
         };
@@ -234,19 +234,19 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn ldmatrix(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        parts.take_any(&["sync", "aligned", "shared", "shared::cta"]);
-        let transposed = parts.take("trans");
-        let count = if parts.take("x1") {
+    fn ldmatrix(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        opcode.take_any(&["sync", "aligned", "shared", "shared::cta"]);
+        let transposed = opcode.take("trans");
+        let count = if opcode.take("x1") {
             1
-        } else if parts.take("x2") {
+        } else if opcode.take("x2") {
             2
-        } else if parts.take("x4") {
+        } else if opcode.take("x4") {
             4
         } else {
             0
         };
-        if !parts.take("m8n8") || parts.pop()? != "b16" {
+        if !opcode.take("m8n8") || opcode.pop()? != "b16" {
             return Err("unknown instruction".into());
         }
         let items = items(&i.operands[0]);
@@ -262,10 +262,10 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    fn mma(&mut self, parts: &mut Parts<'_>, i: &Instruction) -> Result<Draft, String> {
-        parts.take_any(&["sync", "aligned", "row", "col"]);
-        let shape = parts.shift();
-        let types = [parts.shift(), parts.shift(), parts.shift(), parts.shift()].map(scalar);
+    fn mma(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        opcode.take_any(&["sync", "aligned", "row", "col"]);
+        let shape = opcode.shift();
+        let types = [opcode.shift(), opcode.shift(), opcode.shift(), opcode.shift()].map(scalar);
         let [Ok(Type::F32), Ok(a), Ok(b), Ok(Type::F32)] = types else { return Err("unknown types".into()) };
         let half = match (a, b) {
             (Type::Bf16, Type::Bf16) => Half::Bf16,
@@ -299,12 +299,12 @@ fn items(operand: &Operand) -> Vec<&Operand> {
     if let Operand::Vector(items) = operand { items.iter().collect() } else { vec![operand] }
 }
 
-fn space(parts: &mut Parts<'_>) -> Space {
-    if parts.take_any(&["shared", "shared::cta"]) {
+fn space(opcode: &mut Opcode<'_>) -> Space {
+    if opcode.take_any(&["shared", "shared::cta"]) {
         Space::Shared
-    } else if parts.take("global") {
+    } else if opcode.take("global") {
         Space::Global
-    } else if parts.take("param") {
+    } else if opcode.take("param") {
         Space::Param
     } else {
         Space::Generic

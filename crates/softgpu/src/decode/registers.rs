@@ -2,7 +2,7 @@
 //!
 //! Liveness is per lane, as control flow is: writes are masked, so lanes on two sides of a branch may share a slot.
 
-use super::builder::{Builder, Class, Draft, Place};
+use super::builder::{Builder, Class, Draft, OperandSlot};
 use super::flow::Flow;
 use super::inst::{Inst, NO_GUARD, Preset};
 
@@ -48,10 +48,10 @@ pub(super) fn allot(drafts: &mut [Draft], builder: &Builder<'_>, flow: &Flow) ->
         inst.guard = NO_GUARD;
         for field in &draft.fields {
             let at = slot[field.register as usize];
-            match field.place {
-                Place::Guard => inst.guard = at,
-                Place::Fixed(i) => inst.r[i] = at,
-                Place::List(i) => pool[inst.list as usize + i] = at,
+            match field.slot {
+                OperandSlot::Guard => inst.guard = at,
+                OperandSlot::Fixed(i) => inst.r[i] = at,
+                OperandSlot::List(i) => pool[inst.list as usize + i] = at,
             }
         }
         code.push(inst);

@@ -15,7 +15,7 @@ use crate::check::{Fault, LaneFault, Violation};
 use crate::decode::Program;
 use crate::device::DeviceMemory;
 use shared::Shared;
-use warp::{Place, State, Warp};
+use warp::{BlockPosition, State, Warp};
 
 /// Size of a launch.
 #[derive(Clone, Copy, Debug)]
@@ -57,12 +57,13 @@ pub fn launch(
     for z in 0..config.grid[2] {
         for y in 0..config.grid[1] {
             for x in 0..config.grid[0] {
-                let place = Place { grid: config.grid, block: config.block, block_index: [x, y, z] };
+                let position =
+                    BlockPosition { grid: config.grid, block: config.block, block_index: [x, y, z] };
                 block.shared.reset();
                 for warp in &mut warps {
-                    warp.start(program, &place);
+                    warp.start(program, &position);
                 }
-                block.run(&mut warps, &place)?;
+                block.run(&mut warps, &position)?;
             }
         }
     }
@@ -71,18 +72,18 @@ pub fn launch(
 
 impl Block<'_> {
     /// Turns: every ready warp runs to its next barrier or its end; when none is left ready, the barrier opens.
-    fn run(&mut self, warps: &mut [Warp], place: &Place) -> Result<(), Fault> {
+    fn run(&mut self, warps: &mut [Warp], position: &BlockPosition) -> Result<(), Fault> {
         loop {
             for warp in warps.iter_mut().filter(|w| w.state == State::Ready) {
                 let (index, outcome) = (warp.index, self.run_warp(warp));
                 if let Err((pc, fault)) = outcome {
-                    return Err(self.describe(pc, &fault, index, place));
+                    return Err(self.describe(pc, &fault, index, position));
                 }
             }
             if warps.iter().all(|w| w.state == State::Done) {
                 return Ok(());
             }
-            self.one_barrier(warps).map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, place))?;
+            self.one_barrier(warps).map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, position))?;
             // Warps that have returned count as arrived, as they do in hardware.
             self.shared.sync_block();
             for warp in warps.iter_mut().filter(|w| w.state == State::AtBarrier) {
@@ -105,15 +106,15 @@ impl Block<'_> {
     }
 
     /// Puts kernel, line, instruction, block and thread to a lane's fault.
-    fn describe(&self, pc: usize, fault: &LaneFault, warp: u8, place: &Place) -> Fault {
+    fn describe(&self, pc: usize, fault: &LaneFault, warp: u8, position: &BlockPosition) -> Fault {
         let thread = warp as u32 * 32 + fault.lane as u32;
-        let [x, y, _] = place.block;
+        let [x, y, _] = position.block;
         let (text, line) = &self.program.text[pc];
         let message = format!(
             "{} in kernel `{}` at {line}: `{text}`, block {:?}, thread {:?}: {}",
             fault.violation,
             self.program.name,
-            place.block_index,
+            position.block_index,
             [thread % x, thread / x % y, thread / x / y],
             fault.detail
         );

@@ -48,7 +48,7 @@ pub(super) struct Warp {
 
 /// Position and size of a block.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Place {
+pub(super) struct BlockPosition {
     pub(super) grid: [u32; 3],
     pub(super) block: [u32; 3],
     pub(super) block_index: [u32; 3],
@@ -76,8 +76,8 @@ impl Warp {
     }
 
     /// Puts the warp at the start of the kernel in a block.
-    pub(super) fn start(&mut self, program: &Program, place: &Place) {
-        let threads: u32 = place.block.iter().product();
+    pub(super) fn start(&mut self, program: &Program, position: &BlockPosition) {
+        let threads: u32 = position.block.iter().product();
         let first = self.index as u32 * 32;
         let lanes = (threads - first).min(32);
         self.live = if lanes == 32 { u32::MAX } else { (1 << lanes) - 1 };
@@ -94,23 +94,23 @@ impl Warp {
                 Preset::Special(at, special) => {
                     let index = self.index as u32;
                     self.w32[at as usize].0 =
-                        std::array::from_fn(|lane| value(special, lane as u32, index, place));
+                        std::array::from_fn(|lane| value(special, lane as u32, index, position));
                 }
             }
         }
     }
 }
 
-fn value(special: Special, lane: u32, warp: u32, place: &Place) -> u32 {
+fn value(special: Special, lane: u32, warp: u32, position: &BlockPosition) -> u32 {
     let thread = warp * 32 + lane;
-    let [x, y, _] = place.block;
+    let [x, y, _] = position.block;
     match special {
         Special::Tid(0) => thread % x,
         Special::Tid(1) => thread / x % y,
         Special::Tid(_) => thread / x / y,
-        Special::Ntid(axis) => place.block[axis as usize],
-        Special::Ctaid(axis) => place.block_index[axis as usize],
-        Special::Nctaid(axis) => place.grid[axis as usize],
+        Special::Ntid(axis) => position.block[axis as usize],
+        Special::Ctaid(axis) => position.block_index[axis as usize],
+        Special::Nctaid(axis) => position.grid[axis as usize],
         Special::LaneId => lane,
         Special::WarpId => warp,
         Special::LanemaskEq => 1 << lane,
