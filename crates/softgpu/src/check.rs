@@ -1,8 +1,8 @@
-//! What the software GPU objects to, and how it says so.
+//! Violations that the software GPU detects, and their messages.
 
 use std::fmt;
 
-/// Why an access or a warp was stopped.
+/// The reason for which an access or a warp was stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
     /// No allocation holds the address.
@@ -11,16 +11,16 @@ pub enum Violation {
     UseAfterFree,
     /// The address is not a multiple of the access's size.
     Misaligned,
-    /// A byte was read that nobody wrote.
+    /// A byte was read that was never written.
     Uninitialised,
     /// Two warps touched one 4-byte word of shared memory, or two lanes of a warp one byte, one of them writing, with no
     /// barrier between.
     Race,
     /// A byte was touched while an asynchronous copy into it was in flight.
     InFlight,
-    /// A barrier was met by part of a warp, or warps of a block wait at different ones.
+    /// Part of a warp reached a barrier, or warps of a block wait at different ones.
     Barrier,
-    /// `trap`, or lanes named in a member mask that are not there.
+    /// `trap`, or a member mask with lanes that do not execute.
     Trap,
 }
 
@@ -39,12 +39,12 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A violation by one lane, before it is known which instruction and block that was.
+/// A violation by one lane, without its instruction and block.
 #[derive(Clone, Debug)]
 pub struct LaneFault {
-    /// What happened.
+    /// Its kind.
     pub violation: Violation,
-    /// The first lane that did it.
+    /// The first lane that caused it.
     pub lane: usize,
     /// Address, size, allocation.
     pub detail: String,
@@ -53,7 +53,7 @@ pub struct LaneFault {
 /// A violation with its place: what stderr prints.
 #[derive(Clone, Debug)]
 pub struct Fault {
-    /// What happened.
+    /// Its kind.
     pub violation: Violation,
     /// The whole message.
     pub message: String,

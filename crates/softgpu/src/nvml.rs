@@ -1,5 +1,5 @@
-//! NVML: the few functions that tell of a GPU's clocks, power and temperature. This GPU has no clock, as the driver says, too;
-//! its power and its temperature are fixed numbers, by which a test knows that they arrive in their units.
+//! NVML: clocks, power and temperature. This GPU has no clock, as in the driver; its power and its temperature are constants,
+//! by which a test checks their units.
 
 use std::ffi::{CStr, c_char, c_uint};
 
@@ -14,7 +14,7 @@ const INVALID_ARGUMENT: NvmlResult = 2;
 const NOT_SUPPORTED: NvmlResult = 3;
 const NOT_FOUND: NvmlResult = 6;
 
-/// What every device says that it draws, and how warm it says that it is.
+/// Power and temperature of every device.
 const MILLIWATTS: c_uint = 1500;
 const CELSIUS: c_uint = 21;
 
@@ -50,7 +50,7 @@ pub extern "C" fn nvmlDeviceGetClockInfo(_device: usize, _clock: c_uint, _mhz: *
     NOT_SUPPORTED
 }
 
-/// A fixed number.
+/// [`MILLIWATTS`].
 ///
 /// # Safety
 /// As NVML documents.
@@ -60,7 +60,7 @@ pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(_device: usize, milliwatts: *mu
     unsafe { number(milliwatts, MILLIWATTS) }
 }
 
-/// A fixed number.
+/// [`CELSIUS`].
 ///
 /// # Safety
 /// As NVML documents.

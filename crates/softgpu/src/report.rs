@@ -1,4 +1,4 @@
-//! What tests ask the library itself, found by `dlsym`: counters, faults, planted bugs.
+//! Entry points for tests, found by `dlsym`: counters, faults, planted bugs.
 
 use crate::driver::calls::{calls_json, reset_calls};
 use crate::driver::world::{DeviceState, initialise, world};
@@ -8,7 +8,7 @@ use std::ffi::{CStr, c_char};
 /// Returns the bytes of the whole text; at most `length` of them are written, with a zero byte if it fits.
 ///
 /// # Safety
-/// `buffer` is null or has room for `length` bytes.
+/// `buffer` is null or holds `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn softgpu_counters_json(buffer: *mut c_char, length: usize) -> usize {
     let mut items = Vec::new();
@@ -33,12 +33,12 @@ pub extern "C" fn softgpu_reset_counters() {
     }
 }
 
-/// What ran since the last reset, as a JSON array of `{"device","stream","kind","name","bytes","start","end"}`, devices in
+/// The entries that ran since the last reset, as a JSON array of `{"device","stream","kind","name","bytes","start","end"}`, devices in
 /// order. Kinds are `kernel`, `library`, `collective`, `copy_in` and `copy_out` (named `pinned` or `pageable`),
 /// `copy_device` and `fill`; times are logical nanoseconds. Returns and writes as [`softgpu_counters_json`] does.
 ///
 /// # Safety
-/// `buffer` is null or has room for `length` bytes.
+/// `buffer` is null or holds `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn softgpu_trace_json(buffer: *mut c_char, length: usize) -> usize {
     let mut items = Vec::new();
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn softgpu_trace_json(buffer: *mut c_char, length: usize) 
     unsafe { write_text(&text, buffer, length) }
 }
 
-/// Forgets what ran and counts calls from 0 again. What runs from now on starts at the logical time 0 or later, on all
+/// Clears the trace and counts calls from 0 again. Later entries start at the logical time 0 or later, on all
 /// devices, as if everything before had been waited for.
 #[unsafe(no_mangle)]
 pub extern "C" fn softgpu_reset_trace() {
@@ -73,24 +73,24 @@ pub extern "C" fn softgpu_reset_trace() {
 /// "pageable":0}}`. Returns and writes as [`softgpu_counters_json`] does.
 ///
 /// # Safety
-/// `buffer` is null or has room for `length` bytes.
+/// `buffer` is null or holds `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn softgpu_calls_json(buffer: *mut c_char, length: usize) -> usize {
     // SAFETY: the caller's buffer.
     unsafe { write_text(&calls_json(), buffer, length) }
 }
 
-/// What is allocated, as one JSON object: `pinned_bytes` on the host, and of each device `live_bytes` and
+/// Allocated memory, as one JSON object: `pinned_bytes` on the host, and of each device `live_bytes` and
 /// `allocations` not freed, `peak_bytes`, `reclaimed_bytes` that only the last release of a context freed (both over the
 /// process), and `context_references`. Returns and writes as [`softgpu_counters_json`] does.
 ///
 /// # Safety
-/// `buffer` is null or has room for `length` bytes.
+/// `buffer` is null or holds `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn softgpu_memory_json(buffer: *mut c_char, length: usize) -> usize {
     let (mut pinned_bytes, mut items) = (0, Vec::new());
     if let Ok(world) = world() {
-        // Let go of before a device is locked: copies lock the device first, and this after it.
+        // Unlocked before a device is locked: copies lock the device first, and the pinned memory after it.
         pinned_bytes = world.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().sum();
         for device in &world.devices {
             let device = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -110,7 +110,7 @@ pub unsafe extern "C" fn softgpu_memory_json(buffer: *mut c_char, length: usize)
     unsafe { write_text(&text, buffer, length) }
 }
 
-/// Plans faults as `SOFTGPU_FAIL` does, and starts counting again; an empty text plans none.
+/// Plans faults as `SOFTGPU_FAIL` does, and starts counting again; an empty string plans none.
 ///
 /// # Safety
 /// `plan` is a string that ends in a zero byte.
@@ -122,7 +122,7 @@ pub unsafe extern "C" fn softgpu_plan_faults(plan: *const c_char) {
 }
 
 /// Plants bugs, as `SOFTGPU_PLANT` does, into modules loaded from now on, instead of those planned before; null or an
-/// empty text plants none. A text that cannot be read fails the next load of a module, which says why.
+/// empty string plants none. A malformed list fails the next load of a module, with the reason.
 ///
 /// # Safety
 /// `plants` is null or a string that ends in a zero byte.
@@ -133,17 +133,17 @@ pub unsafe extern "C" fn softgpu_plant(plants: *const c_char) {
     initialise().plan_plants(&plants.to_string_lossy());
 }
 
-/// How many instructions were edited since the plants were last set: 0 where no kernel that they name was loaded.
+/// Instructions edited since the plants were last set: 0 where no kernel that they name was loaded.
 #[unsafe(no_mangle)]
 pub extern "C" fn softgpu_planted() -> usize {
     world().map_or(0, crate::driver::world::World::planted)
 }
 
-/// What was printed when the device's last sticky error came up. Returns the bytes of the whole text, and writes as
+/// The message that was printed with the device's last sticky error. Returns and writes as
 /// [`softgpu_counters_json`] does.
 ///
 /// # Safety
-/// `buffer` is null or has room for `length` bytes.
+/// `buffer` is null or holds `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn softgpu_last_message(device: usize, buffer: *mut c_char, length: usize) -> usize {
     let text = crate::driver::lock(device).map(|d| d.message.clone()).unwrap_or_default();
@@ -152,7 +152,7 @@ pub unsafe extern "C" fn softgpu_last_message(device: usize, buffer: *mut c_char
 }
 
 /// # Safety
-/// `buffer` is null or has room for `length` bytes.
+/// `buffer` is null or holds `length` bytes.
 unsafe fn write_text(text: &str, buffer: *mut c_char, length: usize) -> usize {
     if !buffer.is_null() && length > 0 {
         let count = text.len().min(length - 1);

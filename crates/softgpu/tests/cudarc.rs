@@ -1,4 +1,4 @@
-//! cudarc 0.19.10 end to end through the built library, in a child process whose loader finds it under three names.
+//! cudarc 0.19.10 end to end through the built library, in a child process that loads it under three names.
 
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, result, sys};
@@ -44,23 +44,23 @@ fn assert_passed(output: &Output) {
 }
 
 #[test]
-fn kernels_events_and_products_run_through_cudarc() {
-    assert_passed(&child("child_kernel_and_product", &[("SOFTGPU_MEMORY_GIB", "1")]));
+fn kernels_events_and_gemms_run_through_cudarc() {
+    assert_passed(&child("child_kernel_and_gemm", &[("SOFTGPU_MEMORY_GIB", "1")]));
 }
 
 #[test]
-fn ranks_on_two_devices_add_up() {
+fn ranks_on_two_devices_all_reduce() {
     assert_passed(&child("child_all_reduce", &[("SOFTGPU_DEVICES", "2"), ("SOFTGPU_NCCL_SECONDS", "20")]));
 }
 
 #[test]
-fn planned_faults_come_as_planned() {
+fn planned_faults_occur_as_planned() {
     assert_passed(&child("child_faults", &[("SOFTGPU_FAIL", "alloc:2,launch:1")]));
 }
 
 #[test]
 #[ignore = "runs in a child process, started by kernels_events_and_products_run_through_cudarc"]
-fn child_kernel_and_product() {
+fn child_kernel_and_gemm() {
     // SAFETY: only opens and closes the library.
     assert!(unsafe { sys::is_culib_present() });
     let context = CudaContext::new(0).expect("a context");
@@ -80,17 +80,17 @@ fn child_kernel_and_product() {
     unsafe { launch.launch(LaunchConfig::for_num_elems(n)) }.expect("the launch");
     let y = stream.clone_dtoh(&device_y).expect("y back");
     assert!((0..1000).all(|i| y[i] == 2.0 * i as f32 + 1.0));
-    product();
+    gemm();
 }
 
-/// D [m, n] bf16 in row order = X [m, k] * W [n, k]^T, as row-major linear layers ask cublasLt for it: D^T = W * X^T.
-fn product() {
+/// D [m, n] bf16 in row order = X [m, k] * W [n, k]^T, as row-major linear layers call cublasLt: D^T = W * X^T.
+fn gemm() {
     let (m, n, k) = (5usize, 19usize, 40usize);
     let value = |i: usize| bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 16.0);
     let (x, w): (Vec<bf16>, Vec<bf16>) =
         ((0..m * k).map(value).collect(), (0..n * k).map(|i| value(i + 7)).collect());
     let bytes = |v: &[bf16]| v.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<u8>>();
-    // SAFETY: every buffer has the size its layout says; descriptors live until the product has run.
+    // SAFETY: every buffer has the size of its layout; descriptors live until the GEMM has run.
     let algorithms = unsafe {
         let [dx, dw, dd] = [m * k, n * k, m * n].map(|count| result::malloc_sync(count * 2).expect("memory"));
         result::memcpy_htod_async(dx, &bytes(&x), std::ptr::null_mut()).expect("x");

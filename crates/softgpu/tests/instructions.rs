@@ -1,11 +1,11 @@
-//! One small PTX file per instruction: 32 lanes read a, b, c and store one word, held against a formula in Rust.
+//! One small PTX file per instruction: 32 lanes read a, b, c and store one word, compared with a formula in Rust.
 
 mod common;
 
 use common::{Gpu, ptx};
 use half::{bf16, f16};
 
-/// Numbers that rounding, signs, subnormals, ties, infinities and NaN make hard.
+/// Hard values: roundings, signs, subnormals, ties, infinities and NaN.
 const HARD: [f32; 32] = [
     0.0,
     -0.0,
@@ -69,7 +69,7 @@ fn words() -> Vec<u32> {
     out
 }
 
-/// a, b, c of each lane: every value meets others.
+/// a, b, c of each lane, in many combinations.
 fn inputs(values: &[u32]) -> [Vec<u32>; 3] {
     [(1, 0), (7, 3), (5, 1)].map(|(step, first)| (0..32).map(|i| values[(i * step + first) % 32]).collect())
 }
@@ -191,11 +191,11 @@ fn same_float(_: &str, got: u32, want: u32) -> bool {
     got == want || f(got).is_nan() && f(want).is_nan()
 }
 
-/// a * b + c in a direction: from the exact value in integers of 2^-298 (f32 products need no finer).
+/// a * b + c in a direction: from the exact value in integers of 2^-298 (multiplications of f32 need no finer).
 fn fma_toward(a: u32, b: u32, c: u32, direction: i32) -> u32 {
     let near = f(a).mul_add(f(b), f(c));
     if !near.is_finite() || !f(a).is_finite() || !f(b).is_finite() || !f(c).is_finite() {
-        // Overflow stops at the largest number when the direction points back.
+        // Overflow stops at the largest finite value where the direction points back.
         let overflow = near.is_infinite() && [a, b, c].iter().all(|&x| f(x).is_finite());
         let back = match direction {
             0 => true,
@@ -203,7 +203,7 @@ fn fma_toward(a: u32, b: u32, c: u32, direction: i32) -> u32 {
         };
         return if overflow && back { f32::MAX.copysign(near).to_bits() } else { near.to_bits() };
     }
-    // Compare near with the exact sum: both as f64 pairs (the product of two f32 is exact in f64).
+    // Compare near with the exact sum: both as f64 pairs (a * b of f32 is exact in f64).
     let product = f(a) as f64 * f(b) as f64;
     let (big, small) =
         if product.abs() > (f(c) as f64).abs() { (product, f(c) as f64) } else { (f(c) as f64, product) };
@@ -251,7 +251,7 @@ fn f32_instructions_round_as_ptx_defines() {
     check(&Gpu::new(), &HARD.map(f32::to_bits), table, same_float);
 }
 
-/// Both halves of a pair through a formula that gives an f64 and what it lost, which one rounding takes to the format.
+/// Both halves of a pair by a formula that returns an f64 and its error, which one rounding takes to the format.
 fn pair_bf16(a: u32, b: u32, c: u32, op: fn(f64, f64, f64) -> (f64, f64)) -> u32 {
     let half = |shift: u32| {
         let x = |w: u32| bf16::from_bits((w >> shift) as u16).to_f64();
@@ -394,7 +394,7 @@ fn approximations_stay_within_their_documented_error() {
 }
 
 #[test]
-fn lanes_of_a_warp_see_each_other() {
+fn lanes_of_a_warp_exchange_values() {
     let gpu = Gpu::new();
     let values = words();
     type LaneCase = (&'static str, fn(usize, &[u32]) -> u32);

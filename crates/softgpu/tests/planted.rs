@@ -68,17 +68,17 @@ const FIRST_WARPS: &str = "and.b32 %r5, %r1, 31;";
 const SECOND_WARPS: &str = "or.b32 %r5, %r1, 32;";
 
 #[test]
-fn dropped_barrier_between_a_write_and_another_warps_read_is_a_race() {
+fn dropped_barrier_between_write_and_read_is_a_race() {
     let says =
         ["shared memory race", "planted.cu:9", "ld.shared.u32", "thread [32, 0, 0]", "written by warp 0"];
     caught(&tile_loop(FIRST_WARPS), 64, (64, 192), "drop 2 bar.sync", ILLEGAL_ADDRESS, &says);
-    // Where nobody wrote before, it is called by that name.
+    // A word that was never written is reported as such.
     let says = ["uninitialised read", "planted.cu:9", "ld.shared.u32", "thread [0, 0, 0]"];
     caught(&tile_loop(SECOND_WARPS), 64, (64, 192), "drop 2 bar.sync", ILLEGAL_ADDRESS, &says);
 }
 
 #[test]
-fn dropped_barrier_between_a_read_and_another_warps_overwrite_is_a_race() {
+fn dropped_barrier_between_read_and_overwrite_is_a_race() {
     let says =
         ["shared memory race", "planted.cu:7", "st.shared.u32", "thread [32, 0, 0]", "read by several warps"];
     caught(&tile_loop(SECOND_WARPS), 64, (64, 192), "drop 1 bar.sync", ILLEGAL_ADDRESS, &says);
@@ -88,7 +88,7 @@ fn dropped_barrier_between_a_read_and_another_warps_overwrite_is_a_race() {
 }
 
 #[test]
-fn bound_off_by_one_is_a_read_or_a_write_out_of_bounds() {
+fn bound_off_by_one_is_out_of_bounds() {
     let bounded = "setp.ge.u32 %p1, %r1, 33;
                    @%p1 bra DONE;
                    ld.global.u32 %r4, [%d2];
@@ -98,7 +98,7 @@ fn bound_off_by_one_is_a_read_or_a_write_out_of_bounds() {
     caught(bounded, 64, (64, 33), "set 1 setp 2 34", ILLEGAL_ADDRESS, &says);
     let says = ["out of bounds", "planted.cu:4", "st.global.u32", "thread [33, 0, 0]", "132 bytes"];
     caught(bounded, 64, (33, 64), "set 1 setp 2 34", ILLEGAL_ADDRESS, &says);
-    // A bound too small writes too little: who reads the result is told.
+    // A bound that is too small writes too little: reading the result is an error.
     let (gpu, text) = (Gpu::new(), kernel(bounded));
     let (output, input) = (gpu.allocate(33 * 4), gpu.upload(&[1; 33]));
     let planted = gpu.planted_function(&text, "victim", "victim: set 1 setp 2 32").expect("it loads");
@@ -131,7 +131,7 @@ const PIPELINE: &str = "and.b32 %r5, %r1, 31;
     st.global.u32 [%d1], %r6;";
 
 #[test]
-fn copy_not_waited_for_or_a_group_too_few_is_in_flight() {
+fn copy_without_its_wait_is_in_flight() {
     let says =
         ["asynchronous copy in flight", "planted.cu:14", "ld.shared.u32", "thread [0, 0, 0]", "cp.async"];
     for plant in ["drop 1 cp.async.wait_group", "set 1 cp.async.wait_group 0 2"] {
@@ -140,16 +140,16 @@ fn copy_not_waited_for_or_a_group_too_few_is_in_flight() {
 }
 
 #[test]
-fn copy_waited_for_by_its_own_warp_alone_is_a_race() {
+fn copy_that_only_its_own_warp_waits_for_is_a_race() {
     let says =
         ["shared memory race", "planted.cu:14", "ld.shared.u32", "thread [32, 0, 0]", "written by warp 0"];
     caught(PIPELINE, 64, (64, 256), "drop 1 bar.sync", ILLEGAL_ADDRESS, &says);
-    // The next copy goes into a stage that another warp reads still.
+    // The next copy goes into a stage that another warp is still reading.
     let says = ["asynchronous copy in flight", "planted.cu:14", "ld.shared.u32", "thread [32, 0, 0]"];
     caught(PIPELINE, 64, (64, 256), "drop 2 bar.sync", ILLEGAL_ADDRESS, &says);
 }
 
-/// Where the event between the upload and the kernel is recorded.
+/// The point at which the event between the upload and the kernel is recorded.
 #[derive(Clone, Copy)]
 enum Event {
     AfterTheUpload,
@@ -157,7 +157,7 @@ enum Event {
     Nowhere,
 }
 
-/// Uploads 5s from pinned memory on one stream into `buffer`, copies it by a kernel on another; returns what arrived.
+/// Uploads 5s from pinned memory on one stream into `buffer`, copies it by a kernel on another; returns the result.
 fn upload_beside_compute(gpu: &Gpu, buffer: u64, event: Event) -> Result<Vec<u32>, u32> {
     let copy = gpu.function(&kernel("ld.global.u32 %r4, [%d2];\nst.global.u32 [%d1], %r4;"), "victim");
     let output = gpu.allocate(128);
@@ -202,7 +202,7 @@ fn event_missing_or_too_early_is_an_uninitialised_read() {
 }
 
 #[test]
-fn event_missing_or_too_early_gives_the_stale_value_every_time() {
+fn event_missing_or_too_early_always_gives_the_stale_value() {
     let gpu = Gpu::new();
     for event in [Event::Nowhere, Event::BeforeTheUpload, Event::Nowhere, Event::BeforeTheUpload] {
         let used = gpu.upload(&[3; 32]);
@@ -213,7 +213,7 @@ fn event_missing_or_too_early_gives_the_stale_value_every_time() {
 }
 
 #[test]
-fn zero_fill_lost_lets_a_neighbours_nan_through_a_weight_of_zero() {
+fn lost_zero_fill_lets_a_nan_through_a_weight_of_zero() {
     // One row of V, four f32, a lane. Rows from 20 on are another conversation's: zero filled, with weight 0.
     let body = "setp.lt.u32 %p1, %r1, 20;
         selp.b32 %r4, 16, 0, %p1;
@@ -261,7 +261,7 @@ const SWIZZLE: &str = "and.b32 %r4, %r1, 7;
     st.global.u32 [%d1], %r8;";
 
 #[test]
-fn swizzle_lost_costs_the_bank_conflicts_that_it_saved() {
+fn lost_swizzle_costs_the_bank_conflicts_that_it_saved() {
     let (gpu, text) = (Gpu::new(), kernel(SWIZZLE));
     let output = gpu.allocate(128);
     let conflicts = |plants: &str| {
@@ -335,7 +335,7 @@ const EXCHANGE: &str = "xor.b32 %r5, %r1, 1;
     st.global.u32 [%d1], %r6;";
 
 #[test]
-fn lanes_of_one_warp_that_exchange_words_without_a_sync_are_a_race() {
+fn lanes_exchanging_words_without_a_sync_are_a_race() {
     let by_block = EXCHANGE.replace("bar.warp.sync -1;", "bar.sync 0;");
     for (n, instruction) in [("1", "ld.shared.u32"), ("2", "st.shared.u32"), ("3", "ld.shared.u32")] {
         let says = [
@@ -357,7 +357,7 @@ fn lanes_of_one_warp_that_exchange_words_without_a_sync_are_a_race() {
 }
 
 #[test]
-fn ldmatrix_reads_for_other_lanes_and_a_wait_is_the_waiting_lanes_own() {
+fn ldmatrix_reads_for_all_lanes_and_waits_are_per_lane() {
     let says = [
         "shared memory race",
         "planted.cu:8",
@@ -374,7 +374,7 @@ fn ldmatrix_reads_for_other_lanes_and_a_wait_is_the_waiting_lanes_own() {
         st.global.u32 [%d1], %r6;";
     let says = ["shared memory race", "planted.cu:6", "read by lane 0, written by lane 1 within warp 0"];
     caught(copied, 32, (32, 32), "drop 1 bar.warp.sync", ILLEGAL_ADDRESS, &says);
-    // A vote brings lanes together and orders no memory.
+    // A vote makes lanes converge and orders no memory.
     let voted = copied.replace("bar.warp.sync -1;", "bar.warp.sync -1;\nvote.sync.any.pred %p1, %p1, -1;");
     let says = ["shared memory race", "planted.cu:7", "read by lane 0, written by lane 1 within warp 0"];
     caught(&voted, 32, (32, 32), "drop 1 bar.warp.sync", ILLEGAL_ADDRESS, &says);
@@ -404,12 +404,12 @@ fn lanes_that_keep_to_their_own_bytes_need_no_sync() {
 }
 
 #[test]
-fn plant_that_misses_fails_the_load_and_says_how_many_there_are() {
+fn plant_that_misses_fails_the_load_with_the_count() {
     let gpu = Gpu::new();
     let text = kernel(&tile_loop(FIRST_WARPS));
     assert_eq!(gpu.planted_function(&text, "victim", "victim: drop 3 bar.sync"), Err(INVALID_PTX));
     assert_eq!(gpu.planted_function(&text, "victim", "victim: frob 1 bar.sync"), Err(INVALID_PTX));
-    // A kernel that is not there may be in another module; the count tells that it was in none.
+    // A missing kernel may be in another module; the count shows that it was in none.
     let counted = |plants: &str| gpu.planted_and_counted(&text, "victim", plants).map(|(_, planted)| planted);
     assert_eq!(counted("another: drop 3 bar.sync"), Ok(0));
     assert_eq!(counted("vic*: drop every bar.sync"), Ok(2));
@@ -422,11 +422,11 @@ fn plant_that_misses_fails_the_load_and_says_how_many_there_are() {
     refused("vic*: drop 9 bar.sync", "kernel `victim` has 2 instructions that start with `bar.sync`, not 9");
     refused("victim: drop every ldmatrix", "kernel `victim` has 0 instructions that start with `ldmatrix`");
     refused("victim: set 1 bar.sync 1 0", "has 1 operands; there is no operand 1");
-    refused("victim drop 1 bar.sync", "is not a plant: no `KERNEL:` before it");
-    refused("vic*m: drop 1 bar.sync", "is not a plant: the kernel is neither a name nor a prefix");
-    refused("victim: drop 0 bar.sync", "is not a plant: the instruction's number");
-    refused("victim: drop 1", "is not a plant: no instruction");
-    refused("victim: set 1 setp two 3", "is not a plant: the operand's index");
+    refused("victim drop 1 bar.sync", "is a malformed plant: no `KERNEL:` before it");
+    refused("vic*m: drop 1 bar.sync", "is a malformed plant: the kernel must be a name or a prefix");
+    refused("victim: drop 0 bar.sync", "is a malformed plant: the instruction's index");
+    refused("victim: drop 1", "is a malformed plant: no instruction");
+    refused("victim: set 1 setp two 3", "is a malformed plant: the operand's index");
 
     let planted = apply("vic*: drop every bar.sync; victim: drop 1 bra; victim: set 1 setp.lt.u32 2 -0x1;")
         .expect("all match");

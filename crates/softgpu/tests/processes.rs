@@ -20,7 +20,7 @@ const COUNT: usize = 1 << 20;
 /// Ranks 0 and 2 are in the process that serves, 1 and 3 in the other.
 const RANKS: i32 = 4;
 const ID: &str = "SOFTGPU_TEST_UNIQUE_ID";
-/// Begins lines of a child that its parent reads.
+/// Prefix of a child's lines that its parent reads.
 const SAYS: &str = "child says ";
 const QUERIES: usize = 50;
 
@@ -55,7 +55,7 @@ impl Other {
         loop {
             let mut line = String::new();
             assert_ne!(self.lines.read_line(&mut line).expect("a line"), 0, "the child ended");
-            // The harness's own words stand before it on the line.
+            // The harness's own output precedes it on the line.
             if let Some((_, said)) = line.trim_end().split_once(SAYS) {
                 return said.into();
             }
@@ -92,11 +92,11 @@ fn say(what: &str) {
     println!("{SAYS}{what}");
 }
 
-fn wait_to_be_told() {
+fn wait_for_a_line() {
     std::io::stdin().read_line(&mut String::new()).expect("a line");
 }
 
-/// Sums and gathers as two of the ranks, a thread each, again and again.
+/// Runs all-reduces and all-gathers as two of the ranks, one thread each, several times.
 fn two_ranks(id: UniqueId, ranks: [i32; 2]) {
     let rank = |rank: i32| {
         move || {
@@ -140,7 +140,7 @@ fn child_two_ranks() {
     two_ranks(given_id(), [1, 3]);
 }
 
-/// A sum that waits, and an event behind it.
+/// An all-reduce that waits, and an event after it.
 fn waiting_sum(gpu: &Gpu, comm: usize) -> usize {
     let data = gpu.upload(&[0; 64]);
     assert_eq!(gpu.synchronize(), 0);
@@ -150,7 +150,7 @@ fn waiting_sum(gpu: &Gpu, comm: usize) -> usize {
     event
 }
 
-/// The other process is gone: the async error says so, the stream waits for an abort all the same.
+/// The other process has ended: the async error reports it, and the stream still waits for an abort.
 fn assert_lost(gpu: &Gpu, comm: usize, event: usize) {
     while state(comm) == 0 {
         std::thread::yield_now();
@@ -163,7 +163,7 @@ fn assert_lost(gpu: &Gpu, comm: usize, event: usize) {
 }
 
 #[test]
-fn killed_process_is_a_remote_error_for_the_one_that_serves() {
+fn killed_process_is_a_remote_error_for_the_server() {
     let (gpu, id) = (Gpu::new(), unique_id());
     let mut other = Other::run("child_joins", &to_text(&id));
     let (result, comm) = join(id, 2, 0, &BLOCKING);
@@ -178,11 +178,11 @@ fn killed_process_is_a_remote_error_for_the_one_that_serves() {
 fn child_joins() {
     let _gpu = Gpu::new();
     assert_eq!(join(given_id(), 2, 1, &BLOCKING).0, 0);
-    wait_to_be_told();
+    wait_for_a_line();
 }
 
 #[test]
-fn killed_process_that_serves_is_a_remote_error_for_the_others() {
+fn killed_server_is_a_remote_error_for_the_others() {
     let gpu = Gpu::new();
     let mut other = Other::run("child_serves", "");
     let id = from_text(&other.hear());
@@ -191,7 +191,7 @@ fn killed_process_that_serves_is_a_remote_error_for_the_others() {
     let event = waiting_sum(&gpu, comm);
     other.kill();
     assert_lost(&gpu, comm, event);
-    // Nobody serves it any more.
+    // No process serves it any more.
     assert_eq!(join(id, 2, 1, &BLOCKING).0, SYSTEM_ERROR);
 }
 
@@ -201,7 +201,7 @@ fn child_serves() {
     let (_gpu, id) = (Gpu::new(), unique_id());
     say(&to_text(&id));
     assert_eq!(join(id, 2, 0, &BLOCKING).0, 0);
-    wait_to_be_told();
+    wait_for_a_line();
 }
 
 #[test]
@@ -213,7 +213,7 @@ fn abort_in_one_process_does_not_free_the_other() {
     while state(comm) == IN_PROGRESS {
         std::thread::yield_now();
     }
-    // The child has brought its part, and this rank never will.
+    // The child has contributed, and this rank never will.
     assert_eq!(other.hear(), "waiting");
     assert_eq!(ncclCommAbort(comm), 0);
     other.tell();
@@ -229,9 +229,9 @@ fn child_waits_for_an_abort() {
     assert_eq!(result, 0);
     let event = waiting_sum(&gpu, comm);
     say("waiting");
-    wait_to_be_told();
+    wait_for_a_line();
     (0..QUERIES).for_each(|_| assert_eq!(cuEventQuery(event), NOT_READY));
-    // An abort is no remote error.
+    // An abort is not a remote error.
     assert_eq!(state(comm), 0);
     std::thread::scope(|s| {
         let waiting = s.spawn(|| {

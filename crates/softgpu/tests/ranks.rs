@@ -18,7 +18,7 @@ const NOT_READY: u32 = 600;
 const LAUNCH_FAILED: u32 = 719;
 const SUM: u32 = 0;
 const F32: u32 = 7;
-/// Often enough for a wait that ends by itself to have ended.
+/// Queries after which a wait that ends by itself would have ended.
 const QUERIES: usize = 50;
 
 /// A rank's device and communicator, and 64 floats that are all `rank + 1`.
@@ -51,7 +51,7 @@ impl Rank {
         state(self.comm)
     }
 
-    /// Queues a sum in place, and says what the call said once it is no longer in progress.
+    /// Queues an all-reduce in place, and returns its result once it is no longer in progress.
     fn sum(&self) -> u32 {
         self.gpu.enter();
         match ncclAllReduce(self.data, self.data, 64, F32, SUM, self.comm, 0) {
@@ -65,7 +65,7 @@ impl Rank {
         assert_eq!(self.gpu.download(self.data, 64), Ok(vec![value.to_bits(); 64]));
     }
 
-    /// Asks often, and is told every time that it waits.
+    /// Queries the event repeatedly: it is not ready every time.
     fn assert_waits(&self, event: usize) {
         self.gpu.enter();
         for _ in 0..QUERIES {
@@ -99,12 +99,12 @@ fn one_ranks_abort_frees_that_rank_only() {
 }
 
 #[test]
-fn part_of_a_rank_that_aborts_is_taken_back() {
+fn contribution_of_a_rank_that_aborts_is_removed() {
     let [first, second] = Rank::all();
     assert_eq!(first.sum(), 0);
     first.gpu.enter();
     let event = first.gpu.event_after_all();
-    // The query starts the sum, which finds nobody.
+    // The query starts the all-reduce, which finds no other rank.
     assert_eq!(cuEventQuery(event), NOT_READY);
     assert_eq!(ncclCommAbort(first.comm), 0);
     assert_eq!(second.sum(), 0);
@@ -115,7 +115,7 @@ fn part_of_a_rank_that_aborts_is_taken_back() {
 }
 
 #[test]
-fn communicator_that_was_given_up_is_an_invalid_argument() {
+fn destroyed_communicator_is_an_invalid_argument() {
     let [first, second] = Rank::all();
     assert_eq!((ncclCommAbort(first.comm), ncclCommDestroy(second.comm)), (0, 0));
     assert_eq!(
@@ -128,13 +128,13 @@ fn communicator_that_was_given_up_is_an_invalid_argument() {
 }
 
 #[test]
-fn rank_whose_thread_does_not_wait_comes_to_the_sum_all_the_same() {
+fn rank_whose_thread_does_not_wait_still_contributes() {
     let [first, second] = Rank::all();
     assert_eq!((first.sum(), second.sum()), (0, 0));
     assert_eq!(first.synchronize(), 0);
     first.assert_holds(3.0);
     second.assert_holds(3.0);
-    // By queries alone, of one rank.
+    // By queries of one rank alone.
     assert_eq!((first.sum(), second.sum()), (0, 0));
     first.gpu.enter();
     let event = first.gpu.event_after_all();
@@ -166,14 +166,14 @@ fn device_can_be_called_while_it_waits_for_other_ranks() {
 }
 
 #[test]
-fn init_that_does_not_block_is_in_progress_until_all_have_joined() {
+fn nonblocking_init_is_in_progress_until_all_have_joined() {
     let id = unique_id();
     let first = Rank::join(id, 2, 0);
     assert_eq!(first.state(), IN_PROGRESS);
     let sum = |rank: &Rank| ncclAllReduce(rank.data, rank.data, 64, F32, SUM, rank.comm, 0);
     assert_eq!(sum(&first), INVALID_ARGUMENT);
     let second = Rank::join(id, 2, 1);
-    // All are there, but this rank has not asked.
+    // All have joined, but this rank has not queried its state.
     assert_eq!(sum(&second), INVALID_ARGUMENT);
     assert_eq!((first.state(), second.state()), (0, 0));
     first.gpu.enter();
@@ -185,7 +185,7 @@ fn init_that_does_not_block_is_in_progress_until_all_have_joined() {
 }
 
 #[test]
-fn init_that_blocks_waits_for_all_and_ends_by_an_abort() {
+fn blocking_init_waits_for_all_and_ends_by_an_abort() {
     let id = unique_id();
     let joins = |rank: i32| {
         move || {
@@ -211,14 +211,14 @@ fn init_that_blocks_waits_for_all_and_ends_by_an_abort() {
         assert_eq!(ncclCommAbort(comm.load(Ordering::Acquire)), 0);
         assert_eq!(alone.join().expect("it ends"), INTERNAL_ERROR);
     });
-    // Who comes later finds that one has left: it waits, as on hardware, until it is aborted.
+    // A rank that joins later finds that one has left: it waits, as on hardware, until it is aborted.
     let late = Rank::join(id, 2, 1);
     (0..QUERIES).for_each(|_| assert_eq!(late.state(), IN_PROGRESS));
     assert_eq!(ncclCommAbort(late.comm), 0);
 }
 
 #[test]
-fn ranks_that_call_different_things_are_told() {
+fn ranks_with_different_calls_get_an_error() {
     let [first, second] = Rank::all();
     first.gpu.enter();
     assert_eq!(ncclAllReduce(first.data, first.data, 32, F32, SUM, first.comm, 0), IN_PROGRESS);
@@ -231,7 +231,7 @@ fn ranks_that_call_different_things_are_told() {
 fn planned_faults_count_the_calls_of_the_device_they_name() {
     let plan = |text: &str| {
         let text = CString::new(text).expect("no zero byte");
-        // SAFETY: the text ends in a zero byte.
+        // SAFETY: the string ends in a zero byte.
         unsafe { softgpu_plan_faults(text.as_ptr()) };
     };
     let [first, second, third] = Rank::all();

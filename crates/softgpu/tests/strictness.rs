@@ -1,4 +1,4 @@
-//! What the software GPU objects to, planted and named; streams, events, faults, counters.
+//! Violations that the software GPU detects and names; streams, events, faults, counters.
 
 mod common;
 
@@ -29,7 +29,7 @@ fn assert_fault(gpu: &Gpu, status: u32, words: &[&str]) {
     for word in words {
         assert!(message.contains(word), "`{word}` is not in: {message}");
     }
-    // Sticky: every later call says the same.
+    // Sticky: every later call returns it.
     assert_eq!(gpu.synchronize(), status);
     let mut address = 0;
     // SAFETY: the out parameter is a local.
@@ -37,7 +37,7 @@ fn assert_fault(gpu: &Gpu, status: u32, words: &[&str]) {
 }
 
 #[test]
-fn read_past_an_allocation_names_kernel_line_instruction_and_thread() {
+fn read_past_an_allocation_names_its_line_and_thread() {
     let gpu = Gpu::new();
     let input = gpu.upload(&[7; 33]);
     let output = gpu.allocate(4 * 64);
@@ -132,7 +132,7 @@ fn barrier_met_by_half_a_warp_is_reported() {
 }
 
 #[test]
-fn last_release_of_the_context_frees_memory_and_ends_the_error() {
+fn last_release_of_the_context_clears_memory_and_the_error() {
     let gpu = Gpu::new();
     let output = gpu.allocate(128);
     let function = gpu.function(&kernel("", COPY), "planted");
@@ -149,7 +149,7 @@ fn last_release_of_the_context_frees_memory_and_ends_the_error() {
 }
 
 #[test]
-fn allocation_beyond_the_limit_is_out_of_memory_and_not_sticky() {
+fn allocation_beyond_the_limit_is_not_a_sticky_error() {
     let gpu = Gpu::new();
     let mut address = 0;
     // SAFETY: the out parameter is a local.
@@ -161,7 +161,7 @@ fn allocation_beyond_the_limit_is_out_of_memory_and_not_sticky() {
 }
 
 #[test]
-fn streams_run_when_waited_for_and_no_earlier_than_events_force() {
+fn streams_run_only_as_far_as_waits_and_events_force() {
     let gpu = Gpu::new();
     let (source, target) = (gpu.upload(&[1; 32]), gpu.upload(&[2; 32]));
     assert_eq!(gpu.synchronize(), 0);
@@ -188,7 +188,7 @@ fn streams_run_when_waited_for_and_no_earlier_than_events_force() {
 }
 
 #[test]
-fn pinned_memory_is_read_when_the_copy_runs_and_pageable_memory_at_the_call() {
+fn pinned_memory_is_read_by_the_copy_and_pageable_at_the_call() {
     let gpu = Gpu::new();
     let target = gpu.allocate(8);
     let mut pinned = std::ptr::null_mut();
@@ -220,14 +220,14 @@ fn coalesced_copy_moves_each_sector_once() {
     let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
     let mine = format!("\"device\":{}", gpu.device);
     let launch = text.split("{\"kernel\"").find(|part| part.contains(&mine)).expect("the launch is listed");
-    for fact in [
+    for field in [
         "\"sectors_read\":8",
         "\"sectors_written\":8",
         "\"bytes_read\":256",
         "\"requests\":4",
         "\"request_sectors\":16",
     ] {
-        assert!(launch.contains(fact), "{fact} is not in {launch}");
+        assert!(launch.contains(field), "{field} is not in {launch}");
     }
 }
 
@@ -245,7 +245,7 @@ fn unknown_instructions_are_listed_all_at_once() {
 }
 
 #[test]
-fn memory_is_told_while_it_is_held_and_after_the_context_had_to_take_it_back() {
+fn memory_is_reported_while_live_and_once_reclaimed() {
     let gpu = Gpu::new();
     let of_device = |field: &str| {
         let mut buffer = vec![0_u8; 8192];

@@ -1,4 +1,4 @@
-//! What collectives write, to the bit: sums in the order of a ring, rounded at every hop, and exact concatenations.
+//! The results of collectives, to the bit: all-reduces in the order of a ring, rounded at every hop, and exact all-gathers.
 
 mod common;
 
@@ -24,7 +24,7 @@ impl Kind {
         if self == Self::F32 { 4 } else { 2 }
     }
 
-    /// To the type and back. f64 has so many more bits that the sum of two, rounded twice, is the sum rounded once.
+    /// To the type and back. f64 has enough more bits that the sum of two, rounded twice, is the sum rounded once.
     fn rounded(self, value: f64) -> f64 {
         match self {
             Self::F16 => f16::from_f64(value).to_f64(),
@@ -60,7 +60,7 @@ impl Ranks {
         Self(ranks)
     }
 
-    /// What every rank receives in a buffer of `out_bytes`. `call` gets input, output and communicator. The input lies at
+    /// The result of every rank in a buffer of `out_bytes`. `call` gets input, output and communicator. The input lies at
     /// `offset(rank, bytes)` in the output, or in a buffer of its own.
     fn run(
         &self,
@@ -91,7 +91,7 @@ impl Ranks {
         outputs.iter().enumerate().map(read).collect()
     }
 
-    /// The sum, which must be the same bits on every rank, in place and out of place.
+    /// The all-reduce, whose bits must be equal on every rank, in place and out of place.
     fn sum(&self, kind: Kind, values: &[Vec<f64>]) -> Vec<u8> {
         let inputs: Vec<Vec<u8>> = values.iter().map(|v| kind.encode(v)).collect();
         let call =
@@ -103,7 +103,7 @@ impl Ranks {
     }
 }
 
-/// Numbers of both signs over six binary orders, so that the order of a sum shows.
+/// Values of both signs over six binary orders, so that the order of a sum shows.
 fn values(seed: u64, count: usize) -> Vec<f64> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1;
     let mut next = || {
@@ -134,7 +134,7 @@ fn sums_go_round_a_ring_and_round_at_every_hop() {
     }
 }
 
-/// The sums of one row that every rank holds `rows` times, `row` numbers each.
+/// The all-reduce of one row that every rank holds `rows` times, `row` elements each.
 fn repeated(world: &Ranks, kind: Kind, row: usize, rows: usize) -> Vec<Vec<u8>> {
     let parts: Vec<Vec<f64>> =
         (0..world.0.len()).map(|rank| values(rank as u64 + 7, row).repeat(rows)).collect();
@@ -176,7 +176,7 @@ fn gathered_parts_are_the_ranks_bytes_in_order() {
     for ranks in [2, 3] {
         let world = Ranks::new(ranks);
         for (kind, count) in KINDS.into_iter().flat_map(|k| [1, 7, 130].map(|n| (k, n))) {
-            // Any bytes, numbers that are none among them.
+            // Any bytes, NaN among them.
             let part =
                 |rank: usize| (0..count * kind.bytes()).map(|i| (i * 89 + rank * 57 + 3) as u8).collect();
             let inputs: Vec<Vec<u8>> = (0..ranks).map(part).collect();

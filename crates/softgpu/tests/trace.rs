@@ -1,4 +1,4 @@
-//! What overlaps what in logical time, and the counts of calls.
+//! Overlaps in logical time, and the counts of calls.
 
 mod common;
 
@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const IN_PROGRESS: u32 = 7;
 const SUM: u32 = 0;
 const F32: u32 = 7;
-/// Of a layer: 4 microseconds of the link, longer than the kernel.
+/// Bytes of a layer: 4 microseconds of the link, longer than the kernel.
 const LAYER_BYTES: usize = 100_000;
 const LAYERS: usize = 4;
 
@@ -22,14 +22,14 @@ const LAYER: &str = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .en
     ld.param.u64 %d1, [layer_out]; mov.u32 %r1, %tid.x; mul.wide.u32 %d2, %r1, 4; add.s64 %d1, %d1, %d2;\n\
     st.global.u32 [%d1], %r1;\nret;\n}\n";
 
-/// What was traced, and how many calls there were, is the process's: one test at a time.
+/// The trace and the counts of calls belong to the process: one test at a time.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn text(of: unsafe extern "C" fn(*mut c_char, usize) -> usize) -> String {
-    // SAFETY: no buffer; then one that has room for the whole text and its zero byte.
+    // SAFETY: no buffer; then one that holds the whole string and its zero byte.
     unsafe {
         let mut buffer = vec![0u8; of(std::ptr::null_mut(), 0) + 1];
         let length = of(buffer.as_mut_ptr().cast(), buffer.len());
@@ -184,11 +184,11 @@ fn streams_without_an_event_overlap_and_with_one_do_not() {
 }
 
 #[test]
-fn copy_behind_an_event_in_the_middle_of_a_stream_starts_there() {
+fn copy_after_an_event_within_a_stream_starts_there() {
     let _alone = alone();
     let model = Model::new();
     let (compute, copy, middle) = (stream(), stream(), event());
-    // Whichever is waited for first.
+    // In either order of waits.
     for order in [[compute, copy], [copy, compute]] {
         softgpu_reset_trace();
         model.compute(compute);
@@ -207,7 +207,7 @@ fn copy_behind_an_event_in_the_middle_of_a_stream_starts_there() {
 }
 
 #[test]
-fn next_layers_copy_overlaps_this_layers_kernel_unless_they_share_a_stream() {
+fn next_layers_copy_overlaps_the_kernel_of_another_stream() {
     let _alone = alone();
     let model = Model::new();
     let (compute, copy) = (stream(), stream());
@@ -230,7 +230,7 @@ fn next_layers_copy_overlaps_this_layers_kernel_unless_they_share_a_stream() {
 }
 
 #[test]
-fn default_stream_and_streams_that_are_gone_are_waited_for() {
+fn default_stream_and_destroyed_streams_are_waited_for() {
     let _alone = alone();
     let model = Model::new();
     let mut blocking = 0;

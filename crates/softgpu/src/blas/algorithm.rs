@@ -1,9 +1,9 @@
-//! The algorithms that there are: several orders of adding, of which some are the same in another tile, and conditions on
-//! the columns of D, which are the rows of a linear layer.
+//! The algorithms on offer: several orders of summation, some of them in more than one tile, and conditions on the columns
+//! of D, which are the rows of a linear layer.
 
 use std::ffi::c_uint;
 
-/// `cublasLtMatmulAlgo_t`: what an algorithm is, as `ALGORITHMS` has it, and a mark that says that it was made here.
+/// `cublasLtMatmulAlgo_t`: the attributes of an algorithm, as in `ALGORITHMS`, and a mark that it was made here.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Algorithm {
@@ -17,16 +17,16 @@ pub struct Algorithm {
 
 const MARK: u64 = 0x736F_6674;
 
-/// In which order the terms of a sum are added.
+/// The order in which the terms of a sum are added.
 #[derive(Clone, Copy)]
 enum SumOrder {
     /// One after the other.
     Through,
-    /// So many by themselves, and then these sums.
+    /// Blocks of this many terms, then the sums of blocks.
     Blocks(usize),
-    /// As the first for up to so many columns of D, as blocks of 8 for more: rows change with their number.
+    /// `Through` for up to this many columns of D, blocks of 8 for more: bits of a row change with the number of rows.
     Changing(usize),
-    /// So many parts of k, one after the other: split-K.
+    /// Split-K in this many parts.
     SplitK(usize),
 }
 
@@ -58,8 +58,8 @@ const ALGORITHMS: [Kind; 7] = [
     kind(20, SumOrder::SplitK(2), 1),
 ];
 
-/// The favourites for up to so many columns of D, by id. Whoever takes the first for each changes a row's bits with the
-/// number of rows.
+/// The first proposals for up to this many columns of D, by id. A caller that always takes the first gets bits of a row that
+/// depend on the number of rows.
 const PROPOSED: [(usize, [usize; 7]); 4] = [
     (64, [6, 3, 1, 0, 2, 5, 4]),
     (512, [6, 5, 2, 1, 3, 0, 4]),
@@ -75,7 +75,7 @@ const INNER_SHAPE: c_uint = 7;
 const CLUSTER_SHAPE: c_uint = 8;
 
 impl Algorithm {
-    /// What runs where the caller chooses none.
+    /// The algorithm that runs where the caller chooses none.
     pub(super) const DEFAULT: Self = Self::new(0);
 
     const fn new(id: usize) -> Self {
@@ -83,23 +83,23 @@ impl Algorithm {
         Self { id: id as u64, tile, split_k, reduction, mark: MARK, unused: [0; 3] }
     }
 
-    /// The favourites for D of so many columns.
+    /// The proposals for D of this many columns, best first.
     pub(super) fn proposed(columns: usize) -> impl Iterator<Item = Self> {
         let order = PROPOSED.iter().find(|(most, _)| columns <= *most).map_or([0; 7], |(_, order)| *order);
         order.into_iter().map(Self::new).filter(move |algorithm| algorithm.takes(columns))
     }
 
-    /// Whether it is one that is there, and not what a caller has made of it.
+    /// Whether it is one of `ALGORITHMS`, not changed by the caller into another.
     pub(super) fn is_known(&self) -> bool {
         ALGORITHMS.len() as u64 > self.id && *self == Self::new(self.id as usize)
     }
 
-    /// Whether it computes D of so many columns.
+    /// Whether it supports D of this many columns.
     pub(super) fn takes(&self, columns: usize) -> bool {
         self.kind().is_some_and(|kind| columns.is_multiple_of(kind.columns_step))
     }
 
-    /// Terms that are summed before they join the total; 0 sums all in order.
+    /// Terms summed separately before they are added to the total; 0 sums all in order.
     pub(super) fn k_block(&self, columns: usize, k: usize) -> usize {
         match self.kind().map_or(SumOrder::Through, |kind| kind.order) {
             SumOrder::Through => 0,
@@ -134,7 +134,7 @@ impl Algorithm {
         if matches!(attribute, INNER_SHAPE | CLUSTER_SHAPE) { 2 } else { 4 }
     }
 
-    /// False where it has no such attribute, or none that can be set.
+    /// Returns false where the attribute does not exist or cannot be set.
     pub(super) fn set(&mut self, attribute: c_uint, value: u32) -> bool {
         let place = match attribute {
             ID => &mut self.id,

@@ -8,7 +8,7 @@ use crate::driver::wait::push_launch;
 use crate::driver::{device_of, enter};
 use std::ffi::{c_int, c_uint, c_void};
 
-/// What an entry point returns: `cublasStatus_t`.
+/// `cublasStatus_t`.
 pub type LtStatus = c_uint;
 
 const SUCCESS: LtStatus = 0;
@@ -194,7 +194,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
         DESC_EPILOGUE if matches!(value, EPILOGUE_DEFAULT | EPILOGUE_BIAS) => {
             desc.biased = value == EPILOGUE_BIAS;
         }
-        // SAFETY: an address, which this attribute's value has room for.
+        // SAFETY: an address, which this attribute's value holds.
         DESC_BIAS_POINTER => desc.bias = unsafe { pointer.cast::<u64>().read_unaligned() },
         _ => {
             desc.refused = Some("an attribute that is not supported");
@@ -228,7 +228,7 @@ pub unsafe extern "C" fn cublasLtMatmulPreferenceCreate(preference: *mut usize) 
     SUCCESS
 }
 
-/// Noted by nobody.
+/// Does nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtMatmulPreferenceSetAttribute(
     _preference: usize,
@@ -247,7 +247,7 @@ pub extern "C" fn cublasLtMatmulPreferenceDestroy(_preference: usize) -> LtStatu
     SUCCESS
 }
 
-/// Offers algorithms that take this many columns of D, the favourite for it first.
+/// Offers algorithms that take this many columns of D, the best first.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -273,7 +273,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
     };
     let mut count = 0;
     for algorithm in Algorithm::proposed(columns).take(wanted.max(0) as usize) {
-        // SAFETY: the caller gives room for `wanted` results.
+        // SAFETY: the caller gives memory for `wanted` results.
         unsafe { results.add(count).write(HeuristicResult::of(algorithm)) };
         count += 1;
     }
@@ -282,7 +282,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
     SUCCESS
 }
 
-/// Accepts the algorithms that are there, for the columns of D that they take.
+/// Accepts the algorithms on offer, for the columns of D that they support.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -315,7 +315,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoCheck(
     SUCCESS
 }
 
-/// What an algorithm is made of; 0 for what it has nothing of.
+/// An attribute of an algorithm; 0 where it has none.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -347,7 +347,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigGetAttribute(
     SUCCESS
 }
 
-/// Id, tile, split-K and reduction scheme; `cublasLtMatmulAlgoCheck` then says whether that exists.
+/// Id, tile, split-K and reduction scheme; `cublasLtMatmulAlgoCheck` then checks whether it exists.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -367,7 +367,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigSetAttribute(
     if algorithm.set(attribute, value) { SUCCESS } else { INVALID_VALUE }
 }
 
-/// Queues a product. Alpha and beta are read now, from the host.
+/// Queues a GEMM. Alpha and beta are read now, from the host.
 ///
 /// # Safety
 /// As cublasLt documents.

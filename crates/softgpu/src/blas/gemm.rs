@@ -1,4 +1,4 @@
-//! The product itself: operands to f32 panels, a 4 x 16 kernel, one rounding on the way out.
+//! The GEMM: operands to f32 panels, a 4 x 16 kernel, one rounding on the way out.
 
 use crate::check::Violation;
 use crate::device::{Access, DeviceMemory};
@@ -66,11 +66,11 @@ pub struct Gemm {
     pub bias: Option<Matrix>,
     /// Whether A and B are transposed.
     pub transpose: [bool; 2],
-    /// Factor of the product.
+    /// Factor of op(A) * op(B).
     pub alpha: f32,
     /// Factor of C.
     pub beta: f32,
-    /// Terms summed before they join the total; 0 sums all in order.
+    /// Terms summed separately before they are added to the total; 0 sums all in order.
     pub k_block: usize,
 }
 
@@ -135,7 +135,7 @@ impl Matrix {
 }
 
 impl Gemm {
-    /// Rows and columns of the result, and the terms of each sum; an error says which shapes do not meet.
+    /// Rows and columns of the result, and the terms of each sum; an error names shapes that do not match.
     pub fn sizes(&self) -> Result<(usize, usize, usize), String> {
         let op = |m: &Matrix, t: bool| if t { (m.columns, m.rows) } else { (m.rows, m.columns) };
         let ((m, k), (k2, n)) = (op(&self.a, self.transpose[0]), op(&self.b, self.transpose[1]));
@@ -146,10 +146,10 @@ impl Gemm {
         Ok((m, n, k))
     }
 
-    /// Computes.
+    /// Runs the GEMM.
     ///
     /// # Errors
-    /// Shapes that do not meet, and violations of memory, named by operand.
+    /// Shapes that do not match, and violations of memory, named by operand.
     pub fn run(&self, memory: &mut DeviceMemory) -> Result<(), String> {
         let (m, n, k) = self.sizes()?;
         self.a.check("A", memory, Access::Read)?;

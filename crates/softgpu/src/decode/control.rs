@@ -1,4 +1,4 @@
-//! Branches, barriers, and what the lanes of a warp do together.
+//! Branches, barriers, and exchanges between the lanes of a warp.
 
 use super::arith::bytes;
 use super::builder::{Builder, Class, Draft, Opcode};

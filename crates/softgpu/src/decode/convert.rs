@@ -95,7 +95,7 @@ fn class_of(kind: Type) -> Class {
     if matches!(kind, Type::U64 | Type::S64 | Type::F64) { Class::W64 } else { Class::W32 }
 }
 
-/// `.rn` and `.rni` and their kin; integral roundings keep a float a float.
+/// `.rn`, `.rni` and the like; integral roundings keep a float a float.
 fn conversion_rounding(opcode: &mut Opcode<'_>) -> (Round, bool) {
     let modes = [("n", Round::Near), ("z", Round::Zero), ("m", Round::Down), ("p", Round::Up)];
     for (letter, round) in modes {

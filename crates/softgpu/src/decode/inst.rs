@@ -1,4 +1,4 @@
-//! What the interpreter runs: one fixed-size [`Inst`] per PTX instruction, operands as register slots.
+//! The interpreter's code: one fixed-size [`Inst`] per PTX instruction, operands as register slots.
 
 /// Two integer operands of one width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,7 @@ pub enum HalfOp {
     Abs,
 }
 
-/// Scalar types that `cvt` and `setp` tell apart.
+/// Scalar types of `cvt` and `setp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Type {
@@ -230,7 +230,7 @@ pub enum Mma {
     M16N8K8(Half),
 }
 
-/// What an instruction does. `r[0]` is the result unless the variant says otherwise.
+/// The operation of an instruction. `r[0]` is the result unless the variant says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)]
 pub enum Op {
@@ -387,7 +387,7 @@ pub const NO_GUARD: u16 = u16::MAX;
 /// One decoded instruction.
 #[derive(Clone, Copy, Debug)]
 pub struct Inst {
-    /// What to do.
+    /// The operation.
     pub op: Op,
     /// Predicate slot, or [`NO_GUARD`].
     pub guard: u16,
@@ -443,7 +443,7 @@ pub struct Program {
     pub code: Vec<Inst>,
     /// Operand lists of `code`.
     pub pool: Vec<u16>,
-    /// For each instruction where its lanes meet again after a divergent branch (`code.len()` is the exit).
+    /// For each instruction, where its lanes reconverge after a divergent branch (`code.len()` is the exit).
     pub reconverge: Vec<u32>,
     /// PTX text and `.cu` position of each instruction, for messages.
     pub text: Vec<(String, String)>,

@@ -1,11 +1,11 @@
-//! Loads, stores, atomics, asynchronous copies, matrix loads and products, address conversions.
+//! Loads, stores, atomics, asynchronous copies, matrix loads, tensor-core matmuls, address conversions.
 
 use super::arith::{bytes, scalar};
 use super::builder::{Builder, Class, Draft, Opcode};
 use super::inst::{Atomic, Half, Int1, Mma, Op, Shape, Space, Type};
 use crate::ptx::{Instruction, Operand, RegClass};
 
-/// Hints that do not change what a load or store does.
+/// Hints without an effect on the result of a load or store.
 const HINTS: [&str; 17] = [
     "nc",
     "ca",
@@ -221,7 +221,7 @@ impl Builder<'_> {
             return Err("expected [address]".into());
         };
         if *shared_offset != 0 && *global_offset != 0 {
-            // One immediate a side: the shared one rides in the upper half.
+            // One immediate a side: the shared one is in the upper half.
             let fits = |v: i64| i32::try_from(v).is_ok();
             if !fits(*shared_offset) || !fits(*global_offset) {
                 return Err("an offset is too large".into());

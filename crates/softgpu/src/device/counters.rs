@@ -1,4 +1,4 @@
-//! What a profiler would count, per launch.
+//! Counters of a launch, like a profiler's.
 
 /// Counts of one launch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

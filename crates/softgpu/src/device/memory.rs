@@ -1,6 +1,6 @@
 //! Device memory: host memory in a reserved range, with guard gaps, and shadow bits for every byte and sector.
 //!
-//! A device pointer is a host address. Addresses are never handed out twice, so a freed one is known as such for good.
+//! A device pointer is a host address. Addresses are never reused, so every freed one is recognised.
 
 use super::counters::Counters;
 use crate::check::Violation;
@@ -141,7 +141,7 @@ impl DeviceMemory {
         self.peak
     }
 
-    /// Bytes that [`DeviceMemory::clear`] had to free, over the process: what the program itself left behind.
+    /// Bytes that [`DeviceMemory::clear`] had to free, over the process: those that the program itself did not free.
     pub fn reclaimed_bytes(&self) -> usize {
         self.reclaimed
     }
@@ -320,7 +320,7 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        // SAFETY: the range was reserved by `new` and nobody else holds it.
+        // SAFETY: the range was reserved by `new` and has no other owner.
         unsafe { libc::munmap(self.base as *mut _, RESERVED_BYTES) };
     }
 }

@@ -9,7 +9,7 @@ use std::ffi::{c_char, c_int, c_uint};
 
 const DRIVER_VERSION: c_int = 13000;
 
-/// Starts the driver: reads the settings. Without a device it is refused, as the driver does.
+/// Reads the settings. Fails without a device, as the driver does.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuInit(_flags: c_uint) -> CuResult {
     called("cuInit");
@@ -82,7 +82,7 @@ pub unsafe extern "C" fn cuDeviceTotalMem_v2(bytes: *mut usize, device: c_int) -
     code(lock(device as usize).and_then(|d| unsafe { store(bytes, d.memory.free_and_total().1) }))
 }
 
-/// What [`cuDeviceGetUuid_v2`] gives.
+/// The bytes of [`cuDeviceGetUuid_v2`].
 pub(crate) fn uuid(index: usize) -> [u8; 16] {
     let mut bytes = *b"softgpu         ";
     bytes[15] = index as u8;
@@ -101,7 +101,7 @@ pub unsafe extern "C" fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: c_int) 
     code(lock(device as usize).and_then(|_| unsafe { store(uuid, bytes) }))
 }
 
-/// What a real card of that compute capability says; unknown attributes are refused by number.
+/// The value of a real card of that compute capability; unknown attributes are refused by number.
 ///
 /// # Safety
 /// As the CUDA driver documents.
@@ -143,7 +143,7 @@ fn attribute_of(cc: u32, attribute: c_uint) -> Option<c_int> {
         9 => 64 << 10,
         10 => 32,
         12 | 82 => 65_536,
-        // No clock, of cores or of memory: nobody is to take times here for a GPU's.
+        // No clock, of cores or of memory, so that no program takes times measured here for a GPU's.
         13 | 36 => 0,
         16 => multiprocessors,
         20 => 0,

@@ -19,7 +19,7 @@ const ATTRIBUTE_MAX_THREADS: c_uint = 0;
 const ATTRIBUTE_SHARED_BYTES: c_uint = 1;
 const ATTRIBUTE_DYNAMIC_SHARED_MAX: c_uint = 8;
 
-/// Reads a fatbin or PTX text, plants what `SOFTGPU_PLANT` asks for, and decodes every kernel; instructions that are not
+/// Reads a fatbin or PTX text, applies the plants of `SOFTGPU_PLANT`, and decodes every kernel; instructions that are not
 /// supported are listed on stderr.
 ///
 /// # Safety
@@ -54,7 +54,7 @@ pub unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_vo
     }))
 }
 
-/// Forgets the module; functions in use live on in their launches.
+/// Unloads the module; queued launches keep their functions.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuModuleUnload(module: usize) -> CuResult {
     called("cuModuleUnload");
@@ -88,7 +88,7 @@ pub unsafe extern "C" fn cuModuleGetFunction(
     }))
 }
 
-/// Static facts of a kernel; what only ptxas knows (registers, local memory) is 0.
+/// Static attributes of a kernel; those that only ptxas knows (registers, local memory) is 0.
 ///
 /// # Safety
 /// As the CUDA driver documents.
@@ -208,7 +208,7 @@ pub unsafe extern "C" fn cuLaunchKernel(
     }))
 }
 
-/// Not there yet: no kernel here uses tensor maps.
+/// Not supported: no kernel here uses tensor maps.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuTensorMapEncodeTiled() -> CuResult {
     called("cuTensorMapEncodeTiled");

@@ -26,10 +26,10 @@ thread_local! {
     static CURRENT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// What an entry point returns: 0, or an error's number.
+/// `CUresult`: 0, or an error's number.
 pub type CuResult = u32;
 
-/// Turns a result into the ABI's number.
+/// A result as the ABI's number.
 pub(crate) fn code(result: Result<(), Status>) -> CuResult {
     match result {
         Ok(()) => 0,
@@ -58,7 +58,7 @@ pub(crate) fn current_device() -> Result<usize, Status> {
     }
 }
 
-/// The device of a handle (stream, event, module, function), whose upper bits say it; null means the current device.
+/// The device of a handle (stream, event, module, function), which is in its upper bits; null means the current device.
 pub(crate) fn device_of(handle: usize) -> Result<usize, Status> {
     match handle >> world::HANDLE_SHIFT {
         0 => current_device(),

@@ -8,14 +8,14 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The device's status and what is printed.
+/// The device's status and the message that is printed.
 pub type Failure = (Status, String);
 
-/// Work of a library (a GEMM) on the device's memory; an error names what went wrong.
+/// Work of a library (a GEMM) on the device's memory; an error describes the failure.
 pub type LibraryCall = Box<dyn FnOnce(&mut DeviceMemory) -> Result<(), String> + Send>;
 
-/// A collective: `None` as long as it waits for other ranks. It is asked again until it ends. It is given the logical time
-/// at which it could start here, and gives that of its start, when all ranks could.
+/// A collective, which is polled until it ends: `None` while it waits for other ranks. The argument is the logical time at
+/// which this rank could start, the result that at which all ranks could.
 pub type Poll = Box<dyn FnMut(&mut DeviceMemory, u64) -> Option<Result<u64, Failure>> + Send>;
 
 /// One entry of a stream.
@@ -27,19 +27,19 @@ pub enum Op {
     CopyInPinned { to: u64, from: usize, bytes: usize },
     /// To host memory.
     CopyOut { to: usize, from: u64, bytes: usize, pinned: bool },
-    /// Between two places of the device.
+    /// Within the device.
     CopyDevice { to: u64, from: u64, bytes: usize },
-    /// Bytes of one value.
+    /// Sets bytes to one value.
     Fill { to: u64, value: u8, bytes: usize },
     /// A kernel.
     Launch { program: Arc<Program>, config: exec::Config, params: Vec<u8> },
-    /// An event's time of passing.
+    /// Records an event.
     Record { event: usize },
-    /// Nothing later before that place of another stream is done.
+    /// Holds later entries until that entry of another stream is done.
     Wait { stream: usize, sequence: u64 },
     /// A library call, with its name and size.
     Library { name: &'static str, multiplications: u64, call: LibraryCall },
-    /// A call that ends when all ranks of a group have come to it.
+    /// A call that ends when all ranks of a group have made it.
     Collective { name: &'static str, bytes: usize, group: usize, poll: Poll },
 }
 
@@ -47,13 +47,13 @@ pub enum Op {
 #[derive(Default)]
 pub struct Stream {
     pub(super) queue: VecDeque<Op>,
-    /// Entries ever pushed, and those done.
+    /// Entries pushed so far.
     pub pushed: u64,
-    /// Entries done.
+    /// Entries done so far.
     pub done: u64,
-    /// The logical time at which the last of them ended.
+    /// The logical time at which the last entry ended.
     pub(super) clock: u64,
-    /// The same of each.
+    /// The logical time at which each entry ended.
     pub(super) ends: Vec<u64>,
     /// Waits for the default stream and is waited for by it.
     pub blocking: bool,
@@ -64,6 +64,6 @@ pub struct Stream {
 pub struct Event {
     /// (stream, sequence) of the last record.
     pub recorded: Option<(usize, u64)>,
-    /// When that record ran.
+    /// The time at which that record ran.
     pub passed: Option<Instant>,
 }

@@ -13,9 +13,9 @@ use std::time::Instant;
 /// How far a stream ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// As far as was asked.
+    /// To the entry that was asked for.
     Done,
-    /// Up to a collective, whose other ranks have not come.
+    /// Up to a collective that waits for other ranks.
     Waits {
         /// The group of ranks.
         group: usize,

@@ -1,5 +1,5 @@
-//! Waiting for streams: their entries run here, and while a collective waits for other ranks the device is let go of, so
-//! that other threads can call it: a watchdog asks for an event, aborts a communicator.
+//! Waiting for streams: their entries run here. While a collective waits for other ranks the device is unlocked, so that
+//! other threads can use it: a watchdog queries an event or aborts a communicator.
 
 use super::op::Op;
 use super::queue::Progress;
@@ -8,8 +8,8 @@ use super::world::{DeviceState, World, world};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How often a waiting thread looks, where nobody tells it of a change.
-const LOOK: Duration = Duration::from_millis(5);
+/// Poll interval of a waiting thread that is not notified of a change.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 static CHANGES: Mutex<u64> = Mutex::new(0);
 static CHANGED: Condvar = Condvar::new();
@@ -17,27 +17,27 @@ static CHANGED: Condvar = Condvar::new();
 /// A locked device.
 pub(crate) type Device = MutexGuard<'static, DeviceState>;
 
-/// Wakes those who wait for other ranks.
+/// Wakes all threads that wait for other ranks.
 pub(crate) fn changed() {
     *CHANGES.lock().unwrap_or_else(PoisonError::into_inner) += 1;
     CHANGED.notify_all();
 }
 
-/// A number that [`changed`] raises.
+/// A counter that [`changed`] increments.
 pub(crate) fn changes() -> u64 {
     *CHANGES.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Waits a little, and not at all if [`changes`] is no longer `seen`.
+/// Waits for [`changed`] or the poll interval; returns at once if [`changes`] is no longer `seen`.
 pub(crate) fn wait_for_change(seen: u64) {
     let changes = CHANGES.lock().unwrap_or_else(PoisonError::into_inner);
     if *changes == seen {
-        drop(CHANGED.wait_timeout(changes, LOOK));
+        drop(CHANGED.wait_timeout(changes, POLL_INTERVAL));
     }
 }
 
-/// Runs each of these streams until that many of its entries are done, and gives the device back with what came of it:
-/// the device's sticky error, old or new.
+/// Runs each of these streams until that many of its entries are done, and returns the device with its sticky error, old or
+/// new.
 pub(crate) fn finish(mut device: Device, targets: &[(usize, u64)]) -> (Device, Result<(), Status>) {
     let world = match world() {
         Ok(world) => world,

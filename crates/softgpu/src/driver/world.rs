@@ -21,7 +21,7 @@ const DEFAULT_LINK_BYTES_PER_NS: f64 = 25.0;
 pub struct Function {
     /// Its code.
     pub program: Arc<Program>,
-    /// What `cuFuncSetAttribute` raised dynamic shared memory to.
+    /// Limit of dynamic shared memory, as `cuFuncSetAttribute` raised it.
     pub dynamic_shared_max: usize,
 }
 
@@ -41,11 +41,11 @@ pub struct DeviceState {
     pub functions: HashMap<usize, Function>,
     /// The sticky error.
     pub error: Option<Status>,
-    /// What was printed when it came up.
+    /// The message that was printed with it.
     pub message: String,
     /// References to the primary context.
     pub context_references: usize,
-    /// What ran, in logical time.
+    /// The entries that ran, in logical time.
     pub trace: Trace,
     /// Counters of every launch since they were last reset.
     pub launches: Vec<Launch>,
@@ -70,13 +70,13 @@ impl DeviceState {
         }
     }
 
-    /// A handle that says its device.
+    /// A new handle, which contains the index of its device.
     pub fn handle(&mut self) -> usize {
         self.next += 1;
         (self.index + 1) << HANDLE_SHIFT | self.next << 4
     }
 
-    /// What the last release of a primary context does: everything goes, the sticky error too.
+    /// Frees everything and clears the sticky error, as the last release of a primary context does.
     pub fn reset(&mut self) {
         self.memory.clear();
         self.streams.values().for_each(|stream| self.trace.forget(stream));
@@ -88,14 +88,14 @@ impl DeviceState {
     }
 }
 
-/// What the environment asks for.
+/// Settings from the environment.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `SOFTGPU_CC`: 75, 80, 86 or 90.
     pub cc: u32,
     /// `SOFTGPU_DEVICES`.
     pub devices: usize,
-    /// `SOFTGPU_MEMORY_GIB`: decimal numbers, one a device; the last one counts for the rest.
+    /// `SOFTGPU_MEMORY_GIB`: decimals, one a device; the last one applies to the rest.
     pub memory_bytes: Vec<usize>,
     /// `SOFTGPU_CHECK`.
     pub checked: bool,
@@ -111,19 +111,19 @@ impl Settings {
     }
 }
 
-/// `16,0.25` in bytes; what is no number counts as the default.
+/// `16,0.25` in bytes; items that are not numbers count as the default.
 fn memory_bytes(text: &str) -> Vec<usize> {
     let gib = text.split(',').map(|item| item.trim().parse().unwrap_or(DEFAULT_MEMORY_GIB));
     gib.map(|gib| (gib * (1u64 << 30) as f64) as usize).collect()
 }
 
-/// What can be planned to fail.
+/// Calls that can be planned to fail.
 const FAULTS: [&str; 6] = ["alloc", "lazy", "launch", "lost", "nccl", "hang"];
 
-/// Whose calls of what are counted; without a device those of all.
+/// A device and a kind of call that are counted; without a device, all devices together.
 type Counted = (Option<usize>, &'static str);
 
-/// Faults to come; each counts from 1 over the process, or since the plan was made.
+/// Planned faults; calls count from 1 since the plan was made.
 #[derive(Clone, Debug, Default)]
 pub struct Faults {
     plan: HashSet<(Counted, u64)>,
@@ -131,13 +131,13 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// Reads `alloc:7,1/launch:12`, and says on stderr what it cannot read.
+    /// Parses `alloc:7,1/launch:12`, and reports malformed items on stderr.
     pub fn new(plan: &str) -> Self {
         let items = plan.split(',').map(str::trim).filter(|item| !item.is_empty());
         let entries = items.filter_map(|item| {
             let entry = Self::entry(item);
             if entry.is_none() {
-                eprintln!("softgpu: `{item}` is no planned fault: [DEVICE/]NAME:N with NAME of {FAULTS:?}");
+                eprintln!("softgpu: `{item}` is not a planned fault; expected [DEVICE/]NAME:N with NAME of {FAULTS:?}");
             }
             entry
         });
@@ -176,9 +176,9 @@ pub struct World {
     /// Pinned host memory: start to bytes.
     pub pinned: Mutex<BTreeMap<usize, usize>>,
     faults: Mutex<Faults>,
-    /// What to plant into modules loaded from now on; a text that could not be read fails their loads.
+    /// Plants for modules loaded from now on; a malformed list fails their loads.
     plants: Mutex<Result<Plants, String>>,
-    /// Instructions edited since they were last planned.
+    /// Instructions edited since the plants were last set.
     planted: AtomicUsize,
 }
 
@@ -222,7 +222,7 @@ pub fn initialise() -> &'static World {
 }
 
 impl World {
-    /// Counts one `what` of a device and says whether it is one that shall fail.
+    /// Counts a call `what` of a device and returns whether it is planned to fail.
     pub fn fails(&self, what: &'static str, device: usize) -> bool {
         let due = self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner).due(what, device);
         if due {
@@ -236,16 +236,16 @@ impl World {
         *self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Faults::new(plan);
     }
 
-    /// Replaces what is planted into modules loaded from now on.
+    /// Replaces the plants for modules loaded from now on.
     pub fn plan_plants(&self, text: &str) {
         *self.plants.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Plants::parse(text);
         self.planted.store(0, Ordering::Relaxed);
     }
 
-    /// Plants into a module, and says so.
+    /// Edits a module, and reports each edit on stderr.
     ///
     /// # Errors
-    /// Plants whose text could not be read, or that miss.
+    /// Malformed plants, and plants that miss.
     pub fn plant(&self, module: &mut Module) -> Result<(), String> {
         let plants = self.plants.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
         let done = plants?.apply(module)?;
@@ -254,7 +254,7 @@ impl World {
         Ok(())
     }
 
-    /// How many instructions were edited since [`World::plan_plants`].
+    /// Instructions edited since [`World::plan_plants`].
     pub fn planted(&self) -> usize {
         self.planted.load(Ordering::Relaxed)
     }

@@ -21,7 +21,7 @@ enum Home {
     Param,
 }
 
-/// Lane numbers of a mask, lowest first.
+/// Lane indices of a mask, lowest first.
 pub(super) fn lanes_of(mut mask: u32) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
         let lane = mask.trailing_zeros() as usize;
@@ -195,7 +195,7 @@ impl Block<'_> {
                 (home, addresses)
             }
         };
-        // A pointer that went through cvta may carry its window still.
+        // A pointer that went through cvta may still carry its window.
         Ok(match home {
             Home::Global => (home, addresses),
             Home::Shared => {

@@ -74,7 +74,7 @@ pub(super) fn cvt_pair(to: Half, relu: bool, file: &mut [W32], r: &[u16; 5], mas
     });
 }
 
-/// A number on its way between types.
+/// A value between two types.
 #[derive(Clone, Copy)]
 enum Number {
     Int(i128),
@@ -268,7 +268,7 @@ pub(super) fn combine(how: Combine, holds: u32, with: u32) -> (u32, u32) {
     (join(holds), join(!holds))
 }
 
-/// `mov.b32 d, {a, b}` and its wider kin.
+/// `mov.b32 d, {a, b}` and wider forms.
 #[inline(always)]
 pub(super) fn pack(
     part_bits: u8,
@@ -294,7 +294,7 @@ pub(super) fn pack(
     }
 }
 
-/// `mov.b32 {a, b}, d` and its wider kin.
+/// `mov.b32 {a, b}, d` and wider forms.
 #[inline(always)]
 pub(super) fn unpack(
     part_bits: u8,

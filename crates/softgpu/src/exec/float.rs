@@ -194,7 +194,7 @@ pub(super) fn ex2(x: f32) -> f32 {
     p = p * r + 2.402_265e-1;
     p = p * r + 6.931_472e-1;
     p = p * r + 1.0;
-    // 2^whole in two factors, each a normal number, so that subnormal results come out of one rounding.
+    // 2^whole as two normal factors, so that subnormal results come out of one rounding.
     let n = shifted.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
     let half = n >> 1;
     let scale = |e: i32| f32::from_bits((e.wrapping_add(127) as u32) << 23);
@@ -293,7 +293,7 @@ pub(super) fn half_from(of: Half, x: f32) -> u32 {
     }
 }
 
-/// a * b + c with one rounding to the half format: f64 (the product is exact), rounded to odd on the way down.
+/// a * b + c with one rounding to the half format: f64 (a * b is exact), rounded to odd on the way down.
 #[inline(always)]
 fn half_fma(of: Half, a: f32, b: f32, c: f32) -> u32 {
     let product = a as f64 * b as f64;
@@ -311,7 +311,7 @@ fn half_fma(of: Half, a: f32, b: f32, c: f32) -> u32 {
     half_from(of, f32::from_bits(odd))
 }
 
-/// Adds, products and their kin: f32 holds more than twice a half's digits plus two, so rounding twice is rounding once.
+/// Additions, multiplications and the like: f32 holds more than twice a half's digits plus two, so rounding twice is rounding once.
 #[inline(always)]
 fn half_apply(op: HalfOp, of: Half, a: u32, b: u32, c: u32) -> u32 {
     let (x, y) = (half_to(of, a), half_to(of, b));

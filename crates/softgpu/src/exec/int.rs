@@ -1,4 +1,4 @@
-//! Integer arithmetic of 16, 32 and 64 bits. 16-bit registers live zero-extended in 32-bit slots.
+//! Integer arithmetic of 16, 32 and 64 bits. 16-bit registers are zero-extended in 32-bit slots.
 
 use super::lanes::{W32, W64, one32, one64, two32, two64};
 use crate::decode::{Int1, Int2};

@@ -93,7 +93,7 @@ impl Block<'_> {
     }
 
     /// Warps that wait must wait at one instruction. Hardware counts arrivals wherever they are, so a loop that one warp
-    /// leaves a turn early would go on unseen, every barrier after it a step out of phase.
+    /// leaves a turn early would run on undetected, with every later barrier one step out of phase.
     fn one_barrier(&self, warps: &[Warp]) -> Result<(), (usize, LaneFault, u8)> {
         let mut waiting = warps.iter().filter(|w| w.state == State::AtBarrier).map(|w| (w, w.barrier()));
         let Some((first, barrier)) = waiting.next() else { return Ok(()) };
@@ -105,7 +105,7 @@ impl Block<'_> {
         Err((pc, LaneFault { violation: Violation::Barrier, lane, detail }, other.index))
     }
 
-    /// Puts kernel, line, instruction, block and thread to a lane's fault.
+    /// Adds kernel, line, instruction, block and thread to a lane's fault.
     fn describe(&self, pc: usize, fault: &LaneFault, warp: u8, position: &BlockPosition) -> Fault {
         let thread = warp as u32 * 32 + fault.lane as u32;
         let [x, y, _] = position.block;

@@ -8,7 +8,7 @@ const SEVERAL: u8 = u8::MAX - 1;
 const WARPS_MAX: usize = 32;
 const ALL_BYTES: u8 = 0xF;
 
-/// Who touches shared memory.
+/// The warp and lane of an access to shared memory.
 #[derive(Clone, Copy)]
 pub(super) struct Who {
     pub(super) warp: u8,
@@ -26,7 +26,7 @@ impl Who {
     }
 }
 
-/// Who touched four bytes, when, and which of them hold a value.
+/// The last accesses to four bytes, and which of them hold a value.
 #[derive(Clone, Copy)]
 struct Shadow {
     written_at: u32,
@@ -35,11 +35,11 @@ struct Shadow {
     reader: u8,
     /// One bit a byte.
     written: u8,
-    /// One bit a byte: an asynchronous copy is on its way.
+    /// One bit a byte: it is the target of an asynchronous copy in flight.
     in_flight: u8,
-    /// Which lane of the writer wrote each byte since the warp's last sync; of no meaning where `written_at` is before it.
+    /// The writer's lane for each byte since the warp's last sync; meaningless where `written_at` is before it.
     writer_lanes: [u8; 4],
-    /// The same of readers.
+    /// Like the writers', for readers.
     reader_lanes: [u8; 4],
 }
 
@@ -75,7 +75,7 @@ impl Shared {
         Self { bytes, shadow, now: 1, block_sync: 1, warp_syncs: [1; WARPS_MAX], checked }
     }
 
-    /// For the next block: contents are garbage again.
+    /// Prepares for the next block: all contents are uninitialised again.
     pub(super) fn reset(&mut self) {
         self.shadow.fill(FRESH);
         (self.now, self.block_sync, self.warp_syncs) = (1, 1, [1; WARPS_MAX]);
@@ -140,8 +140,8 @@ impl Shared {
         Ok(at as usize)
     }
 
-    /// Notes a read of whole words if nothing speaks against it; false, with nothing noted, where `word` has to say what
-    /// does, or that nothing does.
+    /// Records a read of whole words that is plainly allowed; otherwise returns false and records nothing: `word` then
+    /// decides.
     #[inline]
     fn read_whole_words(&mut self, first: usize, count: usize, who: Who) -> bool {
         let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[who.warp as usize]);
@@ -168,7 +168,7 @@ impl Shared {
         clean
     }
 
-    /// The same of a write.
+    /// Like the read of whole words, for a write.
     #[inline]
     fn write_whole_words(&mut self, first: usize, count: usize, who: Who) -> bool {
         let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[who.warp as usize]);
@@ -197,13 +197,13 @@ impl Shared {
         if shadow.in_flight & mask != 0 {
             return Err((
                 Violation::InFlight,
-                format!("shared byte {byte} before its cp.async was waited for"),
+                format!("shared byte {byte} before its cp.async has completed"),
             ));
         }
         let other_wrote = shadow.written_at >= block_sync && shadow.writer != who.warp;
         let other_read = shadow.read_at >= block_sync && shadow.reader != who.warp;
         let (wrote, read) = (shadow.written_at >= warp_sync, shadow.read_at >= warp_sync);
-        // Lanes of one instruction may write one byte; which of them is the last is not defined, but it is no race.
+        // Lanes of one instruction may write one byte; the last of them is undefined, but this is not a race.
         let (after_write, after_read) = match access {
             Access::Read => (wrote, false),
             Access::Write => (wrote && shadow.written_at != now, read),

@@ -122,7 +122,7 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// Whole-warp instructions want every lane.
+    /// Whole-warp instructions need every lane.
     pub(super) fn whole_warp(mask: u32) -> Result<(), LaneFault> {
         if mask == u32::MAX {
             return Ok(());
@@ -132,7 +132,7 @@ impl Block<'_> {
     }
 }
 
-/// d = a * b + c on 16 x 8 x K: products are exact in f32, sums are in f32 in the order of K.
+/// d = a * b + c on 16 x 8 x K: multiplications are exact in f32, additions are in f32 in the order of K.
 #[inline(always)]
 pub(super) fn mma(kind: Mma, warp: &mut Warp, list: &[u16]) {
     let (half, depth) = match kind {

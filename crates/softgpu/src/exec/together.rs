@@ -1,4 +1,4 @@
-//! What lanes do with each other's values: `shfl.sync`, `vote.sync`, `redux.sync`.
+//! Exchanges between lanes: `shfl.sync`, `vote.sync`, `redux.sync`.
 
 use super::lanes::{W32, put};
 use crate::check::{LaneFault, Violation};
@@ -17,7 +17,7 @@ pub(super) fn members(file: &[W32], slot: u16, mask: u32) -> Result<(), LaneFaul
 
 #[cold]
 fn missing(named: u32, mask: u32, lane: usize) -> Result<(), LaneFault> {
-    let detail = format!("the member mask names lanes {named:#010x}, those here are {mask:#010x}");
+    let detail = format!("the member mask names lanes {named:#010x}, those executing are {mask:#010x}");
     Err(LaneFault { violation: Violation::Trap, lane, detail })
 }
 

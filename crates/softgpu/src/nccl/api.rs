@@ -1,4 +1,4 @@
-//! The entry points. A communicator is a number behind the opaque pointer: one that was given up is known as such.
+//! The entry points. The opaque pointer of a communicator is a key, so that one that was destroyed is detected.
 
 use super::abi::{
     Config, IN_PROGRESS, INTERNAL_ERROR, INVALID_ARGUMENT, INVALID_USAGE, NcclResult, REMOTE_ERROR, SUCCESS,
@@ -25,19 +25,19 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 const SUM: c_uint = 0;
 
-/// Those that this process serves.
+/// The groups that this process serves.
 static GROUPS: LazyLock<Mutex<HashMap<UniqueId, Arc<Group>>>> = LazyLock::new(Mutex::default);
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 static COMMS: LazyLock<Mutex<HashMap<usize, Arc<Comm>>>> = LazyLock::new(Mutex::default);
 static NEXT_COMM: AtomicUsize = AtomicUsize::new(16);
 
-/// The communicator that a number stands for.
+/// The communicator of a key.
 fn find(comm: usize) -> Result<Arc<Comm>, NcclResult> {
     COMMS.lock().unwrap_or_else(PoisonError::into_inner).get(&comm).cloned().ok_or(INVALID_ARGUMENT)
 }
 
-/// The same, for good.
-fn give_up(comm: usize) -> Result<Arc<Comm>, NcclResult> {
+/// Removes the communicator of a key.
+fn remove(comm: usize) -> Result<Arc<Comm>, NcclResult> {
     COMMS.lock().unwrap_or_else(PoisonError::into_inner).remove(&comm).ok_or(INVALID_ARGUMENT)
 }
 
@@ -53,7 +53,7 @@ pub unsafe extern "C" fn ncclGetVersion(version: *mut c_int) -> NcclResult {
     SUCCESS
 }
 
-/// An id that no other call got, on this machine; this process serves the ranks of others that bring it.
+/// An id that is unique on this machine; this process serves ranks of other processes that join with it.
 ///
 /// # Safety
 /// As NCCL documents.
@@ -94,15 +94,16 @@ fn link(id: &UniqueId, rank: usize, ranks: usize, device: usize) -> Result<Link,
         None => Remote::join(id, rank, ranks, place).map(Link::There),
     };
     joined.map_err(|why| {
-        let text =
-            why.as_deref().unwrap_or("nobody serves this unique id; has the process that made it ended?");
+        let text = why
+            .as_deref()
+            .unwrap_or("no process serves this unique id; check whether the process that made it has ended");
         eprintln!("softgpu: nccl: {text}");
         if why.is_some() { INVALID_USAGE } else { SYSTEM_ERROR }
     })
 }
 
-/// Joins the current device as a rank, and waits for the others until the deadline. With `blocking = 0` it says that it is
-/// in progress, and the async error says when all are there.
+/// Joins the current device as a rank, and waits for the others until the deadline. With `blocking = 0` it returns
+/// that it is in progress, and the async error reports when all ranks have joined.
 ///
 /// # Safety
 /// As NCCL documents.
@@ -154,7 +155,7 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
             IN_PROGRESS => wait_for_change(seen),
             SUCCESS => return SUCCESS,
             error => {
-                if give_up(number).is_ok() {
+                if remove(number).is_ok() {
                     made.link.leave(rank);
                 }
                 // SAFETY: as above.
@@ -185,12 +186,12 @@ pub unsafe extern "C" fn ncclCommGetAsyncError(comm: usize, error: *mut NcclResu
     SUCCESS
 }
 
-/// Ends this rank's collectives without a result, from any thread, and gives the communicator up. Other ranks that wait
-/// for this one wait on, until their own communicator is aborted.
+/// Ends this rank's collectives without a result, from any thread, and removes the communicator. Other ranks that wait for
+/// this one keep waiting until their own communicator is aborted.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclCommAbort(comm: usize) -> NcclResult {
     called("ncclCommAbort");
-    match give_up(comm) {
+    match remove(comm) {
         Ok(comm) => {
             comm.aborted.store(true, Ordering::Release);
             comm.link.leave(comm.rank);
@@ -200,14 +201,14 @@ pub extern "C" fn ncclCommAbort(comm: usize) -> NcclResult {
     }
 }
 
-/// Gives the communicator up; queued collectives still run.
+/// Removes the communicator; queued collectives still run.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclCommDestroy(comm: usize) -> NcclResult {
     called("ncclCommDestroy");
-    give_up(comm).map_or_else(|result| result, |_| SUCCESS)
+    remove(comm).map_or_else(|result| result, |_| SUCCESS)
 }
 
-/// Queues a sum over the ranks of bf16, f16 or f32.
+/// Queues an all-reduce of bf16, f16 or f32.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclAllReduce(
     send: u64,
@@ -220,13 +221,13 @@ pub extern "C" fn ncclAllReduce(
 ) -> NcclResult {
     called("ncclAllReduce");
     if op != SUM {
-        eprintln!("softgpu: nccl: only sums are reduced, not operation {op}");
+        eprintln!("softgpu: nccl: ncclAllReduce supports only ncclSum, not operation {op}");
         return INVALID_ARGUMENT;
     }
     collective(NAMES[0], [send, receive], count, kind, comm, stream, ring_sum)
 }
 
-/// Queues the concatenation of the ranks' parts.
+/// Queues an all-gather.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclAllGather(
     send: u64,
@@ -283,7 +284,7 @@ fn collective(
         hangs,
         checked: world.settings.checked,
         until: None,
-        brought: false,
+        contributed: false,
         comm: comm.clone(),
     };
     let group = comm.group;
@@ -299,7 +300,7 @@ fn collective(
     IN_PROGRESS
 }
 
-/// The text of a result.
+/// The description of a result.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclGetErrorString(result: NcclResult) -> *const c_char {
     called("ncclGetErrorString");

@@ -11,38 +11,38 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// `SOFTGPU_NCCL_SECONDS` replaces it.
+/// Default of `SOFTGPU_NCCL_SECONDS`.
 const DEADLINE_SECONDS: u64 = 60;
 
-/// When a wait for other ranks that starts now ends.
+/// The deadline of a wait for other ranks that starts now.
 pub(super) fn deadline() -> Instant {
     let seconds =
         std::env::var("SOFTGPU_NCCL_SECONDS").ok().and_then(|v| v.parse().ok()).unwrap_or(DEADLINE_SECONDS);
     Instant::now() + Duration::from_secs(seconds)
 }
 
-/// One rank's end.
+/// One rank's end of a communicator.
 pub(super) struct Comm {
     pub(super) link: Link,
-    /// The same number for all ranks of this process.
+    /// An id that all ranks of this process share.
     pub(super) group: usize,
     pub(super) rank: usize,
     pub(super) device: usize,
-    /// Calls wait until they have succeeded; otherwise they say that they are in progress.
+    /// Whether calls wait until they have succeeded; otherwise they return that they are in progress.
     pub(super) blocking: bool,
-    /// The last call said that it is in progress, and nobody has asked since.
+    /// Whether the last call returned that it is in progress, and the state was not queried since.
     pub(super) unasked: AtomicBool,
     pub(super) aborted: AtomicBool,
     /// The first `ncclResult_t` that was an error.
     pub(super) error: AtomicU32,
-    /// Number of the next collective.
+    /// Sequence number of the next collective.
     pub(super) next: AtomicU64,
-    /// Until when all ranks must have joined.
+    /// The deadline for all ranks to join.
     pub(super) join_by: Instant,
 }
 
 impl Comm {
-    /// What `ncclCommGetAsyncError` reports.
+    /// The result of `ncclCommGetAsyncError`.
     pub(super) fn state(&self) -> NcclResult {
         let error = self.error.load(Ordering::Acquire);
         if error == SUCCESS && self.link.is_lost() {
@@ -55,11 +55,11 @@ impl Comm {
         if Instant::now() < self.join_by {
             return IN_PROGRESS;
         }
-        eprintln!("softgpu: nccl: rank {} waited for the other ranks in vain", self.rank);
+        eprintln!("softgpu: nccl: rank {} timed out waiting for the other ranks", self.rank);
         self.fail(SYSTEM_ERROR)
     }
 
-    /// Notes an error; the first one stays.
+    /// Sets an error, unless there is one already; returns the first.
     pub(super) fn fail(&self, error: NcclResult) -> NcclResult {
         match self.error.compare_exchange(SUCCESS, error, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => error,
@@ -76,22 +76,22 @@ pub(super) struct Collective {
     pub(super) send: u64,
     pub(super) receive: u64,
     pub(super) join: fn(Element, &[&[u8]]) -> Vec<u8>,
-    /// Planned: it never comes to its round.
+    /// Planned: it never contributes.
     pub(super) hangs: bool,
-    /// An abort is an error of the device.
+    /// Whether an abort is an error of the device.
     pub(super) checked: bool,
     /// Set when it starts.
     pub(super) until: Option<Instant>,
-    /// Its part lies on the table.
-    pub(super) brought: bool,
+    /// Whether it has contributed.
+    pub(super) contributed: bool,
 }
 
 impl Collective {
-    /// Starts it, or looks whether it has ended.
+    /// Starts it, or checks whether it has ended.
     pub(super) fn poll(&mut self, memory: &mut DeviceMemory, ready: u64) -> Option<Result<u64, Failure>> {
         if self.comm.aborted.load(Ordering::Acquire) {
-            let why = "its communicator was aborted, and what it should have written is undefined";
-            // Hardware's stream goes on as if nothing had happened.
+            let why = "its communicator was aborted, and its output is undefined";
+            // On hardware the stream goes on.
             return Some(if self.checked { Err((Status::LaunchFailed, why.into())) } else { Ok(ready) });
         }
         let until = match self.until {
@@ -101,8 +101,8 @@ impl Collective {
                 Err(why) => return Some(Err((Status::IllegalAddress, why))),
             },
         };
-        if let Some(parts) = self.brought.then(|| self.comm.link.take(self.sequence)).flatten() {
-            self.brought = false;
+        if let Some(parts) = self.contributed.then(|| self.comm.link.take(self.sequence)).flatten() {
+            self.contributed = false;
             return Some(self.end(memory, &parts));
         }
         if Instant::now() < until {
@@ -110,7 +110,7 @@ impl Collective {
         }
         let missing = self.comm.link.missing(self.sequence);
         self.comm.fail(SYSTEM_ERROR);
-        let why = format!("rank {} waited for {missing} in vain", self.comm.rank);
+        let why = format!("rank {} timed out waiting for {missing}", self.comm.rank);
         Some(Err((Status::LaunchTimeout, why)))
     }
 
@@ -122,7 +122,7 @@ impl Collective {
         if !self.hangs {
             let part = Contribution { call: self.call, bytes: Arc::new(part), ready };
             self.comm.link.bring(self.comm.rank, self.sequence, part);
-            self.brought = true;
+            self.contributed = true;
         }
         Ok(*self.until.insert(deadline()))
     }
@@ -147,7 +147,7 @@ impl Collective {
 
 impl Drop for Collective {
     fn drop(&mut self) {
-        if self.brought {
+        if self.contributed {
             self.comm.link.withdraw(self.comm.rank, self.sequence);
         }
     }

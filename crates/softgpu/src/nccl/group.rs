@@ -1,4 +1,4 @@
-//! Where ranks meet: a seat a rank, a round a collective, a part a rank and round.
+//! The ranks of a communicator: one seat per rank, one round per collective, one contribution per rank and round.
 
 use super::call::Contribution;
 use super::wire::{Tag, contribution_bytes, send};
@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Where a rank's device is. Devices of different processes may have equal indices.
+/// A device of a process: devices of different processes may have equal indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DeviceId {
     pub(super) process: u32,
@@ -24,24 +24,24 @@ enum Seat {
 
 struct Round {
     parts: Vec<Option<Contribution>>,
-    /// Ranks that will not ask again.
+    /// Ranks that have taken the contributions or will not take them.
     gone: usize,
 }
 
 #[derive(Default)]
 struct Table {
-    /// None before the first rank has come, who says how many there are.
+    /// Empty before the first rank joins, whose call has the number of ranks.
     seats: Vec<Seat>,
-    /// All seats were taken at one time.
+    /// Whether all seats were taken at one time.
     complete: bool,
-    /// The process of some rank ended.
+    /// Whether the process of a rank has ended without leaving.
     lost: bool,
     rounds: HashMap<u64, Round>,
     /// Ranks of other processes.
     remotes: BTreeMap<usize, UnixStream>,
 }
 
-/// What the ranks of one communicator share.
+/// The state that the ranks of one communicator share.
 #[derive(Default)]
 pub(super) struct Group {
     table: Mutex<Table>,
@@ -52,10 +52,10 @@ impl Group {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seats a device as a rank; one of another process is told so, and what comes later.
+    /// Seats a device as a rank. `remote`, the socket of a rank of another process, is notified of this and of later events.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// A rank, number of ranks or device that contradicts another rank's.
     pub(super) fn join(
         &self,
         rank: usize,
@@ -69,10 +69,10 @@ impl Group {
         }
         if ranks != table.seats.len() || rank >= ranks {
             let before = table.seats.len();
-            return Err(format!("rank {rank} says there are {ranks} ranks, another said {before}"));
+            return Err(format!("rank {rank} has {ranks} ranks, another rank has {before}"));
         }
         if table.seats[rank] != Seat::Empty {
-            return Err(format!("rank {rank} has been there already"));
+            return Err(format!("rank {rank} has joined already"));
         }
         if table.seats.contains(&Seat::Taken(place)) {
             return Err(format!("two ranks on device {} of process {}", place.device, place.process));
@@ -80,43 +80,43 @@ impl Group {
         table.seats[rank] = Seat::Taken(place);
         table.complete = table.seats.iter().all(|seat| matches!(seat, Seat::Taken(_)));
         if let Some(remote) = remote {
-            table.tell(&remote, Tag::Joined, 0, &[]);
+            table.notify(&remote, Tag::Joined, 0, &[]);
             table.remotes.insert(rank, remote);
         }
         if table.complete {
-            table.tell_all(Tag::Complete, 0, &[]);
+            table.notify_all(Tag::Complete, 0, &[]);
         }
         changed();
         Ok(())
     }
 
-    /// All ranks have joined, and none had left before the last one came.
+    /// Whether all ranks were joined at one time.
     pub(super) fn is_complete(&self) -> bool {
         self.table().complete
     }
 
-    /// The process of some rank ended without leaving.
+    /// Whether the process of a rank has ended without leaving.
     pub(super) fn is_lost(&self) -> bool {
         self.table().lost
     }
 
-    /// Gives a seat up. What the rank brought to rounds that wait still is taken back: they wait for ever.
+    /// Leaves a seat, and removes the rank's contributions to incomplete rounds, which never complete then.
     pub(super) fn leave(&self, rank: usize) {
         self.table().leave(rank);
         changed();
     }
 
-    /// The rank's process has ended without leaving, and all others are told.
+    /// Like [`leave`](Self::leave), for a rank whose process has ended; notifies all others.
     pub(super) fn lose(&self, rank: usize) {
         let mut table = self.table();
         table.leave(rank);
         table.lost = true;
-        table.tell_all(Tag::Lost, 0, &[]);
+        table.notify_all(Tag::Lost, 0, &[]);
         changed();
     }
 
-    /// Brings a rank's part to a round. With the last one, ranks of other processes are sent them all, before any rank of
-    /// this one can take them: this process may end then.
+    /// Adds a rank's contribution to a round. The last one completes it: all contributions are sent to ranks of other
+    /// processes before a rank of this process can take them, for this process may end then.
     pub(super) fn bring(&self, rank: usize, sequence: u64, part: Contribution) {
         let mut table = self.table();
         let round = Round { parts: vec![None; table.seats.len()], gone: 0 };
@@ -126,13 +126,13 @@ impl Group {
             && let Some(parts) = table.parts(sequence)
         {
             let body: Vec<u8> = parts.iter().flat_map(contribution_bytes).collect();
-            table.tell_all(Tag::Round, sequence, &body);
+            table.notify_all(Tag::Round, sequence, &body);
             (0..table.remotes.len()).for_each(|_| table.depart(sequence));
         }
         changed();
     }
 
-    /// All parts of a round, by rank, once they are there. Each rank of this process takes them once.
+    /// The contributions to a complete round, by rank. Each rank of this process takes them once.
     pub(super) fn take(&self, sequence: u64) -> Option<Vec<Contribution>> {
         let mut table = self.table();
         let parts = table.parts(sequence)?;
@@ -140,7 +140,7 @@ impl Group {
         Some(parts)
     }
 
-    /// A rank that brought its part will not take the others'.
+    /// Called for a rank that has contributed and will not take the result.
     pub(super) fn withdraw(&self, rank: usize, sequence: u64) {
         let mut table = self.table();
         if table.parts(sequence).is_none() {
@@ -152,7 +152,7 @@ impl Group {
         }
     }
 
-    /// Ranks that have not come to a round.
+    /// Ranks that have not contributed to a round.
     pub(super) fn missing(&self, sequence: u64) -> Vec<usize> {
         let table = self.table();
         let came = |rank: usize| table.rounds.get(&sequence).is_some_and(|r| r.parts[rank].is_some());
@@ -161,15 +161,15 @@ impl Group {
 }
 
 impl Table {
-    /// A remote that cannot be told is noticed by the thread that reads from it.
-    fn tell(&self, remote: &UnixStream, tag: Tag, sequence: u64, body: &[u8]) {
+    /// The thread that reads from a remote notices where this fails.
+    fn notify(&self, remote: &UnixStream, tag: Tag, sequence: u64, body: &[u8]) {
         if send(remote, tag, sequence, body).is_err() {
             let _ = remote.shutdown(Shutdown::Both);
         }
     }
 
-    fn tell_all(&self, tag: Tag, sequence: u64, body: &[u8]) {
-        self.remotes.values().for_each(|remote| self.tell(remote, tag, sequence, body));
+    fn notify_all(&self, tag: Tag, sequence: u64, body: &[u8]) {
+        self.remotes.values().for_each(|remote| self.notify(remote, tag, sequence, body));
     }
 
     fn leave(&mut self, rank: usize) {

@@ -1,7 +1,7 @@
-//! NCCL between the threads and processes of one machine: each rank brings its bytes to a meeting, all leave with the
-//! result.
+//! NCCL between the threads and processes of one machine: each rank contributes its bytes to a round, and all receive
+//! the result.
 //!
-//! A collective is an entry of its rank's stream and meets the others when that stream runs. Sums go round a ring as
+//! A collective is an entry of its rank's stream, and contributes when that stream runs. All-reduces go round a ring as
 //! NCCL's do: chunk c starts at rank c + 1, and every hop rounds to the element type.
 
 mod abi;

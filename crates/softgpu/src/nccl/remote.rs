@@ -1,10 +1,10 @@
-//! Ranks of several processes. The process that made the unique id serves: its group holds the table, and a thread for
-//! each rank elsewhere puts on it what that rank sends.
+//! Ranks of several processes. The process that made the unique id serves: its group holds the rounds, and one thread per
+//! rank of another process adds what that rank sends.
 
 use super::abi::UniqueId;
 use super::call::Contribution;
 use super::group::{DeviceId, Group};
-use super::wire::{self, Frame, Numbers, Tag};
+use super::wire::{self, Frame, Reader, Tag};
 use crate::driver::wait::changed;
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +26,7 @@ pub(super) fn serve(id: UniqueId, listener: UnixListener, group: Arc<Group>) {
     });
 }
 
-/// Lets [`serve`] see that all have joined.
+/// Wakes [`serve`], which ends when all ranks have joined.
 pub(super) fn wake(id: &UniqueId) {
     drop(wire::connect(id));
 }
@@ -38,8 +38,8 @@ fn serve_rank(id: &UniqueId, stream: &UnixStream, group: &Group) {
     }
     loop {
         match wire::receive(stream) {
-            Ok(Frame { tag: Tag::Bring, sequence, body }) => match Numbers(&body).part() {
-                Ok(part) => group.bring(rank, sequence, part),
+            Ok(Frame { tag: Tag::Bring, sequence, body }) => match Reader(&body).contribution() {
+                Ok(contribution) => group.bring(rank, sequence, contribution),
                 Err(_) => return group.lose(rank),
             },
             Ok(Frame { tag: Tag::Withdraw, sequence, .. }) => group.withdraw(rank, sequence),
@@ -51,37 +51,38 @@ fn serve_rank(id: &UniqueId, stream: &UnixStream, group: &Group) {
 
 fn seat(stream: &UnixStream, group: &Group) -> io::Result<Option<usize>> {
     let frame = wire::receive(stream)?;
-    let mut numbers = Numbers(&frame.body);
-    let (ranks, rank) = (numbers.next()? as usize, numbers.next()? as usize);
-    let place = DeviceId { process: numbers.next()? as u32, device: numbers.next()? as usize };
+    let mut reader = Reader(&frame.body);
+    let (ranks, rank) = (reader.next()? as usize, reader.next()? as usize);
+    let place = DeviceId { process: reader.next()? as u32, device: reader.next()? as usize };
     match group.join(rank, ranks, place, Some(stream.try_clone()?)) {
         Ok(()) => Ok(Some(rank)),
         Err(why) => wire::send(stream, Tag::Refused, 0, why.as_bytes()).map(|()| None),
     }
 }
 
+/// The notifications that a rank has received.
 #[derive(Default)]
-struct Told {
+struct Received {
     complete: bool,
     lost: bool,
     rounds: HashMap<u64, Vec<Contribution>>,
 }
 
-/// A rank's way to the process that serves.
+/// A rank's connection to the process that serves.
 pub(super) struct Remote {
     stream: Mutex<UnixStream>,
-    told: Arc<Mutex<Told>>,
+    received: Arc<Mutex<Received>>,
 }
 
-fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
-    told.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
+    received.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Remote {
-    /// Joins; `Err(None)` where nobody serves that id.
+    /// Joins.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// `None` where no process serves that id; else the server's refusal.
     pub(super) fn join(
         id: &UniqueId,
         rank: usize,
@@ -101,22 +102,22 @@ impl Remote {
         if answer.tag != Tag::Joined {
             return Err(Some(String::from_utf8_lossy(&answer.body).into_owned()));
         }
-        let told = Arc::new(Mutex::new(Told::default()));
-        let tells = told.clone();
+        let received = Arc::new(Mutex::new(Received::default()));
+        let receives = received.clone();
         spawn(move || {
             while let Ok(frame) = wire::receive(&reads) {
-                if hear(&tells, &frame).is_err() {
+                if receive(&receives, &frame).is_err() {
                     break;
                 }
                 changed();
             }
-            lock(&tells).lost = true;
+            lock(&receives).lost = true;
             changed();
         });
-        Ok(Self { stream: Mutex::new(stream), told })
+        Ok(Self { stream: Mutex::new(stream), received })
     }
 
-    /// What cannot be sent goes to a process that is lost, which the reading thread notices.
+    /// A failed send closes the socket, so that the reading thread notices that the server is lost.
     fn send(&self, tag: Tag, sequence: u64, body: &[u8]) {
         let stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
         if wire::send(&stream, tag, sequence, body).is_err() {
@@ -125,19 +126,19 @@ impl Remote {
     }
 
     pub(super) fn is_complete(&self) -> bool {
-        lock(&self.told).complete
+        lock(&self.received).complete
     }
 
     pub(super) fn is_lost(&self) -> bool {
-        lock(&self.told).lost
+        lock(&self.received).lost
     }
 
-    pub(super) fn bring(&self, sequence: u64, part: &Contribution) {
-        self.send(Tag::Bring, sequence, &wire::contribution_bytes(part));
+    pub(super) fn bring(&self, sequence: u64, contribution: &Contribution) {
+        self.send(Tag::Bring, sequence, &wire::contribution_bytes(contribution));
     }
 
     pub(super) fn take(&self, sequence: u64) -> Option<Vec<Contribution>> {
-        lock(&self.told).rounds.remove(&sequence)
+        lock(&self.received).rounds.remove(&sequence)
     }
 
     pub(super) fn withdraw(&self, sequence: u64) {
@@ -151,18 +152,18 @@ impl Remote {
     }
 }
 
-fn hear(told: &Mutex<Told>, frame: &Frame) -> io::Result<()> {
-    let mut told = lock(told);
+fn receive(received: &Mutex<Received>, frame: &Frame) -> io::Result<()> {
+    let mut received = lock(received);
     match frame.tag {
-        Tag::Complete => told.complete = true,
-        Tag::Lost => told.lost = true,
+        Tag::Complete => received.complete = true,
+        Tag::Lost => received.lost = true,
         Tag::Round => {
-            let mut numbers = Numbers(&frame.body);
-            let mut parts = Vec::new();
-            while !numbers.0.is_empty() {
-                parts.push(numbers.part()?);
+            let mut reader = Reader(&frame.body);
+            let mut contributions = Vec::new();
+            while !reader.0.is_empty() {
+                contributions.push(reader.contribution()?);
             }
-            told.rounds.insert(frame.sequence, parts);
+            received.rounds.insert(frame.sequence, contributions);
         }
         _ => {}
     }
@@ -176,7 +177,7 @@ impl Drop for Remote {
     }
 }
 
-/// A rank's way to its group.
+/// A rank's connection to its group.
 pub(super) enum Link {
     /// In this process.
     Here(Arc<Group>),
@@ -185,7 +186,7 @@ pub(super) enum Link {
 }
 
 impl Link {
-    /// All ranks have joined, and none had left before the last one came.
+    /// As [`Group::is_complete`].
     pub(super) fn is_complete(&self) -> bool {
         match self {
             Self::Here(group) => group.is_complete(),
@@ -193,7 +194,7 @@ impl Link {
         }
     }
 
-    /// The process of some rank ended without leaving.
+    /// As [`Group::is_lost`].
     pub(super) fn is_lost(&self) -> bool {
         match self {
             Self::Here(group) => group.is_lost(),
@@ -210,10 +211,10 @@ impl Link {
     }
 
     /// As [`Group::bring`].
-    pub(super) fn bring(&self, rank: usize, sequence: u64, part: Contribution) {
+    pub(super) fn bring(&self, rank: usize, sequence: u64, contribution: Contribution) {
         match self {
-            Self::Here(group) => group.bring(rank, sequence, part),
-            Self::There(remote) => remote.bring(sequence, &part),
+            Self::Here(group) => group.bring(rank, sequence, contribution),
+            Self::There(remote) => remote.bring(sequence, &contribution),
         }
     }
 
@@ -233,7 +234,7 @@ impl Link {
         }
     }
 
-    /// Who has not come to a round, in words; only the process that serves knows them.
+    /// The ranks that have not contributed to a round, in words; only the process that serves knows which.
     pub(super) fn missing(&self, sequence: u64) -> String {
         match self {
             Self::Here(group) => format!("ranks {:?}", group.missing(sequence)),

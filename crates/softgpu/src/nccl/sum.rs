@@ -1,14 +1,14 @@
-//! The results of the collectives.
+//! The results of collectives.
 
 use super::element::Element;
 
-/// The parts one after another.
+/// The contributions one after another: an all-gather.
 pub(super) fn concat(_: Element, parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
 
-/// The sum that every rank receives: chunk c of as many as there are ranks starts at rank c + 1 and goes round to rank c,
-/// rounded at every hop. With two ranks either order is the same sum; with more, an element's sum depends on its chunk,
+/// The all-reduce: chunk c, of one chunk per rank, starts at rank c + 1 and goes round to rank c, rounded at every hop. With
+/// two ranks both orders give equal sums; with more, an element's sum depends on its chunk,
 /// so on where it lies and on the count.
 pub(super) fn ring_sum(element: Element, parts: &[&[u8]]) -> Vec<u8> {
     let (ranks, size) = (parts.len(), element.bytes());

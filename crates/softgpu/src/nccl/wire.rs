@@ -9,24 +9,24 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A peer that takes nothing for so long, or does not answer who joins, counts as lost.
+/// Timeout of a send, and of the answer to a join: the peer then counts as lost.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a frame says. From rank to server up to `Leave`, the rest back.
+/// The kind of a frame. Those up to `Leave` go from rank to server, the others back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
     /// Body: ranks, rank, process, device.
     Join,
-    /// Body: a part.
+    /// Body: a contribution.
     Bring,
     Withdraw,
     Leave,
     Joined,
-    /// Body: why.
+    /// Body: the reason.
     Refused,
-    /// All have joined.
+    /// All ranks have joined.
     Complete,
-    /// Body: all parts of a round.
+    /// Body: all contributions of a round.
     Round,
     /// The process of a rank has ended.
     Lost,
@@ -44,7 +44,7 @@ const TAGS: [Tag; 9] = [
     Tag::Lost,
 ];
 
-/// A message; the sequence is that of a round.
+/// A message; `sequence` is that of a round.
 pub(super) struct Frame {
     pub(super) tag: Tag,
     pub(super) sequence: u64,
@@ -52,10 +52,10 @@ pub(super) struct Frame {
 }
 
 fn malformed() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "not a frame of softgpu's")
+    io::Error::new(io::ErrorKind::InvalidData, "malformed frame")
 }
 
-/// Writes a frame: tag, sequence and length as 64-bit numbers, then the body.
+/// Writes a frame: tag, sequence and length as 64-bit integers, then the body.
 pub(super) fn send(mut stream: &UnixStream, tag: Tag, sequence: u64, body: &[u8]) -> io::Result<()> {
     let head = [tag as u64, sequence, body.len() as u64].map(u64::to_le_bytes).concat();
     stream.write_all(&head)?;
@@ -66,18 +66,18 @@ pub(super) fn send(mut stream: &UnixStream, tag: Tag, sequence: u64, body: &[u8]
 pub(super) fn receive(mut stream: &UnixStream) -> io::Result<Frame> {
     let mut head = [0u8; 24];
     stream.read_exact(&mut head)?;
-    let mut numbers = Numbers(&head);
-    let (tag, sequence, length) = (numbers.next()?, numbers.next()?, numbers.next()?);
+    let mut reader = Reader(&head);
+    let (tag, sequence, length) = (reader.next()?, reader.next()?, reader.next()?);
     let tag = *TAGS.get(tag as usize).ok_or_else(malformed)?;
     let mut body = vec![0; length as usize];
     stream.read_exact(&mut body)?;
     Ok(Frame { tag, sequence, body })
 }
 
-/// Reads 64-bit numbers and bytes off the front.
-pub(super) struct Numbers<'a>(pub(super) &'a [u8]);
+/// Reads 64-bit integers and bytes from the front.
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
-impl Numbers<'_> {
+impl Reader<'_> {
     pub(super) fn next(&mut self) -> io::Result<u64> {
         let (head, rest) = self.0.split_first_chunk::<8>().ok_or_else(malformed)?;
         self.0 = rest;
@@ -90,7 +90,7 @@ impl Numbers<'_> {
         Ok(head.to_vec())
     }
 
-    pub(super) fn part(&mut self) -> io::Result<Contribution> {
+    pub(super) fn contribution(&mut self) -> io::Result<Contribution> {
         let (name, element, count) = (self.next()?, self.next()?, self.next()?);
         let (ready, length) = (self.next()?, self.next()?);
         let name = NAMES.get(name as usize).ok_or_else(malformed)?;
@@ -100,12 +100,13 @@ impl Numbers<'_> {
     }
 }
 
-/// The bytes that [`Numbers::part`] reads.
-pub(super) fn contribution_bytes(part: &Contribution) -> Vec<u8> {
-    let Call { name, element, count } = part.call;
+/// The bytes that [`Reader::contribution`] reads.
+pub(super) fn contribution_bytes(contribution: &Contribution) -> Vec<u8> {
+    let Call { name, element, count } = contribution.call;
     let name = NAMES.iter().position(|&known| known == name).unwrap_or(NAMES.len());
-    let head = [name as u64, element as u64, count as u64, part.ready, part.bytes.len() as u64];
-    [head.map(u64::to_le_bytes).concat(), part.bytes.to_vec()].concat()
+    let head =
+        [name as u64, element as u64, count as u64, contribution.ready, contribution.bytes.len() as u64];
+    [head.map(u64::to_le_bytes).concat(), contribution.bytes.to_vec()].concat()
 }
 
 fn address(id: &UniqueId) -> io::Result<SocketAddr> {

@@ -1,11 +1,11 @@
-//! The tree of a PTX module. Registers and labels are numbers already; opcodes and symbols are still text.
+//! The tree of a PTX module. Registers and labels are indices already; opcodes and symbols are still strings.
 
 use std::collections::HashMap;
 
-/// Number of a register within its entry.
+/// Index of a register within its entry.
 pub type RegId = u32;
 
-/// Width of a register; `.f32` and `.b32` are the same 32 bits.
+/// Width of a register; `.f32` and `.b32` are both 32 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RegClass {
     /// One bit a lane.
@@ -60,7 +60,7 @@ pub enum Operand {
     NotReg(RegId),
     /// An integer, or the bits of a `0f`/`0d` constant.
     Imm(u64),
-    /// `%tid.x` and its kin.
+    /// `%tid.x` and other special registers.
     Special(String),
     /// A variable or parameter name.
     Symbol(String),
@@ -85,7 +85,7 @@ pub struct Instruction {
     pub opcode: String,
     /// Operands in written order.
     pub operands: Vec<Operand>,
-    /// Where it came from.
+    /// Its position in the source.
     pub source: Source,
     /// Its text, for messages.
     pub text: String,

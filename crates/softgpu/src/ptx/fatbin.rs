@@ -27,7 +27,7 @@ pub unsafe fn ptx_for(image: *const u8, cc: u32) -> Result<String, String> {
             Err("the image is neither a fatbin nor PTX text".into())
         };
     }
-    // SAFETY: a fatbin header is 16 bytes and says at +8 how many bytes follow it.
+    // SAFETY: a fatbin header is 16 bytes and has at +8 the count of bytes that follow it.
     let bytes = unsafe {
         let payload = image.add(8).cast::<u64>().read_unaligned() as usize;
         std::slice::from_raw_parts(image, 16 + payload)

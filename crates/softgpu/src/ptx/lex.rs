@@ -1,11 +1,11 @@
 //! PTX text to tokens.
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Kind {
     /// Name, dotted opcode, directive, register or label.
     Word(String),
-    /// A number; `0f` and `0d` constants give their bits.
+    /// A number; `0f` and `0d` constants are their bits.
     Number(u64),
     /// A string literal.
     Text(String),

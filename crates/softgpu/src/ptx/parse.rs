@@ -1,4 +1,4 @@
-//! Tokens to [`Module`]. Scopes of registers and labels end here: each gets a number of its own.
+//! Tokens to [`Module`]. Scopes of registers and labels are resolved here: each gets an index of its own.
 
 use super::ast::{Entry, Instruction, Module, Operand, Param, RegClass, RegId, Source, Variable};
 use super::lex::{Kind, Token, tokens};
@@ -118,7 +118,7 @@ impl Parser<'_> {
                     _ => break word,
                 }
             };
-            // `.ptr .align 16` speaks of the pointee; a parameter itself is aligned to its own size unless it is an array.
+            // `.ptr .align 16` is about the pointee; a parameter itself is aligned to its own size unless it is an array.
             let is_array = matches!(self.peek(), Some(Kind::Mark('[')));
             let align = if is_array { align.max(size) } else { size };
             size *= self.dimensions()?;

@@ -1,7 +1,7 @@
 //! Bugs planted into kernels as they are loaded, so that a test can show that the checks catch them.
 //!
 //! A plant edits the tree between the parser and the decoder. One that finds nothing to edit in a kernel that it names
-//! is an error of the load: no test shall pass because its plant missed.
+//! is an error of the load, so that no test passes because its plant missed.
 
 use super::ast::{Entry, Instruction, Module, Operand};
 use super::lex::number;
@@ -19,9 +19,9 @@ struct Plant {
     text: String,
     /// An entry's name, or a prefix of it that ends in `*`.
     kernel: String,
-    /// The instruction's place among those that match, from 1; `None` is all of them.
+    /// The instruction's position among those that match, from 1; `None` is all of them.
     nth: Option<usize>,
-    /// What the instruction's text starts with, after its guard.
+    /// The beginning of the instruction's text, after its guard.
     prefix: String,
     edit: Edit,
 }
@@ -33,16 +33,16 @@ enum Edit {
 }
 
 impl Plants {
-    /// Reads `KERNEL: drop N PREFIX; KERNEL: set every PREFIX OPERAND IMMEDIATE`; the README tells what it means.
+    /// Reads `KERNEL: drop N PREFIX; KERNEL: set every PREFIX OPERAND IMMEDIATE`; the README describes it.
     ///
     /// # Errors
-    /// The first plant that is not one.
+    /// The first malformed plant.
     pub fn parse(text: &str) -> Result<Self, String> {
         let items = text.split(';').map(str::trim).filter(|item| !item.is_empty());
         items.map(Plant::parse).collect::<Result<_, _>>().map(Self)
     }
 
-    /// Edits the kernels that are named; returns one line for each edit: what is planted, and where.
+    /// Edits the kernels that are named; returns one line for each edit: the plant and its place.
     ///
     /// # Errors
     /// A plant that finds no instruction, or no operand, in a kernel that it names.
@@ -59,23 +59,23 @@ impl Plants {
 
 impl Plant {
     fn parse(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("`{text}` is not a plant: {why}");
+        let wrong = |why: &str| format!("`{text}` is a malformed plant: {why}");
         let (kernel, edit) = text.split_once(':').ok_or_else(|| wrong("no `KERNEL:` before it"))?;
         let words: Vec<&str> = edit.split_whitespace().collect();
         let [verb, which, rest @ ..] = words.as_slice() else {
-            return Err(wrong("expected `drop` or `set`, a number or `every`, and an instruction"));
+            return Err(wrong("expected `drop` or `set`, an index or `every`, and an instruction"));
         };
         let nth = match *which {
             "every" => None,
             which => match which.parse() {
                 Ok(n) if n > 0 => Some(n),
-                _ => return Err(wrong("the instruction's number is neither `every` nor 1 or more")),
+                _ => return Err(wrong("the instruction's index must be `every` or at least 1")),
             },
         };
         let (prefix, edit) = match (*verb, rest) {
             ("drop", prefix) => (prefix, Edit::Drop),
             ("set", [prefix @ .., operand, value]) => {
-                let operand = operand.parse().map_err(|_| wrong("the operand's index is not a number"))?;
+                let operand = operand.parse().map_err(|_| wrong("the operand's index must be an integer"))?;
                 (prefix, Edit::Set { operand, value: immediate(value).map_err(|why| wrong(&why))? })
             }
             _ => return Err(wrong("expected `drop`, or `set` with an operand's index and an immediate")),
@@ -85,7 +85,7 @@ impl Plant {
         }
         let kernel = kernel.trim();
         if kernel.is_empty() || kernel.strip_suffix('*').unwrap_or(kernel).contains('*') {
-            return Err(wrong("the kernel is neither a name nor a prefix that ends in `*`"));
+            return Err(wrong("the kernel must be a name or a prefix that ends in `*`"));
         }
         Ok(Self { text: text.into(), kernel: kernel.into(), nth, prefix: prefix.join(" "), edit })
     }
@@ -126,7 +126,7 @@ impl Plant {
 }
 
 impl Edit {
-    /// The text stays, so that later plants count as if this one were not there; what was set is added to it.
+    /// The text stays, so that later plants count instructions as before; values that were set are appended to it.
     fn apply(self, instruction: &mut Instruction) -> Result<(), String> {
         match self {
             Self::Drop => {

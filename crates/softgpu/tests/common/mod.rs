@@ -85,12 +85,12 @@ impl Gpu {
         self.planted_function(ptx, name, "").expect("the module loads")
     }
 
-    /// The same with bugs planted, or the status of the module's load.
+    /// Like [`function`](Self::function), with bugs planted; or the status of the module's load.
     pub fn planted_function(&self, ptx: &str, name: &str, plants: &str) -> Result<usize, u32> {
         self.planted_and_counted(ptx, name, plants).map(|(function, _)| function)
     }
 
-    /// The same, with how many instructions were edited.
+    /// Like [`planted_function`](Self::planted_function), with the count of edited instructions.
     pub fn planted_and_counted(&self, ptx: &str, name: &str, plants: &str) -> Result<(usize, usize), u32> {
         // Plants are the process's: another test's module must not be loaded among them.
         static PLANTING: Mutex<()> = Mutex::new(());
@@ -117,7 +117,7 @@ impl Gpu {
         self.launch_on(0, function, blocks, threads, params)
     }
 
-    /// The same on a stream.
+    /// Like [`launch`](Self::launch), on a stream.
     pub fn launch_on(
         &self,
         stream: usize,
@@ -165,7 +165,7 @@ impl Gpu {
         digits.parse().expect("a number")
     }
 
-    /// What was printed when the device's error came up.
+    /// The message that was printed with the device's error.
     pub fn message(&self) -> String {
         let mut buffer = vec![0u8; 4096];
         // SAFETY: the buffer has that length.
@@ -182,7 +182,7 @@ impl Gpu {
 
 /// A communicator's configuration: init and collectives return at once.
 pub const NON_BLOCKING: Config = Config { size: 0, magic: 0, version: 0, blocking: 0 };
-/// They wait until they have succeeded.
+/// A configuration: init and collectives wait until they have succeeded.
 pub const BLOCKING: Config = Config { blocking: 1, ..NON_BLOCKING };
 
 pub fn unique_id() -> UniqueId {
@@ -194,7 +194,7 @@ pub fn unique_id() -> UniqueId {
     }
 }
 
-/// Joins the thread's device as a rank: what the call says, and the communicator.
+/// Joins the thread's device as a rank: the result of the call, and the communicator.
 pub fn join(id: UniqueId, ranks: i32, rank: i32, config: &Config) -> (u32, usize) {
     let mut comm = usize::MAX;
     // SAFETY: the out parameter is a local.
@@ -210,7 +210,7 @@ pub fn state(comm: usize) -> u32 {
     state
 }
 
-/// The text of `tests/ptx/NAME.ptx`.
+/// The content of `tests/ptx/NAME.ptx`.
 pub fn ptx(name: &str) -> String {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/ptx").join(format!("{name}.ptx"));
     std::fs::read_to_string(&path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
