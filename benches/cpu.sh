@@ -1,7 +1,7 @@
 #!/bin/sh
 # The engine and Hugging Face transformers on this CPU, on SmolLM2-135M, and the engine at other sizes: a record. Sets up a venv and
 # the model under target/ (some 3 GB, once: torch brings CUDA along); KUDOS_BENCH_PYTHON names a python that has torch and
-# transformers already. KUDOS_REAL_DIR: where `make test-real` put its models.
+# transformers already, KUDOS_REAL_DIR the folder of the models of `make test-real`.
 set -eu
 cd "$(dirname "$0")/.."
 real=${KUDOS_REAL_DIR:-$PWD/target/real}
@@ -20,13 +20,13 @@ if [ ! -d "$real/smollm2-causal" ]; then
 fi
 commit=$(git describe --always --dirty --abbrev=9)
 KUDOS_COMMIT=$commit cargo build --release --locked --no-default-features --bin bench
-# Measures what the options say, on SmolLM2, and keeps it.
+# Runs `bench` with these options on SmolLM2, and adds the report to the record.
 measure() {
     "${CARGO_TARGET_DIR:-target}/release/bench" "$@" --model "$real/smollm2-causal" --device cpu --output json |
         python3 benches/record.py
 }
 # The default arithmetic against transformers in both of its own, and bfloat16 against bfloat16, side by side and in rounds, for
-# on a shared machine one moment's neighbours are not the next one's. Lists of options are split into words on purpose.
+# the load of a shared machine changes. Lists of options are split into words on purpose.
 conversations='--tokens 512 --seqs 16'
 responses='--tokens 576 --seqs 8 --shared-prefix 512 --responses 8'
 # shellcheck disable=SC2086
@@ -42,7 +42,7 @@ done
 for workload in "$conversations" "$responses"; do
     measure $workload --cpu-math f32-vector --repeats 3
 done
-# By length, by the number of responses to one prompt, and requests that come one by one.
+# By length, by the number of responses to one prompt, and requests that arrive one by one.
 measure --tokens 64,128,256,512,1024,2048,4096 --repeats 3
 for count in 1 2 4 8 16; do
     measure --tokens 576 --seqs "$count" --shared-prefix 512 --responses "$count" --repeats 5

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""Draws what records hold: python3 benches/plots.py [--check]      # the standard library alone
+"""Draws the records: python3 benches/plots.py [--check]      # the standard library alone
 
-For each device, each from the newest record that has what it shows:
+For each device, each from the newest record that has its values:
 
     plots/DEVICE-transformers.svg   tokens a second of each workload, by side, where Hugging Face transformers was measured
     plots/DEVICE-length.svg         tokens a second by the sequences' length, three lengths or more
     plots/DEVICE-sharing.svg        tokens a second by how many responses share a prompt, three numbers or more
     plots/DEVICE-roof.svg           each class of ops, as a share of what the device could do
 
-A record of one report is never mixed with another's. The same records give the same bytes; --check writes nothing and ends
-with 1 where a committed plot is another one, or of no record.
+Records are never mixed in one plot. Equal records give equal bytes; --check writes nothing and exits with 1 where a
+committed plot differs from the records.
 """
 import json
 import pathlib
@@ -35,8 +35,8 @@ def rates_of_first_kind(record):
 
 
 def rates_of_reports(record):
-    """The same of reports of `bench`, where transformers is in one of them: each side's median over all its runs. Where one
-    arithmetic was measured beside transformers, it counts only there."""
+    """Like `rates_of_first_kind`, from reports of `bench` of which one has transformers: each side's median over all its runs.
+    Where one arithmetic was measured beside transformers, only those runs count."""
     runs, beside = {}, set()
     for compared in (True, False):
         for report in record["reports"]:
@@ -64,7 +64,7 @@ def rates_of(record):
 
 
 def rows_of(record):
-    """(model and arithmetic, row) of what the engine was measured at, first report to last."""
+    """(model and arithmetic, row) of every test of the engine, first report to last."""
     for report in record.get("reports", []):
         on_cpu = (report.get("device") or "").startswith("CPU")
         for row in report.get("rows", []):
@@ -74,7 +74,7 @@ def rows_of(record):
 
 def rates_by(record, place_of, name):
     """{heading: {name of a place: tokens a second, the median over all its runs}}, where there are three places or more.
-    `place_of` a row is (what the heading says behind the model, place), or None. Runs beside transformers are drawn there."""
+    `place_of` a row is (the heading after the model's name, place), or None. Runs beside transformers are left out."""
     runs = {}
     for model, row in rows_of(record):
         if (place := place_of(row)) and not row["baselines"]:
@@ -102,8 +102,8 @@ def rates_by_sharing(record):
 
 
 def shares_of_roof(record):
-    """{workload: {class of ops: percent of its roof}} of each arithmetic's first test that was profiled: of ops that took a
-    hundredth of its time."""
+    """{workload: {class of ops: percent of its roof}} of each arithmetic's first profiled test, for classes that took at least
+    a hundredth of its time."""
     shares = {}
     for model, row in rows_of(record):
         ops = [op for op in row.get("classes", []) if 100 * op["seconds"] >= row["profile_seconds"]]
@@ -118,7 +118,7 @@ def text(x, y, words, kind="", anchor="start"):
 
 
 def bars(about, device, record, groups, most=None):
-    """An SVG of `groups`, {heading: {label: value}}: values as bars, of which one of `most` would be the longest."""
+    """An SVG of `groups`, {heading: {label: value}}: values as bars; a bar of `most` has the full length."""
     title, head = about
     most = most or max(value for rows in groups.values() for value in rows.values())
     lines, y = [text(0, 14, head, "head")], 30
@@ -144,13 +144,13 @@ def bars(about, device, record, groups, most=None):
 
 
 def when(record):
-    """Records of one day go by what they say of the time, where they do."""
+    """The sort key of a record: its date, then the latest time of its reports."""
     return record["date"], max((report["unix_seconds"] for report in record.get("reports", [])), default=0)
 
 
 NOMINAL = "Tokens a second, of every sequence as if nothing were shared"
 
-# {what the file's name ends with: (what a record has of it, (title, heading), the longest bar)}
+# {suffix of the file's name: (its values from a record, (title, heading), the value of the longest bar)}
 KINDS = {
     "transformers": (rates_of, ("kudos and Hugging Face transformers", NOMINAL), None),
     "length": (rates_by_length, ("Speed by the length of sequences", "Tokens a second, nothing shared"), None),
@@ -179,7 +179,7 @@ def main():
     if "--check" in sys.argv[1:]:
         wrong = sorted(name for name in there.keys() | drawn.keys() if there.get(name) != drawn.get(name))
         if wrong:
-            sys.exit(f"not what the records give, `make plots` draws them: {', '.join(wrong)}")
+            sys.exit(f"plots differ from the records; draw them with `make plots`: {', '.join(wrong)}")
         return
     folder.mkdir(exist_ok=True)
     for name in there.keys() - drawn.keys():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Keeps what `bench ... -o json` printed: python3 benches/record.py [FOLDER] < REPORT
+"""Adds a report of `bench ... -o json` to a record: python3 benches/record.py [FOLDER] < REPORT
 
 Adds the report on standard input to FOLDER/DEVICE/DATE-COMMIT.json (FOLDER: benches/record) and prints that path. The file
 is {"record": 2, "device", "commit", "date", "system", "load", "reports": [...]}; each report is as benches/schema.md has it, with its
@@ -19,29 +19,29 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 
 def commit_of(report):
-    """What the binary says that it was built from, else what this folder is at."""
+    """The commit in the report, else that of this folder."""
     describe = ["git", "describe", "--always", "--dirty", "--abbrev=9"]
     return report["commit"] or subprocess.run(describe, cwd=HERE, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def device_of(report):
-    """The GPU by its name where it ran on one, else the CPU."""
+    """The name of the GPU that it ran on, else of the CPU."""
     # `bench kernels` has the GPU's name at the beginning, other reports in brackets.
     gpu = re.match(r"CUDA.*?\(([^,]+),|(.+?), compute capability", report.get("device") or "")
     return gpu.group(1) or gpu.group(2) if gpu else cpu_name(report)
 
 
 def cpu_name(report):
-    """With family and model where this machine says them: clouds call several CPUs by one name."""
+    """The CPU's name, with family and model where this machine knows them: clouds give several CPUs one name."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    facts = dict([part.strip() for part in line.split(":", 1)] for line in lines if ":" in line)
+    fields = dict([part.strip() for part in line.split(":", 1)] for line in lines if ":" in line)
     name = report["cpu"] or platform.processor() or platform.machine()
     # The report may be of another machine.
-    here = facts.get("model name") == report["cpu"] and "cpu family" in facts and "model" in facts
-    return f"{name} (family {facts['cpu family']}, model {facts['model']})" if here else name
+    here = fields.get("model name") == report["cpu"] and "cpu family" in fields and "model" in fields
+    return f"{name} (family {fields['cpu family']}, model {fields['model']})" if here else name
 
 
 def slug(name):
@@ -57,7 +57,7 @@ def add(report, folder):
     else:
         record = {"record": 2, "device": device, "commit": commit, "date": date, "system": platform.platform(), "reports": []}
     record["load"] = os.getloadavg()
-    # Where things lie on this machine is nobody's business.
+    # Paths of this machine stay out of the record.
     if "arguments" in report:
         report["arguments"] = [os.path.basename(part) if os.path.isabs(part) else part for part in report["arguments"]]
     if "name" in (report.get("model") or {}):

@@ -1,14 +1,13 @@
 #!/usr/bin/env bash
 # Makes sure that the build finds an nvcc: does nothing where one is installed, otherwise puts the pinned one of
-# cuda-toolchain.txt into target/cuda (100 MB to download, 270 MB on disk). Needs python3 with pip or venv for that, and
-# nothing at all when it is there already.
+# cuda-toolchain.txt into target/cuda (100 MB to download, 270 MB on disk), for which it needs python3 with pip or venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 pins=tools/cuda-toolchain.txt
 dir=target/cuda
 
-# The places and the least version are those of build.rs.
+# The same paths and least version as in build.rs.
 new_enough() {
     local version
     version=$("$1" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
@@ -29,7 +28,7 @@ if ! "${pip[@]}" --version >/dev/null 2>&1; then
     python3 -m venv target/cuda-pip
     pip=(target/cuda-pip/bin/python -m pip)
 fi
-# Whole or not at all: an interrupted download leaves no half of a toolchain behind.
+# All or nothing: an interrupted download leaves no partial toolchain.
 rm -rf "$dir.partial"
 "${pip[@]}" install --quiet --quiet --disable-pip-version-check --no-cache-dir --root-user-action=ignore \
     --no-deps --only-binary=:all: --require-hashes --target "$dir.partial" --requirement "$pins"

@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""How fast Hugging Face transformers scores token ids on this machine: what the engine is held against.
+"""Measures Hugging Face transformers on token ids: the baseline of the engine.
 
     python3 hf.py MODEL WORKLOADS.json [--ways batched,card] [--dtype auto] [--device cpu] ...   # torch, transformers
 
 MODEL is a folder in Hugging Face layout; one that has a config.json and no weights gets random ones of that config, made on
 the device. WORKLOADS.json (- is standard input) lists workloads, each a list of sequences of token ids of one length, so
 that nothing is padded. `bench --compare` runs this with all of its workloads.
-Both ways are transformers' own forward pass with sdpa attention, from ids to rewards, tokenization excluded:
+Both modes are transformers' own forward pass with sdpa attention, from ids to rewards, tokenization excluded:
 
-    batched     as fast as it goes: one logit of the last token (logits_to_keep=1; a classifier's score head), no cache,
+    batched     at its fastest: one logit of the last token (logits_to_keep=1; a classifier's score head), no cache,
                 and of several batch sizes the one whose first run was the fastest
     card        as the card of Llama-3.3-Nemotron-70B-Reward-Multilingual shows: one conversation at a time through
                 generate(max_new_tokens=1, output_scores=True); a classifier's card calls the model, also one at a time
@@ -27,7 +27,7 @@ import transformers
 
 
 class Model:
-    """A reward model, and its two ways to rewards."""
+    """A reward model and its two modes of scoring."""
 
     def __init__(self, folder, dtype, device):
         names = json.loads((folder / "config.json").read_text())["architectures"]
@@ -40,7 +40,7 @@ class Model:
             with torch.device("cuda" if device == "auto" else device):
                 model = kind.from_config(transformers.AutoConfig.from_pretrained(folder), **options)
         elif device == "auto":
-            # As the card has it: layers on GPU after GPU. It needs the package `accelerate`.
+            # As on the card: layers on GPU after GPU. It needs the package `accelerate`.
             model = kind.from_pretrained(folder, device_map="auto", **options)
         else:
             model = kind.from_pretrained(folder, **options).to(device)
@@ -56,11 +56,11 @@ class Model:
         ids = ids.to(self.device)
         if self.classifier:
             return [self.model(ids).logits[0][0].item()]
-        said = self.model.generate(
+        output = self.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=1, return_dict_in_generate=True,
             output_scores=True, do_sample=False, pad_token_id=0,
         )
-        return [said["scores"][0][0][0].item()]
+        return [output["scores"][0][0][0].item()]
 
 
 def timed(way, ids, batch):
@@ -86,11 +86,11 @@ def measure_batched(model, ids, options):
             model.batched(ids[:batch])
             first[batch] = timed(model.batched, ids, batch)[1]
         except torch.OutOfMemoryError:
-            # Larger ones have no room either.
+            # Larger ones do not fit either.
             torch.cuda.empty_cache()
             break
     if not first:
-        sys.exit(f"a sequence of {ids.shape[1]} tokens has no room on {options.device}")
+        sys.exit(f"a sequence of {ids.shape[1]} tokens does not fit on {options.device}")
     best = min(first, key=first.get)
     return {**repeat(model.batched, ids, best, options), "first_seconds_by_batch": first}
 
@@ -110,7 +110,7 @@ def in_words(device):
 
 
 def peak_bytes(device):
-    """The most memory it had: in RAM, or on its GPUs."""
+    """Peak memory: in RAM, or on the GPUs."""
     if device.type == "cpu":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return sum(torch.cuda.max_memory_allocated(gpu) for gpu in range(torch.cuda.device_count()))
@@ -125,7 +125,7 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto: layers on GPU after GPU")
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=0.0, help="repeat for at least so long")
+    parser.add_argument("--seconds", type=float, default=0.0, help="repeat for at least this time")
     options = parser.parse_args()
     workloads = json.loads(sys.stdin.read() if str(options.workloads) == "-" else options.workloads.read_text())
     if options.device != "cpu" and not torch.cuda.is_available():

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""How fast each backend of torch's scaled_dot_product_attention is on this machine, at given shapes.
+"""Measures each backend of torch's scaled_dot_product_attention at given shapes.
 
     python3 sdpa.py [--shape Q_HEADS,KV_HEADS,HEAD_DIM,TOKENS[,SEQUENCES]] ... [--device cuda] [--dtype bfloat16]    # torch
 
-On a GPU every run is timed by CUDA events, after what fills the L2 cache with other bytes; on a CPU by the wall clock, with
-the process's CPU time beside it. Attention is causal unless --full is given. What a backend cannot do is an entry with the
-reason in torch's words, never left out. A backend that does not know grouped heads gets keys and values repeated
-beforehand, outside of the time, and says so ("gqa": "repeated"). FLOP: 4 * q_heads * head_dim * pairs of query and key, of
+On a GPU every run is timed by CUDA events, after the L2 cache was filled with other bytes; on a CPU by the wall clock, with
+the process's CPU time beside it. Attention is causal unless --full is given. A shape that a backend does not support is an entry
+with torch's reason. A backend without grouped heads gets keys and values repeated beforehand, which is not timed and shows
+in its entry ("gqa": "repeated"). FLOP: 4 * q_heads * head_dim * pairs of query and key, of
 which causal attention has tokens * (tokens + 1) / 2. One JSON object comes out on stdout, with the seconds of every run.
 """
 import argparse
@@ -26,7 +26,7 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# The 70B's heads and the 8B's, at the lengths that attention is held to.
+# The 70B's heads and the 8B's, at the lengths at which attention is compared.
 SHAPES = [f"{q_heads},8,128,{tokens}" for q_heads in (64, 32) for tokens in (2048, 4096, 8192, 16384)]
 # More than any L2 cache holds.
 FLUSH_BYTES = 256 << 20
@@ -62,20 +62,20 @@ def repeat(call, options):
 
 
 def measure(backend, q, k, v, flop, options):
-    """What one backend does with one shape, or why it does not."""
+    """One backend at one shape, or its reason for not running it."""
     groups, why = q.shape[1] // k.shape[1], []
-    ways = [("native", k, v)] if groups == 1 else [("native", k, v), ("repeated", None, None)]
-    for gqa, keys, values in ways:
+    variants = [("native", k, v)] if groups == 1 else [("native", k, v), ("repeated", None, None)]
+    for gqa, keys, values in variants:
         try:
             if keys is None:
                 keys, values = (x.repeat_interleave(groups, dim=1) for x in (k, v))
             native = gqa == "native" and groups > 1
-            with sdpa_kernel(BACKENDS[backend]), warnings.catch_warnings(record=True) as said:
+            with sdpa_kernel(BACKENDS[backend]), warnings.catch_warnings(record=True) as warned:
                 warnings.simplefilter("always")
                 seconds, cpu_seconds = repeat(lambda: attend(q, keys, values, options, native), options)
-        # OutOfMemoryError is one of them.
+        # OutOfMemoryError is a RuntimeError.
         except RuntimeError as error:
-            why.append(f"{gqa}: " + " ".join([str(error).splitlines()[0], *(str(warning.message) for warning in said)]))
+            why.append(f"{gqa}: " + " ".join([str(error).splitlines()[0], *(str(warning.message) for warning in warned)]))
             continue
         found = {"backend": backend, "gqa": gqa, "seconds": seconds, "cpu_seconds": cpu_seconds or None}
         return {**found, "tflops_median": flop / statistics.median(seconds) / 1e12, "why_not": why or None}
@@ -83,7 +83,7 @@ def measure(backend, q, k, v, flop, options):
 
 
 def row(text, options):
-    q_heads, kv_heads, head_dim, tokens, *rest = (int(number) for number in text.split(","))
+    q_heads, kv_heads, head_dim, tokens, *rest = (int(size) for size in text.split(","))
     sequences = rest[0] if rest else 1
     torch.manual_seed(0)
 
@@ -107,7 +107,7 @@ def main():
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     parser.add_argument("--full", action="store_true", help="not causal")
     parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--seconds", type=float, default=0.0, help="repeat for at least so long")
+    parser.add_argument("--seconds", type=float, default=0.0, help="repeat for at least this time")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit(f"torch {torch.__version__} finds no GPU here")

@@ -12,7 +12,7 @@ fail() {
     exit 1
 }
 
-# A blank in the name, and nothing that can be written in the bundle but what it unpacks.
+# The copy's name has a space; a run writes nothing into it but the unpacked executables.
 cp -r "$bundle" "$folder/a copy"
 cd "$folder"
 unset KUDOS_TEST_GPU KUDOS_TEST_TIER CUDA_VISIBLE_DEVICES
@@ -20,20 +20,20 @@ export LD_LIBRARY_PATH="$softgpu" SOFTGPU_CC=80 SOFTGPU_DEVICES=1 SOFTGPU_MEMORY
 export KUDOS_TEST_FIXTURES=gqa8_hd128_llama3_bf16 KUDOS_REPORT_DIR="$folder/report"
 "a copy/run.sh" || { cat report/logs/*; fail 'a step failed'; }
 
-[ "$(head -n 1 report/report.txt)" = 'software GPU, not hardware' ] || fail 'the report does not say that the GPU is software'
+[ "$(head -n 1 report/report.txt)" = 'software GPU, not hardware' ] || fail 'the report does not name the software GPU'
 for step in kernels.kernels engine.sm80 engine.sm75 bench.kernels_dry; do
     [ "$(cat "report/steps/$step.status")" = passed ] || fail "$step did not run"
 done
 grep -q '^commit: ' report/report.txt || fail 'the report does not name the commit'
 if command -v python3 >/dev/null; then
     python3 -c 'import json, sys; assert len(json.load(sys.stdin)["steps"]) >= 6' <report/report.json ||
-        fail 'report.json is not what README.md says'
+        fail 'report.json differs from README.md'
 fi
-[ "$(find . -mindepth 1 -maxdepth 1 | wc -l)" = 2 ] || fail 'something was written beside the bundle and the report'
+[ "$(find . -mindepth 1 -maxdepth 1 | wc -l)" = 2 ] || fail 'files were written beside the bundle and the report'
 [ ! -e report/tmp ] || fail 'temporary files were left'
 
-# Again: all is done.
-[ "$("a copy/run.sh" kernels engine | grep -c 'done before')" = 3 ] || fail 'what was done was run again'
-# Not without a section of that name.
-if "a copy/run.sh" kernel 2>/dev/null; then fail 'an unknown section was taken'; fi
+# A second run finds all steps done.
+[ "$("a copy/run.sh" kernels engine | grep -c 'done before')" = 3 ] || fail 'finished steps were run again'
+# Unknown sections are refused.
+if "a copy/run.sh" kernel 2>/dev/null; then fail 'an unknown section was accepted'; fi
 echo 'the bundle works on the software GPU'

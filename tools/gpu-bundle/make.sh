@@ -7,11 +7,11 @@ bundle=${1:?usage: make.sh FOLDER}
 
 size_kib_max=$((50 * 1024))
 
-# The libraries that an executable may ask for: glibc's, and the unwinder that comes with it everywhere.
+# The libraries that an executable may need: glibc's, and the unwinder that comes with it everywhere.
 allowed='^(libc|libm|libdl|libpthread|librt|libgcc_s|ld-linux-x86-64)\.so\.'
 
 targets=(--workspace --bin kudos --bin bench --test kernels --test cuda)
-# What `bench` says that it was built from.
+# The commit in the reports of `bench`.
 KUDOS_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null || true)
 export KUDOS_COMMIT
 built=$(mktemp)
@@ -22,7 +22,7 @@ rm -rf "$bundle"
 mkdir -p "$bundle/bin" "$bundle/tests/fixtures" "$bundle/demo"
 glibc=0
 while IFS= read -r executable; do
-    # Tests carry a digest behind their name.
+    # Names of tests end in a digest.
     name=$(basename "$executable" | sed 's/-[0-9a-f]\{16\}$//')
     needed=$(readelf -d "$executable" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' | grep -Ev "$allowed" || true)
     if [ -n "$needed" ]; then
@@ -36,7 +36,7 @@ while IFS= read -r executable; do
     printf '%s  %s\n' "$(sha256sum <"$executable" | cut -d ' ' -f 1)" "$name" >>"$bundle/SHA256SUMS"
 done < <(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$built")
 
-cp "$tools"/run.sh "$tools"/facts.py "$tools"/parity.py "$tools"/README.md benches/baseline/sdpa.py "$bundle/"
+cp "$tools"/run.sh "$tools"/metadata.py "$tools"/parity.py "$tools"/README.md benches/baseline/sdpa.py "$bundle/"
 cp -r tests/fixtures/models "$bundle/tests/fixtures/"
 cp -r demo/model "$bundle/demo/"
 find "$bundle" -name __pycache__ -prune -exec rm -r {} +
@@ -58,7 +58,7 @@ digest=$(cd "$bundle" && find . -type f | LC_ALL=C sort | xargs sha256sum | sha2
 
 size_kib=$(du -sk --apparent-size "$bundle" | cut -f 1)
 if [ "$size_kib" -gt "$size_kib_max" ]; then
-    printf 'error: the bundle has %s KiB, at most %s are wanted\n  at %s\n\n' "$size_kib" "$size_kib_max" "$bundle" >&2
+    printf 'error: the bundle has %s KiB, more than the limit of %s KiB\n  at %s\n\n' "$size_kib" "$size_kib_max" "$bundle" >&2
     du -ak --apparent-size "$bundle" | sort -rn | head -n 12 >&2
     exit 1
 fi

@@ -11,7 +11,7 @@ all conversations at once. The bounds are those of tests/cuda.rs: over all model
 that of Transformers in bf16, for each model MODEL_RATIO_MAX times, and the same winner wherever float32 tells two
 conversations apart by more than 4 times our mean error.
 
-Ends with 0 when the bounds hold, 1 when they do not, and 77 with a last line `not run: WHY` when it cannot run.
+Exits with 0 when the bounds hold, 1 when they do not, and 77 with a last line `not run: WHY` when it cannot run.
 """
 import argparse
 import contextlib
@@ -61,7 +61,7 @@ TINY_RESPONSES = [1, 6, 13, 64]
 
 
 class NotRun(Exception):
-    """Something that this needs is not on this machine."""
+    """This machine lacks something that the comparison needs."""
 
 
 def sizes_of(name, tiny):
@@ -121,11 +121,11 @@ def cases_of(name, tiny):
     """Conversations as token ids: every length several times, and one prompt with responses that share it."""
     import random  # its ids are the same in every version, torch or not
 
-    numbers = random.Random(1000 + MODELS[name]["seed"])
+    generator = random.Random(1000 + MODELS[name]["seed"])
     vocab = sizes_of(name, tiny)["vocab"]
 
     def draw(tokens):
-        return [numbers.randrange(vocab) for _ in range(tokens)]
+        return [generator.randrange(vocab) for _ in range(tokens)]
 
     cases = []
     for _ in range(TINY_REPEATS if tiny else REPEATS):
@@ -134,8 +134,8 @@ def cases_of(name, tiny):
     prompt = draw(TINY_PROMPT if tiny else PROMPT)
     for tokens in TINY_RESPONSES if tiny else RESPONSES:
         cases.append({"kind": "shared prompt", "input_ids": prompt + draw(tokens)})
-    # Neighbours in the input are then no neighbours in length or kinship.
-    numbers.shuffle(cases)
+    # Neighbours in the input then differ in length and share no prompt.
+    generator.shuffle(cases)
     return cases
 
 
@@ -171,7 +171,7 @@ def transformers_rewards(folder, dtype_name, device, cases):
         if loading[problem]:
             raise SystemExit(f"error: Transformers did not load {kind} as it was saved: {problem} {loading[problem]}")
     model = model.eval().to(device)
-    # The fused kernels for float32 may round what they multiply; the plain steps do not. bf16 is as everyone has it.
+    # The fused kernels for float32 may round their operands; the plain steps do not. bf16 uses the default kernels.
     attention = sdpa_kernel(SDPBackend.MATH) if dtype_name == "float32" else contextlib.nullcontext()
     rewards = []
     with torch.no_grad(), attention:
@@ -203,20 +203,20 @@ def kudos_rewards(kudos, folder, cases):
     return results, run.stderr.strip().splitlines()[:1]
 
 
-def mean(numbers):
-    return sum(numbers) / len(numbers)
+def mean(values):
+    return sum(values) / len(values)
 
 
 def errors_of(cases, key):
     return [abs(case[key] - case["reward_f32"]) for case in cases]
 
 
-def percentile(numbers, share):
-    return sorted(numbers)[min(len(numbers) - 1, int(share * len(numbers)))]
+def percentile(values, share):
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
 def summary_of(cases):
-    """Our mean error in units of that of Transformers in bf16, and what it is made of."""
+    """Our mean error in units of that of Transformers in bf16, and its parts."""
     ours, theirs = errors_of(cases, "reward"), errors_of(cases, "reward_hf_bf16")
     rewards = [case["reward_f32"] for case in cases]
     spread = math.sqrt(mean([(reward - mean(rewards)) ** 2 for reward in rewards]))
@@ -227,7 +227,7 @@ def summary_of(cases):
 
 
 def wrong_winners(cases, margin):
-    """Pairs of conversations that float32 tells apart by more than `margin` and kudos ranks otherwise, and all such."""
+    """Pairs that float32 tells apart by more than `margin` and kudos ranks otherwise, and the count of all such pairs."""
     far = [(a, b) for a in range(len(cases)) for b in range(len(cases))
            if cases[a]["reward_f32"] - cases[b]["reward_f32"] > margin]
     return [pair for pair in far if not cases[pair[0]]["reward"] > cases[pair[1]]["reward"]], len(far)
@@ -240,7 +240,7 @@ def line_of(summary):
 
 
 def usable(device):
-    """Raises NotRun that says what is missing."""
+    """Raises NotRun, which names what is missing."""
     try:
         import safetensors  # noqa: F401
         import torch
@@ -291,7 +291,7 @@ def run_model(name, options):
 
 
 def judge(options):
-    """Over the models that ran; one that did not is said, and is then a failure of its own step."""
+    """Judges the models that ran; one that did not run is named, and is a failure of its own step."""
     records = {}
     for name in MODELS:
         path = options.out / f"{name}.json"

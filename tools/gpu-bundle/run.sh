@@ -1,19 +1,18 @@
 #!/bin/sh
-# Runs on this machine's GPU what needs one, and writes a report: run.sh [--fresh] [SECTION...]
+# Runs all checks and measurements that need a GPU, and writes a report: run.sh [--fresh] [SECTION...]
 #
 # The sections are kernels, engine, sanitizer, parity and bench: all of them, in that order, when none is named. README.md
-# beside this file says what each does, how to read the report, and which variables change something. Steps that an
-# earlier run finished are not run again, unless --fresh says so. Ends with 0 when nothing failed, 1 when something did,
-# and 2 when nothing could be run.
+# beside this file describes them, the report, and the variables. Steps that an earlier run finished are not run again
+# without --fresh. Exit status: 0 if no step failed, 1 if one did, 2 if none could be run.
 set -u
 
 sections='kernels engine sanitizer parity bench'
 
-# What one section may take, in seconds: under 8 minutes, the last step's end included.
+# Time limit of a section in seconds: under 8 minutes, with the end of its last step.
 section_seconds=${KUDOS_SECTION_SECONDS:-465}
 
-# Racecheck follows every access to shared memory and is slow: these tests only, one at a time, by patterns of their
-# names. They are of the kernels that have shared memory.
+# Racecheck follows every access to shared memory and is slow: it runs only these tests, of the kernels with shared memory,
+# one at a time, by patterns of their names.
 racecheck_tests='attention_sm80_.*_on_shared attention_sm75_.*_on_shared attention_plain_.*_d128_.*_on_shared
     add_rms_norm_matches add_rms_norm_takes score_matches'
 
@@ -32,7 +31,7 @@ die() {
     exit 2
 }
 
-say() {
+print() {
     printf '%s\n' "$*"
 }
 
@@ -54,7 +53,7 @@ for argument; do
             sed -n '2,/^set/s/^# \{0,1\}//p' "$0"
             exit 0
             ;;
-        *) die "there is no section \`$argument\`" "" "the sections are: $sections" ;;
+        *) die "unknown section \`$argument\`" "" "the sections are: $sections" ;;
         esac
         ;;
     esac
@@ -70,7 +69,7 @@ case $report in
 *) report=$invoked_in/$report ;;
 esac
 mkdir -p "$report" || die "the folder of the report cannot be made" "$report" "set KUDOS_REPORT_DIR"
-# What a run left that was killed, such as a model of parity's.
+# Files of a run that was killed, such as a model of parity's.
 rm -rf "$report/tmp"
 temporary=${TMPDIR:-$report/tmp}
 mkdir -p "$temporary"
@@ -78,7 +77,7 @@ temporary=$(mktemp -d "$temporary/kudos.XXXXXX") || die "no temporary folder" "$
 trap 'rm -rf "$temporary"; rmdir "$report/tmp" 2>/dev/null' EXIT
 trap 'exit 130' INT TERM
 
-# Whatever a program keeps for later goes the same way.
+# Caches of programs go there as well.
 TMPDIR=$temporary
 CUDA_CACHE_PATH=$temporary/cuda-cache
 XDG_CACHE_HOME=$temporary/cache
@@ -104,13 +103,13 @@ for packed in bin/*.gz; do
     name=$(basename "$packed" .gz)
     unpacked "$name" && continue
     gzip -dc "$packed" >"$bin/$name.part" && chmod +x "$bin/$name.part" && mv "$bin/$name.part" "$bin/$name"
-    unpacked "$name" || die "an executable is not the one that was packed" "$packed" "copy the bundle again"
+    unpacked "$name" || die "an executable differs from the packed one" "$packed" "copy the bundle again"
 done
 
 glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | sed 's/glibc //')
 glibc_needed=$(sed -n 's/^needs glibc=//p' commit.txt)
 if [ -n "$glibc" ] && [ "$(printf '%s\n%s\n' "$glibc" "$glibc_needed" | sort -V | head -n 1)" != "$glibc_needed" ]; then
-    die "this machine has glibc $glibc, but $glibc_needed is needed" "" "build the bundle on an older system"
+    die "this machine has glibc $glibc, and the bundle needs $glibc_needed" "" "build the bundle on an older system"
 fi
 
 # --- the libraries --------------------------------------------------------------------------------------------------
@@ -121,7 +120,7 @@ for candidate in "${PYTHON:-}" python3; do
 $found"
 done
 
-# Every folder where a library may be, the ones that the loader looks into first. One a line: names may hold spaces.
+# Every folder where a library may be, the loader's first. One a line: names may hold spaces.
 library_folders() {
     printf '%s\n' "${LD_LIBRARY_PATH:-}" | tr ':' '\n' | sed '/^$/d'
     { ldconfig -p || /sbin/ldconfig -p; } 2>/dev/null |
@@ -131,7 +130,7 @@ library_folders() {
     printf '%s\n' /usr/local/nvidia/lib64 /usr/lib64-nvidia /usr/lib/wsl/lib /run/opengl-driver/lib
     printf '%s\n' /usr/local/cuda/lib64 /usr/local/cuda*/lib64 /usr/local/cuda*/targets/x86_64-linux/lib
     packages=$(printf '%s\n' "$pythons" | while IFS= read -r one; do
-        [ -z "$one" ] || "$one" facts.py packages 2>/dev/null
+        [ -z "$one" ] || "$one" metadata.py packages 2>/dev/null
     done)
     printf '%s\n' "$packages" | while IFS= read -r package; do
         [ -z "$package" ] || printf '%s\n' "$package"/*/lib
@@ -139,8 +138,8 @@ library_folders() {
 }
 folders=$(library_folders)
 
-# find_library STEM VERSION: the first file of that name, in any folder. One without a version in its name counts where
-# it is no link to another version.
+# find_library STEM VERSION: the first file of that name, in any folder. A name without a version counts unless it is a link
+# to another version.
 find_library() {
     printf '%s\n' "$folders" | while IFS= read -r folder; do
         for file in "$folder/lib$1.so.$2" "$folder/lib$1.so"; do
@@ -161,7 +160,7 @@ mkdir "$links"
 cuda=$(find_library cuda 1)
 cublaslt=$(find_library cublasLt 13)
 nccl=$(find_library nccl 2)
-# The names that are looked for, before any other version's.
+# The names that kudos loads, before any other version's.
 if [ -n "$cublaslt" ]; then
     ln -s "$(readlink -f "$cublaslt")" "$links/libcublasLt.so"
     ln -s "$(readlink -f "$cublaslt")" "$links/libcublasLt.so.13"
@@ -170,7 +169,7 @@ if [ -n "$nccl" ]; then
     ln -s "$(readlink -f "$nccl")" "$links/libnccl.so"
     ln -s "$(readlink -f "$nccl")" "$links/libnccl.so.2"
 fi
-# Their own folders as well, where their companions are; Python keeps the path that it had, as torch brings its own.
+# Their own folders as well, for the libraries that they need; Python keeps its path, as torch brings its own libraries.
 KUDOS_LD_LIBRARY_PATH=$({
     printf '%s\n' "$links"
     for file in "$cublaslt" "$nccl" "$cuda"; do [ -z "$file" ] || dirname "$file"; done
@@ -179,7 +178,7 @@ KUDOS_LD_LIBRARY_PATH=$({
 LD_LIBRARY_PATH=$KUDOS_LD_LIBRARY_PATH
 export LD_LIBRARY_PATH KUDOS_LD_LIBRARY_PATH
 
-# The first Python that could do the parity section; otherwise the first.
+# The first Python that can run the parity section; otherwise the first.
 python=
 while IFS= read -r one; do
     [ -n "$one" ] || continue
@@ -193,13 +192,13 @@ done <<EOF
 $pythons
 EOF
 
-# --- what there is --------------------------------------------------------------------------------------------------
+# --- the machine -----------------------------------------------------------------------------------------------------
 
-asked=$temporary/asked
-: >"$asked"
-[ -z "$python" ] || timeout 60 "$python" facts.py >"$asked" 2>"$temporary/facts.err"
-asked() {
-    sed -n "s/^$1=//p" "$asked" | head -n 1
+queried=$temporary/queried
+: >"$queried"
+[ -z "$python" ] || timeout 60 "$python" metadata.py >"$queried" 2>"$temporary/metadata.err"
+metadata_of() {
+    sed -n "s/^$1=//p" "$queried" | head -n 1
 }
 
 smi() {
@@ -207,18 +206,18 @@ smi() {
         timeout 30 nvidia-smi --id=0 --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1
 }
 
-# What kudos itself runs on: the line that it prints.
-says=$(printf '{"input_ids": [1]}\n' | timeout 120 "$bin/kudos" score \
+# The device that kudos itself reports on its first line.
+kudos_line=$(printf '{"input_ids": [1]}\n' | timeout 120 "$bin/kudos" score \
     --model "tests/fixtures/models/$memcheck_engine_fixture" - 2>&1 >/dev/null | head -n 1)
-in_words=$(printf '%s\n' "$says" | sed -n 's/^running on CUDA, GPU [0-9]* (\(.*\), compute capability \([0-9.]*\)).*/\2 \1/p')
+in_words=$(printf '%s\n' "$kudos_line" | sed -n 's/^running on CUDA, GPU [0-9]* (\(.*\), compute capability \([0-9.]*\)).*/\2 \1/p')
 
-device=$(asked device)
-capability=$(asked 'compute capability')
+device=$(metadata_of device)
+capability=$(metadata_of 'compute capability')
 [ -n "$device" ] || device=${in_words#* }
 [ -n "$capability" ] || capability=${in_words%% *}
 software=
 driver=
-memory=$(asked memory)
+memory=$(metadata_of memory)
 case $device in
 softgpu*)
     software=yes
@@ -235,7 +234,7 @@ softgpu*)
     ;;
 esac
 
-# The storage tiers that the device runs, the one that it is for first.
+# The tiers that the device runs, its own first.
 case $capability in
 7.*) tiers=sm75 ;;
 *) tiers='sm80 sm75' ;;
@@ -251,7 +250,7 @@ for file in "$(command -v compute-sanitizer)" /usr/local/cuda/bin/compute-saniti
 done
 if [ -z "$sanitizer" ]; then
     for one in $pythons; do
-        for package in $("$one" facts.py packages 2>/dev/null); do
+        for package in $("$one" metadata.py packages 2>/dev/null); do
             [ -n "$sanitizer" ] || sanitizer=$(find "$package" -name compute-sanitizer -type f -perm -u+x | head -n 1)
         done
     done
@@ -260,7 +259,7 @@ fi
 # --- the report -----------------------------------------------------------------------------------------------------
 
 steps=$report/steps
-# Nothing is lost to a run that has no GPU.
+# A run without a GPU keeps the old report.
 [ -n "$capability" ] || fresh=
 identity="$(sed -n 's/^bundle=//p' commit.txt) on $device"
 if [ -n "$fresh" ]; then
@@ -268,7 +267,7 @@ if [ -n "$fresh" ]; then
 elif [ -n "$capability" ] && [ -d "$steps" ] && [ "$(cat "$steps/identity" 2>/dev/null)" != "$identity" ]; then
     number=1
     while [ -e "$report/earlier-$number" ]; do number=$((number + 1)); done
-    say "the report at $report is of $(cat "$steps/identity" 2>/dev/null): it is kept in earlier-$number"
+    print "the report at $report is of $(cat "$steps/identity" 2>/dev/null): it is kept in earlier-$number"
     mkdir "$report/earlier-$number"
     for file in steps logs parity report.txt report.json logs.tar.gz; do
         [ ! -e "$report/$file" ] || mv "$report/$file" "$report/earlier-$number/"
@@ -277,42 +276,42 @@ fi
 mkdir -p "$steps" "$report/logs"
 [ -z "$capability" ] || printf '%s\n' "$identity" >"$steps/identity"
 
-# version_of FACT FILE: what the library says, or else its file's name.
+# version_of NAME FILE: the version that the library reports, else the one in its file's name.
 version_of() {
-    version=$(asked "$1")
+    version=$(metadata_of "$1")
     [ -n "$version" ] || [ -z "$2" ] || version=$(readlink -f "$2" | sed -n 's/.*\.so\.\([0-9.]*\)$/\1, by its name/p')
     printf '%s' "$version"
 }
 
-facts=$temporary/facts
-fact() {
-    printf '%s=%s\n' "$1" "${2:-unknown}" >>"$facts"
+metadata=$temporary/metadata
+add_metadata() {
+    printf '%s=%s\n' "$1" "${2:-unknown}" >>"$metadata"
 }
 if [ -n "$software" ]; then
-    fact device "$device (software GPU, not hardware)"
+    add_metadata device "$device (software GPU, not hardware)"
 else
-    fact device "$device"
+    add_metadata device "$device"
 fi
-fact 'devices' "$(asked devices)"
-fact 'compute capability' "$capability"
-fact 'memory' "$memory"
-fact 'driver' "$driver"
-fact 'cuda driver interface' "$(asked 'cuda driver interface')"
-fact 'kudos says' "$says"
-fact 'libcuda' "${cuda:-not found}"
-fact 'cublasLt' "${cublaslt:-not found: libcublasLt.so.13}"
-fact 'cublasLt version' "$(version_of 'cublasLt version' "$cublaslt")"
-fact 'NCCL' "${nccl:-not found: libnccl.so.2}"
-fact 'NCCL version' "$(version_of 'NCCL version' "$nccl")"
-fact 'compute-sanitizer' "${sanitizer:-not found}"
-fact 'python' "$(asked python)"
-fact 'torch' "$(asked torch)"
-fact 'transformers' "$(asked transformers)"
-fact 'kernel' "$(uname -sr)"
-fact 'glibc' "$glibc"
-fact 'processors' "$(getconf _NPROCESSORS_ONLN 2>/dev/null)"
-cat commit.txt >>"$facts"
-fact 'date' "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
+add_metadata 'devices' "$(metadata_of devices)"
+add_metadata 'compute capability' "$capability"
+add_metadata 'memory' "$memory"
+add_metadata 'driver' "$driver"
+add_metadata 'cuda driver interface' "$(metadata_of 'cuda driver interface')"
+add_metadata 'kudos line' "$kudos_line"
+add_metadata 'libcuda' "${cuda:-not found}"
+add_metadata 'cublasLt' "${cublaslt:-not found: libcublasLt.so.13}"
+add_metadata 'cublasLt version' "$(version_of 'cublasLt version' "$cublaslt")"
+add_metadata 'NCCL' "${nccl:-not found: libnccl.so.2}"
+add_metadata 'NCCL version' "$(version_of 'NCCL version' "$nccl")"
+add_metadata 'compute-sanitizer' "${sanitizer:-not found}"
+add_metadata 'python' "$(metadata_of python)"
+add_metadata 'torch' "$(metadata_of torch)"
+add_metadata 'transformers' "$(metadata_of transformers)"
+add_metadata 'kernel' "$(uname -sr)"
+add_metadata 'glibc' "$glibc"
+add_metadata 'processors' "$(getconf _NPROCESSORS_ONLN 2>/dev/null)"
+cat commit.txt >>"$metadata"
+add_metadata 'date' "$(date -u +%Y-%m-%dT%H:%M:%SZ)"
 
 json_string() {
     printf '"%s"' "$(printf '%s' "$1" | tr -d '\000-\037' | sed 's/\\/\\\\/g; s/"/\\"/g')"
@@ -320,7 +319,7 @@ json_string() {
 
 while IFS='=' read -r name value; do
     printf '  %s: %s,\n' "$(json_string "$name")" "$(json_string "$value")"
-done <"$facts" | sed '$s/,$//' >"$facts.json"
+done <"$metadata" | sed '$s/,$//' >"$metadata.json"
 
 # Every file of the steps with this ending, in the order of the sections and then of the first run.
 each_step() {
@@ -330,13 +329,13 @@ each_step() {
     done
 }
 
-# Written anew after every step, so that an end at any moment leaves a report of what was done.
+# Written after every step, so that the report is complete whenever the run is stopped.
 write_report() {
     {
-        [ -z "$software" ] || say "software GPU, not hardware"
-        say "kudos on $device"
-        say
-        sed 's/=/: /' "$facts"
+        [ -z "$software" ] || print "software GPU, not hardware"
+        print "kudos on $device"
+        print
+        sed 's/=/: /' "$metadata"
         for listed in $sections; do
             [ -f "$steps/$listed.order" ] || continue
             printf '\n%s\n' "$listed"
@@ -345,8 +344,8 @@ write_report() {
     } >"$report/report.txt.part"
     mv "$report/report.txt.part" "$report/report.txt"
     {
-        printf '{"facts": {\n'
-        cat "$facts.json"
+        printf '{"metadata": {\n'
+        cat "$metadata.json"
         printf '},\n"steps": [\n'
         each_step json | sed '$!s/$/,/'
         printf '],\n"parity": [\n'
@@ -383,7 +382,7 @@ record() {
     write_report
 }
 
-# skip NAME REASON: a step that cannot be done here, or not in this run.
+# skip NAME REASON: records a step as not run.
 skip() {
     record "$1" 'not run' "$2" 0 '' '' '' '' '' ''
 }
@@ -391,25 +390,25 @@ skip() {
 begin() {
     section=$1
     section_end=$(($(now) + section_seconds))
-    say
-    say "$section"
+    print
+    print "$section"
 }
 
-# step NAME SECONDS COMMAND...: runs it for so long at most, unless an earlier run did. What cannot end in the section's
-# time is left to the next run. A command that ends with 77 says in its last line why it did not run.
+# step NAME SECONDS COMMAND...: runs a command with this time limit, unless an earlier run did. A step that does not end in
+# the section's time is left to the next run. The last line of a command that exits with 77 is the reason for not running.
 step() {
     name=$1
     seconds=$2
     shift 2
     case $(cat "$steps/$section.$name.status" 2>/dev/null) in
     passed | failed)
-        say "$(head -n 1 "$steps/$section.$name.txt")  [done before]"
+        print "$(head -n 1 "$steps/$section.$name.txt")  [done before]"
         return
         ;;
     esac
     left=$((section_end - $(now)))
     if [ "$left" -lt 5 ]; then
-        skip "$name" 'no time was left in this section: run it again'
+        skip "$name" 'the section reached its time limit: run it again'
         return
     fi
     limit=$seconds
@@ -420,7 +419,7 @@ step() {
     code=$?
     took=$(($(now) - started))
 
-    # Of all tests that it ran, in one or several harnesses.
+    # Counts of all tests that it ran, in one or several harnesses.
     counts=$(awk '/^test result: / { for (i = 2; i <= NF; i++) { if ($i ~ /^passed/) p += $(i - 1)
         if ($i ~ /^failed/) f += $(i - 1); if ($i ~ /^ignored/) g += $(i - 1) } found = 1 }
         END { if (found) print p + 0, f + 0, g + 0 }' "$report/$log")
@@ -432,12 +431,12 @@ step() {
         case $section:$counts:$detail in
         *:'0 '*)
             status='not run'
-            reason='no such test, or none that this device runs'
+            reason='no test of that name runs on this device'
             ;;
         kernels:: | engine:: | sanitizer::* | sanitizer:*:)
-            # Such as a sanitizer that could not follow its program, and ends with 0 all the same.
+            # Such as a sanitizer that could not follow its program and still exits with 0.
             status=failed
-            reason='it ended well, but without results'
+            reason='exit status 0 without results'
             ;;
         esac
         ;;
@@ -450,7 +449,7 @@ step() {
         reason="stopped after $took s"
         if [ "$limit" -lt "$seconds" ]; then
             status='not run'
-            reason="not done when this section's time was over: run it again"
+            reason='the section reached its time limit: run it again'
         fi
         ;;
     *)
@@ -464,7 +463,7 @@ step() {
         ;;
     esac
     command_line=$*
-    # Words of their own: passed, failed, ignored.
+    # Split into words: passed, failed, ignored.
     # shellcheck disable=SC2086
     set -- $counts
     record "$name" "$status" "$reason" "$took" "$detail" "${1:-}" "${2:-}" "${3:-}" "$command_line" "$log"
@@ -514,7 +513,7 @@ run_sanitizer() {
         skip memcheck 'no compute-sanitizer'
         return
     fi
-    # Without the attention of thousands of keys: it goes over the same instructions for minutes.
+    # Without attention over thousands of keys, which repeats the same instructions for minutes.
     check memcheck 240 memcheck "$bin/kernels" --test-threads=1 --skip at_lengths
     KUDOS_TEST_FIXTURES=$memcheck_engine_fixture KUDOS_TEST_TIER=${tiers%% *} check memcheck-engine 150 memcheck \
         "$bin/cuda" --ignored --nocapture --test-threads=1 $memcheck_engine_test
@@ -524,7 +523,7 @@ run_sanitizer() {
             check "racecheck-$test" 90 racecheck "$bin/kernels" --test-threads=1 "$test"
         done
     done
-    # The kernels of cublasLt are not ours to judge.
+    # The kernels of cublasLt are not checked.
     for tool in initcheck synccheck; do
         check $tool 150 $tool "$bin/kernels" --test-threads=1 --skip product --skip at_lengths
     done
@@ -542,7 +541,7 @@ run_parity() {
         step $model 240 env LD_LIBRARY_PATH="$original_library_path" \
             "$python" -u parity.py run $model --kudos "$KUDOS_TEST_BIN" --out "$report/parity" $small
     done
-    # Judged again, when there are more models to judge than there were.
+    # Judged again, as there may be more models than before.
     rm -f "$steps/parity.pooled.status"
     step pooled 30 "$python" -u parity.py judge --out "$report/parity"
 }
@@ -556,7 +555,7 @@ run_bench() {
         skip bench 'speed needs hardware'
         return
     fi
-    # Random weights: what is measured first matters most, for the section's time may end.
+    # Random weights. The most important steps come first, for the section's time may end.
     step kernels_70b 90 "$bin/bench" kernels --shape llama-3.3-70b --tokens 512,4096 --output json
     step 8b 130 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 512,1024,2048,4096,8192 --seconds 5 --output json
     step 8b_short 45 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 100,200 --seqs 1 --seconds 3 --output json
@@ -577,17 +576,17 @@ run_bench() {
         return
     fi
     step sdpa 90 env LD_LIBRARY_PATH="$original_library_path" "$python" -u sdpa.py
-    # The engine needs its libraries, and torch finds its own ahead of them.
+    # The engine needs its libraries, and torch finds its own first.
     step transformers 150 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 2048 --seqs 8 --compare "$python" \
         --output json
 }
 
-sed 's/=/: /' "$facts"
+sed 's/=/: /' "$metadata"
 if [ -n "$capability" ] || [ ! -e "$report/report.txt" ]; then write_report; fi
 if [ -z "$capability" ]; then
     [ -n "$cuda" ] || die "there is no CUDA driver on this machine (no libcuda was found)" "$report/report.txt" \
         "put its folder on LD_LIBRARY_PATH"
-    die "the CUDA driver shows no GPU: $says" "$report/report.txt" ""
+    die "the CUDA driver reports no GPU: $kudos_line" "$report/report.txt" ""
 fi
 for section in $chosen; do
     begin "$section"
@@ -607,6 +606,6 @@ for section in $chosen; do
         esac
     done <"$steps/$section.order"
 done
-say
-say "steps: $passed passed, $failed failed, $not_run not run; report: $report/report.txt"
+print
+print "steps: $passed passed, $failed failed, $not_run not run; report: $report/report.txt"
 [ "$failed" = 0 ]

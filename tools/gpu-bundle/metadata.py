@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What run.sh cannot ask without Python: `name=value` lines from the CUDA driver, cublasLt and NCCL on the library path.
+"""Metadata that run.sh needs Python for: `name=value` lines from the CUDA driver, cublasLt and NCCL on the library path.
 
-    python3 facts.py            # the GPU and the libraries' versions
-    python3 facts.py packages   # the folders of NVIDIA's Python packages, one a line
+    python3 metadata.py            # the GPU and the libraries' versions
+    python3 metadata.py packages   # the folders of NVIDIA's Python packages, one a line
 
 A library that is missing or fails leaves its lines out. Nothing is imported but the standard library.
 """
@@ -15,12 +15,12 @@ import sys
 COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR = 75, 76
 
 
-def say(name, value):
+def report(name, value):
     print(f"{name}={value}", flush=True)
 
 
 def load(*names):
-    """The first that loads, in the order in which kudos tries them."""
+    """Returns the first library that loads, in the order in which kudos tries them."""
     for name in names:
         try:
             return ctypes.CDLL(name)
@@ -40,36 +40,36 @@ def driver():
         return
     number = ctypes.c_int()
     if cuda.cuDriverGetVersion(ctypes.byref(number)) == 0:
-        say("cuda driver interface", f"{number.value // 1000}.{number.value % 1000 // 10}")
+        report("cuda driver interface", f"{number.value // 1000}.{number.value % 1000 // 10}")
     if cuda.cuInit(0) != 0 or cuda.cuDeviceGetCount(ctypes.byref(number)) != 0:
         return
-    say("devices", number.value)
+    report("devices", number.value)
     device, name, total = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
     if number.value == 0 or cuda.cuDeviceGet(ctypes.byref(device), 0) != 0:
         return
     if cuda.cuDeviceGetName(name, len(name), device) == 0:
-        say("device", name.value.decode(errors="replace"))
+        report("device", name.value.decode(errors="replace"))
     capability = []
     for attribute in (COMPUTE_CAPABILITY_MAJOR, COMPUTE_CAPABILITY_MINOR):
         if cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, device) == 0:
             capability.append(str(number.value))
     if len(capability) == 2:
-        say("compute capability", ".".join(capability))
+        report("compute capability", ".".join(capability))
     if cuda.cuDeviceTotalMem_v2(ctypes.byref(total), device) == 0:
-        say("memory", f"{total.value / 2**30:.2f} GiB")
+        report("memory", f"{total.value / 2**30:.2f} GiB")
 
 
 def cublaslt():
     library = load("libcublasLt.so", "libcublasLt.so.13")
     if library is not None:
         library.cublasLtGetVersion.restype = ctypes.c_size_t
-        say("cublasLt version", dotted(library.cublasLtGetVersion()))
+        report("cublasLt version", dotted(library.cublasLtGetVersion()))
 
 
 def nccl():
     library, version = load("libnccl.so", "libnccl.so.2"), ctypes.c_int()
     if library is not None and library.ncclGetVersion(ctypes.byref(version)) == 0:
-        say("NCCL version", dotted(version.value))
+        report("NCCL version", dotted(version.value))
 
 
 def packages():
@@ -81,17 +81,17 @@ def packages():
 def main():
     if sys.argv[1:] == ["packages"]:
         return packages()
-    say("python", f"{platform.python_version()} ({sys.executable})")
+    report("python", f"{platform.python_version()} ({sys.executable})")
     for name in ("torch", "transformers"):
         try:
-            say(name, importlib.metadata.version(name))
+            report(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            say(name, "none")
-    for ask in (driver, cublaslt, nccl):
+            report(name, "none")
+    for query in (driver, cublaslt, nccl):
         try:
-            ask()
+            query()
         except (AttributeError, OSError) as error:  # a library without the function
-            print(f"facts.py: {error}", file=sys.stderr)
+            print(f"metadata.py: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":
