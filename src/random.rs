@@ -1,10 +1,10 @@
-//! Random numbers that are the same in every run, for weights, trials and benches that need no better ones.
+//! Random numbers for weights, trials and benches: the same in every run, of modest quality.
 
 /// Xorshift, 64 bits.
 pub struct Random(u64);
 
 impl Random {
-    /// The stream of a seed; near seeds have streams that are far apart.
+    /// Starts the sequence of a seed; near seeds have sequences that are far apart.
     pub fn new(seed: u64) -> Self {
         Self(seed.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1)
     }

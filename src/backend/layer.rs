@@ -1,10 +1,10 @@
-//! [`LayerWeights`]: one layer's weights on a device, and [`Part`]: what each of them is made of on the host.
+//! [`LayerWeights`]: one layer's weights on a device, and [`HostWeight`]: one of them on the host.
 
 use crate::backend::{Backend, Matrix};
 use crate::error::Result;
 use crate::weights::{HostTensor, LayerTensors};
 
-/// One layer's weights on a device; matrices are this rank's part.
+/// One layer's weights on a device; matrices are this rank's shard.
 #[derive(Debug)]
 pub struct LayerWeights<W> {
     /// `[hidden]`
@@ -21,20 +21,21 @@ pub struct LayerWeights<W> {
     pub down: W,
 }
 
-/// One weight of a layer where it lies on the host.
+/// One weight of a layer in host memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Part<'a> {
-    /// Which matrix it is; `None` for the weight of a norm.
+pub struct HostWeight<'a> {
+    /// `None` for the weight of a norm.
     pub matrix: Option<Matrix>,
-    /// Its rows, piece after piece: each `[piece_features, in_features]`. A norm's is one row.
+    /// Its rows, piece after piece: each `[piece_features, in_features]`. A norm's weight is one
+    /// row.
     pub pieces: &'a [HostTensor],
-    /// Its bias, if any: a vector for each piece.
+    /// Its bias, if any: a vector per piece.
     pub bias: Option<&'a [HostTensor]>,
 }
 
-impl<'a> Part<'a> {
+impl<'a> HostWeight<'a> {
     /// The weights of a layer, in the order of [`LayerWeights`]' fields.
-    pub fn of_layer(layer: &'a LayerTensors) -> [Self; 6] {
+    pub fn all_of(layer: &'a LayerTensors) -> [Self; 6] {
         let one = std::slice::from_ref;
         let norm = |tensor| Self { matrix: None, pieces: one(tensor), bias: None };
         let fused = |matrix, pieces, bias: &'a Option<Vec<HostTensor>>| Self {
@@ -59,17 +60,17 @@ impl<'a> Part<'a> {
 }
 
 impl<W> LayerWeights<W> {
-    /// Gives one layer to the backend, to keep.
+    /// Loads one layer into the backend, for good.
     pub fn load<B: Backend<Weight = W>>(backend: &mut B, layer: &LayerTensors) -> Result<Self> {
-        Self::make(layer, |part| match part.matrix {
-            Some(matrix) => backend.matrix(matrix, part.pieces, part.bias),
-            None => backend.vector(&part.pieces[0]),
+        Self::make(layer, |weight| match weight.matrix {
+            Some(matrix) => backend.matrix(matrix, weight.pieces, weight.bias),
+            None => backend.vector(&weight.pieces[0]),
         })
     }
 
-    /// A layer of what `make` makes of each part, in the order of the fields.
-    pub fn make(layer: &LayerTensors, mut make: impl FnMut(Part<'_>) -> Result<W>) -> Result<Self> {
-        let [input_norm, qkv, o, mlp_norm, gate_up, down] = Part::of_layer(layer);
+    /// Calls `make` for each weight of a layer, in the order of the fields.
+    pub fn make(layer: &LayerTensors, mut make: impl FnMut(HostWeight<'_>) -> Result<W>) -> Result<Self> {
+        let [input_norm, qkv, o, mlp_norm, gate_up, down] = HostWeight::all_of(layer);
         Ok(Self {
             input_norm: make(input_norm)?,
             qkv: make(qkv)?,

@@ -25,7 +25,7 @@ use crate::error::Result;
 use crate::shard::Shard;
 use crate::weights::{HostTensor, LayerTensors};
 
-pub use layer::{LayerWeights, Part};
+pub use layer::{HostWeight, LayerWeights};
 pub use loading::Loading;
 
 /// The sizes and constants that ops need: the model's, and this rank's part of them.

@@ -176,7 +176,7 @@ fn bf16_arithmetic_is_used_where_the_cpu_is_faster_with_it_and_f32_elsewhere() {
     };
     let ((f32, quiet), (bf16, said)) = (reward("f32"), reward("bf16"));
     let faster = Math::bf16(Isa::detect()).is_some();
-    assert_eq!(said.contains("products are computed in f32, not bf16"), !faster, "{said}");
+    assert_eq!(said.contains("matmuls are computed in f32, not bf16"), !faster, "{said}");
     assert!(!quiet.contains("bf16"), "{quiet}");
     assert_eq!(f32 == bf16, !faster, "{f32} and {bf16}");
 }

@@ -1,10 +1,11 @@
-//! How the accumulators of a microkernel begin.
+//! Initial values of the accumulators of a microkernel.
 
-/// Initial values of the accumulators: a long k is cut into blocks, between which they are spilled to memory.
+/// Initial values of accumulators. A long k is cut into k blocks, between which they are spilled to
+/// memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Start {
-    /// Zeros, for the first block of k.
+    /// Zeros, for the first k block.
     Zero,
-    /// Reloaded from where the block of k before spilled them.
+    /// Reloaded from where the k block before spilled them.
     Reload,
 }

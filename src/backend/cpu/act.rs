@@ -1,4 +1,4 @@
-//! What the CPU backend holds: activations, weights, and RoPE's tables.
+//! Activations, weights and RoPE tables of the CPU backend.
 
 use std::ops::Range;
 
@@ -10,8 +10,9 @@ use crate::backend::Matrix;
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::HostTensor;
 
-/// Floats from one row of an activation to the next: an odd number of cache lines, so that the neighbouring rows that a
-/// product reads at once lie in different sets of the caches. (Rows of 4,096 floats would all fall into one.)
+/// Floats from one row of an activation to the next: an odd number of cache lines, so that the
+/// neighbouring rows that a GEMM reads at once lie in different sets of the caches. (Rows of 4,096
+/// floats would all fall into one.)
 pub(super) fn row_stride(width: usize) -> usize {
     const LINE: usize = 16;
     (width.div_ceil(LINE) | 1) * LINE
@@ -19,15 +20,15 @@ pub(super) fn row_stride(width: usize) -> usize {
 
 /// An activation: rows of f32, `row_stride` apart. The width is that of the op that wrote it last.
 ///
-/// The memory is the system's, zeroed and not in RAM until it is touched, so that room for the longest sequence costs
-/// nothing while sequences are short.
+/// The memory is mapped from the system, zeroed and not in RAM until it is touched, so that
+/// capacity for the longest sequence costs nothing while sequences are short.
 pub struct Act {
     memory: MmapMut,
     width: usize,
 }
 
 impl Act {
-    /// Room for so many numbers, those between the rows included.
+    /// Allocates `floats` elements, those between the rows included.
     pub(super) fn new(floats: usize) -> Result<Self> {
         let memory = floats
             .checked_mul(size_of::<f32>())
@@ -43,26 +44,26 @@ impl Act {
         Ok(Self { memory, width: 0 })
     }
 
-    /// The first `rows` rows, which an op wrote with this `width` before.
+    /// Returns the first `rows` rows, which an op has written with this `width`.
     pub(super) fn read(&self, rows: usize, width: usize) -> &[f32] {
         assert_eq!(self.width, width, "the activation was written with another width");
         &self.floats()[..rows * row_stride(width)]
     }
 
-    /// Rows `rows`, of which the first `width` columns are read.
+    /// Returns rows `rows`, of which the first `width` columns are read.
     pub(super) fn rows(&self, rows: Range<usize>, width: usize) -> Rows<'_> {
         let stride = row_stride(self.width);
         Rows::new(&self.floats()[rows.start * stride..], rows.len(), width, stride)
     }
 
-    /// Rows `rows` to write; all rows are `width` wide from here on.
+    /// Returns rows `rows` to write; all rows are `width` wide from here on.
     pub(super) fn write(&mut self, rows: Range<usize>, width: usize) -> &mut [f32] {
         self.width = width;
         let stride = row_stride(width);
         &mut bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory)[rows.start * stride..rows.end * stride]
     }
 
-    /// The same as a view.
+    /// Like [`write`](Self::write), as a view.
     pub(super) fn rows_mut(&mut self, rows: Range<usize>, width: usize) -> RowsMut<'_> {
         let count = rows.len();
         RowsMut::new(self.write(rows, width), count, width, row_stride(width))
@@ -92,18 +93,18 @@ impl Weight {
         Self(Kind::Vector(values(tensor)))
     }
 
-    /// Which matrix it is.
+    /// The matrix's place in the model.
     pub(super) fn which(&self) -> Matrix {
         match self.0 {
             Kind::Matrix { which, .. } => which,
-            Kind::Vector(_) => unreachable!("a vector is not multiplied with"),
+            Kind::Vector(_) => unreachable!("a vector is no matrix"),
         }
     }
 
     pub(super) fn pieces(&self) -> &[HostTensor] {
         match &self.0 {
             Kind::Matrix { pieces, .. } => pieces,
-            Kind::Vector(_) => unreachable!("a vector is not multiplied with"),
+            Kind::Vector(_) => unreachable!("a vector is no matrix"),
         }
     }
 
@@ -136,7 +137,7 @@ fn values(tensor: &HostTensor) -> Vec<f32> {
     values
 }
 
-/// RoPE's cosines and sines by position, as far as positions were asked for.
+/// RoPE's cosines and sines by position, for the positions that batches have had.
 pub(super) struct RopeTables {
     frequencies: Vec<f32>,
     positions: usize,
@@ -149,8 +150,8 @@ impl RopeTables {
         Self { frequencies, positions: 0, cos: Vec::new(), sin: Vec::new() }
     }
 
-    /// Makes the tables reach over positions `0..positions`.
-    pub(super) fn reach(&mut self, positions: usize) -> Result<()> {
+    /// Extends the tables to positions `0..positions`.
+    pub(super) fn extend(&mut self, positions: usize) -> Result<()> {
         if positions <= self.positions {
             return Ok(());
         }
@@ -165,7 +166,8 @@ impl RopeTables {
         }
         for position in self.positions..positions {
             for &frequency in &self.frequencies {
-                // The angle is rounded to f32 as in Transformers; its sine and cosine are exact to half a unit.
+                // The angle is rounded to f32 as in Transformers; its sine and cosine are exact to
+                // half a unit.
                 let angle = f64::from(position as f32 * frequency);
                 self.cos.push(angle.cos() as f32);
                 self.sin.push(angle.sin() as f32);

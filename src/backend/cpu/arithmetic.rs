@@ -1,4 +1,5 @@
-//! The arithmetic of matmuls and attention: requested ([`CpuMath`]), and what this CPU computes it with ([`Arithmetic`]).
+//! The arithmetic of matmuls and attention: requested ([`CpuMath`]), and what this CPU computes it
+//! with ([`Arithmetic`]).
 
 use super::simd::{Bf16Isa, Isa, MatrixUnit};
 #[cfg(test)]
@@ -29,13 +30,15 @@ pub enum CpuMath {
 pub enum Math {
     /// f32 matmuls of x with the weight as stored, by vector instructions.
     F32,
-    /// f32 matmuls by a matrix unit where the weight is stored as bfloat16, by vector instructions where it is not. Attention
-    /// is by the matrix unit always, both operands in three bfloat16 terms.
+    /// f32 matmuls by a matrix unit where the weight is stored as bfloat16, by vector instructions
+    /// where it is not. Attention is by the matrix unit always, both operands in three bfloat16
+    /// terms.
     F32Tiles(MatrixUnit),
-    /// x and the weight rounded to bfloat16, products exact, accumulated in f32: faster, and some 100 times less exact.
-    /// Attention stays in f32.
+    /// x and the weight rounded to bfloat16, products exact, accumulated in f32: faster, and some
+    /// 100 times less exact. Attention stays in f32.
     Bf16(Bf16Isa),
-    /// Like `Bf16`, by a matrix unit, for attention too: queries, keys, values and probabilities are rounded to bfloat16.
+    /// Like `Bf16`, by a matrix unit, for attention too: queries, keys, values and probabilities
+    /// are rounded to bfloat16.
     Bf16Tiles(MatrixUnit),
 }
 
@@ -80,13 +83,14 @@ pub struct Arithmetic {
 }
 
 impl Arithmetic {
-    /// Returns the arithmetic closest to the requested one, by the fastest instructions of this CPU.
+    /// Returns the arithmetic closest to the requested one, by the fastest instructions of this
+    /// CPU.
     pub fn of(wanted: CpuMath) -> Self {
         let isa = Isa::detect();
         let warning = (wanted == CpuMath::Bf16 && Math::bf16(isa).is_none()).then(|| {
             let why =
                 if isa.bf16().is_some() { "multiplies bf16 no faster" } else { "has no bf16 instructions" };
-            format!("products are computed in f32, not bf16: this CPU {why}")
+            format!("matmuls are computed in f32, not bf16: this CPU {why}")
         });
         Self { isa, math: Math::of(isa, wanted), warning }
     }
@@ -96,8 +100,8 @@ impl Arithmetic {
         self.math.instructions(self.isa)
     }
 
-    /// Every arithmetic that this CPU has or can emulate, except those whose bits no CPU has: bf16 multiplication beside
-    /// vectors that do not fuse.
+    /// Every arithmetic that this CPU has or can emulate, except those whose bits no CPU has: bf16
+    /// multiplication beside vectors that do not fuse.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Vec<TestArithmetic> {
         let (fused, available) = (Isa::fused_for_tests(), Isa::available());

@@ -31,28 +31,33 @@ pub struct Cpu {
     threads: Threads,
     group: Arc<Group>,
     tables: RopeTables,
-    /// `[rows, hidden]` sums over ranks that the next norm adds, where there are several.
-    sums: Option<Act>,
+    /// `[rows, hidden]`, where there are several ranks: what they all-reduce, and the next norm
+    /// adds.
+    reduced: Option<Act>,
 }
 
 impl Cpu {
-    /// What a rank of this geometry will hold. Weights are used where they are mapped.
+    /// Returns the bytes that a rank of this geometry will hold. Weights are used where they are
+    /// mapped.
     pub fn footprint(geometry: &Geometry, capacity: &Capacity) -> Footprint {
-        let stream = |rows: usize| rows * (row_stride(geometry.hidden) + row_stride(geometry.normed_width()));
-        // What a rank brings to a sum lies in the group, too, for the time of the sum.
-        let sums = 2 * geometry.all_reduce_rows(capacity) * row_stride(geometry.hidden);
+        let activations =
+            |rows: usize| rows * (row_stride(geometry.hidden) + row_stride(geometry.normed_width()));
+        // A rank's contribution to an all-reduce is copied into the group.
+        let reduced = 2 * geometry.all_reduce_rows(capacity) * row_stride(geometry.hidden);
         let tables = capacity.tokens * geometry.shard.head_dim;
-        let floats = stream(capacity.tokens)
-            + stream(capacity.sequences)
-            + wide_floats(geometry, capacity)
-            + sums
+        let floats = activations(capacity.tokens)
+            + activations(capacity.sequences)
+            + scratch_floats(geometry, capacity)
+            + reduced
             + tables;
         Footprint { weights: 0, workspace: floats * size_of::<f32>() }
     }
 
-    /// A backend for the rank of `geometry` and passes of up to `capacity`, with `threads` worker threads of its own.
+    /// Creates a backend for the rank of `geometry` and passes of up to `capacity`, with `threads`
+    /// worker threads of its own.
     ///
-    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) or [`ErrorKind::Io`](crate::ErrorKind::Io) when there is no room for tables or no thread to be had.
+    /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) or [`ErrorKind::Io`](crate::ErrorKind::Io)
+    /// when no memory or no thread can be had.
     pub fn new(
         geometry: Geometry,
         capacity: Capacity,
@@ -65,23 +70,23 @@ impl Cpu {
             gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, math, heads(&geometry)));
         threads.reserve(scratch);
         let tables = RopeTables::new(geometry.rope_frequencies.clone());
-        let sums = match geometry.all_reduce_rows(&capacity) {
+        let reduced = match geometry.all_reduce_rows(&capacity) {
             0 => None,
             rows => Some(Act::new(rows * row_stride(geometry.hidden))?),
         };
-        Ok(Self { geometry, capacity, isa, math, warning, threads, group, tables, sums })
+        Ok(Self { geometry, capacity, isa, math, warning, threads, group, tables, reduced })
     }
 
-    /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`: at once for all pieces that
-    /// are stored alike, so that x is read, and workers are woken, once.
-    fn product(&self, x: Rows<'_>, weight: &Weight, features: Range<usize>, store: Store, out: &mut [f32]) {
+    /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`:
+    /// in one call for all pieces of one format, so that x is read, and workers are woken, once.
+    fn matmul(&self, x: Rows<'_>, weight: &Weight, features: Range<usize>, store: Store, out: &mut [f32]) {
         let out_stride = row_stride(weight.out_features());
-        let multiply = |first: usize, view: WeightView, out: &mut [f32]| {
+        let call = |first: usize, view: WeightView, out: &mut [f32]| {
             let bias = weight.bias().map(|bias| &bias[first..][..view.rows()]);
             let out = RowsMut::new(&mut out[first..], x.rows(), view.rows(), out_stride);
             gemm(self.isa, &self.threads, &Gemm { x, weight: view, bias, store, math: self.math }, out);
         };
-        // The feature at which what has been joined begins, and that.
+        // The pieces joined so far, and their first feature.
         let mut joined: Option<(usize, WeightView)> = None;
         let mut first = 0;
         for piece in weight.pieces() {
@@ -97,18 +102,19 @@ impl Cpu {
                 Some((first, before)) => match before.followed_by(view) {
                     Some(both) => (first, both),
                     None => {
-                        multiply(first, before, out);
+                        call(first, before, out);
                         (wanted.start, view)
                     }
                 },
             });
         }
         if let Some((first, view)) = joined {
-            multiply(first, view, out);
+            call(first, view, out);
         }
     }
 
-    /// A weight of gate and up as a product reads it that gates; none where the arithmetic has no such product.
+    /// Returns a weight of gate and up as one view, for a GEMM with a gate; none where the
+    /// arithmetic has no such GEMM.
     fn gated<'a>(&self, weight: &'a Weight) -> Option<WeightView<'a>> {
         let [gate, up] = weight.pieces() else { return None };
         let ffn = self.geometry.shard.ffn_local;
@@ -116,14 +122,14 @@ impl Cpu {
     }
 }
 
-/// Rows of a stored matrix, as products read them.
+/// Returns rows of a stored matrix as a view.
 fn view_of(tensor: &HostTensor, rows: Range<usize>) -> WeightView<'_> {
     let bytes = &tensor.bytes()[rows.start * tensor.row_stride() * tensor.dtype().size()..];
     WeightView::new(bytes, tensor.dtype(), rows.len(), tensor.cols(), tensor.row_stride())
 }
 
 /// Floats of [`Role::Scratch`]: q, k and v of every row, or gate and up of a chunk.
-fn wide_floats(geometry: &Geometry, capacity: &Capacity) -> usize {
+fn scratch_floats(geometry: &Geometry, capacity: &Capacity) -> usize {
     let qkv = capacity.tokens * row_stride(geometry.shard.qkv_width_local());
     let gate_up = capacity.mlp_tokens * row_stride(2 * geometry.shard.ffn_local);
     qkv.max(gate_up)
@@ -149,7 +155,7 @@ impl Backend for Cpu {
         Act::new(match role {
             Role::Residual => rows.saturating_mul(row_stride(self.geometry.hidden)),
             Role::Normed => rows.saturating_mul(row_stride(self.geometry.normed_width())),
-            Role::Scratch => wide_floats(&self.geometry, &self.capacity),
+            Role::Scratch => scratch_floats(&self.geometry, &self.capacity),
         })
     }
 
@@ -181,7 +187,7 @@ impl Backend for Cpu {
 
     fn metadata(&mut self, packed: &Packed) -> Result<Metadata> {
         let positions = packed.positions.iter().max().map_or(0, |&last| last as usize + 1);
-        self.tables.reach(positions)?;
+        self.tables.extend(positions)?;
         Ok(Metadata::new(heads(&self.geometry), packed))
     }
 
@@ -207,8 +213,8 @@ impl Backend for Cpu {
         out: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let pending = self.sums.as_ref().filter(|_| before == Reduction::Pending);
-        let delta = pending.map(|sums| sums.rows(rows.clone(), hidden));
+        let pending = self.reduced.as_ref().filter(|_| before == Reduction::Pending);
+        let delta = pending.map(|reduced| reduced.rows(rows.clone(), hidden));
         let eps = self.geometry.rms_norm_eps;
         let (residual, out) = (residual.rows_mut(rows.clone(), hidden), out.rows_mut(rows, hidden));
         add_rms_norm(self.isa, &self.threads, residual, delta, weight.values(), eps, out);
@@ -232,7 +238,7 @@ impl Backend for Cpu {
             Features::KeysAndValues => q_width..width,
         };
         let x = x.rows(rows, weight.in_features());
-        self.product(x, weight, features, Store::Replace, out.write(out_rows, width));
+        self.matmul(x, weight, features, Store::Replace, out.write(out_rows, width));
         Ok(())
     }
 
@@ -301,20 +307,20 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
         let x = x.rows(x_first..x_first + rows.len(), weight.in_features());
-        // Out of `self` for the time of the product, which reads the rest of it.
-        let mut sums = self.sums.take();
-        match &mut sums {
-            None => self.product(x, weight, 0..hidden, Store::Add, residual.write(rows, hidden)),
-            Some(sums) => self.product(x, weight, 0..hidden, Store::Replace, sums.write(rows, hidden)),
+        // Taken out of `self`, the rest of which the matmul reads.
+        let mut reduced = self.reduced.take();
+        match &mut reduced {
+            None => self.matmul(x, weight, 0..hidden, Store::Add, residual.write(rows, hidden)),
+            Some(reduced) => self.matmul(x, weight, 0..hidden, Store::Replace, reduced.write(rows, hidden)),
         }
-        self.sums = sums;
+        self.reduced = reduced;
         Ok(())
     }
 
     fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
-        let Some(sums) = &mut self.sums else { return Ok(Reduction::InResidual) };
-        // What lies between the rows is added too, and read by nobody.
-        self.group.all_reduce(self.geometry.shard.rank, sums.write(rows, self.geometry.hidden))?;
+        let Some(reduced) = &mut self.reduced else { return Ok(Reduction::InResidual) };
+        // Elements between the rows are added too, and never read.
+        self.group.all_reduce(self.geometry.shard.rank, reduced.write(rows, self.geometry.hidden))?;
         Ok(Reduction::Pending)
     }
 
@@ -336,18 +342,18 @@ impl Backend for Cpu {
     fn head(&mut self, x: &Act, head: &Weight, rows: usize) -> Result<Vec<f32>> {
         let labels = head.out_features();
         let mut logits = vec![0.0; rows * labels];
-        // In f32 whatever the arithmetic of the layers: this product is the reward.
+        // In f32 whatever the arithmetic of the layers: this matmul is the reward.
         let x = x.rows(0..rows, head.in_features());
         let exact = Math::F32;
         for piece in head.pieces() {
-            let product = Gemm {
+            let operands = Gemm {
                 x,
                 weight: view_of(piece, 0..piece.rows()),
                 bias: None,
                 store: Store::Replace,
                 math: exact,
             };
-            gemm(self.isa, &self.threads, &product, RowsMut::new(&mut logits, rows, labels, labels));
+            gemm(self.isa, &self.threads, &operands, RowsMut::new(&mut logits, rows, labels, labels));
         }
         Ok(logits)
     }

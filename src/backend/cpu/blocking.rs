@@ -1,10 +1,12 @@
-//! Block sizes of a GEMM in BLIS's letters: a table with a row for each instruction set and matrix unit.
+//! Block sizes of a GEMM in BLIS's letters: a table with a row for each instruction set and matrix
+//! unit.
 
 use super::matrix_unit;
 use super::simd::{Isa, Vector};
 
-/// Block sizes: the microkernel multiplies `mr` rows of x by a panel of `nr` columns, over k blocks of at most `kc` steps, in
-/// blocks of at most `mc` rows and `nc` columns. A step is one element of k, or a pair of bfloat16 values.
+/// Block sizes: the microkernel multiplies `mr` rows of x by a panel of `nr` columns, over k blocks
+/// of at most `kc` steps, in blocks of at most `mc` rows and `nc` columns. A step is one element of
+/// k, or a pair of bfloat16 values.
 #[derive(Clone, Copy)]
 pub(super) struct Blocking {
     /// Rows of the microkernel: with its columns, accumulators that fill the register file.
@@ -15,7 +17,8 @@ pub(super) struct Blocking {
     pub(super) kc: usize,
     /// Rows of a block at most: a weight is packed again for each block of rows.
     pub(super) mc: usize,
-    /// Columns at a time: that vector instructions pack, or for which a matrix unit keeps accumulators between k blocks.
+    /// Columns at a time: that vector instructions pack, or for which a matrix unit keeps
+    /// accumulators between k blocks.
     pub(super) nc: usize,
 }
 
@@ -26,25 +29,28 @@ const VECTOR_NC: usize = 192;
 
 /// 2 vectors of 4 lanes.
 const PORTABLE: Blocking = Blocking { mr: 4, nr: 8, kc: 256, mc: VECTOR_MC, nc: VECTOR_NC };
-/// 2 vectors of 8 lanes in 16 registers. A panel of 16 columns and 256 steps is 16 KiB: half of the first-level cache.
+/// 2 vectors of 8 lanes in 16 registers. A panel of 16 columns and 256 steps is 16 KiB: half of the
+/// first-level cache.
 const AVX2: Blocking = Blocking { mr: 6, nr: 16, kc: 256, mc: VECTOR_MC, nc: VECTOR_NC };
-/// 3 vectors of 16 lanes in 32 registers. A panel of 48 columns comes out of the second-level cache at a third of what that
-/// gives, so it need not fit into the first: 768 steps beat 192 (which would) by 3 to 5 % of a matmul, for accumulators are
-/// spilled and reloaded less often.
+/// 3 vectors of 16 lanes in 32 registers. A panel of 48 columns comes out of the second-level cache
+/// at a third of what that gives, so it need not fit into the first: 768 steps beat 192 (which
+/// would) by 3 to 5 % of a matmul, for accumulators are spilled and reloaded less often.
 const AVX512: Blocking = Blocking { mr: 8, nr: 48, kc: 768, mc: VECTOR_MC, nc: VECTOR_NC };
 
-/// Elements of k: a panel then takes 40 KiB of the first-level cache, which tiles of x pass by. With 768 it takes all 48, and
-/// matmuls over k = 576, in one k block with either, are as fast; those over 1,536 lost 5 %.
+/// Elements of k: a panel then takes 40 KiB of the first-level cache, which tiles of x pass by.
+/// With 768 it takes all 48, and matmuls over k = 576, in one k block with either, are as fast;
+/// those over 1,536 lost 5 %.
 const TILES_KC: usize = 640;
-/// x in one term. A weight is packed again for every `mc` rows, and x of so many, in all its terms, stays in the second-level
-/// cache: one term of 512 rows takes 640 KiB of it, three terms of 256 take 960.
+/// x in one term. A weight is packed again for every `mc` rows, and their x, in all its terms,
+/// stays in the second-level cache: one term of 512 rows takes 640 KiB of it, three terms of 256
+/// take 960.
 const TILES_OF_1_TERM: Blocking =
     Blocking { mr: matrix_unit::MR, nr: matrix_unit::NR, kc: TILES_KC, mc: 512, nc: 768 };
 /// x in three terms.
 const TILES_OF_3_TERMS: Blocking = Blocking { mc: 256, ..TILES_OF_1_TERM };
 
 impl Blocking {
-    /// The block sizes for vectors of so many lanes: each instruction set has a width of its own.
+    /// The block sizes for vectors of `lanes` lanes: each instruction set has a width of its own.
     const fn of_lanes(lanes: usize) -> Self {
         match lanes {
             4 => PORTABLE,

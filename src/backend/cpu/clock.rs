@@ -1,4 +1,4 @@
-//! The clock of ops on the CPU: they are done when their call returns.
+//! The clock of ops on the CPU: an op has completed when its call returns.
 
 use std::time::Instant;
 

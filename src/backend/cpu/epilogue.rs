@@ -6,15 +6,15 @@ use super::simd::Vector;
 /// Floats of a cache line.
 const LINE_FLOATS: usize = 16;
 
-/// How a GEMM writes its output.
+/// The kind of epilogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Store {
     /// The output is overwritten.
     Replace,
     /// The matmul is added to the output.
     Add,
-    /// Of a weight of gate and, behind it, up, both equally many rows, `gate(..) * up` overwrites the output: half as many
-    /// columns. By a matrix unit only.
+    /// Of a weight of gate and, behind it, up, both equally many rows, `gate(..) * up` overwrites
+    /// the output: half as many columns. By a matrix unit only.
     Gated(Gate),
 }
 
@@ -34,7 +34,8 @@ pub(super) struct Epilogue {
 }
 
 impl Epilogue {
-    /// Calls `prefetch` for the lines of a tile of the output, which will be written, or read and written, many steps later.
+    /// Calls `prefetch` for the lines of a tile of the output, which will be written, or read and
+    /// written, many steps later.
     #[inline(always)]
     pub(super) fn prefetch(&self, rows: usize, columns: usize, prefetch: impl Fn(*const u8)) {
         for r in 0..rows {
@@ -45,15 +46,18 @@ impl Epilogue {
         }
     }
 
-    /// Writes the vector of accumulators at `[row, column]` of the tile. Not for gates, which take two.
+    /// Writes the vector of accumulators at `[row, column]` of the tile. Not for gates, which take
+    /// two.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; the columns of the vector that exist lie inside `out` and `bias`.
+    /// The CPU has the instructions of `V`; the columns of the vector that exist lie inside `out`
+    /// and `bias`.
     #[inline(always)]
     pub(super) unsafe fn store_vector<V: Vector>(&self, row: usize, column: usize, mut acc: V) {
         let count = V::LANES.min(self.columns.saturating_sub(column));
-        // SAFETY: `count` columns from `column` on exist; where none do, nothing is read or written.
+        // SAFETY: `count` columns from `column` on exist; where none do, nothing is read or
+        // written.
         unsafe {
             if let Some(bias) = self.bias {
                 acc = acc.add(V::load_first(bias.wrapping_add(column), count));
@@ -66,13 +70,13 @@ impl Epilogue {
         }
     }
 
-    /// Writes `rows` rows of accumulators from memory, `acc_stride` floats apart, in whole vectors. A gate's are two vectors,
-    /// of gate and of up, which make at most `LANES` columns.
+    /// Writes `rows` rows of accumulators from memory, `acc_stride` floats apart, in whole vectors.
+    /// A gate's are two vectors, of gate and of up, which make at most `LANES` columns.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; these accumulators are readable, and the columns of them that exist lie inside `out`,
-    /// `bias` and `up_bias`.
+    /// The CPU has the instructions of `V`; these accumulators are readable, and the columns of
+    /// them that exist lie inside `out`, `bias` and `up_bias`.
     #[inline(always)]
     pub(super) unsafe fn store_rows<V: Vector>(&self, acc: *const f32, acc_stride: usize, rows: usize) {
         // SAFETY: the caller's promises.

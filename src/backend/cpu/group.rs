@@ -7,15 +7,15 @@ use crate::lock::lock;
 
 /// The ranks of one engine on the CPU.
 ///
-/// The sum is taken in rank order by every rank for itself, so all ranks hold the same bits, the same ones in every
-/// run.
+/// Every rank adds the contributions in rank order by itself, so all ranks hold the same bits, in
+/// every run.
 #[derive(Debug)]
 pub struct Group {
     ranks: usize,
     gate: Mutex<Gate>,
-    turned: Condvar,
-    /// What each rank brings to the present all-reduce.
-    parts: Vec<RwLock<Vec<f32>>>,
+    advanced: Condvar,
+    /// Contribution of each rank to the present all-reduce.
+    contributions: Vec<RwLock<Vec<f32>>>,
 }
 
 #[derive(Debug, Default)]
@@ -26,40 +26,40 @@ struct Gate {
 }
 
 impl Group {
-    /// A group of `ranks` ranks, none of which has come yet.
+    /// Creates a group of `ranks` ranks, none of which has arrived.
     pub fn new(ranks: usize) -> Self {
-        let parts = (0..ranks).map(|_| RwLock::default()).collect();
-        Self { ranks, gate: Mutex::default(), turned: Condvar::new(), parts }
+        let contributions = (0..ranks).map(|_| RwLock::default()).collect();
+        Self { ranks, gate: Mutex::default(), advanced: Condvar::new(), contributions }
     }
 
-    /// How many ranks must come to each all-reduce.
+    /// Number of ranks that take part in each all-reduce.
     pub fn ranks(&self) -> usize {
         self.ranks
     }
 
-    /// Replaces `data` by its sum over all ranks. Every rank calls this with the same length; it returns when all
-    /// have come, or with an error when the group was aborted.
+    /// Replaces `data` by its sum over all ranks. Every rank calls this with the same length; it
+    /// returns when all have arrived, or with an error when the group was aborted.
     pub fn all_reduce(&self, rank: usize, data: &mut [f32]) -> Result<()> {
         {
-            let mut part = self.parts[rank].write().unwrap_or_else(PoisonError::into_inner);
-            part.clear();
-            part.extend_from_slice(data);
+            let mut own = self.contributions[rank].write().unwrap_or_else(PoisonError::into_inner);
+            own.clear();
+            own.extend_from_slice(data);
         }
         self.wait_for_all()?;
         data.fill(0.0);
-        for part in &self.parts {
-            let part = part.read().unwrap_or_else(PoisonError::into_inner);
-            assert_eq!(part.len(), data.len(), "ranks bring equally many numbers");
-            data.iter_mut().zip(part.iter()).for_each(|(sum, x)| *sum += x);
+        for contribution in &self.contributions {
+            let contribution = contribution.read().unwrap_or_else(PoisonError::into_inner);
+            assert_eq!(contribution.len(), data.len(), "ranks contribute different numbers of elements");
+            data.iter_mut().zip(contribution.iter()).for_each(|(sum, x)| *sum += x);
         }
-        // Nobody may bring the next part while somebody still reads this one.
+        // No rank may overwrite its contribution while another still reads it.
         self.wait_for_all()
     }
 
-    /// Makes every rank that waits, or comes later, give up.
+    /// Fails the all-reduce of every rank that waits, and every later one.
     pub fn abort(&self) {
         self.lock().aborted = true;
-        self.turned.notify_all();
+        self.advanced.notify_all();
     }
 
     fn wait_for_all(&self) -> Result<()> {
@@ -68,11 +68,11 @@ impl Group {
         if gate.arrived == self.ranks {
             gate.arrived = 0;
             gate.round += 1;
-            self.turned.notify_all();
+            self.advanced.notify_all();
         } else {
             let round = gate.round;
             while gate.round == round && !gate.aborted {
-                gate = self.turned.wait(gate).unwrap_or_else(PoisonError::into_inner);
+                gate = self.advanced.wait(gate).unwrap_or_else(PoisonError::into_inner);
             }
         }
         match gate.aborted {
@@ -92,7 +92,7 @@ mod tests {
     use std::thread;
 
     #[test]
-    fn every_rank_gets_the_same_sum_round_after_round() {
+    fn every_rank_gets_the_same_sum_in_every_all_reduce() {
         let group = Group::new(4);
         let sums: Vec<Vec<f32>> = thread::scope(|scope| {
             let ranks: Vec<_> = (0..4)
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abort_frees_those_that_wait_and_those_that_come() {
+    fn an_abort_fails_waiting_and_later_ranks() {
         let group = Group::new(2);
         thread::scope(|scope| {
             let waiting = scope.spawn(|| group.all_reduce(0, &mut [1.0]));

@@ -1,4 +1,4 @@
-//! What the CPU needs to know about a packed batch besides its tokens.
+//! Metadata of a packed batch: the parts of a pass, positions and attention plans.
 
 use std::ops::Range;
 
@@ -6,24 +6,25 @@ use super::attention::{AttentionPlan, Heads, Queries};
 use crate::backend::Tokens;
 use crate::batch::Packed;
 
-/// Rows of a part at most. Ranks share the processor, so that nothing is gained by other work beside their sums; but what one
-/// op of a part writes is still near when the next one reads it.
+/// Rows of a part at most. Ranks share the processor, so overlapping other work with their
+/// all-reduces gains nothing; but what one op of a part writes is still in a cache when the next
+/// one reads it.
 const PART_ROWS: usize = 1024;
 
-/// What a pass needs besides its tokens.
+/// Metadata of a pass.
 pub struct Metadata {
     /// Cuts of all packed rows.
     parts: Vec<Range<usize>>,
-    /// Of all packed rows.
+    /// Positions of all packed rows.
     positions: Vec<u32>,
-    /// Of each part.
+    /// One plan per part.
     attention: Vec<AttentionPlan>,
     last: LastRows,
 }
 
 /// The rows in which sequences end.
 struct LastRows {
-    /// Where they lie among the packed rows.
+    /// Their indices among the packed rows.
     rows: Vec<usize>,
     positions: Vec<u32>,
     attention: AttentionPlan,
@@ -34,7 +35,7 @@ impl Metadata {
     pub(super) fn new(heads: Heads, packed: &Packed) -> Self {
         let rows = packed.tokens.len();
         let part_rows = rows.div_ceil(rows.div_ceil(PART_ROWS).max(1)).max(1);
-        // A pass of no rows has a part, too.
+        // A pass without rows has one part, too.
         let starts = (0..rows.max(1)).step_by(part_rows);
         let parts: Vec<_> = starts.map(|start| start..rows.min(start + part_rows)).collect();
         let attention = parts.iter().map(|part| {
@@ -78,7 +79,7 @@ impl Metadata {
         &self.last.rows
     }
 
-    /// Where rows lie in an activation of theirs, and their positions.
+    /// Returns the rows of `tokens` in an activation, and their positions.
     pub(super) fn rows(&self, tokens: Tokens) -> (Range<usize>, &[u32]) {
         match tokens {
             Tokens::Part(part) => (self.parts[part].clone(), &self.positions[self.parts[part].clone()]),

@@ -1,12 +1,13 @@
-//! The microkernel: a few rows of x times a panel of output columns, accumulated along k in registers.
+//! The microkernel: a few rows of x times a panel of output columns, accumulated along k in
+//! registers.
 //!
 //! ```text
 //! acc[r, n] = (0 or acc[r, n]) + x[r, 0] * panel[0, n] + x[r, 1] * panel[1, n] + ..
 //! ```
 //!
-//! Each element is one chain of additions in the order of k, whatever tile it falls into and wherever the chain was spilled
-//! and reloaded. That is why a row's bits do not depend on how many rows there are. GEMM and both matmuls of attention
-//! are made of this one function.
+//! Each element is one chain of additions in the order of k, whatever tile it falls into and
+//! wherever the chain was spilled and reloaded. That is why a row's bits do not depend on how many
+//! rows there are. GEMM and both matmuls of attention are made of this one function.
 
 use super::accumulators::Start;
 use super::blocking::Blocked;
@@ -56,8 +57,8 @@ impl<V: Bf16Vector> Dot<V> for Bf16 {
     }
 }
 
-/// Operands of a macrokernel: `x` is `[rows, steps]`, a panel `[steps, panel_width]`, of which `VECTORS` vectors are
-/// multiplied, `acc` `[rows, panels * VECTORS * LANES]`; strides in floats.
+/// Operands of a macrokernel: `x` is `[rows, steps]`, a panel `[steps, panel_width]`, of which
+/// `VECTORS` vectors are multiplied, `acc` `[rows, panels * VECTORS * LANES]`; strides in floats.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
     pub(super) steps: usize,
@@ -78,8 +79,9 @@ pub(super) struct Operands {
     pub(super) prefetch: Prefetch,
 }
 
-/// Rows of bytes to prefetch into the second-level cache while a macrokernel runs: a few of them with every microkernel, as
-/// many bytes as there are steps. Nothing is read, so the addresses need not be valid.
+/// Rows of bytes to prefetch into the second-level cache while a macrokernel runs: a few of them
+/// with every microkernel, as many bytes as there are steps. Nothing is read, so the addresses need
+/// not be valid.
 #[derive(Clone, Copy)]
 pub(super) struct Prefetch {
     pub(super) first: *const u8,
@@ -105,7 +107,8 @@ impl Prefetch {
         self
     }
 
-    /// Prefetches one microkernel's share of the bytes that belong to the line of steps from `step` on.
+    /// Prefetches one microkernel's share of the bytes that belong to the line of steps from `step`
+    /// on.
     #[inline(always)]
     fn fetch(&self, step: usize) {
         let offset = step * self.step_bytes;
@@ -137,13 +140,14 @@ impl Operands {
     }
 }
 
-/// Multiplies `rows` rows by `panels` panels of `VECTORS` vectors: a few rows of x stay in the first-level cache while all
-/// panels go past them, out of the second.
+/// Multiplies `rows` rows by `panels` panels of `VECTORS` vectors: a few rows of x stay in the
+/// first-level cache while all panels go past them, out of the second.
 ///
 /// # Safety
 ///
-/// The CPU has the instructions of `V`; `x` and the panels are readable and `acc` writable (and initialised, to be
-/// reloaded) in the shapes that [`Operands`] states, and an epilogue's output writable; no other thread touches them.
+/// The CPU has the instructions of `V`; `x` and the panels are readable and `acc` writable (and
+/// initialised, to be reloaded) in the shapes that [`Operands`] states, and an epilogue's output
+/// writable; no other thread touches them.
 #[inline(always)]
 pub(super) unsafe fn macrokernel<V: Blocked, D: Dot<V>, const VECTORS: usize>(
     mut operands: Operands,
@@ -153,7 +157,8 @@ pub(super) unsafe fn macrokernel<V: Blocked, D: Dot<V>, const VECTORS: usize>(
     let width = VECTORS * V::LANES;
     // SAFETY: every tile covers rows below `rows` and panels below `panels`.
     unsafe {
-        // With one or two rows a panel has too few chains to hide an addition's latency: take several at once.
+        // With one or two rows a panel has too few chains to hide the latency of an addition: take
+        // several panels.
         match rows {
             0 => {}
             1 => {
@@ -233,8 +238,8 @@ unsafe fn microkernel_of_rows<V: Blocked, D: Dot<V>, const VECTORS: usize>(opera
 unsafe fn microkernel<V: Blocked, D: Dot<V>, const ROWS: usize, const PANELS: usize, const VECTORS: usize>(
     operands: Operands,
 ) {
-    // SAFETY: all addresses are rows below ROWS, panels below PANELS, vectors below VECTORS and steps below `steps`,
-    // which the caller vouches for.
+    // SAFETY: all addresses are rows below ROWS, panels below PANELS, vectors below VECTORS and
+    // steps below `steps`, which the caller vouches for.
     unsafe {
         let width = VECTORS * V::LANES;
         if let Some(epilogue) = operands.epilogue {

@@ -1,8 +1,10 @@
-//! The backend that runs anywhere: f32 activations, weights as stored, straight from the mapped files.
+//! The backend that runs anywhere: f32 activations, weights as stored, straight from the mapped
+//! files.
 //!
-//! [`Cpu`] holds what a rank needs and calls the kernels, which are plain functions on slices: [`mod@gemm`], [`mod@attention`],
-//! [`elementwise`], one algorithm each for every instruction set ([`simd`]), and products by a [`matrix_unit`] too. Nothing is
-//! copied at load but norm weights and biases, and nothing allocated during a pass but its plan.
+//! [`Cpu`] holds the state of a rank and calls the kernels, which are plain functions on slices:
+//! [`mod@gemm`], [`mod@attention`], [`elementwise`], one algorithm each for every instruction set
+//! ([`simd`]), and matmuls by a `matrix_unit` too. Only norm weights and biases are copied at load,
+//! and a pass allocates only its metadata.
 
 mod accumulators;
 mod act;

@@ -1,26 +1,28 @@
-//! Packing: rows that are contiguous along k become panels that are contiguous along the output columns.
+//! Packing: rows that are contiguous along k become panels that are contiguous along the output
+//! columns.
 //!
-//! A panel is `[steps, width]`: what one step of k multiplies lies side by side. Stored weights are widened to f32 on the
-//! way, straight from the mapping, in squares that are transposed in registers.
+//! A panel is `[steps, width]`: the elements of one step of k lie side by side. Stored weights are
+//! widened to f32 on the way, straight from the mapping, in squares that are transposed in
+//! registers.
 
 use super::simd::{Bf16Vector, LANES_MAX, Vector, prefetch};
 use crate::weights::Dtype;
 
-/// What a row is stored as: how a vector of it is loaded, and what steps its lanes become.
+/// A storage format of rows: how a vector is loaded, and the steps that its lanes become.
 pub(super) trait Source {
     /// Bytes of one lane in memory.
     const LANE_BYTES: usize;
     /// Steps of the panel that one lane makes.
     const LANE_STEPS: usize = 1;
 
-    /// `LANES` lanes from `from`.
+    /// Loads `LANES` lanes from `from`.
     ///
     /// # Safety
     ///
     /// The CPU has the instructions of `V`, and `LANES * LANE_BYTES` bytes are readable at `from`.
     unsafe fn load<V: Vector>(from: *const u8) -> V;
 
-    /// `LANES` lanes from `offset` of each of the first `LANES` rows, transposed.
+    /// Loads `LANES` lanes from `offset` of each of the first `LANES` rows, transposed.
     ///
     /// # Safety
     ///
@@ -38,11 +40,12 @@ pub(super) trait Source {
         }
     }
 
-    /// Writes what one lane of each of `LANES` rows makes, `LANE_STEPS` steps that are `width` floats apart.
+    /// Writes the `LANE_STEPS` steps of one lane of each of `LANES` rows, `width` floats apart.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`, and `to` is writable for `LANES` floats of each of those steps.
+    /// The CPU has the instructions of `V`, and `to` is writable for `LANES` floats of each of
+    /// those steps.
     #[inline(always)]
     unsafe fn store<V: Vector>(lanes: V, to: *mut f32, _width: usize) {
         // SAFETY: the caller's promise.
@@ -54,7 +57,7 @@ pub(super) trait Source {
 pub(super) struct Lanes32;
 /// Rows stored as IEEE halves.
 pub(super) struct Halves;
-/// Rows stored as bfloat16, to be widened: moved in pairs, since shuffles are what packing waits for.
+/// Rows stored as bfloat16, to be widened: moved in pairs, since shuffles limit packing.
 pub(super) struct Bfloats;
 
 impl Source for Lanes32 {
@@ -123,20 +126,21 @@ pub(super) unsafe fn load_bytes<V: Vector, S: Source>(from: *const u8, bytes: us
     }
 }
 
-/// Packs `rows <= width` rows of `row_bytes` bytes as one panel `[steps, width]`: `LANE_STEPS` steps for every lane, of
-/// which the last may lack bytes and has zeros for them. Columns from `rows` on are zero. Unless `ahead_bytes` is 0, what
-/// lies so far behind each row is fetched into the cache: a row's part is too short for the hardware to do it in time.
+/// Packs `rows <= width` rows of `row_bytes` bytes as one panel `[steps, width]`: `LANE_STEPS`
+/// steps for every lane, of which the last may lack bytes and has zeros for them. Columns from
+/// `rows` on are zero. Unless `prefetch_bytes` is 0, the bytes so far behind each row are
+/// prefetched: a row's part is too short for the hardware to do it in time.
 ///
 /// # Safety
 ///
-/// The CPU has the instructions of `V`; `width` is a multiple of `LANES`; `row(r)` has `row_bytes` readable bytes for r <
-/// `rows`; `panel` is writable for `steps * width` floats.
+/// The CPU has the instructions of `V`; `width` is a multiple of `LANES`; `row(r)` has `row_bytes`
+/// readable bytes for r < `rows`; `panel` is writable for `steps * width` floats.
 #[inline(always)]
 pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
     row: impl Fn(usize) -> *const u8,
     rows: usize,
     row_bytes: usize,
-    ahead_bytes: usize,
+    prefetch_bytes: usize,
     width: usize,
     panel: *mut f32,
 ) {
@@ -148,21 +152,23 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
         for i in 0..square_rows {
             from[i] = row(first_row + i);
         }
-        // SAFETY: squares below `whole_bytes` read whole loads inside a row's bytes, the last one what is left of them;
-        // step `k` of this group of columns is written at k * width + first_row, LANES floats, inside the panel.
+        // SAFETY: squares below `whole_bytes` read whole loads inside a row's bytes, the last one
+        // the bytes that are left; step `k` of this group of columns is written at k * width +
+        // first_row, LANES floats, inside the panel.
         unsafe {
             let mut to = panel.add(first_row);
             if square_rows == V::LANES {
                 for offset in (0..whole_bytes).step_by(square_bytes) {
-                    if ahead_bytes > 0 && offset.is_multiple_of(64) {
+                    if prefetch_bytes > 0 && offset.is_multiple_of(64) {
                         for from in &from[..V::LANES] {
-                            prefetch(from.wrapping_add(offset).wrapping_add(ahead_bytes));
+                            prefetch(from.wrapping_add(offset).wrapping_add(prefetch_bytes));
                         }
                     }
-                    to = put::<V, S>(&S::load_square(&from, offset), V::LANES, to, width);
+                    to = store_square::<V, S>(&S::load_square(&from, offset), V::LANES, to, width);
                 }
             }
-            // What is not a whole square: the last steps, or every step where rows are missing.
+            // The rest, which is not a whole square: the last steps, or every step where rows are
+            // missing.
             let mut offset = if square_rows == V::LANES { whole_bytes } else { 0 };
             while offset < row_bytes {
                 let bytes = (row_bytes - offset).min(square_bytes);
@@ -171,22 +177,25 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
                     square[i] = load_bytes::<V, S>(from[i].add(offset), bytes);
                 }
                 V::transpose(&mut square);
-                to = put::<V, S>(&square, bytes.div_ceil(S::LANE_BYTES), to, width);
+                to = store_square::<V, S>(&square, bytes.div_ceil(S::LANE_BYTES), to, width);
                 offset += square_bytes;
             }
         }
     }
 }
 
-/// Writes what the first `lanes` lanes of a transposed square's rows make from `to` on, and says where the next square goes.
+/// Writes the steps of the first `lanes` lanes of a transposed square from `to` on, and returns the
+/// address for the next square.
 ///
-/// A function, not a closure: a closure that the compiler leaves out of line has no vector instructions to be inlined.
+/// A function, not a closure: a closure that the compiler leaves out of line has no vector
+/// instructions to be inlined.
 ///
 /// # Safety
 ///
-/// The CPU has the instructions of `V`, and `to` is writable for `LANES` floats of each of `lanes * LANE_STEPS` steps.
+/// The CPU has the instructions of `V`, and `to` is writable for `LANES` floats of each of `lanes *
+/// LANE_STEPS` steps.
 #[inline(always)]
-unsafe fn put<V: Vector, S: Source>(
+unsafe fn store_square<V: Vector, S: Source>(
     square: &[V; LANES_MAX],
     lanes: usize,
     mut to: *mut f32,
@@ -200,47 +209,51 @@ unsafe fn put<V: Vector, S: Source>(
     to
 }
 
-/// Packs rows of stored weights, `row_stride` values apart, widened to f32: [`pack_panel`] for a [`Dtype`].
+/// Packs rows of stored weights, `row_stride` elements apart, widened to f32: [`pack_panel`] for a
+/// [`Dtype`].
 ///
 /// # Safety
 ///
-/// As [`pack_panel`], for `values` values a row; of bfloat16 an even number of steps is written.
+/// As [`pack_panel`], for `elements` elements a row; of bfloat16 an even number of steps is
+/// written.
 #[inline(always)]
 pub(super) unsafe fn pack_stored<V: Vector>(
     dtype: Dtype,
     row: impl Fn(usize) -> *const u8,
     rows: usize,
-    values: usize,
+    elements: usize,
     row_stride: usize,
     width: usize,
     panel: *mut f32,
 ) {
-    let bytes = values * dtype.size();
+    let bytes = elements * dtype.size();
     // The rows of the next squares.
-    let ahead = row_stride.wrapping_mul(V::LANES).wrapping_mul(dtype.size());
+    let prefetch_bytes = row_stride.wrapping_mul(V::LANES).wrapping_mul(dtype.size());
     // SAFETY: the caller's promises.
     unsafe {
         match dtype {
-            Dtype::F32 => pack_panel::<V, Lanes32>(row, rows, bytes, ahead, width, panel),
-            Dtype::F16 => pack_panel::<V, Halves>(row, rows, bytes, ahead, width, panel),
-            Dtype::BF16 => pack_panel::<V, Bfloats>(row, rows, bytes, ahead, width, panel),
+            Dtype::F32 => pack_panel::<V, Lanes32>(row, rows, bytes, prefetch_bytes, width, panel),
+            Dtype::F16 => pack_panel::<V, Halves>(row, rows, bytes, prefetch_bytes, width, panel),
+            Dtype::BF16 => pack_panel::<V, Bfloats>(row, rows, bytes, prefetch_bytes, width, panel),
         }
     }
 }
 
-/// Packs rows of stored weights as pairs of bfloat16 values, rounded where they are stored as something else: one step of
-/// the panel for every two values. `rounded` is scratch, `rounded_stride` floats for each row.
+/// Packs rows of stored weights as pairs of bfloat16 elements, rounded where they have another
+/// format: one step of the panel for every two elements. `rounded` is scratch, `rounded_stride`
+/// floats for each row.
 ///
 /// # Safety
 ///
-/// As [`pack_panel`], for `values` values a row; `rounded` is writable for `rows` rows of at least half as many floats.
+/// As [`pack_panel`], for `elements` elements a row; `rounded` is writable for `rows` rows of at
+/// least half as many floats.
 #[inline(always)]
 #[allow(clippy::too_many_arguments)]
 pub(super) unsafe fn pack_pairs<V: Bf16Vector>(
     dtype: Dtype,
     stored: impl Fn(usize) -> *const u8,
     rows: usize,
-    values: usize,
+    elements: usize,
     row_stride: usize,
     width: usize,
     panel: *mut f32,
@@ -250,37 +263,39 @@ pub(super) unsafe fn pack_pairs<V: Bf16Vector>(
     // SAFETY: the caller's promises.
     unsafe {
         if dtype == Dtype::BF16 {
-            let ahead = 2 * V::LANES * row_stride;
-            return pack_panel::<V, Lanes32>(stored, rows, 2 * values, ahead, width, panel);
+            let prefetch_bytes = 2 * V::LANES * row_stride;
+            return pack_panel::<V, Lanes32>(stored, rows, 2 * elements, prefetch_bytes, width, panel);
         }
         for r in 0..rows {
             let to = rounded.wrapping_add(r * rounded_stride).cast();
             match dtype {
-                Dtype::F16 => round_row::<V, Halves>(stored(r), values, to),
-                _ => round_row::<V, Lanes32>(stored(r), values, to),
+                Dtype::F16 => round_row::<V, Halves>(stored(r), elements, to),
+                _ => round_row::<V, Lanes32>(stored(r), elements, to),
             }
         }
         let row = |r: usize| rounded.wrapping_add(r * rounded_stride).cast_const().cast();
-        pack_panel::<V, Lanes32>(row, rows, 4 * values.div_ceil(2), 0, width, panel);
+        pack_panel::<V, Lanes32>(row, rows, 4 * elements.div_ceil(2), 0, width, panel);
     }
 }
 
-/// Rounds `values` values to bfloat16, side by side, and one zero behind an odd number of them.
+/// Rounds `elements` elements to bfloat16, side by side, with one zero behind an odd number of
+/// them.
 ///
 /// # Safety
 ///
-/// The CPU has the instructions of `V`; `values` values of `S` are readable at `from`; `to` is writable for `values`
-/// rounded up to a multiple of two.
+/// The CPU has the instructions of `V`; `elements` elements of `S` are readable at `from`; `to` is
+/// writable for `elements` rounded up to a multiple of two.
 #[inline(always)]
-pub(super) unsafe fn round_row<V: Bf16Vector, S: Source>(from: *const u8, values: usize, to: *mut u16) {
-    let whole = values - values % V::LANES;
-    // SAFETY: `whole` values in whole vectors, the rest through a buffer; all inside what the caller vouches for.
+pub(super) unsafe fn round_row<V: Bf16Vector, S: Source>(from: *const u8, elements: usize, to: *mut u16) {
+    let whole = elements - elements % V::LANES;
+    // SAFETY: `whole` elements in whole vectors, the rest through a buffer; all inside the rows
+    // that the caller vouches for.
     unsafe {
         for i in (0..whole).step_by(V::LANES) {
             S::load::<V>(from.wrapping_add(i.wrapping_mul(S::LANE_BYTES))).store_bf16(to.wrapping_add(i));
         }
-        if whole < values {
-            let rest = values - whole;
+        if whole < elements {
+            let rest = elements - whole;
             let mut buffer = [0u16; LANES_MAX];
             load_bytes::<V, S>(from.add(whole * S::LANE_BYTES), rest * S::LANE_BYTES)
                 .store_bf16(buffer.as_mut_ptr());

@@ -1,5 +1,5 @@
-//! The most that cores can multiply and add, measured: independent chains in registers and nothing else. What kernels reach
-//! is a share of it.
+//! The peak of multiply-adds, measured: independent chains in registers and nothing else. Kernels
+//! reach a share of it.
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
@@ -15,8 +15,8 @@ use crate::error::Result;
 /// Steps of a run, of one or a few milliseconds.
 pub const STEPS: usize = 100_000;
 
-/// FLOP per second of so many threads at once, in the arithmetic of `math`: the fastest run of those that `time` allows. None
-/// where no peak is known.
+/// Returns the FLOP per second of `threads` threads at once, in the arithmetic of `math`: the
+/// fastest run within `time`. None where no peak is known.
 ///
 /// # Errors
 ///
@@ -44,8 +44,8 @@ pub fn flop_per_second(isa: Isa, math: Math, threads: usize, time: Duration) -> 
 /// Chains: more than an addition's latency times the two units that add.
 const CHAINS: usize = 12;
 
-/// FLOP of one step of [`run`], counted as products of f32 where they take several of a matrix unit's: three, for the weight is
-/// stored in bfloat16.
+/// FLOP of one step of [`run`], counted in f32 multiply-adds, each of which takes three of a matrix
+/// unit's: the weight is stored in bfloat16.
 pub fn flops_per_step(isa: Isa, math: Math) -> f64 {
     let lanes = if isa.name() == "avx512" { 16 } else { 8 };
     match math {
@@ -56,8 +56,9 @@ pub fn flops_per_step(isa: Isa, math: Math) -> f64 {
     }
 }
 
-/// The arithmetic of attention beside products in `math`, and the share of a step's FLOP that it comes to there: in f32 tiles
-/// half of them, for both operands are f32, and that takes six products of a matrix unit.
+/// The arithmetic of attention beside matmuls in `math`, and the share of a step's FLOP that it
+/// comes to: half with f32 tiles, for both operands are f32, and an f32 multiply-add then takes six
+/// of a matrix unit.
 pub fn of_attention(math: Math) -> (Math, f64) {
     match math {
         Math::F32 | Math::Bf16(_) => (Math::F32, 1.0),
@@ -66,19 +67,21 @@ pub fn of_attention(math: Math) -> (Math, f64) {
     }
 }
 
-/// `steps` steps of every chain; a number, so that they are not left out. None where no peak is known: of portable code.
+/// Runs `steps` steps of every chain. Returns a value, so that they are not optimised away; none
+/// where no peak is known: of portable code.
 pub fn run(isa: Isa, math: Math, steps: usize) -> Option<f32> {
     if let Math::F32Tiles(unit) | Math::Bf16Tiles(unit) = math {
         unit.run_at_peak(steps);
         return Some(0.0);
     }
     #[cfg(target_arch = "x86_64")]
-    // SAFETY: whoever holds an `Isa`, or the arithmetic of its bf16 instructions, has the proof that they are there.
+    // SAFETY: an `Isa`, or the arithmetic of its bf16 instructions, is the proof that the CPU has
+    // them.
     unsafe {
         match (isa.name(), math) {
-            ("avx512", Math::F32) => Some(wide(steps)),
-            ("avx512", _) => Some(wide_pairs(steps)),
-            ("avx2+fma", _) => Some(narrow(steps)),
+            ("avx512", Math::F32) => Some(fused_avx512(steps)),
+            ("avx512", _) => Some(pairs_avx512(steps)),
+            ("avx2+fma", _) => Some(fused_avx2(steps)),
             _ => None,
         }
     }
@@ -91,34 +94,34 @@ pub fn run(isa: Isa, math: Math, steps: usize) -> Option<f32> {
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-fn wide(steps: usize) -> f32 {
-    let mut sums = [_mm512_set1_ps(1.0); CHAINS];
+fn fused_avx512(steps: usize) -> f32 {
+    let mut acc = [_mm512_set1_ps(1.0); CHAINS];
     let (a, b) = (black_box(_mm512_set1_ps(0.5)), black_box(_mm512_set1_ps(0.25)));
     for _ in 0..steps {
-        sums.iter_mut().for_each(|s| *s = _mm512_fmadd_ps(*s, a, b));
+        acc.iter_mut().for_each(|s| *s = _mm512_fmadd_ps(*s, a, b));
     }
-    sums.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
+    acc.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bf16")]
-fn wide_pairs(steps: usize) -> f32 {
-    let mut sums = [_mm512_set1_ps(1.0); CHAINS];
+fn pairs_avx512(steps: usize) -> f32 {
+    let mut acc = [_mm512_set1_ps(1.0); CHAINS];
     let pairs = |x: f32| _mm512_cvtne2ps_pbh(_mm512_set1_ps(x), _mm512_set1_ps(x));
     let (a, b) = (black_box(pairs(0.5)), black_box(pairs(0.25)));
     for _ in 0..steps {
-        sums.iter_mut().for_each(|s| *s = _mm512_dpbf16_ps(*s, a, b));
+        acc.iter_mut().for_each(|s| *s = _mm512_dpbf16_ps(*s, a, b));
     }
-    sums.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
+    acc.into_iter().map(|s| _mm512_reduce_add_ps(s)).sum()
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn narrow(steps: usize) -> f32 {
-    let mut sums = [_mm256_set1_ps(1.0); CHAINS];
+fn fused_avx2(steps: usize) -> f32 {
+    let mut acc = [_mm256_set1_ps(1.0); CHAINS];
     let (a, b) = (black_box(_mm256_set1_ps(0.5)), black_box(_mm256_set1_ps(0.25)));
     for _ in 0..steps {
-        sums.iter_mut().for_each(|s| *s = _mm256_fmadd_ps(*s, a, b));
+        acc.iter_mut().for_each(|s| *s = _mm256_fmadd_ps(*s, a, b));
     }
-    sums.into_iter().map(|s| _mm256_cvtss_f32(s)).sum()
+    acc.into_iter().map(|s| _mm256_cvtss_f32(s)).sum()
 }

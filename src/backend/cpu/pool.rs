@@ -1,7 +1,7 @@
 //! Threads that run one closure together, again and again, and allocate nothing for it.
 //!
-//! A pass asks for this some ten times a layer, so a worker that has nothing to do looks for work a little while before it
-//! sleeps: waking it takes longer than many an op.
+//! A pass does this some ten times a layer, so an idle worker polls for the next job a little while
+//! before it sleeps: waking it takes longer than many an op.
 
 use std::any::Any;
 use std::hint;
@@ -13,44 +13,44 @@ use std::thread::{self, JoinHandle};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
 
-/// How often a thread looks before it sleeps: some tens of microseconds.
-const LOOKS: usize = 2000;
+/// Polls of a thread before it sleeps: some tens of microseconds.
+const POLLS: usize = 2000;
 
-/// What all threads run: called with each one's number.
+/// A closure that all threads run, called with each thread's index.
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// The caller's thread, which is number 0, and others beside it.
+/// The caller's thread, which has index 0, and others beside it.
 pub(super) struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    /// Held by the caller whose job runs: there is one at a time.
+    /// Held by the caller whose job runs: one at a time.
     turn: Mutex<()>,
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// There is a job, or none will come any more.
+    /// Notified when there is a job, and when there will be none any more.
     begun: Condvar,
-    /// The last thread is through with the job.
+    /// Notified when the last thread has completed the job.
     ended: Condvar,
-    /// Copies of `State::round` and `State::working`, to look at without the lock.
+    /// Copies of `State::round` and `State::working`, polled without the lock.
     round: AtomicUsize,
     working: AtomicUsize,
 }
 
 struct State {
-    /// Counts jobs, and the end of all of them.
+    /// Counts jobs, and the shutdown.
     round: usize,
     /// The job of this round.
     job: Option<&'static Job<'static>>,
-    /// Threads that are not through with it, the caller's aside.
+    /// Threads that have not completed it, the caller's aside.
     working: usize,
     /// The first panic of this round.
     panic: Option<Box<dyn Any + Send>>,
 }
 
 impl Pool {
-    /// As many threads as `count`, the caller's included.
+    /// Starts a pool of `count` threads, the caller's included.
     ///
     /// # Errors
     ///
@@ -65,11 +65,11 @@ impl Pool {
             working: AtomicUsize::new(0),
         });
         let mut pool = Self { shared, threads: Vec::new(), turn: Mutex::new(()) };
-        for number in 1..count {
+        for index in 1..count {
             let shared = Arc::clone(&pool.shared);
             let thread = thread::Builder::new()
-                .name(format!("kudos-cpu-{number}"))
-                .spawn(move || shared.work(number))
+                .name(format!("kudos-cpu-{index}"))
+                .spawn(move || shared.work(index))
                 .map_err(|error| {
                     Error::new(ErrorKind::Memory, format!("cannot start {count} threads: {error}"))
                 })?;
@@ -78,17 +78,18 @@ impl Pool {
         Ok(pool)
     }
 
-    /// Calls `job` once on every thread, and returns when all are through. A panic is passed on. `job` must not call this
-    /// again.
+    /// Calls `job` once on every thread, and returns when all have completed it. A panic is passed
+    /// on. `job` must not call this again.
     pub(super) fn run(&self, job: &Job<'_>) {
         let turn = lock(&self.turn);
         let shared = &*self.shared;
-        // SAFETY: the reference is used by threads that count as working, and this function neither returns nor unwinds
-        // before none does: `job` on this thread is caught, and nothing else here panics. After that it is taken away.
+        // SAFETY: the reference is used by threads that count as working, and this function neither
+        // returns nor unwinds before none does: `job` on this thread is caught, and nothing else
+        // here panics. Then it is removed.
         let job_for_all = unsafe { std::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
         shared.begin(Some(job_for_all), self.threads.len());
         let own = catch_unwind(AssertUnwindSafe(|| job(0)));
-        look(|| shared.working.load(Ordering::Acquire) == 0);
+        poll(|| shared.working.load(Ordering::Acquire) == 0);
         let mut state = shared.lock();
         while state.working > 0 {
             state = shared.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +104,7 @@ impl Pool {
 }
 
 impl Shared {
-    /// Begins a round of so many threads beside the caller's; without a job it is the last one.
+    /// Begins a round of `threads` threads beside the caller's; without a job it is the last one.
     fn begin(&self, job: Option<&'static Job<'static>>, threads: usize) {
         let mut state = self.lock();
         state.round += 1;
@@ -115,10 +116,10 @@ impl Shared {
         self.begun.notify_all();
     }
 
-    /// What a thread of the pool does until the last round.
-    fn work(&self, number: usize) {
+    /// Runs a thread of the pool until the last round.
+    fn work(&self, index: usize) {
         for seen in 0.. {
-            look(|| self.round.load(Ordering::Acquire) != seen);
+            poll(|| self.round.load(Ordering::Acquire) != seen);
             let mut state = self.lock();
             // A round ends after every thread has taken part, so none is missed.
             while state.round == seen {
@@ -126,7 +127,7 @@ impl Shared {
             }
             let Some(job) = state.job else { return };
             drop(state);
-            let result = catch_unwind(AssertUnwindSafe(|| job(number)));
+            let result = catch_unwind(AssertUnwindSafe(|| job(index)));
             let mut state = self.lock();
             if let Err(panic) = result {
                 state.panic.get_or_insert(panic);
@@ -147,10 +148,10 @@ impl Shared {
     }
 }
 
-/// Looks a while for what may come soon.
-fn look(is_there: impl Fn() -> bool) {
-    for _ in 0..LOOKS {
-        if is_there() {
+/// Polls a while for what may be ready soon.
+fn poll(is_ready: impl Fn() -> bool) {
+    for _ in 0..POLLS {
+        if is_ready() {
             return;
         }
         hint::spin_loop();
@@ -161,7 +162,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.begin(None, 0);
         for thread in self.threads.drain(..) {
-            // A job's panic was caught, and passed on to whoever ran it.
+            // A job's panic was caught, and passed on to the caller that ran it.
             let _ = thread.join();
         }
     }
@@ -177,8 +178,8 @@ mod tests {
             let pool = Pool::new(count).unwrap();
             let runs: Vec<_> = (0..count).map(|_| AtomicUsize::new(0)).collect();
             for round in 1..500 {
-                pool.run(&|number| {
-                    runs[number].fetch_add(1, Ordering::Relaxed);
+                pool.run(&|index| {
+                    runs[index].fetch_add(1, Ordering::Relaxed);
                 });
                 assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == round), "{count} threads");
                 if round % 100 == 0 {
@@ -197,8 +198,8 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        pool.run(&|number| {
-                            sum.fetch_add(number, Ordering::Relaxed);
+                        pool.run(&|index| {
+                            sum.fetch_add(index, Ordering::Relaxed);
                         });
                     }
                 });
@@ -208,19 +209,19 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_of_any_thread_reaches_the_caller_when_all_are_through() {
+    fn a_panic_of_any_thread_reaches_the_caller_at_the_end() {
         let pool = Pool::new(3).unwrap();
         for panicking in 0..3 {
-            let through = AtomicUsize::new(0);
+            let completed = AtomicUsize::new(0);
             let run = || {
-                pool.run(&|number| {
-                    assert!(number != panicking, "as the test wants");
+                pool.run(&|index| {
+                    assert!(index != panicking, "as the test wants");
                     thread::sleep(std::time::Duration::from_millis(5));
-                    through.fetch_add(1, Ordering::Relaxed);
+                    completed.fetch_add(1, Ordering::Relaxed);
                 });
             };
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
-            assert_eq!(through.into_inner(), 2);
+            assert_eq!(completed.into_inner(), 2);
         }
     }
 }

@@ -1,5 +1,5 @@
-//! What the kernels' tests share: seeded inputs that are hard on purpose, comparisons that say where, thread counts, and ways
-//! to compute.
+//! Helpers of the kernels' tests: seeded inputs that are hard on purpose, comparisons that report
+//! the element, thread counts, and arithmetics.
 
 use std::io::Write;
 
@@ -10,7 +10,7 @@ use super::threads::Threads;
 /// Thread counts that results must not depend on.
 pub(super) const THREAD_COUNTS: [usize; 4] = [1, 2, 3, 5];
 
-/// SplitMix64: the same numbers everywhere.
+/// SplitMix64: the same values on every machine.
 pub(super) struct Random(u64);
 
 impl Random {
@@ -25,12 +25,13 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// Below `end`.
+    /// Returns an index below `end`.
     pub(super) fn below(&mut self, end: usize) -> usize {
         (self.bits() % end as u64) as usize
     }
 
-    /// Roughly normal, standard deviation 1; one in fifty is twenty times as large: flat inputs hide mistakes.
+    /// Returns a roughly normal value, standard deviation 1; one in fifty is twenty times as large:
+    /// flat inputs hide mistakes.
     pub(super) fn value(&mut self) -> f32 {
         let sum: f64 = (0..4).map(|_| (self.bits() >> 11) as f64 / (1u64 << 53) as f64 - 0.5).sum();
         let outlier = if self.below(50) == 0 { 20.0 } else { 1.0 };
@@ -47,24 +48,24 @@ pub(super) fn all_threads() -> Vec<Threads> {
     THREAD_COUNTS.iter().map(|count| Threads::new(*count).unwrap()).collect()
 }
 
-/// Every way to f32 products: instruction sets, and matrix units beside them.
+/// Every f32 arithmetic: instruction sets, and matrix units beside them.
 pub(super) fn f32_math() -> Vec<(Isa, Math)> {
     let of = |isa: Isa| std::iter::once(Math::F32).chain(isa.matrix_unit().map(Math::F32Tiles));
     Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
 }
 
-/// Every way to products of bfloat16 values.
+/// Every bfloat16 arithmetic.
 pub(super) fn bf16_math() -> Vec<(Isa, Math)> {
     let of = |isa: Isa| isa.bf16().map(Math::Bf16).into_iter().chain(isa.matrix_unit().map(Math::Bf16Tiles));
     Isa::for_tests().into_iter().flat_map(|isa| of(isa).map(move |math| (isa, math))).collect()
 }
 
-/// All of both.
+/// Every arithmetic.
 pub(super) fn all_math() -> Vec<(Isa, Math)> {
     f32_math().into_iter().chain(bf16_math()).collect()
 }
 
-/// A way as printed.
+/// Returns the name of an arithmetic as printed.
 pub(super) fn name(isa: Isa, math: Math) -> String {
     match math {
         Math::F32 => isa.name().to_owned(),
@@ -87,27 +88,28 @@ pub(super) fn assert_same_bits(got: &[f32], expected: &[f32], width: usize, what
 #[derive(Default)]
 pub(super) struct Worst {
     error: f64,
-    place: String,
+    location: String,
 }
 
 impl Worst {
-    pub(super) fn see(&mut self, got: f32, expected: f64, scale: f64, place: impl FnOnce() -> String) {
+    pub(super) fn record(&mut self, got: f32, expected: f64, scale: f64, location: impl FnOnce() -> String) {
         let error = (f64::from(got) - expected).abs() / scale.max(f64::MIN_POSITIVE);
         // A NaN must win, and must not be replaced.
         if (error > self.error || error.is_nan()) && !self.error.is_nan() {
             self.error = error;
-            self.place = format!("{}: {got:e}, expected {expected:e}", place());
+            self.location = format!("{}: {got:e}, expected {expected:e}", location());
         }
     }
 
     #[track_caller]
     pub(super) fn assert_within(&self, bound: f64, what: &str) {
-        println!("{what}: worst {:.2e} of {bound:.2e}, {}", self.error, self.place);
-        assert!(self.error <= bound, "{what}: {:.2e} is over {bound:.2e}, {}", self.error, self.place);
+        println!("{what}: worst {:.2e} of {bound:.2e}, {}", self.error, self.location);
+        assert!(self.error <= bound, "{what}: {:.2e} is over {bound:.2e}, {}", self.error, self.location);
     }
 }
 
-/// Says past the test harness's capture that a test could not do its work; fails where `KUDOS_TEST_REQUIRE` names it.
+/// Reports past the test harness's capture that a test could not run; fails where
+/// `KUDOS_TEST_REQUIRE` names it.
 pub(super) fn not_run(test: &str, missing: &str) {
     let required = std::env::var("KUDOS_TEST_REQUIRE").unwrap_or_default();
     assert!(!required.split(',').any(|r| r == missing), "{test} is required, and this CPU has no {missing}");

@@ -1,7 +1,8 @@
-//! A rank's own worker threads, and the memory that each of them works in.
+//! A rank's own worker threads, and the scratch memory of each.
 //!
-//! Never one pool for several ranks: two of them could each wait for a worker that the other holds. Which worker runs an
-//! item is left to chance and must not show: an item computes whole output elements in an order of its own.
+//! Ranks do not share a pool: two of them could each wait for a worker that the other holds. Which
+//! worker runs an item is left to chance and does not affect results: an item computes whole output
+//! elements in an order of its own.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -19,41 +20,43 @@ pub struct Threads {
 }
 
 impl Threads {
-    /// `count` workers: the thread that calls, and others that are started.
+    /// Starts `count` workers, of which the calling thread is one.
     ///
     /// # Errors
     ///
     /// `Options` for 0; `Memory` when the system refuses the threads.
     pub fn new(count: usize) -> Result<Self> {
         if count == 0 {
-            return Err(Error::new(ErrorKind::Options, "0 threads can do no work")
+            return Err(Error::new(ErrorKind::Options, "the number of CPU threads is 0")
                 .with_hint("give at least 1, or leave the option out to use every core"));
         }
         Ok(Self { pool: Pool::new(count)?, scratch: (0..count).map(|_| Mutex::default()).collect() })
     }
 
-    /// The number of threads that work.
+    /// Number of workers.
     pub fn count(&self) -> usize {
         self.scratch.len()
     }
 
-    /// Makes every worker's scratch hold `floats`, so that no later call allocates up to that size.
+    /// Grows every worker's scratch to `floats`, so that no later call up to that size allocates.
     pub fn reserve(&self, floats: usize) {
         for scratch in &self.scratch {
             lock(scratch).floats(floats);
         }
     }
 
-    /// Bytes that all scratch buffers hold.
+    /// Bytes of all scratch buffers.
     pub fn scratch_bytes(&self) -> usize {
         let bytes = |scratch: &Mutex<Scratch>| lock(scratch).bytes();
         self.scratch.iter().map(bytes).sum()
     }
 
-    /// Calls `work(item, scratch)` once for each `item < count`, in order of `item` as workers come free, and returns
-    /// when all are done. A panic in `work` is passed on. `work` must not call this again.
+    /// Calls `work(item, scratch)` once for each `item < count`, in order of `item` as workers come
+    /// free, and returns when all are done. A panic in `work` is passed on. `work` must not call
+    /// this again.
     pub fn for_each_item(&self, count: usize, work: impl Fn(usize, &mut Scratch) + Sync) {
-        // A worker that panicked left its numbers behind, and every item writes scratch before it reads it.
+        // A worker that panicked left garbage behind, but every item writes scratch before it reads
+        // it.
         let lock = |worker: usize| lock(&self.scratch[worker]);
         if count <= 1 || self.count() == 1 {
             let mut scratch = lock(0);
@@ -72,15 +75,15 @@ impl Threads {
         });
     }
 
-    /// Cuts `0..rows` into chunks of at least `rows_min` (the last may be shorter), several for each worker, and calls
-    /// `work(chunk)` for each. Where the cuts fall depends on the number of threads.
+    /// Cuts `0..rows` into chunks of at least `rows_min` (the last may be shorter), several for
+    /// each worker, and calls `work(chunk)` for each. The cuts depend on the number of threads.
     pub(super) fn for_each_chunk(&self, rows: usize, rows_min: usize, work: impl Fn(Range<usize>) + Sync) {
         let chunk = rows.div_ceil(4 * self.count()).max(rows_min).max(1);
         self.for_each_item(rows.div_ceil(chunk), |item, _| work(item * chunk..rows.min((item + 1) * chunk)));
     }
 }
 
-/// A worker's scratch memory: it grows to the largest size asked for and stays.
+/// A worker's scratch memory: it grows to the largest size requested and keeps it.
 #[derive(Default)]
 pub struct Scratch(Vec<CacheLine>);
 
@@ -93,14 +96,14 @@ impl Scratch {
         size_of_val(self.0.as_slice())
     }
 
-    /// `len` floats at a 64-byte boundary, holding anything.
+    /// Returns `len` floats at a 64-byte boundary, of any value.
     pub fn floats(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
             self.0.resize(lines, CacheLine([0.0; 16]));
         }
-        // SAFETY: a CacheLine is sixteen f32 without padding (repr(C), 64 bytes), the vector holds `lines` of them, and
-        // the result borrows `self`.
+        // SAFETY: a CacheLine is sixteen f32 without padding (repr(C), 64 bytes), the vector holds
+        // `lines` of them, and the result borrows `self`.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
     }
 }
@@ -144,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn work_goes_on_after_a_panic() {
+    fn workers_continue_after_a_panic() {
         for count in [1, 2] {
             let threads = Threads::new(count).unwrap();
             let panicking = || threads.for_each_item(4, |item, _| assert!(item != 2, "as the test wants"));

@@ -1,25 +1,29 @@
-//! Views of matrices in memory: activations (f32 rows with a stride) and stored weights (bytes of any alignment).
+//! Views of matrices in memory: activations (f32 rows with a stride) and stored weights (bytes of
+//! any alignment).
 //!
-//! The constructors check that every element lies inside the slice; the kernels' pointer arithmetic rests on that. They
-//! panic where it does not: that is a bug of the caller, never of a user.
+//! The constructors check that every element lies inside the slice; the kernels' pointer arithmetic
+//! rests on that. They panic where one does not: that is a bug of the caller, never a mistake of a
+//! user.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use crate::weights::Dtype;
 
-/// Elements that `rows` rows of `width`, `stride` apart, reach over.
+/// Returns the elements from the first of `rows` rows of `width`, `stride` apart, to the end of the
+/// last.
 ///
 /// # Panics
 ///
 /// When rows overlap or the extent does not fit into memory.
 fn extent(rows: usize, width: usize, stride: usize) -> usize {
-    assert!(width <= stride || rows <= 1, "rows of {width} cannot lie {stride} apart");
+    assert!(width <= stride || rows <= 1, "rows of {width} overlap at a stride of {stride}");
     match rows {
         0 => 0,
-        _ => {
-            (rows - 1).checked_mul(stride).and_then(|n| n.checked_add(width)).expect("a matrix beyond memory")
-        }
+        _ => (rows - 1)
+            .checked_mul(stride)
+            .and_then(|n| n.checked_add(width))
+            .expect("the matrix is larger than memory"),
     }
 }
 
@@ -37,7 +41,7 @@ impl<'a> Rows<'a> {
     ///
     /// # Panics
     ///
-    /// When they reach over the end of `data`, or overlap.
+    /// When the rows overlap or end after `data` does.
     pub fn new(data: &'a [f32], rows: usize, width: usize, stride: usize) -> Self {
         assert!(
             extent(rows, width, stride) <= data.len(),
@@ -47,7 +51,7 @@ impl<'a> Rows<'a> {
         Self { data, rows, width, stride }
     }
 
-    /// The number of rows.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -72,7 +76,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// f32 rows to write: `[rows, width]`, `stride` elements apart. What lies between the rows is not touched.
+/// f32 rows to write: `[rows, width]`, `stride` elements apart. Elements between the rows are not
+/// touched.
 pub struct RowsMut<'a> {
     data: &'a mut [f32],
     rows: usize,
@@ -81,12 +86,12 @@ pub struct RowsMut<'a> {
 }
 
 impl<'a> RowsMut<'a> {
-    /// `rows` rows of `width` elements, `stride` apart, from the start of `data`. To write columns `c..c + width` of a
-    /// wider matrix, pass its slice from element `c` on.
+    /// `rows` rows of `width` elements, `stride` apart, from the start of `data`. To write columns
+    /// `c..c + width` of a wider matrix, pass its slice from element `c` on.
     ///
     /// # Panics
     ///
-    /// When they reach over the end of `data`, or overlap.
+    /// When the rows overlap or end after `data` does.
     pub fn new(data: &'a mut [f32], rows: usize, width: usize, stride: usize) -> Self {
         assert!(
             extent(rows, width, stride) <= data.len(),
@@ -96,7 +101,7 @@ impl<'a> RowsMut<'a> {
         Self { data, rows, width, stride }
     }
 
-    /// The number of rows.
+    /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
     }
@@ -106,7 +111,7 @@ impl<'a> RowsMut<'a> {
         self.width
     }
 
-    /// The same rows, for several workers at once.
+    /// Shares the rows among several workers.
     pub(super) fn share(&mut self) -> SharedRows<'_> {
         SharedRows {
             data: self.data.as_mut_ptr(),
@@ -128,8 +133,8 @@ pub(super) struct SharedRows<'a> {
     life: PhantomData<&'a mut [f32]>,
 }
 
-// SAFETY: the pointer is to f32 that are borrowed exclusively for 'a; access goes through `part`, whose callers
-// promise disjoint parts.
+// SAFETY: the pointer is to f32 that are borrowed exclusively for 'a; access goes through `part`,
+// whose callers promise disjoint parts.
 unsafe impl Send for SharedRows<'_> {}
 // SAFETY: as for Send.
 unsafe impl Sync for SharedRows<'_> {}
@@ -144,8 +149,8 @@ impl SharedRows<'_> {
     #[allow(clippy::mut_from_ref, reason = "the caller promises disjoint parts")]
     pub(super) unsafe fn part(&self, row: usize, columns: Range<usize>) -> &mut [f32] {
         assert!(row < self.rows && columns.start <= columns.end && columns.end <= self.width);
-        // SAFETY: row and columns lie inside the view, which `RowsMut::new` checked against the slice; the caller
-        // promises that no other part overlaps.
+        // SAFETY: row and columns lie inside the view, which `RowsMut::new` checked against the
+        // slice; the caller promises that no other part overlaps.
         unsafe {
             let start = self.data.add(row * self.stride + columns.start);
             std::slice::from_raw_parts_mut(start, columns.end - columns.start)
@@ -154,7 +159,7 @@ impl SharedRows<'_> {
 }
 
 impl SharedRows<'_> {
-    /// The address of element `[row, column]`.
+    /// Returns the address of element `[row, column]`.
     pub(super) fn element(&self, row: usize, column: usize) -> *mut f32 {
         assert!(row < self.rows && column < self.width);
         self.data.wrapping_add(row * self.stride + column)
@@ -166,58 +171,61 @@ impl SharedRows<'_> {
     }
 }
 
-/// A weight as stored: `[rows, cols]` of one format, in one place or in a few, rows one behind another.
+/// A weight as stored: `[rows, cols]` of one format, in one segment of memory or in a few, one
+/// behind another.
 #[derive(Clone, Copy)]
 pub struct WeightView<'a> {
     /// The first `count` are in use.
-    places: [Place<'a>; PLACES_MAX],
+    segments: [Segment<'a>; SEGMENTS_MAX],
     count: usize,
     dtype: Dtype,
     cols: usize,
 }
 
-/// q, k and v are multiplied with as one.
-const PLACES_MAX: usize = 3;
+/// One for each of q, k and v, which are multiplied as one matrix.
+const SEGMENTS_MAX: usize = 3;
 
 /// Rows `row_stride` elements apart, at any byte address.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct Segment<'a> {
     bytes: &'a [u8],
     rows: usize,
     row_stride: usize,
 }
 
 impl<'a> WeightView<'a> {
-    /// `rows` rows (output columns of the product) of `cols` elements (its inner dimension), `row_stride` elements
-    /// apart, from the start of `bytes`. A column shard of a wider weight is its slice from the first column on.
+    /// `rows` rows (output columns of the matmul) of `cols` elements (its inner dimension),
+    /// `row_stride` elements apart, from the start of `bytes`. A column shard of a wider weight is
+    /// its slice from the first column on.
     ///
     /// # Panics
     ///
-    /// When they reach over the end of `bytes`, or overlap.
+    /// When the rows overlap or end after `bytes` does.
     pub fn new(bytes: &'a [u8], dtype: Dtype, rows: usize, cols: usize, row_stride: usize) -> Self {
         let fits = extent(rows, cols, row_stride).checked_mul(dtype.size()).is_some_and(|n| n <= bytes.len());
         assert!(fits, "[{rows}, {cols}] {dtype:?} rows {row_stride} apart in {} bytes", bytes.len());
-        Self { places: [Place { bytes, rows, row_stride }; PLACES_MAX], count: 1, dtype, cols }
+        Self { segments: [Segment { bytes, rows, row_stride }; SEGMENTS_MAX], count: 1, dtype, cols }
     }
 
-    /// The rows of both, one behind the other; none where their formats or widths differ, or they lie in too many places.
+    /// Returns the rows of both, one behind the other; none where their formats or widths differ,
+    /// or they have too many segments.
     pub fn followed_by(mut self, other: Self) -> Option<Self> {
         let fits = self.dtype == other.dtype && self.cols == other.cols;
         let count = self.count + other.count;
-        if !fits || count > PLACES_MAX {
+        if !fits || count > SEGMENTS_MAX {
             return None;
         }
-        self.places[self.count..count].copy_from_slice(&other.places[..other.count]);
+        self.segments[self.count..count].copy_from_slice(&other.segments[..other.count]);
         self.count = count;
         Some(self)
     }
 
-    /// Rows: output columns of the product.
+    /// Rows: output columns of the matmul.
     pub fn rows(&self) -> usize {
-        self.places[..self.count].iter().map(|place| place.rows).sum()
+        self.segments[..self.count].iter().map(|segment| segment.rows).sum()
     }
 
-    /// Elements of a row: the product's inner dimension.
+    /// Elements of a row: the inner dimension of the matmul.
     pub fn cols(&self) -> usize {
         self.cols
     }
@@ -226,22 +234,23 @@ impl<'a> WeightView<'a> {
         self.dtype
     }
 
-    /// Elements from one row to the next in the first place: enough to guess what will be read soon.
+    /// Elements from one row to the next in the first segment: enough to estimate which lines to
+    /// prefetch.
     pub(super) fn row_stride(&self) -> usize {
-        self.places[0].row_stride
+        self.segments[0].row_stride
     }
 
-    /// The address of element `[row, col]`.
+    /// Returns the address of element `[row, col]`.
     #[inline(always)]
     pub(super) fn element(&self, row: usize, col: usize) -> *const u8 {
         debug_assert!(row < self.rows() && col < self.cols);
-        let (mut place, mut row) = (0, row);
-        while place + 1 < self.count && row >= self.places[place].rows {
-            row -= self.places[place].rows;
-            place += 1;
+        let (mut index, mut row) = (0, row);
+        while index + 1 < self.count && row >= self.segments[index].rows {
+            row -= self.segments[index].rows;
+            index += 1;
         }
-        let Place { bytes, row_stride, .. } = self.places[place];
-        let index = row.wrapping_mul(row_stride).wrapping_add(col);
-        bytes.as_ptr().wrapping_add(index.wrapping_mul(self.dtype.size()))
+        let Segment { bytes, row_stride, .. } = self.segments[index];
+        let element = row.wrapping_mul(row_stride).wrapping_add(col);
+        bytes.as_ptr().wrapping_add(element.wrapping_mul(self.dtype.size()))
     }
 }

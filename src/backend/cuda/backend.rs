@@ -33,7 +33,7 @@ use super::uploader::Uploader;
 use super::weight::{Weight, WeightLayout};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
-    Ahead, Backend, Capacity, Features, Footprint, GemmTuning, Geometry, LayerWeights, Matrix, Part,
+    Ahead, Backend, Capacity, Features, Footprint, GemmTuning, Geometry, HostWeight, LayerWeights, Matrix,
     Reduction, Role, Rotate, Tokens,
 };
 use crate::batch::Packed;
@@ -192,7 +192,7 @@ impl Cuda {
     }
 
     /// A weight that is there to stay.
-    fn load(&mut self, part: &Part<'_>) -> Result<Weight> {
+    fn load(&mut self, part: &HostWeight<'_>) -> Result<Weight> {
         let context = self.ops.context();
         let mut weight = Weight::allocate(context, self.layout(), part)?;
         match weight.normal(part) {
@@ -310,11 +310,11 @@ impl Backend for Cuda {
         pieces: &[HostTensor],
         bias: Option<&[HostTensor]>,
     ) -> Result<Weight> {
-        self.load(&Part { matrix: Some(matrix), pieces, bias })
+        self.load(&HostWeight { matrix: Some(matrix), pieces, bias })
     }
 
     fn vector(&mut self, tensor: &HostTensor) -> Result<Weight> {
-        self.load(&Part { matrix: None, pieces: std::slice::from_ref(tensor), bias: None })
+        self.load(&HostWeight { matrix: None, pieces: std::slice::from_ref(tensor), bias: None })
     }
 
     fn slot(&mut self, like: &LayerTensors) -> Result<Slot> {

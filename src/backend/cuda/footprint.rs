@@ -10,20 +10,20 @@ use super::ops::RopeTables;
 use super::sizes::{AllReduceSizes, normed_width, scratch_elements, tables_bytes};
 use super::weight::WeightLayout;
 use crate::backend::tier::CudaTier;
-use crate::backend::{Capacity, Footprint, Geometry, Matrix, Part};
+use crate::backend::{Capacity, Footprint, Geometry, HostWeight, Matrix};
 use crate::weights::{ModelTensors, WeightBytes};
 
 impl Cuda {
     /// What a rank's weights take on the device, whatever format they are stored in. The embeddings stay on the host.
     pub fn weight_bytes(tier: CudaTier, geometry: &Geometry, tensors: &ModelTensors) -> WeightBytes {
         let layout = WeightLayout::new(ActivationFormat::of(tier), HeadLayout::new(geometry));
-        let bytes = |part: &Part<'_>| {
+        let bytes = |part: &HostWeight<'_>| {
             let (values, bias) = layout.bytes(part);
             values + bias.unwrap_or(0)
         };
-        let one = |matrix, tensor| Part { matrix, pieces: std::slice::from_ref(tensor), bias: None };
+        let one = |matrix, tensor| HostWeight { matrix, pieces: std::slice::from_ref(tensor), bias: None };
         let layers =
-            tensors.layers.iter().map(|layer| Part::of_layer(layer).iter().map(bytes).sum::<usize>());
+            tensors.layers.iter().map(|layer| HostWeight::all_of(layer).iter().map(bytes).sum::<usize>());
         let head = bytes(&one(None, &tensors.final_norm)) + bytes(&one(Some(Matrix::Head), &tensors.head));
         let layer_max = layers.clone().max().unwrap_or(0);
         WeightBytes { layers: layers.sum(), layer_max, head, embedding: 0 }

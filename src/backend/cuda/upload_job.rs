@@ -7,7 +7,7 @@ use cudarc::driver::CudaEvent;
 
 use super::nccl::Group;
 use super::weight::{Weight, WeightLayout, WeightRows};
-use crate::backend::{LayerWeights, Part};
+use crate::backend::{HostWeight, LayerWeights};
 use crate::error::{Error, ErrorKind};
 use crate::weights::LayerTensors;
 
@@ -44,7 +44,7 @@ pub(super) enum JobKind {
 impl UploadJob {
     /// A check of all weights of a layer.
     pub(super) fn check(layout: WeightLayout, layer: &LayerTensors) -> Self {
-        let parts = Part::of_layer(layer);
+        let parts = HostWeight::all_of(layer);
         let rows = parts.iter().flat_map(|part| WeightRows::to_check(layout, part)).collect();
         Self { rows, kind: JobKind::Check }
     }
@@ -54,7 +54,7 @@ impl UploadJob {
     /// # Safety
     ///
     /// The weight must live until the job is completed, or its receipt says that it never will be.
-    pub(super) unsafe fn load(weight: &Weight, part: &Part<'_>, filled: Arc<CudaEvent>) -> Self {
+    pub(super) unsafe fn load(weight: &Weight, part: &HostWeight<'_>, filled: Arc<CudaEvent>) -> Self {
         Self { rows: weight.rows_from(part), kind: JobKind::Load { filled } }
     }
 
@@ -65,7 +65,7 @@ impl UploadJob {
         free: Arc<CudaEvent>,
         filled: Arc<CudaEvent>,
     ) -> Self {
-        let parts = Part::of_layer(layer);
+        let parts = HostWeight::all_of(layer);
         let pairs = slot.all().into_iter().zip(&parts);
         let rows = pairs.flat_map(|(weight, part)| weight.rows_from(part)).collect();
         Self { rows, kind: JobKind::Stage { slot, free, filled } }

@@ -29,7 +29,7 @@ use super::nccl::Group;
 use super::ring::Ring;
 use super::upload_job::{DOING, UploadJob, UploadState};
 use super::weight::Weight;
-use crate::backend::Part;
+use crate::backend::HostWeight;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Readers, at most: a core copies several GB/s out of the page cache, the fastest link takes about 50.
@@ -100,7 +100,7 @@ impl Uploader {
 
     /// Copies `part` into a weight that is loaded once, for ops queued on the compute stream from here on. The host does not
     /// wait for the copies, and the next weight is read while they travel.
-    pub(super) fn load(&self, context: &Context, weight: &Weight, part: &Part<'_>) -> Result<()> {
+    pub(super) fn load(&self, context: &Context, weight: &Weight, part: &HostWeight<'_>) -> Result<()> {
         // SAFETY: the weight is borrowed until the receipt was waited for.
         let job = unsafe { UploadJob::load(weight, part, Arc::clone(&self.loaded)) };
         self.submit(job).wait()?;

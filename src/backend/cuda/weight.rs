@@ -10,7 +10,7 @@ use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
 use super::format::{ActivationFormat, WeightFormat};
 use super::heads::HeadLayout;
-use crate::backend::{Matrix, Part};
+use crate::backend::{HostWeight, Matrix};
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::{Dtype, HostTensor, Normal};
 
@@ -38,7 +38,7 @@ pub(super) struct WeightLayout {
 
 impl Weight {
     /// Memory for a weight of the shape of `part`; contents undefined.
-    pub(super) fn allocate(context: &Context, layout: WeightLayout, part: &Part<'_>) -> Result<Self> {
+    pub(super) fn allocate(context: &Context, layout: WeightLayout, part: &HostWeight<'_>) -> Result<Self> {
         let (matrix, out_features, in_features) = layout.shape(part);
         let (values_bytes, bias_bytes) = layout.bytes(part);
         let values = context.allocate(values_bytes)?;
@@ -48,7 +48,7 @@ impl Weight {
 
     /// The random values of `part`, where it has such and they lie alike on host and device: then the device can make this
     /// weight.
-    pub(super) fn normal(&self, part: &Part<'_>) -> Option<Normal> {
+    pub(super) fn normal(&self, part: &HostWeight<'_>) -> Option<Normal> {
         let rows: usize = part.pieces.iter().map(HostTensor::rows).sum();
         let (first, alike) = (&part.pieces[0], self.out_features == rows);
         first.normal().filter(|_| alike && self.in_features == first.cols() && part.bias.is_none())
@@ -64,7 +64,7 @@ impl Weight {
     /// # Panics
     ///
     /// When `part` has another shape.
-    pub(super) fn rows_from(&self, part: &Part<'_>) -> Vec<WeightRows> {
+    pub(super) fn rows_from(&self, part: &HostWeight<'_>) -> Vec<WeightRows> {
         let shape = (self.matrix, self.out_features, self.in_features);
         assert_eq!(self.layout.shape(part), shape, "a weight has the shape of those before it");
         assert_eq!(part.bias.is_some(), self.bias.is_some(), "all layers have a bias, or none");
@@ -103,7 +103,7 @@ impl WeightLayout {
     }
 
     /// A part's matrix, and its output and input features on the device.
-    fn shape(self, part: &Part<'_>) -> (Matrix, usize, usize) {
+    fn shape(self, part: &HostWeight<'_>) -> (Matrix, usize, usize) {
         // A norm's weight is laid out like a matrix of one row whose features are not divided into heads.
         let matrix = part.matrix.unwrap_or(Matrix::Down);
         let rows = part.pieces.iter().map(HostTensor::rows).sum();
@@ -112,7 +112,7 @@ impl WeightLayout {
     }
 
     /// Bytes of a part on the device: of its values, and of its bias if it has one.
-    pub(super) fn bytes(self, part: &Part<'_>) -> (usize, Option<usize>) {
+    pub(super) fn bytes(self, part: &HostWeight<'_>) -> (usize, Option<usize>) {
         let (matrix, out_features, in_features) = self.shape(part);
         let bias = part.bias.map(|_| out_features * self.bias_bytes(matrix));
         (out_features * in_features * self.format.bytes(), bias)
@@ -151,12 +151,17 @@ const NOWHERE: CUdeviceptr = 0;
 
 impl WeightRows {
     /// The rows of a part that is only checked.
-    pub(super) fn to_check(layout: WeightLayout, part: &Part<'_>) -> Vec<Self> {
+    pub(super) fn to_check(layout: WeightLayout, part: &HostWeight<'_>) -> Vec<Self> {
         Self::of_part(layout, part, NOWHERE, NOWHERE)
     }
 
     /// A part's values, and its bias if it has one, for these addresses.
-    fn of_part(layout: WeightLayout, part: &Part<'_>, values: CUdeviceptr, bias: CUdeviceptr) -> Vec<Self> {
+    fn of_part(
+        layout: WeightLayout,
+        part: &HostWeight<'_>,
+        values: CUdeviceptr,
+        bias: CUdeviceptr,
+    ) -> Vec<Self> {
         let (matrix, out_features, in_features) = layout.shape(part);
         let mut all = vec![Self {
             layout,

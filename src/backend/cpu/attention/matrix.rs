@@ -1,8 +1,8 @@
-//! The products of attention by a matrix unit: all operands cut into bfloat16 terms, as `matrix_unit` has them.
+//! The matmuls of attention by a matrix unit, all operands split into bfloat16 terms.
 //!
-//! The unit multiplies 32 rows by 32 keys at a time, whatever each row sees of them. So what a row does not see has a
-//! probability of zero and a value that is finite: values that are not are taken out of the panel, and the rows that see
-//! them get NaN in that dimension at the end.
+//! The unit multiplies 32 rows by 32 keys at a time, whichever of them each row sees. So a key that
+//! a row does not see has a probability of zero and a finite value: other values are zeroed in the
+//! panel, and the rows that see them get NaN in that dimension at the end.
 
 use super::super::accumulators::Start;
 use super::super::matrix_unit::{
@@ -19,7 +19,7 @@ use super::task::{KEYS, ROWS_MAX, Task, Tile};
 /// Blocks of a tile's keys.
 const KEY_TILES: usize = KEYS / TILE_K;
 
-/// Floats of scratch that a worker needs for so many rows.
+/// Floats of scratch that a worker needs for `rows` rows.
 pub(super) fn scratch_floats(heads: Heads, rows: usize, terms: usize) -> usize {
     let rows = rows.next_multiple_of(MR);
     ScratchSizes::new(heads.head_dim, rows, terms).total()
@@ -33,11 +33,11 @@ struct ScratchSizes {
     v: usize,
     p: usize,
     scores: usize,
-    cut: usize,
+    split: usize,
 }
 
 impl ScratchSizes {
-    /// For so many rows, in whole tiles.
+    /// For `rows` rows, in whole tiles.
     fn new(head_dim: usize, rows: usize, terms: usize) -> Self {
         let dims = head_dim.next_multiple_of(TILE_K);
         Self {
@@ -46,12 +46,12 @@ impl ScratchSizes {
             v: KEYS * dims * terms / 2,
             p: MR * KEYS * terms / 2,
             scores: MR * KEYS,
-            cut: MR * dims * terms / 2,
+            split: MR * dims * terms / 2,
         }
     }
 
     fn total(&self) -> usize {
-        self.q + self.k + self.v + self.p + self.scores + self.cut
+        self.q + self.k + self.v + self.p + self.scores + self.split
     }
 }
 
@@ -59,9 +59,9 @@ impl ScratchSizes {
 pub(super) struct Tiles<'b, const TERMS: usize> {
     unit: MatrixUnit,
     head_dim: usize,
-    /// `[rows / 32, k_tiles of dims, TERMS, 32, 32]` values.
+    /// `[rows / 32, tiles of dims, TERMS, 32, 32]` values.
     q: &'b mut [f32],
-    /// Panels of 32 keys, `[k_tiles of dims, TERMS, 16, 32]` pairs.
+    /// Panels of 32 keys, `[tiles of dims, TERMS, 16, 32]` pairs.
     k: &'b mut [f32],
     /// Panels of 32 dims, `[KEY_TILES, TERMS, 16, 32]` pairs.
     v: &'b mut [f32],
@@ -69,14 +69,15 @@ pub(super) struct Tiles<'b, const TERMS: usize> {
     p: &'b mut [f32],
     /// `[32, KEYS]`.
     scores: &'b mut [f32],
-    /// 32 keys before they are transposed, `[k_tiles of dims, TERMS, 32, 32]` values.
-    cut: &'b mut [f32],
-    /// For each dimension the first key with a value that is not finite; empty while there is none at all.
-    spoilt: Vec<usize>,
+    /// 32 keys before they are transposed, `[tiles of dims, TERMS, 32, 32]` values.
+    split: &'b mut [f32],
+    /// The first key with a value that is not finite, for each dimension; empty while there is none
+    /// at all.
+    non_finite: Vec<usize>,
 }
 
 impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
-    /// What `task` takes, in `scratch`.
+    /// Divides `scratch` for `task`.
     pub(super) fn new(unit: MatrixUnit, task: &Task, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
         let (head_dim, rows) = (task.head_dim(), task.rows().next_multiple_of(MR));
         let o_stride = head_dim.next_multiple_of(NR);
@@ -87,8 +88,8 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
         let (v, rest) = rest.split_at_mut(sizes.v);
         let (p, rest) = rest.split_at_mut(sizes.p);
         let (scores, rest) = rest.split_at_mut(sizes.scores);
-        let (cut, rest) = rest.split_at_mut(sizes.cut);
-        let tiles = Self { unit, head_dim, q, k, v, p, scores, cut, spoilt: Vec::new() };
+        let (split, rest) = rest.split_at_mut(sizes.split);
+        let tiles = Self { unit, head_dim, q, k, v, p, scores, split, non_finite: Vec::new() };
         (tiles, Running::new(task, rows, o_stride, rest))
     }
 
@@ -98,7 +99,8 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
         self.head_dim.div_ceil(TILE_K)
     }
 
-    /// Packs a tile's values, zeros behind them up to a whole k_tile of keys. False when one is not finite.
+    /// Packs a tile's values, zeros behind them up to a multiple of 32 keys. Returns false when one
+    /// is not finite.
     ///
     /// # Safety
     ///
@@ -106,9 +108,9 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
     #[inline(always)]
     unsafe fn pack_values<V: Bf16Vector>(&mut self, task: &Task, key_rows: &[usize]) -> bool {
         let from = |key: usize| key_rows.get(key).map_or(std::ptr::null(), |row| task.value(*row).as_ptr());
-        // Zero times all values: NaN where one is not finite.
-        // SAFETY: the caller vouches for the instructions; `count` floats of a value are read from `dim` on, none where there is
-        // no key; vectors of 16 pairs are written inside their k_tile.
+        // Zero times all values: NaN where one is not finite. SAFETY: the caller vouches for the
+        // instructions; `count` floats of a value are read from `dim` on, none where there is no
+        // key; vectors of 16 pairs are written inside their tile.
         unsafe {
             let mut zeros = V::splat(0.0);
             for key in (0..key_rows.len().next_multiple_of(TILE_K)).step_by(2) {
@@ -136,29 +138,29 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
         }
     }
 
-    /// Makes the values that are not finite zero, and keeps in mind who sees them.
+    /// Zeroes the values that are not finite, and records the first key of each dimension.
     #[cold]
-    fn take_out_spoilt(&mut self, first_key: usize, keys: usize) {
-        self.spoilt.resize(self.head_dim, usize::MAX);
+    fn zero_non_finite(&mut self, first_key: usize, keys: usize) {
+        self.non_finite.resize(self.head_dim, usize::MAX);
         for key in 0..keys {
             for dim in 0..self.head_dim {
                 let at = |term: usize| pair_of_value(key, dim, TERMS, term);
                 let shift = 16 * (key as u32 % 2);
-                // The first term of what is not finite is not finite either, or the second.
+                // A value that is not finite has a first or second term that is not.
                 let is_finite = |pair: f32| f32::from_bits(pair.to_bits() >> shift << 16).is_finite();
                 if (0..TERMS).any(|term| !is_finite(self.v[at(term)])) {
                     for term in 0..TERMS {
                         let pair = &mut self.v[at(term)];
                         *pair = f32::from_bits(pair.to_bits() & !(0xffff << shift));
                     }
-                    self.spoilt[dim] = self.spoilt[dim].min(first_key + key);
+                    self.non_finite[dim] = self.non_finite[dim].min(first_key + key);
                 }
             }
         }
     }
 }
 
-/// Where the pair lies in panels of V that has the value of `key` in dimension `dim`.
+/// Returns the index in panels of V of the pair that has the value of `key` in dimension `dim`.
 #[inline(always)]
 const fn pair_of_value(key: usize, dim: usize, terms: usize, term: usize) -> usize {
     let panel = dim / NR * index_in_panel(KEY_TILES, terms, 0);
@@ -172,7 +174,8 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
     #[inline(always)]
     unsafe fn gather_queries(&mut self, task: &Task) {
         let (from, k_tiles) = (|r: usize| task.query(r).as_ptr(), self.k_tiles());
-        // SAFETY: the caller vouches for the instructions; a query has head_dim floats; `q` has all tiles of these rows.
+        // SAFETY: the caller vouches for the instructions; a query has head_dim floats; `q` has all
+        // tiles of these rows.
         unsafe {
             split_rows::<V, TERMS>(from, task.rows(), self.head_dim, k_tiles, self.q.as_mut_ptr().cast())
         };
@@ -184,16 +187,16 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
         let k_tiles = self.k_tiles();
         let panel_floats = index_in_panel(k_tiles, TERMS, 0);
         for (panel, key_rows) in self.k.chunks_exact_mut(panel_floats).zip(key_rows.chunks(NR)) {
-            let (from, cut) =
-                (|r: usize| task.key(key_rows[r]).as_ptr(), self.cut.as_mut_ptr().cast::<u16>());
-            // SAFETY: the caller vouches for the instructions; a key has head_dim floats; `cut` has all terms of 32 keys; a panel
-            // has 16 steps of 32 pairs for each of their tiles.
+            let (from, split) =
+                (|r: usize| task.key(key_rows[r]).as_ptr(), self.split.as_mut_ptr().cast::<u16>());
+            // SAFETY: the caller vouches for the instructions; a key has head_dim floats; `split`
+            // has all terms of 32 keys; a panel has 16 steps of 32 pairs for each of their tiles.
             unsafe {
-                split_rows::<V, TERMS>(from, key_rows.len(), self.head_dim, k_tiles, cut);
+                split_rows::<V, TERMS>(from, key_rows.len(), self.head_dim, k_tiles, split);
                 for k_tile in 0..k_tiles {
                     for term in 0..TERMS {
                         let row = |r: usize| {
-                            cut.wrapping_add(index_in_tiles(r, k_tile, TERMS, term)).cast_const().cast()
+                            split.wrapping_add(index_in_tiles(r, k_tile, TERMS, term)).cast_const().cast()
                         };
                         let to = panel.as_mut_ptr().add(index_in_panel(k_tile, TERMS, term));
                         pack_panel::<V, Lanes32>(row, NR, 2 * TILE_K, 0, NR, to);
@@ -204,7 +207,7 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
         // SAFETY: the caller vouches for the instructions.
         let is_finite = unsafe { self.pack_values::<V>(task, key_rows) };
         if !is_finite {
-            self.take_out_spoilt(first_key, key_rows.len());
+            self.zero_non_finite(first_key, key_rows.len());
         }
     }
 
@@ -222,8 +225,8 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
                 acc_stride: KEYS,
                 start: Start::Zero,
             };
-            // SAFETY: the unit has begun; `q` has the tiles of 32 rows from `tile.row` on, a multiple of 32; `scores` 32 rows of
-            // KEYS.
+            // SAFETY: the unit has begun; `q` has the tiles of 32 rows from `tile.row` on, a
+            // multiple of 32; `scores` 32 rows of KEYS.
             unsafe { self.unit.microkernel::<TERMS, TERMS>(&operands) };
         }
     }
@@ -234,8 +237,8 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
     }
 
     #[inline(always)]
-    unsafe fn put_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) {
-        // SAFETY: the caller vouches for the instructions; row r < 32 of a k_tile of keys.
+    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) {
+        // SAFETY: the caller vouches for the instructions; row r < 32 of a tile of keys.
         unsafe { store_terms::<V, TERMS>(p[0], p[1], r, key / TILE_K, self.p.as_mut_ptr().cast()) };
     }
 
@@ -259,8 +262,9 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
                 acc_stride: o_stride,
                 start: if tile.first_key == 0 { Start::Zero } else { Start::Reload },
             };
-            // SAFETY: the unit has begun; P of the tile's rows and a panel of as many keys have been written (what rows behind
-            // the last one multiply nobody reads); `o` has 32 rows from `tile.row` on, written with the first tile of keys.
+            // SAFETY: the unit has begun; P of the tile's rows and a panel of as many keys have
+            // been written (the products of rows behind the last one are not read); `o` has 32 rows
+            // from `tile.row` on, written with the first tile of keys.
             unsafe { self.unit.microkernel::<TERMS, TERMS>(&operands) };
         }
     }
@@ -268,7 +272,7 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
     #[inline(always)]
     fn finish(&self, task: &Task, o: &mut [f32], o_stride: usize) {
         for r in 0..task.rows() {
-            for (dim, first_key) in self.spoilt.iter().enumerate() {
+            for (dim, first_key) in self.non_finite.iter().enumerate() {
                 if task.keys_of(r) > *first_key {
                     o[r * o_stride + dim] = f32::NAN;
                 }

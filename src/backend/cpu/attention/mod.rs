@@ -5,16 +5,19 @@
 //! l = l * c + rowsum P     O = O * c + P · V     out = O / l
 //! ```
 //!
-//! Both products are made of the register tile of matrix products (`vector`) or of a matrix unit's tiles (`matrix`), over
-//! packed panels of Kᵀ and of V that all query heads of a kv head share; what lies between them (`softmax`) is the same.
+//! Both matmuls run on the GEMM's microkernel (`vector`) or on a matrix unit's (`matrix`), over
+//! packed panels of Kᵀ and of V that all query heads of a kv head share; the softmax between them
+//! (`softmax`) is common to both.
 //!
-//! Keys are taken in tiles of 192 that are aligned to the absolute position in the sequence, first to last. A tile's
-//! keys are gathered from their spans before anything is computed, the row maximum does not depend on an order, and all
-//! sums run in the order of the keys. So a row's bits depend on its own path alone: not on where the path is cut into
-//! spans, which query block the row falls into, what else is in the batch, or the number of threads.
+//! Keys are taken in tiles of 192 that are aligned to the absolute position in the sequence, first
+//! to last. A tile's keys are gathered from their spans before anything is computed, the row
+//! maximum does not depend on an order, and all sums run in the order of the keys. So a row's bits
+//! depend on its own path alone: not on where the path is cut into spans, which query block the row
+//! falls into, what else is in the batch, or the number of threads.
 //!
-//! A key behind a row's own position never touches it: its score is cut off before the exponential and its value is not
-//! multiplied, or, by a matrix unit, multiplied by zero only where it is finite, for zero times NaN is NaN.
+//! A key behind a row's own position does not affect it: its score is masked before the exponential
+//! and its value is not multiplied, or, by a matrix unit, multiplied by zero only where it is
+//! finite, for zero times NaN is NaN.
 
 mod matmuls;
 mod matrix;
@@ -40,7 +43,8 @@ use vector::Panels;
 pub use plan::{AttentionPlan, Heads, Queries};
 pub use task::AttentionInput;
 
-/// Attends as `plan` says; `out`, `[query rows, q_heads * head_dim]`, is written in the rows of the plan's segments.
+/// Computes the attention of `plan`; `out`, `[query rows, q_heads * head_dim]`, is written in the
+/// rows of the plan's segments.
 ///
 /// # Panics
 ///
@@ -59,11 +63,11 @@ pub fn attention(
     assert!(input.k.width() >= kv_width && input.v.width() >= kv_width, "fewer columns than {heads:?}");
     assert!(
         plan.query_rows_end() <= input.q.rows().min(out.rows()),
-        "the plan names query rows that are not there"
+        "the plan names query rows after the last one"
     );
     assert!(
         plan.key_rows_end() <= input.k.rows().min(input.v.rows()),
-        "the plan names key rows that are not there"
+        "the plan names key rows after the last one"
     );
     let (out, algorithm) = (out.share(), Algorithm::of(math));
     // Within an item of the plan the heads are neighbours: they read the same rows.
@@ -93,7 +97,7 @@ pub fn scratch_floats(isa: Isa, math: Math, heads: Heads) -> usize {
 #[derive(Clone, Copy)]
 enum Algorithm {
     Vectors,
-    /// All operands in so many bfloat16 terms.
+    /// All operands in `terms` bfloat16 terms.
     Tiles {
         unit: MatrixUnit,
         terms: usize,
@@ -103,7 +107,8 @@ enum Algorithm {
 impl Algorithm {
     fn of(math: Math) -> Self {
         match math {
-            // Pairs of bfloat16 values are for weights: rounding here would take longer than it saves.
+            // Pairs of bfloat16 values are for weights: rounding here would take longer than it
+            // saves.
             Math::F32 | Math::Bf16(_) => Self::Vectors,
             Math::F32Tiles(unit) => Self::Tiles { unit, terms: 3 },
             Math::Bf16Tiles(unit) => Self::Tiles { unit, terms: 1 },
@@ -111,11 +116,12 @@ impl Algorithm {
     }
 }
 
-/// Attends with `matmuls` and writes the rows out.
+/// Computes the attention of a task with `matmuls` and writes its rows.
 ///
 /// # Safety
 ///
-/// The CPU has the instructions of `V`, and nobody else writes the task's rows and heads of `out`.
+/// The CPU has the instructions of `V`, and no other thread writes the task's rows and heads of
+/// `out`.
 #[inline(always)]
 unsafe fn attend<V: Vector, P: Matmuls<V>>(
     task: &Task,
@@ -124,7 +130,8 @@ unsafe fn attend<V: Vector, P: Matmuls<V>>(
     out: SharedRows,
 ) {
     let first_position = task.item.first_position;
-    // SAFETY: the caller's promises; tiles are attended in order, each gathered as far as the last row sees.
+    // SAFETY: the caller's promises; tiles are attended in order, each gathered as far as the last
+    // row sees.
     unsafe {
         matmuls.gather_queries(task);
         let mut path = KeyRows::new(task.plan.spans(task.item));
@@ -149,7 +156,7 @@ unsafe fn attend<V: Vector, P: Matmuls<V>>(
     }
 }
 
-/// A task to be attended to with vector instructions.
+/// A task, by vector instructions.
 struct ByVectors<'a, 'b> {
     task: Task<'a>,
     out: SharedRows<'a>,
@@ -159,8 +166,9 @@ struct ByVectors<'a, 'b> {
 impl Kernel for ByVectors<'_, '_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        // SAFETY: the caller vouches for the instructions. Items have disjoint query rows (`AttentionPlan::new` checks the
-        // segments) or different heads, so no other worker writes these parts of `out`.
+        // SAFETY: the caller vouches for the instructions. Items have disjoint query rows
+        // (`AttentionPlan::new` checks the segments) or different heads, so no other worker writes
+        // these parts of `out`.
         unsafe {
             if V::NR_VECTORS == 3 {
                 let (panels, running) = Panels::<3>::new::<V>(&self.task, self.scratch);
@@ -173,7 +181,7 @@ impl Kernel for ByVectors<'_, '_> {
     }
 }
 
-/// A task to be attended to with a matrix unit, all operands in `TERMS` bfloat16 terms.
+/// A task, by a matrix unit, all operands in `TERMS` bfloat16 terms.
 struct ByTiles<'a, 'b, const TERMS: usize> {
     task: Task<'a>,
     out: SharedRows<'a>,

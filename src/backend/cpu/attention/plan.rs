@@ -1,11 +1,13 @@
-//! Which queries attend to which keys: checked and cut into work items once per pass, used by every layer.
+//! The plan of attention: which queries attend to which keys, checked and cut into items once per
+//! pass, used by every layer.
 
 use std::ops::Range;
 
 use crate::batch::Span;
 
-/// Rows that a work item aims at: enough to make up for gathering its keys, few enough for the second-level cache and for many
-/// threads. With half as many, attention over 2,048 tokens took 20 % longer in bfloat16 on a matrix unit, and 10 with AVX-512.
+/// Target rows of an item: enough to amortise the gathering of its keys, few enough for the
+/// second-level cache and for many threads. With half as many, attention over 2,048 tokens took 20
+/// % longer in bfloat16 on a matrix unit, and 10 with AVX-512.
 const ITEM_ROWS: usize = 384;
 
 /// The heads of an attention.
@@ -20,12 +22,12 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Queries of a work item at most; each makes a row for every query head of the group.
+    /// Queries of an item at most; each makes a row for every query head of the group.
     fn queries_max(self) -> usize {
         (ITEM_ROWS * self.kv_heads / self.q_heads).max(1)
     }
 
-    /// Rows of a work item at most.
+    /// Rows of an item at most.
     pub(super) fn rows_max(self) -> usize {
         self.queries_max() * (self.q_heads / self.kv_heads)
     }
@@ -36,14 +38,14 @@ impl Heads {
 pub struct Queries<'a> {
     /// Query rows (and rows of the output).
     pub rows: Range<usize>,
-    /// The position of the first row in its sequence: it sees the path's keys `0..=first_position`, the next row one
-    /// more.
+    /// The position of the first row in its sequence: it sees the path's keys `0..=first_position`,
+    /// the next row one more.
     pub first_position: usize,
     /// The path's key rows from position 0 on, at least as far as the last row sees.
     pub spans: &'a [Span],
 }
 
-/// The work of one attention, to be done with the same rows in every layer.
+/// The attention of a pass, over the same rows in every layer.
 pub struct AttentionPlan {
     heads: Heads,
     /// All paths, one after the other.
@@ -62,7 +64,7 @@ pub(super) struct Item {
     path: (usize, usize),
 }
 
-/// A range that is `Copy`.
+/// A range of query rows that is `Copy`.
 #[derive(Clone, Copy)]
 pub(super) struct ItemRows {
     pub(super) start: usize,
@@ -76,17 +78,14 @@ impl ItemRows {
 }
 
 impl AttentionPlan {
-    /// Cuts `segments` into work items, the longest first.
+    /// Cuts `segments` into items, the longest first.
     ///
     /// # Panics
     ///
-    /// When `q_heads` is not a multiple of `kv_heads` or a size is 0, when a path is shorter than its last query sees, or
-    /// when two segments share a query row.
+    /// When `q_heads` is not a multiple of `kv_heads` or a size is 0, when a path is shorter than
+    /// its last query sees, or when two segments share a query row.
     pub fn new<'a>(heads: Heads, segments: impl IntoIterator<Item = Queries<'a>>) -> Self {
-        assert!(
-            heads.kv_heads > 0 && heads.head_dim > 0 && heads.q_heads > 0,
-            "{heads:?} has nothing to attend with"
-        );
+        assert!(heads.kv_heads > 0 && heads.head_dim > 0 && heads.q_heads > 0, "{heads:?} has a size of 0");
         assert_eq!(
             heads.q_heads % heads.kv_heads,
             0,
@@ -95,15 +94,19 @@ impl AttentionPlan {
         );
         let mut plan =
             Self { heads, spans: Vec::new(), items: Vec::new(), query_rows_end: 0, key_rows_end: 0 };
-        let mut taken = Vec::new();
+        let mut query_rows = Vec::new();
         for segment in segments {
             plan.push(&segment);
-            taken.push(segment.rows);
+            query_rows.push(segment.rows);
         }
-        taken.retain(|rows| !rows.is_empty());
-        taken.sort_by_key(|rows| rows.start);
-        assert!(taken.windows(2).all(|pair| pair[0].end <= pair[1].start), "two segments share a query row");
-        // Stable: equal items stay in the order of the batch. Only the time depends on the order.
+        query_rows.retain(|rows| !rows.is_empty());
+        query_rows.sort_by_key(|rows| rows.start);
+        assert!(
+            query_rows.windows(2).all(|pair| pair[0].end <= pair[1].start),
+            "two segments share a query row"
+        );
+        // Stable: equal items stay in the order of the batch. Only the run time depends on the
+        // order.
         plan.items
             .sort_by_key(|item| std::cmp::Reverse(item.rows.len * (item.first_position + item.rows.len)));
         plan
@@ -126,7 +129,7 @@ impl AttentionPlan {
         }
     }
 
-    /// The heads it was made for.
+    /// The heads that it is for.
     pub fn heads(&self) -> Heads {
         self.heads
     }
@@ -139,21 +142,21 @@ impl AttentionPlan {
         &self.spans[item.path.0..][..item.path.1]
     }
 
-    /// One more than the last query row named.
+    /// End of the query rows.
     pub(super) fn query_rows_end(&self) -> usize {
         self.query_rows_end
     }
 
-    /// One more than the last key row named.
+    /// End of the key rows.
     pub(super) fn key_rows_end(&self) -> usize {
         self.key_rows_end
     }
 }
 
-/// Walks a path's key rows from position 0.
+/// Iterates over a path's key rows from position 0.
 pub(super) struct KeyRows<'a> {
     spans: &'a [Span],
-    /// Rows of the first span that are behind.
+    /// Rows of the first span that have been returned.
     done: usize,
 }
 
@@ -162,7 +165,7 @@ impl<'a> KeyRows<'a> {
         Self { spans, done: 0 }
     }
 
-    /// The rows of the next `rows.len()` positions, which the path must have.
+    /// Writes the rows of the next `rows.len()` positions, which the path must have.
     pub(super) fn next_rows(&mut self, rows: &mut [usize]) {
         for row in rows {
             while self.done == self.spans[0].len {

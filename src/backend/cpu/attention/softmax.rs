@@ -1,31 +1,31 @@
-//! Online softmax: what rows carry from one tile of keys to the next.
+//! Online softmax: the state of rows from one tile of keys to the next.
 
-use super::super::simd::{LANES_MAX, Sums, Vector, exp2, max_of_rows};
+use super::super::simd::{LANES_MAX, PartialSums, Vector, exp2, max_of_rows};
 use super::super::view::SharedRows;
 use super::matmuls::Matmuls;
 use super::task::{KEYS, Task, Tile};
 
 /// Maxima, sums and outputs of a task's rows.
 pub(super) struct Running<'b> {
-    /// What a difference of scores is multiplied with to be an exponent of 2.
+    /// Factor from a difference of scores to an exponent of 2.
     exponent_scale: f32,
     /// `[rows, o_stride]`.
     pub(super) o: &'b mut [f32],
     pub(super) o_stride: usize,
-    /// `[rows, LANES_MAX]`: see [`Sums`].
+    /// `[rows, LANES_MAX]`: see [`PartialSums`].
     sums: &'b mut [f32],
     /// `[rows]`
     max: &'b mut [f32],
 }
 
 impl<'b> Running<'b> {
-    /// Floats of scratch for so many rows.
+    /// Floats of scratch for `rows` rows.
     pub(super) fn floats(rows: usize, o_stride: usize) -> usize {
         rows * (o_stride + LANES_MAX + 1)
     }
 
-    /// Nothing but room for `rows` rows, which [`softmax`](Self::softmax) of the first tile fills; `scratch` has
-    /// [`floats`](Self::floats).
+    /// Divides `scratch`, of [`floats`](Self::floats), for `rows` rows, which
+    /// [`softmax`](Self::softmax) of the first tile fills.
     pub(super) fn new(task: &Task, rows: usize, o_stride: usize, scratch: &'b mut [f32]) -> Self {
         let exponent_scale = (std::f64::consts::LOG2_E / (task.head_dim() as f64).sqrt()) as f32;
         let (o, rest) = scratch.split_at_mut(rows * o_stride);
@@ -33,12 +33,13 @@ impl<'b> Running<'b> {
         Self { exponent_scale, o, o_stride, sums, max }
     }
 
-    /// Turns the scores of a tile into probabilities, and carries the maxima, sums and outputs of its rows over to the new
-    /// maxima.
+    /// Turns the scores of a tile into probabilities, and rescales the sums and outputs of its rows
+    /// to their new maxima.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; `matmuls` has just scored the tile, and all tiles of keys before it have come by.
+    /// The CPU has the instructions of `V`; `matmuls` has just scored the tile, and all tiles of
+    /// keys before it have been through this.
     #[inline(always)]
     pub(super) unsafe fn softmax<V: Vector, P: Matmuls<V>>(&mut self, matmuls: &mut P, tile: &Tile) {
         for first in (0..tile.seen.len()).step_by(V::LANES) {
@@ -48,11 +49,12 @@ impl<'b> Running<'b> {
         }
     }
 
-    /// The same for `rows <= LANES` rows of the tile, from its row `first` on.
+    /// Like [`softmax`](Self::softmax), for `rows <= LANES` rows of the tile from its row `first`
+    /// on.
     ///
     /// # Safety
     ///
-    /// As there.
+    /// As [`softmax`](Self::softmax).
     #[inline(always)]
     unsafe fn softmax_of_rows<V: Vector, P: Matmuls<V>>(
         &mut self,
@@ -63,8 +65,9 @@ impl<'b> Running<'b> {
     ) {
         const { assert!(KEYS.is_multiple_of(2 * LANES_MAX)) };
         let (row, seen) = (tile.row + first, &tile.seen[first..][..rows]);
-        // SAFETY: a row of scores is a whole number of pairs of vectors; maxima and `factors` are read and written for `rows`
-        // or LANES floats that they have; a row has LANES_MAX partial sums and `o_stride` outputs, both whole vectors.
+        // SAFETY: a row of scores is a whole number of pairs of vectors; maxima and `factors` are
+        // read and written for `rows` or LANES floats that they have; a row has LANES_MAX partial
+        // sums and `o_stride` outputs, both whole vectors.
         unsafe {
             // Each row's maximum lane by lane; then all rows' maxima in one vector.
             let mut max = [V::splat(f32::NEG_INFINITY); LANES_MAX];
@@ -86,18 +89,19 @@ impl<'b> Running<'b> {
             }
             row_max.store_first(max_at, rows);
             for (r, &keys) in seen.iter().enumerate() {
-                // Scaled as differences, not by the queries: of that, what is rounded off would be multiplied by the whole score.
+                // Differences are scaled, not the queries: an error in a scaled query would grow
+                // with the whole score.
                 let max = V::splat(self.max[row + r]);
                 let scores = matmuls.scores()[(first + r) * KEYS..][..KEYS].as_ptr();
                 let sums_at = self.sums[(row + r) * LANES_MAX..][..LANES_MAX].as_mut_ptr();
-                let mut sums = Sums::<V>::zero();
+                let mut sums = PartialSums::<V>::zero();
                 if tile.first_key > 0 {
-                    sums = Sums::load(sums_at).scale(V::splat(factors[r]));
+                    sums = PartialSums::load(sums_at).scale(V::splat(factors[r]));
                 }
                 for i in (0..keys).step_by(2 * V::LANES) {
                     let low = exp2(V::load(scores.add(i)).sub(max).mul(exponent_scale));
                     let high = exp2(V::load(scores.add(i + V::LANES)).sub(max).mul(exponent_scale));
-                    matmuls.put_probabilities(first + r, i, [low, high]);
+                    matmuls.store_probabilities(first + r, i, [low, high]);
                     let sum = sums.of(i / V::LANES);
                     *sum = sum.add(low);
                     let sum = sums.of(i / V::LANES + 1);
@@ -115,25 +119,26 @@ impl<'b> Running<'b> {
         }
     }
 
-    /// Divides by the sums and writes the rows out.
+    /// Divides by the sums and writes the rows to `out`.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; nobody else writes the task's rows and heads of `out`.
+    /// The CPU has the instructions of `V`; no other thread writes the task's rows and heads of
+    /// `out`.
     #[inline(always)]
     pub(super) unsafe fn store<V: Vector>(&self, task: &Task, out: SharedRows) {
         let head_dim = task.head_dim();
         for r in 0..task.rows() {
-            let (row, column) = task.place(r);
+            let (row, column) = task.position(r);
             let from = &self.o[r * self.o_stride..][..self.o_stride];
-            // SAFETY: the caller promises that the part is this worker's alone; i + count <= head_dim <= o_stride; a row has
-            // LANES_MAX partial sums.
+            // SAFETY: the caller promises that the part is this worker's alone; i + count <=
+            // head_dim <= o_stride; a row has LANES_MAX partial sums.
             unsafe {
-                let sum = Sums::<V>::load(self.sums[r * LANES_MAX..][..LANES_MAX].as_ptr()).total();
+                let sum = PartialSums::<V>::load(self.sums[r * LANES_MAX..][..LANES_MAX].as_ptr()).total();
                 let to = out.part(row, column..column + head_dim);
                 for i in (0..head_dim).step_by(V::LANES) {
-                    // A matrix unit turns a negative zero positive with a tile of keys that the row sees none of, so by
-                    // what its neighbours see: here it always turns.
+                    // A matrix unit turns a negative zero positive with a tile of keys of which the
+                    // row sees none, so depending on its neighbours: adding zero always does.
                     let o = V::load(from.as_ptr().add(i)).add(V::splat(0.0)).div(V::splat(sum));
                     o.store_first(to.as_mut_ptr().add(i), V::LANES.min(head_dim - i));
                 }

@@ -1,19 +1,21 @@
-//! Attention against a naive f64 one, and what must not show in any bit.
+//! Attention against a naive f64 one, and independence of every bit from how it ran.
 
 use super::*;
 use crate::backend::cpu::testing::{Random, Worst, all_math, all_threads, assert_same_bits, name, not_run};
 use crate::backend::cpu::view::Rows;
 use crate::batch::Span;
 
-/// Largest error relative to the largest |v| that the row sees: measured 1.82e-5 by vector instructions and 6.6e-6 by tiles
-/// (scores of some thousands, whose own rounding the exponential magnifies); a fifth more.
+/// Largest error relative to the largest |v| that the row sees: measured 1.82e-5 by vector
+/// instructions and 6.6e-6 by tiles (scores of some thousands, whose own rounding the exponential
+/// magnifies); a fifth more.
 const ERROR: f64 = 2.2e-5;
 
-/// The same with everything rounded to bfloat16, against operands that are, too: measured 1.05e-3, probabilities' rounding; a
-/// fifth more.
+/// Largest error with everything rounded to bfloat16, against rounded operands: measured 1.05e-3,
+/// probabilities' rounding; a fifth more.
 const BF16_ERROR: f64 = 1.3e-3;
 
-/// q heads, kv heads, head_dim: groups of 3, 8 and 1, one kv head, odd and large widths, a 70B rank's share.
+/// q heads, kv heads, head_dim: groups of 3, 8 and 1, one kv head, odd and large widths, a 70B
+/// rank's share.
 const HEADS: [(usize, usize, usize); 9] = [
     (9, 3, 64),
     (8, 1, 128),
@@ -26,9 +28,9 @@ const HEADS: [(usize, usize, usize); 9] = [
     (3, 1, 300),
 ];
 
-/// Every way to attend. Pairs of bfloat16 values are for weights, and change nothing here; the emulated unit, which is slow, is
-/// the same beside all vectors.
-fn ways() -> Vec<(Isa, Math)> {
+/// Every arithmetic of attention. Pairs of bfloat16 values are for weights, and change nothing
+/// here; the emulated unit, which is slow, gives the same bits beside all vectors.
+fn arithmetics() -> Vec<(Isa, Math)> {
     let fused = Isa::fused_for_tests();
     let is_another = |(isa, math): &(Isa, Math)| match math {
         Math::Bf16(_) => false,
@@ -37,12 +39,12 @@ fn ways() -> Vec<(Isa, Math)> {
     all_math().into_iter().filter(is_another).collect()
 }
 
-/// Whether the products are those of the emulated unit.
+/// Returns whether the matmuls are those of the emulated unit.
 fn is_emulated(math: Math) -> bool {
     matches!(math, Math::F32Tiles(unit) | Math::Bf16Tiles(unit) if unit.name() != "amx")
 }
 
-/// Whether operands are rounded to bfloat16.
+/// Returns whether operands are rounded to bfloat16.
 fn rounds(math: Math) -> bool {
     matches!(math, Math::Bf16Tiles(_))
 }
@@ -95,7 +97,7 @@ impl Batch {
         self.q_width() + 2 * self.kv_width() + 3
     }
 
-    /// All of it rounded to bfloat16.
+    /// Returns the batch rounded to bfloat16.
     fn rounded(&self) -> Self {
         Self { qkv: self.qkv.iter().map(|x| half::bf16::from_f32(*x).to_f32()).collect(), ..*self }
     }
@@ -113,7 +115,8 @@ impl Batch {
         out
     }
 
-    /// The naive attention of `segments`: where each element lies in the output, what it is, and the largest |v| behind it.
+    /// Computes the naive attention of `segments`: for each element its index in the output, its
+    /// value, and the largest |v| that it depends on.
     fn naive_of(&self, segments: &[Queries]) -> Vec<(usize, f64, f64)> {
         let mut all = Vec::new();
         for segment in segments {
@@ -129,7 +132,8 @@ impl Batch {
         all
     }
 
-    /// The naive attention of query row `row` under `head` to the keys in `key_rows`, in f64, with the largest |v|.
+    /// Computes the naive attention of query row `row` under `head` to the keys in `key_rows`, in
+    /// f64, with the largest |v|.
     fn naive(&self, row: usize, head: usize, key_rows: &[usize]) -> (Vec<f64>, f64) {
         let (d, stride) = (self.heads.head_dim, self.stride());
         let kv_head = head / (self.heads.q_heads / self.heads.kv_heads);
@@ -157,7 +161,7 @@ fn span(start: usize, len: usize) -> Span {
     Span { start, len }
 }
 
-/// The rows of a path.
+/// Returns the rows of a path.
 fn path_rows(spans: &[Span]) -> Vec<usize> {
     spans.iter().flat_map(|span| span.start..span.start + span.len).collect()
 }
@@ -165,8 +169,8 @@ fn path_rows(spans: &[Span]) -> Vec<usize> {
 #[test]
 fn attention_matches_naive_f64_for_every_head_shape() {
     let threads = Threads::new(2).unwrap();
-    let ways = ways();
-    let mut worst: Vec<Worst> = ways.iter().map(|_| Worst::default()).collect();
+    let arithmetics = arithmetics();
+    let mut worst: Vec<Worst> = arithmetics.iter().map(|_| Worst::default()).collect();
     for shape in HEADS {
         let batch = Batch::new(heads(shape), 270, 7);
         // A shared prefix of 170, a child of 53 on it over the end of a tile, an unrelated 47.
@@ -177,27 +181,28 @@ fn attention_matches_naive_f64_for_every_head_shape() {
             Queries { rows: 223..270, first_position: 0, spans: &spans[2] },
         ];
         let (exact, rounded) = (batch.naive_of(&segments), batch.rounded().naive_of(&segments));
-        for ((isa, math), worst) in ways.iter().zip(&mut worst) {
+        for ((isa, math), worst) in arithmetics.iter().zip(&mut worst) {
             let got = batch.run(*isa, *math, &threads, &segments);
             for (at, expected, v_max) in if rounds(*math) { &rounded } else { &exact } {
                 let (row, column) = (at / batch.q_width(), at % batch.q_width());
-                worst.see(got[*at], *expected, *v_max, || format!("{shape:?} [{row}, {column}]"));
+                worst.record(got[*at], *expected, *v_max, || format!("{shape:?} [{row}, {column}]"));
             }
         }
     }
-    for ((isa, math), worst) in ways.into_iter().zip(worst) {
+    for ((isa, math), worst) in arithmetics.into_iter().zip(worst) {
         worst.assert_within(if rounds(math) { BF16_ERROR } else { ERROR }, &name(isa, math));
     }
 }
 
-/// One conversation over several tiles, as one segment; then cut in every way, its rows scattered over a larger batch. One of
-/// them has values so small that parts, products and sums fall below the smallest normal number.
+/// One conversation over several tiles, as one segment; then cut at several places, its rows
+/// scattered over a larger batch. One has values so small that terms, products and sums fall below
+/// the smallest normal value.
 #[test]
-fn attention_gives_the_same_bits_however_a_path_is_cut_and_wherever_it_lies() {
+fn attention_bits_are_independent_of_how_a_path_is_cut() {
     let all_threads = all_threads();
-    for (isa, math) in ways() {
+    for (isa, math) in arithmetics() {
         for (shape, scale) in [((9, 3, 64), 1.0), ((8, 1, 36), 1.0), ((2, 2, 80), 1e-38)] {
-            // Less of what is slow.
+            // Fewer rows and threads where it is slow.
             let (rows, all_threads) =
                 if is_emulated(math) { (230, &all_threads[1..2]) } else { (420, &all_threads[..]) };
             let mut whole = Batch::new(heads(shape), rows, 3);
@@ -211,7 +216,7 @@ fn attention_gives_the_same_bits_however_a_path_is_cut_and_wherever_it_lies() {
                 &[0, 100, rows - 1, rows],
                 &[0, 70, 210, rows],
             ] {
-                // The pieces lie in reverse order, with rows of another conversation between them.
+                // The pieces are in reverse order, with rows of another conversation between them.
                 let mut scattered = Batch::new(whole.heads, 2 * rows, 4);
                 let (mut starts, mut end) = (Vec::new(), 2 * rows);
                 for piece in cuts.windows(2) {
@@ -250,7 +255,7 @@ fn row(values: &[f32], row: usize, width: usize) -> &[f32] {
 #[test]
 fn last_rows_from_their_own_buffer_have_the_bits_of_all_rows() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math) in ways() {
+    for (isa, math) in arithmetics() {
         let batch = Batch::new(heads((9, 3, 64)), 290, 9);
         let paths = [vec![span(0, 190), span(190, 61)], vec![span(0, 190), span(251, 39)], vec![span(0, 1)]];
         let all = batch.run(
@@ -284,23 +289,23 @@ fn last_rows_from_their_own_buffer_have_the_bits_of_all_rows() {
     }
 }
 
-/// Matrix units beside them, too: the emulated one has the bits of the one in the CPU.
+/// So do matrix units: the emulated one has the bits of the CPU's.
 #[test]
 fn instruction_sets_that_fuse_give_the_same_bits() {
     let threads = Threads::new(2).unwrap();
     let fused = Isa::fused_for_tests();
-    let ways: Vec<_> = ways().into_iter().filter(|(isa, _)| fused.contains(isa)).collect();
+    let arithmetics: Vec<_> = arithmetics().into_iter().filter(|(isa, _)| fused.contains(isa)).collect();
     for (shape, scale) in HEADS.into_iter().zip([1.0, 1e-38].into_iter().cycle()) {
         let mut batch = Batch::new(heads(shape), 230, 5);
         batch.scale_values(scale);
         let spans = [span(0, 230)];
         let segments = [Queries { rows: 0..230, first_position: 0, spans: &spans }];
         let results: Vec<_> =
-            ways.iter().map(|(isa, math)| batch.run(*isa, *math, &threads, &segments)).collect();
-        for ((isa, math), result) in ways.iter().zip(&results) {
+            arithmetics.iter().map(|(isa, math)| batch.run(*isa, *math, &threads, &segments)).collect();
+        for ((isa, math), result) in arithmetics.iter().zip(&results) {
             let is_same =
                 |(_, other): &(Isa, Math)| std::mem::discriminant(other) == std::mem::discriminant(math);
-            let first = ways.iter().position(is_same).unwrap();
+            let first = arithmetics.iter().position(is_same).unwrap();
             let what = format!("{} {shape:?}", name(*isa, *math));
             assert_same_bits(result, &results[first], batch.q_width(), &what);
         }
@@ -311,7 +316,7 @@ fn instruction_sets_that_fuse_give_the_same_bits() {
 }
 
 #[test]
-fn attention_in_f32_has_the_same_bits_beside_products_of_bf16_pairs() {
+fn f32_attention_has_the_same_bits_beside_bf16_matmuls() {
     let threads = Threads::new(2).unwrap();
     let batch = Batch::new(heads((9, 3, 64)), 230, 5);
     let spans = [span(0, 230)];
@@ -324,12 +329,13 @@ fn attention_in_f32_has_the_same_bits_beside_products_of_bf16_pairs() {
     }
 }
 
-/// What is not finite, in each query, key and value in turn: rows before it, other conversations and other kv heads must not
-/// notice; its own row and, of keys and values, those after it must. Of a value no other dimension may.
+/// A value that is not finite, in each query, key and value in turn: rows before it, other
+/// conversations and other kv heads must keep their bits; its own row and, for keys and values,
+/// those after it must show it. For a value, no other dimension may.
 #[test]
 fn a_nan_reaches_the_rows_that_see_it_and_no_other() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math) in ways() {
+    for (isa, math) in arithmetics() {
         let heads = heads((6, 2, 40));
         let batch = Batch::new(heads, 280, 12);
         let (q_width, kv_width) = (batch.q_width(), batch.kv_width());
@@ -339,7 +345,8 @@ fn a_nan_reaches_the_rows_that_see_it_and_no_other() {
             Queries { rows: 210..280, first_position: 0, spans: &paths[1] },
         ];
         let clean = batch.run(isa, math, &threads, &segments);
-        // The largest number is infinite in bfloat16. Rows in a block of 32 keys, and on either side of a tile's end.
+        // The largest f32 is infinite in bfloat16. Rows in a block of 32 keys, and on either side
+        // of a tile's end.
         for (bad_row, bad) in [
             (0, f32::NAN),
             (191, f32::INFINITY),
@@ -354,11 +361,11 @@ fn a_nan_reaches_the_rows_that_see_it_and_no_other() {
                 let is_value = column == q_width + kv_width;
                 let seen_by = if column == 0 { bad_row..bad_row + 1 } else { bad_row..210 };
                 let heads_that_see = if column == 0 { 1 } else { 3 };
-                // By its score an infinite key may rightly weigh nothing.
+                // An infinite key may rightly have a weight of zero.
                 let must_show = bad.is_nan() || is_value && (bad.is_infinite() || rounds(math));
-                let mut spoilt = batch.clone();
-                spoilt.qkv[bad_row * batch.stride() + column + dim] = bad;
-                let got = spoilt.run(isa, math, &threads, &segments);
+                let mut damaged = batch.clone();
+                damaged.qkv[bad_row * batch.stride() + column + dim] = bad;
+                let got = damaged.run(isa, math, &threads, &segments);
                 for row in 0..280 {
                     for head in 0..heads.q_heads {
                         let at = row * q_width + head * heads.head_dim;
@@ -387,12 +394,12 @@ fn a_nan_reaches_the_rows_that_see_it_and_no_other() {
 
 #[test]
 fn attention_stays_within_the_scratch_it_states() {
-    for (isa, math) in ways() {
+    for (isa, math) in arithmetics() {
         for shape in HEADS {
             let threads = Threads::new(1).unwrap();
             threads.reserve(scratch_floats(isa, math, heads(shape)));
             let before = threads.scratch_bytes();
-            // Over the rows of one work item, and the keys of one tile.
+            // Over the rows of one item, and the keys of one tile.
             let spans = [span(0, 200)];
             let segments = [Queries { rows: 0..200, first_position: 0, spans: &spans }];
             Batch::new(heads(shape), 200, 1).run(isa, math, &threads, &segments);

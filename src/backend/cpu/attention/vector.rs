@@ -1,4 +1,5 @@
-//! The products of attention by vector instructions: the register tile of matrix products over panels of Kᵀ and of V.
+//! The matmuls of attention by vector instructions: the GEMM's microkernel over panels of Kᵀ and of
+//! V.
 
 use super::super::accumulators::Start;
 use super::super::blocking::Blocked;
@@ -14,7 +15,7 @@ use super::task::{KEYS, ROWS_MAX, Task, Tile};
 /// Vectors of a panel of V: head widths are multiples of 32 more often than of 48.
 const VALUE_VECTORS: usize = 2;
 
-/// Floats of scratch that a worker needs for so many rows.
+/// Floats of scratch that a worker needs for `rows` rows.
 pub(super) fn scratch_floats(heads: Heads, rows: usize, lanes: usize, mr: usize) -> usize {
     ScratchSizes::new(heads.head_dim, rows, lanes, mr).total()
         + Running::floats(rows, heads.head_dim.next_multiple_of(lanes))
@@ -50,14 +51,14 @@ pub(super) struct Panels<'b, const VECTORS: usize> {
     k: &'b mut [f32],
     /// Panels `[KEYS, dims of a panel]`.
     v: &'b mut [f32],
-    /// `[tile rows, KEYS]`: scores, then probabilities.
+    /// `[mr, KEYS]`: scores, then probabilities.
     scores: &'b mut [f32],
     /// `[rows, head_dim]`.
     q: &'b mut [f32],
 }
 
 impl<'b, const VECTORS: usize> Panels<'b, VECTORS> {
-    /// What `task` takes, in `scratch`.
+    /// Divides `scratch` for `task`.
     #[inline(always)]
     pub(super) fn new<V: Blocked>(task: &Task, scratch: &'b mut Scratch) -> (Self, Running<'b>) {
         let (head_dim, rows) = (task.head_dim(), task.rows());
@@ -135,7 +136,7 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
     }
 
     #[inline(always)]
-    unsafe fn put_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) {
+    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) {
         let to = self.scores[r * KEYS + key..][..2 * V::LANES].as_mut_ptr();
         // SAFETY: two vectors.
         unsafe {
@@ -168,8 +169,9 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
             if keys > done {
                 let start = if tile.first_key + done == 0 { Start::Zero } else { Start::Reload };
                 let operands = operands(r, done, keys - done, start);
-                // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS keys, gathered as far
-                // as the last row sees; `o` rows of padded width, which every row's tile 0 has written (each sees key 0).
+                // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS
+                // keys, gathered as far as the last row sees; `o` rows of padded width, which every
+                // row's tile 0 has written (each sees key 0).
                 unsafe {
                     V::run_apart(Columns::<VALUE_VECTORS> { operands, rows: rows - r, columns: head_dim });
                 }
@@ -179,9 +181,10 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
     }
 }
 
-/// The first `columns` columns, rounded up to whole vectors, of a operands with panels of `VECTORS` vectors.
+/// The first `columns` columns, rounded up to whole vectors, of a matmul with panels of `VECTORS`
+/// vectors.
 ///
-/// Whoever makes one vouches for what [`macrokernel`] asks, for the panels that have any of these columns.
+/// Its maker vouches for what [`macrokernel`] asks, for the panels that have any of these columns.
 struct Columns<const VECTORS: usize> {
     operands: Operands,
     rows: usize,
@@ -195,7 +198,8 @@ impl<const VECTORS: usize> Kernel for Columns<VECTORS> {
         let width = VECTORS * V::LANES;
         let panels = columns / width;
         let last = operands.skip_panels(panels, width);
-        // SAFETY: the maker's promises; of the last panel only vectors that have a column are multiplied.
+        // SAFETY: the maker's promises; of the last panel only vectors that have a column are
+        // multiplied.
         unsafe {
             macrokernel::<V, F32, VECTORS>(operands, rows, panels);
             match (columns % width).div_ceil(V::LANES) {

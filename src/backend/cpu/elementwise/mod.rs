@@ -1,21 +1,22 @@
-//! The operations between the matrix products: normalisation, rotation, gating. Memory-bound; cut by rows.
+//! The operations between the matmuls: normalisation, rotation, gating. Memory-bound; cut by rows.
 
 use super::gate::Gate;
-use super::simd::{Isa, Kernel, Sums, Vector};
+use super::simd::{Isa, Kernel, PartialSums, Vector};
 use super::threads::Threads;
 use super::view::{Rows, RowsMut, SharedRows};
 
 #[cfg(test)]
 mod tests;
 
-/// Floats that a worker takes at a time at least: below, waking a second worker costs more than it saves.
+/// Floats of a chunk at least: below, waking a second worker costs more than it saves.
 const CHUNK_FLOATS: usize = 16 * 1024;
 
 /// `residual += delta;  out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight`
 ///
-/// residual and delta (or none) `[tokens, hidden]`, residual in/out, out `[tokens, hidden]`, weight `[hidden]`. The squares are added in f32 as sixteen
-/// partial sums and a tree, on every instruction set; a row's bits depend on nothing else. As in Hugging Face's float32
-/// the row is multiplied by the reciprocal root first and by the weight then.
+/// residual and delta (or none) `[tokens, hidden]`, residual in/out, out `[tokens, hidden]`, weight
+/// `[hidden]`. The squares are added in f32 as sixteen partial sums and a tree, on every
+/// instruction set; a row's bits depend on nothing else. As in Hugging Face's float32 the row is
+/// multiplied by the reciprocal root first and by the weight then.
 ///
 /// # Panics
 ///
@@ -56,13 +57,13 @@ impl Kernel for AddRmsNorm<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let hidden = self.weight.len();
-        // SAFETY: chunks do not overlap, so these rows are this worker's alone; residual and out are two exclusive
-        // borrows. All rows have `hidden` floats, and i + count <= hidden.
+        // SAFETY: chunks do not overlap, so these rows are this worker's alone; residual and out
+        // are two exclusive borrows. All rows have `hidden` floats, and i + count <= hidden.
         unsafe {
             let residual = self.residual.part(self.token, 0..hidden).as_mut_ptr();
             let out = self.out.part(self.token, 0..hidden).as_mut_ptr();
             let delta = self.delta.map(|rows| rows.row(self.token).as_ptr());
-            let mut sums = Sums::<V>::zero();
+            let mut sums = PartialSums::<V>::zero();
             for i in (0..hidden).step_by(V::LANES) {
                 let count = V::LANES.min(hidden - i);
                 let mut x = V::load_first(residual.add(i), count);
@@ -85,7 +86,8 @@ impl Kernel for AddRmsNorm<'_> {
 
 /// `row[i] = gate(row[i]) * row[ffn + i]`
 ///
-/// rows `[tokens, 2 * ffn]`: gate and up side by side in a row. The result overwrites gate; up stays.
+/// rows `[tokens, 2 * ffn]`: gate and up side by side in a row. The result overwrites gate; up
+/// stays.
 ///
 /// # Panics
 ///
@@ -111,7 +113,8 @@ struct GateMul<'a> {
 impl Kernel for GateMul<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        // SAFETY: chunks do not overlap, so the row is this worker's alone; i + count <= ffn, half of the row.
+        // SAFETY: chunks do not overlap, so the row is this worker's alone; i + count <= ffn, half
+        // of the row.
         unsafe {
             let row = self.rows.part(self.token, 0..2 * self.ffn).as_mut_ptr();
             let up = row.add(self.ffn);
@@ -134,11 +137,11 @@ pub struct RopeTable<'a> {
     pub sin: Rows<'a>,
 }
 
-/// Rotates each head in place, halves apart (Hugging Face's `rotate_half`):
-/// `a' = a * cos - b * sin`, `b' = b * cos + a * sin` for `a = head[i]`, `b = head[i + head_dim / 2]`.
+/// Rotates each head in place, halves apart (Hugging Face's `rotate_half`): `a' = a * cos - b *
+/// sin`, `b' = b * cos + a * sin` for `a = head[i]`, `b = head[i + head_dim / 2]`.
 ///
-/// The first `heads` heads of every row of `rows` (in rows of `q | k | v` those are the heads of q and k together), row
-/// `t` at position `positions[t]`. The head width is twice the table's.
+/// The first `heads` heads of every row of `rows` (in rows of `q | k | v` those are the heads of q
+/// and k together), row `t` at position `positions[t]`. The head width is twice the table's.
 ///
 /// # Panics
 ///
@@ -177,8 +180,8 @@ impl Kernel for Rope<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         let half = self.cos.len();
-        // SAFETY: chunks do not overlap, so the row is this worker's alone; a head's halves are `half` floats each inside
-        // the part, cos and sin have `half`, and i + count <= half.
+        // SAFETY: chunks do not overlap, so the row is this worker's alone; a head's halves are
+        // `half` floats each inside the part, cos and sin have `half`, and i + count <= half.
         unsafe {
             let row = self.rows.part(self.token, 0..self.heads * 2 * half).as_mut_ptr();
             for head in 0..self.heads {

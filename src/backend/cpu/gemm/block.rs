@@ -1,4 +1,4 @@
-//! What both algorithms of a GEMM share: its operands, and how the output is cut into blocks of one worker each.
+//! The operands of a GEMM, and the cut of its output into blocks of one worker each.
 
 use std::ops::Range;
 
@@ -20,9 +20,9 @@ pub struct Gemm<'a> {
     pub weight: WeightView<'a>,
     /// `[n]`, or none.
     pub bias: Option<&'a [f32]>,
-    /// How the output is written.
+    /// The epilogue.
     pub store: Store,
-    /// How it is computed.
+    /// The arithmetic of the matmul.
     pub math: Math,
 }
 
@@ -38,7 +38,7 @@ impl Math {
 pub(super) enum Algorithm {
     F32,
     Bf16(Bf16Isa),
-    /// x in so many bfloat16 terms.
+    /// x in `terms` bfloat16 terms.
     Tiles {
         unit: MatrixUnit,
         terms: usize,
@@ -56,23 +56,24 @@ impl Algorithm {
     }
 }
 
-/// How the output of a GEMM is cut into blocks.
+/// Rules for the cut of an output into blocks.
 pub(super) struct Partition {
     pub(super) blocking: Blocking,
     /// Rows of a block at least: smaller blocks would cost more packing than they gain in balance.
     pub(super) rows_min: usize,
     /// Columns of a block at most.
     pub(super) columns_max: usize,
-    /// Cost of packing an element of x, once for each block of columns, relative to that of an element of the weight, once for
-    /// each block of rows.
+    /// Cost of packing an element of x, once for each block of columns, relative to that of an
+    /// element of the weight, once for each block of rows.
     pub(super) x_cost: usize,
     /// Blocks wanted for each of several workers, for balance.
     pub(super) blocks_per_worker: usize,
 }
 
 impl Partition {
-    /// Returns the rows and columns of the blocks that `[m, n]` is cut into: a few blocks for each worker where there are so
-    /// many, and of the cuts that give those the one with the least packing.
+    /// Returns the rows and columns of the blocks that `[m, n]` is cut into: a few blocks for each
+    /// worker where there are so many, and of the cuts that give those the one with the least
+    /// packing.
     pub(super) fn block_shape(&self, m: usize, n: usize, threads: usize) -> (usize, usize) {
         let Blocking { nr, mc, .. } = self.blocking;
         let wanted = if threads == 1 { 1 } else { self.blocks_per_worker * threads };
@@ -102,7 +103,8 @@ pub(super) struct Block<'a, 'b> {
     pub(super) scratch: &'b mut Scratch,
 }
 
-/// Returns the elements of a k block: as few k blocks as `most` allows, all about equally long, multiples of `multiple`.
+/// Returns the elements of a k block: as few k blocks as `most` allows, all about equally long,
+/// multiples of `multiple`.
 pub(super) fn k_block(k: usize, most: usize, multiple: usize) -> usize {
     let k_blocks = k.div_ceil(most).max(1);
     k.div_ceil(k_blocks).max(1).next_multiple_of(multiple)

@@ -1,15 +1,16 @@
-//! Blocks of a GEMM by a matrix unit: packed panels of the weight times tiles of x in bfloat16 terms.
+//! Blocks of a GEMM by a matrix unit: packed panels of the weight times tiles of x in bfloat16
+//! terms.
 //!
 //! ```text
 //! x = x0 + x1 + x2
 //! acc += x0 · w, acc += x1 · w, acc += x2 · w      for 32 elements of k, then for the next 32
 //! ```
 //!
-//! Products are exact, so that only sums are rounded, as in a chain of f32 multiply-adds. With one term, x rounded to
-//! bfloat16, it is bfloat16 arithmetic.
+//! Products are exact, so that only sums are rounded, as in a chain of f32 multiply-adds. With one
+//! term, x rounded to bfloat16, it is bfloat16 arithmetic.
 //!
-//! x is split into its terms once per block and k block and stays in the second-level cache, while panels of the weight go
-//! by in the first.
+//! x is split into its terms once per block and k block and stays in the second-level cache, while
+//! panels of the weight go by in the first.
 
 use super::super::accumulators::Start;
 use super::super::blocking::Blocking;
@@ -22,8 +23,8 @@ use super::block::{Block, Gemm, Partition, Submatrix, k_block};
 /// Columns of the output that a panel of gate and up makes.
 const GATED_COLUMNS: usize = NR / 2;
 
-/// The partition of the output, of x in `terms` terms. x is split again for every block of columns; where there is one k block,
-/// a block can have them all.
+/// The partition of the output, of x in `terms` terms. x is split again for every block of columns;
+/// where there is one k block, a block can have them all.
 pub(super) fn partition(terms: usize, k: usize) -> Partition {
     let blocking = Blocking::of_tiles(terms);
     let columns_max = if k <= blocking.kc { usize::MAX } else { blocking.nc };
@@ -51,7 +52,8 @@ struct ScratchSizes {
 }
 
 impl ScratchSizes {
-    /// For `x_rows` rows of x and k blocks of `k_block` elements, and accumulators of the shape `acc`; whole tiles.
+    /// For `x_rows` rows of x and k blocks of `k_block` elements, and accumulators of the shape
+    /// `acc`; whole tiles.
     fn new(x_rows: usize, acc: (usize, usize), k_block: usize, terms: usize) -> Self {
         Self {
             panel: NR * k_block / 2,
@@ -76,7 +78,8 @@ impl<const TERMS: usize> Bf16Kernel for Tiles<'_, '_, TERMS> {
         // An empty sum takes one k block too, of zeros.
         let k_blocks = k.div_ceil(k_block).max(1);
         let x_rows = rows.len().next_multiple_of(MR);
-        // Accumulators of the only k block go to the output at once, and are kept for one microkernel only.
+        // Accumulators of the only k block go to the output at once, and are kept for one
+        // microkernel only.
         let (acc_rows, acc_columns) = match k_blocks {
             1 => (MR, NR),
             _ => (x_rows, columns.len().next_multiple_of(NR)),
@@ -92,16 +95,18 @@ impl<const TERMS: usize> Bf16Kernel for Tiles<'_, '_, TERMS> {
             let k_tiles = cols.div_ceil(TILE_K).max(1);
             let part = Submatrix { row: rows.start, rows: rows.len(), col, cols };
             let from = |r: usize| gemm.x.as_ptr().wrapping_add((part.row + r) * gemm.x.stride() + part.col);
-            // SAFETY: the caller vouches for the instructions; the part lies inside x; `x` is writable for all its tiles.
+            // SAFETY: the caller vouches for the instructions; the part lies inside x; `x` is
+            // writable for all its tiles.
             unsafe { split_rows::<V, TERMS>(from, rows.len(), cols, k_tiles, x.as_mut_ptr().cast()) };
             for first in (0..columns.len()).step_by(NR) {
                 let panel_rows = PanelRows::new(gemm, columns.start + first, columns.end);
                 let (from, count) =
                     (|r: usize| gemm.weight.element(panel_rows.row(r), part.col), panel_rows.count());
                 let (dtype, stride) = (gemm.weight.dtype(), gemm.weight.row_stride());
-                // SAFETY: the caller vouches for the instructions; the rows and columns lie inside the weight; a panel has
-                // 16 steps of NR floats for each tile of k, of which those without an element become zero; `rounded`
-                // has half a float for each element of NR rows.
+                // SAFETY: the caller vouches for the instructions; the rows and columns lie inside
+                // the weight; a panel has 16 steps of NR floats for each tile of k, of which those
+                // without an element become zero; `rounded` has half a float for each element of NR
+                // rows.
                 unsafe {
                     let (to, rounded) = (panel.as_mut_ptr(), rounded.as_mut_ptr());
                     pack_pairs::<V>(dtype, from, count, cols, stride, NR, to, rounded, k_block / 2);
@@ -127,9 +132,10 @@ impl<const TERMS: usize> Bf16Kernel for Tiles<'_, '_, TERMS> {
                         acc_stride: acc_columns,
                         start: if index == 0 { Start::Zero } else { Start::Reload },
                     };
-                    // SAFETY: the tiles of x and the panel were written above; `acc` has these rows and columns, spilled by
-                    // the k block before where there was one; all of it is this worker's alone. Blocks of `out` do not
-                    // overlap, and the rows and columns that the epilogue writes exist.
+                    // SAFETY: the tiles of x and the panel were written above; `acc` has these rows
+                    // and columns, spilled by the k block before where there was one; all of it is
+                    // this worker's alone. Blocks of `out` do not overlap, and the rows and columns
+                    // that the epilogue writes exist.
                     unsafe {
                         let count = MR.min(rows.len() - tile_row);
                         let epilogue = epilogue.skip(tile_row, 0);
@@ -154,7 +160,7 @@ impl<const TERMS: usize> Bf16Kernel for Tiles<'_, '_, TERMS> {
 struct PanelRows {
     /// The first column of the output, and row of the weight.
     first: usize,
-    /// Columns of the output: so many rows of the weight from the first on.
+    /// Columns of the output, and rows of the weight from the first on.
     columns: usize,
     /// Rows from a row of gate to that of up which stands 16 columns further on in the panel.
     up: Option<usize>,
@@ -178,8 +184,8 @@ impl PanelRows {
         if self.up.is_some() { GATED_COLUMNS + self.columns } else { self.columns }
     }
 
-    /// Returns the row of the weight for column `r` of the panel. Between gate and up some rows are repeated, whose accumulators
-    /// are not read.
+    /// Returns the row of the weight for column `r` of the panel. Between gate and up some rows are
+    /// repeated, whose accumulators are not read.
     #[inline(always)]
     fn row(&self, r: usize) -> usize {
         match self.up {

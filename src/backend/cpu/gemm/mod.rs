@@ -1,4 +1,5 @@
-//! GEMM with stored weights: `out = x · weightᵀ`, f32 in and out, the weight read where it is mapped.
+//! GEMM with stored weights: `out = x · weightᵀ`, f32 in and out, the weight read where it is
+//! mapped.
 //!
 //! ```text
 //! out[m, n] = (out[m, n] or 0) + (sum over k of x[m, k] * weight[n, k]) + bias[n]
@@ -6,12 +7,14 @@
 //!
 //! Or, of a weight of gate and up, `out[m, n] = silu(gate[m, n]) * up[m, n]` of these matmuls.
 //!
-//! The sum over k runs from zero in the order of k, by vector instructions (`vector`) or by a matrix unit (`matrix`), and is
-//! added to `out` at the end. So an element's bits depend on its own row of x and row of the weight alone: not on m, nor on
-//! how n is cut into blocks, nor on the number of threads.
+//! The sum over k runs from zero in the order of k, by vector instructions (`vector`) or by a
+//! matrix unit (`matrix`), and is added to `out` at the end. So an element's bits depend on its own
+//! row of x and row of the weight alone: not on m, nor on how n is cut into blocks, nor on the
+//! number of threads.
 //!
-//! A block of the output, some hundred rows, belongs to one worker. It packs a slice of the weight into its scratch and
-//! multiplies all its rows of x with it before it goes on to the next slice: no second copy of a weight exists anywhere.
+//! A block of the output, some hundred rows, belongs to one worker. It packs a slice of the weight
+//! into its scratch and multiplies all its rows of x with it before it goes on to the next slice:
+//! no second copy of a weight exists anywhere.
 
 mod block;
 mod matrix;
@@ -31,11 +34,13 @@ pub use super::epilogue::Store;
 pub use super::gate::Gate;
 pub use block::Gemm;
 
-/// Computes `gemm` into `out`, `[m, n]`, or `[m, n / 2]` with [`Store::Gated`]. See the module for the formula and its order.
+/// Computes `gemm` into `out`, `[m, n]`, or `[m, n / 2]` with [`Store::Gated`]. See the module for
+/// the formula and its order.
 ///
 /// # Panics
 ///
-/// When the shapes do not fit together, or for a gate where the arithmetic has none ([`Math::gates`]).
+/// When the shapes do not fit together, or for a gate where the arithmetic has none
+/// ([`Math::gates`]).
 pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
     let (m, n) = (gemm.x.rows(), gemm.weight.rows());
     assert_eq!(gemm.x.width(), gemm.weight.cols(), "the inner dimensions of x and the weight differ");

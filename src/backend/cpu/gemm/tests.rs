@@ -1,4 +1,4 @@
-//! Products against naive ones: f64 for closeness, one scalar chain in the order of k for the bits.
+//! GEMM against naive ones: f64 for accuracy, one scalar chain in the order of k for the bits.
 
 use std::ops::Range;
 
@@ -10,11 +10,11 @@ use crate::backend::cpu::testing::{
 };
 use crate::backend::cpu::view::{Rows, WeightView};
 
-/// Largest error relative to the sum of |x * w|, |bias| and |out|: measured 1.15e-6 (k = 1,537 with outliers, products
-/// rounded first); twice that.
+/// Largest error relative to the sum of |x * w|, |bias| and |out|: measured 1.15e-6 (k = 1,537 with
+/// outliers, products rounded first); twice that.
 const ERROR: f64 = 2.3e-6;
 
-/// m, n, k: one of each, odd ones, tails of every tile, several blocks of k, a cut-down 70B row.
+/// m, n, k: one of each, odd ones, tails of every tile, several k blocks, a cut-down 70B row.
 const SHAPES: [(usize, usize, usize); 14] = [
     (1, 1, 1),
     (1, 7, 3),
@@ -32,14 +32,14 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (530, 20, 40),
 ];
 
-/// A problem in memory as awkward as it comes: weight bytes at an odd address, strides wider than rows.
+/// A problem that is awkward in memory: weight bytes at an odd address, strides wider than rows.
 struct Problem {
     m: usize,
     n: usize,
     k: usize,
     x: Vec<f32>,
     bytes: Vec<u8>,
-    /// What the bytes say, `[n, k]`.
+    /// Values of the bytes, `[n, k]`.
     weight: Vec<f32>,
     dtype: Dtype,
     bias: Vec<f32>,
@@ -92,7 +92,7 @@ impl Problem {
         out
     }
 
-    /// Rows `rows` and columns `columns` of the product.
+    /// Computes rows `rows` and columns `columns` of the matmul.
     #[allow(clippy::too_many_arguments)]
     fn run_part(
         &self,
@@ -119,25 +119,25 @@ impl Problem {
         gemm(isa, threads, &operands, RowsMut::new(out, rows.len(), width, out_stride));
     }
 
-    /// `out` as it must be of a gate: the product, then what has always been behind it.
+    /// Returns the expected `out` of a gate: that of the matmul, then of `gate_mul`.
     fn expected_of_gate(&self, isa: Isa, threads: &Threads, math: Math, bias: bool) -> Vec<f32> {
         let (ffn, stride) = (self.n / 2, self.n + OUT_GAP);
-        let mut product = self.run(isa, threads, math, Store::Replace, bias);
-        gate_mul(isa, threads, Gate::Silu, RowsMut::new(&mut product, self.m, self.n, stride));
+        let mut gate_up = self.run(isa, threads, math, Store::Replace, bias);
+        gate_mul(isa, threads, Gate::Silu, RowsMut::new(&mut gate_up, self.m, self.n, stride));
         let mut out = self.out.clone();
-        for (out, product) in out.chunks_mut(stride).zip(product.chunks(stride)) {
-            out[..ffn].copy_from_slice(&product[..ffn]);
+        for (out, gated) in out.chunks_mut(stride).zip(gate_up.chunks(stride)) {
+            out[..ffn].copy_from_slice(&gated[..ffn]);
         }
         out
     }
 
-    /// `out` as it must be when `sum(m, n)` is the product.
-    fn expected(&self, store: Store, bias: bool, sum: impl Fn(&[f32], &[f32]) -> f32) -> Vec<f32> {
+    /// Returns the expected `out` when `dot` gives an element of the matmul.
+    fn expected(&self, store: Store, bias: bool, dot: impl Fn(&[f32], &[f32]) -> f32) -> Vec<f32> {
         let mut out = self.out.clone();
         for m in 0..self.m {
             for n in 0..self.n {
                 let x = &self.x[m * (self.k + X_GAP)..][..self.k];
-                let mut value = sum(x, &self.weight[n * self.k..][..self.k]);
+                let mut value = dot(x, &self.weight[n * self.k..][..self.k]);
                 if bias {
                     value += self.bias[n];
                 }
@@ -157,12 +157,13 @@ fn separate_chain(x: &[f32], w: &[f32]) -> f32 {
     x.iter().zip(w).fold(0.0, |sum, (x, w)| x * w + sum)
 }
 
-/// To bfloat16, as instructions do it: subnormals as zero.
+/// Rounds to bfloat16 as the instructions do: subnormals to zero.
 fn round(x: f32) -> f32 {
     flush(half::bf16::from_f32(flush(x)).to_f32())
 }
 
-/// VDPBF16PS as its manual describes it, on inputs rounded to bfloat16: the upper of a pair first, subnormals as zero.
+/// VDPBF16PS as its manual describes it, on inputs rounded to bfloat16: the upper of a pair first,
+/// subnormals as zero.
 fn pair_chain(x: &[f32], w: &[f32]) -> f32 {
     x.chunks(2).zip(w.chunks(2)).fold(0.0, |sum, (x, w)| {
         let upper = if x.len() == 2 { flush(round(x[1]).mul_add(round(w[1]), sum)) } else { sum };
@@ -170,15 +171,16 @@ fn pair_chain(x: &[f32], w: &[f32]) -> f32 {
     })
 }
 
-/// TDPBF16PS as its manual describes it, on the parts of x in turn: of 32 values of k the even and the odd ones apart.
-fn tile_chain(x: &[f32], w: &[f32], parts: impl Fn(f32) -> Vec<f32>) -> f32 {
+/// TDPBF16PS as its manual describes it, on the terms of x in turn: of 32 elements of k the even
+/// and the odd ones apart.
+fn tile_chain(x: &[f32], w: &[f32], terms: impl Fn(f32) -> Vec<f32>) -> f32 {
     let mut sum = 0.0;
     for (x, w) in x.chunks(TILE_K).zip(w.chunks(TILE_K)) {
-        let x: Vec<Vec<f32>> = x.iter().map(|x| parts(*x)).collect();
-        for part in 0..x[0].len() {
+        let x: Vec<Vec<f32>> = x.iter().map(|x| terms(*x)).collect();
+        for term in 0..x[0].len() {
             let half = |first: usize| {
                 let values = x.iter().zip(w).skip(first).step_by(2);
-                values.fold(0.0, |sum, (x, w)| flush(flush(x[part]).mul_add(flush(*w), sum)))
+                values.fold(0.0, |sum, (x, w)| flush(flush(x[term]).mul_add(flush(*w), sum)))
             };
             sum = flush(sum + flush(half(0) + half(1)));
         }
@@ -186,20 +188,21 @@ fn tile_chain(x: &[f32], w: &[f32], parts: impl Fn(f32) -> Vec<f32>) -> f32 {
     sum
 }
 
-/// The exact sum of three bfloat16 values that x is.
-fn three_parts(x: f32) -> Vec<f32> {
+/// Splits x into three bfloat16 terms, whose exact sum it is.
+fn three_terms(x: f32) -> Vec<f32> {
     let upper = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
     let (first, rest) = (upper(x), x - upper(x));
     let (second, third) = (upper(rest), rest - upper(rest));
-    assert_eq!(upper(third), third, "{x:e} has more than three parts");
+    assert_eq!(upper(third), third, "{x:e} has more than three terms");
     vec![first, second, third]
 }
 
-/// The bits that f32 products have with `math`, for a weight that is stored as `dtype`.
+/// Returns the chain that an element of an f32 matmul has in `math`, for a weight that is stored as
+/// `dtype`.
 fn f32_chain(isa: Isa, math: Math, dtype: Dtype) -> impl Fn(&[f32], &[f32]) -> f32 {
     let fused = Isa::fused_for_tests().contains(&isa);
     move |x, w| match (math, dtype) {
-        (Math::F32Tiles(_), Dtype::BF16) => tile_chain(x, w, three_parts),
+        (Math::F32Tiles(_), Dtype::BF16) => tile_chain(x, w, three_terms),
         _ if fused => fused_chain(x, w),
         _ => separate_chain(x, w),
     }
@@ -223,7 +226,7 @@ fn gemm_matches_naive_f64_for_every_dtype_and_instruction_set() {
                         let rest = [f64::from(problem.bias[n]), f64::from(problem.out[at])];
                         let expected = products().sum::<f64>() + rest[0] + rest[1];
                         let scale = products().map(f64::abs).sum::<f64>() + rest[0].abs() + rest[1].abs();
-                        worst.see(got[at], expected, scale, || format!("{shape:?} {dtype:?} [{m}, {n}]"));
+                        worst.record(got[at], expected, scale, || format!("{shape:?} {dtype:?} [{m}, {n}]"));
                     }
                 }
             }
@@ -232,8 +235,8 @@ fn gemm_matches_naive_f64_for_every_dtype_and_instruction_set() {
     }
 }
 
-/// The strongest statement: no tile, tail, block, thread or instruction set shows in any bit, and nothing is written
-/// between the rows.
+/// No tile, tail, block, thread or instruction set affects any bit, and nothing is written between
+/// the rows.
 #[test]
 fn gemm_has_the_bits_of_one_chain_in_the_order_of_k() {
     let all_threads = all_threads();
@@ -255,7 +258,7 @@ fn gemm_has_the_bits_of_one_chain_in_the_order_of_k() {
         }
     }
     if !Isa::available().into_iter().any(|isa| isa.matrix_unit().is_some()) {
-        not_run("products by AMX's tiles (their emulation was run)", "amx");
+        not_run("matmuls by AMX's tiles (their emulation was run)", "amx");
     }
 }
 
@@ -292,21 +295,21 @@ fn gemm_gives_the_same_bits_for_any_cut_of_rows_and_columns() {
 }
 
 #[test]
-fn a_weight_in_several_places_is_multiplied_with_as_one() {
+fn a_weight_in_several_segments_is_multiplied_as_one() {
     let threads = Threads::new(2).unwrap();
     for (isa, math) in all_math() {
         let problem = Problem::new((69, 131, 300), Dtype::BF16);
         let whole = problem.run(isa, &threads, math, Store::Add, true);
         let stride = problem.k + W_GAP;
-        let place = |rows: Range<usize>| {
+        let segment = |rows: Range<usize>| {
             let bytes = &problem.bytes[1 + 2 * rows.start * stride..];
             WeightView::new(bytes, problem.dtype, rows.len(), problem.k, stride)
         };
         // In the middle of a panel, of a vector, and of neither.
         for (first, second) in [(50, 81), (16, 17), (48, 96)] {
-            let both = place(0..first).followed_by(place(first..second)).unwrap();
-            let weight = both.followed_by(place(second..problem.n)).unwrap();
-            assert!(weight.followed_by(place(0..1)).is_none());
+            let both = segment(0..first).followed_by(segment(first..second)).unwrap();
+            let weight = both.followed_by(segment(second..problem.n)).unwrap();
+            assert!(weight.followed_by(segment(0..1)).is_none());
             let mut out = problem.out.clone();
             let operands = Gemm {
                 x: Rows::new(&problem.x, problem.m, problem.k, problem.k + X_GAP),
@@ -345,7 +348,7 @@ fn gemm_keeps_a_nan_in_its_row_and_its_column() {
 }
 
 #[test]
-fn bf16_gemm_has_the_bits_of_the_instruction_s_documented_arithmetic() {
+fn bf16_gemm_has_the_bits_that_the_manual_documents() {
     let all_threads = all_threads();
     for (isa, math) in bf16_math() {
         for (i, shape) in SHAPES.into_iter().enumerate() {
@@ -366,12 +369,13 @@ fn bf16_gemm_has_the_bits_of_the_instruction_s_documented_arithmetic() {
         }
     }
     if !Isa::available().into_iter().any(|isa| isa.bf16().is_some()) {
-        not_run("bf16 products by VDPBF16PS (their emulation was run)", "avx512-bf16");
+        not_run("bf16 matmuls by VDPBF16PS (their emulation was run)", "avx512-bf16");
     }
 }
 
-/// m, ffn, k of gates: below 16, odd, none a multiple of 16 or of 32 and both, several rounds of k, several blocks of rows (256
-/// or 512 with one thread) and of columns (768 where there are several rounds).
+/// m, ffn, k of gates: below 16, odd, none a multiple of 16 or of 32 and both, several k blocks,
+/// several blocks of rows (256 or 512 with one thread) and of columns (768 where there are several
+/// k blocks).
 const GATE_SHAPES: [(usize, usize, usize); 11] = [
     (1, 1, 1),
     (3, 5, 33),
@@ -386,23 +390,23 @@ const GATE_SHAPES: [(usize, usize, usize); 11] = [
     (4, 425, 700),
 ];
 
-/// Every way that gates, with the formats of weights that it gates.
-fn gating_ways() -> Vec<(Isa, Math, Vec<Dtype>)> {
+/// Every arithmetic that gates, with the formats of weights that it gates.
+fn gating() -> Vec<(Isa, Math, Vec<Dtype>)> {
     let gated = |math: Math| {
         let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F32].into_iter();
         dtypes.filter(|&dtype| math.gates(dtype)).collect::<Vec<_>>()
     };
-    let ways = all_math().into_iter().map(|(isa, math)| (isa, math, gated(math)));
-    let ways: Vec<_> = ways.filter(|(_, _, dtypes)| !dtypes.is_empty()).collect();
+    let all = all_math().into_iter().map(|(isa, math)| (isa, math, gated(math)));
+    let found: Vec<_> = all.filter(|(_, _, dtypes)| !dtypes.is_empty()).collect();
     let emulated = Isa::for_tests().into_iter().filter(|isa| isa.matrix_unit().is_some()).count();
-    assert_eq!(ways.len(), 2 * emulated, "in three parts and in one");
-    ways
+    assert_eq!(found.len(), 2 * emulated, "in three terms and in one");
+    found
 }
 
 #[test]
 fn a_gate_has_the_bits_of_the_matmul_and_gate_mul() {
     let all_threads = all_threads();
-    for (isa, math, dtypes) in gating_ways() {
+    for (isa, math, dtypes) in gating() {
         for (i, (m, ffn, k)) in GATE_SHAPES.into_iter().enumerate() {
             let dtype = dtypes[i % dtypes.len()];
             let problem = Problem::new((m, 2 * ffn, k), dtype);
@@ -426,18 +430,18 @@ fn a_gate_has_the_bits_of_the_matmul_and_gate_mul() {
 }
 
 #[test]
-fn gate_and_up_may_lie_in_two_places() {
+fn gate_and_up_may_be_in_two_segments() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math, _) in gating_ways() {
+    for (isa, math, _) in gating() {
         // Cut between gate and up, and in the middle of either.
         for (ffn, first) in [(47, 47), (64, 64), (47, 20), (47, 70)] {
             let problem = Problem::new((37, 2 * ffn, 300), Dtype::BF16);
             let expected = problem.expected_of_gate(isa, &threads, math, true);
             let stride = problem.k + W_GAP;
             let elsewhere = [&[0; 3], &problem.bytes[1 + 2 * first * stride..]].concat();
-            let place = |bytes, rows| WeightView::new(bytes, problem.dtype, rows, problem.k, stride);
+            let segment = |bytes, rows| WeightView::new(bytes, problem.dtype, rows, problem.k, stride);
             let weight =
-                place(&problem.bytes[1..], first).followed_by(place(&elsewhere[3..], 2 * ffn - first));
+                segment(&problem.bytes[1..], first).followed_by(segment(&elsewhere[3..], 2 * ffn - first));
             let mut out = problem.out.clone();
             let operands = Gemm {
                 x: Rows::new(&problem.x, problem.m, problem.k, problem.k + X_GAP),
@@ -456,9 +460,9 @@ fn gate_and_up_may_lie_in_two_places() {
 #[test]
 fn a_gate_keeps_a_nan_in_its_row_and_its_column() {
     let threads = Threads::new(2).unwrap();
-    for (isa, math, _) in gating_ways() {
+    for (isa, math, _) in gating() {
         let ffn = 37;
-        // A row of gate or of up, the last ones too, beside which a panel has rows that nobody asked for.
+        // A row of gate or of up, the last ones too, beside which a panel has repeated rows.
         for row in [3, ffn - 1, ffn, ffn + 20, 2 * ffn - 1] {
             let mut problem = Problem::new((11, 2 * ffn, 70), Dtype::BF16);
             let clean = problem.run(isa, &threads, math, Store::Gated(Gate::Silu), false);
@@ -496,7 +500,7 @@ fn vector_instructions_do_not_gate() {
 #[should_panic(expected = "do not gate")]
 fn a_matrix_unit_does_not_gate_other_weights_in_f32() {
     let threads = Threads::new(1).unwrap();
-    let (isa, math, _) = gating_ways().into_iter().find(|way| way.2 == [Dtype::BF16]).unwrap();
+    let (isa, math, _) = gating().into_iter().find(|found| found.2 == [Dtype::BF16]).unwrap();
     Problem::new((2, 8, 4), Dtype::F16).run(isa, &threads, math, Store::Gated(Gate::Silu), false);
 }
 
@@ -504,7 +508,7 @@ fn a_matrix_unit_does_not_gate_other_weights_in_f32() {
 #[should_panic(expected = "not as many of gate as of up")]
 fn a_gate_without_as_many_rows_of_up_is_refused() {
     let threads = Threads::new(1).unwrap();
-    let (isa, math, _) = gating_ways().remove(0);
+    let (isa, math, _) = gating().remove(0);
     Problem::new((2, 7, 4), Dtype::BF16).run(isa, &threads, math, Store::Gated(Gate::Silu), false);
 }
 

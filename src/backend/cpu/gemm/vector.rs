@@ -1,11 +1,13 @@
-//! Blocks of a GEMM by vector instructions: packed panels of the weight times rows of x in the microkernel.
+//! Blocks of a GEMM by vector instructions: packed panels of the weight times rows of x in the
+//! microkernel.
 //!
 //! The sum over k is one chain of fused multiply-adds (portable code rounds each product first).
 //!
-//! A slice of the weight is at most `nc` columns and `kc` steps of k, widened to f32: each element is widened once per `mc`
-//! rows. The next slice is prefetched from memory meanwhile, a few lines with every microkernel. x is read in place, its rows
-//! prefetched a microkernel early. The last k block goes straight from the registers to `out`: a separate pass over finished
-//! accumulators cost 3 to 6 % of a matmul.
+//! A slice of the weight is at most `nc` columns and `kc` steps of k, widened to f32: each element
+//! is widened once per `mc` rows. The next slice is prefetched from memory meanwhile, a few lines
+//! with every microkernel. x is read in place, its rows prefetched a microkernel early. The last k
+//! block goes straight from the registers to `out`: a separate pass over finished accumulators cost
+//! 3 to 6 % of a matmul.
 
 use super::super::accumulators::Start;
 use super::super::blocking::{Blocked, Blocking};
@@ -19,7 +21,8 @@ use super::block::{Block, Partition, Submatrix, k_block};
 /// Rows of x that are rounded to bfloat16 at a time. A multiple of every `mr`.
 const ROUNDED_ROWS: usize = 24;
 
-/// The partition of the output. With more columns to a block more could be prefetched, fewer are easier to share among workers.
+/// The partition of the output. With more columns to a block more could be prefetched, fewer are
+/// easier to share among workers.
 pub(super) fn partition(blocking: Blocking) -> Partition {
     // x is read in place.
     let x_cost = 0;
@@ -125,10 +128,11 @@ impl Block<'_, '_> {
                 epilogue: (index % k_blocks + 1 == k_blocks).then_some(epilogue),
                 prefetch,
             };
-            // SAFETY: slices lie inside the weight, rows inside x (`gemm` checked the shapes); `packed` holds `panels` panels
-            // of `nr * kc`, `acc` rows x panels x nr, and both are this worker's alone. Accumulators are reloaded only after
-            // the first k block has spilled all of them. Blocks do not overlap, so what their epilogues write is this worker's
-            // alone too.
+            // SAFETY: slices lie inside the weight, rows inside x (`gemm` checked the shapes);
+            // `packed` holds `panels` panels of `nr * kc`, `acc` rows x panels x nr, and both are
+            // this worker's alone. Accumulators are reloaded only after the first k block has
+            // spilled all of them. Blocks do not overlap, so what their epilogues write is this
+            // worker's alone too.
             unsafe {
                 for panel in 0..panels {
                     let first = panel * nr;
@@ -160,16 +164,17 @@ trait Packing<V>: Dot<V> {
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; the part lies inside the weight; `panel` is writable for `nr` columns times the
-    /// part's steps; `converted` has `converted_floats`.
+    /// The CPU has the instructions of `V`; the part lies inside the weight; `panel` is writable
+    /// for `nr` columns times the part's steps; `converted` has `converted_floats`.
     unsafe fn pack(weight: &WeightView, part: Submatrix, panel: *mut f32, converted: &mut [f32]);
 
-    /// Returns part of x as rows of steps, and their stride. Valid until `converted` is written again.
+    /// Returns part of x as rows of steps, and their stride. Valid until `converted` is written
+    /// again.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; the part lies inside x and has at most `ROUNDED_ROWS` rows; `converted` has
-    /// `converted_floats`.
+    /// The CPU has the instructions of `V`; the part lies inside x and has at most `ROUNDED_ROWS`
+    /// rows; `converted` has `converted_floats`.
     unsafe fn x(x: &Rows, part: Submatrix, converted: &mut [f32]) -> (*const f32, usize);
 }
 
@@ -204,7 +209,8 @@ impl<V: Blocked + Bf16Vector> Packing<V> for Bf16 {
         // Behind the rows of x, which stay until the next ones are rounded.
         let rounded = converted[ROUNDED_ROWS * kc..].as_mut_ptr();
         let (dtype, stride) = (weight.dtype(), weight.row_stride());
-        // SAFETY: the caller's promises; `rounded` has a row of `kc` floats, at least one a step, for each of `nr` rows.
+        // SAFETY: the caller's promises; `rounded` has a row of `kc` floats, at least one a step,
+        // for each of `nr` rows.
         unsafe { pack_pairs::<V>(dtype, row, part.rows, part.cols, stride, nr, panel, rounded, kc) };
     }
 
@@ -214,7 +220,8 @@ impl<V: Blocked + Bf16Vector> Packing<V> for Bf16 {
         for r in 0..part.rows {
             let from = x.row(part.row + r)[part.col..][..part.cols].as_ptr();
             let to = converted[r * kc..][..kc].as_mut_ptr();
-            // SAFETY: `from` has `cols` floats, and `to` is writable for 2 * kc >= cols bfloat16 values.
+            // SAFETY: `from` has `cols` floats, and `to` is writable for 2 * kc >= cols bfloat16
+            // values.
             unsafe { round_row::<V, Lanes32>(from.cast(), part.cols, to.cast()) };
         }
         (converted.as_ptr(), kc)

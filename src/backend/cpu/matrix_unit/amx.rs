@@ -1,5 +1,5 @@
-//! Intel's AMX, by inline assembly: its instructions are not in stable Rust. The compiler never uses tile registers, so this
-//! module has them to itself.
+//! Intel's AMX, by inline assembly: its instructions are not in stable Rust. The compiler never
+//! uses tile registers, so this module has them to itself.
 
 use std::arch::asm;
 
@@ -30,7 +30,8 @@ static CONFIGURATION: Configuration = Configuration {
 ///
 /// AMX is available.
 pub(super) unsafe fn configure() {
-    // SAFETY: reads the 64 bytes of a valid configuration; tile registers belong to this module alone.
+    // SAFETY: reads the 64 bytes of a valid configuration; tile registers belong to this module
+    // alone.
     unsafe {
         asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGURATION, options(nostack, readonly, preserves_flags))
     }
@@ -119,8 +120,9 @@ macro_rules! microkernel {
         pub(super) unsafe fn $name(operands: &TileOperands) {
             const { assert!(2 * TILE_ROWS * TILE_K == 1024 && NR == 32) };
             debug_assert!(operands.k_tiles > 0);
-            // SAFETY: reads the tiles of x and of the panel, and reads and writes the accumulators, in the shapes that
-            // `TileOperands` states and the caller vouches for. Tile registers are this module's alone, and configured.
+            // SAFETY: reads the tiles of x and of the panel, and reads and writes the accumulators,
+            // in the shapes that `TileOperands` states and the caller vouches for. Tile registers
+            // are this module's alone, and configured.
             unsafe {
                 asm!(
                     "test {start:e}, {start:e}",

@@ -4,8 +4,8 @@ use super::super::accumulators::Start;
 use super::super::simd::{Isa, Kernel, Vector};
 use super::tiles::{MR, NR, TILE_K, TileOperands, index_in_panel, index_in_tiles};
 
-/// Runs the microkernel compiled for an instruction set that has a fused multiply-add: without one it
-/// is a slow library call.
+/// Runs the microkernel compiled for an instruction set that has a fused multiply-add: without one
+/// it is a slow library call.
 ///
 /// # Safety
 ///
@@ -14,7 +14,8 @@ pub(super) unsafe fn microkernel<const TERMS: usize, const PANEL_TERMS: usize>(o
     Isa::detect().run(Emulate::<TERMS, PANEL_TERMS>(operands));
 }
 
-/// The microkernel in portable code: a row's columns side by side, which the compiler can make vectors of.
+/// The microkernel in portable code: a row's columns side by side, which the compiler can make
+/// vectors of.
 ///
 /// Its maker vouches for what [`microkernel`] asks.
 struct Emulate<'a, const TERMS: usize, const PANEL_TERMS: usize>(&'a TileOperands);
@@ -25,8 +26,8 @@ impl<const TERMS: usize, const PANEL_TERMS: usize> Kernel for Emulate<'_, TERMS,
         let operands = self.0;
         let widen = |bits: u16| flush(f32::from_bits(u32::from(bits) << 16));
         for row in 0..MR {
-            // SAFETY: the maker's promises; all addresses are those of whole rows, steps and tiles in the shapes
-            // that `TileOperands` states, aligned as their elements are.
+            // SAFETY: the maker's promises; all addresses are those of whole rows, steps and tiles
+            // in the shapes that `TileOperands` states, aligned as their elements are.
             unsafe {
                 let to = operands.acc.add(row * operands.acc_stride).cast::<[f32; NR]>();
                 let mut acc = if operands.start == Start::Zero { [0.0; NR] } else { (*to).map(flush) };
@@ -59,8 +60,9 @@ impl<const TERMS: usize, const PANEL_TERMS: usize> Kernel for Emulate<'_, TERMS,
     }
 }
 
-/// Returns `a * b + c` of bfloat16 values and an f32, rounded once; zero where it is below the smallest normal value when
-/// rounded to 24 bits, as AMX was measured to do: f32 has fewer bits there, and rounds up to that value sooner.
+/// Returns `a * b + c` of bfloat16 values and an f32, rounded once; zero where it is below the
+/// smallest normal value when rounded to 24 bits, as AMX was measured to do: f32 has fewer bits
+/// there, and rounds up to that value sooner.
 #[inline(always)]
 fn fused(a: f32, b: f32, c: f32) -> f32 {
     const TINY: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1 << 25) as f64);

@@ -13,7 +13,8 @@ use super::tiles::{MR, TILE_K, index_in_tiles};
 ///
 /// # Safety
 ///
-/// The CPU has the instructions of `V`; `to` is writable for tiles of `TERMS` terms, `k_tile + 1` of them along k.
+/// The CPU has the instructions of `V`; `to` is writable for tiles of `TERMS` terms, `k_tile + 1`
+/// of them along k.
 #[inline(always)]
 pub(in crate::backend::cpu) unsafe fn store_terms<V: Bf16Vector, const TERMS: usize>(
     mut low: V,
@@ -38,13 +39,13 @@ pub(in crate::backend::cpu) unsafe fn store_terms<V: Bf16Vector, const TERMS: us
     }
 }
 
-/// Splits rows of `values` elements into tiles of terms, `[rows / 32, k_tiles, TERMS, 32, 32]`, zeros where there are no rows
-/// or elements.
+/// Splits rows of `values` elements into tiles of terms, `[rows / 32, k_tiles, TERMS, 32, 32]`,
+/// zeros where there are no rows or elements.
 ///
 /// # Safety
 ///
-/// The CPU has the instructions of `V`; `row(r)` has `values` readable floats for r < `rows`, `values` is at most
-/// `32 * k_tiles`, and `to` is writable for all of those tiles.
+/// The CPU has the instructions of `V`; `row(r)` has `values` readable floats for r < `rows`,
+/// `values` is at most `32 * k_tiles`, and `to` is writable for all of those tiles.
 #[inline(always)]
 pub(in crate::backend::cpu) unsafe fn split_rows<V: Bf16Vector, const TERMS: usize>(
     row: impl Fn(usize) -> *const f32,
@@ -92,7 +93,8 @@ mod tests {
             let Self { rows, k_tiles, to } = self;
             assert_eq!(to.len(), rows.len().next_multiple_of(MR) * k_tiles * TILE_K * TERMS);
             let row = |r: usize| rows[r].as_ptr();
-            // SAFETY: the caller vouches for the instructions; all rows have one length, and `to` has all of their tiles.
+            // SAFETY: the caller vouches for the instructions; all rows have one length, and `to`
+            // has all of their tiles.
             unsafe { split_rows::<V, TERMS>(row, rows.len(), rows[0].len(), k_tiles, to.as_mut_ptr()) };
         }
     }
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_the_sums_of_their_parts_or_rounded() {
+    fn rows_are_the_sums_of_their_terms_or_rounded() {
         let mut random = Random::new(3);
         for (rows, values, k_tiles) in [(1, 1, 1), (5, 16, 1), (32, 64, 2), (33, 47, 2), (70, 65, 4)] {
             let mut rows: Vec<_> = (0..rows).map(|_| random.values(values)).collect();

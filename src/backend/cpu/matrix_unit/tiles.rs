@@ -14,8 +14,8 @@ pub(in crate::backend::cpu) const NR: usize = 2 * TILE_ROWS;
 /// FLOP of the product of two tiles.
 pub(in crate::backend::cpu) const TILE_FLOPS: usize = 2 * TILE_ROWS * TILE_ROWS * TILE_K;
 
-/// Returns the index at which row `row < MR` begins in tiles of `terms` terms, for tile `k_tile` along k and term `term`: its
-/// 32 elements lie together.
+/// Returns the index at which row `row < MR` begins in tiles of `terms` terms, for tile `k_tile`
+/// along k and term `term`: its 32 elements lie together.
 #[inline(always)]
 pub(in crate::backend::cpu) const fn index_in_tiles(
     row: usize,
@@ -26,7 +26,8 @@ pub(in crate::backend::cpu) const fn index_in_tiles(
     ((k_tile * terms + term) * MR + row) * TILE_K
 }
 
-/// Returns the index at which tile `k_tile` along k and term `term` begin in a panel of `terms` terms: 16 steps of 32 pairs.
+/// Returns the index at which tile `k_tile` along k and term `term` begin in a panel of `terms`
+/// terms: 16 steps of 32 pairs.
 #[inline(always)]
 pub(in crate::backend::cpu) const fn index_in_panel(k_tile: usize, terms: usize, term: usize) -> usize {
     (k_tile * terms + term) * TILE_K / 2 * NR
@@ -39,7 +40,8 @@ pub(in crate::backend::cpu) struct TileOperands {
     pub(in crate::backend::cpu) x: *const u16,
     /// At least 1.
     pub(in crate::backend::cpu) k_tiles: usize,
-    /// `[k_tiles, panel terms, 16, 32]` pairs of bfloat16 values: the weight's for two neighbouring k side by side.
+    /// `[k_tiles, panel terms, 16, 32]` pairs of bfloat16 values: the weight's for two neighbouring
+    /// k side by side.
     pub(in crate::backend::cpu) panel: *const f32,
     /// Accumulators `[MR, NR]`, rows `acc_stride` floats apart.
     pub(in crate::backend::cpu) acc: *mut f32,

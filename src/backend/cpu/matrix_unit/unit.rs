@@ -7,7 +7,8 @@ use super::amx;
 use super::emulated;
 use super::tiles::TileOperands;
 
-/// Products of a step of [`MatrixUnit::run_at_peak`]: independent, and enough of them to hide the latency of one.
+/// Products of a step of [`MatrixUnit::run_at_peak`]: independent, and enough of them to hide the
+/// latency of one.
 pub(in crate::backend::cpu) const PEAK_PRODUCTS: usize = 4;
 
 #[cfg_attr(
@@ -20,7 +21,8 @@ impl MatrixUnit {
     pub(in crate::backend::cpu) fn begin(self) {
         match self.kind() {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            // SAFETY: a value of this kind is made only where the unit may be used (`Isa::matrix_unit`).
+            // SAFETY: a value of this kind is made only where the unit may be used
+            // (`Isa::matrix_unit`).
             MatrixUnitKind::Amx => unsafe { amx::configure() },
             #[cfg(test)]
             MatrixUnitKind::Emulated => {}
@@ -39,11 +41,13 @@ impl MatrixUnit {
         }
     }
 
-    /// Multiplies tiles in registers and does nothing else, `steps` times [`PEAK_PRODUCTS`]: the unit's peak.
+    /// Multiplies tiles in registers and does nothing else, `steps` times [`PEAK_PRODUCTS`]: the
+    /// unit's peak.
     pub(in crate::backend::cpu) fn run_at_peak(self, steps: usize) {
         match self.kind() {
             #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-            // SAFETY: a value of this kind is made only where the unit may be used; configured first.
+            // SAFETY: a value of this kind is made only where the unit may be used; configured
+            // first.
             MatrixUnitKind::Amx => unsafe {
                 amx::configure();
                 amx::run_at_peak(steps);
@@ -54,13 +58,14 @@ impl MatrixUnit {
         }
     }
 
-    /// Multiplies x in `TERMS` terms by a panel in `PANEL_TERMS`: of the products of terms those that count, which are term i
-    /// of the panel with the first `TERMS - i` of x.
+    /// Multiplies x in `TERMS` terms by a panel in `PANEL_TERMS`: of the products of terms those
+    /// that count, which are term i of the panel with the first `TERMS - i` of x.
     ///
     /// # Safety
     ///
-    /// Called between [`begin`](Self::begin) and [`end`](Self::end). What [`TileOperands`] states is readable, and its
-    /// accumulators are writable (and initialised, to be reloaded) and no other thread touches them.
+    /// Called between [`begin`](Self::begin) and [`end`](Self::end). What [`TileOperands`] states
+    /// is readable, and its accumulators are writable (and initialised, to be reloaded) and no
+    /// other thread touches them.
     #[inline(always)]
     pub(in crate::backend::cpu) unsafe fn microkernel<const TERMS: usize, const PANEL_TERMS: usize>(
         self,

@@ -3,8 +3,8 @@
 use std::arch::x86_64::{__cpuid_count, _xgetbv};
 use std::sync::OnceLock;
 
-/// Returns whether the CPU has tiles and their bfloat16 products, and the system saves them and lets this process use them.
-/// Detected once: the result decides bits.
+/// Returns whether the CPU has tiles and their bfloat16 multiply-adds, and the system saves them
+/// and lets this process use them. Detected once: the result decides bits.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
     *AVAILABLE.get_or_init(|| has_instructions() && system_saves_tiles() && request_permission())
@@ -24,15 +24,16 @@ fn system_saves_tiles() -> bool {
     }
     #[target_feature(enable = "xsave")]
     fn enabled() -> u64 {
-        // SAFETY: register 0 is there where the system has switched on XSAVE, which the detection above includes.
+        // SAFETY: register 0 is there where the system has switched on XSAVE, which the detection
+        // above includes.
         unsafe { _xgetbv(0) }
     }
     // SAFETY: the CPU has the instruction.
     unsafe { enabled() & (0b11 << 17) == 0b11 << 17 }
 }
 
-/// Requests tiles for this process and all its threads. Linux refuses where a thread's signal stack is
-/// too small for them.
+/// Requests tiles for this process and all its threads. Linux refuses where a thread's signal stack
+/// is too small for them.
 fn request_permission() -> bool {
     const ARCH_REQ_XCOMP_PERM: libc::c_long = 0x1023;
     const TILE_DATA: libc::c_long = 18;

@@ -8,7 +8,7 @@ use super::vector::{Kernel, LANES_MAX, Vector};
 #[derive(Clone, Copy)]
 pub(super) struct Avx2(__m256);
 
-/// Whether this CPU has the instructions.
+/// Returns whether this CPU has the instructions.
 pub(super) fn is_available() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
 }
@@ -24,7 +24,7 @@ pub(super) unsafe fn run<V: Vector, K: Kernel>(kernel: K) {
     unsafe { kernel.run::<V>() }
 }
 
-/// The same in a function of its own.
+/// Runs `kernel` in a function of its own.
 ///
 /// # Safety
 ///
@@ -36,7 +36,7 @@ unsafe fn run_apart(kernel: impl Kernel) {
     unsafe { kernel.run::<Avx2>() }
 }
 
-/// All ones in the first `count` lanes.
+/// Returns all ones in the first `count` lanes.
 #[inline(always)]
 unsafe fn mask(count: usize) -> __m256i {
     static ONES_THEN_ZEROS: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -95,7 +95,8 @@ impl Vector for Avx2 {
 
     #[inline(always)]
     unsafe fn load_first(from: *const f32, count: usize) -> Self {
-        // A whole vector without the mask: AMD's masked stores are microcode, and the branch is foreseen.
+        // A whole vector without the mask: AMD's masked stores are microcode, and the branch is
+        // predicted.
         if count == 8 {
             // SAFETY: the caller vouches for eight floats.
             return unsafe { Self::load(from) };

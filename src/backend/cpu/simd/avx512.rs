@@ -1,7 +1,8 @@
-//! AVX-512: 16 lanes, 32 registers, so a tile of 8 rows by 3 vectors; and its bfloat16 products.
+//! AVX-512: 16 lanes, 32 registers, so a tile of 8 rows by 3 vectors; and its bfloat16
+//! instructions.
 //!
-//! Every method is one or two instructions. What is built of them runs in the tests on sixteen portable lanes, so that
-//! a machine without AVX-512 leaves only these wrappers untested.
+//! Every method is one or two instructions. The kernels run in tests on sixteen portable lanes, so
+//! that a machine without AVX-512 leaves only these wrappers untested.
 
 use std::arch::x86_64::*;
 
@@ -11,7 +12,7 @@ use super::vector::{Bf16Kernel, Bf16Vector, Kernel, LANES_MAX, Vector};
 #[derive(Clone, Copy)]
 pub(super) struct Avx512(__m512);
 
-/// Whether this CPU has the instructions.
+/// Returns whether this CPU has the instructions.
 pub(super) fn is_available() -> bool {
     super::avx2::is_available()
         && is_x86_feature_detected!("avx512f")
@@ -20,15 +21,15 @@ pub(super) fn is_available() -> bool {
         && is_x86_feature_detected!("avx512vl")
 }
 
-/// Whether this CPU has AVX512-BF16 beside them.
+/// Returns whether this CPU has AVX512-BF16 beside them.
 pub(super) fn is_bf16_available() -> bool {
     is_available() && is_x86_feature_detected!("avx512bf16")
 }
 
-/// Whether AMD made this CPU.
+/// Returns whether AMD made this CPU.
 pub(super) fn is_amd() -> bool {
-    let maker = __cpuid(0);
-    [maker.ebx, maker.edx, maker.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
+    let vendor = __cpuid(0);
+    [vendor.ebx, vendor.edx, vendor.ecx].map(u32::to_le_bytes).concat() == b"AuthenticAMD"
 }
 
 /// Runs `kernel` compiled for AVX-512.
@@ -42,7 +43,7 @@ pub(super) unsafe fn run(kernel: impl Kernel) {
     unsafe { kernel.run::<Avx512>() }
 }
 
-/// Runs `kernel` compiled for AVX-512 with bfloat16 products.
+/// Runs `kernel` compiled for AVX-512 with its bfloat16 instructions.
 ///
 /// # Safety
 ///
@@ -53,7 +54,7 @@ pub(super) unsafe fn run_bf16(kernel: impl Bf16Kernel) {
     unsafe { kernel.run::<Avx512>() }
 }
 
-/// The same in a function of its own.
+/// Runs `kernel` in a function of its own.
 ///
 /// # Safety
 ///
@@ -65,7 +66,7 @@ unsafe fn run_apart(kernel: impl Kernel) {
     unsafe { kernel.run::<Avx512>() }
 }
 
-/// Ones for the first `count <= 16` lanes.
+/// Returns ones for the first `count <= 16` lanes.
 #[inline(always)]
 fn mask(count: usize) -> __mmask16 {
     debug_assert!(count <= 16);
@@ -148,8 +149,8 @@ impl Vector for Avx512 {
         }
     }
 
-    // Quarters of rows are brought to their places by masked loads, which leaves half of the shuffles: those run on one
-    // port, and packing waits for it.
+    // Quarters of rows are loaded into their positions by masked loads, which leaves half of the
+    // shuffles: those run on one port, and packing waits for it.
     #[inline(always)]
     unsafe fn load_square(rows: &[*const u8; LANES_MAX], offset: usize) -> [Self; LANES_MAX] {
         // SAFETY: the caller vouches for the instructions and for sixteen lanes of each row.
@@ -214,7 +215,8 @@ impl Bf16Vector for Avx512 {
 
     #[inline(always)]
     unsafe fn nearest_bf16(self) -> Self {
-        // SAFETY: the caller vouches for AVX512-BF16; no memory is touched. The cast is of plain bits.
+        // SAFETY: the caller vouches for AVX512-BF16; no memory is touched. The cast is of plain
+        // bits.
         unsafe {
             let halves: __m256i = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(self.0));
             Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves))))
@@ -242,7 +244,8 @@ impl Bf16Vector for Avx512 {
             }
             odd
         };
-        // SAFETY: the caller vouches for the instructions and thirty-two values; ODD is sixty-four bytes.
+        // SAFETY: the caller vouches for the instructions and thirty-two values; ODD is sixty-four
+        // bytes.
         unsafe {
             let odd = _mm512_loadu_si512(ODD.as_ptr().cast());
             let words =

@@ -1,4 +1,5 @@
-//! What this CPU has: proofs that instruction sets and matrix units are there, made by detection alone.
+//! Capability tokens: an [`Isa`], [`Bf16Isa`] or [`MatrixUnit`] is made by detection alone, and
+//! proves that this CPU has it.
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
@@ -21,7 +22,7 @@ enum IsaKind {
     /// The shape of AVX-512 (16 lanes, 8 x 48 tile) in portable code, products rounded first.
     #[cfg(test)]
     Lanes16,
-    /// The same, multiply and add fused: AVX-512's bits on any machine.
+    /// `Lanes16` with multiply and add fused: AVX-512's bits on any machine.
     #[cfg(test)]
     Lanes16Fused,
 }
@@ -32,7 +33,8 @@ impl Isa {
         *Self::available().last().expect("the portable instruction set is always there")
     }
 
-    /// The instruction set that every CPU has: plain Rust, which the compiler turns into what the target guarantees.
+    /// The instruction set that every CPU has: plain Rust, which the compiler turns into what the
+    /// target guarantees.
     pub fn portable() -> Self {
         Self(IsaKind::Portable)
     }
@@ -67,7 +69,7 @@ impl Isa {
         }
     }
 
-    /// The instructions for bfloat16 products, where this CPU has them beside this instruction set.
+    /// The instructions for bfloat16, where this CPU has them beside this instruction set.
     pub fn bf16(self) -> Option<Bf16Isa> {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -106,7 +108,8 @@ impl Isa {
 
     /// Runs `kernel` compiled for this instruction set.
     pub(in crate::backend::cpu) fn run(self, kernel: impl Kernel) {
-        // SAFETY: a value of each kind is made only where the CPU has its instructions (`available`).
+        // SAFETY: a value of each kind is made only where the CPU has its instructions
+        // (`available`).
         unsafe {
             match self.0 {
                 IsaKind::Portable => kernel.run::<portable::Portable>(),
@@ -116,7 +119,7 @@ impl Isa {
                 IsaKind::Avx512 => avx512::run(kernel),
                 #[cfg(test)]
                 IsaKind::Lanes16 => kernel.run::<portable::Lanes16>(),
-                // The same bits without a library call for every multiply-add.
+                // AVX2 gives the bits without a library call for every multiply-add.
                 #[cfg(all(test, target_arch = "x86_64"))]
                 IsaKind::Lanes16Fused if avx2::is_available() => {
                     avx2::run::<portable::Lanes16Fused, _>(kernel)
@@ -127,7 +130,7 @@ impl Isa {
         }
     }
 
-    /// What the tests run on: everything this CPU has, and AVX-512's shape in portable code.
+    /// The instruction sets of tests: all that this CPU has, and AVX-512's shape in portable code.
     #[cfg(test)]
     pub(in crate::backend::cpu) fn for_tests() -> Vec<Self> {
         let mut all = Self::available();
@@ -143,7 +146,7 @@ impl Isa {
     }
 }
 
-/// Instructions for bfloat16 products that this CPU has; made by [`Isa::bf16`].
+/// Instructions for bfloat16 that this CPU has; made by [`Isa::bf16`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bf16Isa(Bf16Kind);
 
@@ -154,15 +157,16 @@ enum Bf16Kind {
     /// The instruction's documented arithmetic in portable code.
     #[cfg(test)]
     Lanes16,
-    /// The same, f32 multiply and add fused beside it.
+    /// `Lanes16` with f32 multiply and add fused.
     #[cfg(test)]
     Lanes16Fused,
 }
 
 impl Bf16Isa {
-    /// Whether a product is faster with them than with multiply-adds of f32. An instruction has twice the products of one,
-    /// and on AMD's CPUs the same rate. On Intel's it has a quarter of the rate at most: so measured on one of family 6,
-    /// model 207. This is decided by the maker rather than by a stopwatch because it decides bits.
+    /// Returns whether a matmul is faster with them than with f32 multiply-adds. An instruction
+    /// multiplies twice as many elements, on AMD's CPUs at the same rate. On Intel's it has a
+    /// quarter of the rate at most: so measured on one of family 6, model 207. The vendor decides
+    /// this rather than a measurement because it decides bits.
     pub fn is_faster(self) -> bool {
         match self.0 {
             #[cfg(target_arch = "x86_64")]
@@ -187,7 +191,8 @@ impl Bf16Isa {
     /// Runs `kernel` compiled for these instructions.
     pub(in crate::backend::cpu) fn run(self, kernel: impl Bf16Kernel) {
         match self.0 {
-            // SAFETY: a value of this kind is made only where the CPU has the instructions (`Isa::bf16`).
+            // SAFETY: a value of this kind is made only where the CPU has the instructions
+            // (`Isa::bf16`).
             #[cfg(target_arch = "x86_64")]
             Bf16Kind::Avx512 => unsafe { avx512::run_bf16(kernel) },
             // SAFETY: plain Rust.
@@ -207,7 +212,7 @@ pub struct MatrixUnit {
     vectors: Bf16Isa,
 }
 
-/// The matrix units that there are.
+/// The kinds of matrix units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::backend::cpu) enum MatrixUnitKind {
     #[cfg(all(target_arch = "x86_64", target_os = "linux"))]

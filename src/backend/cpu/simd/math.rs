@@ -1,21 +1,24 @@
-//! What several kernels compute with vectors: exponentials, the largest lanes, and sums over a row.
+//! Functions that several kernels share: exponentials, the largest lanes, and sums over a row.
 
 use super::vector::{LANES_MAX, Vector};
 
-/// exp(x) in every lane: at most 8.2e-8 relative error over [-87.3, 88.3] (measured against f64 on every 97th
-/// float, test `exp_stays_within_its_stated_error`), 0 below -87.7, infinity above 88.38, NaN for NaN.
+/// Returns exp(x) in every lane: at most 8.2e-8 relative error over [-87.3, 88.3] (measured against
+/// f64 on every 97th float, test `exp_stays_within_its_stated_error`), 0 below -87.7, infinity
+/// above 88.38, NaN for NaN.
 ///
-/// exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 in two parts (Cody and Waite), and on |r| <= ln 2 / 2 a
-/// polynomial of degree 6 fitted for least relative error (3.8e-9).
+/// exp(x) = 2^n exp(r), n = round(x / ln 2), r = x - n ln 2 in two parts (Cody and Waite), and on
+/// |r| <= ln 2 / 2 a polynomial of degree 6 fitted for least relative error (3.8e-9).
 ///
 /// # Safety
 ///
 /// The CPU has the instructions of `V`.
 #[inline(always)]
 pub(in super::super) unsafe fn exp<V: Vector>(x: V) -> V {
-    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits; 127 more is the exponent's bias.
+    // Adding 1.5 * 2^23 rounds to an integer and leaves it in the low mantissa bits; 127 more is
+    // the exponent's bias.
     const ROUND: f32 = 12_582_912.0 + 127.0;
-    // The high part has few bits, so that its product with n is exact without a fused multiply-add too.
+    // The high part has few bits, so that its product with n is exact without a fused multiply-add
+    // too.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     const POLYNOMIAL: [f32; 5] = [1.381_459_9e-3, 8.368_717e-3, 4.166_839e-2, 1.666_652_1e-1, 4.999_999_4e-1];
@@ -36,7 +39,7 @@ pub(in super::super) unsafe fn exp<V: Vector>(x: V) -> V {
     }
 }
 
-/// x / (1 + exp(-x)) in every lane.
+/// Returns x / (1 + exp(-x)) in every lane.
 ///
 /// # Safety
 ///
@@ -47,12 +50,13 @@ pub(in super::super) unsafe fn silu<V: Vector>(x: V) -> V {
     unsafe { x.div(exp(V::splat(0.0).sub(x)).add(V::splat(1.0))) }
 }
 
-/// 2^x in every lane, for x <= 127: at most 9.2e-8 relative error (6.8e-8 where multiply and add are fused) down to -126
-/// (measured against f64 on every 97th float, test `exp2_stays_within_its_stated_error`), 0 below -126.5, NaN for NaN.
+/// Returns 2^x in every lane, for x <= 127: at most 9.2e-8 relative error (6.8e-8 where multiply
+/// and add are fused) down to -126 (measured against f64 on every 97th float, test
+/// `exp2_stays_within_its_stated_error`), 0 below -126.5, NaN for NaN.
 ///
-/// 2^x = 2^n 2^r, n = round(x), r = x - n exactly, and on |r| <= 1/2 a polynomial of degree 6, 1 at 0, fitted for least
-/// relative error (7.0e-9). Attention takes 2^(x log2 e) rather than [`exp`], which costs more to be as exact for large |x|:
-/// such scores weigh next to nothing.
+/// 2^x = 2^n 2^r, n = round(x), r = x - n exactly, and on |r| <= 1/2 a polynomial of degree 6, 1 at
+/// 0, fitted for least relative error (7.0e-9). Attention takes 2^(x log2 e) rather than [`exp`],
+/// which costs more to be as exact for large |x|, where a score has next to no weight.
 ///
 /// # Safety
 ///
@@ -77,7 +81,8 @@ pub(in super::super) unsafe fn exp2<V: Vector>(x: V) -> V {
     }
 }
 
-/// The largest lane of each of the first `LANES` rows, row `i`'s in lane `i`. A NaN may be passed over.
+/// Returns the largest lane of each of the first `LANES` rows, row `i`'s in lane `i`. A NaN may be
+/// ignored.
 ///
 /// # Safety
 ///
@@ -90,7 +95,7 @@ pub(in super::super) unsafe fn max_of_rows<V: Vector>(mut rows: [V; LANES_MAX]) 
         for i in 0..half {
             // SAFETY: the caller vouches for the instructions.
             let (low, high) = unsafe { rows[i].zip(rows[i + half]) };
-            // SAFETY: the same.
+            // SAFETY: as for the zip.
             rows[i] = unsafe { low.max(high) };
         }
         half /= 2;
@@ -98,16 +103,17 @@ pub(in super::super) unsafe fn max_of_rows<V: Vector>(mut rows: [V; LANES_MAX]) 
     rows[0]
 }
 
-/// Sixteen partial sums, whatever the width of a vector: element `i` of a row goes to partial sum `i % 16`, and the
-/// sixteen are added as a tree, so every instruction set adds in the same order.
+/// Sixteen partial sums of a row, whatever the width of a vector: element `i` of a row goes to
+/// partial sum `i % 16`, and the sixteen are added as a tree, so every instruction set adds in the
+/// same order.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Sums<V>([V; 4]);
+pub(in super::super) struct PartialSums<V>([V; 4]);
 
-impl<V: Vector> Sums<V> {
-    /// Vectors that make up sixteen lanes: the `step`s of one round.
+impl<V: Vector> PartialSums<V> {
+    /// Vectors that make up sixteen lanes.
     pub(in super::super) const VECTORS: usize = LANES_MAX / V::LANES;
 
-    /// All zero.
+    /// Returns sums of zero.
     ///
     /// # Safety
     ///
@@ -119,13 +125,13 @@ impl<V: Vector> Sums<V> {
         Self([unsafe { V::splat(0.0) }; 4])
     }
 
-    /// The partial sums of vector `vector_index` of a row, to be added to.
+    /// Returns the partial sums that vector `vector_index` of a row is added to.
     #[inline(always)]
     pub(in super::super) fn of(&mut self, vector_index: usize) -> &mut V {
         &mut self.0[vector_index % Self::VECTORS]
     }
 
-    /// The sixteen partial sums from memory.
+    /// Loads the sixteen partial sums.
     ///
     /// # Safety
     ///
@@ -142,7 +148,7 @@ impl<V: Vector> Sums<V> {
         }
     }
 
-    /// The sixteen partial sums to memory.
+    /// Stores the sixteen partial sums.
     ///
     /// # Safety
     ///
@@ -155,7 +161,7 @@ impl<V: Vector> Sums<V> {
         }
     }
 
-    /// Each partial sum times `factor`.
+    /// Multiplies each partial sum by `factor`.
     ///
     /// # Safety
     ///
@@ -169,7 +175,7 @@ impl<V: Vector> Sums<V> {
         self
     }
 
-    /// The sum of all.
+    /// Returns the sum of all.
     ///
     /// # Safety
     ///

@@ -1,12 +1,13 @@
 //! Vectors in plain Rust.
 //!
-//! `Portable` has four lanes, which x86-64's baseline and every 64-bit ARM have in a register, and rounds a product
-//! before it is added. The sixteen-lane types exist in tests: they drive the AVX-512 shapes of every kernel on any
-//! machine, and with the fused `mul_add` of a mathematics library they give AVX-512's very bits.
+//! `Portable` has four lanes, which x86-64's baseline and every 64-bit ARM have in a register, and
+//! rounds a product before it is added. The sixteen-lane types exist in tests: they drive the
+//! AVX-512 shapes of every kernel on any machine, and with the fused `mul_add` of a mathematics
+//! library they give AVX-512's very bits.
 
 use super::vector::{Kernel, Vector};
 
-/// How `mul_add` rounds.
+/// The rounding of `mul_add`.
 pub(super) trait MulAdd: Copy {
     fn mul_add(a: f32, b: f32, c: f32) -> f32;
 }
@@ -55,10 +56,10 @@ impl<const N: usize, M: MulAdd> Lanes<N, M> {
 impl<const N: usize, M: MulAdd> Vector for Lanes<N, M> {
     const LANES: usize = N;
 
-    // Inline: what runs on these lanes in tests is compiled with the caller's instructions.
+    // Inline: kernels on these lanes in tests are compiled with the caller's instructions.
     #[inline(always)]
     unsafe fn run_apart(kernel: impl Kernel) {
-        // SAFETY: plain Rust; the kernel's own promises are its maker's.
+        // SAFETY: plain Rust; the kernel's maker vouches for its memory.
         unsafe { kernel.run::<Self>() }
     }
 
@@ -177,7 +178,7 @@ mod sixteen {
     pub(in super::super) type Lanes16 = Lanes<16, Separate>;
     pub(in super::super) type Lanes16Fused = Lanes<16, Fused>;
 
-    /// Subnormals as zero, as VDPBF16PS and VCVTNEPS2BF16 take and give them.
+    /// Returns zero for a subnormal, as VDPBF16PS and VCVTNEPS2BF16 do.
     fn flush(x: f32) -> f32 {
         if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
     }

@@ -3,7 +3,8 @@
 /// Prefetches the cache line at `address`, which need not be valid.
 #[inline(always)]
 pub(in crate::backend::cpu) fn prefetch(address: *const u8) {
-    // SAFETY: a prefetch of any address has no effect but on the caches; x86-64 always has the instruction.
+    // SAFETY: a prefetch of any address has no effect but on the caches; x86-64 always has the
+    // instruction.
     #[cfg(target_arch = "x86_64")]
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};

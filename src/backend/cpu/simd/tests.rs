@@ -4,7 +4,7 @@ use super::math::exp;
 use super::*;
 use crate::backend::cpu::testing::{Random, not_run};
 
-/// Computes sixteen values of each operation, in as many vectors as that takes.
+/// Computes sixteen elements of each operation, in as many vectors as that takes.
 struct Probe<'a> {
     a: &'a [f32; 16],
     b: &'a [f32; 16],
@@ -26,7 +26,8 @@ impl Kernel for Probe<'_> {
             }
             results.push((name, out));
         };
-        // SAFETY: the caller vouches for the instructions; every load begins at i with i + LANES <= 16.
+        // SAFETY: the caller vouches for the instructions; every load begins at i with i + LANES <=
+        // 16.
         unsafe {
             let at = |x: &[f32; 16], i: usize| V::load(x.as_ptr().add(i));
             all("splat", &|_| V::splat(a[3]));
@@ -74,7 +75,8 @@ impl Bf16Kernel for Bf16Probe<'_> {
             self.results.push((name, out.map(f32::to_bits).to_vec()));
         };
         let (mut rounded, mut halves) = ([0u16; 16], [0u16; 32]);
-        // SAFETY: the caller vouches for the instructions; sixteen floats and values, or twice as many.
+        // SAFETY: the caller vouches for the instructions; sixteen floats and values, or twice as
+        // many.
         unsafe {
             let [a, b, c] = [self.a, self.b, self.c].map(|x| V::load(x.as_ptr()));
             lanes("dot_pairs", a.dot_pairs(b, c));
@@ -89,7 +91,8 @@ impl Bf16Kernel for Bf16Probe<'_> {
     }
 }
 
-/// Transposes a square of `LANES` rows of sixteen values, counted: of vectors, and from memory at odd addresses.
+/// Transposes a square of `LANES` rows of sixteen counted elements: of vectors, and from memory at
+/// odd addresses.
 struct Transpose<'a>(&'a mut [Vec<Vec<f32>>; 2]);
 
 impl Kernel for Transpose<'_> {
@@ -273,21 +276,21 @@ fn exp_stays_within_its_stated_error() {
     for isa in Isa::available() {
         let mut outputs = inputs.clone();
         isa.run(Exp(&mut outputs));
-        let (mut worst, mut place) = (0.0, 0.0);
+        let (mut worst, mut worst_x) = (0.0, 0.0);
         for (x, y) in inputs.iter().zip(&outputs) {
             let exact = f64::from(*x).exp();
             let error = ((f64::from(*y) - exact) / exact).abs();
             if error > worst || error.is_nan() {
-                (worst, place) = (error, *x);
+                (worst, worst_x) = (error, *x);
             }
         }
-        println!("{}: {worst:.3e} at {place} over {} inputs", isa.name(), inputs.len());
-        assert!(worst <= 1.0e-7, "{}: {worst:.3e} at {place}", isa.name());
+        println!("{}: {worst:.3e} at {worst_x} over {} inputs", isa.name(), inputs.len());
+        assert!(worst <= 1.0e-7, "{}: {worst:.3e} at {worst_x}", isa.name());
     }
 }
 
 #[test]
-fn exp_keeps_its_ends() {
+fn exp_is_right_at_the_ends_of_its_range() {
     let inputs = [
         (0.0, 1.0),
         (-0.0, 1.0),
@@ -332,21 +335,21 @@ fn exp2_stays_within_its_stated_error() {
     for isa in Isa::available() {
         let mut outputs = inputs.clone();
         isa.run(Exp2(&mut outputs));
-        let (mut worst, mut place) = (0.0, 0.0);
+        let (mut worst, mut worst_x) = (0.0, 0.0);
         for (x, y) in inputs.iter().zip(&outputs) {
             let exact = f64::from(*x).exp2();
             let error = ((f64::from(*y) - exact) / exact).abs();
             if error > worst || error.is_nan() {
-                (worst, place) = (error, *x);
+                (worst, worst_x) = (error, *x);
             }
         }
-        println!("{}: {worst:.3e} at {place} over {} inputs", isa.name(), inputs.len());
-        assert!(worst <= 1.0e-7, "{}: {worst:.3e} at {place}", isa.name());
+        println!("{}: {worst:.3e} at {worst_x} over {} inputs", isa.name(), inputs.len());
+        assert!(worst <= 1.0e-7, "{}: {worst:.3e} at {worst_x}", isa.name());
     }
 }
 
 #[test]
-fn exp2_keeps_its_ends() {
+fn exp2_is_right_at_the_ends_of_its_range() {
     let inputs = [
         (0.0, 1.0),
         (-0.0, 1.0),
@@ -371,7 +374,7 @@ struct MaxOfRows<'a>(&'a mut Vec<f32>);
 impl Kernel for MaxOfRows<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        // Row i has its largest lane, 100 + i, at a place of its own.
+        // Row i has its largest lane, 100 + i, at an index of its own.
         let value = |row: usize, lane: usize| {
             if lane == row * 5 % V::LANES { (100 + row) as f32 } else { -(lane as f32) }
         };
@@ -387,7 +390,7 @@ impl Kernel for MaxOfRows<'_> {
 }
 
 #[test]
-fn the_largest_lane_of_each_row_stands_in_the_row_s_lane() {
+fn the_largest_lane_of_each_row_is_in_the_row_s_lane() {
     for isa in Isa::for_tests() {
         let mut max = Vec::new();
         isa.run(MaxOfRows(&mut max));
@@ -403,7 +406,7 @@ impl Kernel for Total<'_> {
     unsafe fn run<V: Vector>(self) {
         // SAFETY: the caller vouches for the instructions; loads stop at the slice's end.
         unsafe {
-            let mut sums = Sums::<V>::zero();
+            let mut sums = PartialSums::<V>::zero();
             for i in (0..self.0.len()).step_by(V::LANES) {
                 let sum = sums.of(i / V::LANES);
                 *sum = sum.add(V::load_first(self.0.as_ptr().add(i), V::LANES.min(self.0.len() - i)));
@@ -431,7 +434,7 @@ fn sums_have_the_same_bits_on_every_instruction_set() {
 }
 
 #[test]
-fn what_this_cpu_lacks_is_said() {
+fn missing_instruction_sets_are_reported() {
     let available = Isa::available();
     assert_eq!(available[0], Isa::portable());
     assert_eq!(available.last(), Some(&Isa::detect()));
