@@ -93,7 +93,7 @@ impl Weight {
         Self(Kind::Vector(values(tensor)))
     }
 
-    /// The matrix's place in the model.
+    /// The projection that the matrix is.
     pub(super) fn which(&self) -> Matrix {
         match self.0 {
             Kind::Matrix { which, .. } => which,

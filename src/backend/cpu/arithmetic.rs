@@ -25,7 +25,7 @@ pub enum CpuMath {
     Bf16,
 }
 
-/// How matmuls are computed, and attention with them.
+/// The arithmetic that matmuls and attention are computed in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Math {
     /// f32 matmuls of x with the weight as stored, by vector instructions.

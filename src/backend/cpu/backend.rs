@@ -57,7 +57,7 @@ impl Cpu {
     /// worker threads of its own.
     ///
     /// [`ErrorKind::Memory`](crate::ErrorKind::Memory) or [`ErrorKind::Io`](crate::ErrorKind::Io)
-    /// when no memory or no thread can be had.
+    /// when memory or threads cannot be had.
     pub fn new(
         geometry: Geometry,
         capacity: Capacity,

@@ -13,7 +13,7 @@ const PART_ROWS: usize = 1024;
 
 /// Metadata of a pass.
 pub struct Metadata {
-    /// Cuts of all packed rows.
+    /// Row ranges: all packed rows, cut.
     parts: Vec<Range<usize>>,
     /// Positions of all packed rows.
     positions: Vec<u32>,
@@ -64,12 +64,12 @@ impl Metadata {
         }
     }
 
-    /// Cuts of all packed rows, a pass in parts.
+    /// Row ranges of the parts of a pass.
     pub(super) fn parts(&self) -> &[Range<usize>] {
         &self.parts
     }
 
-    /// All packed rows.
+    /// Number of packed rows.
     pub(super) fn row_count(&self) -> usize {
         self.positions.len()
     }

@@ -74,7 +74,7 @@ pub(super) struct Operands {
     pub(super) acc: *mut f32,
     pub(super) acc_stride: usize,
     pub(super) start: Start,
-    /// Where the accumulators go instead of `acc`, when these steps are the last.
+    /// Stores the accumulators instead of spilling them to `acc`, when these steps are the last.
     pub(super) epilogue: Option<Epilogue>,
     pub(super) prefetch: Prefetch,
 }

@@ -37,7 +37,7 @@ pub struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    /// `rows` rows of `width` elements, `stride` apart, from the start of `data`.
+    /// Views `rows` rows of `width` elements, `stride` apart, from the start of `data`.
     ///
     /// # Panics
     ///
@@ -86,8 +86,8 @@ pub struct RowsMut<'a> {
 }
 
 impl<'a> RowsMut<'a> {
-    /// `rows` rows of `width` elements, `stride` apart, from the start of `data`. To write columns
-    /// `c..c + width` of a wider matrix, pass its slice from element `c` on.
+    /// Views `rows` rows of `width` elements, `stride` apart, from the start of `data`. To write
+    /// columns `c..c + width` of a wider matrix, pass its slice from element `c` on.
     ///
     /// # Panics
     ///
@@ -194,7 +194,7 @@ struct Segment<'a> {
 }
 
 impl<'a> WeightView<'a> {
-    /// `rows` rows (output columns of the matmul) of `cols` elements (its inner dimension),
+    /// Views `rows` rows (output columns of the matmul) of `cols` elements (its inner dimension),
     /// `row_stride` elements apart, from the start of `bytes`. A column shard of a wider weight is
     /// its slice from the first column on.
     ///

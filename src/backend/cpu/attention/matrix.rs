@@ -16,7 +16,7 @@ use super::plan::Heads;
 use super::softmax::Running;
 use super::task::{KEYS, ROWS_MAX, Task, Tile};
 
-/// Blocks of a tile's keys.
+/// Tiles of the matrix unit along a tile of keys.
 const KEY_TILES: usize = KEYS / TILE_K;
 
 /// Floats of scratch that a worker needs for `rows` rows.
@@ -93,7 +93,7 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
         (tiles, Running::new(task, rows, o_stride, rest))
     }
 
-    /// Blocks of 32 dims.
+    /// Tiles of 32 dims.
     #[inline(always)]
     fn k_tiles(&self) -> usize {
         self.head_dim.div_ceil(TILE_K)
@@ -108,9 +108,9 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
     #[inline(always)]
     unsafe fn pack_values<V: Bf16Vector>(&mut self, task: &Task, key_rows: &[usize]) -> bool {
         let from = |key: usize| key_rows.get(key).map_or(std::ptr::null(), |row| task.value(*row).as_ptr());
-        // Zero times all values: NaN where one is not finite. SAFETY: the caller vouches for the
-        // instructions; `count` floats of a value are read from `dim` on, none where there is no
-        // key; vectors of 16 pairs are written inside their tile.
+        // Zero times all values: NaN where one is not finite.
+        // SAFETY: the caller vouches for the instructions; `count` floats of a value are read from
+        // `dim` on, none where there is no key; vectors of 16 pairs are written inside their tile.
         unsafe {
             let mut zeros = V::splat(0.0);
             for key in (0..key_rows.len().next_multiple_of(TILE_K)).step_by(2) {

@@ -6,8 +6,8 @@ use std::ops::Range;
 use crate::batch::Span;
 
 /// Target rows of an item: enough to amortise the gathering of its keys, few enough for the
-/// second-level cache and for many threads. With half as many, attention over 2,048 tokens took 20
-/// % longer in bfloat16 on a matrix unit, and 10 with AVX-512.
+/// second-level cache and for many threads. With half as many, attention over 2,048 tokens took
+/// 20 % longer in bfloat16 on a matrix unit, and 10 with AVX-512.
 const ITEM_ROWS: usize = 384;
 
 /// The heads of an attention.

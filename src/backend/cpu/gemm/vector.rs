@@ -155,7 +155,7 @@ impl Block<'_, '_> {
     }
 }
 
-/// How the operands are brought into 32-bit steps.
+/// Packing of the operands into 32-bit steps.
 trait Packing<V>: Dot<V> {
     /// Floats of scratch for conversions.
     fn converted_floats() -> usize;
