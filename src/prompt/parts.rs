@@ -29,13 +29,13 @@ impl std::error::Error for PrintsParts {}
 
 /// A list of parts, around minijinja's own list.
 #[derive(Debug)]
-struct Parts(DynObject);
+struct TextParts(DynObject);
 
 /// A part, around minijinja's own mapping.
 #[derive(Debug)]
-struct Part(DynObject);
+struct TextPart(DynObject);
 
-impl Object for Parts {
+impl Object for TextParts {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
         ObjectRepr::Seq
     }
@@ -49,7 +49,7 @@ impl Object for Parts {
     }
 }
 
-impl Object for Part {
+impl Object for TextPart {
     fn repr(self: &Arc<Self>) -> ObjectRepr {
         ObjectRepr::Map
     }
@@ -66,14 +66,15 @@ impl Object for Part {
 /// The list of these parts, which are mappings.
 pub(super) fn list(parts: impl Iterator<Item = Value>) -> Value {
     let part =
-        |part: Value| part.as_object().cloned().map_or(part, |object| Value::from_object(Part(object)));
+        |part: Value| part.as_object().cloned().map_or(part, |object| Value::from_object(TextPart(object)));
     let list = Value::from(parts.map(part).collect::<Vec<_>>());
-    list.as_object().cloned().map_or(list, |object| Value::from_object(Parts(object)))
+    list.as_object().cloned().map_or(list, |object| Value::from_object(TextParts(object)))
 }
 
 /// Refuses to print `value` if it is a list of parts, or one of them.
 pub(super) fn refuse_printed(value: &Value) -> Result<(), Error> {
-    if value.downcast_object_ref::<Parts>().is_some() || value.downcast_object_ref::<Part>().is_some() {
+    if value.downcast_object_ref::<TextParts>().is_some() || value.downcast_object_ref::<TextPart>().is_some()
+    {
         return Err(Error::new(ErrorKind::InvalidOperation, PrintsParts::MESSAGE).with_source(PrintsParts));
     }
     Ok(())

@@ -20,9 +20,10 @@ pub(super) enum Dim {
 }
 use Dim::{Ffn, Hidden, KvWidth, Labels, QWidth, Vocab};
 
-/// Where a tensor goes. Those with one place are fused: stacked by output rows, in the table's order.
+/// The field of the model's tensors that a tensor becomes part of. Tensors with one target are fused: stacked by output
+/// rows, in the table's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Target {
     Embedding,
     FinalNorm,
     Head,
@@ -53,15 +54,15 @@ pub(super) enum When {
 pub(super) struct Entry {
     /// The whole name, or what follows `model.layers.N.`.
     pub(super) name: &'static str,
-    pub(super) place: Place,
+    pub(super) target: Target,
     /// `[out_features, in_features]`, or the one size of a vector.
     pub(super) shape: &'static [Dim],
     pub(super) split: Split,
     pub(super) when: When,
 }
 
-const fn entry(name: &'static str, place: Place, shape: &'static [Dim], split: Split, when: When) -> Entry {
-    Entry { name, place, shape, split, when }
+const fn entry(name: &'static str, target: Target, shape: &'static [Dim], split: Split, when: When) -> Entry {
+    Entry { name, target, shape, split, when }
 }
 
 /// Prefix of all names but the heads'.
@@ -78,30 +79,30 @@ pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
 #[rustfmt::skip]
 pub(super) const MODEL: &[Entry] = &[
-    entry(EMBEDDING,           Place::Embedding, &[Vocab, Hidden],  Split::Whole, When::Always),
-    entry("model.norm.weight", Place::FinalNorm, &[Hidden],         Split::Whole, When::Always),
-    entry(LM_HEAD,             Place::Head,      &[Vocab, Hidden],  Split::Whole, When::CausalHead),
-    entry(SCORE,               Place::Head,      &[Labels, Hidden], Split::Whole, When::ScoreHead),
+    entry(EMBEDDING,           Target::Embedding, &[Vocab, Hidden],  Split::Whole, When::Always),
+    entry("model.norm.weight", Target::FinalNorm, &[Hidden],         Split::Whole, When::Always),
+    entry(LM_HEAD,             Target::Head,      &[Vocab, Hidden],  Split::Whole, When::CausalHead),
+    entry(SCORE,               Target::Head,      &[Labels, Hidden], Split::Whole, When::ScoreHead),
 ];
 
 #[rustfmt::skip]
 pub(super) const LAYER: &[Entry] = &[
-    entry("input_layernorm.weight",          Place::InputNorm,         &[Hidden],          Split::Whole,        When::Always),
-    entry("self_attn.q_proj.weight",         Place::Qkv,               &[QWidth, Hidden],  Split::QueryRows,    When::Always),
-    entry("self_attn.k_proj.weight",         Place::Qkv,               &[KvWidth, Hidden], Split::KeyValueRows, When::Always),
-    entry("self_attn.v_proj.weight",         Place::Qkv,               &[KvWidth, Hidden], Split::KeyValueRows, When::Always),
-    entry("self_attn.q_proj.bias",           Place::QkvBias,           &[QWidth],          Split::QueryRows,    When::AttentionBias),
-    entry("self_attn.k_proj.bias",           Place::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::AttentionBias),
-    entry("self_attn.v_proj.bias",           Place::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::AttentionBias),
-    entry("self_attn.o_proj.weight",         Place::O,                 &[Hidden, QWidth],  Split::QueryColumns, When::Always),
-    entry("self_attn.o_proj.bias",           Place::OBias,             &[Hidden],          Split::RankZero,     When::AttentionBias),
-    entry("post_attention_layernorm.weight", Place::MlpNorm, &[Hidden],          Split::Whole,        When::Always),
-    entry("mlp.gate_proj.weight",            Place::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
-    entry("mlp.up_proj.weight",              Place::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
-    entry("mlp.gate_proj.bias",              Place::GateUpBias,        &[Ffn],             Split::FfnRows,      When::MlpBias),
-    entry("mlp.up_proj.bias",                Place::GateUpBias,        &[Ffn],             Split::FfnRows,      When::MlpBias),
-    entry("mlp.down_proj.weight",            Place::Down,              &[Hidden, Ffn],     Split::FfnColumns,   When::Always),
-    entry("mlp.down_proj.bias",              Place::DownBias,          &[Hidden],          Split::RankZero,     When::MlpBias),
+    entry("input_layernorm.weight",          Target::InputNorm,         &[Hidden],          Split::Whole,        When::Always),
+    entry("self_attn.q_proj.weight",         Target::Qkv,               &[QWidth, Hidden],  Split::QueryRows,    When::Always),
+    entry("self_attn.k_proj.weight",         Target::Qkv,               &[KvWidth, Hidden], Split::KeyValueRows, When::Always),
+    entry("self_attn.v_proj.weight",         Target::Qkv,               &[KvWidth, Hidden], Split::KeyValueRows, When::Always),
+    entry("self_attn.q_proj.bias",           Target::QkvBias,           &[QWidth],          Split::QueryRows,    When::AttentionBias),
+    entry("self_attn.k_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::AttentionBias),
+    entry("self_attn.v_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::AttentionBias),
+    entry("self_attn.o_proj.weight",         Target::O,                 &[Hidden, QWidth],  Split::QueryColumns, When::Always),
+    entry("self_attn.o_proj.bias",           Target::OBias,             &[Hidden],          Split::RankZero,     When::AttentionBias),
+    entry("post_attention_layernorm.weight", Target::MlpNorm,  &[Hidden],         Split::Whole,        When::Always),
+    entry("mlp.gate_proj.weight",            Target::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
+    entry("mlp.up_proj.weight",              Target::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
+    entry("mlp.gate_proj.bias",              Target::GateUpBias,        &[Ffn],             Split::FfnRows,      When::MlpBias),
+    entry("mlp.up_proj.bias",                Target::GateUpBias,        &[Ffn],             Split::FfnRows,      When::MlpBias),
+    entry("mlp.down_proj.weight",            Target::Down,              &[Hidden, Ffn],     Split::FfnColumns,   When::Always),
+    entry("mlp.down_proj.bias",              Target::DownBias,          &[Hidden],          Split::RankZero,     When::MlpBias),
 ];
 
 impl Dim {
@@ -185,11 +186,11 @@ impl Entry {
         let range = shard.range(config, self.split);
         let sizes = self.sizes(config);
         let whole = |axis: usize| 0..sizes[axis];
-        Some(match (sizes.len(), self.place, self.split) {
+        Some(match (sizes.len(), self.target, self.split) {
             // A vector has one value per output feature: where a weight is cut by rows, it is cut, too.
             (1, ..) => [0..1, range.unwrap_or_else(|| whole(0))],
             // Logit 0 needs row 0 only.
-            (_, Place::Head, _) if self.when == When::CausalHead => [0..1, whole(1)],
+            (_, Target::Head, _) if self.when == When::CausalHead => [0..1, whole(1)],
             (_, _, Split::QueryColumns | Split::FfnColumns) => [whole(0), range.unwrap_or_else(|| whole(1))],
             _ => [range.unwrap_or_else(|| whole(0)), whole(1)],
         })

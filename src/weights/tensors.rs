@@ -6,7 +6,7 @@ use super::check::{check, head_source};
 use super::checkpoint::Checkpoint;
 use super::dtype::Dtype;
 use super::random::RandomWeights;
-use super::table::{Entry, LAYER, LAYER_PREFIX, MODEL, Place};
+use super::table::{Entry, LAYER, LAYER_PREFIX, MODEL, Target};
 use super::tensor::HostTensor;
 use crate::config::ModelConfig;
 use crate::error::Result;
@@ -89,10 +89,10 @@ impl ModelTensors {
 
     /// This rank's part of the whole tensors that `find` finds by name.
     fn collect(config: &ModelConfig, shard: &Shard, find: impl Fn(&str) -> HostTensor) -> Self {
-        let parts = |prefix: &str, table: &'static [Entry], place: Place| -> Vec<HostTensor> {
+        let parts = |prefix: &str, table: &'static [Entry], target: Target| -> Vec<HostTensor> {
             table
                 .iter()
-                .filter(|entry| entry.place == place && entry.when.holds(config))
+                .filter(|entry| entry.target == target && entry.when.holds(config))
                 .filter_map(|entry| {
                     let [rows, cols] = entry.part(config, shard)?;
                     let whole = find(&format!("{prefix}{}", entry.name));
@@ -102,13 +102,13 @@ impl ModelTensors {
         };
         let layers = (0..config.layers).map(|layer| {
             let prefix = format!("{LAYER_PREFIX}{layer}.");
-            LayerTensors::collect(|place| parts(&prefix, LAYER, place))
+            LayerTensors::collect(|target| parts(&prefix, LAYER, target))
         });
         Self {
-            embedding: only(parts("", MODEL, Place::Embedding)),
+            embedding: only(parts("", MODEL, Target::Embedding)),
             layers: layers.collect(),
-            final_norm: only(parts("", MODEL, Place::FinalNorm)),
-            head: only(parts("", MODEL, Place::Head)),
+            final_norm: only(parts("", MODEL, Target::FinalNorm)),
+            head: only(parts("", MODEL, Target::Head)),
             warnings: Vec::new(),
         }
     }
@@ -126,19 +126,19 @@ impl ModelTensors {
 }
 
 impl LayerTensors {
-    fn collect(parts: impl Fn(Place) -> Vec<HostTensor>) -> Self {
-        let fused = |place| Some(parts(place)).filter(|pieces| !pieces.is_empty());
+    fn collect(parts: impl Fn(Target) -> Vec<HostTensor>) -> Self {
+        let fused = |target| Some(parts(target)).filter(|pieces| !pieces.is_empty());
         Self {
-            input_norm: only(parts(Place::InputNorm)),
-            qkv: parts(Place::Qkv),
-            qkv_bias: fused(Place::QkvBias),
-            o: only(parts(Place::O)),
-            o_bias: parts(Place::OBias).pop(),
-            mlp_norm: only(parts(Place::MlpNorm)),
-            gate_up: parts(Place::GateUp),
-            gate_up_bias: fused(Place::GateUpBias),
-            down: only(parts(Place::Down)),
-            down_bias: parts(Place::DownBias).pop(),
+            input_norm: only(parts(Target::InputNorm)),
+            qkv: parts(Target::Qkv),
+            qkv_bias: fused(Target::QkvBias),
+            o: only(parts(Target::O)),
+            o_bias: parts(Target::OBias).pop(),
+            mlp_norm: only(parts(Target::MlpNorm)),
+            gate_up: parts(Target::GateUp),
+            gate_up_bias: fused(Target::GateUpBias),
+            down: only(parts(Target::Down)),
+            down_bias: parts(Target::DownBias).pop(),
         }
     }
 
@@ -160,16 +160,16 @@ impl LayerTensors {
 impl WeightBytes {
     /// What the weights of a rank would take if all were stored as `dtype`; needs no files.
     pub fn of(config: &ModelConfig, shard: &Shard, dtype: Dtype) -> Self {
-        let bytes = |table: &[Entry], counted: fn(Place) -> bool| -> usize {
-            let entries = table.iter().filter(|entry| entry.when.holds(config) && counted(entry.place));
+        let bytes = |table: &[Entry], counted: fn(Target) -> bool| -> usize {
+            let entries = table.iter().filter(|entry| entry.when.holds(config) && counted(entry.target));
             entries.map(|entry| entry.values(config, shard) * dtype.size()).sum()
         };
         let layer = bytes(LAYER, |_| true);
         Self {
             layers: layer * config.layers,
             layer_max: layer,
-            head: bytes(MODEL, |place| place != Place::Embedding),
-            embedding: bytes(MODEL, |place| place == Place::Embedding),
+            head: bytes(MODEL, |target| target != Target::Embedding),
+            embedding: bytes(MODEL, |target| target == Target::Embedding),
         }
     }
 }
@@ -187,7 +187,7 @@ fn whole(checkpoint: &Checkpoint, name: &str) -> HostTensor {
 }
 
 fn only(mut parts: Vec<HostTensor>) -> HostTensor {
-    assert_eq!(parts.len(), 1, "a place of one tensor: {parts:?}");
+    assert_eq!(parts.len(), 1, "the target of one tensor: {parts:?}");
     parts.remove(0)
 }
 
