@@ -117,24 +117,9 @@ fn divides(config: &ModelConfig, ranks: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Head, Rope, RopeScaling};
 
     fn config(q_heads: usize, kv_heads: usize, ffn: usize) -> ModelConfig {
-        ModelConfig {
-            hidden: 64,
-            layers: 1,
-            q_heads,
-            kv_heads,
-            head_dim: 16,
-            ffn,
-            vocab: 8,
-            rms_norm_eps: 1e-5,
-            rope: Rope { theta: 1e4, scaling: RopeScaling::Default },
-            max_tokens: 128,
-            attention_bias: false,
-            mlp_bias: false,
-            head: Head::LogitZero { tied: false },
-        }
+        ModelConfig { q_heads, kv_heads, ffn, ..ModelConfig::tiny() }
     }
 
     #[test]

@@ -138,6 +138,26 @@ impl ModelConfig {
         })
     }
 
+    /// A small causal model for tests, which change the fields that they are about.
+    #[cfg(any(test, feature = "internals"))]
+    pub const fn tiny() -> Self {
+        Self {
+            hidden: 64,
+            layers: 2,
+            q_heads: 4,
+            kv_heads: 2,
+            head_dim: 16,
+            ffn: 96,
+            vocab: 50,
+            rms_norm_eps: 1e-5,
+            rope: Rope { theta: 1e4, scaling: RopeScaling::Default },
+            max_tokens: 128,
+            attention_bias: false,
+            mlp_bias: false,
+            head: Head::LogitZero { tied: false },
+        }
+    }
+
     /// Logits per sequence: 1 for a causal model, a classifier's labels.
     pub fn labels(&self) -> usize {
         match self.head {

@@ -222,7 +222,7 @@ impl fmt::Display for MemoryPlan {
 mod tests {
     use super::*;
     use crate::backend::tier::CudaTier;
-    use crate::config::{Head, Rope, RopeScaling};
+    use crate::config::Head;
     use crate::engine::options::CudaOptions;
     use crate::engine::platform::{CudaPlatform, PlannedGpus};
     use crate::weights::{Dtype, ModelTensors, RandomWeights};
@@ -237,12 +237,9 @@ mod tests {
             head_dim: 128,
             ffn: 28_672,
             vocab: 4096,
-            rms_norm_eps: 1e-5,
-            rope: Rope { theta: 5e5, scaling: RopeScaling::Default },
             max_tokens: 131_072,
-            attention_bias: false,
-            mlp_bias: false,
             head: Head::LogitZero { tied: true },
+            ..ModelConfig::tiny()
         };
         let free_bytes = 143_000 << 20;
         let gpus = PlannedGpus { name: "H200".to_owned(), tier: CudaTier::Sm80, free_bytes, count: 1 };

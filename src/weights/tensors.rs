@@ -194,7 +194,6 @@ fn only(mut parts: Vec<HostTensor>) -> HostTensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Head, Rope, RopeScaling};
 
     const LLAMA_70B: ModelConfig = ModelConfig {
         hidden: 8192,
@@ -204,12 +203,7 @@ mod tests {
         head_dim: 128,
         ffn: 28672,
         vocab: 128_256,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 5e5, scaling: RopeScaling::Default },
-        max_tokens: 131_072,
-        attention_bias: false,
-        mlp_bias: false,
-        head: Head::LogitZero { tied: false },
+        ..ModelConfig::tiny()
     };
 
     fn bytes(rank: usize, ranks: usize) -> WeightBytes {

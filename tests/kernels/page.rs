@@ -71,8 +71,8 @@ fn bytes(gpus: &[Gpu], tables: &[Vec<AtWidth>]) -> String {
     let of = |tier| &tables[gpus.iter().position(|gpu| gpu.tier == tier).expect("a GPU for each tier")];
     let mut out = "## Bytes
 
-Memory traffic of memory-bound kernels at the 70B model's width (hidden 8,192, 64 + 8 + 8 heads of 128, ffn 28,672):
-bytes of distinct 32-byte sectors, read and written. Each token's includes the 4 bytes of its index or result where there is one;
+What memory-bound kernels move at the 70B model's width (hidden 8,192, 64 + 8 + 8 heads of 128, ffn 28,672): bytes of
+distinct 32-byte sectors, read and written. Each token's includes the 4 bytes of its index or result where there is one;
 once per launch come the weight, the head, and rope's tables for each position that occurs. `tests/kernels/sectors.rs`
 holds them to the least that the work takes: a warp's request touches no more sectors than its bytes fill, wherever rows
 (for rope: halves of heads) are whole sectors.
@@ -116,7 +116,7 @@ are passes of shared memory beyond the fewest.
             kernel.block_rows,
             kernel.shared_bytes / 1024,
             grouped(done.moved),
-            grouped(done.requested),
+            grouped(done.asked),
             done.over_least,
             done.over_least_4096,
             done.bank_conflicts

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use kudos::internals::config::{Head, ModelConfig, Rope, RopeScaling};
+use kudos::internals::config::{Head, ModelConfig};
 use kudos::internals::error::{Error, ErrorKind, Result};
 use kudos::internals::shard::Shard;
 use kudos::internals::weights::{Checkpoint, ModelTensors};
@@ -45,12 +45,7 @@ pub(crate) fn config() -> ModelConfig {
         head_dim: 6,
         ffn: 8,
         vocab: 7,
-        rms_norm_eps: 1e-5,
-        rope: Rope { theta: 1e4, scaling: RopeScaling::Default },
-        max_tokens: 32,
-        attention_bias: false,
-        mlp_bias: false,
-        head: Head::LogitZero { tied: false },
+        ..ModelConfig::tiny()
     }
 }
 
