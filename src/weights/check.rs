@@ -1,9 +1,9 @@
-//! A checkpoint against `config.json`: every tensor that is needed is there as needed, and nothing else that counts.
+//! Checks a checkpoint against `config.json`: every needed tensor is there with its shape and
+//! dtype, and no other.
 //!
-//! A tensor that the model does not use is refused, too, where transformers would warn and go on: a
-//! norm on q, an adapter, a scale or a second head means that the model computes something else
-//! than we would. Excepted are an `lm_head` beside a classifier's head, and what the checkpoint
-//! leaves out of account itself (`names`).
+//! A tensor that the model does not use is refused, where transformers would only warn: a norm on
+//! q, an adapter, a scale or a second head means that the model computes something else. Exceptions
+//! are an `lm_head` beside a classifier's head, and the tensors that `names` ignores.
 
 use std::collections::BTreeSet;
 
@@ -39,8 +39,7 @@ pub(super) fn check(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Vec
     if let Some(name) = missing.first() {
         return Err(missing_error(checkpoint, config, name, missing.len(), &extra));
     }
-    // An index may list a head or embeddings that are the other's and were not saved twice, or a
-    // head that is not used.
+    // An index may list tied tensors that were saved once, or a head that is not used.
     let mut absent =
         checkpoint.absent().filter(|name| !needed.contains(*name) && ![LM_HEAD, EMBEDDING].contains(name));
     if let Some(error) = absent.find_map(|name| checkpoint.absent_error(name)) {
@@ -60,9 +59,9 @@ pub(super) fn check(checkpoint: &Checkpoint, config: &ModelConfig) -> Result<Vec
     Ok(warnings(checkpoint, config))
 }
 
-/// Where a tensor is really read from. With tied embeddings, `lm_head` and the embedding table each stand in for the
-/// other when one is missing. When both are there, both are used: transformers 5 ties them only if they are equal,
-/// and then it makes no difference.
+/// Returns the name by which a tensor is read. With tied embeddings, `lm_head` and the embedding
+/// table each stand in for the other when one is missing. When both are there, both are used, as in
+/// transformers 5, which ties them only if they are equal.
 pub(super) fn head_source(checkpoint: &Checkpoint, config: &ModelConfig, name: &str) -> String {
     let there = |name: &str| checkpoint.find(name).is_some();
     let tied = config.head == Head::LogitZero { tied: true };
@@ -111,7 +110,7 @@ fn missing_error(
     Error::new(ErrorKind::Weights, message).at(checkpoint.dir().display()).with_hint(hint)
 }
 
-/// The hint for names of the model behind a prefix that transformers does not strip.
+/// Returns the hint for names of the model behind a prefix that transformers does not strip.
 fn prefix_hint(checkpoint: &Checkpoint, prefix: &str) -> String {
     let stored = || checkpoint.names().map(|name| checkpoint.spelled(name));
     let (with, all) = (stored().filter(|name| name.starts_with(prefix)).count(), stored().count());
@@ -122,7 +121,7 @@ fn prefix_hint(checkpoint: &Checkpoint, prefix: &str) -> String {
     format!("{names}: rename the tensors without it, or save the model without the wrapper that adds it")
 }
 
-/// A tensor that the model does not need: an error, unless it is known to be harmless.
+/// Refuses a tensor that the model does not need, unless it is known to be harmless.
 fn refuse_extra(checkpoint: &Checkpoint, config: &ModelConfig, name: &str) -> Result<()> {
     if name == LM_HEAD {
         return Ok(());

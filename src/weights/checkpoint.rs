@@ -15,12 +15,13 @@ use crate::files::read_text;
 /// The file of a model in one piece.
 const SINGLE_FILE: &str = "model.safetensors";
 
-/// How many names an error spells out before it only counts.
+/// Names that an error lists, at most; it counts the others.
 const NAMES_MAX: usize = 40;
 
-/// The weight files of a model folder, mapped, with every header checked. Nothing but headers has been read.
+/// The weight files of a model folder, mapped, with every header checked. Only headers have been
+/// read.
 ///
-/// A tensor goes by its name in the table, however its file spells that; a tensor of no Llama model
+/// A tensor is named as in the table, however its file spells the name; a tensor of no Llama model
 /// by its stored name. Tensors that transformers ignores, because they follow from `config.json` or
 /// are empty, are not among them.
 ///
@@ -47,13 +48,14 @@ struct Absent {
 }
 
 impl Checkpoint {
-    /// Maps the weights of a model folder: `model.safetensors`, or the files that `model.safetensors.index.json`
-    /// names. When both are there the first counts, as for transformers.
+    /// Maps the weights of a model folder: `model.safetensors`, or the files that
+    /// `model.safetensors.index.json` names. When both are there the first counts, as for
+    /// transformers.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Io`] when files are missing or cannot be read, [`ErrorKind::Weights`] when a header or the index
-    /// is damaged, or a tensor is there twice.
+    /// [`ErrorKind::Io`] when files are missing or cannot be read, [`ErrorKind::Weights`] when a
+    /// header or the index is damaged, or a tensor is there twice.
     pub fn open(dir: &Path) -> Result<Self> {
         let mut checkpoint = Self {
             dir: dir.to_owned(),
@@ -80,7 +82,7 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// What should be told to the user, once.
+    /// Warnings for the user.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
@@ -96,7 +98,7 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// A tensor's file, type, shape and place; its stored name is the file's.
+    /// A tensor's file, dtype, shape and bytes; its stored name is the file's.
     pub(super) fn find(&self, name: &str) -> Option<(&Arc<MappedFile>, &Stored)> {
         self.tensors.get(name).map(|(file, stored)| (file, stored))
     }
@@ -111,7 +113,7 @@ impl Checkpoint {
         self.absent.keys().map(String::as_str)
     }
 
-    /// The error for such a tensor; `None` for any other.
+    /// Returns the error for such a tensor; `None` for any other.
     pub(super) fn absent_error(&self, name: &str) -> Option<Error> {
         let Absent { listed, shard } = self.absent.get(name)?;
         let message = format!("tensor `{listed}` is in none of the files, but the index says {shard}");
@@ -142,9 +144,9 @@ impl Checkpoint {
         }
     }
 
-    /// Every file that the index names. As for transformers, that is all that the index says: a
-    /// tensor counts whichever of these files holds it. What the index lists and no file holds is
-    /// left to `check`, which knows whether the model needs it.
+    /// Every file that the index names. As in transformers, the index names files only: a tensor
+    /// counts whichever of these files holds it. Tensors that the index lists and no file holds are
+    /// left to `check`, which knows if the model needs them.
     fn add_indexed(&mut self, index_file: &Path) -> Result<()> {
         let Index(index) =
             Index::parse(&read_text(index_file, INDEX_BYTES_MAX, ErrorKind::Weights)?, index_file)?;
@@ -180,7 +182,8 @@ fn table_name(stored: &str) -> String {
     names::resolve(stored).map_or_else(|| stored.to_owned(), |(name, _)| name)
 }
 
-/// One tensor is there twice, by one name or by two. transformers takes the last that it reads.
+/// Returns the error for a tensor that is there twice, by one name or two. transformers takes the
+/// last that it reads.
 fn twice(other_file: &MappedFile, other: &Stored, file: &MappedFile, stored: &Stored) -> Error {
     let place = match other_file.path() == file.path() {
         true => file.path().display().to_string(),
@@ -199,7 +202,7 @@ fn twice(other_file: &MappedFile, other: &Stored, file: &MappedFile, stored: &St
     Error::new(ErrorKind::Weights, message).at(place).with_hint(hint)
 }
 
-/// There is nothing to open: says what there is instead.
+/// Returns the error for a folder without safetensors files, with a hint by the files that it has.
 fn no_weights(dir: &Path) -> Error {
     let error = Error::new(ErrorKind::Io, format!("there is neither {SINGLE_FILE} nor {INDEX_FILE}"))
         .at(dir.display());
@@ -227,7 +230,7 @@ fn no_weights(dir: &Path) -> Error {
     }
 }
 
-/// Names with commas between them, cut when there are too many.
+/// Joins names with commas, and cuts the list when it is too long.
 fn listed(names: &[&str]) -> String {
     match names.get(..NAMES_MAX) {
         Some(first) if names.len() > NAMES_MAX => {

@@ -1,6 +1,6 @@
-//! The number formats that weights are stored in.
+//! Formats in which weights are stored.
 
-/// A weight's number format on disk.
+/// A weight's format on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// IEEE single precision.
@@ -12,7 +12,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// The format that a safetensors header names, if it is one of these.
+    /// Returns the format that a safetensors header names, if it is one of these.
     pub(super) fn from_stored(stored: safetensors::Dtype) -> Option<Self> {
         match stored {
             safetensors::Dtype::F32 => Some(Self::F32),

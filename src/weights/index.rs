@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: which file of several holds which tensor.
+//! `model.safetensors.index.json`: the file of each tensor.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,7 +36,7 @@ impl Index {
         for (tensor, shard) in &map {
             if !is_plain_name(shard) {
                 return Err(failed(format!(
-                    "tensor `{tensor}` is said to be in `{shard}`, expected the name of a file in the same folder"
+                    "the index places tensor `{tensor}` in `{shard}`, expected the name of a file in the same folder"
                 )));
             }
         }
@@ -44,7 +44,7 @@ impl Index {
     }
 }
 
-/// Whether a name stays in its folder: no separators, no `..`, nothing absolute.
+/// Returns true if a name stays in its folder: no separators, no `..`, not absolute.
 fn is_plain_name(name: &str) -> bool {
     let mut components = Path::new(name).components();
     let plain = matches!(components.next(), Some(Component::Normal(component)) if component == name);
@@ -56,7 +56,7 @@ struct Text {
     weight_map: WeightMap,
 }
 
-/// A name that comes twice is an error, where a plain map would keep the last.
+/// A map in which a repeated name is an error; a plain map would keep the last.
 struct WeightMap(BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for WeightMap {
@@ -111,7 +111,7 @@ mod tests {
             assert_eq!(
                 error.message(),
                 format!(
-                    "tensor `norm` is said to be in `{shard}`, expected the name of a file in the same folder"
+                    "the index places tensor `norm` in `{shard}`, expected the name of a file in the same folder"
                 )
             );
             assert_eq!(error.place(), Some("rm/model.safetensors.index.json"));
@@ -138,7 +138,7 @@ mod tests {
         }
     }
 
-    /// No text may panic, and whatever is accepted names files in the folder only.
+    /// No text may panic, and an accepted index names files in the folder only.
     #[test]
     fn mutated_indices_neither_panic_nor_leave_the_folder() {
         const SEED: u64 = 0x5eed_0002;

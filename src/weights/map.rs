@@ -9,9 +9,10 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// A weight file, mapped read-only for as long as anything refers to it.
 ///
-/// Its pages belong to the kernel's page cache: they are read when first touched, dropped when memory is short, and
-/// count as nobody's anonymous memory. A file that is truncated while it is mapped ends the process with SIGBUS when
-/// a lost page is touched; that cannot be turned into an error. Replace a model by writing beside it and renaming.
+/// Its pages belong to the kernel's page cache: they are read when first touched, dropped when
+/// memory is short, and are no process's anonymous memory. A file that is truncated while it is
+/// mapped ends the process with SIGBUS when a lost page is touched; that cannot be turned into an
+/// error. To replace a model, write a new file and rename it.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
@@ -29,11 +30,12 @@ impl MappedFile {
             return Err(Error::new(ErrorKind::Io, "this is not a file").at(path.display()));
         }
         let file = File::open(path).map_err(failed)?;
-        // SAFETY: the map is read-only and nothing in this process writes to the file, so the bytes behind `&[u8]`
-        // change only if another process changes the file under us, which the caller is asked not to do (see the
-        // type). Should it happen all the same: the header is parsed from a copy and its offsets are kept outside
-        // the map, so no bound is ever read twice; every other byte is only read as part of a number, for which any
-        // bit pattern is valid. A truncation is SIGBUS, not a wrong read: the map's length is fixed here.
+        // SAFETY: the map is read-only and nothing in this process writes to the file, so the bytes
+        // behind `&[u8]` change only if another process changes the file, which the type's
+        // documentation forbids. If it happens: the header is parsed from a copy and its offsets
+        // are kept outside the map, so no bound is ever read twice; every other byte is only read
+        // as part of a number, for which any bit pattern is valid. A truncation is SIGBUS, not a
+        // wrong read: the map's length is fixed here.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         Ok(Self { path: path.to_owned(), map })
     }

@@ -1,8 +1,9 @@
-//! Weights where they lie: mapped safetensors files, the one table of tensor names, and each rank's slices of them.
+//! Weights in mapped safetensors files, the table of tensor names, and each rank's slices of them.
 //!
-//! [`Checkpoint`] turns a model folder into named tensors, [`ModelTensors`] checks them against `config.json` and takes
-//! one rank's part. [`RandomWeights`] are tensors of a model's shape without files. No weight is copied or converted here, and none is read: values are looked at by whoever computes.
-//! A NaN among them is therefore not found here but in the reward.
+//! [`Checkpoint`] turns a model folder into named tensors, [`ModelTensors`] checks them against
+//! `config.json` and takes one rank's part. [`RandomWeights`] are tensors of a model's shape
+//! without files. No weight is copied, converted or read here: backends read them, and a NaN shows
+//! in the reward only.
 
 mod check;
 mod checkpoint;
@@ -27,12 +28,12 @@ pub use random::RandomWeights;
 pub use tensor::HostTensor;
 pub use tensors::{LayerTensors, ModelTensors, WeightBytes};
 
-/// Whether these bytes are a safetensors file, for fuzzing.
+/// Returns true if these bytes are a safetensors file, for fuzzing.
 pub(crate) fn accepts_file(bytes: &[u8]) -> bool {
     header::parse(bytes, Path::new("model.safetensors")).is_ok()
 }
 
-/// Whether this text is an index of safetensors files, for fuzzing.
+/// Returns true if this text is an index of safetensors files, for fuzzing.
 pub(crate) fn accepts_index(text: &str) -> bool {
     index::Index::parse(text, Path::new("model.safetensors.index.json")).is_ok()
 }

@@ -2,8 +2,8 @@
 //!
 //! A checkpoint that was saved from the inner model lacks the table's `model.`, one that was saved
 //! from a wrapper has it once more; transformers (`rename_source_key`) loads all three, and tensor
-//! by tensor, so that one checkpoint may mix them. Every other prefix it leaves out with a warning,
-//! and makes the weights up; here that is an error.
+//! by tensor, so that one checkpoint may mix them. With any other prefix it warns and initialises
+//! the weights at random; here that is an error.
 
 use super::header::Stored;
 use super::table::{BASE_PREFIX, Entry};
@@ -30,8 +30,8 @@ impl Spelling {
     }
 }
 
-/// The table's name for a tensor of a checkpoint, and how it is spelled there; `None` when no Llama
-/// model has it.
+/// Returns the table's name for a tensor of a checkpoint, and its spelling there; `None` when no
+/// Llama model has it.
 pub(super) fn resolve(stored: &str) -> Option<(String, Spelling)> {
     let known = |name: String, spelling| Entry::find(&name).map(|_| (name, spelling));
     known(stored.to_owned(), Spelling::Table)
@@ -39,8 +39,8 @@ pub(super) fn resolve(stored: &str) -> Option<(String, Spelling)> {
         .or_else(|| known(format!("{BASE_PREFIX}{stored}"), Spelling::Bare))
 }
 
-/// Returns the part of a stored name before some spelling of the table's `name`, with its dot; `None`
-/// where it ends in no such spelling.
+/// Returns the part of a stored name before some spelling of the table's `name`, with its dot;
+/// `None` where it ends in no such spelling.
 pub(super) fn foreign_prefix<'a>(stored: &'a str, name: &str) -> Option<&'a str> {
     let ends = stored.match_indices('.').map(|(dot, _)| dot + 1);
     ends.map(|end| stored.split_at(end))

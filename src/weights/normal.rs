@@ -1,4 +1,5 @@
-//! Normally distributed bf16 elements: how a device makes them itself, and a buffer of them on the host.
+//! Normally distributed bf16 elements: how a device makes them itself, and a buffer of them on the
+//! host.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -12,30 +13,30 @@ use crate::random::Random;
 /// The standard deviation of weights, as models are initialised.
 pub(super) const DEVIATION: f32 = 0.02;
 
-/// The number format of all of them.
+/// The dtype of random weights.
 pub(super) const DTYPE: Dtype = Dtype::BF16;
 
-/// Numbers that one thread makes at a time, from a seed of their own.
+/// Elements that one thread makes from one seed.
 const BLOCK: usize = 1 << 16;
 
-/// How a device is to make a tensor's numbers: normally distributed around 0.
+/// Seed and deviation by which a device makes a tensor's elements, normally distributed around 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normal {
-    /// Of this tensor.
+    /// The tensor's seed.
     pub seed: u64,
     /// The standard deviation.
     pub deviation: f32,
 }
 
-/// Numbers in the host's memory, from the moment when somebody asks for them.
-pub(super) struct HostNumbers {
+/// Elements in the host's memory, which are made when they are first read.
+pub(super) struct HostElements {
     count: usize,
-    /// Nothing for ones.
+    /// `None` for ones.
     seed: Option<u64>,
     bytes: OnceLock<Vec<u8>>,
 }
 
-impl HostNumbers {
+impl HostElements {
     /// Elements that are made when they are first read; all ones without a seed.
     pub(super) fn new(count: usize, seed: Option<u64>) -> Self {
         Self { count, seed, bytes: OnceLock::new() }
@@ -45,7 +46,7 @@ impl HostNumbers {
         self.count
     }
 
-    /// All of them, little-endian bf16; made by the first who asks, while others who ask wait.
+    /// All elements, little-endian bf16. The first caller makes them; others wait for it.
     pub(super) fn bytes(&self) -> &[u8] {
         self.bytes.get_or_init(|| match self.seed {
             None => bf16::ONE.to_le_bytes().repeat(self.count),
@@ -54,14 +55,14 @@ impl HostNumbers {
     }
 }
 
-impl fmt::Debug for HostNumbers {
+impl fmt::Debug for HostElements {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HostNumbers").field("count", &self.count).finish_non_exhaustive()
+        f.debug_struct("HostElements").field("count", &self.count).finish_non_exhaustive()
     }
 }
 
-/// `count` numbers of mean 0 and [`DEVIATION`]. By threads of its own: callers may be workers of a pool whose other
-/// workers wait for these very numbers.
+/// Returns `count` elements of mean 0 and [`DEVIATION`], made by threads of its own: callers may be
+/// workers of a pool whose other workers wait for these elements.
 fn normal(count: usize, seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; count * DTYPE.size()];
     let threads = thread::available_parallelism().map_or(1, |threads| threads.get());
@@ -86,11 +87,11 @@ fn fill(bytes: &mut [u8], seed: u64) {
     }
 }
 
-/// A weight out of 64 random bits: four uniform numbers add up to one that is nearly normal.
+/// Returns a weight made of 64 random bits: the sum of four uniform numbers is nearly normal.
 fn number_of(bits: u64) -> bf16 {
     /// The mean of the sum of four numbers that are each uniform over 2^16.
     const MEAN: i32 = 2 * 65_535;
-    /// One over its deviation, 2^16 / sqrt(3).
+    /// The inverse of its deviation, 2^16 / sqrt(3).
     const UNIT: f32 = 1.732_050_8 / 65_536.0;
     let sum: i32 = (0..4).map(|part| (bits >> (16 * part) & 0xFFFF) as i32).sum();
     bf16::from_f32((sum - MEAN) as f32 * (UNIT * DEVIATION))
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn weights_have_the_deviation_that_models_begin_with() {
+    fn weights_have_the_deviation_of_initialised_models() {
         // More than one block, the last one not whole.
         let bytes = normal(100_001, 7);
         let numbers: Vec<f64> =

@@ -1,23 +1,26 @@
-//! Weights that no file holds: [`RandomWeights`], the tensors of a model's shape with random bf16 numbers, for measuring.
+//! [`RandomWeights`]: tensors of a model's shape with random bf16 elements and no file, for
+//! measuring.
 //!
-//! Power, and with it speed, depends on the numbers that are multiplied: these are distributed as in a model before
-//! training. Norms are 1. A device that can make such numbers itself is told how by [`HostTensor::normal`] and reads
-//! nothing here; whoever asks for a tensor's bytes makes them, in ordinary memory, once.
+//! Power, and with it speed, depends on the elements that are multiplied: these are distributed as
+//! in a model before training. Norms are 1. A device that makes such elements itself takes the seed
+//! from [`HostTensor::normal`] and reads nothing here; the first read of a tensor's bytes makes
+//! them in ordinary memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::normal::{DEVIATION, DTYPE, HostNumbers, Normal};
+use super::normal::{DEVIATION, DTYPE, HostElements, Normal};
 use super::table::{EMBEDDING, Entry, LAYER_PREFIX, LM_HEAD};
 use super::tensor::HostTensor;
 use crate::config::{Head, ModelConfig};
 use crate::random::Random;
 
-/// Layers have bytes of their own on the host until they are so many; those that follow repeat them in turn. More than
-/// any cache holds, so that what is read again comes from memory, as a model's own would.
+/// Bytes of layers that have memory of their own on the host; the layers after them repeat these in
+/// turn. More than any cache holds, so that repeated layers are read from memory, as a model's own
+/// would be.
 const LAYER_BYTES_MIN: usize = 2 << 30;
 
-/// Random weights of a model's shape: the same ones for the same seed.
+/// Random weights of a model's shape, which depend on the seed only.
 #[derive(Debug)]
 pub struct RandomWeights {
     tensors: BTreeMap<String, HostTensor>,
@@ -25,7 +28,7 @@ pub struct RandomWeights {
 }
 
 impl RandomWeights {
-    /// Weights for a model of these sizes. Makes no numbers yet.
+    /// Returns weights for a model of these sizes; their elements are made when they are read.
     pub fn new(config: &ModelConfig, seed: u64) -> Self {
         Self::repeating(config, seed, LAYER_BYTES_MIN)
     }
@@ -37,7 +40,7 @@ impl RandomWeights {
             .map(|(_, entry)| bytes(entry))
             .sum();
         let own = layer_bytes_min.div_ceil(layer_bytes.max(1)).clamp(1, config.layers);
-        let mut numbers: BTreeMap<String, Arc<HostNumbers>> = BTreeMap::new();
+        let mut numbers: BTreeMap<String, Arc<HostElements>> = BTreeMap::new();
         let mut tensors = BTreeMap::new();
         for (name, entry) in Entry::of(config) {
             if name == LM_HEAD && config.head == (Head::LogitZero { tied: true }) {
@@ -45,11 +48,11 @@ impl RandomWeights {
             }
             let sizes = entry.sizes(config);
             let shape = if let [rows, cols] = sizes[..] { [rows, cols] } else { [1, sizes[0]] };
-            // Vectors are norms, or biases, which are no part of a known shape.
+            // Vectors are norms, or biases; both are ones.
             let seed_of = |name: &str| (sizes.len() > 1).then(|| seed_of(name, seed));
             let count = shape[0] * shape[1];
             let repeated = repeated(&name, own);
-            let make = || Arc::new(HostNumbers::new(count, seed_of(&repeated)));
+            let make = || Arc::new(HostElements::new(count, seed_of(&repeated)));
             let numbers = numbers.entry(repeated.clone()).or_insert_with(make).clone();
             let normal = seed_of(&name).map(|seed| Normal { seed, deviation: DEVIATION });
             tensors.insert(name.clone(), HostTensor::random(numbers, name.as_str().into(), normal, shape));
@@ -58,12 +61,12 @@ impl RandomWeights {
         Self { tensors, host_bytes }
     }
 
-    /// Bytes that they take in the host's memory when all of them are read there.
+    /// Bytes of all weights in the host's memory, once they are read there.
     pub fn host_bytes(&self) -> usize {
         self.host_bytes
     }
 
-    /// A whole tensor; the head of a model whose embeddings are its head is the embeddings.
+    /// Returns a whole tensor; the head of a model with tied embeddings is the embeddings.
     ///
     /// # Panics
     ///
@@ -74,7 +77,8 @@ impl RandomWeights {
     }
 }
 
-/// The tensor whose numbers this one has on the host, where only so many layers have numbers of their own.
+/// Returns the name of the tensor whose elements this one repeats on the host, where only
+/// `own_layers` have their own.
 fn repeated(name: &str, own_layers: usize) -> String {
     let in_layer = name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.'));
     match in_layer.and_then(|(layer, rest)| Some((layer.parse::<usize>().ok()?, rest))) {
@@ -83,7 +87,8 @@ fn repeated(name: &str, own_layers: usize) -> String {
     }
 }
 
-/// A seed for a tensor, far from every other tensor's: FNV-1a of the model's seed and the name, spread once more.
+/// Returns the seed of a tensor, far from every other tensor's: FNV-1a of the model's seed and the
+/// name, mixed once more.
 fn seed_of(name: &str, seed: u64) -> u64 {
     const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
     const PRIME: u64 = 0x0000_0100_0000_01b3;
@@ -110,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_has_its_part_of_what_a_checkpoint_of_this_shape_would_hold() {
+    fn a_rank_has_its_part_of_the_whole_tensors() {
         let weights = RandomWeights::new(&CONFIG, 0);
         for ranks in [1, 2] {
             for rank in 0..ranks {
@@ -127,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_those_of_their_seed_and_name() {
+    fn elements_depend_on_seed_and_name() {
         let whole = Shard::new(&CONFIG, 0, 1).unwrap();
         let of = |seed| ModelTensors::random(&RandomWeights::new(&CONFIG, seed), &CONFIG, &whole);
         let (one, again, other) = (of(1), of(1), of(2));

@@ -1,7 +1,6 @@
-//! THE table of tensor names: what each is called, its shape, how ranks divide it, and what it becomes part of.
+//! The table of tensors: the name of each, its shape, its split among ranks, and its target.
 //!
-//! Everything that is known about the names in a Llama checkpoint is written here once. Opening a model, checking
-//! it, slicing it for a rank and counting its bytes all walk this table.
+//! Opening a model, checking it, slicing it for a rank and counting its bytes all walk this table.
 
 use std::ops::Range;
 
@@ -20,8 +19,8 @@ pub(super) enum Dim {
 }
 use Dim::{Ffn, Hidden, KvWidth, Labels, QWidth, Vocab};
 
-/// The field of the model's tensors that a tensor becomes part of. Tensors with one target are fused: stacked by output
-/// rows, in the table's order.
+/// The field of the model's tensors that a tensor becomes part of. Tensors with one target are
+/// fused: stacked by output rows, in the table's order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target {
     Embedding,
@@ -67,7 +66,7 @@ const fn entry(name: &'static str, target: Target, shape: &'static [Dim], split:
 
 /// Prefix of all names but the heads'.
 pub(super) const BASE_PREFIX: &str = "model.";
-/// What the names of a layer's tensors begin with, before the layer's index and a dot.
+/// Prefix of the names of a layer's tensors, before the layer's index and a dot.
 pub(super) const LAYER_PREFIX: &str = "model.layers.";
 
 /// The causal head; with tied embeddings it may be missing.
@@ -119,7 +118,7 @@ impl Dim {
         }
     }
 
-    /// The words of `config.json` that make it, with their values.
+    /// The fields of `config.json` that give it, with their values.
     pub(super) fn words(self, config: &ModelConfig) -> String {
         match self {
             Hidden => format!("hidden_size {}", config.hidden),
@@ -148,12 +147,12 @@ impl When {
 }
 
 impl Entry {
-    /// The row of a whole name, and the layer where it is a layer's; `None` for a name that no
+    /// Returns the row of a whole name, and the layer if it is a layer's; `None` for a name that no
     /// Llama model has.
     pub(super) fn find(name: &str) -> Option<(&'static Self, Option<usize>)> {
         if let Some((layer, rest)) = name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.')) {
             let entry = LAYER.iter().find(|entry| entry.name == rest)?;
-            // `+1` and `01` are not how a layer is spelled.
+            // `+1` and `01` spell no layer.
             let layer_index = layer.parse::<usize>().ok().filter(|index| index.to_string() == layer)?;
             return Some((entry, Some(layer_index)));
         }
@@ -173,12 +172,13 @@ impl Entry {
         model.chain(layers)
     }
 
-    /// Sizes of the whole tensor, as its file says them.
+    /// Sizes of the whole tensor, as in its file.
     pub(super) fn sizes(&self, config: &ModelConfig) -> Vec<usize> {
         self.shape.iter().map(|dim| dim.size(config)).collect()
     }
 
-    /// The rank's part: its rows and columns, a vector being one row. `None` when the rank has none of it.
+    /// Returns the rank's rows and columns, a vector being one row; `None` when the rank has no
+    /// part of it.
     pub(super) fn part(&self, config: &ModelConfig, shard: &Shard) -> Option<[Range<usize>; 2]> {
         if self.split == Split::RankZero && shard.rank != 0 {
             return None;
@@ -187,7 +187,8 @@ impl Entry {
         let sizes = self.sizes(config);
         let whole = |axis: usize| 0..sizes[axis];
         Some(match (sizes.len(), self.target, self.split) {
-            // A vector has one value per output feature: where a weight is cut by rows, it is cut, too.
+            // A vector has one value per output feature: where a weight is cut by rows, it is cut,
+            // too.
             (1, ..) => [0..1, range.unwrap_or_else(|| whole(0))],
             // Logit 0 needs row 0 only.
             (_, Target::Head, _) if self.when == When::CausalHead => [0..1, whole(1)],
@@ -196,7 +197,7 @@ impl Entry {
         })
     }
 
-    /// How many values of the tensor a rank holds.
+    /// Number of the tensor's values that a rank holds.
     pub(super) fn values(&self, config: &ModelConfig, shard: &Shard) -> usize {
         self.part(config, shard).map_or(0, |[rows, cols]| rows.len() * cols.len())
     }

@@ -1,4 +1,4 @@
-//! [`HostTensor`]: a matrix of weights where it lies, in a mapped file or, for random ones, in memory.
+//! [`HostTensor`]: a matrix of weights in a mapped file or, for random weights, in memory.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,11 +9,13 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 
 use super::dtype::Dtype;
 use super::map::MappedFile;
-use super::normal::{self, HostNumbers, Normal};
+use super::normal::{self, HostElements, Normal};
 
-/// A matrix `[rows, cols]` of a mapped file, or a part of one; a vector is one row. Cloning it copies no weights.
+/// A matrix `[rows, cols]` of a mapped file, or a part of one; a vector is one row. Cloning it
+/// copies no weights.
 ///
-/// Values are little-endian and may lie at any byte: read them with unaligned loads, never through a cast.
+/// Values are little-endian and may begin at any byte: read them with unaligned loads, never
+/// through a cast.
 #[derive(Clone)]
 pub struct HostTensor {
     source: Source,
@@ -23,24 +25,26 @@ pub struct HostTensor {
     offset: usize,
     rows: usize,
     cols: usize,
-    /// From the start of one row to the start of the next, in values; at least `cols`.
+    /// Values from the start of one row to the start of the next, at least `cols`.
     row_stride: usize,
 }
 
-/// What a tensor's bytes are a part of.
+/// The file or buffer that holds a tensor's bytes.
 #[derive(Clone)]
 enum Source {
     File(Arc<MappedFile>),
-    /// Of one whole tensor, and how a device makes them itself; nothing for ones.
-    Random(Arc<HostNumbers>, Option<Normal>),
+    /// Elements of one whole tensor, and the seed by which a device makes them itself; `None` for
+    /// ones.
+    Random(Arc<HostElements>, Option<Normal>),
 }
 
 impl HostTensor {
-    /// The matrix `[rows, cols]` whose values lie back to back from byte `offset` of the file.
+    /// Returns the matrix `[rows, cols]` whose values are contiguous from byte `offset` of the
+    /// file.
     ///
     /// # Panics
     ///
-    /// When it does not lie inside the file: whoever parsed the header has checked that.
+    /// When it does not lie inside the file, which the header's parser has checked.
     pub(super) fn new(
         file: Arc<MappedFile>,
         name: Arc<str>,
@@ -53,28 +57,29 @@ impl HostTensor {
         Self { source, name, dtype, offset, rows, cols, row_stride: cols }
     }
 
-    /// The matrix `[rows, cols]` of all these numbers.
+    /// Returns the matrix `[rows, cols]` of all these elements.
     ///
     /// # Panics
     ///
     /// When there are more or fewer.
     pub(super) fn random(
-        numbers: Arc<HostNumbers>,
+        numbers: Arc<HostElements>,
         name: Arc<str>,
         normal: Option<Normal>,
         [rows, cols]: [usize; 2],
     ) -> Self {
-        assert_eq!(numbers.count(), rows * cols, "tensor `{name}` is not all of its numbers");
+        assert_eq!(numbers.count(), rows * cols, "tensor `{name}` is not all of its elements");
         let source = Source::Random(numbers, normal);
         Self { source, name, dtype: normal::DTYPE, offset: 0, rows, cols, row_stride: cols }
     }
 
-    /// How a device can make random numbers like this tensor's by itself, where that is what they are. They are others
-    /// than those of [`bytes`](Self::bytes), of the same distribution.
+    /// Seed and deviation by which a device can make a random tensor itself; `None` for a tensor of
+    /// a file. The elements differ from those of [`bytes`](Self::bytes) and have the same
+    /// distribution.
     pub fn normal(&self) -> Option<Normal> {
         match &self.source {
             Source::File(_) => None,
-            // A part has numbers of its own, by where in the whole it begins.
+            // A part has a seed of its own, by its offset in the whole.
             Source::Random(_, normal) => {
                 normal.map(|normal| Normal { seed: normal.seed.wrapping_add(self.offset as u64), ..normal })
             }
@@ -86,7 +91,7 @@ impl HostTensor {
         &self.name
     }
 
-    /// The file it lies in, for messages.
+    /// Its file, for messages.
     pub fn path(&self) -> &Path {
         match &self.source {
             Source::File(file) => file.path(),
@@ -101,7 +106,7 @@ impl HostTensor {
         }
     }
 
-    /// The number format of its values.
+    /// The dtype of its values.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -116,17 +121,17 @@ impl HostTensor {
         self.cols
     }
 
-    /// From the start of one row to the start of the next, in values.
+    /// Values from the start of one row to the start of the next.
     pub fn row_stride(&self) -> usize {
         self.row_stride
     }
 
-    /// Bytes of its values, without what lies between rows.
+    /// Bytes of its values, without the gaps between rows.
     pub fn size_bytes(&self) -> usize {
         self.rows * self.cols * self.dtype.size()
     }
 
-    /// Some of its rows.
+    /// Returns a range of its rows.
     ///
     /// # Panics
     ///
@@ -143,7 +148,7 @@ impl HostTensor {
         Self { offset, rows: rows.len(), ..self.clone() }
     }
 
-    /// Some of its columns: the rows keep their distance.
+    /// Returns a range of its columns; the row stride stays.
     ///
     /// # Panics
     ///
@@ -160,8 +165,8 @@ impl HostTensor {
         Self { offset, cols: cols.len(), ..self.clone() }
     }
 
-    /// The bytes from its first value to its last; row i starts `i * row_stride` values in. What lies between the
-    /// rows of a range of columns belongs to other columns.
+    /// The bytes from its first value to its last; row i starts `i * row_stride` values in. The
+    /// gaps between the rows of a range of columns belong to other columns.
     pub fn bytes(&self) -> &[u8] {
         if self.rows == 0 || self.cols == 0 {
             return &[];
@@ -174,18 +179,18 @@ impl HostTensor {
     ///
     /// # Panics
     ///
-    /// When there is no such row.
+    /// When the row does not exist.
     pub fn row_bytes(&self, row: usize) -> &[u8] {
         assert!(row < self.rows, "row {row} of the {} of `{}`", self.rows, self.name);
         let start = self.offset + row * self.row_stride * self.dtype.size();
         &self.source_bytes()[start..start + self.cols * self.dtype.size()]
     }
 
-    /// One row as f32, exactly: every f16 and bf16 is an f32. `out`: `[cols]`.
+    /// Converts one row to f32, exactly: every f16 and bf16 is an f32. `out`: `[cols]`.
     ///
     /// # Panics
     ///
-    /// When there is no such row, or `out` has another length.
+    /// When the row does not exist, or `out` has another length.
     pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols, "a row of `{}`", self.name);
         let bytes = self.row_bytes(row);
@@ -205,7 +210,8 @@ impl HostTensor {
     }
 }
 
-/// Through an aligned block, because `half` converts slices much faster than single values.
+/// Converts through an aligned block, because `half` converts slices much faster than single
+/// values.
 fn f16_to_f32(bytes: &[u8], out: &mut [f32]) {
     const BLOCK: usize = 256;
     let mut bits = [0_u16; BLOCK];

@@ -1,4 +1,5 @@
-//! [`ModelTensors`]: one rank's part of every tensor of a model, checked against `config.json` before any is used.
+//! [`ModelTensors`]: one rank's part of every tensor of a model, checked against `config.json`
+//! before any is used.
 
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::shard::Shard;
 
-/// One rank's part of a model's weights, where they lie in their files. Cloning it copies no weights.
+/// One rank's part of a model's weights, in their files. Cloning it copies no weights.
 #[derive(Clone, Debug)]
 pub struct ModelTensors {
     /// `[vocab, hidden]`, whole on every rank.
@@ -21,15 +22,17 @@ pub struct ModelTensors {
     pub layers: Vec<LayerTensors>,
     /// `[hidden]`.
     pub final_norm: HostTensor,
-    /// `[1, hidden]`, row 0 of `lm_head` or of the embeddings; `[labels, hidden]` for a classifier. Whole on every rank.
+    /// `[1, hidden]`, row 0 of `lm_head` or of the embeddings; `[labels, hidden]` for a classifier.
+    /// Whole on every rank.
     pub head: HostTensor,
-    /// What should be told to the user, once.
+    /// Warnings for the user.
     pub warnings: Vec<String>,
 }
 
-/// One rank's part of a layer. A fused weight is a list of pieces that stand above each other by output rows, each
-/// `[rows, hidden]`; they lie in different places, maybe in different files and dtypes. A fused bias is a list of
-/// vectors that follow each other. Biases of a model without biases are empty or `None`.
+/// One rank's part of a layer. A fused weight is a list of pieces that are stacked by output
+/// rows, each `[rows, hidden]`; they are not contiguous, and may be in different files and
+/// dtypes. A fused bias is a list of vectors that follow each other. Biases of a model without
+/// biases are empty or `None`.
 #[derive(Clone, Debug)]
 pub struct LayerTensors {
     /// `[hidden]`.
@@ -40,7 +43,7 @@ pub struct LayerTensors {
     pub qkv_bias: Option<Vec<HostTensor>>,
     /// `[hidden, q_width_local]`, a range of columns: its rows are `q_width` apart.
     pub o: HostTensor,
-    /// `[hidden]`, on rank 0 only: it is added once to the sum over ranks.
+    /// `[hidden]`, on rank 0 only: it is added once to the all-reduced sum.
     pub o_bias: Option<HostTensor>,
     /// `[hidden]`.
     pub mlp_norm: HostTensor,
@@ -68,26 +71,28 @@ pub struct WeightBytes {
 }
 
 impl ModelTensors {
-    /// Checks every tensor that the model needs, on all ranks alike, and then takes this rank's part. Reads headers
-    /// only, but for one row of embeddings and head where both are there and `config.json` calls them tied.
+    /// Checks every tensor that the model needs, on all ranks alike, and then takes this rank's
+    /// part. Reads headers only, but for one row of embeddings and head where both are there and
+    /// `config.json` calls them tied.
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Weights`](crate::error::ErrorKind::Weights) when a tensor is missing, has another shape, or
-    /// `config.json` denies it; [`ErrorKind::Unsupported`](crate::error::ErrorKind::Unsupported) for a dtype or a
-    /// tensor that no Llama model has.
+    /// [`ErrorKind::Weights`](crate::error::ErrorKind::Weights) when a tensor is missing, has
+    /// another shape, or `config.json` denies it;
+    /// [`ErrorKind::Unsupported`](crate::error::ErrorKind::Unsupported) for a dtype or a tensor
+    /// that no Llama model has.
     pub fn open(checkpoint: &Checkpoint, config: &ModelConfig, shard: &Shard) -> Result<Self> {
         let warnings = check(checkpoint, config)?;
         let find = |name: &str| whole(checkpoint, &head_source(checkpoint, config, name));
         Ok(Self { warnings, ..Self::collect(config, shard, find) })
     }
 
-    /// This rank's part of random weights, which were made for a model of this `config`.
+    /// Takes this rank's part of random weights, which were made for a model of this `config`.
     pub fn random(weights: &RandomWeights, config: &ModelConfig, shard: &Shard) -> Self {
         Self::collect(config, shard, |name| weights.tensor(name))
     }
 
-    /// This rank's part of the whole tensors that `find` finds by name.
+    /// Takes this rank's part of the whole tensors that `find` returns by name.
     fn collect(config: &ModelConfig, shard: &Shard, find: impl Fn(&str) -> HostTensor) -> Self {
         let parts = |prefix: &str, table: &'static [Entry], target: Target| -> Vec<HostTensor> {
             table
@@ -158,7 +163,7 @@ impl LayerTensors {
 }
 
 impl WeightBytes {
-    /// What the weights of a rank would take if all were stored as `dtype`; needs no files.
+    /// Bytes of a rank's weights if all are stored as `dtype`; needs no files.
     pub fn of(config: &ModelConfig, shard: &Shard, dtype: Dtype) -> Self {
         let bytes = |table: &[Entry], counted: fn(Target) -> bool| -> usize {
             let entries = table.iter().filter(|entry| entry.when.holds(config) && counted(entry.target));
@@ -174,10 +179,10 @@ impl WeightBytes {
     }
 }
 
-/// A whole tensor that [`check`] has seen.
+/// Returns a whole tensor that [`check`] has checked.
 fn whole(checkpoint: &Checkpoint, name: &str) -> HostTensor {
     let (file, stored) = checkpoint.find(name).expect("checked: the tensor is there");
-    let dtype = Dtype::from_stored(stored.dtype).expect("checked: the dtype is one of ours");
+    let dtype = Dtype::from_stored(stored.dtype).expect("checked: the dtype is known");
     let shape = match *stored.shape {
         [cols] => [1, cols],
         [rows, cols] => [rows, cols],

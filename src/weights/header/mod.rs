@@ -1,10 +1,11 @@
-//! The header of a safetensors file: which tensors it holds, and where.
+//! The header of a safetensors file: its tensors and their offsets.
 //!
-//! A file is 8 bytes of little-endian header length, a JSON header, and the tensors' bytes back to back. The types
-//! are the `safetensors` crate's, the validation is ours, for three reasons: the crate's reader takes the last of two
-//! tensors with one name, it does not say which tensor is wrong and how, and its sum of offsets and header length can
-//! overflow (sixteen tensors of 2^60 bytes), which is a panic in builds that check for it. What is accepted here is
-//! accepted there, too; a test holds the two together.
+//! A file is 8 bytes of little-endian header length, a JSON header, and the tensors' bytes back to
+//! back. The types are the `safetensors` crate's, the validation is ours, for three reasons: the
+//! crate's reader takes the last of two tensors with one name, it does not say which tensor is
+//! wrong and how, and its sum of offsets and header length can overflow (sixteen tensors of 2^60
+//! bytes), which is a panic in builds that check for it. What is accepted here is accepted there,
+//! too; a test holds the two together.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -24,17 +25,19 @@ const LENGTH_BYTES: usize = 8;
 /// The longest header that is read. The 70B's 723 tensors need about 90 KB in all.
 const HEADER_BYTES_MAX: usize = 16 << 20;
 
-/// One tensor as the header describes it, checked: `bytes` lies inside the file and has the size of the shape.
+/// One tensor as the header describes it, checked: `bytes` lies inside the file and has the size of
+/// the shape.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) name: String,
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
-    /// Where in the file, from its start.
+    /// Its bytes in the file.
     pub(super) bytes: Range<usize>,
 }
 
-/// The tensors of a whole file's bytes, in the order of their offsets; `path` is only named in errors.
+/// The tensors of a whole file's bytes, in the order of their offsets; `path` is only named in
+/// errors.
 pub(super) fn parse(file: &[u8], path: &Path) -> Result<Vec<Stored>> {
     let text = header_text(file).map_err(|error| error.at(path.display()))?;
     let Header(mut tensors) = serde_json::from_str(&text).map_err(|error| {
@@ -46,7 +49,7 @@ pub(super) fn parse(file: &[u8], path: &Path) -> Result<Vec<Stored>> {
     Ok(stored)
 }
 
-/// A copy of the header: the file might change under a map, and a `str` must stay valid.
+/// Returns a copy of the header: the file might change under a map, and a `str` must stay valid.
 fn header_text(file: &[u8]) -> Result<String> {
     refuse_lfs_pointer(file, ErrorKind::Weights)?;
     let Some((length, rest)) = file.split_first_chunk::<LENGTH_BYTES>() else {
@@ -101,7 +104,8 @@ fn place(tensors: Vec<(String, TensorInfo)>, start: usize, data_bytes: usize) ->
     Ok(stored)
 }
 
-/// Bytes of a shape; `None` when that overflows or is no whole number of bytes (types of 4 and 6 bits).
+/// Bytes of a shape; `None` when that overflows or is no whole number of bytes (types of 4 and 6
+/// bits).
 fn size_bytes(info: &TensorInfo) -> Option<usize> {
     let values = info.shape.iter().try_fold(1_usize, |product, &size| product.checked_mul(size))?;
     let bits = values.checked_mul(info.dtype.bitsize())?;

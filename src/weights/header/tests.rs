@@ -14,7 +14,7 @@ fn file(header: &str, data_bytes: usize) -> Vec<u8> {
     file
 }
 
-/// The error's text, after a look at its kind and place.
+/// Returns the error's text, after checking its kind and place.
 fn refusal(file: &[u8]) -> String {
     let error = parse_file(file).unwrap_err();
     assert_eq!((error.kind(), error.place()), (ErrorKind::Weights, Some("rm/model.safetensors")));
@@ -64,7 +64,7 @@ fn a_file_that_is_no_safetensors_file_says_so() {
 }
 
 #[test]
-fn a_header_that_contradicts_itself_or_its_file_names_the_tensor() {
+fn a_contradictory_header_names_the_tensor() {
     let tensor = |name: &str, dtype: &str, shape: &str, begin: u64, end: u64| {
         format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
     };
@@ -111,7 +111,8 @@ fn a_header_that_contradicts_itself_or_its_file_names_the_tensor() {
     assert!(refusal(&file(&unknown, 8)).contains("unknown variant `F7`"));
 }
 
-/// Sixteen tensors of 2^60 bytes, the last one byte shorter: header length + offsets do not fit 64 bits.
+/// Sixteen tensors of 2^60 bytes, the last one byte shorter: header length + offsets do not fit 64
+/// bits.
 #[test]
 fn offsets_near_the_end_of_the_address_space_are_an_error() {
     let tensors: Vec<String> = (0..16_u64)
@@ -140,9 +141,10 @@ impl Random {
     }
 }
 
-/// No input may panic; and what is accepted lies inside the file and is accepted by the crate's reader, too.
+/// No input may panic; and what is accepted lies inside the file and is accepted by the crate's
+/// reader, too.
 #[test]
-fn mutated_files_neither_panic_nor_pass_where_safetensors_refuses() {
+fn mutated_files_never_panic_nor_pass_where_safetensors_fails() {
     const SEED: u64 = 0x5eed_0001;
     const PIECES: [&str; 12] = [
         "0",

@@ -9,7 +9,8 @@ use kudos::internals::shard::Shard;
 use kudos::internals::weights::{Checkpoint, ModelTensors};
 use tempfile::TempDir;
 
-/// A tensor to be written: dtype and shape as the header will say them, and its bytes, whatever those are.
+/// A tensor to be written: dtype and shape as the header will say them, and its bytes, whatever
+/// those are.
 #[derive(Clone)]
 pub(crate) struct Tensor {
     pub(crate) dtype: &'static str,
@@ -57,7 +58,8 @@ pub(crate) fn classifier(labels: usize) -> ModelConfig {
     ModelConfig { head: Head::Score { labels, labels_named: true, pad_token_id: None }, ..config() }
 }
 
-/// Value `index` of a tensor in these tests: small, exact in every dtype, and telling tensors apart.
+/// Value `index` of a tensor in these tests: small, exact in every dtype, and telling tensors
+/// apart.
 pub(crate) fn value(name: &str, index: usize) -> f32 {
     let seed = name.bytes().fold(7_usize, |hash, byte| (hash * 31 + usize::from(byte)) % 251);
     ((seed + 3 * index) % 251) as f32

@@ -20,7 +20,7 @@ fn rows(tensor: &HostTensor) -> Vec<Vec<f32>> {
         .collect()
 }
 
-/// What a part of a named tensor must hold.
+/// The expected values of a part of a named tensor.
 fn expected(config: &ModelConfig, name: &str, rows: Range<usize>, cols: Range<usize>) -> Vec<Vec<f32>> {
     let (_, shape) = shapes(config).into_iter().find(|(found, _)| found == name).unwrap();
     let width = *shape.last().unwrap();
@@ -70,7 +70,7 @@ fn one_file_and_many_give_the_same_weights_in_every_dtype() {
 }
 
 #[test]
-fn each_rank_gets_its_rows_and_columns_and_rank_zero_the_output_biases() {
+fn each_rank_gets_its_part_and_rank_zero_the_output_biases() {
     let config = biased();
     let folder = Folder::sharded(&tensors(&config, "BF16"), 2);
     for ranks in [1, 2, 4] {
@@ -128,7 +128,7 @@ fn bytes_counted_from_the_config_are_those_of_the_tensors() {
 }
 
 #[test]
-fn a_classifier_has_all_rows_of_its_head_and_lm_head_is_left_alone() {
+fn a_classifier_has_all_rows_of_its_head_and_no_lm_head() {
     let config = classifier(3);
     let mut tensors = tensors(&config, "F32");
     let head = rows(&Folder::with(&tensors).open(&config).unwrap().head);
@@ -142,7 +142,7 @@ fn a_classifier_has_all_rows_of_its_head_and_lm_head_is_left_alone() {
 
 /// As transformers 5.23.0 does with such folders.
 #[test]
-fn tied_embeddings_are_the_head_unless_the_checkpoint_has_another() {
+fn tied_embeddings_are_the_head_unless_there_is_another() {
     let config = ModelConfig { head: Head::LogitZero { tied: true }, ..config() };
     let mut tensors = tensors(&config, "BF16");
     let (embedding, head) = ("model.embed_tokens.weight", "lm_head.weight");
@@ -303,7 +303,7 @@ fn a_tensor_counts_whichever_listed_file_holds_it() {
 }
 
 #[test]
-fn a_single_file_goes_before_an_index_and_that_is_said() {
+fn a_single_file_goes_before_an_index_with_a_warning() {
     let all = tensors(&config(), "F32");
     let folder = Folder::sharded(&all, 2);
     folder.write("model.safetensors", &safetensors(&all));

@@ -31,7 +31,7 @@ fn a_missing_head_is_refused_and_never_made_up() {
     let causal = Folder::with(&tensors(&config(), "F32"));
     assert_eq!(causal.refusal(&classifier(1)), (ErrorKind::Weights, text));
 
-    // And the other way round.
+    // And vice versa.
     let hint = "the reward head is `score.weight`: set \"architectures\": [\"LlamaForSequenceClassification\"] in \
                 config.json";
     let text = printed("tensor `lm_head.weight` is missing", "DIR", hint);
@@ -59,7 +59,7 @@ fn missing_tensors_are_counted_and_the_first_is_named() {
 }
 
 #[test]
-fn a_wrong_shape_names_the_file_the_tensor_and_the_sizes_of_the_config() {
+fn a_wrong_shape_names_file_tensor_and_config_sizes() {
     let cases: [(&str, &[usize], &str, &str); 5] = [
         (
             "model.layers.0.self_attn.q_proj.weight",
@@ -257,7 +257,7 @@ fn other_dtypes_are_refused_by_name() {
 }
 
 #[test]
-fn tensors_that_the_config_denies_or_no_llama_model_has_are_refused() {
+fn tensors_that_config_or_architecture_exclude_are_refused() {
     let unknown = |name: &str| {
         let message =
             format!("tensor `{name}` is of no Llama model: its effect on the reward is not implemented");
@@ -309,7 +309,7 @@ fn tensors_that_the_config_denies_or_no_llama_model_has_are_refused() {
 }
 
 #[test]
-fn a_folder_without_safetensors_says_what_to_do_with_what_it_has() {
+fn a_folder_without_safetensors_gets_a_hint_by_its_files() {
     let message = "there is neither model.safetensors nor model.safetensors.index.json";
     let cases = [
         (&["config.json"][..], "the download is incomplete; fetch the safetensors files into this folder"),
@@ -421,7 +421,7 @@ fn an_index_cannot_reach_outside_its_folder() {
     folder.write_index(
         [("model.norm.weight".to_owned(), "../secret.safetensors".into())].into_iter().collect(),
     );
-    let message = "tensor `model.norm.weight` is said to be in `../secret.safetensors`, expected the name of a file in \
+    let message = "the index places tensor `model.norm.weight` in `../secret.safetensors`, expected the name of a file in \
                    the same folder";
     let text =
         printed(message, "DIR/model.safetensors.index.json", "the index is damaged; download it again");
