@@ -1,4 +1,5 @@
-//! The date that a template may ask for: read once, formatted as Python's `strftime` does in the C locale.
+//! The date that a template may ask for: read once, formatted as Python's `strftime` does in the C
+//! locale.
 
 use jiff::civil::DateTime;
 
@@ -35,7 +36,8 @@ impl Clock {
     }
 }
 
-/// `now.strftime(format)` for the codes that mean the same everywhere; an error names the code that is not one of them.
+/// `now.strftime(format)` for the codes that mean the same everywhere; an error names the code that
+/// is not one of them.
 pub(super) fn strftime(now: DateTime, format: &str) -> Result<String, String> {
     let weekday = jiff::fmt::strtime::format("%A", now).map_err(|error| error.to_string())?;
     let month = jiff::fmt::strtime::format("%B", now).map_err(|error| error.to_string())?;

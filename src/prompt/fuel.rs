@@ -1,10 +1,12 @@
 //! Fuel for values that minijinja reads free of charge, and limits on their nesting.
 //!
-//! minijinja's own fuel pays for instructions, for text that is written or made, and for the items that its filters visit.
-//! It does not pay for what lies inside the items: a comparison, a key or the drop of a value recurses into nested lists,
-//! and `a + b` of two lists is one instruction at any length. So [`scan`](super::scan) sends what is compared, added, kept
-//! in a variable or used as a key through the filters below, and filters and tests that compare are wrapped. All of them
-//! charge by one rule, [`read`]. Fuel is a count, not a time: `SECURITY.md` says what it bounds.
+//! minijinja's own fuel pays for instructions, for text that is written or made, and for the items
+//! that its filters visit. It does not pay for values inside the items: a comparison, a key or the
+//! drop of a value recurses into nested lists, and `a + b` of two lists is one instruction at any
+//! length. So [`scan`](super::scan) sends values that are compared, added, kept in a variable or
+//! used as a key through the filters below, and filters and tests that compare are wrapped. All of
+//! them charge by one rule, [`read`]. Fuel is a count, not a time: `SECURITY.md` says what it
+//! bounds.
 
 use minijinja::value::{Rest, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, State, Value, filters, functions, tests};
@@ -45,7 +47,8 @@ const NAME_BYTES_MAX: usize = 1000;
 /// Checks the arguments of a filter or function before it runs.
 type Check = fn(&State, &[Value]) -> Result<(), Error>;
 
-/// Adds the filters that `scan` uses, and wraps those filters, tests and functions of minijinja's that need a check.
+/// Adds the filters that `scan` uses, and wraps those filters, tests and functions of minijinja's
+/// that need a check.
 pub(super) fn add_filters(env: &mut Environment<'static>) {
     env.add_filter(COMPARED, |state: &State, value: Value| {
         let value = markup::plain(value);
@@ -158,7 +161,8 @@ fn sortable(state: &State, args: &[Value]) -> Result<(), Error> {
     state.consume_fuel(fuel.saturating_mul(rounds))
 }
 
-/// Refuses long names of attributes: the first argument after the value, or the keyword `attribute`.
+/// Refuses long names of attributes: the first argument after the value, or the keyword
+/// `attribute`.
 fn short_name(_: &State, args: &[Value]) -> Result<(), Error> {
     let is_long = |name: &Value| name.as_str().is_some_and(|name| name.len() > NAME_BYTES_MAX);
     match args.get(1).is_some_and(is_long) || keyword(args, "attribute").as_ref().is_some_and(is_long) {
@@ -194,7 +198,8 @@ pub(super) fn charge_items(state: &State, items: usize) -> Result<(), Error> {
     state.consume_fuel(items as u64 / 2)
 }
 
-/// Charges for a value by which something is looked up, and refuses values that are no keys in Python.
+/// Charges for a value by which something is looked up, and refuses values that are no keys in
+/// Python.
 pub(super) fn charge_key(state: &State, value: &Value) -> Result<(), Error> {
     if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) && !value.is_tuple() {
         return Err(unsupported(format!("a value of kind {} as a key", value.kind())));
@@ -202,13 +207,15 @@ pub(super) fn charge_key(state: &State, value: &Value) -> Result<(), Error> {
     compare(state, value).map(drop)
 }
 
-/// Charges as [`read`] does for a value that is compared, and refuses markup, whose comparison in Jinja2 differs.
+/// Charges as [`read`] does for a value that is compared, and refuses markup, whose comparison in
+/// Jinja2 differs.
 pub(super) fn compare(state: &State, value: &Value) -> Result<u64, Error> {
     read_nested(state, value, 0, markup::refuse)
 }
 
-/// Charges for a value and everything inside it, and returns the charge: one unit of fuel for each item of a list and each
-/// entry of a mapping, and one for 64 bytes of text. Refuses values that are nested too deep.
+/// Charges for a value and everything inside it, and returns the charge: one unit of fuel for each
+/// item of a list and each entry of a mapping, and one for 64 bytes of text. Refuses values that
+/// are nested too deep.
 pub(super) fn read(state: &State, value: &Value) -> Result<u64, Error> {
     read_nested(state, value, 0, |_| Ok(()))
 }

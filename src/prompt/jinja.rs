@@ -1,8 +1,9 @@
 //! minijinja set up to render chat templates as Hugging Face's Jinja2 environment does.
 //!
-//! What prints or strips as Python does is ours (`tojson`, `trim`, `join`, `{{ ... }}` itself, the methods of strings);
-//! what minijinja does as Jinja2 is taken over; everything else is taken out, so that a template which needs it fails
-//! with the construct's name and line. `tests/prompt.rs` holds both to what Jinja2 renders.
+//! Constructs that print or strip as Python does are implemented here (`tojson`, `trim`, `join`,
+//! `{{ ... }}` itself, methods of strings); those that minijinja renders as Jinja2 does are used;
+//! all others are removed, so that a template which needs one fails with its name and line.
+//! `tests/library/prompt.rs` compares both with Jinja2's output.
 
 use jiff::civil::DateTime;
 use minijinja::filters;
@@ -17,26 +18,27 @@ use super::markup;
 use super::methods::{self, capitalize, replace, split_lines, strip};
 use super::python::{JsonStyle, is_space, json_dumps, str_of};
 
-/// Fuel for one rendering: in minijinja's count, instructions and 64-byte pieces of text, so about 600 MB, and the charges
-/// of [`fuel`].
+/// Fuel for one rendering: in minijinja's count, instructions and 64-byte pieces of text, so about
+/// 600 MB, and the charges of [`fuel`].
 const FUEL: u64 = 10_000_000;
 
-/// Scopes in each other, a macro's call counting 4, at most: each may nest a value by as many brackets as a tag may have,
-/// and what is nested is dropped by recursion. A macro with a loop that calls itself, as for the schemas of tools, gets some
-/// 30 deep by this.
+/// Nested scopes, at most; a macro's call counts 4. Each may nest a value by as many brackets as a
+/// tag may have, and values are dropped by recursion. A macro with a loop that calls itself, as for
+/// the schemas of tools, reaches a depth of some 30.
 const RECURSION_MAX: usize = 200;
 
 /// Spaces by which text is indented, at most.
 const WIDTH_MAX: usize = 1024;
 
-/// Filters of minijinja's that Jinja2 does not have, or has with another meaning; HTML escaping has no place in prompts.
+/// Filters of minijinja's that Jinja2 does not have, or has with another meaning; HTML escaping has
+/// no place in prompts.
 const FOREIGN_FILTERS: [&str; 10] =
     ["escape", "e", "split", "lines", "bool", "chain", "zip", "pprint", "format", "attr"];
 
 /// Tests of minijinja's that Jinja2 does not have, or has with another meaning.
 const FOREIGN_TESTS: [&str; 5] = ["safe", "escaped", "int", "startingwith", "endingwith"];
 
-/// What a template's `raise_exception(message)` raises.
+/// Error that a template raises by `raise_exception(message)`.
 #[derive(Debug)]
 pub(super) struct Raised(pub(super) String);
 
@@ -48,7 +50,7 @@ impl std::fmt::Display for Raised {
 
 impl std::error::Error for Raised {}
 
-/// An environment without templates whose clock stands at `now`.
+/// Returns an environment without templates whose clock shows `now`.
 pub(super) fn environment(now: DateTime) -> Result<Environment<'static>, Error> {
     let mut env = Environment::new();
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
@@ -73,7 +75,7 @@ pub(super) fn environment(now: DateTime) -> Result<Environment<'static>, Error> 
     Ok(env)
 }
 
-/// What `{{ value }}` writes.
+/// Writes the value of `{{ value }}`.
 fn emit(out: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     let written = match value.as_str() {
         Some(text) => out.write_str(text),
@@ -122,7 +124,8 @@ fn add_filters(env: &mut Environment<'static>) {
     env.add_filter("indent", indent);
 }
 
-/// `tojson` as Hugging Face defines it: `json.dumps(x, ensure_ascii=False, indent=..., separators=..., sort_keys=...)`.
+/// `tojson` as Hugging Face defines it: `json.dumps(x, ensure_ascii=False, indent=...,
+/// separators=..., sort_keys=...)`.
 fn tojson(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     const NAMES: [&str; 4] = ["ensure_ascii", "indent", "separators", "sort_keys"];
     let given = |index: usize| -> Result<Option<Value>, Error> {
@@ -153,7 +156,7 @@ fn tojson(state: &State, value: &Value, positional: Rest<Value>, kwargs: Kwargs)
     json_dumps(value, &style)
 }
 
-/// So many spaces, none for a negative width, as Python repeats a string.
+/// Returns `width` spaces, none for a negative width, as Python repeats a string.
 fn spaces(width: &Value) -> Result<String, Error> {
     let width = i64::try_from(width.clone())?.max(0);
     match usize::try_from(width).ok().filter(|width| *width <= WIDTH_MAX) {
@@ -177,7 +180,8 @@ fn default(
     Ok(if value.is_undefined() || (boolean && !value.is_true()) { other } else { value.clone() })
 }
 
-/// Jinja2's `title`: a capital after the start, whitespace, `-` and opening brackets; the rest lower case.
+/// Jinja2's `title`: a capital after the start, whitespace, `-` and opening brackets; the rest
+/// lower case.
 fn title(text: &str) -> String {
     let starts = |c: char| is_space(c) || matches!(c, '-' | '(' | '{' | '[' | '<');
     let mut out = String::new();

@@ -1,4 +1,5 @@
-//! The JSON files of a tokenizer: reading one, and refusing a placeholder such as a git-lfs pointer.
+//! The JSON files of a tokenizer: reading one, and refusing a placeholder such as a git-lfs
+//! pointer.
 
 use std::fs;
 use std::io;
@@ -9,7 +10,7 @@ use serde_json::{Map, Value as Json};
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::refuse_other_than_json;
 
-/// The JSON object that a file holds, if there is such a file.
+/// Reads the JSON object of a file; `None` if the file is missing.
 pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Json>>> {
     let Some(bytes) = read_file(path)? else { return Ok(None) };
     let parsed = serde_json::from_slice(&bytes);
@@ -18,7 +19,7 @@ pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Json>>> {
         .map_err(|error| broken(format!("not a JSON object: {error}"), &path.display().to_string()))
 }
 
-/// The bytes of a JSON file, if there is such a file: not those that stand in for one.
+/// Reads a JSON file, and refuses a placeholder; `None` if the file is missing.
 pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
     let refused = |what: String| broken(what, &path.display().to_string());
     let bytes = match fs::read(path) {
@@ -30,7 +31,7 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
     Ok(Some(bytes))
 }
 
-/// An error about a tokenizer's file, at `place`.
+/// Returns an error about a tokenizer's file, at `place`.
 pub(super) fn broken(what: String, place: &str) -> Error {
     Error::new(ErrorKind::Tokenizer, what).at(place)
 }

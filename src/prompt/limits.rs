@@ -2,19 +2,19 @@
 
 use minijinja::{Error, ErrorKind, Value};
 
-/// Bytes of one string that a template makes, at most. Fuel bounds the sum over all of them, but is charged for a string
-/// only when it is there.
+/// Bytes of one string that a template makes, at most. Fuel bounds the sum over all of them, but is
+/// charged for a string only when it is there.
 pub(super) const TEXT_BYTES_MAX: usize = 64 << 20;
 
-/// Levels of nested lists and mappings, at most, in a value that is kept, compared or printed, which recurses. JSON input
-/// has at most 128.
+/// Levels of nested lists and mappings, at most, in a value that is kept, compared or printed,
+/// which recurses. JSON input has at most 128.
 pub(super) const NESTING_MAX: usize = 200;
 
 /// Refuses a string of so many bytes before it is made or extended.
 pub(super) fn affordable(bytes: usize) -> Result<(), Error> {
     match bytes <= TEXT_BYTES_MAX {
         true => Ok(()),
-        false => Err(unsupported(format!("a text of more than {} MiB", TEXT_BYTES_MAX >> 20))),
+        false => Err(unsupported(format!("a string of more than {} MiB", TEXT_BYTES_MAX >> 20))),
     }
 }
 

@@ -1,9 +1,11 @@
-//! The values that the filter `safe` makes: a text that is printed as it is, and that Jinja2 would escape other text for.
+//! The value that the filter `safe` makes: a string that is printed as it is, and to which Jinja2
+//! joins only escaped text.
 //!
-//! Nothing is escaped in chat templates, so `safe` seems to change nothing. But to Jinja2 its result is a `Markup`: `+`, `%`
-//! and the methods of strings escape what they join to it, and `repr` shows its type. So it is a value of its own here. It
-//! is printed, tested, compared and made into JSON as its text; what else is done to it is an error, unless it is known
-//! to be the same in both.
+//! Nothing is escaped in chat templates, so `safe` seems to change nothing. But to Jinja2 its
+//! result is a `Markup`: `+`, `%` and the methods of strings escape what they join to it, and
+//! `repr` shows its type. So it is a value of its own here. It is printed, tested, compared and
+//! made into JSON as its text; any other operation is an error, unless it is known to give the same
+//! in both.
 
 use std::sync::Arc;
 
@@ -35,17 +37,18 @@ pub(super) fn markup(state: &State, text: String) -> Result<Value, Error> {
     Ok(Value::from_object(Markup(text)))
 }
 
-/// The text of a `Markup`; `None` for other values.
+/// Returns the text of a `Markup`; `None` for other values.
 pub(super) fn text_of(value: &Value) -> Option<&str> {
     value.downcast_object_ref::<Markup>().map(|markup| markup.0.as_str())
 }
 
-/// `text`, made of `value` by a filter of which Jinja2's keeps a `Markup` what it is.
+/// Returns `text`, as a `Markup` if `value` is one: for filters whose result in Jinja2 has the type
+/// of their input.
 pub(super) fn like(state: &State, value: &Value, text: String) -> Result<Value, Error> {
     if text_of(value).is_some() { markup(state, text) } else { Ok(Value::from(text)) }
 }
 
-/// `value` to be compared: the text of a `Markup`.
+/// Returns the text of a `Markup` as a string, and other values unchanged.
 pub(super) fn plain(value: Value) -> Value {
     match text_of(&value) {
         Some(text) => Value::from(text),
@@ -53,12 +56,13 @@ pub(super) fn plain(value: Value) -> Value {
     }
 }
 
-/// Refuses a `Markup` where Jinja2 would escape other text for it, or treats it in a way that is not implemented.
+/// Refuses a `Markup` in an operation for which Jinja2 escapes text, or that is not implemented for
+/// it.
 pub(super) fn refuse(value: &Value) -> Result<(), Error> {
     match text_of(value) {
         Some(_) => Err(unsupported(
-            "what went through the filter `safe` can be printed, joined with `~`, tested and compared; \
-             anything else may escape text in Jinja2, and is not implemented",
+            "a result of the filter `safe` can be printed, joined with `~`, tested and compared; \
+             other operations may escape text in Jinja2, and are not implemented",
         )),
         None => Ok(()),
     }

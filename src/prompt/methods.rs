@@ -1,11 +1,12 @@
 //! Python's methods on strings, mappings and lists, as templates call them.
 //!
-//! Each returns Python's result, or an error where Python's Unicode tables would be needed and Rust's differ. Any other
-//! method is unknown: an error with its name and line.
+//! Each returns Python's result, or an error where Python's Unicode tables would be needed and
+//! Rust's differ. Any other method is unknown: an error with its name and line.
 //!
-//! `pycompat` of minijinja-contrib 3.1 has such methods too. It is not used because it approximates: `strip` takes Rust's
-//! whitespace, without Python's U+001C to U+001F; `splitlines` breaks at `\n` and `\r\n` only; `isdigit`, `isalnum` and their
-//! like go by Rust's Unicode tables; `startswith` takes lists; `rsplit`, `partition`, `removeprefix` and `index` are missing.
+//! `pycompat` of minijinja-contrib 3.1 has such methods too. It is not used because it
+//! approximates: `strip` takes Rust's whitespace, without Python's U+001C to U+001F; `splitlines`
+//! breaks at `\n` and `\r\n` only; `isdigit`, `isalnum` and their like go by Rust's Unicode tables;
+//! `startswith` takes lists; `rsplit`, `partition`, `removeprefix` and `index` are missing.
 
 use std::collections::HashSet;
 
@@ -17,9 +18,9 @@ use super::limits::{affordable, affordable_list, iterable, unsupported};
 use super::markup::{self, markup};
 use super::python::is_space;
 
-/// minijinja's callback for methods that its values do not have themselves.
+/// minijinja's callback for methods that its own values lack.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    // minijinja charges for a text that has the method, and for what comes back.
+    // minijinja charges for a string whose method is called, and for the result.
     for arg in args {
         fuel::compare(state, arg)?;
     }
@@ -144,7 +145,7 @@ fn of_list(state: &State, list: &Value, method: &str, args: &[Value]) -> Result<
     })
 }
 
-/// A method of a `Markup`, of those that escape nothing.
+/// Calls a method of a `Markup` that escapes nothing.
 fn of_markup(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     let Some(text) = markup::text_of(value) else { return Err(ErrorKind::UnknownMethod.into()) };
     let keeps = matches!(method, "strip" | "lstrip" | "rstrip" | "upper" | "lower" | "capitalize");
@@ -161,13 +162,13 @@ fn of_markup(state: &mut State, value: &Value, method: &str, args: &[Value]) -> 
     }
 }
 
-/// The one argument of a method.
+/// Returns the only argument of a method.
 fn one<'a, T: minijinja::value::ArgType<'a, Output = T>>(args: &'a [Value]) -> Result<T, Error> {
     let (arg,): (T,) = from_args(args)?;
     Ok(arg)
 }
 
-/// A method's result, when it was called without arguments.
+/// Returns a method's result if it was called without arguments.
 fn none(args: &[Value], result: impl Into<Value>) -> Result<Value, Error> {
     let () = from_args(args)?;
     Ok(result.into())
@@ -296,7 +297,8 @@ fn all_ascii(s: &str, method: &str, test: impl Fn(u8) -> bool) -> Result<bool, E
     Ok(!s.is_empty() && !any_ascii(s, method, |b| !test(b))?)
 }
 
-/// Whether any byte passes; text beyond ASCII is refused, since Python's categories for it are not Rust's.
+/// Returns true if any byte passes; refuses text beyond ASCII, whose categories in Python are not
+/// Rust's.
 fn any_ascii(s: &str, method: &str, test: impl Fn(u8) -> bool) -> Result<bool, Error> {
     if !s.is_ascii() {
         return Err(unsupported(format!("str.{method} of text beyond ASCII is not implemented")));
@@ -304,7 +306,8 @@ fn any_ascii(s: &str, method: &str, test: impl Fn(u8) -> bool) -> Result<bool, E
     Ok(s.bytes().any(test))
 }
 
-/// `str.capitalize`. Python title-cases the first character; where that is not its upper case, this refuses.
+/// `str.capitalize`. Python title-cases the first character; where that is not its upper case, this
+/// refuses.
 pub(super) fn capitalize(s: &str) -> Result<String, Error> {
     let mut chars = s.chars();
     let Some(first) = chars.next() else { return Ok(String::new()) };
@@ -315,7 +318,7 @@ pub(super) fn capitalize(s: &str) -> Result<String, Error> {
     if titles_differ {
         return Err(unsupported(format!("str.capitalize of {first:?} is not implemented")));
     }
-    // Lower-cased behind a letter, so that a final sigma knows what stands before it.
+    // The whole string is lower-cased: the form of a final sigma depends on the letter before it.
     let lower = s.to_lowercase();
     let first_lower: usize = first.to_lowercase().map(char::len_utf8).sum();
     Ok(upper + &lower[first_lower..])

@@ -1,14 +1,20 @@
-//! Conversation -> token ids: the model's own chat template, its tokenizer, and what to do with too many tokens.
+//! Conversation -> token ids: the model's own chat template, its tokenizer, and the limit on
+//! tokens.
 //!
-//! Text and ids equal those of `apply_chat_template(..., add_generation_prompt=False)` of transformers 5.24. What cannot
-//! be rendered as Jinja2 renders it is refused, never approximated. Needs no weights; the engine and `kudos render` use it.
+//! Text and ids equal those of `apply_chat_template(..., add_generation_prompt=False)` of
+//! transformers 5.24. A construct that cannot be rendered as Jinja2 renders it is refused, never
+//! approximated. Needs no weights; the engine and `kudos render` use it.
 //!
-//! - `template` finds templates and renders them, `jinja` is the environment they see, `scan` prepares their source
-//! - `parts` is `content` that is a list of text parts, `markup` is what the filter `safe` makes
-//! - `limits` bounds single values, `fuel` charges for reading nested ones, for which minijinja does not
+//! - `template` finds templates and renders them, `jinja` is the environment they see, `scan`
+//!   prepares their source
+//! - `parts` is `content` that is a list of text parts, `markup` the value that the filter `safe`
+//!   makes
+//! - `limits` bounds single values, `fuel` charges for reading nested ones, for which minijinja
+//!   does not
 //! - `python` and `methods` print and cut text as Python does, `clock` shows the date
-//! - `token_files` reads what stands beside `tokenizer.json`, by `json_file` and as tokens of `token`; `tokenizer` encodes;
-//!   `tokenizer_class` says where transformers 5 would build another one
+//! - `token_files` reads the files beside `tokenizer.json`, by `json_file` and as tokens of
+//!   `token`; `tokenizer` encodes; `tokenizer_class` warns where transformers 5 would build another
+//!   one
 //! - `sanitize` keeps control tokens out of what users wrote
 
 mod clock;
@@ -40,38 +46,39 @@ use template::{Template, Templates};
 use token_files::TokenFiles;
 use tokenizer::Tokenizer;
 
-/// Names under which a message may carry its reasoning; the first is the one that templates of this time read.
+/// Keys under which a message may carry its reasoning; current templates read the first.
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// How conversations become tokens.
+/// Options for turning conversations into tokens.
 #[derive(Clone, Debug, Default)]
 pub struct PromptOptions {
     /// Variables for the chat template, e.g. `date_string`; those of a conversation win over them.
     pub template_vars: Map<String, Value>,
-    /// What happens to a conversation over the limit.
+    /// Policy for conversations over the limit.
     pub truncate: Truncate,
     /// Policy for conversations that begin with the beginning-of-text token twice.
     pub double_bos: DoubleBos,
-    /// Whether control tokens (`<|eot_id|>`) spelled in messages, tools, documents and variables are encoded as plain text.
-    /// By default they are the tokens they spell, as in Hugging Face.
+    /// True if control tokens (`<|eot_id|>`) spelled in messages, tools, documents and variables
+    /// are encoded as plain text. By default they are the tokens they spell, as in Hugging Face.
     pub sanitize_control_tokens: bool,
     /// The time that a template sees when it asks for the date.
     pub clock: Clock,
 }
 
-/// What happens to a conversation with more tokens than the limit.
+/// Policy for conversations with more tokens than the limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Truncate {
     /// It is an error ([`ErrorKind::TooLong`]).
     #[default]
     Refuse,
-    /// The beginning-of-text token and the last `limit - 1` ids stay; the last `limit`, if there is no such token.
+    /// The beginning-of-text token and the last `limit - 1` ids stay; the last `limit`, if there is
+    /// no such token.
     Left,
 }
 
-/// Policy for conversations that begin with the beginning-of-text token (BOS) twice, as text does whose BOS the chat template
-/// wrote and the tokenizer wrote again.
+/// Policy for conversations that begin with the beginning-of-text token (BOS) twice, as text does
+/// whose BOS the chat template wrote and the tokenizer wrote again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum DoubleBos {
@@ -80,18 +87,18 @@ pub enum DoubleBos {
     Refuse,
     /// It is scored as it is.
     Allow,
-    /// Rendered text is encoded with the special tokens that the tokenizer adds (the post-processor of tokenizer.json), and
-    /// may then begin with BOS twice: the ids of `tokenizer(apply_chat_template(.., tokenize=False))`. Given ids are scored
-    /// as they are.
+    /// Rendered text is encoded with the special tokens that the tokenizer adds (the post-processor
+    /// of tokenizer.json), and may then begin with BOS twice: the ids of
+    /// `tokenizer(apply_chat_template(.., tokenize=False))`. Given ids are scored as they are.
     Add,
 }
 
-/// What is scored.
+/// Token ids to score.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptTokens {
     /// Token ids, in order: at least one.
     pub ids: Vec<u32>,
-    /// Whether ids were left out to meet the limit.
+    /// True if ids were left out to meet the limit.
     pub truncated: bool,
 }
 
@@ -109,8 +116,8 @@ pub struct Prompt {
 impl Prompt {
     /// Reads `tokenizer.json`, `tokenizer_config.json` and the chat templates of a model folder.
     ///
-    /// [`ErrorKind::Tokenizer`] or [`ErrorKind::Template`] names the file that is missing or cannot be used; options that
-    /// exclude each other are [`ErrorKind::Options`].
+    /// [`ErrorKind::Tokenizer`] or [`ErrorKind::Template`] names the file that is missing or cannot
+    /// be used; options that exclude each other are [`ErrorKind::Options`].
     pub fn open(dir: &Path, options: PromptOptions) -> Result<Self> {
         check_template_vars(&options.template_vars)?;
         if options.double_bos == DoubleBos::Add && options.sanitize_control_tokens {
@@ -139,23 +146,24 @@ impl Prompt {
         Ok(Self { templates, tokenizer, listed_control_tokens, options, warnings })
     }
 
-    /// What a user should be told once, e.g. that rewards depend on today's date.
+    /// Warnings for the user, e.g. that rewards depend on today's date.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
 
-    /// The text of a conversation under the model's template. [`ErrorKind::Template`] when the template refuses it.
+    /// Renders a conversation with the model's template. [`ErrorKind::Template`] when the template
+    /// refuses it.
     pub fn render(&self, conversation: &Conversation) -> Result<String> {
         let text = self.render_marked(conversation)?;
         Ok(if self.options.sanitize_control_tokens { sanitize::unmarked(&text) } else { text })
     }
 
-    /// The ids of a text: nothing is added, and a special token's spelling is that token.
+    /// Returns the ids of a text: nothing is added, and a special token's spelling is that token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         self.tokenizer.encode(text)
     }
 
-    /// The ids of a conversation, at most `max_tokens` of them.
+    /// Returns the ids of a conversation, at most `max_tokens` of them.
     ///
     /// Errors are those of [`render`](Self::render) and [`limit`](Self::limit).
     pub fn tokens(&self, conversation: &Conversation, max_tokens: usize) -> Result<PromptTokens> {
@@ -170,12 +178,13 @@ impl Prompt {
         self.limit(ids, max_tokens)
     }
 
-    /// Ids as they will be scored: those of `limited`, with this prompt's policy and beginning-of-text token.
+    /// Checks and shortens ids as `limited` does, with this prompt's policy and beginning-of-text
+    /// token.
     pub fn limit(&self, ids: Vec<u32>, max_tokens: usize) -> Result<PromptTokens> {
         limited(ids, max_tokens, self.options.truncate, self.options.double_bos, self.tokenizer.bos())
     }
 
-    /// The rendered text, with control tokens of the conversation still wrapped where they are to be sanitized.
+    /// Renders a conversation, whose control tokens stay wrapped where they are to be sanitized.
     fn render_marked(&self, conversation: &Conversation) -> Result<String> {
         let template = self.templates.choose(conversation.tools().is_some())?;
         let is_list = |message: &Message| message.fields().get("content").is_some_and(Value::is_array);
@@ -189,7 +198,7 @@ impl Prompt {
         })
     }
 
-    /// What the template sees: special tokens, the caller's variables, and the conversation.
+    /// Variables of the template: special tokens, the caller's variables, and the conversation.
     fn vars(&self, template: &Template, conversation: &Conversation) -> Map<String, Value> {
         let mut given = self.options.template_vars.clone();
         given.extend(vars_of(conversation));
@@ -204,16 +213,17 @@ impl Prompt {
     }
 }
 
-/// What the templates of a `tokenizer_config.json` make of a conversation, with no tokenizer beside them; for fuzzing.
+/// Renders a conversation with the templates of a `tokenizer_config.json` and no tokenizer, for
+/// fuzzing.
 pub fn render_alone(config: &Map<String, Value>, conversation: &Conversation) -> Result<String> {
-    // A folder that is not there has no template files either.
+    // A missing folder has no template files.
     let nowhere = Path::new("/nowhere/without/templates");
     let templates = Templates::open(nowhere, config, jiff::civil::date(2026, 7, 26).at(12, 0, 0, 0))?;
     let template = templates.choose(conversation.tools().is_some())?;
     templates.render(template, vars_of(conversation))
 }
 
-/// What a conversation itself gives a template.
+/// Variables that a conversation gives its template.
 fn vars_of(conversation: &Conversation) -> Map<String, Value> {
     let messages = conversation.messages().iter().map(|message| message.fields().clone());
     let list = |items: Option<&[Value]>| items.map_or(Value::Null, |items| Value::from(items.to_vec()));
@@ -224,10 +234,11 @@ fn vars_of(conversation: &Conversation) -> Map<String, Value> {
     vars
 }
 
-/// Ids as they will be scored: checked, and held to `max_tokens` by the policy. `bos` is the beginning-of-text token.
+/// Checks ids, and shortens them to `max_tokens` by the policy. `bos` is the beginning-of-text
+/// token.
 ///
-/// No ids, or `bos` twice at the start where that is refused, are [`ErrorKind::InvalidInput`]; too many are
-/// [`ErrorKind::TooLong`].
+/// No ids, or `bos` twice at the start where that is refused, are [`ErrorKind::InvalidInput`]; too
+/// many are [`ErrorKind::TooLong`].
 pub fn limited(
     mut ids: Vec<u32>,
     max_tokens: usize,
@@ -263,7 +274,7 @@ pub fn limited(
     Ok(PromptTokens { ids, truncated: true })
 }
 
-/// A message whose reasoning is found under every name that templates read, as transformers 5 passes it on.
+/// Copies a message's reasoning to every key that templates read, as transformers 5 does.
 fn with_reasoning(fields: Map<String, Value>) -> Value {
     let reasoning = REASONING_KEYS.iter().find_map(|key| fields.get(*key)).cloned();
     let Some(reasoning) = reasoning else { return Value::Object(fields) };

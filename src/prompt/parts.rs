@@ -1,8 +1,10 @@
-//! `content` that is a list of text parts, as templates see it: a list of mappings that can be walked and not printed.
+//! `content` that is a list of text parts, as templates see it: a list of mappings that can be
+//! walked and not printed.
 //!
-//! A template that goes through parts reads the `text` of each. One that takes `content` for a string would print the list
-//! as Python shows it, brackets, quotes and all, which no model was trained on: that is refused. The list and each part
-//! say of themselves what they are, so that slices and lists made of parts are refused likewise.
+//! A template that iterates over parts reads the `text` of each. One that takes `content` for a
+//! string would print the list as Python shows it, brackets, quotes and all, which no model was
+//! trained on: that is refused. The list and each part have types of their own, so that slices and
+//! lists made of parts are refused likewise.
 
 use std::sync::Arc;
 
@@ -63,7 +65,7 @@ impl Object for TextPart {
     }
 }
 
-/// The list of these parts, which are mappings.
+/// Returns the list of these parts, which are mappings.
 pub(super) fn list(parts: impl Iterator<Item = Value>) -> Value {
     let part =
         |part: Value| part.as_object().cloned().map_or(part, |object| Value::from_object(TextPart(object)));
@@ -71,7 +73,7 @@ pub(super) fn list(parts: impl Iterator<Item = Value>) -> Value {
     list.as_object().cloned().map_or(list, |object| Value::from_object(TextParts(object)))
 }
 
-/// Refuses to print `value` if it is a list of parts, or one of them.
+/// Refuses to print `value` if it is a list of parts or a part.
 pub(super) fn refuse_printed(value: &Value) -> Result<(), Error> {
     if value.downcast_object_ref::<TextParts>().is_some() || value.downcast_object_ref::<TextPart>().is_some()
     {

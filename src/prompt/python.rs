@@ -1,7 +1,8 @@
-//! How Python prints values: `str`, `repr`, `json.dumps`, and what it calls whitespace.
+//! Python's output of values (`str`, `repr`, `json.dumps`), and its whitespace.
 //!
-//! Templates written for Jinja2 show these to the model, so a different digit or escape is a different prompt. Works on
-//! minijinja's values; [`jinja`](super::jinja) binds it to filters and to `{{ ... }}`.
+//! Templates written for Jinja2 show these to the model, so a different digit or escape is a
+//! different prompt. Works on minijinja's values; [`jinja`](super::jinja) binds it to filters and
+//! to `{{ ... }}`.
 
 use std::fmt::Write;
 
@@ -12,13 +13,14 @@ use super::limits::{NESTING_MAX, affordable, nested_too_deep, unsupported};
 use super::markup;
 use super::parts::refuse_printed;
 
-/// Refuses lists that are nested too deep to be printed, and ends one whose text is too long already.
+/// Refuses lists that are nested too deep to be printed, or whose text is already too long.
 fn printable(out: &str, depth: usize) -> Result<(), Error> {
     affordable(out.len())?;
     if depth <= NESTING_MAX { Ok(()) } else { Err(nested_too_deep()) }
 }
 
-/// What `str.isspace`, `str.strip` and `str.split` take for whitespace: Unicode's, and the four separators U+001C..U+001F.
+/// Returns true for whitespace of `str.isspace`, `str.strip` and `str.split`: Unicode's, and U+001C
+/// to U+001F.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
 }
@@ -75,7 +77,8 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
     Ok(())
 }
 
-/// `repr(float)`: the shortest digits that read back as the same number, in Python's choice of notation.
+/// `repr(float)`: the shortest digits that read back as the same number, in Python's choice of
+/// notation.
 pub(super) fn float_repr(x: f64) -> String {
     if !x.is_finite() {
         return if x.is_nan() {
@@ -123,8 +126,8 @@ fn write_str_repr(out: &mut String, text: &str) {
     out.push(quote);
 }
 
-/// `str.isprintable`. Rust's escaping leaves out the same categories (C* and Z*, but for the space); after a first
-/// character it leaves combining marks alone, as Python does.
+/// `str.isprintable`. Rust's escaping leaves out the same categories (C* and Z*, but for the
+/// space); after a first character it leaves combining marks alone, as Python does.
 fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();

@@ -1,8 +1,10 @@
-//! `sanitize_control_tokens`: control tokens in what a user wrote stay text, only the template's own count.
+//! `sanitize_control_tokens`: control tokens that users wrote stay text, and only the template's
+//! own are tokens.
 //!
-//! The way of transformers 5.24: control tokens in messages, tools, documents and variables are wrapped in two
-//! private-use characters before rendering, and encoded as plain text after it. Keys of objects are not wrapped, and a
-//! control token that the template puts together from pieces of input is not seen.
+//! The algorithm of transformers 5.24: control tokens in messages, tools, documents and variables
+//! are wrapped in two private-use characters before rendering, and encoded as plain text after it.
+//! Keys of objects are not wrapped, and a control token that the template puts together from pieces
+//! of input is not seen.
 
 use serde_json::{Map, Value};
 
@@ -12,7 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 const START: char = '\u{f0000}';
 const END: char = '\u{f0001}';
 
-/// `text` without the wrapping.
+/// Returns `text` without the wrapping.
 pub(super) fn unmarked(text: &str) -> String {
     text.replace([START, END], "")
 }
@@ -31,7 +33,8 @@ fn mark(value: &mut Value, control_tokens: &[String]) {
     }
 }
 
-/// The longest control token at the earliest place is wrapped first, as a longest-first pattern matches.
+/// The longest control token at the earliest place is wrapped first, as a longest-first pattern
+/// matches.
 fn marked(text: &str, control_tokens: &[String]) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
@@ -51,8 +54,8 @@ fn marked(text: &str, control_tokens: &[String]) -> String {
     out
 }
 
-/// The ids of a text rendered from marked variables: wrapped tokens as plain text, the rest as it is. A marker that lost
-/// its partner breaks the text all the same.
+/// Returns the ids of a text rendered from marked variables: wrapped tokens are encoded as plain
+/// text, the rest as usual. A marker that lost its partner also divides the text.
 pub(super) fn encode_marked(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let first = text.find([START, END]).unwrap_or(text.len());
     let mut ids = tokenizer.encode(&text[..first])?;
@@ -79,8 +82,8 @@ pub(super) fn encode_marked(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32
     Ok(ids)
 }
 
-/// A piece from the middle of a text is encoded behind a line break, which is then taken off: some tokenizers treat the
-/// start of a text specially.
+/// Encodes a piece from the middle of a text behind a line break, whose ids are then removed: some
+/// tokenizers treat the start of a text specially.
 fn encode_middle(
     piece: &str,
     encode: impl Fn(&str) -> Result<Vec<u32>>,
@@ -100,7 +103,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn control_tokens_are_wrapped_longest_first_and_forged_markers_dropped() {
+    fn longest_control_tokens_are_wrapped_and_forged_markers_dropped() {
         let tokens = ["<a>", "<a><b>", "<"].map(str::to_owned);
         assert_eq!(marked("x<a><b>é<a>", &tokens), "x\u{f0000}<a><b>\u{f0001}é\u{f0000}<a>\u{f0001}");
         let mut vars = Map::from_iter([("m".to_owned(), json!([{"<a>": "\u{f0000}<\u{f0001}a>", "n": 1}]))]);

@@ -1,8 +1,9 @@
-//! A template's source read just deep enough to prepare it: where its tags, strings and plain text are.
+//! Prepares a template's source for minijinja: finds its tags, strings and plain text.
 //!
-//! minijinja parses and runs templates. Before it does, this scan takes out what it would read differently from Jinja2
-//! (`{% generation %}`, line endings, `~`, a few string escapes), refuses tags that Hugging Face's environment does not have,
-//! and collects the literal text that `sanitize_control_tokens` searches for control tokens.
+//! minijinja parses and runs templates. Before that, this scan replaces constructs that minijinja
+//! reads differently from Jinja2 (`{% generation %}`, line endings, `~`, a few string escapes),
+//! refuses tags that Hugging Face's environment does not have, and collects the literal text that
+//! `sanitize_control_tokens` searches for control tokens.
 
 use super::fuel;
 
@@ -29,14 +30,15 @@ const TAGS: [&str; 19] = [
     "continue",
 ];
 
-/// Names and operators in one tag, at most: minijinja's parser recurses over some of them, and what it makes of the others
-/// is as deep as they are many. Tags of the templates that tests have come to 44.
+/// Names and operators in one tag, at most: minijinja's parser recurses over some of them, and
+/// nests the syntax tree by the others. Tags of the tests' templates have up to 44.
 const PARTS_MAX: usize = 1000;
 
-/// Brackets in each other in one tag, at most: each may nest what is in it. Tags of the templates that tests have come to 6.
+/// Nested brackets in one tag, at most: each may nest a value. Tags of the tests' templates have up
+/// to 6.
 const NESTED_MAX: usize = 24;
 
-/// What counts as so many of them, because one of it takes the parser through all its levels.
+/// Weight of an operator that takes the parser through all its levels of recursion.
 const PART_WEIGHT_DEEP: usize = 8;
 
 /// A template ready for minijinja.
@@ -44,20 +46,21 @@ const PART_WEIGHT_DEEP: usize = 8;
 pub(super) struct Scanned {
     /// The source, line for line.
     pub(super) text: String,
-    /// Its plain text and string literals, joined with null characters so that no search matches across two of them.
+    /// Its plain text and string literals, joined with null characters so that no search matches
+    /// across two of them.
     pub(super) literals: String,
-    /// Whether an expression names `strftime_now`.
+    /// True if an expression names `strftime_now`.
     pub(super) names_clock: bool,
 }
 
-/// What stands in the way, and on which line (from 1).
+/// The reason why a template cannot be used, and its line (from 1).
 #[derive(Debug, PartialEq)]
 pub(super) struct Refusal {
     pub(super) line: usize,
     pub(super) message: String,
 }
 
-/// Prepares `source`, or says what in it cannot be rendered as Jinja2 does.
+/// Prepares `source`, or refuses a construct that cannot be rendered as Jinja2 does.
 pub(super) fn scan(source: &str) -> Result<Scanned, Refusal> {
     // Jinja2 reads every line ending as \n, also inside string literals.
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
@@ -74,29 +77,30 @@ pub(super) fn scan(source: &str) -> Result<Scanned, Refusal> {
 /// A part of an expression that a filter may have to go through.
 #[derive(Clone, Copy, Debug, Default)]
 struct Span {
-    /// Where it begins in the text that is made, once something of it has been read.
+    /// Its start in the output, once some of it has been read.
     start: Option<usize>,
-    /// It stands where such parts go through the filter.
+    /// True if a filter is applied to it.
     filtered: bool,
-    /// It has operators that bind looser than a filter, which behind it would not take all of it.
+    /// True if it has operators that bind looser than a filter, which needs brackets then.
     compound: bool,
-    /// All of it is one string or number.
+    /// True if it is a single string or number.
     literal: bool,
 }
 
-/// What has been read at one depth of brackets.
+/// The state of the scan at one depth of brackets.
 #[derive(Debug)]
 struct Level {
     bracket: Bracket,
-    /// An operand of `~`.
+    /// Operand of `~`.
     operand: Span,
-    /// One of `+` and `-`.
+    /// Operand of `+` and `-`.
     term: Span,
-    /// One of comparisons.
+    /// Operand of a comparison.
     comparand: Span,
-    /// What the brackets hold, as far as it is a key; in the outermost ones what a variable is set to.
+    /// The content of the brackets, if it is a key; at the outermost level the value that a
+    /// variable is set to.
     content: Span,
-    /// The last word was `is`, maybe with `not` behind it: a test's name follows.
+    /// True after `is` or `is not`: a test's name follows.
     names_test: bool,
 }
 
@@ -110,7 +114,7 @@ enum Bracket {
     Mapping,
     /// `loop(..)`
     Recursion,
-    /// A list, a call, or only an order.
+    /// A list, a call, or grouping.
     Other,
 }
 
@@ -124,7 +128,7 @@ impl Level {
         Self { bracket, operand: nothing, term: nothing, comparand: nothing, content, names_test: false }
     }
 
-    /// Something of an operand begins at `at`.
+    /// Begins an operand at `at`, unless it has begun.
     fn begin(&mut self, at: usize, literal: bool) {
         for span in [&mut self.operand, &mut self.term, &mut self.comparand, &mut self.content] {
             span.literal = literal && span.start.is_none();
@@ -135,7 +139,7 @@ impl Level {
 
 struct Scanner<'a> {
     source: &'a str,
-    /// Up to where the source has been read, in bytes.
+    /// Bytes of the source that have been read.
     at: usize,
     text: String,
     literals: Vec<String>,
@@ -146,7 +150,8 @@ impl<'a> Scanner<'a> {
     fn run(&mut self) -> Result<(), String> {
         loop {
             let rest = self.rest();
-            // One look at each byte: a search for each of the three would look at all the rest for each tag.
+            // One pass over the bytes: a search for each of the three would read all the rest for
+            // each tag.
             let is_tag = |&(at, _): &(usize, &str)| rest[at + 1..].starts_with(['{', '%', '#']);
             let Some((start, _)) = rest.match_indices('{').find(is_tag) else {
                 self.literals.push(rest.to_owned());
@@ -169,19 +174,20 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// `{{` or `{%`, with the sign that controls the whitespace before it.
+    /// Copies `{{` or `{%`, with the sign that controls the whitespace before it.
     fn open(&mut self) {
         let signed = self.rest()[2..].starts_with(['-', '+']);
         self.copy(2 + usize::from(signed));
     }
 
-    /// `{% tag ... %}`, with what lies up to `{% endraw %}` when the tag is `raw`.
+    /// Copies `{% tag ... %}`, and the text up to `{% endraw %}` if the tag is `raw`.
     fn block(&mut self) -> Result<(), String> {
         self.open();
         self.copy(self.rest().len() - self.rest().trim_start().len());
         let tag = self.name();
         match tag {
-            // Only marks which tokens an assistant generated; its body has a scope of its own, as `with` has.
+            // Only marks which tokens an assistant generated; its body has a scope of its own, as
+            // `with` has.
             "generation" | "endgeneration" => {
                 self.text.push_str(if tag == "generation" { "with" } else { "endwith" });
                 self.at += tag.len();
@@ -210,10 +216,11 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// The expressions of a tag, up to `close`, which does not count inside brackets and strings.
+    /// Copies the expressions of a tag, up to a `close` outside brackets and strings.
     ///
-    /// Operands of `~` go through a filter that prints them as Python does; minijinja's `~` prints floats and lists otherwise.
-    /// What is compared, added, kept or used as a key goes through the filters of [`fuel`](super::fuel).
+    /// Operands of `~` go through a filter that prints them as Python does; minijinja's `~` prints
+    /// floats and lists otherwise. Values that are compared, added, kept or used as keys go through
+    /// the filters of [`fuel`](super::fuel).
     fn code(&mut self, tag: &str, close: &str) -> Result<(), String> {
         let mut levels = vec![Level::new(Bracket::Tag)];
         let mut parts = 0;
@@ -353,7 +360,7 @@ impl<'a> Scanner<'a> {
             "self" if !self.text.ends_with('.') => {
                 return Err("the variable `self` is not implemented".to_owned());
             }
-            // What keeps it could be kept by it, and would never be freed.
+            // A value could then hold itself, and would never be freed.
             "loop" if !self.text.ends_with('.') && !is_used(&self.rest()[name.len()..]) => {
                 return Err("the variable `loop` as a value is not implemented".to_owned());
             }
@@ -383,7 +390,7 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// A `~` follows.
+    /// Ends an operand before `~`.
     fn joins_operands(&mut self, level: &mut Level) {
         level.operand.filtered = true;
         self.end(&mut level.operand, fuel::JOINED);
@@ -393,7 +400,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A `+`, which may join lists, or a `-` follows.
+    /// Ends an operand before `+`, which may join lists, or `-`.
     fn joins_terms(&mut self, level: &mut Level, lists: bool) {
         self.end(&mut level.operand, fuel::JOINED);
         level.term.filtered |= lists;
@@ -404,7 +411,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// A comparison follows.
+    /// Ends an operand before a comparison.
     fn joins_comparands(&mut self, level: &mut Level) {
         level.comparand.filtered = true;
         self.end_comparand(level);
@@ -418,7 +425,7 @@ impl<'a> Scanner<'a> {
         self.end(&mut level.comparand, fuel::COMPARED);
     }
 
-    /// Lets a part that ends here go through a filter, if it is to. Those that are in it have ended.
+    /// Ends a part, and appends its filter if it has one. The parts inside it have ended.
     fn end(&mut self, span: &mut Span, filter: &str) {
         let Span { start, filtered, compound, literal } = std::mem::take(span);
         let Some(start) = start.filter(|_| filtered) else { return };
@@ -434,7 +441,7 @@ impl<'a> Scanner<'a> {
         self.text.push(' ');
     }
 
-    /// A string literal. What minijinja would unescape differently from Python is refused.
+    /// Copies a string literal; refuses escapes that minijinja reads differently from Python.
     fn string(&mut self, quote: char) -> Result<(), String> {
         let mut value = String::new();
         let mut chars = self.rest().char_indices().skip(1);
@@ -483,7 +490,7 @@ impl<'a> Scanner<'a> {
         &self.source[self.at..]
     }
 
-    /// The identifier that the rest begins with; empty when it begins otherwise.
+    /// Returns the identifier at the start of the rest, or an empty string.
     fn name(&self) -> &'a str {
         let rest = self.rest();
         let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
@@ -502,13 +509,14 @@ fn names_loop(text: &str) -> bool {
     before.is_some_and(|before| !before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == '.'))
 }
 
-/// Whether a variable is only looked into, called or tested by what follows.
+/// Returns true if `rest` takes an attribute of a variable, calls it or tests it.
 fn is_used(rest: &str) -> bool {
     let rest = rest.trim_start();
     rest.starts_with(['.', '(', '[']) || rest.starts_with("is ")
 }
 
-/// What the part of an expression that begins with `c`, and goes on as `rest` does, counts against [`PARTS_MAX`].
+/// Returns the weight against [`PARTS_MAX`] of the token at the start of `rest`, whose first
+/// character is `c`.
 fn part_weight(rest: &str, c: char) -> usize {
     let is_word = |word: &str| {
         rest.strip_prefix(word)
@@ -523,7 +531,7 @@ fn part_weight(rest: &str, c: char) -> usize {
     }
 }
 
-/// The length of a number literal: digits, a fraction, an exponent.
+/// Returns the length of a number literal: digits, a fraction, an exponent.
 fn number_bytes(text: &str) -> usize {
     let digits =
         |text: &str| text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(text.len());
@@ -586,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_compared_added_kept_or_a_key_goes_through_the_filters_that_charge_for_it() {
+    fn operands_kept_values_and_keys_go_through_filters_of_fuel() {
         let cases = [
             ("{% if a.b[0]|trim == 'x' -%}", "{% if a.b[0]|trim |_compared == 'x' -%}"),
             (

@@ -18,13 +18,13 @@ use crate::conversation::returns_data;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::refuse_lfs_pointer;
 
-/// Bytes of a template, at most. Those that tests have come to 5,000.
+/// Bytes of a template, at most. The templates of the tests have up to 5,000.
 const TEMPLATE_BYTES_MAX: usize = 1 << 20;
 
 /// A template as its file gives it.
 struct Source {
     text: String,
-    /// Where it stands, for messages.
+    /// Its file, for messages.
     place: String,
 }
 
@@ -36,11 +36,12 @@ pub(super) struct Template {
     place: String,
     /// Its plain text and string literals.
     pub(super) literals: String,
-    /// Whether it may ask for the date.
+    /// True if it may ask for the date.
     pub(super) names_clock: bool,
 }
 
-/// The templates of one model: `default`, and `tool_use` for conversations with tools where there is one.
+/// The templates of one model: `default`, and `tool_use` for conversations with tools where there
+/// is one.
 #[derive(Debug)]
 pub(super) struct Templates {
     env: Environment<'static>,
@@ -49,9 +50,9 @@ pub(super) struct Templates {
 }
 
 impl Templates {
-    /// The templates in `dir`, in Hugging Face's order: `chat_template.jinja` with `additional_chat_templates/`, else
-    /// `chat_template` of tokenizer_config.json. One that cannot be used is an error when a conversation needs it,
-    /// here and at once if none can be used.
+    /// The templates in `dir`, in Hugging Face's order: `chat_template.jinja` with
+    /// `additional_chat_templates/`, else `chat_template` of tokenizer_config.json. One that cannot
+    /// be used is an error when a conversation needs it, here and at once if none can be used.
     pub(super) fn open(dir: &Path, tokenizer_config: &Map<String, Json>, now: DateTime) -> Result<Self> {
         let mut named = from_files(dir)?;
         if named.is_empty() {
@@ -97,7 +98,7 @@ impl Templates {
         [Some(&self.default), self.tool_use.as_ref()].into_iter().flatten().flatten()
     }
 
-    /// What `template` makes of these variables.
+    /// Renders `template` with these variables.
     pub(super) fn render(&self, template: &Template, vars: Map<String, Json>) -> Result<String> {
         let context = Value::from_pairs(vars.into_iter().map(|(name, value)| match (name.as_str(), value) {
             ("messages", Json::Array(messages)) => {
@@ -127,7 +128,8 @@ fn compile(env: &mut Environment<'static>, name: &'static str, source: Source) -
     Ok(Template { name, place, literals: scanned.literals, names_clock: scanned.names_clock })
 }
 
-/// minijinja's error as ours: what the template raised, or what went wrong in which construct, and the line.
+/// Converts minijinja's error: the message that the template raised, or the failure, its construct
+/// and the line.
 fn refused(error: minijinja::Error, place: &str) -> Error {
     let (mut innermost, mut located) = (&error, &error);
     let (mut raised, mut prints_parts) = (None, false);
@@ -230,7 +232,7 @@ fn unreadable(path: &Path, error: &io::Error) -> Error {
     Error::new(ErrorKind::Template, format!("the chat template cannot be read: {error}")).at(path.display())
 }
 
-/// A message, whose `content` may be a list of text parts unless it is what a tool returned.
+/// Converts a message, whose `content` may be a list of text parts unless a tool returned it.
 fn message_value(message: Json) -> Value {
     let Json::Object(fields) = message else { return to_value(message) };
     let role = fields.get("role").and_then(Json::as_str).map(unmarked);

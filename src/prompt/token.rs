@@ -14,13 +14,13 @@ pub(super) struct Token {
     pub(super) single_word: bool,
     pub(super) lstrip: bool,
     pub(super) rstrip: bool,
-    /// Without a value: unless it is special.
+    /// `None`: true unless the token is special.
     pub(super) normalized: Option<bool>,
     pub(super) special: bool,
 }
 
 impl Token {
-    /// A special token that a file gives as its text.
+    /// Returns the special token with this text.
     pub(super) fn special(content: &str) -> Self {
         Self {
             content: content.to_owned(),
@@ -32,7 +32,7 @@ impl Token {
         }
     }
 
-    /// Python's `AddedToken(**fields)`.
+    /// Reads a token as Python's `AddedToken(**fields)` does.
     pub(super) fn from_fields(fields: &Map<String, Json>, place: &str) -> Result<Self> {
         let mut token = Self { special: false, ..Self::special("") };
         let mut content = None;
@@ -65,7 +65,7 @@ impl Token {
         }
     }
 
-    /// The token as the tokenizers library has it.
+    /// Returns the token for the tokenizers library.
     pub(super) fn added(self) -> AddedToken {
         AddedToken {
             content: self.content,
@@ -77,7 +77,7 @@ impl Token {
         }
     }
 
-    /// A token of the tokenizers library.
+    /// Returns a token of the tokenizers library as a file would give it.
     pub(super) fn from_added(token: AddedToken) -> Self {
         Self {
             content: token.content,
@@ -90,7 +90,7 @@ impl Token {
     }
 }
 
-/// A special token: its text, or an object whose `__type` is `AddedToken`.
+/// Reads a special token: its text, or an object whose `__type` is `AddedToken`.
 pub(super) fn token_of(value: &Json, place: &str) -> Result<Token> {
     match value {
         Json::String(content) => Ok(Token::special(content)),
@@ -101,7 +101,7 @@ pub(super) fn token_of(value: &Json, place: &str) -> Result<Token> {
     }
 }
 
-/// The error for a value that is no token.
+/// Returns the error for a value that is not a token.
 pub(super) fn not_a_token(value: &Json, place: &str) -> Error {
     broken(format!("a token is {}, expected a token", kind_of(value)), place).with_hint(
         "write it as a string, or as an object with `content`, which needs `\"__type\": \"AddedToken\"` where it is a special token",

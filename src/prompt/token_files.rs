@@ -1,12 +1,13 @@
 //! The files beside `tokenizer.json`, and the tokens that they add to it as transformers 5.24 does.
 //!
-//! `tokenizer_config.json` names special tokens and may list added tokens with their ids (`added_tokens_decoder`). Where it
-//! has no such list, `special_tokens_map.json` is merged into it and `added_tokens.json` is the list. Tokens that stand in
-//! a list and not in `tokenizer.json` are added by rising id, then named and extra special tokens; each takes the id that
-//! the model's vocabulary has for it, else the next free one. transformers goes on when that is another id than the one
-//! stated, when an entry is overruled, or when a file is not read because of another one; here such input is an error.
+//! `tokenizer_config.json` names special tokens and may list added tokens with their ids
+//! (`added_tokens_decoder`). Where it has no such list, `special_tokens_map.json` is merged into it
+//! and `added_tokens.json` is the list. Tokens of the list that `tokenizer.json` lacks are added by
+//! rising id, then named and extra special tokens; each takes the id that the model's vocabulary
+//! has for it, else the next free one. transformers accepts an id that differs from the stated one,
+//! an entry that another overrules, and a file that another replaces; here such input is an error.
 //!
-//! The order of these steps is what decides on ids, so they stand in one file.
+//! The order of these steps decides on ids, so one file holds them all.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
@@ -30,33 +31,34 @@ const DECODER: &str = "added_tokens_decoder";
 const EXTRA: &str = "extra_special_tokens";
 const ADDITIONAL: &str = "additional_special_tokens";
 
-/// A token that a file gives, which the tokenizer must have in the end.
+/// A token that a file states, and that the finished tokenizer must have.
 #[derive(Debug)]
 struct Stated {
     content: String,
-    /// Its id, where the file says one.
+    /// Its id, if the file states one.
     id: Option<u64>,
     place: String,
 }
 
-/// `tokenizer_config.json` and what belongs to it.
+/// `tokenizer_config.json` and the token files that belong to it.
 #[derive(Debug)]
 pub(super) struct TokenFiles {
-    /// The fields of tokenizer_config.json, with those of special_tokens_map.json merged in where that is read; empty
-    /// when neither file exists.
+    /// The fields of tokenizer_config.json, with those of special_tokens_map.json merged in where
+    /// that is read; empty when neither file exists.
     pub(super) config: Map<String, Json>,
     /// Named special tokens, in the order in which they are added; an empty one is no token.
     named: Vec<(String, Token)>,
     extra: Vec<Token>,
     /// The list of added tokens by their ids.
     listed: BTreeMap<u32, Token>,
-    /// The list is that of tokenizer_config.json.
+    /// True if tokenizer_config.json has the list.
     has_decoder: bool,
     stated: Vec<Stated>,
 }
 
 impl TokenFiles {
-    /// The files of the model folder `dir`; an error of kind `Tokenizer` names the file and the entry that cannot be used.
+    /// Reads the files of the model folder `dir`; an error of kind `Tokenizer` names the unusable
+    /// file and entry.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = |name: &str| dir.join(name);
         let config_path = path(CONFIG);
@@ -66,7 +68,8 @@ impl TokenFiles {
         if given(config.get(ADDITIONAL)) && !given(config.get(EXTRA)) {
             rename_additional(&mut config);
         }
-        // What tokenizer_config.json itself calls by a name of the model's own counts more than special_tokens_map.json.
+        // A token that tokenizer_config.json gives under a name of the model's own wins over
+        // special_tokens_map.json.
         let mut own: Map<String, Json> = config
             .iter()
             .filter(|(key, value)| is_own_name(key) && value.is_string())
@@ -123,7 +126,8 @@ impl TokenFiles {
         Ok(())
     }
 
-    /// Named and extra special tokens. `own` are those of the model's own names that were collected first.
+    /// Reads named and extra special tokens. `own` are those under the model's own names that were
+    /// collected first.
     fn read_special(
         &mut self,
         config: &Map<String, Json>,
@@ -182,8 +186,8 @@ impl TokenFiles {
         Ok(())
     }
 
-    /// `added_tokens_decoder`, else `added_tokens.json`. The latter is read in any case: it may not say anything else.
-    /// `special` are the tokens of it that are special.
+    /// Reads the list: `added_tokens_decoder`, else `added_tokens.json`. The latter is always read,
+    /// to check that it agrees. `special` are its special tokens.
     fn read_lists(
         &mut self,
         config: &Map<String, Json>,
@@ -234,8 +238,8 @@ impl TokenFiles {
         self.stated.push(Stated { content: content.to_owned(), id, place });
     }
 
-    /// Adds the tokens to `tokenizer`, and checks that each token of every file has the id that the file says.
-    /// `bytes` are those of tokenizer.json, at `path`.
+    /// Adds the tokens to `tokenizer`, and checks that each token of every file has the id that the
+    /// file states. `bytes` are those of tokenizer.json, at `path`.
     pub(super) fn add_to(
         &self,
         tokenizer: &mut tokenizers::Tokenizer,
@@ -283,7 +287,7 @@ impl TokenFiles {
         self.named.iter().map(|(name, token)| (name.clone(), Json::from(token.content.clone()))).collect()
     }
 
-    /// `split_special_tokens`: special tokens in a text stay plain text.
+    /// Returns `split_special_tokens`: true if special tokens in a text stay plain text.
     pub(super) fn splits_special(&self, dir: &Path) -> Result<bool> {
         match self.config.get("split_special_tokens") {
             None => Ok(false),
@@ -295,7 +299,7 @@ impl TokenFiles {
         }
     }
 
-    /// `chat_control_tokens`: the tokens that count as control tokens beside the special ones.
+    /// Returns `chat_control_tokens`: the control tokens beside the special ones.
     pub(super) fn control_tokens(&self, dir: &Path) -> Result<Option<Vec<String>>> {
         let place = dir.join(CONFIG).display().to_string();
         let refused = |what: &Json| {
@@ -345,7 +349,8 @@ struct TokenOfFile {
     content: String,
 }
 
-/// Refuses a choice among files for versions of transformers, which may choose another one than tokenizer.json.
+/// Refuses a choice among files for versions of transformers, which may choose another one than
+/// tokenizer.json.
 fn check_one_tokenizer(config: &Map<String, Json>, path: &Path) -> Result<()> {
     match config.get("fast_tokenizer_files") {
         Some(files) if *files != serde_json::json!(["tokenizer.json"]) => {
@@ -393,15 +398,16 @@ fn take_object(config: &mut Map<String, Json>) -> Map<String, Json> {
     }
 }
 
-/// Named and extra special tokens that are strings: added_tokens.json does not see objects of tokenizer_config.json.
+/// Named and extra special tokens that are strings: added_tokens.json does not see objects of
+/// tokenizer_config.json.
 fn special_strings(config: &Map<String, Json>) -> impl Iterator<Item = String> {
     let named = NAMED.iter().filter_map(|key| config.get(*key));
     let extra = config.get(EXTRA).and_then(Json::as_array).into_iter().flatten();
     named.chain(extra).filter_map(Json::as_str).map(str::to_owned)
 }
 
-/// special_tokens_map.json replaces what tokenizer_config.json says; lists of extra tokens are joined.
-/// Returns the named and extra tokens that it gives as objects.
+/// special_tokens_map.json replaces entries of tokenizer_config.json; lists of extra tokens are
+/// joined. Returns the named and extra tokens that it gives as objects.
 fn merge_special_tokens_map(
     config: &mut Map<String, Json>,
     map: Map<String, Json>,

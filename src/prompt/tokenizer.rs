@@ -1,7 +1,8 @@
 //! `tokenizer.json`, with the tokens that the files beside it add: text -> ids.
 //!
-//! tokenizer.json is used unchanged, whatever class tokenizer_config.json names. transformers 5 builds some classes anew
-//! from its vocabulary and merges; where that may give other ids, there is a warning (`tokenizer_class`).
+//! tokenizer.json is used unchanged, whatever class tokenizer_config.json names. transformers 5
+//! builds some classes anew from its vocabulary and merges; where that may give other ids, there is
+//! a warning (`tokenizer_class`).
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -15,7 +16,7 @@ use super::token_files::TokenFiles;
 use super::tokenizer_class;
 use crate::error::{Error, ErrorKind, Result};
 
-/// A tokenizer that adds nothing of its own unless it is asked to.
+/// A tokenizer that adds special tokens only on request.
 #[derive(Debug)]
 pub(super) struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -26,7 +27,7 @@ pub(super) struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// tokenizer.json of `dir`, with the tokens that `files` add.
+    /// Reads tokenizer.json of `dir`, and adds the tokens of `files`.
     pub(super) fn open(dir: &Path, files: &TokenFiles) -> Result<Self> {
         let path = dir.join("tokenizer.json");
         let broken = |what: String| Error::new(ErrorKind::Tokenizer, what).at(path.display());
@@ -45,29 +46,31 @@ impl Tokenizer {
         Ok(Self { inner, named: files.variables(), added })
     }
 
-    /// The warning about the class that `config`, tokenizer_config.json of `dir`, names.
+    /// Returns the warning about the class that `config`, tokenizer_config.json of `dir`, names.
     pub(super) fn warning(&self, dir: &Path, config: &Map<String, Json>) -> Option<String> {
         tokenizer_class::warning(dir, config, &self.inner)
     }
 
-    /// The id that begins a text, when the tokenizer names one.
+    /// Returns the beginning-of-text token, if the tokenizer names one.
     pub(super) fn bos(&self) -> Option<u32> {
         self.inner.token_to_id(self.named.get("bos_token")?.as_str()?)
     }
 
-    /// The ids of `text`, in which special tokens are recognised by their spelling; nothing is added.
+    /// Returns the ids of `text`: special tokens are recognised by their spelling, and none is
+    /// added.
     pub(super) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, false).map_err(|error| failed(&*error))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of `text` with the special tokens that the post-processor of tokenizer.json adds.
+    /// Returns the ids of `text` with the special tokens that the post-processor of tokenizer.json
+    /// adds.
     pub(super) fn encode_with_special(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = self.inner.encode_fast(text, true).map_err(|error| failed(&*error))?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of `text` as plain text: no special or other added token is recognised.
+    /// Returns the ids of `text` as plain text: no added token is recognised, special or not.
     pub(super) fn encode_plain(&self, text: &str) -> Result<Vec<u32>> {
         let encode = || -> tokenizers::Result<Vec<u32>> {
             let mut normalized = NormalizedString::from(text);
@@ -87,18 +90,18 @@ impl Tokenizer {
         encode().map_err(|error| failed(&*error))
     }
 
-    /// The id of a token by its spelling.
+    /// Returns the id of a token by its spelling.
     pub(super) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// Whether `token` is an added token, special or not.
+    /// Returns true if `token` is an added token, special or not.
     pub(super) fn is_added(&self, token: &str) -> bool {
         self.added.contains(token)
     }
 
-    /// The tokens that control a chat: those that `config` lists as `chat_control_tokens`, else the added tokens that
-    /// occur in the template's own text; and the special ones in any case.
+    /// Returns the control tokens: the special ones, and those that `chat_control_tokens` lists, or
+    /// else the added tokens that occur in the template's own text.
     pub(super) fn control_tokens(&self, listed: Option<&[String]>, template_literals: &str) -> Vec<String> {
         let is_control = |token: &AddedToken| {
             let content = &token.content;

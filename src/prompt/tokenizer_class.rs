@@ -1,9 +1,11 @@
-//! The warning for tokenizers that transformers 5 builds anew, where kudos uses tokenizer.json unchanged.
+//! The warning for tokenizers that transformers 5 builds anew, where kudos uses tokenizer.json
+//! unchanged.
 //!
-//! transformers 5 takes only the vocabulary and the merges out of tokenizer.json when `tokenizer_class` names one of its
-//! classes, and puts the class's own normalizer and pre-tokenizer beside them; ids are others where those differ.
-//! transformers 4, and tokenizers alone, use the file unchanged, and so does kudos, with a warning. Known are the classes
-//! that language models name; `tests/fixtures/prompt/classes.py` holds them to transformers 5.24.
+//! transformers 5 takes only the vocabulary and the merges out of tokenizer.json when
+//! `tokenizer_class` names one of its classes, and puts the class's own normalizer and
+//! pre-tokenizer beside them; where those differ, so do ids. transformers 4, and tokenizers alone,
+//! use the file unchanged, and so does kudos, with a warning. Known are the classes that language
+//! models name; `tests/fixtures/prompt/classes.py` holds them to transformers 5.24.
 
 use std::path::Path;
 
@@ -13,7 +15,7 @@ use tokenizers::ModelWrapper;
 /// The regular expression by which Qwen2's pre-tokenizer splits words.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The parts of a tokenizer that decide on ids beside vocabulary, merges and added tokens.
+/// The parts of a tokenizer, beside vocabulary, merges and added tokens, on which ids depend.
 #[derive(Debug, PartialEq)]
 struct Pipeline {
     normalizer: Json,
@@ -24,8 +26,8 @@ struct Pipeline {
     dropout: bool,
 }
 
-/// The warning for a tokenizer that transformers 5 would build anew, and otherwise. `config` is tokenizer_config.json, `dir`
-/// has config.json, whose `model_type` counts, too.
+/// Returns the warning for a tokenizer that transformers 5 would build with another pipeline.
+/// `config` is tokenizer_config.json, `dir` has config.json, whose `model_type` counts, too.
 pub(super) fn warning(
     dir: &Path,
     config: &Map<String, Json>,
@@ -61,7 +63,7 @@ pub(super) fn warning(
     ))
 }
 
-/// The pipeline of tokenizer.json; `None` where its model is no BPE.
+/// Returns the pipeline of tokenizer.json; `None` if its model is not BPE.
 fn own_pipeline(tokenizer: &tokenizers::Tokenizer) -> Option<Pipeline> {
     let ModelWrapper::BPE(model) = tokenizer.get_model() else { return None };
     let mut pre_tokenizer = serde_json::to_value(tokenizer.get_pre_tokenizer()).ok()?;
@@ -76,7 +78,7 @@ fn own_pipeline(tokenizer: &tokenizers::Tokenizer) -> Option<Pipeline> {
     })
 }
 
-/// Removes the settings that change offsets and no ids.
+/// Removes the settings that change offsets only.
 fn forget_offsets(pre_tokenizer: &mut Json) {
     match pre_tokenizer {
         Json::Object(fields) => {
@@ -88,8 +90,8 @@ fn forget_offsets(pre_tokenizer: &mut Json) {
     }
 }
 
-/// Returns true if a part of tokenizer.json is byte-level: transformers 5 then uses the file unchanged for the class
-/// `LlamaTokenizer`.
+/// Returns true if a part of tokenizer.json is byte-level: transformers 5 then uses the file
+/// unchanged for the class `LlamaTokenizer`.
 fn names_byte_level(tokenizer: &tokenizers::Tokenizer) -> bool {
     let parts = [
         serde_json::to_string(&tokenizer.get_pre_tokenizer()),
@@ -99,14 +101,14 @@ fn names_byte_level(tokenizer: &tokenizers::Tokenizer) -> bool {
     parts.into_iter().flatten().any(|part| part.contains("\"ByteLevel\""))
 }
 
-/// The name of a special token that the config cannot give.
+/// The name of a special token that the config cannot set.
 const UNNAMED: &str = "";
 
 /// The names and texts of special tokens.
 type Tokens = &'static [(&'static str, &'static str)];
 
-/// The pipeline that transformers 5 builds for a class, with the special tokens that it has where the config names
-/// none; `None` for a class that uses tokenizer.json unchanged, or that no language model names.
+/// Returns the pipeline that transformers 5 builds for a class, with the class's default special
+/// tokens; `None` for a class that uses tokenizer.json unchanged, or that no language model names.
 fn built(name: &str, config: &Map<String, Json>) -> Option<(Pipeline, Tokens)> {
     let flag = |key: &str| config.get(key).and_then(Json::as_bool);
     let byte_level = |use_regex: bool| {
@@ -202,7 +204,8 @@ fn built(name: &str, config: &Map<String, Json>) -> Option<(Pipeline, Tokens)> {
     })
 }
 
-/// config.json of the model, as far as it is there: it is checked where the model is loaded, and serves a warning here.
+/// Reads config.json of the model, empty if it is missing: it is checked when the model is loaded,
+/// and only warned by here.
 fn model_config(dir: &Path) -> Map<String, Json> {
     let bytes = std::fs::read(dir.join("config.json")).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or_default()

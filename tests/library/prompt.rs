@@ -1,4 +1,4 @@
-//! Prompts against what Hugging Face's transformers makes of the same conversations (`tests/fixtures/prompt/make.py`).
+//! Prompts compared with those of Hugging Face's transformers (`tests/fixtures/prompt/make.py`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +10,8 @@ use kudos::internals::prompt::{Clock, DoubleBos, Prompt, PromptOptions, Truncate
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-// `differences.json` lists, exactly, the expressions that one side alone refuses; KUDOS_SHOW_DIFFERENCES=1 prints them.
+// `differences.json` lists, exactly, the expressions that one side alone refuses;
+// KUDOS_SHOW_DIFFERENCES=1 prints them.
 
 /// The time that make.py gave to transformers.
 const NOW: Clock = Clock::Fixed { year: 2024, month: 7, day: 6, hour: 9, minute: 5 };
@@ -130,7 +131,8 @@ fn sanitized_ids_equal_those_of_transformers() {
         let got = sanitizing.tokens(conversation, 1 << 20).unwrap().ids;
         assert_eq!(got, ids(&row), "{model_name} {name}");
         if !name.contains("thinking") {
-            // (A template that cuts text at a control token cuts it elsewhere when that token is only text.)
+            // (A template that cuts text at a control token cuts it elsewhere when that token is
+            // only text.)
             let texts = [&sanitizing, &plain].map(|prompt| prompt.render(conversation).unwrap());
             assert_eq!(texts[0], texts[1], "{model_name} {name}");
         }
@@ -374,7 +376,7 @@ fn too_many_tokens_are_refused_with_both_numbers() {
 }
 
 #[test]
-fn truncating_left_keeps_the_first_token_only_if_it_begins_the_text() {
+fn truncating_left_keeps_the_first_token_only_if_it_is_bos() {
     let left = || PromptOptions { truncate: Truncate::Left, ..Default::default() };
     let (ids, _) = exchange_tokens(SIMPLE, left(), 1000).unwrap();
     let expected = [&ids[..1], &ids[ids.len() - 4..]].concat();
@@ -450,7 +452,7 @@ fn adding_special_tokens_and_sanitizing_exclude_each_other() {
 }
 
 #[test]
-fn a_template_that_reads_the_clock_says_so_once_unless_the_date_is_given() {
+fn a_template_that_reads_the_clock_warns_without_a_date() {
     let dir = model("dated");
     let open = |vars: Value, clock| {
         let template_vars = vars.as_object().unwrap().clone();
