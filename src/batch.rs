@@ -1,31 +1,34 @@
 //! Sequences -> [`Packed`]: the trie of their unique tokens, under a token budget.
 //!
-//! Tokens that several sequences share from their start (the chat header, the prompt of N responses) become one
-//! *segment* and are computed once. Each segment is one attention problem: its tokens are the queries, and its keys
-//! are the rows of its whole path from the root, given as a list of [`Span`]s, causal and aligned at the end.
-//! Positions come from depth in the trie, so a token's position is the one it has in its own sequence and sharing
-//! needs no mask. A batch in which nothing is shared is the special case of one span per segment.
+//! Tokens that several sequences share from their start (the chat header, the prompt of N
+//! responses) become one *segment* and are computed once. Each segment is one attention problem:
+//! its tokens are the queries, and its keys are the rows of its whole path from the root, given as
+//! a list of [`Span`]s, causal and aligned at the end. Positions come from depth in the trie, so a
+//! token's position is the one it has in its own sequence and sharing needs no mask. A batch in
+//! which nothing is shared is the special case of one span per segment.
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-/// Whether sequences of a batch share the tokens of a common prefix.
+/// Sharing of common prefixes among the sequences of a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Sharing {
     /// Common prefixes are computed once.
     #[default]
     Prefixes,
-    /// Every sequence is computed by itself: for measuring what sharing saves and showing that it changes nothing.
+    /// Every sequence is computed by itself: for measuring what sharing saves and showing that it
+    /// changes nothing.
     Nothing,
 }
 
-/// How much a batch may hold.
+/// Capacity of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
-    /// Unique tokens. A first sequence that is longer than this is taken all the same: it makes a batch of its own.
+    /// Unique tokens. A first sequence that is longer than this is accepted: it makes a batch of
+    /// its own.
     pub tokens: usize,
     /// Sequences whose last tokens are different ones.
     pub sequences: usize,
@@ -36,7 +39,7 @@ pub struct Budget {
 pub struct Span {
     /// The first row.
     pub start: usize,
-    /// How many rows.
+    /// Number of rows.
     pub len: usize,
 }
 
@@ -45,7 +48,7 @@ pub struct Span {
 pub struct Segment {
     /// The packed rows of its tokens.
     pub rows: Range<usize>,
-    /// The position of its first token, which is the number of keys that stand before it.
+    /// The position of its first token, which is the number of keys before it.
     pub first_position: usize,
     /// The rows of its path in order of position: the last span ends with the segment.
     pub spans: Vec<Span>,
@@ -58,17 +61,19 @@ pub struct Packed {
     pub tokens: Vec<u32>,
     /// `[tokens]` the position of each packed row in its sequences.
     pub positions: Vec<u32>,
-    /// The segments, by ascending rows; a segment stands after the ones that its path goes through.
+    /// The segments, by ascending rows; a segment follows the ones on its path.
     pub segments: Vec<Segment>,
-    /// The rows in which sequences end, each once, and the segment each belongs to; by ascending row.
+    /// The rows in which sequences end, each once, and the segment each belongs to; by ascending
+    /// row.
     pub last: Vec<LastRow>,
-    /// For each sequence, in the order they were added, the index into `last` of the row in which it ends.
+    /// For each sequence, in the order they were added, the index into `last` of the row in which
+    /// it ends.
     pub sequences: Vec<usize>,
 }
 
 impl Packed {
-    /// Whether every index points where it may and positions are those of their paths: so for every batch that
-    /// [`Batch::pack`] lays out, which one that came from another process may not be.
+    /// Returns true if every index is in range and positions are those of their paths. Every batch
+    /// of [`Batch::pack`] is sound; one from another process may not be.
     pub fn is_sound(&self, vocab: usize) -> bool {
         let count = self.tokens.len();
         if self.positions.len() != count || self.tokens.iter().any(|&id| id as usize >= vocab) {
@@ -79,7 +84,7 @@ impl Packed {
             let Segment { rows, first_position, spans } = segment;
             let follows = rows.start == next_row && rows.start < rows.end && rows.end <= count;
             next_row = rows.end;
-            // A path goes through rows before its own, and ends with those.
+            // A path has rows before its own, and ends with those.
             let inside = |span: &Span| span.start <= rows.end && span.len <= rows.end - span.start;
             let path = spans.iter().fold(0, |path: usize, span| path.saturating_add(span.len));
             follows
@@ -135,13 +140,13 @@ struct Node {
     ends_here: bool,
 }
 
-/// How far a sequence goes along the tokens that are there already.
+/// The part of a sequence that the trie already has.
 struct Walk {
     /// The last node reached.
     node: Option<usize>,
-    /// How many of that node's tokens match.
+    /// Matching tokens of that node.
     matched_in_node: usize,
-    /// How many tokens match in all.
+    /// Matching tokens in all.
     matched: usize,
 }
 
@@ -160,8 +165,8 @@ impl Batch {
         }
     }
 
-    /// Adds the sequence if the budget allows it and says whether it did; a batch that refused is unchanged. The
-    /// first sequence of a batch is never refused.
+    /// Adds the sequence and returns true if the budget allows it; otherwise the batch is
+    /// unchanged. The first sequence of a batch is always added.
     ///
     /// Panics if `ids` is empty: a sequence without tokens has no last one.
     pub fn try_add(&mut self, ids: &[u32]) -> bool {
@@ -186,7 +191,7 @@ impl Batch {
         true
     }
 
-    /// Unique tokens so far: what a pass over this batch computes.
+    /// Unique tokens so far, which a pass over this batch computes.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
@@ -196,7 +201,7 @@ impl Batch {
         self.nominal_tokens
     }
 
-    /// Whether no sequence was added yet.
+    /// Returns true if no sequence was added yet.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
     }
@@ -217,7 +222,8 @@ impl Batch {
         walk
     }
 
-    /// Puts in what the walk did not find and returns the node in which the sequence ends.
+    /// Inserts the tokens that the walk did not find, and returns the node in which the sequence
+    /// ends.
     fn insert(&mut self, ids: &[u32], walk: Walk) -> usize {
         let above = match walk.node {
             Some(node) if walk.matched_in_node < self.nodes[node].tokens.len() => {
@@ -237,8 +243,8 @@ impl Batch {
         }
     }
 
-    /// Cuts `node` after its first `at` tokens and returns the node above the cut. What is below keeps its index,
-    /// so the sequences that end there and the children that hang there need no change.
+    /// Cuts `node` after its first `at` tokens and returns the node above the cut. The node below
+    /// keeps its index, so its sequences and children need no change.
     fn split(&mut self, node: usize, at: usize) -> usize {
         let below = self.nodes[node].tokens.split_off(at);
         let upper_tokens = std::mem::replace(&mut self.nodes[node].tokens, below);
@@ -267,7 +273,7 @@ impl Batch {
         index
     }
 
-    /// Lays the trie out in rows: depth first, so that a path's segments lie near each other.
+    /// Lays out the trie in rows, depth first, so that a path's segments are near each other.
     pub fn pack(&self) -> Packed {
         let mut below: Vec<Vec<usize>> = vec![Vec::new(); self.nodes.len()];
         let mut roots = Vec::new();
@@ -308,7 +314,8 @@ impl Batch {
     }
 }
 
-/// Appends a span to a path. A child that lies directly after its parent continues the parent's span.
+/// Appends a span to a path. A child that lies directly after its parent continues the parent's
+/// span.
 fn extend_path(spans: &mut Vec<Span>, span: Span) {
     match spans.last_mut() {
         Some(last) if last.start + last.len == span.start => last.len += span.len,
@@ -333,7 +340,8 @@ mod tests {
         packed
     }
 
-    /// Follows each sequence's spans back from its last row and reads the tokens and positions along the way.
+    /// Follows each sequence's spans back from its last row and reads the tokens and positions on
+    /// it.
     fn check_paths(sequences: &[&[u32]], packed: &Packed) {
         assert_eq!(packed.sequences.len(), sequences.len());
         assert!(packed.is_sound(1 + packed.tokens.iter().copied().max().unwrap() as usize));
@@ -436,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn the_budget_counts_unique_tokens_and_a_refused_sequence_changes_nothing() {
+    fn the_budget_counts_unique_tokens_and_refusals_change_nothing() {
         let mut batch = Batch::new(Budget { tokens: 6, sequences: 10 }, Sharing::Prefixes);
         assert!(batch.try_add(&[1, 2, 3, 4]));
         assert!(!batch.try_add(&[1, 9, 9, 9]), "three more would make seven");

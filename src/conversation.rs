@@ -1,15 +1,16 @@
-//! Conversations: what is scored, before any template or tokenizer has seen it.
+//! Conversations, before a template or tokenizer has read them.
 //!
-//! A message is a JSON object as chat templates know it (`role`, `content`, `tool_calls`, and whatever else a template
-//! may read). This floor checks shapes and changes nothing a template could see, but for dropping keys whose value is
-//! `null`, as Hugging Face does. Rendering is [`prompt`](crate::prompt)'s.
+//! A message is a JSON object as chat templates know it (`role`, `content`, `tool_calls`, and
+//! whatever else a template may read). This module checks shapes and changes nothing that a
+//! template could see, except that it drops keys whose value is `null`, as Hugging Face does.
+//! Rendering is [`prompt`](crate::prompt)'s.
 
 use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Arguments of transformers' `apply_chat_template` and of what it calls, which no template variable can be named after, and
-/// what to do instead.
+/// Reserved names: arguments of transformers' `apply_chat_template` and of functions that it calls,
+/// each with a hint.
 const RESERVED_VARS: [(&[&str], &str); 8] = [
     (
         &["messages", "conversation", "conversations"],
@@ -32,11 +33,12 @@ const RESERVED_VARS: [(&[&str], &str); 8] = [
     ),
     (
         &["return_tensors", "return_dict", "return_assistant_tokens_mask", "self"],
-        "leave it out: it is nothing that a template reads",
+        "leave it out: templates do not read it",
     ),
 ];
 
-/// One turn: a JSON object whose keys keep their order, with a string `role` and no `null` values at its top.
+/// One turn: a JSON object whose keys keep their order, with a string `role` and no `null` values
+/// at its top.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message(Map<String, Value>);
 
@@ -51,7 +53,7 @@ impl Message {
         Self::of_text("user", text.into())
     }
 
-    /// An assistant's turn: what a reward model judges, when it is the last one.
+    /// An assistant's turn; a reward model judges the last one.
     pub fn assistant(text: impl Into<String>) -> Self {
         Self::of_text("assistant", text.into())
     }
@@ -63,11 +65,12 @@ impl Message {
         Self(fields)
     }
 
-    /// A message in Hugging Face's form. Keys that are `null` are dropped; every other key reaches the template as it is.
+    /// Reads a message in Hugging Face's form. Keys that are `null` are dropped; every other key
+    /// reaches the template as it is.
     ///
-    /// `content` is any JSON in a `tool` or `ipython` turn. In every other turn it is a string or a list of text parts
-    /// (`{"type": "text", "text": ..}`), which not every template takes, and may be absent only beside `tool_calls`.
-    /// Anything else is [`ErrorKind::InvalidInput`].
+    /// `content` is any JSON in a `tool` or `ipython` turn. In every other turn it is a string or a
+    /// list of text parts (`{"type": "text", "text": ..}`), which not every template takes, and may
+    /// be absent only beside `tool_calls`. Anything else is [`ErrorKind::InvalidInput`].
     pub fn from_json(value: Value) -> Result<Self> {
         let Value::Object(mut fields) = value else {
             return Err(refused(format!("a message is {}, expected an object", kind_of(&value))));
@@ -87,7 +90,8 @@ impl Message {
         Ok(Self(fields))
     }
 
-    /// Who speaks: `system`, `user`, `assistant`, `tool`, `ipython`, or what else the template knows.
+    /// The role: `system`, `user`, `assistant`, `tool`, `ipython`, or another that the template
+    /// knows.
     pub fn role(&self) -> &str {
         self.0["role"].as_str().unwrap_or_default()
     }
@@ -142,7 +146,7 @@ fn check_part(role: &str, index: usize, part: &Value) -> Result<()> {
     }
 }
 
-/// A conversation, with what else its template may want: at least one message.
+/// A conversation of at least one message, with tools, documents and variables for its template.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conversation {
     messages: Vec<Message>,
@@ -152,7 +156,7 @@ pub struct Conversation {
 }
 
 impl Conversation {
-    /// A conversation of these messages; [`ErrorKind::InvalidInput`] when there are none.
+    /// Returns a conversation of these messages; [`ErrorKind::InvalidInput`] when there are none.
     pub fn new(messages: Vec<Message>) -> Result<Self> {
         if messages.is_empty() {
             return Err(refused("the conversation has no messages, expected at least one".to_owned()));
@@ -160,7 +164,7 @@ impl Conversation {
         Ok(Self::unanswered(messages))
     }
 
-    /// Messages that a response is yet to follow: maybe none.
+    /// Returns messages, possibly none, to which a response will be added.
     pub(crate) fn unanswered(messages: Vec<Message>) -> Self {
         Self { messages, tools: None, documents: None, template_vars: Map::new() }
     }
@@ -171,12 +175,13 @@ impl Conversation {
         self
     }
 
-    /// One question and its answer.
+    /// Returns a conversation of one question and its answer.
     pub fn exchange(prompt: impl Into<String>, response: impl Into<String>) -> Self {
         Self::unanswered(vec![Message::user(prompt), Message::assistant(response)])
     }
 
-    /// A conversation from a JSON list of messages; an [`ErrorKind::InvalidInput`] names the message by its index.
+    /// Reads a conversation from a JSON list of messages; an [`ErrorKind::InvalidInput`] names the
+    /// message by its index.
     pub fn from_json(messages: Value) -> Result<Self> {
         let Value::Array(messages) = messages else {
             return Err(refused(format!(
@@ -190,19 +195,21 @@ impl Conversation {
         Self::new(messages.into_iter().enumerate().map(read).collect::<Result<_>>()?)
     }
 
-    /// The same conversation with tools that the template may list: a list of JSON schemas (objects), or `null` for none.
+    /// Sets the tools that the template may list: a list of JSON schemas (objects), or `null` for
+    /// none.
     pub fn with_tools(mut self, tools: Value) -> Result<Self> {
         self.tools = objects("tools", tools)?;
         Ok(self)
     }
 
-    /// The same conversation with documents (for retrieval-augmented templates): a list of objects, or `null` for none.
+    /// Sets the documents (for retrieval-augmented templates): a list of objects, or `null` for
+    /// none.
     pub fn with_documents(mut self, documents: Value) -> Result<Self> {
         self.documents = objects("documents", documents)?;
         Ok(self)
     }
 
-    /// The same conversation with variables for its template; they win over those of the prompt's options.
+    /// Sets variables for the template; they win over those of the prompt's options.
     pub fn with_template_vars(mut self, vars: Map<String, Value>) -> Result<Self> {
         check_template_vars(&vars)?;
         self.template_vars = vars;
@@ -214,7 +221,7 @@ impl Conversation {
         &self.messages
     }
 
-    /// The tools; `None` (no tools) and an empty list are different things to a template.
+    /// The tools; templates tell `None` (no tools) from an empty list.
     pub fn tools(&self) -> Option<&[Value]> {
         self.tools.as_deref()
     }
@@ -230,7 +237,8 @@ impl Conversation {
     }
 }
 
-/// Checks variables for a template: a reserved name or a number that cannot be passed on exactly is refused.
+/// Checks variables for a template: a reserved name or a number that cannot be passed on exactly is
+/// refused.
 pub(crate) fn check_template_vars(vars: &Map<String, Value>) -> Result<()> {
     for (name, value) in vars {
         if let Some((_, hint)) = RESERVED_VARS.iter().find(|(names, _)| names.contains(&name.as_str())) {
@@ -259,8 +267,8 @@ fn objects(what: &str, value: Value) -> Result<Option<Vec<Value>>> {
     Ok(Some(items))
 }
 
-/// JSON integers beyond 64 bits have already become floats when they get here, and print differently then. Such a
-/// value may have been written as a float; it cannot be told, so it is refused rather than printed wrongly.
+/// Refuses floats beyond 64-bit integers: the parser turns larger integers into floats, which print
+/// differently, and the two cannot be told apart here.
 fn check_numbers(value: &Value, key: &str) -> Result<()> {
     const BEYOND_U64: f64 = 18_446_744_073_709_551_616.0; // 2^64
     const BEYOND_I64: f64 = -9_223_372_036_854_775_808.0; // -2^63, where integers below it round to
@@ -283,7 +291,7 @@ fn refused(message: String) -> Error {
     Error::new(ErrorKind::InvalidInput, message)
 }
 
-/// What a value is, for messages that say what was got.
+/// Returns the kind of a value, for messages.
 pub(crate) fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -338,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_message_is_named_by_its_index_with_what_was_got_and_expected() {
+    fn a_bad_message_is_named_by_its_index_with_the_expectation() {
         let good = json!({"role": "user", "content": "q"});
         let cases = [
             (json!("hi"), "a message is a string, expected an object"),

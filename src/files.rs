@@ -1,5 +1,5 @@
-//! The JSON files of a model folder as text: read in bounded memory, and refused by name when they
-//! hold something else.
+//! Reads JSON files of a model folder in bounded memory, and refuses files that hold something
+//! else.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,7 +12,7 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs";
 /// The byte order mark of UTF-8.
 const UTF8_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// The text of a file of at most `bytes_max` bytes.
+/// Reads a file of at most `bytes_max` bytes.
 ///
 /// # Errors
 ///
@@ -37,7 +37,7 @@ pub(crate) fn read_text(file: &Path, bytes_max: u64, kind: ErrorKind) -> Result<
     text(bytes, kind).map_err(|error| error.at(file.display()))
 }
 
-/// An error of `kind` when a file's bytes are a pointer to a file that git stored elsewhere.
+/// Returns an error of `kind` if a file's bytes are a git-lfs pointer.
 pub fn refuse_lfs_pointer(bytes: &[u8], kind: ErrorKind) -> Result<()> {
     match bytes.starts_with(LFS_POINTER) {
         true => Err(Error::new(kind, "this is a pointer of git-lfs, not the file itself")
@@ -46,7 +46,8 @@ pub fn refuse_lfs_pointer(bytes: &[u8], kind: ErrorKind) -> Result<()> {
     }
 }
 
-/// An error of `kind` when a file's bytes stand in for JSON text, or are such text in a form that JSON does not allow.
+/// Returns an error of `kind` if a file's bytes are a placeholder, or JSON text in an encoding that
+/// JSON forbids.
 pub(crate) fn refuse_other_than_json(bytes: &[u8], kind: ErrorKind) -> Result<()> {
     refuse_lfs_pointer(bytes, kind)?;
     if bytes.starts_with(UTF8_MARK) {
@@ -71,8 +72,8 @@ fn text(bytes: Vec<u8>, kind: ErrorKind) -> Result<String> {
     })
 }
 
-/// Returns true for two-byte characters: by their byte order mark, or, as JSON begins with an
-/// ASCII character, by the zero beside that.
+/// Returns true for UTF-16, by its byte order mark or by the zero byte beside the first character,
+/// which is ASCII in JSON.
 fn is_utf16(bytes: &[u8]) -> bool {
     matches!(bytes, [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] | [0, 1..=0x7F, ..] | [1..=0x7F, 0, ..])
 }

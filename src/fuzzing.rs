@@ -1,7 +1,9 @@
-//! What strangers' bytes go through, one function for each kind of file: entry points for the fuzzers in `fuzz/` and for
-//! the seeded tests in `tests/hostile.rs`. No part of the library's interface.
+//! Parsers of untrusted bytes, one function for each kind of file: entry points for the fuzzers in
+//! `fuzz/` and for the seeded tests in `tests/command/hostile.rs`. Not part of the library's
+//! interface.
 //!
-//! Each takes any bytes, returns whether they were accepted, and must neither panic nor take much memory or time.
+//! Each takes any bytes and returns true if they were accepted. None may panic, or take much memory
+//! or time.
 
 use std::path::Path;
 
@@ -12,35 +14,35 @@ use crate::conversation::{Conversation, Message};
 use crate::prompt;
 use crate::weights;
 
-/// A safetensors file.
+/// Reads a safetensors file.
 pub fn safetensors(bytes: &[u8]) -> bool {
     weights::accepts_file(bytes)
 }
 
-/// A `model.safetensors.index.json`.
+/// Reads a `model.safetensors.index.json`.
 pub fn index(bytes: &[u8]) -> bool {
     str::from_utf8(bytes).is_ok_and(weights::accepts_index)
 }
 
-/// A `config.json`.
+/// Reads a `config.json`.
 pub fn config(bytes: &[u8]) -> bool {
     str::from_utf8(bytes).is_ok_and(|text| ModelConfig::parse(text, Path::new("config.json")).is_ok())
 }
 
-/// A `tokenizer_config.json`, whose templates then render a conversation.
+/// Reads a `tokenizer_config.json`, whose templates then render a conversation.
 pub fn tokenizer_config(bytes: &[u8]) -> bool {
     let config = serde_json::from_slice::<Map<String, Value>>(bytes);
     config.is_ok_and(|config| prompt::render_alone(&config, &conversation()).is_ok())
 }
 
-/// A `chat_template.jinja`, which then renders a conversation.
+/// Reads a `chat_template.jinja`, which then renders a conversation.
 pub fn template(bytes: &[u8]) -> bool {
     let Ok(text) = str::from_utf8(bytes) else { return false };
     let config = Map::from_iter([("chat_template".to_owned(), Value::from(text))]);
     prompt::render_alone(&config, &conversation()).is_ok()
 }
 
-/// One with every role that templates know, and tools.
+/// Returns a conversation with the usual roles, and tools.
 fn conversation() -> Conversation {
     let tool = serde_json::json!({"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}});
     let messages = vec![Message::system("Be brief."), Message::user("1+1=?"), Message::assistant("2 ü 😀")];

@@ -1,8 +1,9 @@
-//! Which part of the model one rank of a tensor-parallel group holds: local sizes, and the column/row rule.
+//! One rank's part of the model in a tensor-parallel group: local sizes, and the column/row rule.
 //!
-//! q, k, v, gate and up are split by rows of their weights (output features), o and down by columns (input
-//! features), so that only the sums after o and after down cross ranks. When there are more ranks than kv heads,
-//! kv heads are replicated. Ranks are OS threads or processes; this floor only does the arithmetic.
+//! q, k, v, gate and up are split by rows of their weights (output features), o and down by columns
+//! (input features), so that ranks all-reduce only after o and after down. When there are more
+//! ranks than kv heads, kv heads are replicated. Ranks are OS threads or processes; this module
+//! only does the arithmetic.
 
 use std::ops::Range;
 
@@ -14,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Shard {
     /// This rank, from 0.
     pub rank: usize,
-    /// How many ranks share the model.
+    /// Number of ranks that share the model.
     pub ranks: usize,
     /// Query heads of this rank.
     pub q_heads_local: usize,
@@ -26,7 +27,7 @@ pub struct Shard {
     pub head_dim: usize,
 }
 
-/// Along which axis of `[out_features, in_features]` a weight is divided among ranks.
+/// The axis of `[out_features, in_features]` along which a weight is divided among ranks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
     /// Every rank holds the whole tensor.
@@ -46,7 +47,8 @@ pub enum Split {
 }
 
 impl Shard {
-    /// Rank `rank` of `ranks` for this model; [`ErrorKind::Options`] naming the allowed counts when it does not divide.
+    /// Returns rank `rank` of `ranks` for this model; [`ErrorKind::Options`], with the allowed
+    /// counts, when it does not divide.
     pub fn new(config: &ModelConfig, rank: usize, ranks: usize) -> Result<Self> {
         if !divides(config, ranks) {
             let allowed: Vec<String> = allowed_ranks(config).iter().map(usize::to_string).collect();
@@ -85,8 +87,8 @@ impl Shard {
         self.q_width_local() + 2 * self.kv_width_local()
     }
 
-    /// The rows or columns of a whole tensor that this rank holds, along the axis that `split` divides;
-    /// `None` when the tensor is not divided.
+    /// The rows or columns of a whole tensor that this rank holds, along the axis that `split`
+    /// divides; `None` when the tensor is not divided.
     pub fn range(&self, config: &ModelConfig, split: Split) -> Option<Range<usize>> {
         let part = |width: usize, index: usize| index * width..(index + 1) * width;
         match split {

@@ -1,4 +1,5 @@
-//! Any bytes as `kudos_cli::fuzzing::line` takes them, and the line that they choose from all keys and values.
+//! Any bytes as `kudos_cli::fuzzing::line` takes them, and the line that they choose from all keys
+//! and values.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! Typed reading of a JSON object, with errors that name the field, what it is and what was expected.
+//! Typed reading of a JSON object, with errors that name the field, its value and the expectation.
 
 use std::path::Path;
 
@@ -40,7 +40,7 @@ impl<'a> Fields<'a> {
         self.values.get(name)
     }
 
-    /// Whether a field is missing or null.
+    /// Returns true if a field is missing or null.
     pub(super) fn is_null(&self, name: &str) -> bool {
         self.value(name).is_none_or(Value::is_null)
     }
@@ -110,7 +110,7 @@ impl<'a> Fields<'a> {
         Error::new(kind, message).at(self.file.display())
     }
 
-    /// The error that a field is missing or not what was expected.
+    /// Returns the error for a field that is missing or has a wrong value.
     pub(super) fn wrong(&self, field: &str, expected: &str) -> Error {
         let found = match self.value(field) {
             None => "missing".to_owned(),

@@ -1,7 +1,8 @@
-//! `generation_config.json`: not followed, but said aloud where transformers would have followed it.
+//! `generation_config.json`: not applied, with a warning where transformers would apply it.
 //!
-//! The reference reads a causal model's reward from `generate(..., output_scores=True)["scores"]`, and `scores` are
-//! logits after the processors that this file switches on. A reward here is always the raw logit.
+//! The reference reads a causal model's reward from `generate(..., output_scores=True)["scores"]`,
+//! and `scores` are logits after the processors that this file switches on. A reward here is always
+//! the raw logit.
 
 use std::path::Path;
 
@@ -14,7 +15,8 @@ use crate::files::read_text;
 
 const GENERATION_BYTES_MAX: u64 = 4 << 20;
 
-/// Processors that run whenever these fields are set, and the number that leaves scores alone, if there is one.
+/// Processors that run whenever these fields are set, and the value without effect on scores, if
+/// there is one.
 const ALWAYS: &[(&str, Option<f64>)] = &[
     ("guidance_scale", Some(1.0)),
     ("sequence_bias", None),
@@ -48,11 +50,12 @@ const SAMPLING: &[(&str, Option<f64>)] = &[
     ("eta_cutoff", Some(0.0)),
 ];
 
-/// What transformers' `top_k` is when sampling is on and the file does not say.
+/// transformers' `top_k` when sampling is on and the file does not set it.
 const TOP_K_DEFAULT: u64 = 50;
 
-/// What to tell the user about `dir/generation_config.json`: nothing, or one sentence naming the fields with which
-/// transformers' `scores` may differ from the reward. Never an error, since no reward depends on that file.
+/// Returns warnings about `dir/generation_config.json`: none, or one that names the fields with
+/// which transformers' `scores` may differ from the reward. No reward depends on that file, so it
+/// causes no error.
 pub fn generation_warnings(dir: &Path, head: &Head) -> Vec<String> {
     let file = dir.join("generation_config.json");
     // A classifier's reward does not come from `generate`.
@@ -127,7 +130,7 @@ mod tests {
         for settings in silent {
             assert_eq!(warnings(settings.clone()), [""; 0], "{settings}");
         }
-        let said = "rewards are raw logits; with FILE transformers' `generate` may return other `scores` (not applied here: ";
+        let warning = "rewards are raw logits; with FILE transformers' `generate` may return other `scores` (not applied here: ";
         let cases = [
             (
                 json!({"do_sample": true, "temperature": 0.6, "top_k": 0, "top_p": 0.9}),
@@ -141,7 +144,7 @@ mod tests {
             (json!({"forced_eos_token_id": 0}), "forced_eos_token_id 0)"),
         ];
         for (settings, fields) in cases {
-            assert_eq!(warnings(settings), [format!("{said}{fields}")]);
+            assert_eq!(warnings(settings), [format!("{warning}{fields}")]);
         }
         assert_eq!(warnings(json!([])), ["FILE is ignored: it is not a JSON object"]);
 

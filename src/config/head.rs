@@ -1,4 +1,5 @@
-//! Where the reward comes from: the head that `architectures` names, and a classifier's labels and padding.
+//! The head that computes the reward: the one that `architectures` names, and a classifier's labels
+//! and padding.
 
 use serde_json::Value;
 
@@ -10,28 +11,31 @@ const LABELS_MAX: usize = 1 << 16;
 /// Labels of a classifier whose config does not give their number.
 const LABELS_DEFAULT: usize = 2;
 
-/// Where the reward comes from.
+/// The head that computes the reward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Head {
-    /// A causal language model: row 0 of `lm_head`, or of the embeddings when they are tied, at the last token.
+    /// A causal language model: row 0 of `lm_head`, or of the embeddings when they are tied, at the
+    /// last token.
     LogitZero {
-        /// Whether `lm_head` is the embedding table.
+        /// True if `lm_head` is the embedding table.
         tied: bool,
     },
-    /// A sequence classifier: `score.weight` `[labels, hidden]` at the rightmost token that is not `pad_token_id`.
+    /// A sequence classifier: `score.weight` `[labels, hidden]` at the rightmost token that is not
+    /// `pad_token_id`.
     Score {
         /// Rows of `score.weight`.
         labels: usize,
-        /// True where the config gives their number; otherwise it is 2, as for transformers.
+        /// True if the config gives their number; otherwise it is 2, as for transformers.
         labels_named: bool,
-        /// The token that does not count as the last one, if the config names one.
+        /// Padding, which is never the scored token, if the config names it.
         pad_token_id: Option<u32>,
     },
 }
 
 impl Head {
-    /// The index of the token whose logits are the reward, in a sequence of at least one: the last one; for a classifier
-    /// the rightmost one that is not padding, and the first where there is nothing but padding, as in transformers.
+    /// Returns the index of the token whose logits are the reward, in a sequence of at least one:
+    /// the last one; for a classifier the rightmost one that is not padding, or the first if all
+    /// are padding, as in transformers.
     pub fn scored_token(&self, ids: &[u32]) -> usize {
         match self {
             Self::Score { pad_token_id: Some(pad), .. } => ids.iter().rposition(|id| id != pad).unwrap_or(0),
@@ -40,8 +44,8 @@ impl Head {
     }
 }
 
-/// Where the reward comes from is what `architectures` names: the numbers of the two heads differ, and a checkpoint
-/// can hold the tensors of both. So a config that does not name one is refused rather than guessed at.
+/// Reads the head from `architectures`. The two heads give different rewards, and a checkpoint can
+/// hold the tensors of both: a config that names neither is refused.
 pub(super) fn head(fields: &Fields, vocab: usize) -> Result<Head> {
     const HINT: &str = "set \"architectures\": [\"LlamaForCausalLM\"] when the reward is logit 0 of the last token, \
                         [\"LlamaForSequenceClassification\"] when it comes from `score.weight`";
@@ -57,7 +61,7 @@ pub(super) fn head(fields: &Fields, vocab: usize) -> Result<Head> {
             })
         }
         [] => {
-            let message = "`architectures` is missing, and with it where the reward comes from";
+            let message = "`architectures` is missing, which names the head that computes the reward";
             Err(fields.error(ErrorKind::Config, message).with_hint(HINT))
         }
         [other] => {
@@ -73,7 +77,7 @@ pub(super) fn head(fields: &Fields, vocab: usize) -> Result<Head> {
     }
 }
 
-/// The number of labels, if the config gives it. `num_labels` is not stored by transformers, which
+/// Returns the number of labels, if the config gives it. transformers stores no `num_labels`, and
 /// counts `id2label`.
 fn labels(fields: &Fields) -> Result<Option<usize>> {
     let named = match fields.value("id2label") {
@@ -94,7 +98,7 @@ fn labels(fields: &Fields) -> Result<Option<usize>> {
     }
 }
 
-/// A negative id (old configs say -1) names no token.
+/// Reads `pad_token_id`. A negative id (-1 in old configs) names no token.
 fn pad_token_id(fields: &Fields, vocab: usize) -> Result<Option<u32>> {
     if fields.is_null("pad_token_id") {
         return Ok(None);

@@ -1,17 +1,21 @@
-//! `config.json` -> [`ModelConfig`]: every field that changes numbers, and nothing else.
+//! `config.json` -> [`ModelConfig`]: every field that changes the reward, and nothing else.
 //!
-//! Defaults and spellings are those of transformers 5.23 (`LlamaConfig`), which also reads what transformers 4 wrote
-//! (`rope_scaling`, a top-level `rope_theta`). Three rules decide about everything else in the file:
+//! Defaults and spellings are those of transformers 5.23 (`LlamaConfig`), which also reads files of
+//! transformers 4 (`rope_scaling`, a top-level `rope_theta`). Three rules decide about everything
+//! else in the file:
 //!
-//! - a field that is read is checked: type, range, and that it agrees with the others. Two spellings that
-//!   contradict each other are refused, although transformers would silently prefer one of them;
-//! - a field that is known to change numbers in some Llama-like model and is not implemented is refused by name,
-//!   unless its value has no effect (`unsupported.rs` holds the list);
-//! - any other field is ignored, as transformers ignores it. `dtype` and `torch_dtype` are among these: weights are
-//!   used as they are stored. So is `pretraining_tp`, which transformers 5 no longer acts on.
+//! - a field that is read is checked: type, range, and that it agrees with the others. Two
+//!   spellings that contradict each other are refused, although transformers would silently prefer
+//!   one of them;
+//! - a field that is known to change the reward of some Llama-like model and is not implemented is
+//!   refused by name, unless its value has no effect (`unsupported.rs` holds the list);
+//! - any other field is ignored, as transformers ignores it. `dtype` and `torch_dtype` are among
+//!   these: weights are used as they are stored. So is `pretraining_tp`, which transformers 5 no
+//!   longer acts on.
 //!
-//! Every size has an upper bound, chosen so that products of sizes, in bytes, of one whole model stay below 2^63:
-//! arithmetic on a `ModelConfig` that came from here cannot overflow `usize` on a 64-bit machine.
+//! Every size has an upper bound, chosen so that products of sizes, in bytes, of one whole model
+//! stay below 2^63: arithmetic on a parsed `ModelConfig` cannot overflow `usize` on a 64-bit
+//! machine.
 
 mod fields;
 mod generation;
@@ -43,7 +47,7 @@ const FFN_MAX: usize = 1 << 24;
 const VOCAB_MAX: usize = 1 << 28;
 const TOKENS_MAX: usize = (1 << 31) - 1;
 
-/// What `config.json` says of the model, checked. Sizes are those of the whole model, not of one rank.
+/// A model's checked `config.json`. Sizes are those of the whole model, not of one rank.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
     /// Width of the residual stream.
@@ -64,13 +68,13 @@ pub struct ModelConfig {
     pub rms_norm_eps: f32,
     /// Rotary position embedding.
     pub rope: Rope,
-    /// The longest sequence the model was made for (`max_position_embeddings`).
+    /// The longest sequence that the model was trained for (`max_position_embeddings`).
     pub max_tokens: usize,
-    /// Whether q, k, v and o have biases.
+    /// True if q, k, v and o have biases.
     pub attention_bias: bool,
-    /// Whether gate, up and down have biases.
+    /// True if gate, up and down have biases.
     pub mlp_bias: bool,
-    /// Where the reward comes from.
+    /// The head that computes the reward.
     pub head: Head,
 }
 
@@ -106,8 +110,9 @@ impl ModelConfig {
     ///
     /// # Errors
     ///
-    /// [`ErrorKind::Config`] when it is not JSON, a value is impossible or values contradict each other;
-    /// [`ErrorKind::Unsupported`] when it asks for something that changes numbers and is not implemented.
+    /// [`ErrorKind::Config`] when it is not JSON, a value is impossible or values contradict each
+    /// other; [`ErrorKind::Unsupported`] when it sets something that changes the reward and is not
+    /// implemented.
     pub fn parse(text: &str, file: &Path) -> Result<Self> {
         let values: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
             Error::new(ErrorKind::Config, format!("config.json is not a JSON object: {error}"))

@@ -1,5 +1,5 @@
-//! Rotary position embedding, in the spellings of transformers 4 (`rope_scaling`, `rope_theta`) and 5
-//! (`rope_parameters`).
+//! Rotary position embedding, in the spellings of transformers 4 (`rope_scaling`, `rope_theta`) and
+//! 5 (`rope_parameters`).
 
 use serde_json::Value;
 
@@ -9,12 +9,12 @@ use crate::error::{ErrorKind, Result};
 /// The base when the file names none.
 const THETA_DEFAULT: f64 = 10_000.0;
 
-/// Fields that any rope type may carry, because this value of theirs does nothing.
+/// Fields that any rope type may have with the given value, which has no effect.
 const NEUTRAL: &[(&str, f64)] = &[("factor", 1.0), ("attention_factor", 1.0), ("partial_rotary_factor", 1.0)];
 
 /// The fields that name the type, and the base.
 const COMMON: &[&str] = &["rope_type", "type", "rope_theta"];
-/// What else the type `llama3` reads.
+/// The other fields of the type `llama3`.
 const LLAMA3: &[&str] =
     &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
 
@@ -23,18 +23,19 @@ const LLAMA3: &[&str] =
 pub struct Rope {
     /// The base (`rope_theta`).
     pub theta: f64,
-    /// How frequencies are changed for long contexts.
+    /// The change of frequencies for long contexts.
     pub scaling: RopeScaling,
 }
 
-/// How RoPE's frequencies are changed for long contexts.
+/// The change of RoPE's frequencies for long contexts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// No change.
     Default,
-    /// Llama 3.1's rule: long wavelengths divided by `factor`, short ones kept, a linear blend between.
+    /// Llama 3.1's rule: long wavelengths divided by `factor`, short ones kept, a linear blend
+    /// between.
     Llama3 {
-        /// What long wavelengths are divided by.
+        /// The divisor of long wavelengths.
         factor: f64,
         /// Wavelengths above `original_max_tokens / low_freq_factor` are long.
         low_freq_factor: f64,
@@ -45,7 +46,7 @@ pub enum RopeScaling {
     },
 }
 
-/// Reads whichever spelling is there. Both may be, when they say the same.
+/// Reads either spelling, or both if they agree.
 pub(super) fn rope(fields: &Fields, max_tokens: usize) -> Result<Rope> {
     let old = fields.section("rope_scaling")?.map(|section| one(fields, &section, max_tokens)).transpose()?;
     let new =
@@ -82,7 +83,7 @@ fn one(top: &Fields, section: &Fields, max_tokens: usize) -> Result<Rope> {
     Ok(Rope { theta, scaling })
 }
 
-/// `rope_type`, or `type` as it was called once.
+/// Returns `rope_type`, or `type`, its former name.
 fn rope_type<'a>(section: &Fields<'a>) -> Result<&'a str> {
     match (section.text("rope_type")?, section.text("type")?) {
         (Some(name), Some(old)) if name != old => {
@@ -115,7 +116,7 @@ fn llama3(top: &Fields, section: &Fields, max_tokens: usize) -> Result<RopeScali
     })
 }
 
-/// A number that may stand in the section, beside it, or in both places with one value.
+/// Returns a number that the section or the top level may give, or both with one value.
 fn agreeing(top: &Fields, section: &Fields, name: &str) -> Result<Option<f64>> {
     let read = |fields: &Fields| match fields.value(name) {
         None => Ok(None),

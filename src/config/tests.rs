@@ -1,4 +1,4 @@
-//! What is accepted and refused. Long because it holds three real configs and one line per refusal.
+//! Accepted and refused configs. Long because it holds three real configs and one line per refusal.
 
 use serde_json::json;
 
@@ -16,7 +16,7 @@ const LLAMA_70B_V4: &str = r#"{
   "rope_theta": 500000.0, "tie_word_embeddings": false, "torch_dtype": "bfloat16",
   "transformers_version": "4.47.0", "use_cache": true, "vocab_size": 128256}"#;
 
-/// The same model, as transformers 5 writes it.
+/// The model of `LLAMA_70B_V4`, as transformers 5 writes it.
 const LLAMA_70B_V5: &str = r#"{
   "architectures": ["LlamaForCausalLM"], "attention_bias": false, "attention_dropout": 0.0, "bos_token_id": 128000,
   "dtype": "bfloat16", "eos_token_id": [128001, 128008, 128009], "head_dim": 128, "hidden_act": "silu",
@@ -178,7 +178,7 @@ fn rope_is_read_in_every_spelling() {
 }
 
 #[test]
-fn what_changes_numbers_and_is_not_implemented_is_refused_by_name() {
+fn unimplemented_fields_that_change_rewards_are_refused_by_name() {
     let cases = [
         (json!({"model_type": "mistral"}), "model_type `mistral` is not implemented (`llama` is)"),
         (
@@ -245,7 +245,7 @@ fn the_same_fields_are_accepted_where_they_have_no_effect() {
 }
 
 #[test]
-fn impossible_values_name_the_field_what_it_is_and_what_was_expected() {
+fn impossible_values_name_the_field_and_the_expectation() {
     let cases = [
         (json!({"model_type": 7}), "`model_type` is 7, expected a string"),
         (
@@ -305,7 +305,10 @@ fn impossible_values_name_the_field_what_it_is_and_what_was_expected() {
             json!({"rope_parameters": {"rope_theta": 7.0}, "rope_scaling": {"rope_theta": 9.0}}),
             "`rope_scaling` and `rope_parameters` contradict each other",
         ),
-        (json!({"architectures": []}), "`architectures` is missing, and with it where the reward comes from"),
+        (
+            json!({"architectures": []}),
+            "`architectures` is missing, which names the head that computes the reward",
+        ),
         (
             json!({"architectures": "LlamaForCausalLM"}),
             "`architectures` is \"LlamaForCausalLM\", expected a list of strings",

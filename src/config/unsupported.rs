@@ -1,15 +1,17 @@
-//! The fields that change numbers in some Llama-like model and are not implemented.
+//! The fields that change the reward of some Llama-like model and are not implemented.
 //!
-//! transformers ignores most of them in a `llama` config, because its `LlamaModel` has no such feature. Such a config
-//! was written for other code, and a reward that silently lacks a feature is worse than none. A field that is not
-//! listed is taken to be harmless: a list of everything harmless would refuse each config with a private note in it.
+//! transformers ignores most of them in a `llama` config, because its `LlamaModel` has no such
+//! feature. Such a config was written for other code, and a reward that silently lacks a feature is
+//! worse than none. A field that is not listed is taken to be harmless: a list of everything
+//! harmless would refuse each config with a private note in it.
 
 use serde_json::Value;
 
 use super::fields::{Fields, shown};
 use crate::error::{ErrorKind, Result};
 
-/// Which values of a field do nothing. Null, false, and empty strings, lists and objects never do anything.
+/// Which values of a field do nothing. Null, false, and empty strings, lists and objects never do
+/// anything.
 enum Neutral {
     /// Only those.
     Unset,
@@ -78,7 +80,7 @@ pub(super) fn refuse_unimplemented(fields: &Fields) -> Result<()> {
             return Err(refusal(fields, name));
         }
     }
-    // A window is off when a flag beside it says so, whatever its width.
+    // A window is off when the flag beside it is false, whatever its width.
     let window_off = fields.value("use_sliding_window") == Some(&Value::Bool(false));
     if !window_off && fields.value("sliding_window").is_some_and(|value| !Unset.covers(value)) {
         return Err(refusal(fields, "sliding_window"));

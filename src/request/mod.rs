@@ -1,17 +1,19 @@
-//! Requests: one JSON object -> what it asks to be scored.
+//! Requests: one JSON object -> the input to score.
 //!
 //! ```json
 //! {"messages": [...]}                                            the last turn is judged
-//! {"messages": [...], "response": "..."}                         or "responses": the assistant's turn behind the messages
+//! {"messages": [...], "response": "..."}                         or "responses": the assistant turn
 //! {"prompt": "..." | [messages], "responses": ["...", ...]}      or one "response"
 //! {"input_ids": [...], "attention_mask": [...]}                  the mask is optional
 //! ```
 //!
 //! each with an optional `id`; conversations also with `tools`, `documents` and `template_vars` (or
-//! `chat_template_kwargs`, another name for the same) for the chat template. `null` is absence for every key.
+//! `chat_template_kwargs`, another name for the same) for the chat template. `null` is absence for
+//! every key.
 //!
-//! A key that would have to be ignored is an error: keys that contradict each other, keys that come twice, and keys
-//! that mean something to other systems ([`ELSEWHERE`]). All other keys belong to the user and are not looked into.
+//! A key that would have to be ignored is an error: keys that contradict each other, keys that come
+//! twice, and keys that mean something to other systems ([`ELSEWHERE`]). All other keys belong to
+//! the user and are not read.
 
 use std::fmt;
 
@@ -40,7 +42,8 @@ pub enum Input {
     Tokens(Vec<u32>),
 }
 
-/// Responses to one prompt. Each makes a conversation with all of the prompt in it: they are made one at a time.
+/// Responses to one prompt. Each makes a conversation with all of the prompt in it: they are made
+/// one at a time.
 #[derive(Debug)]
 pub struct Responses {
     prompt: Conversation,
@@ -60,10 +63,11 @@ impl Responses {
     }
 }
 
-/// An object that was read.
+/// The result of reading one object.
 #[derive(Debug)]
 pub struct Parsed {
-    /// `id` as the object spells it; `None` when it is absent, null, given twice, or the text is not an object.
+    /// `id` as the object spells it; `None` when it is absent, null, given twice, or the text is
+    /// not an object.
     pub id: Option<Box<RawValue>>,
     /// The request, or why it cannot be read.
     pub request: Result<Request>,
@@ -93,7 +97,8 @@ const KEYS: [&str; 11] = [
     "chat_template_kwargs",
 ];
 
-/// Keys that change what other systems score and are not read here, with a hint. `false` asks for what is done anyway.
+/// Keys that change what other systems score and are not read here, with a hint. `false` is
+/// accepted: it is the default.
 const ELSEWHERE: [(&str, &str); 5] = [
     ("system", "make it the first of the `messages`: {\"role\": \"system\", \"content\": \"..\"}"),
     ("functions", "describe them in `tools`"),
@@ -119,7 +124,8 @@ const CONTRADICTIONS: [(&str, &str); 13] = [
     ("input_ids", "inputs_embeds"),
 ];
 
-/// Keys that would change the reward of token ids in other systems; they mean nothing beside other input.
+/// Keys that would change the reward of token ids in other systems; they mean nothing beside other
+/// input.
 const BESIDE_TOKENS: [&str; 2] = ["position_ids", "inputs_embeds"];
 
 fn request(given: &Given) -> Result<Request> {
@@ -199,7 +205,7 @@ fn answered(prompt: Conversation, answers: Answers) -> Request {
     }
 }
 
-/// `response` or `responses`; `None` when there is neither.
+/// `response` or `responses`; `None` when both are absent.
 fn responses(given: &Given) -> Result<Option<Answers>> {
     match (given.value("response")?, given.value("responses")?) {
         (None, None) => Ok(None),
@@ -233,7 +239,7 @@ fn messages(value: Value, key: &str) -> Result<Vec<Message>> {
         .collect()
 }
 
-/// The conversation with what the object gives its chat template besides messages.
+/// Returns the conversation with the object's tools, documents and template variables.
 fn with_extras(mut conversation: Conversation, given: &Given) -> Result<Conversation> {
     if let Some(tools) = given.value("tools")? {
         conversation = conversation.with_tools(tools)?;
@@ -267,8 +273,8 @@ fn token_ids(value: Value) -> Result<Vec<u32>> {
         .collect()
 }
 
-/// Returns the ids whose mask is 1; padding precedes or follows them. Rewards and relative positions are then those of
-/// Transformers, which gives masked tokens no weight.
+/// Returns the ids whose mask is 1; padding precedes or follows them. Rewards and relative
+/// positions are then those of Transformers, which gives masked tokens no weight.
 fn unmasked(ids: Vec<u32>, mask: Value) -> Result<Vec<u32>> {
     let Value::Array(mask) = mask else {
         return Err(wrong(format!("`attention_mask` is {}, expected a list of 0 and 1", kind_of(&mask))));
@@ -298,8 +304,8 @@ fn unmasked(ids: Vec<u32>, mask: Value) -> Result<Vec<u32>> {
     Ok(ids[start..end].to_vec())
 }
 
-/// The JSON text of an object, without byte order marks before it: RFC 8259 (8.1) allows to ignore one, and files put
-/// together by `cat` have one in their middle.
+/// Returns the JSON text of an object, without byte order marks before it: RFC 8259 (8.1) allows to
+/// ignore one, and files concatenated by `cat` have one in their middle.
 fn text_of(bytes: &[u8]) -> Result<&str> {
     let text = str::from_utf8(bytes).map_err(|error| {
         wrong(format!("the text is not UTF-8 at byte {}", error.valid_up_to() + 1))
@@ -339,8 +345,8 @@ impl<'a> Given<'a> {
         self.raw(key).is_some()
     }
 
-    /// The text of `id`. A line break within it is only space between the parts of a list, and would break the line
-    /// that it is written to.
+    /// Returns the text of `id`, without line breaks: they can only be space between the items of a
+    /// list, and would break the output line.
     fn id(&self) -> Option<Box<RawValue>> {
         let mut ids = self.values.iter().filter(|(key, _)| *key == "id");
         let (_, raw) = ids.next().filter(|_| ids.next().is_none())?;
@@ -350,7 +356,8 @@ impl<'a> Given<'a> {
         RawValue::from_string(raw.get().replace(['\r', '\n'], "")).ok()
     }
 
-    /// The value of a key. An object in it that has one key twice is an error, where most parsers keep the last.
+    /// Returns the value of a key. An object in it that has a key twice is an error; most parsers
+    /// keep the last.
     fn value(&self, key: &str) -> Result<Option<Value>> {
         let Some(raw) = self.raw(key) else { return Ok(None) };
         let text = raw.get();
@@ -375,7 +382,7 @@ fn not_json(text: &str, error: &serde_json::Error) -> Error {
     not_json_at(text, error, (error.line() == 1).then(|| error.column()))
 }
 
-/// The error of text that is not JSON, at a `column` from 1 where the text is one line.
+/// Returns the error of text that is not JSON, at a `column` from 1 if the text is one line.
 fn not_json_at(text: &str, error: &serde_json::Error, column: Option<usize>) -> Error {
     let full = error.to_string();
     let reason = full.split(" at line ").next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Tables of objects and what they ask for, or the whole text of their error.
+//! Tables of objects with the requests that they make, or the whole text of their error.
 
 use super::*;
 
@@ -115,7 +115,7 @@ fn an_object_without_anything_to_score_says_what_is_missing() {
 }
 
 #[test]
-fn keys_that_mean_something_elsewhere_are_refused_and_others_are_the_users() {
+fn keys_of_other_systems_are_refused_and_unknown_keys_ignored() {
     for (key, hint) in ELSEWHERE {
         for value in ["true", "\"x\"", "[]", "0"] {
             let message = format!("`{key}` is not read here, and the reward would not depend on it");
@@ -123,7 +123,7 @@ fn keys_that_mean_something_elsewhere_are_refused_and_others_are_the_users() {
             assert_refused(&text, &message, Some(hint));
             assert_refused(&format!("{{\"input_ids\": [1], \"{key}\": {value}}}"), &message, Some(hint));
         }
-        // What it asks for is done anyway.
+        // The default.
         assert_asks(&format!("{{\"input_ids\": [1], \"{key}\": false}}"), &["[1]"]);
     }
     assert_asks(
@@ -311,7 +311,7 @@ fn text_that_is_not_json_says_why_and_what_to_do() {
         ("", "the line is not JSON: EOF while parsing a value, column 0", any),
     ] {
         let error = asked(text).unwrap_err();
-        // Where exactly a broken escape is noticed is the parser's business.
+        // The column of a broken escape depends on the parser.
         let column_free = |text: &str| text.split(", column").next().unwrap_or_default().to_owned();
         let is_half = hint == half;
         let found = if is_half { column_free(error.message()) } else { error.message().to_owned() };
