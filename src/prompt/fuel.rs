@@ -52,12 +52,12 @@ type Check = fn(&State, &[Value]) -> Result<(), Error>;
 pub(super) fn add_filters(env: &mut Environment<'static>) {
     env.add_filter(COMPARED, |state: &State, value: Value| {
         let value = markup::plain(value);
-        compare(state, &value).map(|_| value)
+        compare(state, &value).map(|()| value)
     });
     env.add_filter(ITERATED, |value: Value| iterable(&value).map(|()| value));
-    env.add_filter(KEPT, |state: &State, value: Value| read(state, &value).map(|_| value));
+    env.add_filter(KEPT, |state: &State, value: Value| read(state, &value).map(|()| value));
     env.add_filter(HELD, |state: &State, value: Value| {
-        read_nested(state, &value, 1, |_| Ok(())).map(|_| value)
+        read_nested(state, &value, 1, |_| Ok(())).map(|()| value)
     });
     env.add_filter(ADDED, |state: &State, value: Value| {
         markup::refuse(&value)?;
@@ -151,14 +151,11 @@ fn first_defined(_: &State, args: &[Value]) -> Result<(), Error> {
     }
 }
 
-/// Charges for the comparisons of a sort, and refuses what `short_name` does.
+/// Charges for the items that are compared, and refuses what `short_name` does.
 fn sortable(state: &State, args: &[Value]) -> Result<(), Error> {
     short_name(state, args)?;
-    let Some(value) = args.first() else { return Ok(()) };
-    iterable(value)?;
-    let fuel = compare(state, value)?;
-    let rounds = u64::from(value.len().unwrap_or(usize::MAX).max(1).ilog2());
-    state.consume_fuel(fuel.saturating_mul(rounds))
+    first_iterable(state, args)?;
+    args.first().map_or(Ok(()), |value| compare(state, value))
 }
 
 /// Refuses long names of attributes: the first argument after the value, or the keyword
@@ -204,19 +201,18 @@ pub(super) fn charge_key(state: &State, value: &Value) -> Result<(), Error> {
     if matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable | ValueKind::Map) && !value.is_tuple() {
         return Err(unsupported(format!("a value of kind {} as a key", value.kind())));
     }
-    compare(state, value).map(drop)
+    compare(state, value)
 }
 
 /// Charges as [`read`] does for a value that is compared, and refuses markup, whose comparison in
 /// Jinja2 differs.
-pub(super) fn compare(state: &State, value: &Value) -> Result<u64, Error> {
+pub(super) fn compare(state: &State, value: &Value) -> Result<(), Error> {
     read_nested(state, value, 0, markup::refuse)
 }
 
-/// Charges for a value and everything inside it, and returns the charge: one unit of fuel for each
-/// item of a list and each entry of a mapping, and one for 64 bytes of text. Refuses values that
-/// are nested too deep.
-pub(super) fn read(state: &State, value: &Value) -> Result<u64, Error> {
+/// Charges for a value and everything inside it: one unit of fuel for each item of a list and each
+/// entry of a mapping, and one for 64 bytes of text. Refuses values that are nested too deep.
+pub(super) fn read(state: &State, value: &Value) -> Result<(), Error> {
     read_nested(state, value, 0, |_| Ok(()))
 }
 
@@ -225,14 +221,13 @@ fn read_nested(
     value: &Value,
     depth: usize,
     check: fn(&Value) -> Result<(), Error>,
-) -> Result<u64, Error> {
+) -> Result<(), Error> {
     if depth > NESTING_MAX {
         return Err(nested_too_deep());
     }
     check(value)?;
     let text = value.as_str().or_else(|| markup::text_of(value));
-    let mut fuel = text.map_or(0, |text| text.len() as u64 / TEXT_BYTES);
-    state.consume_fuel(fuel)?;
+    charge_text(state, text.map_or(0, str::len))?;
     match value.kind() {
         // Namespaces that hold each other would never be freed.
         ValueKind::Map if depth > 0 && is_namespace(value) => {
@@ -242,19 +237,19 @@ fn read_nested(
             for key in value.try_iter()?.checked() {
                 let key = key?;
                 state.consume_fuel(1)?;
-                fuel += 1 + read_nested(state, &key, depth + 1, check)?;
-                fuel += read_nested(state, &value.get_item(&key)?, depth + 1, check)?;
+                read_nested(state, &key, depth + 1, check)?;
+                read_nested(state, &value.get_item(&key)?, depth + 1, check)?;
             }
         }
         ValueKind::Seq | ValueKind::Iterable => {
             for item in value.try_iter()?.checked() {
                 state.consume_fuel(1)?;
-                fuel += 1 + read_nested(state, &item?, depth + 1, check)?;
+                read_nested(state, &item?, depth + 1, check)?;
             }
         }
         _ => {}
     }
-    Ok(fuel)
+    Ok(())
 }
 
 fn is_namespace(value: &Value) -> bool {
