@@ -1,9 +1,11 @@
-//! How fast the CPU kernels are against what this CPU can do.
+//! Measures the CPU kernels against the peak of this CPU.
 //!
-//! `cargo bench --profile release --bench cpu_kernels -- [THREADS] [avx2+fma] [vectors] [bf16] [gemm|llama8b|small|attention|elementwise]
-//! [MxNxK]`. Beside each product stands the share of the peak: a loop of nothing but multiply-adds in registers, run right
-//! before and right after every run of the kernel, because a shared CPU's clock moves by a fifth within a minute. Attention's
-//! peak is its own where its arithmetic is. The share is the median over the runs; speeds are the best run's.
+//! `cargo bench --profile release --bench cpu_kernels -- [THREADS] [avx2+fma] [vectors] [bf16]
+//! [gemm|llama8b|small|attention|elementwise] [MxNxK]`. Each GEMM is printed with its share of the
+//! peak: a loop of multiply-adds in registers, run right before and right after every run of the
+//! kernel, because a shared CPU's clock moves by a fifth within a minute. Attention has a peak of
+//! its own where its arithmetic differs. The share is the median over the runs; speeds are the best
+//! run's.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -19,17 +21,18 @@ use kudos::internals::backend::cpu::view::{Rows, RowsMut, WeightView};
 use kudos::internals::batch::Span;
 use kudos::internals::weights::Dtype;
 
-/// Runs of each kernel, and more while the time lasts.
+/// The fewest runs of each kernel.
 const RUNS: usize = 7;
 const SECONDS: f64 = 1.0;
 
-/// Products of SmolLM2-135M: k and v, q and o, gate and up, down.
+/// N and K of SmolLM2-135M's matmuls: k and v, q and o, gate and up, down.
 const SMOLLM2: [(usize, usize); 4] = [(192, 576), (576, 576), (1536, 576), (576, 1536)];
-/// Of Llama-3.1-8B.
+/// N and K of Llama-3.1-8B's matmuls.
 const LLAMA_8B: [(usize, usize); 4] = [(1024, 4096), (4096, 4096), (14336, 4096), (4096, 14336)];
 
 fn main() {
-    // `cargo bench` passes --bench, which is not ours; `cargo test --benches` passes nothing at all.
+    // `cargo bench` passes --bench, which is not an argument of this program; `cargo test
+    // --benches` passes nothing.
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let as_test = std::env::args().len() == 1;
     let threads = args.iter().find_map(|a| a.parse().ok()).unwrap_or(1);
@@ -38,8 +41,8 @@ fn main() {
     let math = match (args.iter().any(|a| a == "bf16"), args.iter().any(|a| a == "vectors")) {
         (false, false) => Math::of(isa, CpuMath::F32),
         (false, true) => Math::F32,
-        (true, false) => Math::bf16(isa).expect("no faster bf16 products here"),
-        (true, true) => Math::Bf16(isa.bf16().expect("no bf16 instructions here")),
+        (true, false) => Math::bf16(isa).expect("this CPU has no faster bf16 matmuls"),
+        (true, true) => Math::Bf16(isa.bf16().expect("this CPU has no bf16 instructions")),
     };
     let topics = ["gemm", "llama8b", "small", "attention", "elementwise"];
     let shapes: Vec<Vec<usize>> = args
@@ -58,13 +61,13 @@ fn main() {
     };
     println!("{} {math:?} on {threads} thread(s), at least {} runs", isa.name(), bench.runs);
     let peak_of = |peak: Peak| bench.peak_flops(peak) / bench.best(|| bench.peak_once(peak));
-    println!("peak {:.1} GFLOP/s", peak_of(bench.peak_of_products()) / 1e9);
+    println!("peak {:.1} GFLOP/s", peak_of(bench.peak_of_gemm()) / 1e9);
     for shape in shapes {
         bench.gemm(shape[0], shape[1], shape[2], Dtype::BF16);
     }
-    for (topic, products) in [("gemm", SMOLLM2), ("llama8b", LLAMA_8B)] {
+    for (topic, sizes) in [("gemm", SMOLLM2), ("llama8b", LLAMA_8B)] {
         for m in [64, 512, 4096] {
-            for (n, k) in products {
+            for (n, k) in sizes {
                 if wanted(topic) && (!as_test || m * n * k < 10_000_000) {
                     bench.gemm(m, n, k, Dtype::BF16);
                 }
@@ -103,18 +106,18 @@ struct Bench {
     begin: Instant,
 }
 
-/// What a kernel is held to: the arithmetic, and the share of a product's FLOP that it comes to.
+/// The peak of a kernel: an arithmetic, and the share of its rate.
 #[derive(Clone, Copy)]
 struct Peak {
     math: Math,
     share: f64,
 }
 
-/// What a kernel reached.
+/// The speed of a kernel.
 struct Reached {
     /// Of the fastest run.
     seconds: f64,
-    /// Of the peak measured around each run, the median.
+    /// The median share of the peak measured around each run.
     share: f64,
 }
 
@@ -133,7 +136,7 @@ impl Bench {
             .fold(f64::INFINITY, f64::min)
     }
 
-    fn peak_of_products(&self) -> Peak {
+    fn peak_of_gemm(&self) -> Peak {
         Peak { math: self.math, share: 1.0 }
     }
 
@@ -142,7 +145,7 @@ impl Bench {
         Peak { math, share }
     }
 
-    /// A kernel of `flops`, each run between two of the peak.
+    /// Measures a kernel of `flops`, each run between two runs of the peak.
     fn reached(&self, peak: Peak, flops: f64, mut run: impl FnMut()) -> Reached {
         let timed = |run: &mut dyn FnMut()| {
             let start = self.clock();
@@ -163,7 +166,8 @@ impl Bench {
         Reached { seconds: fastest, share: shares.get(shares.len() / 2).copied().unwrap_or(f64::NAN) }
     }
 
-    /// Seconds of this thread on its CPU, which others' work does not lengthen; of the wall clock with several threads.
+    /// CPU time of this thread, which other work on the machine does not lengthen; with several
+    /// threads the wall clock.
     fn clock(&self) -> f64 {
         if self.threads.count() > 1 {
             return self.begin.elapsed().as_secs_f64();
@@ -171,17 +175,17 @@ impl Bench {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: the call writes one timespec.
         let status = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-        assert_eq!(status, 0, "the system has no clock of a thread's time");
+        assert_eq!(status, 0, "the system has no clock of a thread's CPU time");
         time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64
     }
 
-    /// One run to warm up, then as many as are asked for and the time allows.
+    /// Times `run`: a warm-up, then at least `runs` runs, and more while the time lasts.
     fn best_runs(&self) -> impl Iterator<Item = usize> + use<> {
         let (runs, begin) = (self.runs, Instant::now());
         (0..).take_while(move |i| *i <= runs || runs > 1 && begin.elapsed().as_secs_f64() < SECONDS)
     }
 
-    /// Multiply-adds that stay in registers, on every thread.
+    /// Runs multiply-adds in registers, on every thread.
     fn peak_once(&self, peak: Peak) {
         self.threads.for_each_item(self.threads.count(), |_, _| {
             black_box(peak::run(self.isa, peak.math, peak::STEPS));
@@ -262,7 +266,7 @@ impl Bench {
             let (residual, out) = (rows(&mut residual), rows(&mut out));
             add_rms_norm(self.isa, &self.threads, residual, None, &weight, 1e-5, out);
         });
-        // One rank adds sums elsewhere: the stream is read, the norm written.
+        // One rank adds in other ops: the residual stream is read, the norm written.
         print("add_rms_norm", seconds, 2 * 4 * hidden);
         let mut gate_up = vec![0.5f32; tokens * 2 * ffn];
         let seconds = self.best(|| {
@@ -285,17 +289,17 @@ impl Bench {
     }
 
     fn gemm(&self, m: usize, n: usize, k: usize, dtype: Dtype) {
-        // As far apart as the backend's activations are.
+        // The stride of the backend's activations.
         let (x_stride, out_stride) = (row_stride(k), row_stride(n));
         let x = vec![0.5f32; m * x_stride];
         let mut out = vec![0.0f32; m * out_stride];
-        // Several weights in turn, so that none is still in a cache from the run before.
+        // Several weights in turn, so that none is in a cache from the run before.
         let weight_bytes = n * k * dtype.size();
         let copies = if m <= 64 { (256usize << 20).div_ceil(weight_bytes) } else { 1 };
         let bytes: Vec<u8> = (0..copies * weight_bytes).map(|i| if i % 2 == 0 { 0 } else { 0x3f }).collect();
         let mut turn = 0;
         let flops = (2 * m * n * k) as f64;
-        let Reached { seconds, share } = self.reached(self.peak_of_products(), flops, || {
+        let Reached { seconds, share } = self.reached(self.peak_of_gemm(), flops, || {
             let weight = &bytes[turn % copies * weight_bytes..][..weight_bytes];
             turn += 1;
             let operands = Gemm {

@@ -5,7 +5,7 @@ For each device, each from the newest record that has its values:
 
     plots/DEVICE-transformers.svg   tokens a second of each workload, by side, where Hugging Face transformers was measured
     plots/DEVICE-length.svg         tokens a second by the sequences' length, three lengths or more
-    plots/DEVICE-sharing.svg        tokens a second by how many responses share a prompt, three numbers or more
+    plots/DEVICE-sharing.svg        tokens a second by the number of responses to a prompt, three or more of them
     plots/DEVICE-roof.svg           each class of ops, as a share of what the device could do
 
 Records are never mixed in one plot. Equal records give equal bytes; --check writes nothing and exits with 1 where a

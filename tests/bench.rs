@@ -1,7 +1,7 @@
-//! The `bench` command as people and scripts use it: its two formats of output, and what it refuses.
+//! The `bench` command: its two formats of output, and its errors.
 //!
-//! Nothing here holds a speed to a bound: a machine that runs tests is rarely idle. One test needs the software GPU, and is
-//! ignored unless asked for: `make test` does.
+//! No test bounds a speed: a machine that runs tests is rarely idle. Tests that need the software
+//! GPU are ignored unless asked for, as `make test` does.
 
 mod common;
 
@@ -23,10 +23,10 @@ fn bench(arguments: &[&str]) -> Run {
     }
 }
 
-/// One run to warm up.
+/// A warm-up of one run.
 const BRIEF: [&str; 2] = ["--warm-up", "0.000001"];
 
-/// What a run on the demo model prints, which is expected to succeed.
+/// The output of a run on the demo model, which must succeed.
 #[track_caller]
 fn measured(arguments: &[&str]) -> String {
     let model = demo_model();
@@ -44,7 +44,7 @@ fn json(arguments: &[&str]) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// Every field with its type, those of objects and of arrays' elements below them.
+/// Every field with its type, and the fields of objects and of arrays' elements.
 fn fields(prefix: &str, value: &Value, found: &mut BTreeSet<(String, &'static str)>) {
     let Value::Object(object) = value else { return };
     for (name, value) in object {
@@ -71,7 +71,7 @@ fn type_of(value: &Value) -> &'static str {
     }
 }
 
-/// Holds a report against those sections of its page: nothing more, and, where `whole`, nothing less.
+/// Checks that a report has only fields of these sections of its page, and all of them if `whole`.
 #[track_caller]
 fn check_fields(report: &Value, sections: &[&str], whole: bool) {
     let page = fs::read_to_string(root().join("benches/schema.md")).unwrap();
@@ -107,18 +107,19 @@ fn json_has_the_fields_and_types_of_its_page() {
     }
 }
 
-/// A program that answers as `benches/baseline/hf.py` does, twice as late with each way, and fails without ids.
+/// A program with the output of `benches/baseline/hf.py`, in which `card` takes twice the time; it
+/// fails without ids.
 #[cfg(unix)]
 fn stand_in(dir: &std::path::Path, random_weights: bool) -> String {
     use std::os::unix::fs::PermissionsExt;
     let runs = |seconds: f64| serde_json::json!({"batch": 2, "seconds": [seconds, seconds], "cpu_seconds": [1.0, 1.0], "rewards": [0.0, 0.5, 0.0]});
     let row = serde_json::json!({"batched": runs(1.0), "card": runs(2.0)});
-    let said = serde_json::json!({
+    let result = serde_json::json!({
         "engine": "transformers 5", "device": "CPU", "dtype": "float32", "random_weights": random_weights,
         "peak_memory_bytes": 7, "rows": [row, row],
     });
     let path = dir.join("python");
-    fs::write(&path, format!("#!/bin/sh\ngrep -q '^\\[\\[\\[' || exit 3\necho starting\necho '{said}'\n"))
+    fs::write(&path, format!("#!/bin/sh\ngrep -q '^\\[\\[\\[' || exit 3\necho starting\necho '{result}'\n"))
         .unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     path.to_str().unwrap().to_owned()
@@ -126,7 +127,7 @@ fn stand_in(dir: &std::path::Path, random_weights: bool) -> String {
 
 #[cfg(unix)]
 #[test]
-fn what_is_compared_with_stands_beside_the_engine_with_the_ratio() {
+fn baselines_are_reported_beside_the_engine_with_the_ratio() {
     let dir = tempfile::tempdir().unwrap();
     let python = stand_in(dir.path(), false);
     let test = ["--tokens", "5,9", "--seqs", "3", "-r", "2", "--compare", &python];
@@ -149,15 +150,11 @@ fn what_is_compared_with_stands_beside_the_engine_with_the_ratio() {
 
     let python = stand_in(dir.path(), true);
     let report = json(&["--tokens", "5,9", "--seqs", "3", "-r", "1", "--compare", &python]);
-    assert_eq!(
-        report["rows"][0]["baselines"][0]["rewards_apart_mean"],
-        Value::Null,
-        "the weights are others"
-    );
+    assert_eq!(report["rows"][0]["baselines"][0]["rewards_apart_mean"], Value::Null, "the weights differ");
 }
 
 #[test]
-fn a_baseline_that_does_not_run_is_an_error_with_a_hint() {
+fn a_baseline_that_does_not_start_is_an_error_with_a_hint() {
     let model = demo_model();
     let run = bench(&[
         "--model",
@@ -179,7 +176,7 @@ fn a_baseline_that_does_not_run_is_an_error_with_a_hint() {
 
 #[cfg(unix)]
 #[test]
-fn what_the_engine_did_is_printed_though_the_baseline_fails() {
+fn a_failed_baseline_leaves_the_engines_results_in_the_report() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let python = dir.path().join("python");
@@ -196,7 +193,7 @@ fn what_the_engine_did_is_printed_though_the_baseline_fails() {
 }
 
 #[test]
-fn a_line_that_is_no_conversation_is_named_where_it_is_tokenized() {
+fn tokenize_names_a_line_that_is_no_conversation() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("lines.jsonl");
     fs::write(&file, "{\"prompt\": \"a\", \"response\": \"b\"}\n\n{bad\n").unwrap();
@@ -206,7 +203,7 @@ fn a_line_that_is_no_conversation_is_named_where_it_is_tokenized() {
     assert!(run.stderr.contains("at input line 3"), "{run:?}");
 }
 
-/// What a command of `bench` prints, which is expected to succeed.
+/// The output of a command of `bench`, which must succeed.
 #[track_caller]
 fn command(arguments: &[&str]) -> String {
     let run = bench(arguments);
@@ -215,7 +212,7 @@ fn command(arguments: &[&str]) -> String {
 }
 
 #[test]
-fn requests_that_come_one_by_one_are_all_answered_and_their_latencies_kept() {
+fn serve_like_answers_all_requests_and_keeps_their_latencies() {
     let model = demo_model();
     let arguments = [
         "serve-like",
@@ -256,7 +253,7 @@ fn requests_that_come_one_by_one_are_all_answered_and_their_latencies_kept() {
         let rate = load["nominal_tokens_per_second"].as_f64().unwrap() * load["seconds"].as_f64().unwrap();
         assert!((rate - tokens).abs() < 1e-6 * tokens, "all tokens were computed: {rate} {tokens}");
     }
-    assert!(of_closed(&loads[2]) <= 3, "three clients have three requests at most");
+    assert!(in_flight_max(&loads[2]) <= 3, "three clients have three requests at most");
     let table = command(&arguments);
     assert!(table.contains("| 3 clients |") && table.contains("4..12 tokens, 0.5 of"), "{table}");
 
@@ -264,12 +261,12 @@ fn requests_that_come_one_by_one_are_all_answered_and_their_latencies_kept() {
     assert!(run.status == Some(2) && run.stderr.contains("--rate"), "{run:?}");
 }
 
-fn of_closed(load: &Value) -> u64 {
+fn in_flight_max(load: &Value) -> u64 {
     load["in_flight"]["max"].as_u64().unwrap()
 }
 
 #[test]
-fn tokenizing_is_measured_by_threads() {
+fn tokenizing_is_measured_per_number_of_threads() {
     let (model, input) = (demo_model(), root().join("demo/pairs.jsonl"));
     let arguments = [
         "tokenize",
@@ -297,7 +294,7 @@ fn tokenizing_is_measured_by_threads() {
 }
 
 #[test]
-fn samples_are_as_many_as_repeats_and_count_what_was_scored() {
+fn samples_are_one_per_repeat_and_count_scored_tokens() {
     let report =
         json(&["--tokens", "40", "--seqs", "6", "--shared-prefix", "32", "--responses", "3", "-r", "4"]);
     let row = &report["rows"][0];
@@ -320,28 +317,29 @@ fn samples_are_as_many_as_repeats_and_count_what_was_scored() {
     }
 }
 
-/// What the classes of a row say, by name.
+/// The classes of a row, by name.
 fn classes(row: &Value) -> BTreeMap<&str, &Value> {
     row["classes"].as_array().unwrap().iter().map(|class| (class["class"].as_str().unwrap(), class)).collect()
 }
 
 #[test]
-fn classes_have_every_op_of_a_run_and_all_of_its_operations() {
+fn classes_have_every_op_of_a_run_and_all_of_its_flop() {
     let test = ["--tokens", "40", "--seqs", "6", "--shared-prefix", "32", "--responses", "3", "-r", "1"];
     for (ranks, math) in [("1", "f32"), ("2", "f32"), ("2", "f32-vector")] {
         let report = json(&[&test[..], &["--ranks", ranks, "--cpu-math", math]].concat());
         let row = &report["rows"][0];
         let classes = classes(row);
-        // Four layers in one pass; the last one has q apart from k and v, and gathers two activations.
-        let sums = if ranks == "1" { &[][..] } else { &[("all_reduce", 8)] };
-        let products = [("product_qkv", 5), ("product_o", 4), ("product_gate_up", 4), ("product_down", 4)];
+        // Four layers in one pass; the last one has q apart from k and v, and gathers two
+        // activations.
+        let all_reduce = if ranks == "1" { &[][..] } else { &[("all_reduce", 8)] };
+        let matmuls = [("product_qkv", 5), ("product_o", 4), ("product_gate_up", 4), ("product_down", 4)];
         let others = [("tables", 1), ("embeddings", 1), ("add_rms_norm", 9), ("rope", 5), ("attention", 4)];
         let last = [("gather_rows", 2), ("score", 1)];
-        // A matrix unit gates in the product: the weights are in bf16.
+        // A matrix unit fuses the gate into the matmul: the weights are in bf16.
         let is_gated = math == "f32" && Isa::detect().matrix_unit().is_some();
         let gates = if is_gated { &[][..] } else { &[("silu_mul", 4)] };
         let expected: BTreeMap<&str, u64> =
-            products.iter().chain(&others).chain(&last).chain(gates).chain(sums).copied().collect();
+            matmuls.iter().chain(&others).chain(&last).chain(gates).chain(all_reduce).copied().collect();
         let ops = classes.iter().map(|(&name, class)| (name, class["ops"].as_u64().unwrap())).collect();
         assert_eq!(expected, ops);
 
@@ -352,19 +350,19 @@ fn classes_have_every_op_of_a_run_and_all_of_its_operations() {
         let flop =
             (total("flop") - classes["score"]["flop"].as_f64().unwrap()) * ranks.parse::<f64>().unwrap();
         assert!((flop / row["flop"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{row}");
-        assert_eq!(row["gpu"], Value::Null, "there is none");
+        assert_eq!(row["gpu"], Value::Null, "there is no GPU");
     }
 }
 
 #[test]
-fn the_roof_is_what_the_measured_rates_give() {
+fn the_roof_follows_from_the_measured_rates() {
     if Isa::detect().name() == "portable" {
         // No peak is known.
         return;
     }
     let report = json(&["--tokens", "16", "--seqs", "2", "-r", "3", "--peak-tflops", "2"]);
     let row = &report["rows"][0];
-    assert_eq!(report["roof_bytes_per_second"], Value::Null, "caches hold what a CPU reads and writes");
+    assert_eq!(report["roof_bytes_per_second"], Value::Null, "caches hold the bytes of a CPU");
     let mut all = 0.0;
     for (name, class) in classes(row) {
         let rate = match name {
@@ -409,7 +407,7 @@ fn a_warm_up_ends_with_its_time() {
     );
     let report: Value = serde_json::from_str(&run.stdout).unwrap();
     let warm_up = &report["rows"][0]["warm_up"];
-    // It may have settled by then, which no run before 0.3 s is taken for.
+    // It may have settled by then, at 0.3 s at the earliest.
     assert!(
         warm_up["runs"].as_u64().unwrap() > 1 && warm_up["seconds"].as_f64().unwrap() >= 0.3,
         "{warm_up}"
@@ -417,7 +415,7 @@ fn a_warm_up_ends_with_its_time() {
 }
 
 #[test]
-fn seconds_go_on_where_repeats_would_end() {
+fn seconds_extend_a_test_beyond_its_repeats() {
     let report = json(&["--tokens", "8", "--seqs", "1", "-r", "1", "--seconds", "0.2"]);
     let samples = report["rows"][0]["samples"].as_array().unwrap();
     let seconds: f64 = samples.iter().map(|sample| sample["seconds"].as_f64().unwrap()).sum();
@@ -425,7 +423,7 @@ fn seconds_go_on_where_repeats_would_end() {
 }
 
 #[test]
-fn a_share_of_the_peak_is_what_was_reached_of_it() {
+fn mfu_is_the_reached_share_of_the_peak() {
     let report = json(&["--tokens", "16", "--seqs", "2", "-r", "3", "--peak-tflops", "2"]);
     let row = &report["rows"][0];
     assert_eq!((&report["peak_source"], &report["peak_tflops"]), (&"given".into(), &2.0.into()));
@@ -438,7 +436,7 @@ fn a_share_of_the_peak_is_what_was_reached_of_it() {
 }
 
 #[test]
-fn the_table_is_a_table_and_says_where_it_is_from() {
+fn markdown_is_a_table_with_its_origin() {
     let text = measured(&["--tokens", "5,9", "--seqs", "2", "-r", "1", "--peak-tflops", "1"]);
     let (table, below) = text.split_once("\n\n").unwrap();
     let cells: Vec<usize> = table.lines().map(|line| line.matches('|').count()).collect();
@@ -498,7 +496,7 @@ fn a_shape_is_measured_with_random_weights_and_no_files() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_refused_before_anything_is_printed() {
+fn invalid_tests_are_refused_before_anything_is_printed() {
     let model = demo_model();
     let demo = ["--model", model.to_str().unwrap(), "--device", "cpu"];
     for (arguments, words) in [
@@ -536,7 +534,7 @@ fn what_cannot_be_measured_is_refused_before_anything_is_printed() {
 #[cfg(feature = "cuda")]
 #[test]
 #[ignore = "needs the software GPU: make test"]
-fn a_device_that_is_no_hardware_is_given_no_speed() {
+fn the_software_gpu_has_no_speed() {
     let model = demo_model();
     let run =
         bench(&["--model", model.to_str().unwrap(), "--device", "cuda", "--tokens", "4", "--seqs", "1"]);
@@ -549,7 +547,7 @@ fn a_device_that_is_no_hardware_is_given_no_speed() {
 #[ignore = "needs the software GPU: make test"]
 fn random_weights_need_no_file_on_the_gpu_either() {
     let run = shape(&["--layers", "2", "--device", "cuda"]);
-    // Open, and refused only then: it is no hardware.
+    // The model is opened, and refused only then: the device is no hardware.
     assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
     assert!(run.stderr.contains("is simulated"), "{run:?}");
 }
@@ -557,7 +555,7 @@ fn random_weights_need_no_file_on_the_gpu_either() {
 #[cfg(feature = "cuda")]
 #[test]
 #[ignore = "needs the software GPU: make test"]
-fn sensors_are_read_in_their_units_and_what_a_gpu_does_not_know_is_left_out() {
+fn sensors_are_read_in_their_units_or_left_out() {
     use kudos::internals::backend::cuda::nvml::{GpuClock, Sensors};
     use kudos::internals::backend::cuda::probe;
     for info in probe::devices().unwrap() {
@@ -568,7 +566,7 @@ fn sensors_are_read_in_their_units_and_what_a_gpu_does_not_know_is_left_out() {
     }
 }
 
-/// What a dry run of `bench kernels` prints.
+/// The output of a dry run of `bench kernels`.
 #[cfg(feature = "cuda")]
 #[track_caller]
 fn launched(arguments: &[&str]) -> String {
@@ -581,7 +579,7 @@ fn launched(arguments: &[&str]) -> String {
 #[cfg(feature = "cuda")]
 #[test]
 #[ignore = "needs the software GPU: make test"]
-fn every_kernel_is_launched_once_and_given_no_speed() {
+fn a_dry_run_launches_every_kernel_without_speed() {
     let page = fs::read_to_string(root().join("benches/kernels.md")).unwrap();
     for (tier, attention) in [("sm80", "attention_sm80_bf16_d64"), ("sm75", "attention_sm75_f16_d64")] {
         let shape = ["--shape", "smollm2-135m", "--cuda-tier", tier];
@@ -611,7 +609,7 @@ fn every_kernel_is_launched_once_and_given_no_speed() {
         assert!(rows.iter().all(|row| row["seconds_median"].is_null() && row["share"].is_null()), "{text}");
         let mut found = BTreeSet::new();
         fields("", &report, &mut found);
-        // Of no samples nobody knows what they are.
+        // An empty array has no type of its elements.
         for (path, found) in found.iter().filter(|(path, _)| path != "rows.samples") {
             let line = page.lines().find(|line| line.starts_with(&format!("| `{path}` | ")));
             let types = line.unwrap_or_else(|| panic!("`{path}` is not in benches/kernels.md"));
@@ -626,7 +624,7 @@ fn every_kernel_is_launched_once_and_given_no_speed() {
 #[cfg(feature = "cuda")]
 #[test]
 #[ignore = "needs the software GPU: make test"]
-fn kernels_of_a_device_that_is_no_hardware_are_given_no_speed() {
+fn kernels_have_no_speed_on_the_software_gpu() {
     let run = bench(&["kernels", "--shape", "smollm2-135m"]);
     assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
     assert!(run.stderr.contains("is simulated") && run.stderr.contains("--dry-run"), "{run:?}");

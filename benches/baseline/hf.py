@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures Hugging Face transformers on token ids: the baseline of the engine.
 
-    python3 hf.py MODEL WORKLOADS.json [--ways batched,card] [--dtype auto] [--device cpu] ...   # torch, transformers
+    python3 hf.py MODEL WORKLOADS.json [--modes batched,card] [--dtype auto] [--device cpu] ...   # torch, transformers
 
 MODEL is a folder in Hugging Face layout; one that has a config.json and no weights gets random ones of that config, made on
 the device. WORKLOADS.json (- is standard input) lists workloads, each a list of sequences of token ids of one length, so
@@ -63,17 +63,17 @@ class Model:
         return [output["scores"][0][0][0].item()]
 
 
-def timed(way, ids, batch):
+def timed(mode, ids, batch):
     """Rewards, seconds, and seconds of this process's CPU time."""
     start, cpu_start = time.perf_counter(), time.process_time()
-    rewards = [reward for part in ids.split(batch) for reward in way(part)]
+    rewards = [reward for part in ids.split(batch) for reward in mode(part)]
     return rewards, time.perf_counter() - start, time.process_time() - cpu_start
 
 
-def repeat(way, ids, batch, options):
+def repeat(mode, ids, batch, options):
     seconds, cpu_seconds = [], []
     while len(seconds) < options.repeats or sum(seconds) < options.seconds:
-        rewards, run, cpu_run = timed(way, ids, batch)
+        rewards, run, cpu_run = timed(mode, ids, batch)
         seconds.append(run)
         cpu_seconds.append(cpu_run)
     return {"batch": batch, "seconds": seconds, "cpu_seconds": cpu_seconds, "rewards": rewards}
@@ -100,7 +100,7 @@ def measure_card(model, ids, options):
     return repeat(model.card, ids, 1, options)
 
 
-WAYS = {"batched": measure_batched, "card": measure_card}
+MODES = {"batched": measure_batched, "card": measure_card}
 
 
 def in_words(device):
@@ -120,7 +120,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("workloads", type=pathlib.Path)
-    parser.add_argument("--ways", default="batched,card")
+    parser.add_argument("--modes", default="batched,card")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, or auto: layers on GPU after GPU")
     parser.add_argument("--threads", type=int, help="of the CPU")
@@ -142,7 +142,7 @@ def main():
     with torch.inference_mode():
         for sequences in workloads:
             ids = torch.tensor(sequences)
-            rows.append({way: WAYS[way](model, ids, options) for way in options.ways.split(",")})
+            rows.append({mode: MODES[mode](model, ids, options) for mode in options.modes.split(",")})
     print(json.dumps({
         "engine": f"transformers {transformers.__version__}, torch {torch.__version__}",
         "device": in_words(model.device),

@@ -1,4 +1,5 @@
-//! The library must stay loaded: callers open it, close it and open it again, and its devices must survive that.
+//! The library must stay loaded: callers open it, close it and open it again, and its devices must
+//! survive that.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -100,7 +100,8 @@ pub struct Spent {
     pub cost: Cost,
 }
 
-/// The time of rank 0's passes while profiling is on. Clones share their counts: give one to the engine and keep another.
+/// The time of rank 0's passes while profiling is on. Clones share their counts: give one to the
+/// engine and keep another.
 #[derive(Clone, Debug, Default)]
 pub struct Profile(Arc<State>);
 
@@ -116,8 +117,8 @@ impl Profile {
         self.0.is_on.store(true, Ordering::Relaxed);
     }
 
-    /// Ends profiling and returns the classes that had ops since the start, in the order of [`Class::ALL`]. No pass may be
-    /// running.
+    /// Ends profiling and returns the classes that had ops since the start, in the order of
+    /// [`Class::ALL`]. No pass may be running.
     pub fn stop(&self) -> Vec<Spent> {
         self.0.is_on.store(false, Ordering::Relaxed);
         let mut spent = std::mem::take(&mut *lock(&self.0.spent));

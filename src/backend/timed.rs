@@ -1,10 +1,12 @@
 //! [`Timed`]: a backend whose passes are timed op by op while a [`Profile`] is on.
 //!
-//! It wraps any backend that is a [`Clock`], and records a mark after every op. The time between two marks belongs to the
-//! later op: on a GPU also the time for which the GPU waited for it. A pass that is not profiled makes the inner backend's
-//! calls and no others, and an engine that is opened without a profile has no `Timed` at all.
+//! It wraps any backend that is a [`Clock`], and records a mark after every op. The time between
+//! two marks belongs to the later op: on a GPU also the time for which the GPU waited for it. A
+//! pass that is not profiled makes the inner backend's calls and no others, and an engine that is
+//! opened without a profile has no `Timed` at all.
 //!
-//! Marks are recorded here and not in the model, where they would double the lines of [`crate::model::layer`].
+//! Marks are recorded here and not in the model, where they would double the lines of
+//! [`crate::model::layer`].
 
 use std::ops::Range;
 
@@ -23,13 +25,13 @@ pub struct ElementBytes {
     pub other: usize,
 }
 
-/// What [`Timed`] needs of a backend besides its ops.
+/// A backend whose ops can be timed.
 pub trait Clock: Backend {
     /// A point in time after an op.
     type Mark;
 
-    /// Records a mark after everything that was queued so far, all-reduces included. `unused` is a mark that may be
-    /// recorded anew.
+    /// Records a mark after everything that was queued so far, all-reduces included. `unused` is a
+    /// mark that may be recorded anew.
     fn mark(&mut self, unused: Option<Self::Mark>) -> Result<Self::Mark>;
 
     /// Seconds from one mark to a later one; waits until the later one is reached.
@@ -38,7 +40,8 @@ pub trait Clock: Backend {
     /// The sizes of the model and of this rank's part.
     fn geometry(&self) -> &Geometry;
 
-    /// The sizes of elements where ops read and write the device's memory; `None` where caches hold them.
+    /// The sizes of elements where ops read and write the device's memory; `None` where caches hold
+    /// them.
     fn element_bytes(&self) -> Option<ElementBytes>;
 
     /// Which matrix a weight is.
@@ -100,7 +103,8 @@ impl<B: Clock> Timed<B> {
         self.inner.element_bytes().map(|bytes| residual * bytes.residual + other * bytes.other)
     }
 
-    /// A matmul of `rows` rows with a matrix `[out_features, in_features]`, which writes these elements per row.
+    /// A matmul of `rows` rows with a matrix `[out_features, in_features]`, which writes these
+    /// elements per row.
     fn matmul(
         &self,
         rows: usize,
@@ -177,8 +181,9 @@ impl<B: Clock> Timed<B> {
     }
 }
 
-/// Methods that call the inner backend. A class and a cost behind `=>` make one an op, after which a mark is recorded; both
-/// are computed before the call takes the arguments, and only while the pass is profiled.
+/// Methods that call the inner backend. A class and a cost behind `=>` make one an op, after which
+/// a mark is recorded; both are computed before the call takes the arguments, and only while the
+/// pass is profiled.
 macro_rules! forward {
     ($(fn $name:ident(&mut $self:ident $(, $arg:ident: $type:ty)*) -> $out:ty $(=> $op:expr)?;)*) => {$(
         fn $name(&mut $self $(, $arg: $type)*) -> $out {

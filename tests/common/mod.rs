@@ -1,5 +1,5 @@
-//! What several test binaries need: where the models are, running the command, making a model, damaging a safetensors
-//! file.
+//! Shared by several test binaries: paths of models, running the command, making a model, damaging
+//! a safetensors file.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
@@ -11,8 +11,9 @@ use std::{env, fs};
 use kudos::{Batching, CpuOptions, Engine, EngineBuilder};
 use serde_json::{Value, json};
 
-/// Returns the folder that holds `tests/fixtures` and `demo`: the repository, or the value of `KUDOS_TEST_ROOT` on a
-/// machine without one. The packages whose tests are here have other folders.
+/// Returns the folder that holds `tests/fixtures` and `demo`: the repository, or the value of
+/// `KUDOS_TEST_ROOT` on a machine without one. The packages whose tests are here have other
+/// folders.
 pub(crate) fn root() -> PathBuf {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     let repository = package.ancestors().find(|folder| folder.join("tests/fixtures").is_dir());
@@ -22,7 +23,7 @@ pub(crate) fn root() -> PathBuf {
 /// The `kudos` command: the one that cargo built, or `KUDOS_TEST_BIN` where that is elsewhere.
 pub(crate) fn kudos_path() -> PathBuf {
     const BUILT: Option<&str> = option_env!("CARGO_BIN_EXE_kudos");
-    let built = || BUILT.unwrap_or_else(|| panic!("the tests of this package run no command")).into();
+    let built = || BUILT.unwrap_or_else(|| panic!("this package builds no `kudos` command")).into();
     env::var_os("KUDOS_TEST_BIN").unwrap_or_else(built).into()
 }
 
@@ -56,7 +57,7 @@ pub(crate) fn fixtures() -> Vec<PathBuf> {
     dirs
 }
 
-/// `len` token ids below `vocab`, the same ones for the same seed.
+/// `len` random token ids below `vocab`; equal seeds give equal ids.
 pub(crate) fn ids(seed: u64, len: usize, vocab: u32) -> Vec<u32> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -68,7 +69,8 @@ pub(crate) fn ids(seed: u64, len: usize, vocab: u32) -> Vec<u32> {
     (0..len).map(|_| next()).collect()
 }
 
-/// Sequences with every kind of kinship: a shared start, a duplicate, one that is a prefix of another, one token, none.
+/// Sequences that share prefixes in every way: a shared start, a duplicate, a prefix of another,
+/// one token, none shared.
 pub(crate) fn family(vocab: u32) -> Vec<Vec<u32>> {
     let prompt = ids(1, 70, vocab);
     let with = |tail: &[u32]| [prompt.as_slice(), tail].concat();
@@ -84,7 +86,7 @@ pub(crate) fn family(vocab: u32) -> Vec<Vec<u32>> {
     ]
 }
 
-/// What a run of the command left.
+/// The result of a run of the command.
 #[derive(Debug)]
 pub(crate) struct Run {
     pub(crate) status: Option<i32>,
@@ -97,7 +99,7 @@ pub(crate) fn kudos(arguments: &[&str], input: &str) -> Run {
     kudos_in(&[], arguments, input)
 }
 
-/// The same with variables set in its environment, or taken out where there is no value.
+/// Like [`kudos`], with variables set in the environment, or removed where the value is `None`.
 pub(crate) fn kudos_in(variables: &[(&str, Option<&str>)], arguments: &[&str], input: &str) -> Run {
     let mut command = Command::new(kudos_path());
     for (name, value) in variables {
@@ -144,7 +146,7 @@ pub(crate) fn poison_tensor(path: &Path, tensor: &str) {
     overwrite_tensor(path, tensor, "BF16", &0x7FC0_u16.to_le_bytes());
 }
 
-/// Replaces the first bytes of a tensor, which is expected to hold `dtype`.
+/// Replaces the first bytes of a tensor, which must hold `dtype`.
 pub(crate) fn overwrite_tensor(path: &Path, tensor: &str, dtype: &str, first: &[u8]) {
     let mut bytes = fs::read(path).unwrap();
     let header_len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
@@ -155,11 +157,11 @@ pub(crate) fn overwrite_tensor(path: &Path, tensor: &str, dtype: &str, first: &[
     fs::write(path, bytes).unwrap();
 }
 
-/// Stores the numbers of a safetensors file of bf16 tensors in f32.
+/// Stores the elements of a safetensors file of bf16 tensors in f32.
 pub(crate) fn widen_to_f32(path: &Path) {
     let bytes = fs::read(path).unwrap();
     let (length, rest) = bytes.split_at(8);
-    let (header, numbers) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
+    let (header, elements) = rest.split_at(u64::from_le_bytes(length.try_into().unwrap()) as usize);
     let mut header: Value = serde_json::from_slice(header).unwrap();
     for (_, tensor) in header.as_object_mut().unwrap().iter_mut().filter(|(name, _)| *name != "__metadata__")
     {
@@ -168,12 +170,12 @@ pub(crate) fn widen_to_f32(path: &Path) {
         (tensor["dtype"], tensor["data_offsets"]) = (json!("F32"), json!([begin, end]));
     }
     let header = header.to_string();
-    let wide = numbers.chunks_exact(2).flat_map(|number| [0, 0, number[0], number[1]]);
+    let wide = elements.chunks_exact(2).flat_map(|element| [0, 0, element[0], element[1]]);
     let length = (header.len() as u64).to_le_bytes();
     fs::write(path, [&length[..], header.as_bytes(), &wide.collect::<Vec<_>>()].concat()).unwrap();
 }
 
-/// The sizes of a model of heads of 1/8 of its width.
+/// The sizes of a model whose heads have 1/8 of its width.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ModelSizes {
     pub(crate) hidden: usize,
@@ -182,8 +184,8 @@ pub(crate) struct ModelSizes {
     pub(crate) vocab: usize,
 }
 
-/// Writes a model with random bf16 weights between 1/32 and 1/16 and of either sign, and returns their bytes. It has no
-/// tokenizer.
+/// Writes a model with random bf16 weights between 1/32 and 1/16 and of either sign, and returns
+/// their bytes. It has no tokenizer.
 pub(crate) fn random_model(dir: &Path, sizes: ModelSizes) -> usize {
     let ModelSizes { hidden, ffn, layers, vocab } = sizes;
     let config = json!({
@@ -234,7 +236,7 @@ pub(crate) fn random_model(dir: &Path, sizes: ModelSizes) -> usize {
     offset
 }
 
-/// Every file in a folder and its folders, in order of their paths.
+/// Every file in a folder and its subfolders, ordered by path.
 pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
     let mut files: Vec<PathBuf> =

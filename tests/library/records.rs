@@ -1,4 +1,4 @@
-//! What is drawn and told of measurements is what their records give.
+//! Plots and tables of measurements agree with their records.
 
 use crate::common;
 
@@ -9,25 +9,25 @@ use std::process::Command;
 use serde_json::Value;
 
 #[test]
-fn plots_are_what_the_records_give() {
+fn plots_agree_with_the_records() {
     let script = common::root().join("benches/plots.py");
     let output = Command::new("python3").arg(script).arg("--check").output().expect("python3 is there");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// The section of `benches/README.md` whose table is held to the record that it names.
+/// The section of `benches/README.md` whose table must agree with the record that it names.
 const SECTION: &str = "\n## SmolLM2-135M against Hugging Face transformers\n";
 
-/// What a record holds of one side of a workload, in all its rounds.
+/// One side of a workload in a record, over all rounds.
 #[derive(Default)]
 struct Side {
     /// Tokens a second of every run.
     rates: Vec<f64>,
-    /// Of the run that took least.
+    /// The least of all runs.
     cpu_seconds: f64,
     /// The most of all rounds.
     peak_memory_bytes: f64,
-    /// From the engine's own in float32.
+    /// Mean distance from the engine's own in float32.
     rewards_apart: Option<f64>,
 }
 
@@ -52,8 +52,8 @@ impl Side {
     }
 }
 
-/// All sides of all workloads of a record, by the names that the table has for them. Where one arithmetic was measured beside
-/// transformers, it counts only there.
+/// All sides of all workloads of a record, by their names in the table. Where one arithmetic was
+/// measured beside transformers, only those runs count.
 fn sides(record: &Value) -> BTreeMap<(&'static str, String), Side> {
     let reports = || record["reports"].as_array().unwrap().iter();
     let rows = |report: &'_ Value| report["rows"].as_array().cloned().unwrap_or_default();
@@ -107,23 +107,24 @@ fn sides(record: &Value) -> BTreeMap<(&'static str, String), Side> {
     sides
 }
 
-/// Holds the numbers of a cell, without their units, to these: each rounded to the digits that it has there.
+/// Checks that a cell has these numbers, without their units, each rounded to the digits in the
+/// cell.
 #[track_caller]
 fn check_cell(cell: &str, expected: &[f64]) {
     let words = cell.split([' ', '(', ')']).map(|word| word.replace(',', ""));
     let written: Vec<String> = words.filter(|word| word.parse::<f64>().is_ok()).collect();
-    assert_eq!(written.len(), expected.len(), "`{cell}` has other numbers than {expected:?}");
+    assert_eq!(written.len(), expected.len(), "`{cell}` differs from {expected:?}");
     for (word, expected) in written.iter().zip(expected) {
         let (digits, exponent) = word.split_once('e').unwrap_or((word, "0"));
         let decimals = digits.split_once('.').map_or(0, |(_, decimals)| decimals.len() as i32);
         let unit = 10_f64.powi(exponent.parse::<i32>().unwrap() - decimals);
         let written: f64 = word.parse().unwrap();
-        assert!((written - expected).abs() <= 0.5001 * unit, "`{cell}` says {word}, the record {expected}");
+        assert!((written - expected).abs() <= 0.5001 * unit, "`{cell}` has {word}, the record {expected}");
     }
 }
 
 #[test]
-fn the_table_of_measurements_is_what_its_record_gives() {
+fn the_table_of_measurements_agrees_with_its_record() {
     let page = fs::read_to_string(common::root().join("benches/README.md")).unwrap();
     let (_, section) = page.split_once(SECTION).unwrap();
     let section = section.split("\n## ").next().unwrap();
@@ -136,7 +137,7 @@ fn the_table_of_measurements_is_what_its_record_gives() {
         let (batched, card) = (of("batched"), of("card"));
         if batched.rates()[0] > card.rates()[0] { batched } else { card }
     };
-    // The front page has the engine's rates, and those of the faster of transformers' ways.
+    // The front page has the engine's rates, and those of the faster mode of transformers.
     let front = fs::read_to_string(common::root().join("README.md")).unwrap();
     for (workload, named) in [("conversations", "| 16 conversations of "), ("responses", "| 8 responses of ")]
     {
@@ -150,7 +151,7 @@ fn the_table_of_measurements_is_what_its_record_gives() {
         check_cell(cells[2], &[faster("float32")]);
         check_cell(cells[3], &[faster("bfloat16")]);
     }
-    let (mut workload, mut told) = ("", 0);
+    let (mut workload, mut rows) = ("", 0);
     for line in section.lines().filter(|line| line.starts_with("| ")).skip(1) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
         let [named, side, rates, ratios, cpu_ratio, memory, apart] = cells[..] else { panic!("{line}") };
@@ -163,13 +164,13 @@ fn the_table_of_measurements_is_what_its_record_gives() {
         let measured = &sides[&(workload, side.to_owned())];
         let base = base(workload);
         check_cell(rates, &measured.rates());
-        let ratio = |way: usize| measured.rates()[way] / base.rates()[way];
+        let ratio = |index: usize| measured.rates()[index] / base.rates()[index];
         let both = [ratio(0), ratio(1)];
         check_cell(ratios, if ratios.contains('(') { &both } else { &both[..1] });
         check_cell(cpu_ratio, &[base.cpu_seconds / measured.cpu_seconds]);
         check_cell(memory, &[measured.peak_memory_bytes / f64::from(1 << 20)]);
         check_cell(apart, measured.rewards_apart.as_slice());
-        told += 1;
+        rows += 1;
     }
-    assert!(told >= 8, "the table has {told} rows");
+    assert!(rows >= 8, "the table has {rows} rows");
 }

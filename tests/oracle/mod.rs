@@ -1,4 +1,5 @@
-//! The judge of every backend: an f64 oracle, and the checkpoints of tests/fixtures/models with Hugging Face's rewards.
+//! The reference of every backend: an f64 oracle, and the checkpoints of tests/fixtures/models with
+//! Hugging Face's rewards.
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its own part of this")]
 
@@ -18,7 +19,8 @@ pub struct Fixture {
     pub cases: Vec<Case>,
 }
 
-/// One token sequence and what Hugging Face makes of it; tests/fixtures/models/README.md says how it was computed.
+/// One token sequence and its results in Hugging Face transformers, computed as
+/// tests/fixtures/models/README.md describes.
 pub struct Case {
     pub ids: Vec<u32>,
     pub scored_token: usize,
@@ -40,7 +42,7 @@ pub fn fixtures() -> Vec<Fixture> {
         .map(|folder| Fixture::read(&folder))
         .collect();
     fixtures.sort_by(|a, b| a.name.cmp(&b.name));
-    // A fixture that got lost must not make its tests pass.
+    // The tests must not pass because a fixture is missing.
     assert_eq!(fixtures.len(), 12, "checkpoints in {}", models.display());
     fixtures
 }
@@ -63,7 +65,7 @@ impl Fixture {
 impl Case {
     fn read(case: &Value) -> Self {
         let number = |key: &str| case[key].as_f64().unwrap_or_else(|| panic!("cases.json: {key}"));
-        let numbers = |key: &str, single: &str| match case[key].as_array() {
+        let logits = |key: &str, single: &str| match case[key].as_array() {
             Some(all) => all.iter().map(|value| value.as_f64().unwrap()).collect(),
             None => vec![number(single)],
         };
@@ -73,8 +75,8 @@ impl Case {
             reward_f32: number("reward_f32"),
             reward_f64: number("reward_f64"),
             reward_bf16: number("reward_bf16"),
-            logits_f32: numbers("logits_f32", "reward_f32"),
-            logits_f64: numbers("logits_f64", "reward_f64"),
+            logits_f32: logits("logits_f32", "reward_f32"),
+            logits_f64: logits("logits_f64", "reward_f64"),
         }
     }
 }
@@ -84,13 +86,13 @@ pub fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
 
-/// A JSON file that has to be there.
+/// Reads a JSON file, which must exist.
 pub fn read_json(path: &Path) -> Value {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     serde_json::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// How far a reward is off, as a multiple of max(1, |expected|): the measure that every parity bound is in.
+/// The error of a reward over max(1, |expected|): the measure of all parity bounds.
 pub fn relative_error(found: f64, expected: f64) -> f64 {
     (found - expected).abs() / expected.abs().max(1.0)
 }

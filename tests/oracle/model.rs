@@ -1,5 +1,6 @@
-//! The whole model in f64, from a folder and token ids to logits, out of the functions in `naive.rs`. It reads
-//! config.json and the weights by itself, trusts them, and panics at whatever it does not expect.
+//! The whole model in f64, from a folder and token ids to logits, by the functions in `naive.rs`.
+//! It reads config.json and the weights itself, does not validate them, and panics at unknown
+//! input.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -32,7 +33,8 @@ impl Oracle {
         Self { config, tensors }
     }
 
-    /// Every logit of the scored token: the labels of a classifier, the vocabulary of a causal model.
+    /// Every logit of the scored token: the labels of a classifier, the vocabulary of a causal
+    /// model.
     pub fn logits(&self, ids: &[u32]) -> Vec<f64> {
         let hidden = self.size("hidden_size");
         let embeddings = self.tensor("model.embed_tokens.weight");
@@ -51,7 +53,7 @@ impl Oracle {
         naive::linear(&row, head, None, hidden)
     }
 
-    /// The index of the token whose logits count.
+    /// The index of the scored token.
     pub fn scored_token(&self, ids: &[u32]) -> usize {
         let pad = self.config["pad_token_id"].as_u64();
         if !self.tensors.contains_key("score.weight") || pad.is_none() {
@@ -110,7 +112,8 @@ impl Oracle {
         naive::linear(x, self.tensor(&format!("{name}.weight")), bias, inputs)
     }
 
-    /// Both spellings: `rope_parameters` (transformers 5), `rope_theta` beside `rope_scaling` (transformers 4).
+    /// Both spellings: `rope_parameters` (transformers 5), `rope_theta` beside `rope_scaling`
+    /// (transformers 4).
     fn rope_frequencies(&self, head_dim: usize) -> Vec<f64> {
         let config = &self.config;
         let rope = config.get("rope_parameters").unwrap_or(&config["rope_scaling"]);

@@ -1,7 +1,9 @@
-//! The model's operations, as plainly as they can be written, in f64: the oracle that the op tests of every backend
-//! are held to. Shares nothing with `src/`. Matrices are row-major slices; `[tokens, width]` has one row per token.
+//! The model's operations in f64, written as plainly as possible: the oracle of every backend's op
+//! tests. Shares nothing with `src/`. Matrices are row-major slices; `[tokens, width]` has one row
+//! per token.
 
-/// x `[tokens, inputs]`, w `[outputs, inputs]`, bias `[outputs]` -> `[tokens, outputs]`: x · wᵀ + bias.
+/// x `[tokens, inputs]`, w `[outputs, inputs]`, bias `[outputs]` -> `[tokens, outputs]`: x · wᵀ +
+/// bias.
 pub fn linear(x: &[f64], w: &[f64], bias: Option<&[f64]>, inputs: usize) -> Vec<f64> {
     let outputs = w.len() / inputs;
     let mut out = Vec::with_capacity(x.len() / inputs * outputs);
@@ -13,7 +15,7 @@ pub fn linear(x: &[f64], w: &[f64], bias: Option<&[f64]>, inputs: usize) -> Vec<
     out
 }
 
-/// The sum of products.
+/// a · b.
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| a * b).sum()
@@ -28,7 +30,7 @@ pub fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<f64> {
     x.chunks_exact(weight.len()).flat_map(norm_row).collect()
 }
 
-/// Llama 3.1's way to stretch RoPE.
+/// Llama 3.1's scaling of RoPE.
 #[derive(Clone, Copy, Debug)]
 pub struct Llama3 {
     pub factor: f64,
@@ -37,9 +39,10 @@ pub struct Llama3 {
     pub original_max_tokens: f64,
 }
 
-/// The angle per position of each pair of a head, `[head_dim / 2]`: theta^(-2i / head_dim). With `Llama3`, a pair that
-/// turns fewer than `low_freq_factor` times within the original context is slowed by `factor`, one that turns more
-/// than `high_freq_factor` times is kept, and between the two the result is blended linearly.
+/// The angle per position of each pair of a head, `[head_dim / 2]`: theta^(-2i / head_dim). With
+/// `Llama3`, a pair that turns fewer than `low_freq_factor` times within the original context is
+/// slowed by `factor`, one that turns more than `high_freq_factor` times is kept, and between the
+/// two the result is blended linearly.
 pub fn rope_frequencies(head_dim: usize, theta: f64, scaling: Option<Llama3>) -> Vec<f64> {
     let plain = (0..head_dim / 2).map(|pair| theta.powf(-2.0 * pair as f64 / head_dim as f64));
     let Some(llama3) = scaling else { return plain.collect() };
@@ -52,8 +55,8 @@ pub fn rope_frequencies(head_dim: usize, theta: f64, scaling: Option<Llama3>) ->
     plain.map(scale).collect()
 }
 
-/// Rotates every head of one token's row `[heads · head_dim]` in place. A pair is element i of the head's first half
-/// with element i of its second half.
+/// Rotates every head of one token's row `[heads · head_dim]` in place. A pair is element i of the
+/// head's first half with element i of its second half.
 pub fn rope(row: &mut [f64], position: usize, frequencies: &[f64]) {
     let half = frequencies.len();
     for head in row.chunks_exact_mut(2 * half) {
@@ -66,9 +69,9 @@ pub fn rope(row: &mut [f64], position: usize, frequencies: &[f64]) {
     }
 }
 
-/// Attention of one token over its path. q `[q_heads · head_dim]`; keys and values: the rows `[kv_heads · head_dim]` of
-/// every token from the first up to and including this one, wherever they lie -> `[q_heads · head_dim]`.
-/// Query head h reads kv head h / (q_heads / kv_heads).
+/// Attention of one token over its path. q `[q_heads · head_dim]`; keys and values: the rows
+/// `[kv_heads · head_dim]` of every token from the first up to and including this one, wherever
+/// they lie -> `[q_heads · head_dim]`. Query head h reads kv head h / (q_heads / kv_heads).
 pub fn attention(q: &[f64], keys: &[&[f64]], values: &[&[f64]], head_dim: usize) -> Vec<f64> {
     let group = q.len() / keys[0].len();
     let mut out = vec![0.0; q.len()];

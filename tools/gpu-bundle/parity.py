@@ -3,10 +3,10 @@
 
     python3 parity.py run MODEL --kudos bin/kudos --out DIR     # one model of MODELS: DIR/MODEL.json
     python3 parity.py judge --out DIR                           # all of them together: DIR/pooled.json
-    ... --tiny --torch-device cpu                               # the same in small, for a machine without a GPU
+    ... --tiny --torch-device cpu                               # small models, for a machine without a GPU
 
 The truth is Transformers in float32 on the checkpoint's bf16 weights, one conversation at a time, without TF32 and with
-attention in plain steps. Transformers in bf16 (sdpa), the same way, has an error against it; so has kudos, which gets
+attention in plain steps. Transformers in bf16 (sdpa), run likewise, has an error against it; so has kudos, which gets
 all conversations at once. The bounds are those of tests/cuda.rs: over all models a mean error of POOLED_RATIO_MAX times
 that of Transformers in bf16, for each model MODEL_RATIO_MAX times, and the same winner wherever float32 tells two
 conversations apart by more than 4 times our mean error.
@@ -119,7 +119,7 @@ def tensors_of(name, tiny):
 
 def cases_of(name, tiny):
     """Conversations as token ids: every length several times, and one prompt with responses that share it."""
-    import random  # its ids are the same in every version, torch or not
+    import random  # its ids are equal in every version, with torch or without
 
     generator = random.Random(1000 + MODELS[name]["seed"])
     vocab = sizes_of(name, tiny)["vocab"]
@@ -140,7 +140,7 @@ def cases_of(name, tiny):
 
 
 def make_checkpoint(name, tiny, folder):
-    """Drawn on the CPU, so that the same torch makes the same weights on every machine."""
+    """Drawn on the CPU, so that one version of torch makes equal weights on every machine."""
     import torch
     from safetensors.torch import save_file
 

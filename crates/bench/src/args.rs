@@ -13,9 +13,10 @@ use kudos_cli::args::{DeviceArg, ResidencyArg, seconds};
 
 /// How many tokens a second the engine scores on this machine.
 ///
-/// Each length in `--tokens` is one test: all its sequences, of random ids, are scored in one call, first to warm up, then at
-/// least `--repeats` times, and last with a profile. Nominal tokens are those of all sequences; unique tokens are those that
-/// are computed, as a prefix that sequences share is computed once.
+/// Each length in `--tokens` is one test: all its sequences, of random ids, are scored in one call,
+/// first to warm up, then at least `--repeats` times, and last with a profile. Nominal tokens are
+/// those of all sequences; unique tokens are those that are computed, as a prefix that sequences
+/// share is computed once.
 #[derive(Debug, Parser)]
 #[command(name = "bench", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct CommandLine {
@@ -46,8 +47,9 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) model: Option<String>,
 
-    /// Random bf16 weights of a well-known model's shape instead. A GPU makes them itself; on the host, for the CPU and for
-    /// streaming, layers repeat after 2 GiB. The vocabulary is cut to 4,096 ids: no matmul runs over it
+    /// Random bf16 weights of a well-known model's shape instead. A GPU makes them itself; on the
+    /// host, for the CPU and for streaming, layers repeat after 2 GiB. The vocabulary is cut to
+    /// 4,096 ids: no matmul runs over it
     #[arg(long, value_enum)]
     pub(super) shape: Option<ShapeArg>,
 
@@ -59,7 +61,8 @@ pub(super) struct ModelArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) device: DeviceArg,
 
-    /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on; 1 on the CPU]
+    /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on; 1
+    /// on the CPU]
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
 
@@ -102,8 +105,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", requires = "shared_prefix")]
     pub(super) responses: Option<NonZeroUsize>,
 
-    /// The longest warm-up of each test: runs that are not measured, until four in a row agree within 3 %, as must a GPU's clocks
-    /// after them
+    /// The longest warm-up of each test: runs that are not measured, until four in a row agree
+    /// within 3 %, as must a GPU's clocks after them
     #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     pub(super) warm_up: Duration,
 
@@ -115,8 +118,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(super) seconds: Option<Duration>,
 
-    /// Peak of the device, all ranks together, in TFLOP/s: TFLOP/s and their share of it (MFU) are then printed
-    /// [default: the data sheet's figure for known GPUs; measured on a CPU]
+    /// Peak of the device, all ranks together, in TFLOP/s: TFLOP/s and their share of it (MFU) are
+    /// then printed [default: the data sheet's figure for known GPUs; measured on a CPU]
     #[arg(long, value_name = "X", value_parser = tflops)]
     pub(super) peak_tflops: Option<f64>,
 
@@ -124,12 +127,14 @@ pub(super) struct Args {
     #[arg(short, long, value_enum, default_value = "md")]
     pub(super) output: Format,
 
-    /// Also measure Hugging Face transformers on the same ids, with this python, which has torch and transformers:
-    /// at its fastest batch size, and one conversation at a time as model cards show it. The engine is closed first
+    /// Also measure Hugging Face transformers on the same ids, with this python, which has torch
+    /// and transformers: at its fastest batch size, and one conversation at a time as model cards
+    /// show it. The engine is closed first
     #[arg(long, value_name = "PYTHON")]
     pub(super) compare: Option<PathBuf>,
 
-    /// Arithmetic of transformers: auto is float32 on the CPU and bfloat16 on GPUs (float16 where they have none)
+    /// Arithmetic of transformers: auto is float32 on the CPU and bfloat16 on GPUs (float16 where
+    /// they have none)
     #[arg(
         long,
         value_enum,
@@ -160,7 +165,7 @@ pub(super) struct KernelsArgs {
     #[arg(short, long, value_name = "N", default_value = "10")]
     pub(super) repeats: NonZeroUsize,
 
-    /// Launch every kernel once and measure nothing, which the software GPU allows as well
+    /// Launch every kernel once and measure nothing, also on devices without a clock rate
     #[arg(long)]
     pub(super) dry_run: bool,
 
@@ -176,20 +181,23 @@ pub(super) struct ServeArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
 
-    /// Requests a second, which arrive at random times (Poisson) whether earlier ones are completed or not: one test per
-    /// number. A latency counts from the time at which the request was due
+    /// Requests a second, which arrive at random times (Poisson) whether earlier ones are completed
+    /// or not: one test per number. A latency counts from the time at which the request was due
     #[arg(long, value_name = "R,..", value_delimiter = ',', value_parser = positive)]
     pub(super) rate: Vec<f64>,
 
-    /// Like `--rate`, as shares of the requests a second that the engine completes from a full queue
+    /// Like `--rate`, as shares of the requests a second that the engine completes from a full
+    /// queue
     #[arg(long, value_name = "X,..", value_delimiter = ',', value_parser = positive)]
     pub(super) load: Vec<f64>,
 
-    /// Clients, each of which submits its next request when the last one is completed: one test per number
+    /// Clients, each of which submits its next request when the last one is completed: one test per
+    /// number
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     pub(super) concurrency: Vec<NonZeroUsize>,
 
-    /// Tokens of a request: a number, FIRST..LAST (uniform, both included), or lognormal:MEDIAN,SIGMA,MAX
+    /// Tokens of a request: a number, FIRST..LAST (uniform, both included), or
+    /// lognormal:MEDIAN,SIGMA,MAX
     #[arg(long, value_name = "LENGTHS", default_value = "64..512")]
     pub(super) tokens: Lengths,
 
@@ -217,7 +225,8 @@ pub(super) struct ServeArgs {
 /// Arguments of `bench tokenize`.
 #[derive(Debug, clap::Args)]
 pub(super) struct TokenizeArgs {
-    /// The model's folder, or an `org/name` in the local Hugging Face cache: only its tokenizer and template are read
+    /// The model's folder, or an `org/name` in the local Hugging Face cache: only its tokenizer and
+    /// template are read
     #[arg(long, value_name = "DIR")]
     pub(super) model: String,
 

@@ -1,4 +1,5 @@
-//! Hugging Face transformers on the same machine, model and ids: `benches/baseline/hf.py`, run by a python that has it.
+//! Hugging Face transformers on the same machine, model and ids: `benches/baseline/hf.py`, run by a
+//! python that has it.
 
 use std::fs;
 use std::io::Write;
@@ -102,7 +103,8 @@ pub(super) fn check(python: &Path) -> Result<()> {
     })
 }
 
-/// Measures every test's workload in each arithmetic. The engine is closed: the script needs its memory on the device.
+/// Measures every test's workload in each arithmetic. The engine is closed: the script needs its
+/// memory on the device.
 pub(super) fn run(
     python: &Path,
     args: &Args,
@@ -186,7 +188,8 @@ impl Baseline {
         test.nominal_rate().median / self.rate(index, test).median
     }
 
-    /// The mean and the largest distance of its rewards from the engine's; `None` where the weights differ.
+    /// The mean and the largest distance of its rewards from the engine's; `None` where the weights
+    /// differ.
     fn apart(&self, index: usize, test: &TestResult) -> Option<(f64, f64)> {
         let apart = self.rows[index].rewards.iter().zip(&test.rewards);
         let apart: Vec<f64> = apart.map(|(theirs, ours)| f64::from(theirs - ours).abs()).collect();

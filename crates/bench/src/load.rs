@@ -8,7 +8,8 @@ use kudos::Stats;
 /// How requests arrive.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Load {
-    /// `rate` a second, whether earlier ones are answered or not; `share` of the capacity where it was given as one.
+    /// `rate` a second, whether earlier ones are answered or not; `share` of the capacity where it
+    /// was given as one.
     Open { rate: f64, share: Option<f64> },
     /// From this number of clients, each of which waits for its answer.
     Closed { concurrency: usize },

@@ -1,9 +1,10 @@
 //! The `bench` command: how many tokens a second the engine scores here.
 //!
-//! It measures what a program that links the engine sees: one call of [`Engine::score_tokens`] with all sequences of a
-//! test, from queue to rewards, without tokenization; the same code on every device. `benches/schema.md` describes its
-//! reports. `serve-like` measures requests that arrive one by one, `tokenize` rendering and tokenization, `kernels` single
-//! kernels, and `--compare` Hugging Face transformers.
+//! It measures what a program that links the engine sees: one call of [`Engine::score_tokens`] with
+//! all sequences of a test, from queue to rewards, without tokenization; the same code on every
+//! device. `benches/schema.md` describes its reports. `serve-like` measures requests that arrive
+//! one by one, `tokenize` rendering and tokenization, `kernels` single kernels, and `--compare`
+//! Hugging Face transformers.
 
 mod args;
 mod classes;

@@ -1,4 +1,5 @@
-//! The peak of a device: given, measured on a CPU, or from the data sheet of a GPU. MFU is the share of it that was reached.
+//! The peak of a device: given, measured on a CPU, or from the data sheet of a GPU. MFU is the
+//! share of it that was reached.
 
 use crate::roof::Rates;
 use kudos::{DeviceKind, Engine};
@@ -13,7 +14,8 @@ pub(super) struct Peak {
 }
 
 impl Peak {
-    /// The peak that was given, the measured rate of a CPU, or the data sheet's of a GPU; `None` where none is known.
+    /// The peak that was given, the measured rate of a CPU, or the data sheet's of a GPU; `None`
+    /// where none is known.
     pub(super) fn of(engine: &Engine, given: Option<f64>, rates: Option<Rates>) -> Option<Self> {
         let ranks = engine.plan().ranks;
         match given {

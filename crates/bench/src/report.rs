@@ -1,6 +1,8 @@
-//! What all reports share: one JSON object, which is printed with `-o json`, and helpers for the Markdown view of it.
+//! The form of all reports: one JSON object, which `-o json` prints, and a Markdown view of it, for
+//! which this has helpers.
 //!
-//! `benches/schema.md` and `benches/kernels.md` describe the objects. A Markdown view reads nothing but the object.
+//! `benches/schema.md` and `benches/kernels.md` describe the objects. A Markdown view reads nothing
+//! but the object.
 
 use std::iter;
 

@@ -1,4 +1,5 @@
-//! Requests as services receive them: lengths from a distribution, responses to shared prompts, random arrival times.
+//! Requests as services receive them: lengths from a distribution, responses to shared prompts,
+//! random arrival times.
 
 use std::fmt;
 use std::str::FromStr;

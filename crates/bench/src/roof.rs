@@ -1,4 +1,5 @@
-//! The roof: the time of a run at the rates that were measured of this device, in the same run of `bench`.
+//! The roof: the time of a run at the rates that were measured of this device, in the same run of
+//! `bench`.
 
 use std::num::NonZeroUsize;
 use std::thread;
@@ -35,8 +36,9 @@ pub(super) struct Rates {
 }
 
 impl Rates {
-    /// Measures the device of an engine, which must be closed: the GPU's memory is needed. On a CPU in the arithmetic and on
-    /// the number of threads of `args`; `None` where its peak is not known.
+    /// Measures the device of an engine, which must be closed: the GPU's memory is needed. On a CPU
+    /// in the arithmetic and on the number of threads of `args`; `None` where its peak is not
+    /// known.
     pub(super) fn measure(engine: &Engine, args: &ModelArgs) -> Result<Option<Self>> {
         if engine.device().kind != DeviceKind::Cpu {
             let Yardsticks { flop_per_second, bytes_per_second } = kernels::yardsticks(engine.config())?;

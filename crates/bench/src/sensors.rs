@@ -1,4 +1,5 @@
-//! Clocks, power and temperature of GPUs, read between runs. Nothing without NVML, and nothing for CPUs.
+//! Clocks, power and temperature of GPUs, read between runs. Nothing without NVML, and nothing for
+//! CPUs.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -79,7 +80,8 @@ impl Range {
     }
 }
 
-/// The median and the range of each quantity that is known: `; power 650 W (300 to 700)`. Empty for null.
+/// The median and the range of each quantity that is known: `; power 650 W (300 to 700)`. Empty for
+/// null.
 pub(super) fn text(gpu: &Value) -> String {
     let text = |(name, label, unit): (&str, &str, &str)| {
         let of = |part: &str| gpu[name][part].as_f64();

@@ -1,11 +1,13 @@
 //! `bench serve-like`: requests that arrive one by one, from many threads, as a service sees them.
 //!
-//! In an open loop requests arrive whether earlier ones are completed or not, and a latency counts from the time at which its
-//! request was due. A generator that waits for answers, or counts from when it submitted, leaves out the latencies of just
-//! those times at which the engine is slow (coordinated omission). In a closed loop each client submits its next request
-//! when the one before is completed: the throughput of a fixed number of waiting callers.
+//! In an open loop requests arrive whether earlier ones are completed or not, and a latency counts
+//! from the time at which its request was due. A generator that waits for answers, or counts from
+//! when it submitted, leaves out the latencies of just those times at which the engine is slow
+//! (coordinated omission). In a closed loop each client submits its next request when the one
+//! before is completed: the throughput of a fixed number of waiting callers.
 //!
-//! A request's waker takes the time of its completion, on the thread that completes it: no thread waits for each request.
+//! A request's waker takes the time of its completion, on the thread that completes it: no thread
+//! waits for each request.
 
 use std::future::Future;
 use std::ops::Range;
@@ -27,7 +29,8 @@ use kudos::{Engine, Pending, Result, Stats};
 use kudos_cli::output::Output;
 use kudos_cli::say;
 
-/// Passes that the queued requests fill, and seconds for which they are scored, where the capacity is measured.
+/// Passes that the queued requests fill, and seconds for which they are scored, where the capacity
+/// is measured.
 const CAPACITY_PASSES: usize = 4;
 const CAPACITY_SECONDS: f64 = 1.0;
 

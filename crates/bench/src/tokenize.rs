@@ -1,5 +1,5 @@
-//! `bench tokenize`: conversations to token ids, by rendering and tokenizing, which run on the CPU beside the device's work
-//! and must keep up with it.
+//! `bench tokenize`: conversations to token ids, by rendering and tokenizing, which run on the CPU
+//! beside the device's work and must keep up with it.
 
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -53,7 +53,8 @@ pub(super) fn run(args: &TokenizeArgs, commit: Option<&str>) -> anyhow::Result<(
     output.line(&report::text(&report, args.output, markdown))
 }
 
-/// Threads take one conversation after the other, again from the first after the last, until the time is up.
+/// Threads take one conversation after the other, again from the first after the last, until the
+/// time is up.
 fn tokenize(
     prompt: &Prompt,
     conversations: &[Conversation],

@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::report::{number, plain};
 use kudos::Result;
 
-/// The last runs agree when the longest takes at most `BOUND` times the shortest; likewise their clocks.
+/// The last runs agree when the longest takes at most `BOUND` times the shortest; likewise their
+/// clocks.
 const LAST: usize = 4;
 const BOUND: f64 = 1.03;
 
@@ -31,8 +32,8 @@ pub(super) fn text(warm_up: &Value) -> String {
     format!("{} runs in {seconds}, {ended}", plain(&warm_up["runs"]))
 }
 
-/// Runs until times and clocks have settled or `most` has passed, at least once. `run` returns the run's seconds, and the
-/// clock after it in MHz where that is known.
+/// Runs until times and clocks have settled or `most` has passed, at least once. `run` returns the
+/// run's seconds, and the clock after it in MHz where that is known.
 pub(super) fn warm_up(most: Duration, mut run: impl FnMut() -> Result<(f64, Option<f64>)>) -> Result<WarmUp> {
     let (mut times, mut clocks) = (Vec::new(), Vec::new());
     loop {

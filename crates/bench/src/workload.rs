@@ -24,8 +24,8 @@ pub(super) struct Workload {
 }
 
 impl Workload {
-    /// Refuses more sequences than there are ids: the first id after the prefix tells sequences apart, and equal ones would
-    /// make them share more than the prefix.
+    /// Refuses more sequences than there are ids: the first id after the prefix tells sequences
+    /// apart, and equal ones would make them share more than the prefix.
     pub(super) fn check(&self, config: &ModelConfig) -> Result<()> {
         let ids = Ids::of(config).count;
         let alike = self.prefixes().max(self.responses);
@@ -46,7 +46,8 @@ impl Workload {
         self.prefixes() * self.shared_prefix + self.sequences * (self.tokens - self.shared_prefix)
     }
 
-    /// The sequences, equal in every run. None ends in a classifier's padding, at which no reward is read.
+    /// The sequences, equal in every run. None ends in a classifier's padding, at which no reward
+    /// is read.
     pub(super) fn ids(&self, config: &ModelConfig) -> Vec<Vec<u32>> {
         let all = Ids::of(config);
         let run = |first: usize, len: usize, seed: usize| {
@@ -58,7 +59,8 @@ impl Workload {
         };
         let sequence = |index: usize| {
             let (prompt, response) = (index / self.responses, index % self.responses);
-            // The first id tells sequences apart: of all sequences where nothing is shared, else of one prompt's.
+            // The first id tells sequences apart: of all sequences where nothing is shared, else of
+            // one prompt's.
             let first = if self.shared_prefix > 0 { response } else { index };
             let own = run(first, self.tokens - self.shared_prefix, self.prefixes() + index);
             [run(prompt, self.shared_prefix, prompt), own].concat()

@@ -1,4 +1,5 @@
-//! `decode FILE.ptx ...`: says for each kernel what the software GPU makes of it, or lists what it cannot run.
+//! `decode FILE.ptx ...`: prints how the software GPU decodes each kernel, or the instructions that
+//! it does not support.
 
 fn main() {
     let mut refused = false;

@@ -13,8 +13,8 @@ pub enum Violation {
     Misaligned,
     /// A byte was read that was never written.
     Uninitialised,
-    /// Two warps touched one 4-byte word of shared memory, or two lanes of a warp one byte, one of them writing, with no
-    /// barrier between.
+    /// Two warps touched one 4-byte word of shared memory, or two lanes of a warp one byte, one of
+    /// them writing, with no barrier between.
     Race,
     /// A byte was touched while an asynchronous copy into it was in flight.
     InFlight,

@@ -1,8 +1,8 @@
 //! softgpu: a CUDA device in software, for tests on machines without a GPU.
 //!
-//! One shared library is linked under the names `libcuda.so`, `libcublasLt.so`, `libnccl.so` and `libnvidia-ml.so.1`, with the
-//! entry points that a program over cudarc calls, and runs the PTX of its kernels, stricter than hardware would. The README
-//! describes its use and its checks.
+//! One shared library is linked under the names `libcuda.so`, `libcublasLt.so`, `libnccl.so` and
+//! `libnvidia-ml.so.1`, with the entry points that a program over cudarc calls, and runs the PTX of
+//! its kernels, stricter than hardware would. The README describes its use and its checks.
 //!
 //! ```text
 //! ptx     text -> tree            decode  tree -> programs over register slots

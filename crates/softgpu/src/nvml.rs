@@ -1,5 +1,5 @@
-//! NVML: clocks, power and temperature. This GPU has no clock, as in the driver; its power and its temperature are constants,
-//! by which a test checks their units.
+//! NVML: clocks, power and temperature. This GPU has no clock, as in the driver; its power and its
+//! temperature are constants, by which a test checks their units.
 
 use std::ffi::{CStr, c_char, c_uint};
 

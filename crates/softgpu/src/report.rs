@@ -4,8 +4,9 @@ use crate::driver::calls::{calls_json, reset_calls};
 use crate::driver::world::{DeviceState, initialise, world};
 use std::ffi::{CStr, c_char};
 
-/// Counters of every launch since the last reset, as a JSON array, devices in order, launches of one in order.
-/// Returns the bytes of the whole text; at most `length` of them are written, with a zero byte if it fits.
+/// Counters of every launch since the last reset, as a JSON array, devices in order, launches of
+/// one in order. Returns the bytes of the whole text; at most `length` of them are written, with a
+/// zero byte if it fits.
 ///
 /// # Safety
 /// `buffer` is null or holds `length` bytes.
@@ -33,9 +34,10 @@ pub extern "C" fn softgpu_reset_counters() {
     }
 }
 
-/// The entries that ran since the last reset, as a JSON array of `{"device","stream","kind","name","bytes","start","end"}`, devices in
-/// order. Kinds are `kernel`, `library`, `collective`, `copy_in` and `copy_out` (named `pinned` or `pageable`),
-/// `copy_device` and `fill`; times are logical nanoseconds. Returns and writes as [`softgpu_counters_json`] does.
+/// The entries that ran since the last reset, as a JSON array of
+/// `{"device","stream","kind","name","bytes","start","end"}`, devices in order. Kinds are `kernel`,
+/// `library`, `collective`, `copy_in` and `copy_out` (named `pinned` or `pageable`), `copy_device`
+/// and `fill`; times are logical nanoseconds. Returns and writes as [`softgpu_counters_json`] does.
 ///
 /// # Safety
 /// `buffer` is null or holds `length` bytes.
@@ -53,8 +55,8 @@ pub unsafe extern "C" fn softgpu_trace_json(buffer: *mut c_char, length: usize) 
     unsafe { write_text(&text, buffer, length) }
 }
 
-/// Clears the trace and counts calls from 0 again. Later entries start at the logical time 0 or later, on all
-/// devices, as if everything before had been waited for.
+/// Clears the trace and counts calls from 0 again. Later entries start at the logical time 0 or
+/// later, on all devices, as if everything before had been waited for.
 #[unsafe(no_mangle)]
 pub extern "C" fn softgpu_reset_trace() {
     reset_calls();
@@ -68,8 +70,9 @@ pub extern "C" fn softgpu_reset_trace() {
     }
 }
 
-/// Calls of the libraries' entry points by name, and bytes between host and device, both as they were asked for since the
-/// last [`softgpu_reset_trace`]: `{"calls":{"cuMemAlloc_v2":3},"copied_in":{"pinned":0,"pageable":64},"copied_out":{"pinned":0,
+/// Calls of the libraries' entry points by name, and bytes between host and device, both as they
+/// were asked for since the last [`softgpu_reset_trace`]:
+/// `{"calls":{"cuMemAlloc_v2":3},"copied_in":{"pinned":0,"pageable":64},"copied_out":{"pinned":0,
 /// "pageable":0}}`. Returns and writes as [`softgpu_counters_json`] does.
 ///
 /// # Safety
@@ -80,9 +83,10 @@ pub unsafe extern "C" fn softgpu_calls_json(buffer: *mut c_char, length: usize) 
     unsafe { write_text(&calls_json(), buffer, length) }
 }
 
-/// Allocated memory, as one JSON object: `pinned_bytes` on the host, and of each device `live_bytes` and
-/// `allocations` not freed, `peak_bytes`, `reclaimed_bytes` that only the last release of a context freed (both over the
-/// process), and `context_references`. Returns and writes as [`softgpu_counters_json`] does.
+/// Allocated memory, as one JSON object: `pinned_bytes` on the host, and of each device
+/// `live_bytes` and `allocations` not freed, `peak_bytes`, `reclaimed_bytes` that only the last
+/// release of a context freed (both over the process), and `context_references`. Returns and writes
+/// as [`softgpu_counters_json`] does.
 ///
 /// # Safety
 /// `buffer` is null or holds `length` bytes.
@@ -90,7 +94,8 @@ pub unsafe extern "C" fn softgpu_calls_json(buffer: *mut c_char, length: usize) 
 pub unsafe extern "C" fn softgpu_memory_json(buffer: *mut c_char, length: usize) -> usize {
     let (mut pinned_bytes, mut items) = (0, Vec::new());
     if let Ok(world) = world() {
-        // Unlocked before a device is locked: copies lock the device first, and the pinned memory after it.
+        // Unlocked before a device is locked: copies lock the device first, and the pinned memory
+        // after it.
         pinned_bytes = world.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().sum();
         for device in &world.devices {
             let device = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -121,8 +126,9 @@ pub unsafe extern "C" fn softgpu_plan_faults(plan: *const c_char) {
     initialise().plan_faults(&plan);
 }
 
-/// Plants bugs, as `SOFTGPU_PLANT` does, into modules loaded from now on, instead of those planned before; null or an
-/// empty string plants none. A malformed list fails the next load of a module, with the reason.
+/// Plants bugs, as `SOFTGPU_PLANT` does, into modules loaded from now on, instead of those planned
+/// before; null or an empty string plants none. A malformed list fails the next load of a module,
+/// with the reason.
 ///
 /// # Safety
 /// `plants` is null or a string that ends in a zero byte.

@@ -1,4 +1,5 @@
-//! cudarc 0.19.10 end to end through the built library, in a child process that loads it under three names.
+//! cudarc 0.19.10 end to end through the built library, in a child process that loads it under
+//! three names.
 
 use cudarc::cublaslt::{result as lt, sys as lt_sys};
 use cudarc::driver::{CudaContext, LaunchConfig, PushKernelArg, result, sys};
@@ -76,14 +77,16 @@ fn child_kernel_and_gemm() {
     let (a, n) = (2f32, 1000u32);
     let mut launch = stream.launch_builder(&saxpy);
     launch.arg(&mut device_y).arg(&device_x).arg(&a).arg(&n);
-    // SAFETY: the arguments are the kernel's parameters in order, and n is the length of both arrays.
+    // SAFETY: the arguments are the kernel's parameters in order, and n is the length of both
+    // arrays.
     unsafe { launch.launch(LaunchConfig::for_num_elems(n)) }.expect("the launch");
     let y = stream.clone_dtoh(&device_y).expect("y back");
     assert!((0..1000).all(|i| y[i] == 2.0 * i as f32 + 1.0));
     gemm();
 }
 
-/// D [m, n] bf16 in row order = X [m, k] * W [n, k]^T, as row-major linear layers call cublasLt: D^T = W * X^T.
+/// D [m, n] bf16 in row order = X [m, k] * W [n, k]^T, as row-major linear layers call cublasLt:
+/// D^T = W * X^T.
 fn gemm() {
     let (m, n, k) = (5usize, 19usize, 40usize);
     let value = |i: usize| bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 16.0);
@@ -181,7 +184,8 @@ fn child_all_reduce() {
         std::thread::spawn(move || {
             let context = CudaContext::new(rank as usize).expect("a context");
             context.bind_to_thread().expect("current");
-            // SAFETY: buffers of 1000 f32 live until the stream has run; the communicator is destroyed once.
+            // SAFETY: buffers of 1000 f32 live until the stream has run; the communicator is
+            // destroyed once.
             unsafe {
                 let mut comm = std::ptr::null_mut();
                 let status = nccl::ncclCommInitRankConfig(&mut comm, 2, id, rank, std::ptr::null_mut());

@@ -1,4 +1,5 @@
-//! One small PTX file per instruction: 32 lanes read a, b, c and store one word, compared with a formula in Rust.
+//! One small PTX file per instruction: 32 lanes read a, b, c and store one word, compared with a
+//! formula in Rust.
 
 mod common;
 
@@ -191,7 +192,8 @@ fn same_float(_: &str, got: u32, want: u32) -> bool {
     got == want || f(got).is_nan() && f(want).is_nan()
 }
 
-/// a * b + c in a direction: from the exact value in integers of 2^-298 (multiplications of f32 need no finer).
+/// a * b + c in a direction: from the exact value in integers of 2^-298 (multiplications of f32
+/// need no finer).
 fn fma_toward(a: u32, b: u32, c: u32, direction: i32) -> u32 {
     let near = f(a).mul_add(f(b), f(c));
     if !near.is_finite() || !f(a).is_finite() || !f(b).is_finite() || !f(c).is_finite() {
@@ -251,7 +253,8 @@ fn f32_instructions_round_as_ptx_defines() {
     check(&Gpu::new(), &HARD.map(f32::to_bits), table, same_float);
 }
 
-/// Both halves of a pair by a formula that returns an f64 and its error, which one rounding takes to the format.
+/// Both halves of a pair by a formula that returns an f64 and its error, which one rounding takes
+/// to the format.
 fn pair_bf16(a: u32, b: u32, c: u32, op: fn(f64, f64, f64) -> (f64, f64)) -> u32 {
     let half = |shift: u32| {
         let x = |w: u32| bf16::from_bits((w >> shift) as u16).to_f64();
@@ -334,8 +337,8 @@ fn sixteen_bit_floats_round_once() {
     }
 }
 
-/// Bounds of the PTX manual: relative 2^-22 for ex2 (2 ulp), 2^-22.9 for rsqrt, 2^-11 for tanh; absolute 2^-20.5 for sin
-/// and cos within [-pi, pi], 2^-22 for lg2 near 1.
+/// Bounds of the PTX manual: relative 2^-22 for ex2 (2 ulp), 2^-22.9 for rsqrt, 2^-11 for tanh;
+/// absolute 2^-20.5 for sin and cos within [-pi, pi], 2^-22 for lg2 near 1.
 #[test]
 fn approximations_stay_within_their_documented_error() {
     let gpu = Gpu::new();

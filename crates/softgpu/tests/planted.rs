@@ -1,4 +1,5 @@
-//! Tests of the tests: kernels that run clean, and the same kernels with one bug planted, which must be caught and named.
+//! Tests of the tests: kernels that run clean, and the same kernels with one bug planted, which
+//! must be caught and named.
 
 mod common;
 
@@ -10,8 +11,9 @@ const ILLEGAL_ADDRESS: u32 = 700;
 const LAUNCH_TIMEOUT: u32 = 702;
 const INVALID_PTX: u32 = 218;
 
-/// A kernel `victim(out, in)`. `%r1` is the thread, `%d1` and `%d2` are the pointers plus 4 * thread; `%r2` is the first
-/// byte of 4,096 shared ones, `%r3` is `%r2` plus 4 * thread. Line n of the body is `planted.cu:n`.
+/// A kernel `victim(out, in)`. `%r1` is the thread, `%d1` and `%d2` are the pointers plus 4 *
+/// thread; `%r2` is the first byte of 4,096 shared ones, `%r3` is `%r2` plus 4 * thread. Line n of
+/// the body is `planted.cu:n`.
 fn kernel(body: &str) -> String {
     let lines = body.trim().lines().enumerate();
     let body: String = lines.map(|(n, line)| format!(".loc 1 {} 0\n{}\n", n + 1, line.trim())).collect();
@@ -26,7 +28,8 @@ fn kernel(body: &str) -> String {
     )
 }
 
-/// Runs `body` as one block, clean, then with the plant: the device must stop with that status and all of the words.
+/// Runs `body` as one block, clean, then with the plant: the device must stop with that status and
+/// all of the words.
 #[track_caller]
 fn caught(body: &str, threads: u32, words: (usize, usize), plant: &str, status: u32, says: &[&str]) {
     let (gpu, text) = (Gpu::new(), kernel(body));
@@ -42,7 +45,8 @@ fn caught(body: &str, threads: u32, words: (usize, usize), plant: &str, status: 
     }
 }
 
-/// Three tiles, one after another through the same shared words; each thread adds up the word that `%r5` points to.
+/// Three tiles, one after another through the same shared words; each thread adds up the word that
+/// `%r5` points to.
 fn tile_loop(whose: &str) -> String {
     format!(
         "{whose}
@@ -157,12 +161,14 @@ enum Event {
     Nowhere,
 }
 
-/// Uploads 5s from pinned memory on one stream into `buffer`, copies it by a kernel on another; returns the result.
+/// Uploads 5s from pinned memory on one stream into `buffer`, copies it by a kernel on another;
+/// returns the result.
 fn upload_beside_compute(gpu: &Gpu, buffer: u64, event: Event) -> Result<Vec<u32>, u32> {
     let copy = gpu.function(&kernel("ld.global.u32 %r4, [%d2];\nst.global.u32 [%d1], %r4;"), "victim");
     let output = gpu.allocate(128);
     let (mut copies, mut compute, mut uploaded, mut pinned) = (0, 0, 0, std::ptr::null_mut());
-    // SAFETY: the out parameters are locals; the pinned block has 128 bytes and lives until the end of the process.
+    // SAFETY: the out parameters are locals; the pinned block has 128 bytes and lives until the end
+    // of the process.
     unsafe {
         assert_eq!(cuStreamCreate(&mut copies, 1), 0);
         assert_eq!(cuStreamCreate(&mut compute, 1), 0);
@@ -214,7 +220,8 @@ fn event_missing_or_too_early_always_gives_the_stale_value() {
 
 #[test]
 fn lost_zero_fill_lets_a_nan_through_a_weight_of_zero() {
-    // One row of V, four f32, a lane. Rows from 20 on are another conversation's: zero filled, with weight 0.
+    // One row of V, four f32, a lane. Rows from 20 on are another conversation's: zero filled, with
+    // weight 0.
     let body = "setp.lt.u32 %p1, %r1, 20;
         selp.b32 %r4, 16, 0, %p1;
         mad.wide.u32 %d2, %r1, 12, %d2;
@@ -248,8 +255,8 @@ fn lost_zero_fill_lets_a_nan_through_a_weight_of_zero() {
     assert!(sums("victim: set 1 cp.async.cg 3 16").iter().all(|sum| sum.is_nan()));
 }
 
-/// Each lane stores a 16-byte chunk, column lane / 8 of row lane % 8, and `ldmatrix` reads the four 8 x 8 matrices back.
-/// Rows have 128 bytes; chunk c of row r stands at place c ^ r.
+/// Each lane stores a 16-byte chunk, column lane / 8 of row lane % 8, and `ldmatrix` reads the four
+/// 8 x 8 matrices back. Rows have 128 bytes; chunk c of row r stands at place c ^ r.
 const SWIZZLE: &str = "and.b32 %r4, %r1, 7;
     shr.u32 %r5, %r1, 3;
     xor.b32 %r6, %r5, %r4;
@@ -271,8 +278,9 @@ fn lost_swizzle_costs_the_bank_conflicts_that_it_saved() {
         gpu.counter("bank_conflicts")
     };
     assert_eq!(conflicts(""), 0);
-    // Without the XOR the eight rows of a chunk lie in the same four banks: 7 passes more than one. The store makes one such
-    // access of each quarter of the warp, ldmatrix one of each of its four matrices.
+    // Without the XOR the eight rows of a chunk lie in the same four banks: 7 passes more than one.
+    // The store makes one such access of each quarter of the warp, ldmatrix one of each of its four
+    // matrices.
     assert_eq!(conflicts("victim: set 1 xor.b32 2 0"), 4 * 7 + 4 * 7);
 }
 
@@ -303,7 +311,8 @@ fn barrier_in_a_branch_that_splits_a_warp_is_an_error() {
 
 #[test]
 fn warps_that_meet_at_different_barriers_are_an_error() {
-    // Both warps turn twice; planted, the first one turns three times, and its third barrier is the other's last.
+    // Both warps turn twice; planted, the first one turns three times, and its third barrier is the
+    // other's last.
     let body = "setp.lt.u32 %p1, %r1, 32;
         selp.b32 %r4, 2, 2, %p1;
         mov.u32 %r5, 0;
@@ -382,7 +391,8 @@ fn ldmatrix_reads_for_all_lanes_and_waits_are_per_lane() {
 
 #[test]
 fn lanes_that_keep_to_their_own_bytes_need_no_sync() {
-    // Halves of one word by two lanes, each read back and overwritten by its own lane; a word that all lanes write at once.
+    // Halves of one word by two lanes, each read back and overwritten by its own lane; a word that
+    // all lanes write at once.
     let body = "mad.lo.s32 %r4, %r1, 2, %r2;
         cvt.u16.u32 %h1, %r1;
         st.shared.u16 [%r4], %h1;

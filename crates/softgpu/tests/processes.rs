@@ -1,4 +1,5 @@
-//! Ranks of two processes: this one, and one that runs an ignored test below. Each has its devices from 0 on.
+//! Ranks of two processes: this one, and one that runs an ignored test below. Each has its devices
+//! from 0 on.
 
 mod common;
 
@@ -21,7 +22,7 @@ const COUNT: usize = 1 << 20;
 const RANKS: i32 = 4;
 const ID: &str = "SOFTGPU_TEST_UNIQUE_ID";
 /// Prefix of a child's lines that its parent reads.
-const SAYS: &str = "child says ";
+const PREFIX: &str = "child: ";
 const QUERIES: usize = 50;
 
 fn to_text(id: &UniqueId) -> String {
@@ -37,7 +38,7 @@ fn from_text(text: &str) -> UniqueId {
 /// Another process, which runs one of the ignored tests.
 struct Other {
     child: Child,
-    tell: ChildStdin,
+    input: ChildStdin,
     lines: BufReader<ChildStdout>,
 }
 
@@ -47,8 +48,8 @@ impl Other {
         command.args([test, "--exact", "--ignored", "--nocapture"]).env(ID, id);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the child starts");
-        let (tell, lines) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
-        Self { child, tell, lines: BufReader::new(lines) }
+        let (input, lines) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+        Self { child, input, lines: BufReader::new(lines) }
     }
 
     fn hear(&mut self) -> String {
@@ -56,14 +57,14 @@ impl Other {
             let mut line = String::new();
             assert_ne!(self.lines.read_line(&mut line).expect("a line"), 0, "the child ended");
             // The harness's own output precedes it on the line.
-            if let Some((_, said)) = line.trim_end().split_once(SAYS) {
-                return said.into();
+            if let Some((_, message)) = line.trim_end().split_once(PREFIX) {
+                return message.into();
             }
         }
     }
 
-    fn tell(&mut self) {
-        writeln!(self.tell, "go on").expect("the child lives");
+    fn resume(&mut self) {
+        writeln!(self.input, "go on").expect("the child lives");
     }
 
     fn kill(&mut self) {
@@ -88,8 +89,8 @@ fn given_id() -> UniqueId {
     from_text(&std::env::var(ID).expect("the parent gives it"))
 }
 
-fn say(what: &str) {
-    println!("{SAYS}{what}");
+fn report(message: &str) {
+    println!("{PREFIX}{message}");
 }
 
 fn wait_for_a_line() {
@@ -150,7 +151,8 @@ fn waiting_sum(gpu: &Gpu, comm: usize) -> usize {
     event
 }
 
-/// The other process has ended: the async error reports it, and the stream still waits for an abort.
+/// The other process has ended: the async error reports it, and the stream still waits for an
+/// abort.
 fn assert_lost(gpu: &Gpu, comm: usize, event: usize) {
     while state(comm) == 0 {
         std::thread::yield_now();
@@ -199,7 +201,7 @@ fn killed_server_is_a_remote_error_for_the_others() {
 #[ignore = "runs in a child process, started by killed_process_that_serves_is_a_remote_error_for_the_others"]
 fn child_serves() {
     let (_gpu, id) = (Gpu::new(), unique_id());
-    say(&to_text(&id));
+    report(&to_text(&id));
     assert_eq!(join(id, 2, 0, &BLOCKING).0, 0);
     wait_for_a_line();
 }
@@ -216,7 +218,7 @@ fn abort_in_one_process_does_not_free_the_other() {
     // The child has contributed, and this rank never will.
     assert_eq!(other.hear(), "waiting");
     assert_eq!(ncclCommAbort(comm), 0);
-    other.tell();
+    other.resume();
     other.assert_passes();
     assert_eq!(gpu.synchronize(), 0);
 }
@@ -228,7 +230,7 @@ fn child_waits_for_an_abort() {
     let (result, comm) = join(given_id(), 2, 1, &BLOCKING);
     assert_eq!(result, 0);
     let event = waiting_sum(&gpu, comm);
-    say("waiting");
+    report("waiting");
     wait_for_a_line();
     (0..QUERIES).for_each(|_| assert_eq!(cuEventQuery(event), NOT_READY));
     // An abort is not a remote error.

@@ -1,4 +1,5 @@
-//! Ranks that never join and a short deadline; devices of different sizes; an abort with the checks off.
+//! Ranks that never join and a short deadline; devices of different sizes; an abort with the checks
+//! off.
 
 mod common;
 

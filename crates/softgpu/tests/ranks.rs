@@ -211,7 +211,8 @@ fn blocking_init_waits_for_all_and_ends_by_an_abort() {
         assert_eq!(ncclCommAbort(comm.load(Ordering::Acquire)), 0);
         assert_eq!(alone.join().expect("it ends"), INTERNAL_ERROR);
     });
-    // A rank that joins later finds that one has left: it waits, as on hardware, until it is aborted.
+    // A rank that joins later finds that one has left: it waits, as on hardware, until it is
+    // aborted.
     let late = Rank::join(id, 2, 1);
     (0..QUERIES).for_each(|_| assert_eq!(late.state(), IN_PROGRESS));
     assert_eq!(ncclCommAbort(late.comm), 0);
@@ -246,7 +247,8 @@ fn planned_faults_count_the_calls_of_the_device_they_name() {
     for expected in [0, 2, 0] {
         assert_eq!((out_of_memory(&first), out_of_memory(&second)), (0, expected));
     }
-    // The second rank's first collective hangs, the others' wait for it; the first rank's third fails at the call.
+    // The second rank's first collective hangs, the others' wait for it; the first rank's third
+    // fails at the call.
     assert_eq!([first.sum(), second.sum(), third.sum()], [0; 3]);
     assert_eq!([first.sum(), second.sum(), third.sum()], [0; 3]);
     assert_eq!([first.sum(), second.sum(), third.sum()], [SYSTEM_ERROR, 0, 0]);

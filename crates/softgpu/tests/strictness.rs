@@ -11,7 +11,8 @@ const MISALIGNED_ADDRESS: u32 = 716;
 const OUT_OF_MEMORY: u32 = 2;
 const NOT_READY: u32 = 600;
 
-/// A kernel over `in` and `out` with the given body; `%r1` is the thread, `%d1`/`%d2` are the pointers plus 4 * thread.
+/// A kernel over `in` and `out` with the given body; `%r1` is the thread, `%d1`/`%d2` are the
+/// pointers plus 4 * thread.
 fn kernel(declarations: &str, body: &str) -> String {
     format!(
         ".version 9.0\n.target sm_80\n.address_size 64\n.file 1 \"planted.cu\"\n.visible .entry planted(.param .u64 planted_out, .param .u64 planted_in)\n{{\n\
@@ -99,7 +100,8 @@ fn two_warps_on_one_shared_word_without_a_barrier_are_a_race() {
     let function = gpu.function(&kernel(shared, &exchange("bar.sync 0;")), "planted");
     assert_eq!(gpu.launch(function, 1, 64, &[output, output]), 0);
     assert_eq!(gpu.download(output, 64), Ok((0..64).map(|i| i ^ 32).collect()));
-    // The first warp reads what the second has not written: uninitialised. With both written before, it is the race.
+    // The first warp reads what the second has not written: uninitialised. With both written
+    // before, it is the race.
     let twice = format!(
         "{}\nbar.sync 0;\nst.shared.u32 [%r4], %r1;\nld.shared.u32 %r6, [%r5];",
         exchange("bar.sync 0;")

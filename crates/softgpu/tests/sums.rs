@@ -1,4 +1,5 @@
-//! The results of collectives, to the bit: all-reduces in the order of a ring, rounded at every hop, and exact all-gathers.
+//! The results of collectives, to the bit: all-reduces in the order of a ring, rounded at every
+//! hop, and exact all-gathers.
 
 mod common;
 
@@ -24,7 +25,8 @@ impl Kind {
         if self == Self::F32 { 4 } else { 2 }
     }
 
-    /// To the type and back. f64 has enough more bits that the sum of two, rounded twice, is the sum rounded once.
+    /// To the type and back. f64 has enough more bits that the sum of two, rounded twice, is the
+    /// sum rounded once.
     fn rounded(self, value: f64) -> f64 {
         match self {
             Self::F16 => f16::from_f64(value).to_f64(),
@@ -60,8 +62,9 @@ impl Ranks {
         Self(ranks)
     }
 
-    /// The result of every rank in a buffer of `out_bytes`. `call` gets input, output and communicator. The input lies at
-    /// `offset(rank, bytes)` in the output, or in a buffer of its own.
+    /// The result of every rank in a buffer of `out_bytes`. `call` gets input, output and
+    /// communicator. The input lies at `offset(rank, bytes)` in the output, or in a buffer of its
+    /// own.
     fn run(
         &self,
         inputs: &[Vec<u8>],

@@ -81,7 +81,8 @@ fn of_kind(trace: &[Entry], kind: &str) -> Vec<Entry> {
 
 fn stream() -> usize {
     let mut stream = 0;
-    // SAFETY: the out parameter is a local; 1 is a stream that does not wait for the default stream.
+    // SAFETY: the out parameter is a local; 1 is a stream that does not wait for the default
+    // stream.
     assert_eq!(unsafe { cuStreamCreate(&mut stream, 1) }, 0);
     stream
 }
@@ -320,7 +321,8 @@ fn calls_and_copied_bytes_are_counted_since_the_reset() {
         width: 8,
         height: 2,
     };
-    // SAFETY: two rows of 8 bytes lie in `words` and in the slot; the target of the second copy is `words`.
+    // SAFETY: two rows of 8 bytes lie in `words` and in the slot; the target of the second copy is
+    // `words`.
     unsafe {
         assert_eq!(cuMemcpy2DAsync_v2(&rows, 0), 0);
         assert_eq!(cuMemcpyDtoHAsync_v2(words.as_mut_ptr().cast(), model.slots[0], 12, 0), 0);

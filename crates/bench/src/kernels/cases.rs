@@ -1,4 +1,5 @@
-//! The cases of `bench kernels`: every kernel at the sizes of a model, with its fewest bytes and its FLOP.
+//! The cases of `bench kernels`: every kernel at the sizes of a model, with its fewest bytes and
+//! its FLOP.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -20,7 +21,8 @@ use kudos::internals::batch::{Batch, Budget, Sharing};
 use kudos::internals::config::ModelConfig;
 use kudos::{GemmTuning, Result};
 
-/// Bytes of all sets of operands, which launches take in turn: far more than the second-level cache of any GPU holds.
+/// Bytes of all sets of operands, which launches take in turn: far more than the second-level cache
+/// of any GPU holds.
 const ROTATED_BYTES: usize = 512 << 20;
 
 /// The yardsticks: bytes of the copy, and M = N = K of the matmul.
@@ -64,7 +66,8 @@ impl Maker<'_> {
         }))
     }
 
-    /// Every kernel and matmul of a layer, and those after the last layer, in a pass of `tokens` tokens.
+    /// Every kernel and matmul of a layer, and those after the last layer, in a pass of `tokens`
+    /// tokens.
     pub(super) fn of_tokens(&self, tokens: usize) -> Result<Vec<Case>> {
         let mut cases = vec![
             self.add_rms_norm(tokens, true)?,

@@ -71,7 +71,8 @@ pub(crate) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow::Result<()
 /// Samples of each yardstick where nothing else is measured.
 const YARDSTICK_REPEATS: usize = 10;
 
-/// The yardsticks of the first GPU, which is that of an engine's rank 0. They depend on no size of the model.
+/// The yardsticks of the first GPU, which is that of an engine's rank 0. They depend on no size of
+/// the model.
 pub(crate) fn yardsticks(config: &ModelConfig) -> Result<Yardsticks> {
     let info = &probe::devices()?[0];
     let ops = Rc::new(Ops::new(Context::open(info)?, info.capability.tier(), config.head_dim)?);

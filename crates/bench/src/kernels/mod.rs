@@ -1,8 +1,9 @@
-//! `bench kernels`: each kernel of a GPU, and the matmuls beside them, against the device's own rates.
+//! `bench kernels`: each kernel of a GPU, and the matmuls beside them, against the device's own
+//! rates.
 //!
-//! The yardsticks are measured in the same run: a copy within the device, and the fastest matmul. The roof of a kernel is
-//! the longer of two times, that of its fewest bytes at the copy's rate and that of its FLOP at the matmul's.
-//! `benches/kernels.md` describes the report.
+//! The yardsticks are measured in the same run: a copy within the device, and the fastest matmul.
+//! The roof of a kernel is the longer of two times, that of its fewest bytes at the copy's rate and
+//! that of its FLOP at the matmul's. `benches/kernels.md` describes the report.
 
 #[cfg(feature = "cuda")]
 mod cases;

@@ -60,7 +60,8 @@ impl Measured<'_> {
         matmuls.filter_map(KernelResult::flop_per_second).max_by(f64::total_cmp)
     }
 
-    /// The longer of a kernel's two roofs, and the share of it that the kernel reaches, from 0 to 1.
+    /// The longer of a kernel's two roofs, and the share of it that the kernel reaches, from 0 to
+    /// 1.
     fn roof(&self, kernel: &KernelResult) -> Option<(&'static str, f64)> {
         let seconds = kernel.seconds?.median;
         let copy = kernel.bytes as f64 / self.copy_rate()?;

@@ -1,9 +1,10 @@
-//! The algorithms on offer: several orders of summation, some of them in more than one tile, and conditions on the columns
-//! of D, which are the rows of a linear layer.
+//! The algorithms on offer: several orders of summation, some of them in more than one tile, and
+//! conditions on the columns of D, which are the rows of a linear layer.
 
 use std::ffi::c_uint;
 
-/// `cublasLtMatmulAlgo_t`: the attributes of an algorithm, as in `ALGORITHMS`, and a mark that it was made here.
+/// `cublasLtMatmulAlgo_t`: the attributes of an algorithm, as in `ALGORITHMS`, and a mark that it
+/// was made here.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Algorithm {
@@ -24,7 +25,8 @@ enum SumOrder {
     Through,
     /// Blocks of this many terms, then the sums of blocks.
     Blocks(usize),
-    /// `Through` for up to this many columns of D, blocks of 8 for more: bits of a row change with the number of rows.
+    /// `Through` for up to this many columns of D, blocks of 8 for more: bits of a row change with
+    /// the number of rows.
     Changing(usize),
     /// Split-K in this many parts.
     SplitK(usize),
@@ -58,8 +60,8 @@ const ALGORITHMS: [Kind; 7] = [
     kind(20, SumOrder::SplitK(2), 1),
 ];
 
-/// The first proposals for up to this many columns of D, by id. A caller that always takes the first gets bits of a row that
-/// depend on the number of rows.
+/// The first proposals for up to this many columns of D, by id. A caller that always takes the
+/// first gets bits of a row that depend on the number of rows.
 const PROPOSED: [(usize, [usize; 7]); 4] = [
     (64, [6, 3, 1, 0, 2, 5, 4]),
     (512, [6, 5, 2, 1, 3, 0, 4]),

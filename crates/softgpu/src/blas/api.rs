@@ -123,7 +123,8 @@ pub unsafe extern "C" fn cublasLtMatrixLayoutSetAttribute(
         *(if attribute == LAYOUT_ROWS { &mut layout.rows } else { &mut layout.columns }) = size;
         return SUCCESS;
     }
-    // SAFETY: the caller's layout, and a value of the attribute's size, 4 bytes at least for both that are read.
+    // SAFETY: the caller's layout, and a value of the attribute's size, 4 bytes at least for both
+    // that are read.
     let (layout, value) = unsafe { (&mut *layout, value.cast::<i32>().read_unaligned()) };
     match (attribute, value) {
         (LAYOUT_ORDER, 0 | 1) => layout.row_order = value == 1,
@@ -145,7 +146,8 @@ pub unsafe extern "C" fn cublasLtMatrixLayoutDestroy(layout: *mut Layout) -> LtS
     SUCCESS
 }
 
-/// A description without transposes. Sums are in f32, whatever precision of at least that was asked for.
+/// A description without transposes. Sums are in f32, whatever precision of at least that was asked
+/// for.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -186,7 +188,8 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
 ) -> LtStatus {
     called("cublasLtMatmulDescSetAttribute");
     let pointer = value;
-    // SAFETY: the caller's description, and a value of the attribute's size, 4 bytes at least for those that are read.
+    // SAFETY: the caller's description, and a value of the attribute's size, 4 bytes at least for
+    // those that are read.
     let (desc, value) = unsafe { (&mut *desc, value.cast::<i32>().read_unaligned()) };
     match attribute {
         DESC_TRANSPOSE_A => desc.transpose[0] = value != 0,
@@ -334,7 +337,8 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigGetAttribute(
     if bytes < size {
         return INVALID_VALUE;
     }
-    // SAFETY: the caller gives `bytes` bytes, at least as many as the attribute has; `written` may be null.
+    // SAFETY: the caller gives `bytes` bytes, at least as many as the attribute has; `written` may
+    // be null.
     unsafe {
         match size {
             2 => value.cast::<u16>().write_unaligned(found as u16),

@@ -135,7 +135,8 @@ impl Matrix {
 }
 
 impl Gemm {
-    /// Rows and columns of the result, and the terms of each sum; an error names shapes that do not match.
+    /// Rows and columns of the result, and the terms of each sum; an error names shapes that do not
+    /// match.
     pub fn sizes(&self) -> Result<(usize, usize, usize), String> {
         let op = |m: &Matrix, t: bool| if t { (m.columns, m.rows) } else { (m.rows, m.columns) };
         let ((m, k), (k2, n)) = (op(&self.a, self.transpose[0]), op(&self.b, self.transpose[1]));
@@ -182,8 +183,8 @@ impl Gemm {
                 }
                 for r in 0..MR.min(m - row) {
                     for c in 0..width {
-                        // SAFETY: (row + r, column + c) lies in C and D, which have m x n elements and were checked, and
-                        // row + r in the bias, which has m.
+                        // SAFETY: (row + r, column + c) lies in C and D, which have m x n elements
+                        // and were checked, and row + r in the bias, which has m.
                         unsafe {
                             let old = if self.beta == 0.0 {
                                 0.0

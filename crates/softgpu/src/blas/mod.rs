@@ -1,8 +1,8 @@
 //! cublasLt: what `cublasLtMatmul` needs, with f32 accumulation.
 //!
-//! Several algorithms are offered ([`algorithm`]): some agree in bits, some do not, one is split-K, one changes its bits
-//! with the number of rows, and one refuses most of them. So tests see whether a caller groups algorithms by the bits of
-//! their results.
+//! Several algorithms are offered ([`algorithm`]): some agree in bits, some do not, one is split-K,
+//! one changes its bits with the number of rows, and one refuses most of them. So tests see whether
+//! a caller groups algorithms by the bits of their results.
 
 pub mod algorithm;
 mod api;

@@ -235,7 +235,8 @@ fn float64(opcode: &mut Opcode<'_>) -> Result<Signature, String> {
     })
 }
 
-/// Both lanes of a packed pair are computed always; the upper half of a 16-bit register is zero and stays unused.
+/// Both lanes of a packed pair are computed always; the upper half of a 16-bit register is zero and
+/// stays unused.
 fn half(opcode: &mut Opcode<'_>, of: Half) -> Result<Signature, String> {
     if rounding(opcode).is_some_and(|r| r != Round::Near) {
         return Err("unknown instruction".into());

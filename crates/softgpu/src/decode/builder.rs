@@ -56,7 +56,8 @@ impl Draft {
     }
 }
 
-/// An opcode: its name, and the dotted modifiers that no decoder has taken yet, which must be none at the end.
+/// An opcode: its name, and the dotted modifiers that no decoder has taken yet, which must be none
+/// at the end.
 pub(super) struct Opcode<'a> {
     pub(super) name: &'a str,
     rest: Vec<&'a str>,

@@ -53,7 +53,8 @@ impl Flow {
         Self { blocks, successors, code_len: code.len() }
     }
 
-    /// For each instruction the first one of its block's immediate post-dominator; the code's length where that is the exit.
+    /// For each instruction the first one of its block's immediate post-dominator; the code's
+    /// length where that is the exit.
     pub(super) fn reconvergence(&self) -> Vec<u32> {
         let immediate = self.post_dominators();
         let mut out = vec![self.code_len as u32; self.code_len];

@@ -443,7 +443,8 @@ pub struct Program {
     pub code: Vec<Inst>,
     /// Operand lists of `code`.
     pub pool: Vec<u16>,
-    /// For each instruction, where its lanes reconverge after a divergent branch (`code.len()` is the exit).
+    /// For each instruction, where its lanes reconverge after a divergent branch (`code.len()` is
+    /// the exit).
     pub reconverge: Vec<u32>,
     /// PTX text and `.cu` position of each instruction, for messages.
     pub text: Vec<(String, String)>,

@@ -1,4 +1,5 @@
-//! Loads, stores, atomics, asynchronous copies, matrix loads, tensor-core matmuls, address conversions.
+//! Loads, stores, atomics, asynchronous copies, matrix loads, tensor-core matmuls, address
+//! conversions.
 
 use super::arith::{bytes, scalar};
 use super::builder::{Builder, Class, Draft, Opcode};
@@ -73,7 +74,8 @@ impl Builder<'_> {
         Ok(draft)
     }
 
-    /// The address operand; the space comes back as its long form when the register is 64 bits wide.
+    /// The address operand; the space comes back as its long form when the register is 64 bits
+    /// wide.
     fn memory_address(
         &mut self,
         draft: &mut Draft,

@@ -1,6 +1,8 @@
-//! A PTX entry to a [`Program`]: opcodes become [`Op`]s, operands become slots, blocks get their reconvergence points.
+//! A PTX entry to a [`Program`]: opcodes become [`Op`]s, operands become slots, blocks get their
+//! reconvergence points.
 //!
-//! A module is decoded whole when it is loaded, so that everything the interpreter does not know is listed at once.
+//! A module is decoded whole when it is loaded, so that everything the interpreter does not know is
+//! listed at once.
 
 mod arith;
 mod builder;
@@ -78,8 +80,9 @@ fn decode_entry(module: &Module, entry: &Entry) -> Result<Program, Vec<String>> 
     })
 }
 
-/// Address of every shared variable the entry can name, and the bytes of the static ones. Dynamic memory begins after
-/// them, 128-byte aligned (the strictest alignment that kernels here ask for is TMA's 128).
+/// Address of every shared variable the entry can name, and the bytes of the static ones. Dynamic
+/// memory begins after them, 128-byte aligned (the strictest alignment that kernels here ask for is
+/// TMA's 128).
 fn shared_layout(module: &Module, entry: &Entry) -> (Vec<(String, u64)>, usize) {
     let mut layout = Vec::new();
     let mut end = 0usize;

@@ -1,6 +1,8 @@
-//! Virtual registers to slots by liveness. PTX is SSA-like: a warp of an attention kernel would need 470 KB otherwise.
+//! Virtual registers to slots by liveness. PTX is SSA-like: a warp of an attention kernel would
+//! need 470 KB otherwise.
 //!
-//! Liveness is per lane, as control flow is: writes are masked, so lanes on two sides of a branch may share a slot.
+//! Liveness is per lane, as control flow is: writes are masked, so lanes on two sides of a branch
+//! may share a slot.
 
 use super::builder::{Builder, Class, Draft, OperandSlot};
 use super::flow::Flow;

@@ -7,13 +7,14 @@ pub struct Counters {
     pub sectors_read: u64,
     /// Distinct 32-byte sectors of global memory written.
     pub sectors_written: u64,
-    /// Bytes that lanes asked to read.
+    /// Bytes that lanes requested to read.
     pub bytes_read: u64,
-    /// Bytes that lanes asked to write.
+    /// Bytes that lanes requested to write.
     pub bytes_written: u64,
     /// Global loads, stores and atomics of a warp.
     pub requests: u64,
-    /// Sum over requests of the distinct sectors of each; fully coalesced code has 32 * this = bytes asked for.
+    /// Sum over requests of the distinct sectors of each; fully coalesced code has 32 * this =
+    /// bytes requested.
     pub request_sectors: u64,
     /// Loads and stores of a warp in shared memory.
     pub shared_requests: u64,

@@ -1,6 +1,8 @@
-//! Device memory: host memory in a reserved range, with guard gaps, and shadow bits for every byte and sector.
+//! Device memory: host memory in a reserved range, with guard gaps, and shadow bits for every byte
+//! and sector.
 //!
-//! A device pointer is a host address. Addresses are never reused, so every freed one is recognised.
+//! A device pointer is a host address. Addresses are never reused, so every freed one is
+//! recognised.
 
 use super::counters::Counters;
 use crate::check::Violation;
@@ -55,7 +57,8 @@ impl DeviceMemory {
     /// # Panics
     /// If the host has no address space left.
     pub fn new(limit: usize, checked: bool) -> Self {
-        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that exists.
+        // SAFETY: an anonymous mapping at an address of the kernel's choice touches nothing that
+        // exists.
         let base = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
             libc::mmap(std::ptr::null_mut(), RESERVED_BYTES, libc::PROT_NONE, flags, -1, 0)
@@ -124,7 +127,8 @@ impl DeviceMemory {
         };
         let gone = self.allocations.remove(at);
         let mapped = gone.size.next_multiple_of(PAGE_BYTES);
-        // SAFETY: the range was this allocation's alone; a fresh mapping without access replaces it.
+        // SAFETY: the range was this allocation's alone; a fresh mapping without access replaces
+        // it.
         unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
             libc::mmap(gone.base as *mut _, mapped, libc::PROT_NONE, flags, -1, 0);
@@ -141,7 +145,8 @@ impl DeviceMemory {
         self.peak
     }
 
-    /// Bytes that [`DeviceMemory::clear`] had to free, over the process: those that the program itself did not free.
+    /// Bytes that [`DeviceMemory::clear`] had to free, over the process: those that the program
+    /// itself did not free.
     pub fn reclaimed_bytes(&self) -> usize {
         self.reclaimed
     }
@@ -171,7 +176,8 @@ impl DeviceMemory {
         }
     }
 
-    /// Checks `bytes` at `address`, and notes a write. The range is host memory that may be used when this returns Ok.
+    /// Checks `bytes` at `address`, and notes a write. The range is host memory that may be used
+    /// when this returns Ok.
     ///
     /// # Errors
     /// The violation, with the allocation it is nearest to.
@@ -206,7 +212,8 @@ impl DeviceMemory {
         if bytes == 0 { Ok(()) } else { self.find(address as usize, bytes).map(|_| ()) }
     }
 
-    /// One lane's access of 1 to 16 bytes, a power of two. Counts its sector. Returns the host pointer.
+    /// One lane's access of 1 to 16 bytes, a power of two. Counts its sector. Returns the host
+    /// pointer.
     ///
     /// # Errors
     /// The violation and its detail.

@@ -143,7 +143,8 @@ fn attribute_of(cc: u32, attribute: c_uint) -> Option<c_int> {
         9 => 64 << 10,
         10 => 32,
         12 | 82 => 65_536,
-        // No clock, of cores or of memory, so that no program takes times measured here for a GPU's.
+        // No clock, of cores or of memory, so that no program takes times measured here for a
+        // GPU's.
         13 | 36 => 0,
         16 => multiprocessors,
         20 => 0,

@@ -19,8 +19,8 @@ const ATTRIBUTE_MAX_THREADS: c_uint = 0;
 const ATTRIBUTE_SHARED_BYTES: c_uint = 1;
 const ATTRIBUTE_DYNAMIC_SHARED_MAX: c_uint = 8;
 
-/// Reads a fatbin or PTX text, applies the plants of `SOFTGPU_PLANT`, and decodes every kernel; instructions that are not
-/// supported are listed on stderr.
+/// Reads a fatbin or PTX text, applies the plants of `SOFTGPU_PLANT`, and decodes every kernel;
+/// instructions that are not supported are listed on stderr.
 ///
 /// # Safety
 /// As the CUDA driver documents.
@@ -154,8 +154,8 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     }))
 }
 
-/// Queues a kernel; its parameters are copied now. `SOFTGPU_FAIL=launch:N` fails the N-th kernel to run, `lazy:N` the
-/// N-th call of this.
+/// Queues a kernel; its parameters are copied now. `SOFTGPU_FAIL=launch:N` fails the N-th kernel to
+/// run, `lazy:N` the N-th call of this.
 ///
 /// # Safety
 /// As the CUDA driver documents: `params` points to one pointer for each parameter of the kernel.
@@ -192,7 +192,8 @@ pub unsafe extern "C" fn cuLaunchKernel(
         }
         let mut bytes = vec![0u8; program.param_bytes];
         for (index, &(offset, size)) in program.params.iter().enumerate() {
-            // SAFETY: the caller gives one pointer a parameter, each to as many bytes as the kernel declares.
+            // SAFETY: the caller gives one pointer a parameter, each to as many bytes as the kernel
+            // declares.
             unsafe {
                 let from = *params.add(index);
                 std::ptr::copy_nonoverlapping(from.cast::<u8>(), bytes[offset..].as_mut_ptr(), size);

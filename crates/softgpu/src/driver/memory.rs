@@ -117,7 +117,8 @@ pub extern "C" fn cuMemsetD8Async(to: u64, value: c_uchar, bytes: usize, stream:
 /// Host to device.
 ///
 /// # Safety
-/// As the CUDA driver documents: `from` is readable for `bytes`, until the copy is done if it is pinned.
+/// As the CUDA driver documents: `from` is readable for `bytes`, until the copy is done if it is
+/// pinned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuMemcpyHtoDAsync_v2(
     to: u64,

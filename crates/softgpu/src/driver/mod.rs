@@ -1,8 +1,8 @@
 //! The CUDA driver's entry points, over devices whose streams are lazy queues.
 //!
-//! The thread that synchronises runs the work, in the order that events force and no earlier: a missing event shows every
-//! time. Copies from pageable host memory read it at the call, as the driver does; pinned memory is read when the copy
-//! runs.
+//! The thread that synchronises runs the work, in the order that events force and no earlier: a
+//! missing event shows every time. Copies from pageable host memory read it at the call, as the
+//! driver does; pinned memory is read when the copy runs.
 
 pub(crate) mod calls;
 pub mod context;
@@ -58,7 +58,8 @@ pub(crate) fn current_device() -> Result<usize, Status> {
     }
 }
 
-/// The device of a handle (stream, event, module, function), which is in its upper bits; null means the current device.
+/// The device of a handle (stream, event, module, function), which is in its upper bits; null means
+/// the current device.
 pub(crate) fn device_of(handle: usize) -> Result<usize, Status> {
     match handle >> world::HANDLE_SHIFT {
         0 => current_device(),

@@ -14,8 +14,8 @@ pub type Failure = (Status, String);
 /// Work of a library (a GEMM) on the device's memory; an error describes the failure.
 pub type LibraryCall = Box<dyn FnOnce(&mut DeviceMemory) -> Result<(), String> + Send>;
 
-/// A collective, which is polled until it ends: `None` while it waits for other ranks. The argument is the logical time at
-/// which this rank could start, the result that at which all ranks could.
+/// A collective, which is polled until it ends: `None` while it waits for other ranks. The argument
+/// is the logical time at which this rank could start, the result that at which all ranks could.
 pub type Poll = Box<dyn FnMut(&mut DeviceMemory, u64) -> Option<Result<u64, Failure>> + Send>;
 
 /// One entry of a stream.

@@ -129,7 +129,8 @@ impl DeviceState {
         match op {
             Op::CopyIn { to, bytes } => {
                 memory.range(to, bytes.len(), Access::Write).map_err(in_copy)?;
-                // SAFETY: `range` found all of the target inside a live allocation; the source is a Vec of that length.
+                // SAFETY: `range` found all of the target inside a live allocation; the source is a
+                // Vec of that length.
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
             }
             Op::CopyInPinned { to, from, bytes } => {
@@ -140,13 +141,15 @@ impl DeviceState {
                         "use after free of pinned memory in a copy to the device".into(),
                     ));
                 }
-                // SAFETY: `range` found the target inside a live allocation, and the source is pinned memory that lives still.
+                // SAFETY: `range` found the target inside a live allocation, and the source is
+                // pinned memory that lives still.
                 unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
             }
             Op::CopyOut { to, from, bytes, .. } => {
                 memory.range(from, bytes, Access::Read).map_err(in_copy)?;
-                // SAFETY: `range` found the source inside a live allocation; the target is the caller's, promised by
-                // cuMemcpyDtoHAsync's contract until the copy has been waited for.
+                // SAFETY: `range` found the source inside a live allocation; the target is the
+                // caller's, promised by cuMemcpyDtoHAsync's contract until the copy has been waited
+                // for.
                 unsafe { std::ptr::copy_nonoverlapping(from as *const u8, to as *mut u8, bytes) };
             }
             Op::CopyDevice { to, from, bytes } => {

@@ -107,8 +107,8 @@ pub extern "C" fn cuEventRecord(event: usize, stream: usize) -> CuResult {
     }))
 }
 
-/// Whether the event has passed. Each query that says no runs one more entry of the stream, so that polling ends; it does
-/// not wait for other ranks.
+/// Whether the event has passed. Each query that says no runs one more entry of the stream, so that
+/// polling ends; it does not wait for other ranks.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuEventQuery(event: usize) -> CuResult {
     called("cuEventQuery");

@@ -1,7 +1,7 @@
-//! A trace of the entries that ran, in logical time. Streams run late and one after another, so a clock does not show which
-//! entries overlap: the order that streams, events and collectives force does. An entry starts when the one before it in
-//! its stream and all that it waits for have ended, and its duration follows from its bytes or its work, in nanoseconds of
-//! an imagined card.
+//! A trace of the entries that ran, in logical time. Streams run late and one after another, so a
+//! clock does not show which entries overlap: the order that streams, events and collectives force
+//! does. An entry starts when the one before it in its stream and all that it waits for have ended,
+//! and its duration follows from its bytes or its work, in nanoseconds of an imagined card.
 
 use super::op::{Op, Stream};
 
@@ -58,7 +58,8 @@ impl Label {
         Some(Self { kind, name: name.into(), bytes, multiplications })
     }
 
-    /// The duration, where the link to the host has this rate and a kernel ran this number of instructions.
+    /// The duration, where the link to the host has this rate and a kernel ran this number of
+    /// instructions.
     pub(super) fn duration(&self, link_bytes_per_ns: f64, warp_instructions: u64) -> u64 {
         let at = |bytes_per_ns: f64| (self.bytes as f64 / bytes_per_ns) as u64;
         let duration = match self.kind {
@@ -78,7 +79,8 @@ impl Trace {
         stream.clock.max(self.floor)
     }
 
-    /// The end of a stream's entry of this number, counted from 1; 0 for number 0. `None` is a destroyed stream.
+    /// The end of a stream's entry of this number, counted from 1; 0 for number 0. `None` is a
+    /// destroyed stream.
     pub(super) fn ended(&self, stream: Option<&Stream>, sequence: u64) -> u64 {
         let end = |s: &Stream| s.ends.get((sequence as usize).wrapping_sub(1)).copied().unwrap_or(0);
         stream.map_or(self.gone, end)

@@ -1,5 +1,6 @@
-//! Waiting for streams: their entries run here. While a collective waits for other ranks the device is unlocked, so that
-//! other threads can use it: a watchdog queries an event or aborts a communicator.
+//! Waiting for streams: their entries run here. While a collective waits for other ranks the device
+//! is unlocked, so that other threads can use it: a watchdog queries an event or aborts a
+//! communicator.
 
 use super::op::Op;
 use super::queue::Progress;
@@ -36,8 +37,8 @@ pub(crate) fn wait_for_change(seen: u64) {
     }
 }
 
-/// Runs each of these streams until that many of its entries are done, and returns the device with its sticky error, old or
-/// new.
+/// Runs each of these streams until that many of its entries are done, and returns the device with
+/// its sticky error, old or new.
 pub(crate) fn finish(mut device: Device, targets: &[(usize, u64)]) -> (Device, Result<(), Status>) {
     let world = match world() {
         Ok(world) => world,
@@ -90,8 +91,9 @@ pub(crate) fn drain_all(device: Device) -> (Device, Result<(), Status>) {
     finish(device, &targets)
 }
 
-/// A collective that waits forces what its other ranks have queued: their streams run up to their own call of it,
-/// whether or not a thread waits for them. A device that another thread holds is left to that thread.
+/// A collective that waits forces what its other ranks have queued: their streams run up to their
+/// own call of it, whether or not a thread waits for them. A device that another thread holds is
+/// left to that thread.
 pub(crate) fn help(world: &World, index: usize, group: usize) {
     for (_, device) in world.devices.iter().enumerate().filter(|&(other, _)| other != index) {
         let Ok(mut device) = device.try_lock() else { continue };

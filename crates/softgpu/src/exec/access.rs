@@ -1,8 +1,9 @@
-//! Loads, stores and atomics of a warp: addresses checked lane by lane, bytes moved, sectors and bank conflicts counted.
+//! Loads, stores and atomics of a warp: addresses checked lane by lane, bytes moved, sectors and
+//! bank conflicts counted.
 
 use super::Block;
 use super::lanes::put;
-use super::shared::Who;
+use super::shared::Actor;
 use super::warp::Warp;
 use crate::check::{LaneFault, Violation};
 use crate::decode::{Atomic, Inst, Shape, Space};
@@ -44,12 +45,12 @@ impl Block<'_> {
         let mut data = [[0u8; 16]; 32];
         if mask == u32::MAX && addresses.iter().all(|&a| a == addresses[0]) {
             // A broadcast is one access: checked once, one sector, no bank conflict.
-            self.fetch(home, addresses[0], bytes, Who::lanes(warp.index), &mut data[0])
+            self.fetch(home, addresses[0], bytes, Actor::lanes(warp.index), &mut data[0])
                 .map_err(at_lane(0))?;
             data = [data[0]; 32];
         } else {
             for lane in lanes_of(mask) {
-                self.fetch(home, addresses[lane], bytes, Who::lane(warp.index, lane), &mut data[lane])
+                self.fetch(home, addresses[lane], bytes, Actor::lane(warp.index, lane), &mut data[lane])
                     .map_err(at_lane(lane))?;
             }
         }
@@ -128,7 +129,7 @@ impl Block<'_> {
             self.shared.begin_write();
         }
         for lane in lanes_of(mask) {
-            self.commit(home, addresses[lane], bytes, Who::lane(warp.index, lane), &data[lane])
+            self.commit(home, addresses[lane], bytes, Actor::lane(warp.index, lane), &data[lane])
                 .map_err(at_lane(lane))?;
         }
         self.count(home, &addresses, mask, bytes, Access::Write);
@@ -213,17 +214,18 @@ impl Block<'_> {
         home: Home,
         address: u64,
         bytes: usize,
-        who: Who,
+        actor: Actor,
         into: &mut [u8; 16],
     ) -> Result<(), (Violation, String)> {
         match home {
             Home::Global => {
                 let from = self.memory.lane(address, bytes, Access::Read)?;
-                // SAFETY: `lane` found all of [from, from + bytes) inside a live allocation; `into` has 16 bytes, bytes <= 16.
+                // SAFETY: `lane` found all of [from, from + bytes) inside a live allocation; `into`
+                // has 16 bytes, bytes <= 16.
                 unsafe { copy_small(from, into.as_mut_ptr(), bytes) };
             }
             Home::Shared => {
-                let at = self.shared.access(address, bytes, who, Access::Read)?;
+                let at = self.shared.access(address, bytes, actor, Access::Read)?;
                 let from = self.shared.at(at, bytes).as_ptr();
                 // SAFETY: `from` is a slice of `bytes` bytes; `into` has 16, bytes <= 16.
                 unsafe { copy_small(from, into.as_mut_ptr(), bytes) };
@@ -248,17 +250,18 @@ impl Block<'_> {
         home: Home,
         address: u64,
         bytes: usize,
-        who: Who,
+        actor: Actor,
         from: &[u8; 16],
     ) -> Result<(), (Violation, String)> {
         match home {
             Home::Global => {
                 let to = self.memory.lane(address, bytes, Access::Write)?;
-                // SAFETY: `lane` found all of [to, to + bytes) inside a live allocation; `from` has 16 bytes, bytes <= 16.
+                // SAFETY: `lane` found all of [to, to + bytes) inside a live allocation; `from` has
+                // 16 bytes, bytes <= 16.
                 unsafe { copy_small(from.as_ptr(), to, bytes) };
             }
             Home::Shared => {
-                let at = self.shared.access(address, bytes, who, Access::Write)?;
+                let at = self.shared.access(address, bytes, actor, Access::Write)?;
                 self.shared.at(at, bytes).copy_from_slice(&from[..bytes]);
             }
             Home::Param => return Err((Violation::OutOfBounds, "parameters cannot be written".into())),
@@ -266,7 +269,8 @@ impl Block<'_> {
         Ok(())
     }
 
-    /// Atomic read-modify-write. Atomics on shared memory race with nothing, so only bounds and contents are checked.
+    /// Atomic read-modify-write. Atomics on shared memory race with nothing, so only bounds and
+    /// contents are checked.
     fn exchange(
         &mut self,
         home: Home,
@@ -279,7 +283,8 @@ impl Block<'_> {
             Home::Global => {
                 let at = self.memory.lane(address, bytes, Access::Read)?;
                 self.memory.lane(address, bytes, Access::Write)?;
-                // SAFETY: `lane` found all of [at, at + bytes) inside a live allocation; `old` has 8 bytes, bytes <= 8.
+                // SAFETY: `lane` found all of [at, at + bytes) inside a live allocation; `old` has
+                // 8 bytes, bytes <= 8.
                 unsafe { std::ptr::copy_nonoverlapping(at, old.as_mut_ptr(), bytes) };
                 let new = f(u64::from_le_bytes(old)).to_le_bytes();
                 // SAFETY: as above.
@@ -343,7 +348,8 @@ impl Block<'_> {
     }
 }
 
-/// Passes beyond the fewest: 32 banks of 4 bytes; 8-byte accesses go by half warps, 16-byte ones by quarters.
+/// Passes beyond the fewest: 32 banks of 4 bytes; 8-byte accesses go by half warps, 16-byte ones by
+/// quarters.
 pub(super) fn bank_conflicts(addresses: &[u64; 32], mask: u32, bytes: usize) -> u64 {
     let words = bytes.div_ceil(4);
     let lanes_a_pass = 32 / words;
@@ -386,7 +392,8 @@ fn crowded_passes(addresses: &[u64; 32], mask: u32, lanes: std::ops::Range<usize
     counts.into_iter().max().unwrap_or(1).max(1)
 }
 
-/// A copy whose usual lengths are known to the compiler: a call of memmove costs more than the bytes.
+/// A copy whose usual lengths are known to the compiler: a call of memmove costs more than the
+/// bytes.
 ///
 /// # Safety
 /// `from` is readable and `to` writable for `bytes`, and they do not overlap.

@@ -1,4 +1,5 @@
-//! Floating-point arithmetic. `.rn` operations are Rust's own; `fma` is fused (one instruction in the AVX2 + FMA build).
+//! Floating-point arithmetic. `.rn` operations are Rust's own; `fma` is fused (one instruction in
+//! the AVX2 + FMA build).
 
 use super::lanes::{W32, W64, one32, one64, three32, three64, two32, two64};
 use crate::decode::{Float1, Float2, FloatMods, Half, HalfOp, Round};
@@ -106,7 +107,8 @@ pub(super) fn fma_f32(mods: FloatMods, file: &mut [W32], r: &[u16; 5], mask: u32
     });
 }
 
-/// Fused multiply-add in a directed rounding: exact in f64 pairs, then stepped to the neighbour where needed.
+/// Fused multiply-add in a directed rounding: exact in f64 pairs, then stepped to the neighbour
+/// where needed.
 #[inline(always)]
 pub(super) fn fma_directed(round: Round, mods: FloatMods, file: &mut [W32], r: &[u16; 5], mask: u32) {
     three32(file, r, mask, |a, b, c| {
@@ -163,7 +165,8 @@ pub(super) fn one_f32(op: Float1, mods: FloatMods, file: &mut [W32], r: &[u16; 5
             Float1::Abs => a.abs(),
             Float1::Sqrt => a.sqrt(),
             Float1::Rcp => 1.0 / a,
-            // Documented errors: rsqrt 2^-22.9 relative, lg2 2^-22.6 absolute near 1, sin and cos 2^-20.5, tanh 2^-11: rounded f64 is within all.
+            // Documented errors: rsqrt 2^-22.9 relative, lg2 2^-22.6 absolute near 1, sin and cos
+            // 2^-20.5, tanh 2^-11: rounded f64 is within all.
             Float1::Rsqrt => (1.0 / (a as f64).sqrt()) as f32,
             Float1::Ex2 => ex2(a),
             Float1::Lg2 => (a as f64).log2() as f32,
@@ -175,8 +178,8 @@ pub(super) fn one_f32(op: Float1, mods: FloatMods, file: &mut [W32], r: &[u16; 5
     });
 }
 
-/// 2^x: a degree-7 Taylor polynomial of 2^r on [-0.5, 0.5] in f32 and an exact scaling. PTX documents 2 ulp for
-/// `ex2.approx`; tests hold this to that.
+/// 2^x: a degree-7 Taylor polynomial of 2^r on [-0.5, 0.5] in f32 and an exact scaling. PTX
+/// documents 2 ulp for `ex2.approx`; tests hold this to that.
 #[inline(always)]
 pub(super) fn ex2(x: f32) -> f32 {
     // Beyond these 2^x is infinite or zero; NaN goes through.
@@ -253,7 +256,8 @@ pub(super) fn f16_from(x: f32) -> u32 {
     let bits = x.to_bits();
     let sign = bits >> 16 & 0x8000;
     let magnitude = bits & 0x7FFF_FFFF;
-    // Subnormal halves: adding 0.5 puts the value's last place (2^-24) at the last place of the sum.
+    // Subnormal halves: adding 0.5 puts the value's last place (2^-24) at the last place of the
+    // sum.
     let small = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
     let normal = magnitude.wrapping_add(0xC800_0FFF).wrapping_add(magnitude >> 13 & 1) >> 13;
     let out = if magnitude >= 0x477F_F000 {
@@ -293,7 +297,8 @@ pub(super) fn half_from(of: Half, x: f32) -> u32 {
     }
 }
 
-/// a * b + c with one rounding to the half format: f64 (a * b is exact), rounded to odd on the way down.
+/// a * b + c with one rounding to the half format: f64 (a * b is exact), rounded to odd on the way
+/// down.
 #[inline(always)]
 fn half_fma(of: Half, a: f32, b: f32, c: f32) -> u32 {
     let product = a as f64 * b as f64;
@@ -311,7 +316,8 @@ fn half_fma(of: Half, a: f32, b: f32, c: f32) -> u32 {
     half_from(of, f32::from_bits(odd))
 }
 
-/// Additions, multiplications and the like: f32 holds more than twice a half's digits plus two, so rounding twice is rounding once.
+/// Additions, multiplications and the like: f32 holds more than twice a half's digits plus two, so
+/// rounding twice is rounding once.
 #[inline(always)]
 fn half_apply(op: HalfOp, of: Half, a: u32, b: u32, c: u32) -> u32 {
     let (x, y) = (half_to(of, a), half_to(of, b));

@@ -1,5 +1,6 @@
-//! Thirty-two lanes of a register, and the loops over them. Everything here is inlined into the interpreter's loop, which
-//! is compiled once for AVX2 + FMA and once for any machine: so closures must not call functions that are not inlined.
+//! Thirty-two lanes of a register, and the loops over them. Everything here is inlined into the
+//! interpreter's loop, which is compiled once for AVX2 + FMA and once for any machine: so closures
+//! must not call functions that are not inlined.
 
 /// All lanes.
 pub(super) const FULL: u32 = u32::MAX;

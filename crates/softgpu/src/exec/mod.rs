@@ -1,4 +1,5 @@
-//! Runs a [`Program`]: blocks one after another, the warps of a block in turns between barriers, 32 lanes an instruction.
+//! Runs a [`Program`]: blocks one after another, the warps of a block in turns between barriers, 32
+//! lanes an instruction.
 
 mod access;
 mod convert;
@@ -71,7 +72,8 @@ pub fn launch(
 }
 
 impl Block<'_> {
-    /// Turns: every ready warp runs to its next barrier or its end; when none is left ready, the barrier opens.
+    /// Turns: every ready warp runs to its next barrier or its end; when none is left ready, the
+    /// barrier opens.
     fn run(&mut self, warps: &mut [Warp], position: &BlockPosition) -> Result<(), Fault> {
         loop {
             for warp in warps.iter_mut().filter(|w| w.state == State::Ready) {
@@ -92,8 +94,9 @@ impl Block<'_> {
         }
     }
 
-    /// Warps that wait must wait at one instruction. Hardware counts arrivals wherever they are, so a loop that one warp
-    /// leaves a turn early would run on undetected, with every later barrier one step out of phase.
+    /// Warps that wait must wait at one instruction. Hardware counts arrivals wherever they are, so
+    /// a loop that one warp leaves a turn early would run on undetected, with every later barrier
+    /// one step out of phase.
     fn one_barrier(&self, warps: &[Warp]) -> Result<(), (usize, LaneFault, u8)> {
         let mut waiting = warps.iter().filter(|w| w.state == State::AtBarrier).map(|w| (w, w.barrier()));
         let Some((first, barrier)) = waiting.next() else { return Ok(()) };

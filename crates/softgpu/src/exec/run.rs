@@ -246,7 +246,7 @@ impl Block<'_> {
                 return Err(LaneFault {
                     violation: Violation::Trap,
                     lane,
-                    detail: "the kernel asked for it".into(),
+                    detail: "the kernel executed `trap`".into(),
                 });
             }
             _ => {}

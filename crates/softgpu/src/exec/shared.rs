@@ -10,12 +10,12 @@ const ALL_BYTES: u8 = 0xF;
 
 /// The warp and lane of an access to shared memory.
 #[derive(Clone, Copy)]
-pub(super) struct Who {
+pub(super) struct Actor {
     pub(super) warp: u8,
     pub(super) lane: u8,
 }
 
-impl Who {
+impl Actor {
     pub(super) fn lane(warp: u8, lane: usize) -> Self {
         Self { warp, lane: lane as u8 }
     }
@@ -37,7 +37,8 @@ struct Shadow {
     written: u8,
     /// One bit a byte: it is the target of an asynchronous copy in flight.
     in_flight: u8,
-    /// The writer's lane for each byte since the warp's last sync; meaningless where `written_at` is before it.
+    /// The writer's lane for each byte since the warp's last sync; meaningless where `written_at`
+    /// is before it.
     writer_lanes: [u8; 4],
     /// Like the writers', for readers.
     reader_lanes: [u8; 4],
@@ -88,7 +89,8 @@ impl Shared {
         self.warp_syncs = [self.now; WARPS_MAX];
     }
 
-    /// A warp passes `bar.warp.sync`. One of some of the lanes counts as one of all: that misses races and invents none.
+    /// A warp passes `bar.warp.sync`. One of some of the lanes counts as one of all: that misses
+    /// races and invents none.
     pub(super) fn sync_warp(&mut self, warp: u8) {
         self.now += 1;
         self.warp_syncs[warp as usize] = self.now;
@@ -105,22 +107,22 @@ impl Shared {
         &mut self,
         at: u64,
         size: usize,
-        who: Who,
+        actor: Actor,
         access: Access,
     ) -> Result<usize, (Violation, String)> {
         let at = self.place(at, size)?;
         let settled = !self.checked
             || size >= 4
                 && match access {
-                    Access::Read => self.read_whole_words(at / 4, size / 4, who),
-                    Access::Write => self.write_whole_words(at / 4, size / 4, who),
+                    Access::Read => self.read_whole_words(at / 4, size / 4, actor),
+                    Access::Write => self.write_whole_words(at / 4, size / 4, actor),
                 };
         if !settled {
             let mut byte = at;
             while byte < at + size {
                 let count = size.min(4);
                 let mask = (((1u32 << count) - 1) << (byte & 3)) as u8;
-                self.word(byte, mask, who, access)?;
+                self.word(byte, mask, actor, access)?;
                 byte += 4;
             }
         }
@@ -140,27 +142,27 @@ impl Shared {
         Ok(at as usize)
     }
 
-    /// Records a read of whole words that is plainly allowed; otherwise returns false and records nothing: `word` then
-    /// decides.
+    /// Records a read of whole words that is plainly allowed; otherwise returns false and records
+    /// nothing: `word` then decides.
     #[inline]
-    fn read_whole_words(&mut self, first: usize, count: usize, who: Who) -> bool {
-        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[who.warp as usize]);
-        let one_lane = [who.lane; 4];
+    fn read_whole_words(&mut self, first: usize, count: usize, actor: Actor) -> bool {
+        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[actor.warp as usize]);
+        let one_lane = [actor.lane; 4];
         let words = &mut self.shadow[first..first + count];
         let clean = words.iter().fold(true, |clean, word| {
-            let raced = (word.written_at >= block_sync) & (word.writer != who.warp);
-            let own = (word.writer_lanes == one_lane) & (who.lane != SEVERAL);
+            let raced = (word.written_at >= block_sync) & (word.writer != actor.warp);
+            let own = (word.writer_lanes == one_lane) & (actor.lane != SEVERAL);
             let settled = (word.written_at < warp_sync) | own;
             clean & (word.in_flight == 0) & (word.written == ALL_BYTES) & !raced & settled
         });
         if clean {
             for word in words {
-                let other = (word.read_at >= block_sync) & (word.reader != who.warp);
-                word.reader = if other { SEVERAL } else { who.warp };
+                let other = (word.read_at >= block_sync) & (word.reader != actor.warp);
+                word.reader = if other { SEVERAL } else { actor.warp };
                 if word.read_at < warp_sync {
                     word.reader_lanes = one_lane;
                 } else if word.reader_lanes != one_lane {
-                    note(&mut word.reader_lanes, ALL_BYTES, who.lane);
+                    note(&mut word.reader_lanes, ALL_BYTES, actor.lane);
                 }
                 word.read_at = now;
             }
@@ -170,20 +172,20 @@ impl Shared {
 
     /// Like the read of whole words, for a write.
     #[inline]
-    fn write_whole_words(&mut self, first: usize, count: usize, who: Who) -> bool {
-        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[who.warp as usize]);
-        let one_lane = [who.lane; 4];
+    fn write_whole_words(&mut self, first: usize, count: usize, actor: Actor) -> bool {
+        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[actor.warp as usize]);
+        let one_lane = [actor.lane; 4];
         let words = &mut self.shadow[first..first + count];
         let clean = words.iter().fold(true, |clean, word| {
-            let raced = (word.written_at >= block_sync) & (word.writer != who.warp)
-                | (word.read_at >= block_sync) & (word.reader != who.warp);
+            let raced = (word.written_at >= block_sync) & (word.writer != actor.warp)
+                | (word.read_at >= block_sync) & (word.reader != actor.warp);
             let settled = ((word.written_at < warp_sync) | (word.writer_lanes == one_lane))
                 & ((word.read_at < warp_sync) | (word.reader_lanes == one_lane));
             clean & (word.in_flight == 0) & !raced & settled
         });
         if clean {
             for word in words {
-                (word.writer, word.writer_lanes) = (who.warp, one_lane);
+                (word.writer, word.writer_lanes) = (actor.warp, one_lane);
                 (word.written_at, word.written) = (now, ALL_BYTES);
             }
         }
@@ -191,8 +193,14 @@ impl Shared {
     }
 
     #[inline]
-    fn word(&mut self, byte: usize, mask: u8, who: Who, access: Access) -> Result<(), (Violation, String)> {
-        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[who.warp as usize]);
+    fn word(
+        &mut self,
+        byte: usize,
+        mask: u8,
+        actor: Actor,
+        access: Access,
+    ) -> Result<(), (Violation, String)> {
+        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[actor.warp as usize]);
         let shadow = &mut self.shadow[byte / 4];
         if shadow.in_flight & mask != 0 {
             return Err((
@@ -200,41 +208,42 @@ impl Shared {
                 format!("shared byte {byte} before its cp.async has completed"),
             ));
         }
-        let other_wrote = shadow.written_at >= block_sync && shadow.writer != who.warp;
-        let other_read = shadow.read_at >= block_sync && shadow.reader != who.warp;
+        let other_wrote = shadow.written_at >= block_sync && shadow.writer != actor.warp;
+        let other_read = shadow.read_at >= block_sync && shadow.reader != actor.warp;
         let (wrote, read) = (shadow.written_at >= warp_sync, shadow.read_at >= warp_sync);
-        // Lanes of one instruction may write one byte; the last of them is undefined, but this is not a race.
+        // Lanes of one instruction may write one byte; the last of them is undefined, but this is
+        // not a race.
         let (after_write, after_read) = match access {
             Access::Read => (wrote, false),
             Access::Write => (wrote && shadow.written_at != now, read),
         };
         if other_wrote || access == Access::Write && other_read {
-            return Err((Violation::Race, between_warps(shadow, byte, who.warp, access, other_wrote)));
+            return Err((Violation::Race, between_warps(shadow, byte, actor.warp, access, other_wrote)));
         }
-        if after_write && let Some(other) = clash(shadow.writer_lanes, mask, who.lane) {
-            return Err((Violation::Race, between_lanes(byte, who, access, "written", other)));
+        if after_write && let Some(other) = clash(shadow.writer_lanes, mask, actor.lane) {
+            return Err((Violation::Race, between_lanes(byte, actor, access, "written", other)));
         }
-        if after_read && let Some(other) = clash(shadow.reader_lanes, mask, who.lane) {
-            return Err((Violation::Race, between_lanes(byte, who, access, "read", other)));
+        if after_read && let Some(other) = clash(shadow.reader_lanes, mask, actor.lane) {
+            return Err((Violation::Race, between_lanes(byte, actor, access, "read", other)));
         }
         match access {
             Access::Read => {
                 if shadow.written & mask != mask {
                     return Err((Violation::Uninitialised, format!("shared byte {byte} was never written")));
                 }
-                shadow.reader = if other_read { SEVERAL } else { who.warp };
+                shadow.reader = if other_read { SEVERAL } else { actor.warp };
                 if !read {
                     shadow.reader_lanes = [NOBODY; 4];
                 }
-                note(&mut shadow.reader_lanes, mask, who.lane);
+                note(&mut shadow.reader_lanes, mask, actor.lane);
                 shadow.read_at = now;
             }
             Access::Write => {
-                shadow.writer = who.warp;
+                shadow.writer = actor.warp;
                 if !wrote {
                     shadow.writer_lanes = [NOBODY; 4];
                 }
-                note(&mut shadow.writer_lanes, mask, who.lane);
+                note(&mut shadow.writer_lanes, mask, actor.lane);
                 shadow.written_at = now;
                 shadow.written |= mask;
             }
@@ -289,20 +298,20 @@ fn clash(lanes: [u8; 4], mask: u8, lane: u8) -> Option<u8> {
 
 #[cold]
 fn between_warps(shadow: &Shadow, byte: usize, warp: u8, access: Access, other_wrote: bool) -> String {
-    let (verb, who) = if other_wrote { ("written", shadow.writer) } else { ("read", shadow.reader) };
-    let who = if who == SEVERAL { "several warps".into() } else { format!("warp {who}") };
+    let (verb, actor) = if other_wrote { ("written", shadow.writer) } else { ("read", shadow.reader) };
+    let actor = if actor == SEVERAL { "several warps".into() } else { format!("warp {actor}") };
     let done = if access == Access::Read { "read" } else { "written" };
-    format!("shared byte {byte} {done} by warp {warp}, {verb} by {who}, no barrier between")
+    format!("shared byte {byte} {done} by warp {warp}, {verb} by {actor}, no barrier between")
 }
 
 #[cold]
-fn between_lanes(byte: usize, who: Who, access: Access, verb: &str, other: u8) -> String {
+fn between_lanes(byte: usize, actor: Actor, access: Access, verb: &str, other: u8) -> String {
     let name = |lane: u8| if lane == SEVERAL { "several lanes".into() } else { format!("lane {lane}") };
     let done = if access == Access::Read { "read" } else { "written" };
     format!(
         "shared byte {byte} {done} by {}, {verb} by {} within warp {}, no bar.warp.sync between",
-        name(who.lane),
+        name(actor.lane),
         name(other),
-        who.warp
+        actor.warp
     )
 }

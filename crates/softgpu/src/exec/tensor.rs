@@ -4,14 +4,15 @@ use super::Block;
 use super::access::{at_lane, bank_conflicts, lanes_of};
 use super::float::half_to;
 use super::lanes::put;
-use super::shared::Who;
+use super::shared::Actor;
 use super::warp::{Copy16, Warp};
 use crate::check::{LaneFault, Violation};
 use crate::decode::{Half, Inst, Mma};
 use crate::device::Access;
 
 impl Block<'_> {
-    /// Issues one copy a lane. The bytes move when the group is waited for; until then their target is poison.
+    /// Issues one copy a lane. The bytes move when the group is waited for; until then their target
+    /// is poison.
     pub(super) fn copy_async(
         &mut self,
         warp: &mut Warp,
@@ -33,8 +34,9 @@ impl Block<'_> {
                 self.memory.range(global, source_bytes as usize, Access::Read).map_err(at_lane(lane))?;
                 reading |= 1 << lane;
             }
-            let who = Who::lane(warp.index, lane);
-            let at = self.shared.access(shared, bytes as usize, who, Access::Write).map_err(at_lane(lane))?;
+            let actor = Actor::lane(warp.index, lane);
+            let at =
+                self.shared.access(shared, bytes as usize, actor, Access::Write).map_err(at_lane(lane))?;
             self.shared.set_in_flight(at, bytes as usize, true);
             globals[lane] = global;
             warp.open.push(Copy16 { shared: at, global, bytes, source_bytes, lane: lane as u8 });
@@ -59,7 +61,8 @@ impl Block<'_> {
                     self.memory
                         .range(copy.global, copy.source_bytes as usize, Access::Read)
                         .map_err(at_lane(lane))?;
-                    // SAFETY: `range` found the source bytes inside a live allocation, and there are at most 16.
+                    // SAFETY: `range` found the source bytes inside a live allocation, and there
+                    // are at most 16.
                     unsafe {
                         std::ptr::copy_nonoverlapping(
                             copy.global as *const u8,
@@ -70,15 +73,16 @@ impl Block<'_> {
                 }
                 let size = copy.bytes as usize;
                 self.shared.set_in_flight(copy.shared, size, false);
-                let who = Who::lane(warp.index, lane);
-                self.shared.access(copy.shared as u64, size, who, Access::Write).map_err(at_lane(lane))?;
+                let actor = Actor::lane(warp.index, lane);
+                self.shared.access(copy.shared as u64, size, actor, Access::Write).map_err(at_lane(lane))?;
                 self.shared.at(copy.shared, size).copy_from_slice(&data[..size]);
             }
         }
         Ok(())
     }
 
-    /// Lanes 8j to 8j + 7 give the row addresses of matrix j; lane t gets the pair (t / 4, 2 (t % 4)) of each.
+    /// Lanes 8j to 8j + 7 give the row addresses of matrix j; lane t gets the pair (t / 4, 2 (t %
+    /// 4)) of each.
     pub(super) fn ldmatrix(
         &mut self,
         warp: &mut Warp,
@@ -100,8 +104,8 @@ impl Block<'_> {
                 };
                 let address = base.wrapping_add(inst.imm as u64);
                 addresses[row] = address;
-                let who = Who::lanes(warp.index);
-                let at = self.shared.access(address, 16, who, Access::Read).map_err(at_lane(lane))?;
+                let actor = Actor::lanes(warp.index);
+                let at = self.shared.access(address, 16, actor, Access::Read).map_err(at_lane(lane))?;
                 for (column, pair) in self.shared.at(at, 16).chunks_exact(2).enumerate() {
                     values[column] = u16::from_le_bytes([pair[0], pair[1]]);
                 }
@@ -132,7 +136,8 @@ impl Block<'_> {
     }
 }
 
-/// d = a * b + c on 16 x 8 x K: multiplications are exact in f32, additions are in f32 in the order of K.
+/// d = a * b + c on 16 x 8 x K: multiplications are exact in f32, additions are in f32 in the order
+/// of K.
 #[inline(always)]
 pub(super) fn mma(kind: Mma, warp: &mut Warp, list: &[u16]) {
     let (half, depth) = match kind {

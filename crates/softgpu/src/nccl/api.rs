@@ -1,4 +1,5 @@
-//! The entry points. The opaque pointer of a communicator is a key, so that one that was destroyed is detected.
+//! The entry points. The opaque pointer of a communicator is a key, so that one that was destroyed
+//! is detected.
 
 use super::abi::{
     Config, IN_PROGRESS, INTERNAL_ERROR, INVALID_ARGUMENT, INVALID_USAGE, NcclResult, REMOTE_ERROR, SUCCESS,
@@ -53,7 +54,8 @@ pub unsafe extern "C" fn ncclGetVersion(version: *mut c_int) -> NcclResult {
     SUCCESS
 }
 
-/// An id that is unique on this machine; this process serves ranks of other processes that join with it.
+/// An id that is unique on this machine; this process serves ranks of other processes that join
+/// with it.
 ///
 /// # Safety
 /// As NCCL documents.
@@ -102,8 +104,8 @@ fn link(id: &UniqueId, rank: usize, ranks: usize, device: usize) -> Result<Link,
     })
 }
 
-/// Joins the current device as a rank, and waits for the others until the deadline. With `blocking = 0` it returns
-/// that it is in progress, and the async error reports when all ranks have joined.
+/// Joins the current device as a rank, and waits for the others until the deadline. With `blocking
+/// = 0` it returns that it is in progress, and the async error reports when all ranks have joined.
 ///
 /// # Safety
 /// As NCCL documents.
@@ -186,8 +188,8 @@ pub unsafe extern "C" fn ncclCommGetAsyncError(comm: usize, error: *mut NcclResu
     SUCCESS
 }
 
-/// Ends this rank's collectives without a result, from any thread, and removes the communicator. Other ranks that wait for
-/// this one keep waiting until their own communicator is aborted.
+/// Ends this rank's collectives without a result, from any thread, and removes the communicator.
+/// Other ranks that wait for this one keep waiting until their own communicator is aborted.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclCommAbort(comm: usize) -> NcclResult {
     called("ncclCommAbort");

@@ -28,7 +28,8 @@ pub(super) struct Comm {
     pub(super) group: usize,
     pub(super) rank: usize,
     pub(super) device: usize,
-    /// Whether calls wait until they have succeeded; otherwise they return that they are in progress.
+    /// Whether calls wait until they have succeeded; otherwise they return that they are in
+    /// progress.
     pub(super) blocking: bool,
     /// Whether the last call returned that it is in progress, and the state was not queried since.
     pub(super) unasked: AtomicBool,

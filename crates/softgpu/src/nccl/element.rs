@@ -28,8 +28,8 @@ impl Element {
         }
     }
 
-    /// Rounds to the element type. For 16 bits, f32 has enough more that the sum of two elements, rounded twice, is the sum
-    /// rounded once.
+    /// Rounds to the element type. For 16 bits, f32 has enough more that the sum of two elements,
+    /// rounded twice, is the sum rounded once.
     pub(super) fn round(self, value: f32) -> f32 {
         match self {
             Self::F32 => value,

@@ -1,4 +1,5 @@
-//! The ranks of a communicator: one seat per rank, one round per collective, one contribution per rank and round.
+//! The ranks of a communicator: one seat per rank, one round per collective, one contribution per
+//! rank and round.
 
 use super::call::Contribution;
 use super::wire::{Tag, contribution_bytes, send};
@@ -52,7 +53,8 @@ impl Group {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seats a device as a rank. `remote`, the socket of a rank of another process, is notified of this and of later events.
+    /// Seats a device as a rank. `remote`, the socket of a rank of another process, is notified of
+    /// this and of later events.
     ///
     /// # Errors
     /// A rank, number of ranks or device that contradicts another rank's.
@@ -100,7 +102,8 @@ impl Group {
         self.table().lost
     }
 
-    /// Leaves a seat, and removes the rank's contributions to incomplete rounds, which never complete then.
+    /// Leaves a seat, and removes the rank's contributions to incomplete rounds, which never
+    /// complete then.
     pub(super) fn leave(&self, rank: usize) {
         self.table().leave(rank);
         changed();
@@ -115,8 +118,9 @@ impl Group {
         changed();
     }
 
-    /// Adds a rank's contribution to a round. The last one completes it: all contributions are sent to ranks of other
-    /// processes before a rank of this process can take them, for this process may end then.
+    /// Adds a rank's contribution to a round. The last one completes it: all contributions are sent
+    /// to ranks of other processes before a rank of this process can take them, for this process
+    /// may end then.
     pub(super) fn bring(&self, rank: usize, sequence: u64, part: Contribution) {
         let mut table = self.table();
         let round = Round { parts: vec![None; table.seats.len()], gone: 0 };

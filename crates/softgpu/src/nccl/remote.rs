@@ -1,5 +1,5 @@
-//! Ranks of several processes. The process that made the unique id serves: its group holds the rounds, and one thread per
-//! rank of another process adds what that rank sends.
+//! Ranks of several processes. The process that made the unique id serves: its group holds the
+//! rounds, and one thread per rank of another process adds what that rank sends.
 
 use super::abi::UniqueId;
 use super::call::Contribution;
@@ -234,7 +234,8 @@ impl Link {
         }
     }
 
-    /// The ranks that have not contributed to a round, in words; only the process that serves knows which.
+    /// The ranks that have not contributed to a round, in words; only the process that serves knows
+    /// which.
     pub(super) fn missing(&self, sequence: u64) -> String {
         match self {
             Self::Here(group) => format!("ranks {:?}", group.missing(sequence)),

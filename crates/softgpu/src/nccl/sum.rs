@@ -7,9 +7,9 @@ pub(super) fn concat(_: Element, parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
 
-/// The all-reduce: chunk c, of one chunk per rank, starts at rank c + 1 and goes round to rank c, rounded at every hop. With
-/// two ranks both orders give equal sums; with more, an element's sum depends on its chunk,
-/// so on where it lies and on the count.
+/// The all-reduce: chunk c, of one chunk per rank, starts at rank c + 1 and goes round to rank c,
+/// rounded at every hop. With two ranks both orders give equal sums; with more, an element's sum
+/// depends on its chunk, so on where it lies and on the count.
 pub(super) fn ring_sum(element: Element, parts: &[&[u8]]) -> Vec<u8> {
     let (ranks, size) = (parts.len(), element.bytes());
     let mut out = vec![0u8; parts[0].len()];

@@ -1,4 +1,5 @@
-//! The tree of a PTX module. Registers and labels are indices already; opcodes and symbols are still strings.
+//! The tree of a PTX module. Registers and labels are indices already; opcodes and symbols are
+//! still strings.
 
 use std::collections::HashMap;
 

@@ -1,4 +1,5 @@
-//! The container that `nvcc -fatbin` writes: a 16-byte header, then entries, of which the PTX ones are read.
+//! The container that `nvcc -fatbin` writes: a 16-byte header, then entries, of which the PTX ones
+//! are read.
 
 const MAGIC: u32 = 0xBA55_ED50;
 const KIND_PTX: u16 = 1;
@@ -13,9 +14,11 @@ const COMPRESSED: u64 = 0xA000;
 /// No PTX for this capability, compressed PTX, or an image of another kind.
 ///
 /// # Safety
-/// `image` points to a whole fatbin or to a string that ends in a zero byte, as `cuModuleLoadData` demands.
+/// `image` points to a whole fatbin or to a string that ends in a zero byte, as `cuModuleLoadData`
+/// demands.
 pub unsafe fn ptx_for(image: *const u8, cc: u32) -> Result<String, String> {
-    // SAFETY: the caller's image has at least its first four bytes in either form (a PTX text is longer than that).
+    // SAFETY: the caller's image has at least its first four bytes in either form (a PTX text is
+    // longer than that).
     let magic = unsafe { image.cast::<u32>().read_unaligned() };
     if magic != MAGIC {
         // SAFETY: the caller promises a zero byte at the end.

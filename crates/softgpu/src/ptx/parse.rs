@@ -1,4 +1,5 @@
-//! Tokens to [`Module`]. Scopes of registers and labels are resolved here: each gets an index of its own.
+//! Tokens to [`Module`]. Scopes of registers and labels are resolved here: each gets an index of
+//! its own.
 
 use super::ast::{Entry, Instruction, Module, Operand, Param, RegClass, RegId, Source, Variable};
 use super::lex::{Kind, Token, tokens};
@@ -7,7 +8,8 @@ use std::collections::HashMap;
 /// Reads a PTX file.
 ///
 /// # Errors
-/// Text that is not PTX, device functions, and module-scope variables outside shared memory; the message names the line.
+/// Text that is not PTX, device functions, and module-scope variables outside shared memory; the
+/// message names the line.
 pub fn parse(text: &str) -> Result<Module, String> {
     let mut parser = Parser { text, tokens: tokens(text)?, at: 0, module: Module::default() };
     parser.module()?;
@@ -118,7 +120,8 @@ impl Parser<'_> {
                     _ => break word,
                 }
             };
-            // `.ptr .align 16` is about the pointee; a parameter itself is aligned to its own size unless it is an array.
+            // `.ptr .align 16` is about the pointee; a parameter itself is aligned to its own size
+            // unless it is an array.
             let is_array = matches!(self.peek(), Some(Kind::Mark('[')));
             let align = if is_array { align.max(size) } else { size };
             size *= self.dimensions()?;
@@ -271,7 +274,8 @@ impl Parser<'_> {
         if self.eat('[') {
             let base = self.operand(body)?;
             let mut offset = 0;
-            // `[map, {x, y}]` of tensor copies: the coordinates follow as the memory operand's own list.
+            // `[map, {x, y}]` of tensor copies: the coordinates follow as the memory operand's own
+            // list.
             let mut list = vec![base];
             while !self.eat(']') {
                 if self.eat('+') {

@@ -1,12 +1,14 @@
-//! Bugs planted into kernels as they are loaded, so that a test can show that the checks catch them.
+//! Bugs planted into kernels as they are loaded, so that a test can show that the checks catch
+//! them.
 //!
-//! A plant edits the tree between the parser and the decoder. One that finds nothing to edit in a kernel that it names
-//! is an error of the load, so that no test passes because its plant missed.
+//! A plant edits the tree between the parser and the decoder. One that finds nothing to edit in a
+//! kernel that it names is an error of the load, so that no test passes because its plant missed.
 
 use super::ast::{Entry, Instruction, Module, Operand};
 use super::lex::number;
 
-/// Opcode of an instruction that a plant has dropped. The lexer makes no such word, so no PTX text holds it.
+/// Opcode of an instruction that a plant has dropped. The lexer makes no such word, so no PTX text
+/// holds it.
 pub const DROPPED: &str = "(dropped)";
 
 /// A list of plants, as [`Plants::parse`] reads it.
@@ -33,7 +35,8 @@ enum Edit {
 }
 
 impl Plants {
-    /// Reads `KERNEL: drop N PREFIX; KERNEL: set every PREFIX OPERAND IMMEDIATE`; the README describes it.
+    /// Reads `KERNEL: drop N PREFIX; KERNEL: set every PREFIX OPERAND IMMEDIATE`; the README
+    /// describes it.
     ///
     /// # Errors
     /// The first malformed plant.
@@ -126,7 +129,8 @@ impl Plant {
 }
 
 impl Edit {
-    /// The text stays, so that later plants count instructions as before; values that were set are appended to it.
+    /// The text stays, so that later plants count instructions as before; values that were set are
+    /// appended to it.
     fn apply(self, instruction: &mut Instruction) -> Result<(), String> {
         match self {
             Self::Drop => {

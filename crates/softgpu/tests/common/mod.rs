@@ -1,5 +1,5 @@
-//! A small driver client over the library's own C ABI, in process. Each [`Gpu`] is a device of its own, so that a sticky
-//! error of one test does not reach another.
+//! A small driver client over the library's own C ABI, in process. Each [`Gpu`] is a device of its
+//! own, so that a sticky error of one test does not reach another.
 #![allow(dead_code, unreachable_pub)]
 
 use softgpu::driver::{context::*, launch::*, memory::*, stream::*};
@@ -22,7 +22,8 @@ pub struct Gpu {
 impl Gpu {
     pub fn new() -> Self {
         START.call_once(|| {
-            // SAFETY: `call_once` runs before any other thread of this binary reads the environment.
+            // SAFETY: `call_once` runs before any other thread of this binary reads the
+            // environment.
             unsafe {
                 std::env::set_var("SOFTGPU_DEVICES", DEVICES.to_string());
                 std::env::set_var("SOFTGPU_MEMORY_GIB", "0.25");
@@ -73,7 +74,8 @@ impl Gpu {
     /// Copies back and synchronises; the status is that of the copy.
     pub fn download(&self, address: u64, words: usize) -> Result<Vec<u32>, u32> {
         let mut out = vec![0u32; words];
-        // SAFETY: the target is a slice of that length; a pageable copy is done when the call returns.
+        // SAFETY: the target is a slice of that length; a pageable copy is done when the call
+        // returns.
         match unsafe { cuMemcpyDtoHAsync_v2(out.as_mut_ptr().cast(), address, words * 4, 0) } {
             0 => Ok(out),
             status => Err(status),
