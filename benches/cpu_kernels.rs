@@ -115,7 +115,7 @@ struct Peak {
 
 /// The speed of a kernel.
 struct Reached {
-    /// Of the fastest run.
+    /// Time of the fastest run.
     seconds: f64,
     /// The median share of the peak measured around each run.
     share: f64,

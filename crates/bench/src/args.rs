@@ -11,7 +11,7 @@ use crate::shape::ShapeArg;
 use kudos::{CpuMath, CudaTier, Error, ErrorKind, Result};
 use kudos_cli::args::{DeviceArg, ResidencyArg, seconds};
 
-/// How many tokens a second the engine scores on this machine.
+/// Measure how many tokens a second the engine scores on this machine.
 ///
 /// Each length in `--tokens` is one test: all its sequences, of random ids, are scored in one call,
 /// first to warm up, then at least `--repeats` times, and last with a profile. Nominal tokens are

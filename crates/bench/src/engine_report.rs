@@ -108,7 +108,7 @@ pub(super) fn markdown(report: &Value) -> String {
     blocks.into_iter().chain(more.into_iter().flatten()).collect::<Vec<_>>().join("\n\n")
 }
 
-/// How roofs are computed, and from which rates; `None` where no rate is known.
+/// The formula and the rates of roofs; `None` where no rate is known.
 fn roof(report: &Value) -> Option<String> {
     let rate = |name: &str| report[format!("roof_{name}_per_second")].as_f64();
     let (matmul, attention, score) = (rate("flop")?, rate("attention_flop")?, rate("score_flop")?);

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::report::rate;
 use kudos::Stats;
 
-/// How requests arrive.
+/// An arrival process of requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Load {
     /// `rate` a second, whether earlier ones are answered or not; `share` of the capacity where it
@@ -43,6 +43,6 @@ pub(super) struct LoadTest {
     pub(super) load: Load,
     /// In the order in which they were due.
     pub(super) samples: Vec<Sample>,
-    /// What the engine computed for them.
+    /// The engine's counts for them.
     pub(super) computed: Stats,
 }

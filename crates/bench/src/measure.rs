@@ -12,7 +12,7 @@ use crate::{classes, machine};
 use kudos::internals::backend::profile::{Profile, Spent};
 use kudos::{Engine, Error, ErrorKind, Result};
 
-/// How often a test is repeated.
+/// The repetitions of a test.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Repeats {
     /// The longest warm-up.

@@ -8,7 +8,7 @@ use kudos_cli::gpus::GPUS;
 /// A peak and its source.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Peak {
-    /// Of all ranks together.
+    /// The peak of all ranks together.
     pub(super) tflops: f64,
     pub(super) source: &'static str,
 }

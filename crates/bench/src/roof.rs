@@ -15,7 +15,7 @@ use kudos::{DeviceKind, Engine, Result};
 /// Time for which each rate of a CPU is measured.
 const TIME: Duration = Duration::from_millis(200);
 
-/// How the roof is computed, in words.
+/// The formula of the roof, in words.
 pub(super) const ROOF_FORMULA: &str = "for each class of ops the longer of two times: its FLOP at the rate of a large matmul, \
     its fewest bytes at the rate of a copy within the device; for a run the sum over its classes, on one rank; tables, \
     embeddings, waits for streamed layers and all-reduces count nothing; on a CPU only FLOP count, at the rate of \

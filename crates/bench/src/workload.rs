@@ -115,12 +115,12 @@ impl Ids {
         Self { count: config.vocab - usize::from(padding < config.vocab), padding }
     }
 
-    /// The id with that number, from 0.
+    /// The id of this index.
     fn id(self, index: usize) -> u32 {
         if index < self.padding { index as u32 } else { index as u32 + 1 }
     }
 
-    /// Random ids, the same for the same seed.
+    /// Random ids; equal seeds give equal ids.
     pub(super) fn run(self, seed: u64, len: usize) -> Vec<u32> {
         let mut random = Random::new(seed);
         (0..len).map(|_| self.id((random.next_bits() % self.count as u64) as usize)).collect()

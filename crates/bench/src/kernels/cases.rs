@@ -50,7 +50,7 @@ pub(super) struct Case {
 pub(super) struct Maker<'a> {
     pub(super) ops: Rc<Ops>,
     pub(super) config: &'a ModelConfig,
-    /// Nothing is measured: yardsticks are small, and there is one set of operands.
+    /// Whether nothing is measured: yardsticks are small, and there is one set of operands.
     pub(super) dry_run: bool,
 }
 

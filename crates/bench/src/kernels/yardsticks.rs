@@ -2,8 +2,8 @@
 
 /// The rates of one GPU.
 pub(crate) struct Yardsticks {
-    /// Of a large matmul.
+    /// The rate of a large matmul.
     pub(crate) flop_per_second: f64,
-    /// Of a copy within the device, read and written.
+    /// The rate of a copy within the device: bytes read and written.
     pub(crate) bytes_per_second: f64,
 }

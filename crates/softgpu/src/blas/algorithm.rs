@@ -49,7 +49,7 @@ const fn kind(tile: u64, order: SumOrder, columns_step: usize) -> Kind {
     Kind { tile, split_k, reduction, order, columns_step }
 }
 
-/// By id. Tiles are `cublasLtMatmulTile_t`'s: 64 x 64, 128 x 64, 128 x 128, 256 x 128.
+/// All algorithms, by id. Tiles are `cublasLtMatmulTile_t`'s: 64 x 64, 128 x 64, 128 x 128, 256 x 128.
 const ALGORITHMS: [Kind; 7] = [
     kind(18, SumOrder::Through, 1),
     kind(15, SumOrder::Through, 1),

@@ -72,7 +72,7 @@ pub unsafe extern "C" fn cublasLtCreate(handle: *mut usize) -> LtStatus {
     SUCCESS
 }
 
-/// Nothing to free.
+/// Does nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtDestroy(_handle: usize) -> LtStatus {
     called("cublasLtDestroy");
@@ -243,7 +243,7 @@ pub extern "C" fn cublasLtMatmulPreferenceSetAttribute(
     SUCCESS
 }
 
-/// Nothing to free.
+/// Does nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtMatmulPreferenceDestroy(_preference: usize) -> LtStatus {
     called("cublasLtMatmulPreferenceDestroy");

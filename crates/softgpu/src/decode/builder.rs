@@ -12,7 +12,7 @@ pub(super) enum Class {
     W64,
 }
 
-/// Where in an [`Inst`] a slot is written.
+/// The field of an [`Inst`] into which a slot is written.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum OperandSlot {
     Guard,

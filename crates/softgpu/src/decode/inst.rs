@@ -147,7 +147,7 @@ pub enum Compare {
     Nan,
 }
 
-/// How `setp` combines its result with a third predicate.
+/// The combination of `setp`'s result with a third predicate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Combine {

@@ -10,7 +10,7 @@ use crate::device::{Access, Launch};
 use crate::exec;
 use std::time::Instant;
 
-/// How far a stream ran.
+/// The progress of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// To the entry that was asked for.

@@ -7,11 +7,11 @@ use super::op::{Op, Stream};
 
 /// The least duration of a kernel, a library call or a collective.
 const LAUNCH_NS: u64 = 1000;
-/// Of all multiprocessors together.
+/// The rate of all multiprocessors together.
 const WARP_INSTRUCTIONS_PER_NS: u64 = 100;
-/// Of a matmul.
+/// The rate of a matmul.
 const MULTIPLICATIONS_PER_NS: u64 = 100_000;
-/// Of copies within the device, and fills.
+/// The rate of copies within the device and of fills.
 const MEMORY_BYTES_PER_NS: f64 = 1000.0;
 
 struct Entry {
@@ -33,7 +33,7 @@ pub(super) struct Label {
 #[derive(Default)]
 pub struct Trace {
     entries: Vec<Entry>,
-    /// Nothing starts earlier; it is reported as 0.
+    /// The earliest start, which is reported as 0.
     floor: u64,
     /// The end of the last entry of all destroyed streams.
     gone: u64,

@@ -8,7 +8,7 @@ fn is_wide(kind: Type) -> bool {
     matches!(kind, Type::U64 | Type::S64 | Type::F64)
 }
 
-/// How a `cvt` rounds and clamps.
+/// Rounding and clamping of a `cvt`.
 #[derive(Clone, Copy)]
 pub(super) struct Rule {
     pub(super) to: Type,

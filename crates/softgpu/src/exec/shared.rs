@@ -61,9 +61,9 @@ pub(super) struct Shared {
     shadow: Vec<Shadow>,
     /// Ticks at every barrier and at every instruction that writes, from 1.
     now: u32,
-    /// When the block last passed a barrier.
+    /// The tick at which the block last passed a barrier.
     block_sync: u32,
-    /// When each warp last passed `bar.warp.sync` or a barrier of the block.
+    /// The tick at which each warp last passed `bar.warp.sync` or a barrier of the block.
     warp_syncs: [u32; WARPS_MAX],
     checked: bool,
 }

@@ -11,7 +11,7 @@ pub(super) struct Frame {
     pub(super) reconverge: u32,
 }
 
-/// Where a warp stands between turns.
+/// The state of a warp between turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     Ready,

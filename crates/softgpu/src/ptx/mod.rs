@@ -1,6 +1,6 @@
 //! PTX as text and as a tree: what nvcc 13.0 prints, read into [`Module`] with scopes resolved.
 //!
-//! Nothing here knows what an instruction means; `decode` does.
+//! The meaning of instructions is in `decode`.
 
 mod ast;
 mod fatbin;
