@@ -211,7 +211,7 @@ impl Bench {
         (data.len() * 8) as f64 / seconds
     }
 
-    /// The exponential, by way of gate_mul on rows that fit into the first-level cache: an upper bound of its cost.
+    /// The exponential, by way of silu_mul on rows that fit into the first-level cache: an upper bound of its cost.
     fn exp(&self, peak: f64) {
         const FFN: usize = 1536;
         let mut rows = vec![0.5f32; 2 * FFN];
@@ -222,7 +222,7 @@ impl Bench {
         });
         let each = seconds / (1000 * FFN) as f64;
         println!(
-            "gate_mul in cache, one thread: {:.3} ns each, {:.1} FLOP of one peak",
+            "silu_mul in cache, one thread: {:.3} ns each, {:.1} FLOP of one peak",
             each * 1e9,
             each * peak
         );
@@ -277,7 +277,7 @@ impl Bench {
                 RowsMut::new(&mut gate_up, tokens, 2 * ffn, 2 * ffn),
             );
         });
-        print("gate_mul", seconds, 3 * 4 * ffn);
+        print("silu_mul", seconds, 3 * 4 * ffn);
         let width = heads * 2 * half;
         let (mut qk, table, positions) = (vec![0.5f32; tokens * width], vec![0.7f32; half], vec![0; tokens]);
         let (cos, sin) = (Rows::new(&table, 1, half, half), Rows::new(&table, 1, half, half));
