@@ -10,8 +10,7 @@ use serde_json::Value;
 use super::fields::{Fields, shown};
 use crate::error::{ErrorKind, Result};
 
-/// Which values of a field do nothing. Null, false, and empty strings, lists and objects never do
-/// anything.
+/// Values of a field without effect, beside null, false, and empty strings, lists and objects.
 enum Neutral {
     /// Only those.
     Unset,

@@ -33,8 +33,7 @@ fn mark(value: &mut Value, control_tokens: &[String]) {
     }
 }
 
-/// The longest control token at the earliest place is wrapped first, as a longest-first pattern
-/// matches.
+/// Wraps control tokens in `text`, the longest at each place, as a longest-first pattern matches.
 fn marked(text: &str, control_tokens: &[String]) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;

@@ -50,7 +50,7 @@ pub(super) struct Templates {
 }
 
 impl Templates {
-    /// The templates in `dir`, in Hugging Face's order: `chat_template.jinja` with
+    /// Finds the templates in `dir`, in Hugging Face's order: `chat_template.jinja` with
     /// `additional_chat_templates/`, else `chat_template` of tokenizer_config.json. One that cannot
     /// be used is an error when a conversation needs it, here and at once if none can be used.
     pub(super) fn open(dir: &Path, tokenizer_config: &Map<String, Json>, now: DateTime) -> Result<Self> {
@@ -87,13 +87,13 @@ impl Templates {
         }
     }
 
-    /// The template for a conversation with or without tools.
+    /// Returns the template for a conversation with or without tools.
     pub(super) fn choose(&self, has_tools: bool) -> Result<&Template> {
         let chosen = self.tool_use.as_ref().filter(|_| has_tools).unwrap_or(&self.default);
         chosen.as_ref().map_err(Error::clone)
     }
 
-    /// Every template that can be used.
+    /// Returns every template that can be used.
     pub(super) fn usable(&self) -> impl Iterator<Item = &Template> {
         [Some(&self.default), self.tool_use.as_ref()].into_iter().flatten().flatten()
     }

@@ -104,7 +104,7 @@ impl TokenFiles {
         Ok(files)
     }
 
-    /// Notes the tokens of special_tokens_map.json.
+    /// Records the tokens of special_tokens_map.json.
     fn state_map(&mut self, map: &Map<String, Json>, path: &Path) -> Result<()> {
         for (key, value) in map {
             let place = format!("{} ({key})", path.display());
@@ -336,7 +336,7 @@ impl Stated {
     }
 }
 
-/// The ids that tokenizer.json states.
+/// The added tokens of tokenizer.json, with their ids.
 #[derive(Deserialize)]
 struct TokenizerFile {
     #[serde(default)]
@@ -355,9 +355,8 @@ fn check_one_tokenizer(config: &Map<String, Json>, path: &Path) -> Result<()> {
     match config.get("fast_tokenizer_files") {
         Some(files) if *files != serde_json::json!(["tokenizer.json"]) => {
             let message = "`fast_tokenizer_files` names other files than tokenizer.json".to_owned();
-            Err(broken(message, &path.display().to_string()).with_hint(
-                "leave in the folder the one that is meant, as tokenizer.json, and delete the entry",
-            ))
+            Err(broken(message, &path.display().to_string())
+                .with_hint("keep the intended file in the folder as tokenizer.json, and delete the entry"))
         }
         _ => Ok(()),
     }
@@ -379,14 +378,14 @@ fn is_empty(value: &Json) -> bool {
     }
 }
 
-/// Gives `additional_special_tokens` its later name.
+/// Renames `additional_special_tokens` to `extra_special_tokens`.
 fn rename_additional(config: &mut Map<String, Json>) {
     if let Some(tokens) = config.remove(ADDITIONAL) {
         config.insert(EXTRA.to_owned(), tokens);
     }
 }
 
-/// The tokens of `extra_special_tokens`, taken out, where that is an object and gives them names.
+/// Removes and returns the tokens of `extra_special_tokens`, if that is an object with their names.
 fn take_object(config: &mut Map<String, Json>) -> Map<String, Json> {
     match config.get_mut(EXTRA) {
         Some(Json::Object(fields)) => {
@@ -398,16 +397,16 @@ fn take_object(config: &mut Map<String, Json>) -> Map<String, Json> {
     }
 }
 
-/// Named and extra special tokens that are strings: added_tokens.json does not see objects of
-/// tokenizer_config.json.
+/// Returns the named and extra special tokens that are strings: objects of tokenizer_config.json do
+/// not apply to added_tokens.json.
 fn special_strings(config: &Map<String, Json>) -> impl Iterator<Item = String> {
     let named = NAMED.iter().filter_map(|key| config.get(*key));
     let extra = config.get(EXTRA).and_then(Json::as_array).into_iter().flatten();
     named.chain(extra).filter_map(Json::as_str).map(str::to_owned)
 }
 
-/// special_tokens_map.json replaces entries of tokenizer_config.json; lists of extra tokens are
-/// joined. Returns the named and extra tokens that it gives as objects.
+/// Merges special_tokens_map.json into tokenizer_config.json: it replaces entries, and lists of
+/// extra tokens are joined. Returns the named and extra tokens that it gives as objects.
 fn merge_special_tokens_map(
     config: &mut Map<String, Json>,
     map: Map<String, Json>,
@@ -447,7 +446,7 @@ fn merge_special_tokens_map(
     Ok(objects)
 }
 
-/// A token of special_tokens_map.json, which is special and has no mark there that it is a token.
+/// Returns a token of special_tokens_map.json, marked as a special token, which that file omits.
 fn marked(mut fields: Map<String, Json>) -> Json {
     fields.insert("__type".to_owned(), "AddedToken".into());
     fields.insert("special".to_owned(), true.into());

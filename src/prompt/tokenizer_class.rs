@@ -204,8 +204,8 @@ fn built(name: &str, config: &Map<String, Json>) -> Option<(Pipeline, Tokens)> {
     })
 }
 
-/// Reads config.json of the model, empty if it is missing: it is checked when the model is loaded,
-/// and only warned by here.
+/// Reads config.json of the model, empty if it cannot be read: it is checked when the model is
+/// loaded, and only decides on a warning here.
 fn model_config(dir: &Path) -> Map<String, Json> {
     let bytes = std::fs::read(dir.join("config.json")).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or_default()

@@ -330,7 +330,7 @@ fn a_token_file_that_cannot_be_used_is_named_with_its_entry() {
         (
             "tokenizer_config.json",
             r#"{"fast_tokenizer_files": ["tokenizer.4.json"]}"#.to_owned(),
-            "`fast_tokenizer_files` names other files than tokenizer.json\n  at tokenizer_config.json\n\nhint: leave in the folder the one that is meant, as tokenizer.json, and delete the entry".to_owned(),
+            "`fast_tokenizer_files` names other files than tokenizer.json\n  at tokenizer_config.json\n\nhint: keep the intended file in the folder as tokenizer.json, and delete the entry".to_owned(),
         ),
     ];
     for (file, text, expected) in cases {
