@@ -12,10 +12,10 @@ use std::process::{Command, exit};
 use std::sync::Mutex;
 use std::{env, fs, thread};
 
-/// What machine code is made for: Turing, A100, RTX 30, RTX 40, H100, B200, RTX 50.
+/// Architectures to make machine code for: Turing, A100, RTX 30, RTX 40, H100, B200, RTX 50.
 const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90a", "100", "120"];
 
-/// What PTX is made for: the least that runs the fp16 entries, and the least that runs the bf16 ones as well.
+/// Architectures to make PTX for: the oldest that runs the fp16 entries, and the oldest that runs the bf16 ones as well.
 const PTX: [&str; 2] = ["75", "80"];
 
 /// A stem that ends in this and an architecture is for that one and later ones (`attention_sm80.cu`), or for that one
@@ -25,7 +25,8 @@ const ARCHITECTURE_MARK: &str = "_sm";
 /// The first CUDA that knows all of [`ARCHITECTURES`] and writes PTX for them.
 const NVCC_MAJOR_MIN: u32 = 13;
 
-/// `-fmad=false`: a product and a sum are fused where the source says `fmaf` and nowhere else, on every architecture.
+/// `-fmad=false`: a multiplication and an addition are fused where the source has `fmaf` and nowhere else, on every
+/// architecture.
 /// `--compress-mode=none`: the PTX stays readable in the library.
 const FLAGS: [&str; 8] = [
     "-fatbin",
@@ -45,11 +46,11 @@ struct Kernel {
     key: String,
 }
 
-/// The compiler and where everything lies.
+/// The compiler, and the folders of inputs and outputs.
 struct Build {
     nvcc: PathBuf,
     kernels: PathBuf,
-    /// Where outputs stay, apart for each choice of architectures.
+    /// The folder in which outputs stay, one for each choice of architectures.
     cache: PathBuf,
     out: PathBuf,
     architectures: Vec<String>,
@@ -83,7 +84,7 @@ fn build() -> Result<(), String> {
     let kernels = build.sources(&version)?;
     build.compile_all(&kernels)?;
     build.write_table(&kernels)?;
-    // For `kudos --version`. nvcc's own words end in `..., V13.0.88`.
+    // For `kudos --version`. nvcc's output ends in `..., V13.0.88`.
     let release = version.split(", V").nth(1).and_then(|rest| rest.split_whitespace().next());
     println!("cargo::rustc-env=KUDOS_NVCC={}", release.unwrap_or("of an unknown version"));
     let targets: Vec<String> = build.architectures.iter().map(|name| format!("sm_{name}")).collect();
@@ -105,13 +106,13 @@ fn architectures() -> Result<Vec<String>, String> {
     }
 }
 
-/// The compiler and what it says of its version. One that was asked for must do; others are passed over.
+/// The compiler and its version. One that a variable names must do; unsuitable ones elsewhere are skipped.
 fn find_nvcc(root: &Path) -> Result<(PathBuf, String), String> {
-    let asked_for = [
+    let named = [
         ("NVCC", env::var_os("NVCC").map(PathBuf::from)),
         ("CUDA_HOME", env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"))),
     ];
-    for (variable, nvcc) in asked_for {
+    for (variable, nvcc) in named {
         if let Some(nvcc) = nvcc {
             let version =
                 nvcc_version(&nvcc).map_err(|why| format!("{}, from {variable}, {why}", nvcc.display()))?;
@@ -122,21 +123,21 @@ fn find_nvcc(root: &Path) -> Result<(PathBuf, String), String> {
     let mut places: Vec<PathBuf> = env::split_paths(&on_path).map(|dir| dir.join("nvcc")).collect();
     places.push("/usr/local/cuda/bin/nvcc".into());
     places.push(root.join("target/cuda/nvidia/cu13/bin/nvcc"));
-    let mut passed_over = String::new();
+    let mut skipped = String::new();
     for nvcc in places.into_iter().filter(|nvcc| nvcc.is_file()) {
         match nvcc_version(&nvcc) {
             Ok(version) => return Ok((nvcc, version)),
-            Err(why) => passed_over += &format!("\n  {} {why}", nvcc.display()),
+            Err(why) => skipped += &format!("\n  {} {why}", nvcc.display()),
         }
     }
     Err(format!(
-        "found no nvcc of CUDA {NVCC_MAJOR_MIN} or later to compile the CUDA kernels with{passed_over}\n\n\
+        "found no nvcc of CUDA {NVCC_MAJOR_MIN} or later to compile the CUDA kernels with{skipped}\n\n\
          hint: `make cuda-toolchain` puts one into target/cuda; or set NVCC or CUDA_HOME; or build for the CPU alone \
          with `--no-default-features`"
     ))
 }
 
-/// What `nvcc --version` prints, if that is new enough; otherwise what is wrong with it.
+/// The output of `nvcc --version`, if the compiler is new enough; otherwise the problem.
 fn nvcc_version(nvcc: &Path) -> Result<String, String> {
     let output =
         Command::new(nvcc).arg("--version").output().map_err(|error| format!("cannot be run: {error}"))?;
@@ -146,7 +147,7 @@ fn nvcc_version(nvcc: &Path) -> Result<String, String> {
     match (release, major) {
         (Some(_), Some(major)) if major >= NVCC_MAJOR_MIN => Ok(text),
         (Some(release), Some(_)) => Err(format!("is of CUDA {release}, but {NVCC_MAJOR_MIN}.0 is needed")),
-        _ => Err("does not say its version".to_owned()),
+        _ => Err("does not print its version".to_owned()),
     }
 }
 
@@ -204,7 +205,7 @@ impl Build {
             .collect()
     }
 
-    /// Compiles what is not there yet, as many files at a time as cargo allows. All errors are reported.
+    /// Compiles the files whose outputs are out of date, as many at a time as cargo allows. All errors are reported.
     fn compile_all(&self, kernels: &[Kernel]) -> Result<(), String> {
         let stale = kernels.iter().filter(|kernel| {
             let key = fs::read_to_string(self.cached(&kernel.stem, "key"));
@@ -231,7 +232,7 @@ impl Build {
 
     fn compile(&self, kernel: &Kernel) -> Result<(), String> {
         let source = format!("{}.cu", kernel.stem);
-        // Not valid until the new output was checked.
+        // The output is not valid until it was checked.
         let _ = fs::remove_file(self.cached(&kernel.stem, "key"));
         let mut architectures: Vec<&str> =
             self.architectures.iter().map(String::as_str).filter(|arch| kernel.is_for(arch)).collect();
@@ -267,8 +268,8 @@ impl Build {
         write("key", &kernel.key)
     }
 
-    /// Writes `ptxas.txt`, from which the tests make the page of the kernels: the compiler's version, then what it says
-    /// of each entry's registers and shared memory.
+    /// Writes `ptxas.txt`, from which the tests make the page of the kernels: the compiler's version, then its report of
+    /// each entry's registers and shared memory.
     fn write_reports(&self, kernels: &[Kernel], version: &str) -> Result<(), String> {
         let mut reports = format!("{}\n", version.trim());
         for Kernel { stem, .. } in kernels {
@@ -307,8 +308,8 @@ fn check_report(source: &str, report: &str) -> Result<(), String> {
             entry = rest;
             entries += 1;
         } else if line.contains("bytes stack frame") {
-            let bytes = line.split(|c: char| !c.is_ascii_digit()).filter(|number| !number.is_empty());
-            if bytes.into_iter().any(|number| number != "0") {
+            let bytes = line.split(|c: char| !c.is_ascii_digit()).filter(|digits| !digits.is_empty());
+            if bytes.into_iter().any(|digits| digits != "0") {
                 return Err(format!("kernels/{source}: {entry} keeps locals in memory: {}", line.trim()));
             }
         }

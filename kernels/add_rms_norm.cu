@@ -1,13 +1,13 @@
 // add_rms_norm — residual += delta;  out[t,:] = residual[t,:] / sqrt(mean(residual[t,:]^2) + eps) * weight
-//   bf16        residual [tokens, hidden] bf16 in/out · delta [parts, tokens, hidden] bf16: its parts, one of each
-//               rank, are added in their order, with one rounding; none where parts is 0 · weight [hidden] bf16 ·
+//   bf16        residual [tokens, hidden] bf16 in/out · delta [parts, tokens, hidden] bf16: a part of each rank,
+//               added in their order, with one rounding; none where parts is 0 · weight [hidden] bf16 ·
 //               out [tokens, hidden] bf16
-//   f16         the same with residual and delta in f32: the sm75 tier, whose residual stream would overflow fp16
-//   accumulate  f32; the norm is that of the stored residual; its quotient is rounded to storage and then the product
-//               with the weight, as Hugging Face does. The order of the sum is fixed (bit-identical from run to run)
+//   f16         with residual and delta in f32: the sm75 tier, whose residual stream would overflow fp16
+//   accumulate  f32; the norm is that of the stored residual; its quotient is rounded to the format, and so is its
+//               multiple by the weight, as in Hugging Face. The order of the sum is fixed (bit-identical from run to run)
 //   grid        [tokens], one block per token; threads = hidden / 8 in whole warps, at most 256; 16 bytes of residual
 //               per thread and step (8 values of bf16, 4 of f32 and then 8 bytes of weight and out), so that a warp
-//               always asks for neighbours; all steps of a row in registers, so that each byte moves once
+//               always loads neighbours; all steps of a row in registers, so that each byte moves once
 //   needs       hidden % 8 == 0, hidden <= 16,384; every pointer 16-byte aligned; tokens >= 1
 //   cost        bf16: 8 * hidden bytes per token with a delta of one part, 4 * hidden without; f16: 14 and 6 * hidden;
 //               2 (f16: 4) * hidden for each further part; the weight's 2 * hidden once -> memory bound
@@ -88,7 +88,7 @@ add_rms_norm(R *residual, const R *delta, int parts, const T *weight, T *out, in
       }
       kept[step].pack(values);
       *place = kept[step];
-      kept[step].unpack(values); // what was stored, rounded
+      kept[step].unpack(values); // the stored, rounded values
     }
 #pragma unroll
     for (int i = 0; i < VALUES; ++i) squares = fmaf(values[i], values[i], squares);

@@ -1,12 +1,12 @@
 // attention_plain — out[t, h, :] = softmax(q[t, h, :] . k[path, kv, :] * scale) * v[path, kv, :],  kv = h / group,
 // where the path is the keys at positions 0 ..= the position of t: causal grouped-query attention without tensor cores
 //   qkv [rows, row_stride]: q heads, then k heads, then v heads, each head_dim wide · out [tokens, q_heads * head_dim]
-//   work        what each block does (struct WorkItem), made by the host: longest first
+//   work        a work item for each block (struct WorkItem), made by the host: longest first
 //   tile_rows   for each path, the row of the first key of its key tiles: 64 keys at consecutive rows, tile j of a path
 //               holds its positions 64 * j ..= 64 * j + 63. Rows past the block's last position are not read: they may
 //               be another conversation's, and a masked weight of 0 times its NaN would be NaN
 //   accumulate  S and O in f32; scale * log2(e) folded into one fmaf; the row sum is that of unrounded P, and P is
-//               rounded to storage for P * V; one rounding on O
+//               rounded to the format for P * V; one rounding on O
 //   bits        a row's result depends on its own path alone, not on what shares its block: tiles lie at absolute
 //               positions and are walked first to last, keys are never split among blocks, and a tile that is fully
 //               masked for a row changes nothing: its maximum stays, 2^0 = 1, P = 0
@@ -15,7 +15,7 @@
 //   needs       head_dim <= HEAD_DIM of the entry (64, 128, 256), head_dim % 8 == 0, row_stride % 8 == 0, pointers
 //               16-byte aligned; shared memory as shared_bytes says; at least one key for every row
 //   cost        4 * head_dim flops per row and key on CUDA cores -> compute bound
-//   tiers       sm75 (f16), sm80+ (bf16): the generic path, and what the faster tiers are judged by
+//   tiers       sm75 (f16), sm80+ (bf16): the generic path, and the reference for the faster ones
 #include "attention.cuh"
 #include "ptx.cuh"
 #include "reduce.cuh"
@@ -29,7 +29,7 @@ constexpr int ROWS = WARPS * WARP_ROWS;
 // register: without a bound on sm_100, with 5 blocks on sm_90a.
 constexpr int BLOCKS_MIN = 4;
 
-// Shared memory, in this order: a tile of K or V, rows padded by 16 bytes so that 8 lanes reading 8 rows meet no bank
+// Shared memory, in this order: a tile of K or V, rows padded by 16 bytes so that 8 lanes that read 8 rows meet no bank
 // twice; Q in f32; P in f32, for each warp [KEYS][WARP_ROWS].
 template <int HEAD_DIM> struct Shared {
   static constexpr int TILE_STRIDE = HEAD_DIM + WIDE;
@@ -37,7 +37,7 @@ template <int HEAD_DIM> struct Shared {
   static constexpr int QUERY_BYTES = ROWS * HEAD_DIM * 4;
 };
 
-// K or V of the tile whose keys start at `first`: [KEYS, head_dim], coalesced; zeros from key `keys` on.
+// Loads K or V of the tile whose keys start at `first`: [KEYS, head_dim], coalesced; zeros from key `keys` on.
 template <typename T, int HEAD_DIM>
 __device__ __forceinline__ void load_tile(T *tile, const T *first, int keys, const Shape &shape) {
   const int words = shape.head_dim / WIDE;
@@ -110,7 +110,7 @@ attention_plain(const T *qkv, T *out, const WorkItem *all_work, const uint32_t *
   const T *keys = qkv + static_cast<size_t>(shape.q_heads + kv_head) * shape.head_dim;
   const T *values = keys + static_cast<size_t>(shape.kv_heads) * shape.head_dim;
 
-  // Q in f32. A pair past the end of the work stands for the first one again; its result is not stored.
+  // Q in f32. A row past the item's pairs repeats the first one; its result is not stored.
   for (int i = threadIdx.x; i < ROWS * (shape.head_dim / WIDE); i += THREADS) {
     const int row = i / (shape.head_dim / WIDE), column = (i - row * (shape.head_dim / WIDE)) * WIDE;
     const uint32_t pair = work.first_head + (row < work.pairs ? row : 0);

@@ -1,13 +1,13 @@
 // attention_sm75 — attention_tensor.cuh (formula, bits, needs) with fp16 and mma.m16n8k8; tiles come through registers
 //   d128        128 rows, 8 warps of 16, a ring of 2 tiles: all of Turing's 64 KiB, one block on a multiprocessor
-//   d64         the same in 32 KiB: two blocks
+//   d64         128 rows, 4 warps of 32, a ring of 2 tiles, 32 KiB: two blocks
 //   tiers       sm75+
 #include "attention_tensor.cuh"
 
 struct Sm75 {
   using T = f16;
 
-  // A word on its way to shared memory: read before the present tile is computed with, written after.
+  // A word on its way to shared memory: loaded before the present tile is used, stored after.
   using Flight = uint4;
 
   static __device__ __forceinline__ void begin(Flight &flight, uint32_t, const T *source, bool there) {

@@ -12,7 +12,7 @@ struct Sm80 {
   // A word on its way to shared memory needs no register.
   struct Flight {};
 
-  // The source may be anywhere where it is not there.
+  // Where `there` is false, the source is not touched.
   static __device__ __forceinline__ void begin(Flight &, uint32_t target, const T *source, bool there) {
     cp_async_16(target, source, there ? sizeof(uint4) : 0);
   }

@@ -1,24 +1,24 @@
-// attention_tensor — flash attention on tensor cores, once for all tiers that have `mma.sync`. A tier says how numbers
-// are stored, multiplied and brought to shared memory (attention_sm75.cu, attention_sm80.cu); this says the rest.
+// attention_tensor — flash attention on tensor cores, once for all tiers that have `mma.sync`. A tier has the format, the
+// matmul instruction and the copies to shared memory (attention_sm75.cu, attention_sm80.cu); this file has the rest.
 //
 // out[t, h, :] = softmax(q[t, h, :] . k[path, kv, :] * scale) * v[path, kv, :],  kv = h / group, where the path is the
 // keys at positions 0 ..= the position of t: causal grouped-query attention
 //   qkv [rows, row_stride]: q heads, then k heads, then v heads, each head_dim wide · out [tokens, q_heads * head_dim]
-//   work        what each block does (struct WorkItem), longest first
+//   work        a work item for each block (struct WorkItem), longest first
 //   tile_rows   for each path, the row of the first key of its key tiles. Rows past the block's last position are not
 //               read but zeros: they may be another conversation's, and a masked weight of 0 times its NaN would be NaN
 //   accumulate  S and O in f32; scale * log2(e) folded into one fmaf; the row sum is that of unrounded P, and P is
-//               rounded to storage for P * V; one rounding on O
+//               rounded to the format for P * V; one rounding on O
 //   bits        a row's result depends on its own path alone, not on what shares its block: tiles lie at absolute
 //               positions and are walked first to last, keys are never split among blocks, and keys that are masked
 //               for a row change nothing: its maximum stays, 2^0 = 1, P = 0. So a warp may leave out 16 keys that are
 //               masked for all of its rows, and may leave out multiplying by 1
 //   grid        [work * kv_heads], kv head fastest. A block has ROWS rows, each a pair of (token, q head of the kv
 //               head's group), so that the heads of a group share K and V; a warp has 16 or 32 of them
-//   pipeline    K and V tiles go through a ring of STAGES places, in the order K0 V0 K1 V1 ..; while one is computed
-//               with, the next STAGES - 1 are on their way; one barrier a tile
+//   pipeline    K and V tiles go through a ring of STAGES slots, in the order K0 V0 K1 V1 ..; while one is used, the
+//               next STAGES - 1 are in flight; one barrier a tile
 //   shared      Q [ROWS, HEAD_DIM], then the ring; 16-byte words of a row are exchanged (word ^ row % 8), so that 8
-//               rows of a column meet 8 different groups of 4 banks: no conflict anywhere. O leaves through Q's place
+//               rows of a column meet 8 different groups of 4 banks: no conflict anywhere. O is stored through Q's slot
 //   needs       head_dim <= HEAD_DIM, head_dim % 8 == 0, row_stride % 8 == 0, pointers 16-byte aligned; at least one
 //               key for every row
 //   cost        4 * HEAD_DIM flops per row and key, in whole 16 rows x 16 keys -> compute bound
@@ -29,9 +29,9 @@
 #include "reduce.cuh"
 #include "storage.cuh"
 
-// A lane's share of a 16 x 8 product: rows lane / 4 and that + 8, two neighbouring columns of each.
+// A lane's share of a 16 x 8 accumulator: rows lane / 4 and that + 8, two neighbouring columns of each.
 constexpr int FRAGMENT = 4;
-// Keys, or dims, that one ldmatrix brings: two 8-wide blocks.
+// Keys, or dims, of one ldmatrix: two 8-wide blocks.
 constexpr int STEP = 16;
 
 template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> struct Attention {
@@ -49,11 +49,11 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
   // A thread copies every THREADS-th word of a tile: always the same column, so many rows further each time.
   static constexpr int COPY_ROWS = THREADS / WORDS;
   static constexpr int COPIES = KEYS / COPY_ROWS;
-  // Whether K and V of the next tile are on their way while one is computed with, or the next of K and V alone.
+  // Whether K and V of the next tile are in flight while one is used, or only the next of K and V.
   static constexpr bool WHOLE = STAGES == 3;
 
   static_assert(COPY_ROWS % 8 == 0, "a thread's words are exchanged alike in all of its rows");
-  static_assert(STAGES == 2 || STAGES == 3, "the walk below looks one tile ahead");
+  static_assert(STAGES == 2 || STAGES == 3, "the loop below prefetches one tile");
 
   // A thread's part of copying rows to shared memory.
   struct Copier {
@@ -71,9 +71,9 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     }
   };
 
-  // The places that tiles of keys and values go through, and this thread's part in bringing them.
+  // The slots that tiles of keys and values go through, and this thread's part of their copies.
   struct Ring {
-    uint32_t start, loading, ready; // addresses: of all of it, of the place to be filled next, to be computed with next
+    uint32_t start, loading, ready; // addresses: of the ring, of the slot to fill next, of the slot to use next
     typename Tier::Flight flights[COPIES];
 
     __device__ __forceinline__ explicit Ring(uint32_t place) : start(place), loading(place), ready(place) {}
@@ -82,8 +82,8 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
       return place + TILE_BYTES == start + STAGES * TILE_BYTES ? start : place + TILE_BYTES;
     }
 
-    // Starts bringing the tile whose keys start at `first`: [KEYS, head_dim], zeros from key `keys` on. None where that
-    // is not above 0.
+    // Starts the copy of the tile whose keys start at `first`: [KEYS, head_dim], zeros from key `keys` on. Without keys,
+    // there is none.
     __device__ __forceinline__ void begin(const T *first, int keys, const Copier &copier, int row_stride) {
       if (keys > 0) {
         const T *source = first + static_cast<size_t>(copier.row) * row_stride + copier.column;
@@ -97,7 +97,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
       Tier::commit();
     }
 
-    // Ends what `begin` started, as far as that needs this thread.
+    // Completes this thread's part of the copy that `begin` started.
     __device__ __forceinline__ void end(int keys, const Copier &copier) {
       if (keys > 0) {
 #pragma unroll
@@ -107,7 +107,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     }
   };
 
-  // Q of the work's pairs, zeros in rows past them.
+  // Loads Q of the item's pairs, zeros in rows past them.
   static __device__ __forceinline__ void load_queries(uint32_t place, const T *qkv, const WorkItem &work, uint32_t head,
                                                       uint32_t group, const Copier &copier, const Shape &shape) {
 #pragma unroll
@@ -155,7 +155,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     }
   }
 
-  // Hides the keys that are later than each row's own.
+  // Masks the keys that are later than each row's own.
   static __device__ __forceinline__ void mask(float (&scores)[WARP_TILES][KEY_BLOCKS][FRAGMENT],
                                               const int (&seen)[WARP_TILES][2]) {
 #pragma unroll
@@ -170,7 +170,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     }
   }
 
-  // What a lane knows of its rows, two of each 16.
+  // A lane's state of its rows, two of each 16.
   struct Rows {
     float maximum[WARP_TILES][2];
     float sum[WARP_TILES][2]; // over this lane's keys
@@ -258,7 +258,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     extern __shared__ __align__(256) uint4 shared[];
     const uint32_t query_place = shared_address(shared);
     const int lane = threadIdx.x % WARP;
-    // From one lane, so that the compiler knows that a warp does not part where its rows decide.
+    // From one lane, so that the compiler knows that the warp does not diverge on it.
     const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0);
     const uint32_t group = shape.q_heads / shape.kv_heads, kv_head = blockIdx.x % shape.kv_heads;
     const WorkItem work = all_work[blockIdx.x / shape.kv_heads];
@@ -268,7 +268,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     const int last_position = work.position + (work.first_head + work.pairs - 1) / group;
     const int tiles = last_position / KEYS + 1;
 
-    // What this warp's rows see: none of them a key past warp_last, all of them those up to warp_first.
+    // Keys that this warp's rows see: none of them one past warp_last, all of them those up to warp_first.
     const int first_pair = warp * WARP_ROWS, warp_pairs = min(WARP_ROWS, static_cast<int>(work.pairs) - first_pair);
     const int warp_first = work.position + (work.first_head + first_pair) / group;
     const int warp_last =
@@ -286,7 +286,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
       }
     }
 
-    // Where this lane's rows of an ldmatrix lie, the words of a row exchanged: of Q and V, a row a lane of 16, then the
+    // Where this lane's rows of an ldmatrix lie, the words of a row exchanged: of Q and V, one row for each of 16 lanes, then the
     // next 8 columns; of K, 8 keys, the next 8 columns, then the next 8 keys.
     const uint32_t swizzle = lane % 8 * sizeof(uint4);
     const uint32_t by_row = lane % 16 * ROW_BYTES + (lane / 16 * sizeof(uint4) ^ swizzle);
@@ -316,7 +316,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
       uint32_t weights[WARP_TILES][KEYS / STEP][FRAGMENT];
 
       Tier::template wait<STAGES - 2>();
-      __syncthreads(); // K is there, and what the ring's next place held was used
+      __syncthreads(); // K is there, and the contents of the ring's next slot were used
       const int keys_beside_k = WHOLE ? keys_after : path_keys;
       ring.begin(WHOLE ? first_of(keys, row_after) : first_of(values, row), keys_beside_k, copier, shape.row_stride);
       if (warp_keys > 0) {
@@ -346,7 +346,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     if (warp_pairs > 0) store(out, state, work, shared, first_pair, warp_pairs, kv_head * group, group, shape);
   }
 
-  // out = O / sum, through the place of the warp's queries, so that whole words leave.
+  // out = O / sum, through the slot of the warp's queries, so that whole words are stored.
   static __device__ __forceinline__ void store(T *out, const Rows &state, const WorkItem &work, uint4 *shared,
                                                int first_pair, int warp_pairs, uint32_t head, uint32_t group,
                                                const Shape &shape) {

@@ -1,7 +1,7 @@
 // fill_normal — out[i] = deviation * z(seed, i), with z close to normal: mean 0, variance 1, |z| <= 4.9
 //   out [count]: random weights for benchmarks
-//   method      Philox 4x32-10 (Salmon et al. 2011) of counter i and key seed gives eight 16-bit numbers; z is their
-//               sum, centred and scaled. Integers up to one product and one rounding: the same bits on every device
+//   method      Philox 4x32-10 (Salmon et al. 2011) of counter i and key seed gives eight 16-bit integers; z is their
+//               sum, centred and scaled. Integers up to one multiplication and one rounding: equal bits on every device
 //   grid        [count / 8 / 256 rounded up], 256 threads, 8 values (16 bytes) per thread
 //   needs       count % 8 == 0; out 16-byte aligned
 //   cost        2 bytes and about 120 integer operations per value -> bound by those; it runs once
@@ -26,7 +26,7 @@ __device__ __forceinline__ int halves(uint32_t word) { return (word & 0xffffu) +
 
 template <typename T>
 __device__ __forceinline__ void fill_normal(T *out, uint64_t count, uint64_t seed, float deviation) {
-  // A 16-bit number has variance (2^32 - 1) / 12, eight of them 8 times that.
+  // A 16-bit integer has variance (2^32 - 1) / 12, eight of them 8 times that.
   constexpr float ONE_DEVIATION = 53509.92f;
   constexpr int CENTRE = 4 * 65535;
   const uint64_t first = (static_cast<uint64_t>(blockIdx.x) * THREADS + threadIdx.x) * WIDE;

@@ -19,12 +19,12 @@ __device__ __forceinline__ float rcp_approx(float x) {
   return y;
 }
 
-// The address that ldmatrix and cp.async take for a place in shared memory.
+// The address of shared memory that ldmatrix and cp.async take.
 __device__ __forceinline__ uint32_t shared_address(const void *place) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(place));
 }
 
-// 16 bytes to an address in shared memory.
+// Stores 16 bytes at an address in shared memory.
 __device__ __forceinline__ void st_shared_16(uint32_t target, uint4 word) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
                :
@@ -32,8 +32,8 @@ __device__ __forceinline__ void st_shared_16(uint32_t target, uint4 word) {
                : "memory");
 }
 
-// Four 8 x 8 matrices of 16-bit numbers; lanes 8j ..= 8j + 7 give the addresses of the rows of matrix j. Lane l gets
-// numbers 2 * (l % 4) and the next of row l / 4 of each.
+// Four 8 x 8 matrices of 16-bit elements; lanes 8j ..= 8j + 7 give the addresses of the rows of matrix j. Lane l gets
+// elements 2 * (l % 4) and the next of row l / 4 of each.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&matrices)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
@@ -41,7 +41,7 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&matrices)[4], uint32_t ro
                : "memory");
 }
 
-// The same, each matrix transposed.
+// ldmatrix_x4 with each matrix transposed.
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&matrices)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrices[0]), "=r"(matrices[1]), "=r"(matrices[2]), "=r"(matrices[3])
@@ -50,7 +50,7 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&matrices)[4], uint3
 }
 
 // sum [16, 8] += a [16, 8] * b [8, 8], fp16 into f32. Lane l holds, two neighbours to a register: rows l / 4 and
-// l / 4 + 8 of a and of sum, columns 2 * (l % 4) and the next; of b the same numbers of its transpose.
+// l / 4 + 8 of a and of sum, columns 2 * (l % 4) and the next; of b those elements of its transpose.
 __device__ __forceinline__ void mma_m16n8k8_f16(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t b) {
   asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
       : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
@@ -75,10 +75,10 @@ __device__ __forceinline__ void cp_async_16(uint32_t target, const void *source,
                : "memory");
 }
 
-// Makes a group of the copies that this thread started since its last one.
+// Groups the copies that this thread started since its last group.
 __device__ __forceinline__ void cp_async_commit_group() { asm volatile("cp.async.commit_group;" : : : "memory"); }
 
-// Waits until no more than NEWEST of this thread's groups are on their way.
+// Waits until no more than NEWEST of this thread's groups are in flight.
 template <int NEWEST> __device__ __forceinline__ void cp_async_wait_group() {
   asm volatile("cp.async.wait_group %0;" : : "n"(NEWEST) : "memory");
 }

@@ -1,4 +1,4 @@
-// reduce — sums and maxima over 4 lanes, a warp or a block, in an order that is fixed: the same bits on every run.
+// reduce — sums and maxima over 4 lanes, a warp or a block, in a fixed order: equal bits on every run.
 #pragma once
 
 constexpr int WARP = 32;
@@ -11,7 +11,7 @@ __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-// The maximum over the warp's 32 lanes, in every lane. NaN is passed over: it comes out of the sums instead.
+// The maximum over the warp's 32 lanes, in every lane. NaN is ignored: it shows in the sums instead.
 __device__ __forceinline__ float warp_max(float value) {
 #pragma unroll
   for (int offset = WARP / 2; offset > 0; offset /= 2) {

@@ -1,7 +1,7 @@
 // rope — rotates heads of qkv in place: v[i], v[i + d/2] = v[i] cos - v[i + d/2] sin, v[i + d/2] cos + v[i] sin
 //   qkv [rows, row_stride] in/out, heads of width d = head_dim from column 0 on · positions [rows] ·
-//   cos, sin [positions, head_dim / 2] in storage type, made by the host
-//   accumulate  three roundings to storage, as Hugging Face does: each of the two products, then their sum
+//   cos, sin [positions, head_dim / 2] in the format of qkv, made by the host
+//   accumulate  three roundings to the format, as in Hugging Face: each of the two terms, then their sum
 //   grid        [rows], one block per row; a thread takes 8 pairs: 16 bytes at i and 16 at i + head_dim / 2
 //   needs       head_dim % 16 == 0, row_stride % 8 == 0; every pointer 16-byte aligned; first_head + heads within the
 //               row; positions within the tables

@@ -1,7 +1,7 @@
 // score — out[t, label] = x[t,:] . head[label,:]
 //   x [tokens, hidden] · head [labels, hidden] · out [tokens, labels] f32
 //   accumulate  f32, no rounding of the result; the order of the sum is fixed (bit-identical from run to run)
-//   grid        [tokens, labels], one block per number; 256 threads, 8 values (16 bytes) per thread and step
+//   grid        [tokens, labels], one block per element; 256 threads, 8 values (16 bytes) per thread and step
 //   needs       hidden % 8 == 0; x and head 16-byte aligned; tokens, labels >= 1
 //   cost        2 * hidden bytes per token and 4 per result, the head once -> memory bound, and negligible
 //   tiers       sm75 (f16), sm80+ (bf16)
@@ -15,7 +15,7 @@ template <typename T> __device__ __forceinline__ void score(const T *x, const T 
   const T *row = x + static_cast<size_t>(blockIdx.x) * hidden;
   const T *label = head + static_cast<size_t>(blockIdx.y) * hidden;
   float sum = 0.0f;
-  // As many steps for every thread: else the compiler parts those with one more from the others of their warp.
+  // As many steps for every thread: otherwise the compiler lets a warp diverge where some threads have one more.
   for (int step = 0; step < hidden; step += THREADS * WIDE) {
     const int column = step + threadIdx.x * WIDE;
     if (column >= hidden) continue;

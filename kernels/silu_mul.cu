@@ -1,8 +1,8 @@
 // silu_mul — gate_up[t, j] = silu(gate_up[t, j]) * gate_up[t, ffn + j] for j < ffn;  silu(x) = x / (1 + exp(-x))
-//   gate_up [tokens, 2 * ffn] in/out, gate and up side by side; the product takes the gate's place
-//   f16         the product is multiplied by `scale`, a power of two that the next product divides out again: without
-//               it the sm75 tier could overflow fp16 here
-//   accumulate  f32; silu is rounded to storage and then the product, as Hugging Face does. exp and the quotient are
+//   gate_up [tokens, 2 * ffn] in/out, gate and up side by side; the result replaces the gate
+//   f16         the result is multiplied by `scale`, a power of two that the next matmul divides out again: without it
+//               the sm75 tier could overflow fp16 here
+//   accumulate  f32; silu is rounded to the format, and then the result, as in Hugging Face. exp and the quotient are
 //               the hardware's approximations (about 2^-22); silu of x < -87 is 0
 //   grid        [tokens, ffn / 8 / 256 rounded up], 256 threads, 8 values (16 bytes) of gate and of up per thread
 //   needs       ffn % 8 == 0; gate_up 16-byte aligned; tokens >= 1

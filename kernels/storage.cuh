@@ -1,7 +1,7 @@
-// storage — how numbers lie in memory: bf16 or fp16, eight to a 16-byte word. All arithmetic is in f32.
+// storage — the formats in memory: bf16 or fp16, eight elements to a 16-byte word. All arithmetic is in f32.
 //
 // bf16 entries exist from sm_80 on: below that the compiler emulates the conversions bit by bit. fp16 entries exist
-// everywhere, so that a newer card can check what an older one runs.
+// everywhere, so that the kernels of older cards can be tested on newer ones.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@
 using bf16 = __nv_bfloat16;
 using f16 = __half;
 
-// Values of a storage type in one 16-byte access.
+// Elements in one 16-byte access.
 constexpr int WIDE = 8;
 
 // Two neighbours in memory <-> two f32; the first lies in the low half. Packing rounds to nearest even.
@@ -44,12 +44,12 @@ template <> __device__ __forceinline__ uint32_t pack2<bf16>(float first, float s
 }
 #endif
 
-// Two f32 rounded to what T can hold.
+// Two f32 rounded to T.
 template <typename T> __device__ __forceinline__ float2 round2(float first, float second) {
   return unpack2<T>(pack2<T>(first, second));
 }
 
-// Eight neighbours in memory <-> eight f32, which stay in registers: every index is known when compiling.
+// Eight neighbours in memory <-> eight f32, which stay in registers: every index is a constant.
 template <typename T> __device__ __forceinline__ void unpack8(uint4 words, float (&values)[WIDE]) {
   const float2 pairs[4] = {unpack2<T>(words.x), unpack2<T>(words.y), unpack2<T>(words.z), unpack2<T>(words.w)};
 #pragma unroll

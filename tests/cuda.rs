@@ -1,4 +1,4 @@
-//! The engine on CUDA: rewards against Hugging Face's, and what must not change them by a bit.
+//! The engine on CUDA: rewards against Hugging Face's, and their bits under changes that must not affect them.
 //!
 //! Ignored unless asked for, because they need a GPU: `make test` runs them on the software GPU, one compute capability
 //! after the other, and `KUDOS_TEST_GPU=real make test` on a real one. `KUDOS_TEST_FIXTURES` limits the models to those
@@ -19,18 +19,18 @@ use kudos::{
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
 
-/// Our mean error in units of that of Transformers in bf16, both against float32, pooled over all cases. The bound of
-/// equal quality; measured on the software GPU over 108 cases: 0.89 at compute capability 8.0, 0.07 at 7.5 (f16).
+/// The bound of equal quality: our mean error in units of that of Transformers in bf16, both against float32, pooled over
+/// all cases; measured on the software GPU over 108 cases: 0.89 at compute capability 8.0, 0.07 at 7.5 (f16).
 const POOLED_RATIO_MAX: f64 = 1.15;
 
-/// The same over more than two ranks whose sums NCCL takes: it rounds at every hop. Measured: 1.21, where adding in order
+/// The bound over more than two ranks with NCCL's all-reduce, which rounds at every hop. Measured: 1.21, where adding in order
 /// gives 0.91 (and 1.03 over two ranks).
 const POOLED_RATIO_REDUCED_MAX: f64 = 1.5;
 
-/// Means over fewer cases scatter too much to be held to a bound of equal quality.
+/// The fewest cases whose mean is held to a bound of equal quality: means over fewer scatter too much.
 const POOLED_CASES_MIN: usize = 90;
 
-/// The same for each model by itself, where few cases scatter more. Measured: at most 1.25.
+/// The bound for each model by itself, where few cases scatter more. Measured: at most 1.25.
 const MODEL_RATIO_MAX: f64 = 2.0;
 
 fn options() -> CudaOptions {
@@ -45,12 +45,12 @@ fn on_gpus(dir: impl AsRef<Path>) -> EngineBuilder {
     Engine::builder(dir).device(options())
 }
 
-/// The tier that was asked for.
+/// The name of the tier that the variable asks for.
 fn tier_name() -> Option<String> {
     std::env::var("KUDOS_TEST_TIER").ok().filter(|name| !name.is_empty())
 }
 
-/// Runs `kudos score` on the GPU, with the tier that was asked for.
+/// Runs `kudos score` on the GPU, with that tier.
 fn score(arguments: &[&str], input: &str) -> common::Run {
     let name = tier_name();
     let tier = name.iter().flat_map(|name| ["--cuda-tier", name]);
@@ -59,7 +59,7 @@ fn score(arguments: &[&str], input: &str) -> common::Run {
     kudos(&all, input)
 }
 
-/// The models to test with: all, or those that were asked for.
+/// The models to test with: all, or those that the variable names.
 fn chosen() -> Vec<Fixture> {
     let wanted = std::env::var("KUDOS_TEST_FIXTURES").unwrap_or_default();
     let names: Vec<&str> = wanted.split(',').filter(|name| !name.is_empty()).collect();
@@ -95,7 +95,7 @@ fn rewards(fixture: &Fixture) -> Vec<f64> {
 
 #[test]
 #[ignore = "needs a GPU, real or software: make test"]
-fn rewards_are_as_near_to_float32_as_those_of_transformers_in_bf16() {
+fn rewards_are_as_accurate_as_those_of_transformers_in_bf16() {
     let (mut ours, mut theirs, mut scored) = (Vec::new(), Vec::new(), Vec::new());
     for fixture in chosen() {
         let rewards = rewards(&fixture);
@@ -161,7 +161,7 @@ fn a_reward_depends_on_its_own_tokens_alone() {
     }
 }
 
-/// Engines with several ranks take turns: sums of two of them on the same GPUs could wait for each other for ever.
+/// Engines with several ranks take turns: collectives of two of them on the same GPUs could wait for each other for ever.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
@@ -180,16 +180,16 @@ fn rank_counts(fixture: &Fixture) -> Vec<usize> {
 
 #[test]
 #[ignore = "needs several GPUs, real or software: make test"]
-fn rewards_over_ranks_are_as_near_to_float32_as_those_of_transformers_in_bf16() {
+fn rewards_over_ranks_are_as_accurate_as_those_of_transformers() {
     let _turn = turn();
     let mut pooled = BTreeMap::new();
     for fixture in chosen() {
         let sequences: Vec<Vec<u32>> = fixture.cases.iter().map(|case| case.ids.clone()).collect();
         for ranks in rank_counts(&fixture) {
-            // Over two ranks the library cannot but add in order.
-            let ways = if ranks > 2 { &["ordered", "reduced"][..] } else { &["ordered"] };
-            for &way in ways {
-                let all_reduce = if way == "ordered" { AllReduce::Ordered } else { AllReduce::Nccl };
+            // Over two ranks NCCL's all-reduce adds in order, too.
+            let algorithms = if ranks > 2 { &["ordered", "reduced"][..] } else { &["ordered"] };
+            for &algorithm in algorithms {
+                let all_reduce = if algorithm == "ordered" { AllReduce::Ordered } else { AllReduce::Nccl };
                 let options = CudaOptions { ranks: Some(ranks), all_reduce, ..options() };
                 let engine = on_gpus(&fixture.folder).device(options).open();
                 let (mut ours, mut theirs) = (0.0, 0.0);
@@ -198,9 +198,12 @@ fn rewards_over_ranks_are_as_near_to_float32_as_those_of_transformers_in_bf16() 
                     theirs += (case.reward_bf16 - case.logits_f32[0]).abs();
                 }
                 let ratio = ours / theirs;
-                println!("{:32} {ranks} ranks, {way}: {ratio:.2} of the error of Transformers", fixture.name);
-                assert!(ratio <= MODEL_RATIO_MAX, "{}, {ranks} ranks, {way}: {ratio}", fixture.name);
-                let (our, their, cases) = pooled.entry(way).or_insert((0.0, 0.0, 0));
+                println!(
+                    "{:32} {ranks} ranks, {algorithm}: {ratio:.2} of the error of Transformers",
+                    fixture.name
+                );
+                assert!(ratio <= MODEL_RATIO_MAX, "{}, {ranks} ranks, {algorithm}: {ratio}", fixture.name);
+                let (our, their, cases) = pooled.entry(algorithm).or_insert((0.0, 0.0, 0));
                 (*our, *their, *cases) = (*our + ours, *their + theirs, *cases + sequences.len());
             }
         }
@@ -208,10 +211,10 @@ fn rewards_over_ranks_are_as_near_to_float32_as_those_of_transformers_in_bf16() 
     if pooled.is_empty() {
         println!("not run: there is one GPU");
     }
-    for (way, (ours, theirs, cases)) in pooled {
-        println!("{way}, {cases} cases: {:.2} of the error of Transformers in bf16", ours / theirs);
-        let bound = if way == "ordered" { POOLED_RATIO_MAX } else { POOLED_RATIO_REDUCED_MAX };
-        assert!(cases < POOLED_CASES_MIN || ours <= bound * theirs, "{way}: {}", ours / theirs);
+    for (algorithm, (ours, theirs, cases)) in pooled {
+        println!("{algorithm}, {cases} cases: {:.2} of the error of Transformers in bf16", ours / theirs);
+        let bound = if algorithm == "ordered" { POOLED_RATIO_MAX } else { POOLED_RATIO_REDUCED_MAX };
+        assert!(cases < POOLED_CASES_MIN || ours <= bound * theirs, "{algorithm}: {}", ours / theirs);
     }
 }
 
@@ -235,7 +238,7 @@ fn a_reward_over_ranks_depends_on_its_own_tokens_alone() {
         assert_eq!(
             bits(&engine, &sequences),
             alone,
-            "{}, {ranks} ranks: sums beside computation",
+            "{}, {ranks} ranks: all-reduces beside computation",
             fixture.name
         );
         tried += 1;
@@ -245,13 +248,13 @@ fn a_reward_over_ranks_depends_on_its_own_tokens_alone() {
 
 #[test]
 #[ignore = "needs several GPUs, real or software: make test"]
-fn a_pass_of_more_parts_than_sums_can_be_gathered_at_a_time_gives_the_same_rewards() {
+fn a_pass_of_more_parts_than_buffers_gives_the_same_rewards() {
     let _turn = turn();
     let Some(fixture) = chosen().into_iter().find(|fixture| fixture.name == "mha_hd16_bf16") else { return };
     if !rank_counts(&fixture).contains(&2) {
         return println!("not run: there is one GPU");
     }
-    // 8,800 tokens in one pass: three parts, or three pieces of one part's sums.
+    // 8,800 tokens in one pass: three parts, or three pieces of one part's all-reduces; pieces are gathered in two buffers.
     let sequences: Vec<Vec<u32>> = (0..200).map(|seed| common::ids(seed + 1, 44, 512)).collect();
     let rewards = |batch_tokens, overlap| {
         let options = CudaOptions { ranks: Some(2), overlap, ..options() };
@@ -267,8 +270,8 @@ fn a_pass_of_more_parts_than_sums_can_be_gathered_at_a_time_gives_the_same_rewar
 #[test]
 #[ignore = "needs a GPU, real or software: make test"]
 fn streamed_layers_give_the_bits_of_resident_ones() {
-    // Of bf16, with a head width that is padded and biases, and of f16 likewise; of two layers and of three; and the demo,
-    // of four, in which resident layers can lie between streamed ones.
+    // bf16 and f16 weights, a head width that is padded, biases; two layers and three; and the demo, which has four, so that
+    // resident layers can lie between streamed ones.
     let wanted = ["gqa3_hd20_bias_f16", "mha_hd16_bf16", "kv8_hd32_attention_bias_bf16"];
     let folders = chosen().into_iter().filter(|fixture| wanted.contains(&fixture.name.as_str()));
     for folder in folders.map(|fixture| fixture.folder).chain([common::demo_model()]) {
@@ -291,7 +294,7 @@ fn streamed_layers_give_the_bits_of_resident_ones() {
 
 #[test]
 #[ignore = "needs a GPU, real or software: make test"]
-fn weights_are_counted_as_they_come_to_stay_and_streamed_ones_are_not() {
+fn resident_weights_are_counted_and_streamed_ones_are_not() {
     let demo = common::demo_model();
     for (residency, resident) in
         [(Residency::Resident, 4), (Residency::Streamed { resident_layers: Some(1) }, 1)]
@@ -328,7 +331,7 @@ fn the_demo_wins_on_cuda_as_on_the_cpu() {
 
 #[test]
 #[ignore = "needs a GPU, real or software: make test"]
-fn the_device_left_to_the_engine_is_the_gpu_and_it_says_why() {
+fn the_engine_chooses_the_gpu_and_reports_why() {
     let fixture = &fixtures()[0];
     let run = kudos(&["score", "--model", fixture.folder.to_str().unwrap(), "-"], "{\"input_ids\": [1]}");
     assert_eq!(run.status, Some(0), "{run:?}");
@@ -337,9 +340,9 @@ fn the_device_left_to_the_engine_is_the_gpu_and_it_says_why() {
 
 #[test]
 #[ignore = "needs a GPU: make test"]
-fn random_weights_are_made_on_the_gpu_and_take_what_a_checkpoint_takes() {
+fn random_weights_take_the_memory_of_a_checkpoint() {
     let _turn = turn();
-    // Heads that are padded on the GPU, and biases, come from the host; of the others' matrices nothing does.
+    // Padded heads and biases are made on the host; other matrices on the GPU.
     let names = ["gqa8_hd64_tied_bf16", "gqa3_hd20_bias_f16"];
     for fixture in fixtures().into_iter().filter(|fixture| names.contains(&&*fixture.name)) {
         let config = ModelConfig::read(&fixture.folder).unwrap();

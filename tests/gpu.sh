@@ -1,5 +1,5 @@
 #!/bin/sh
-# The tests that need a GPU, and a tally of what ran where. On the software GPU they run at one compute capability after
+# The tests that need a GPU, and a tally of the runs. On the software GPU they run at one compute capability after
 # the other: everything at 8.0 and, with its own tier, 7.5; attention and two models at 8.6 (where shared memory is small)
 # and 9.0. With KUDOS_TEST_GPU=real they run on the first real GPU, the engine's once for each tier.
 set -u
@@ -25,7 +25,7 @@ if [ "${KUDOS_TEST_GPU:-}" = real ]; then
     for KUDOS_TEST_TIER in '' sm75; do
         run "engine, real GPU, tier ${KUDOS_TEST_TIER:-of its own}" --test cuda -- --ignored --nocapture
     done
-    # Their absence is in the tally: the file has the software GPU's bits.
+    # Ignored, and counted in the tally: the file has the software GPU's bits.
     run "golden bits, real GPU" --test golden -- softgpu
 else
     KUDOS_TEST_GPU=softgpu

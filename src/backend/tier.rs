@@ -1,7 +1,7 @@
-//! [`CudaTier`]: which generation of GPUs the kernels are made for. Named here, where builds without CUDA see it too.
+//! [`CudaTier`]: the generation of GPUs that kernels are made for, also in builds without CUDA.
 
-/// A generation of GPUs: what it stores numbers in and multiplies them with. A newer GPU can run an older tier, which
-/// is how that one is checked where there is no older GPU.
+/// A generation of GPUs, with its format of activations and its matmul instructions. A newer GPU can run an older tier, so
+/// that both can be tested on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum CudaTier {
@@ -15,7 +15,7 @@ impl CudaTier {
     /// Every tier, oldest first.
     pub const ALL: [Self; 2] = [Self::Sm75, Self::Sm80];
 
-    /// What its kernels are called after.
+    /// Name of the tier, as in the names of its kernels.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sm75 => "sm75",

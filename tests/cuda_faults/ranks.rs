@@ -273,6 +273,6 @@ fn a_rank_whose_group_has_failed_measures_no_further() {
         out: Out::Activation,
         bias: false,
     };
-    assert_gave_up(tuner.product(shape, 256));
+    assert_gave_up(tuner.matmul(shape, 256));
     assert_eq!(asked.get(), 1);
 }

@@ -1,4 +1,4 @@
-//! Attention with its tile tables and seam tiles: the same tests for every kernel that does it.
+//! Attention with its tile tables and seam tiles: tests that every attention kernel passes.
 
 use std::slice;
 
@@ -51,7 +51,7 @@ pub(crate) fn pack(sequences: &[Vec<u32>], sharing: Sharing) -> Packed {
     batch.pack()
 }
 
-/// The q, k and v of a token: the same wherever it stands, given its id and position.
+/// The q, k and v of a token, which depend on its id and position alone.
 fn qkv_row(format: ActivationFormat, heads: Heads, id: u32, position: u32) -> Vec<u16> {
     let mut random = Random::new(u64::from(id) * 100_003 + u64::from(position) + 1);
     random.rows(format, width(heads), 1.0).into_iter().map(|number| bits(format, number)).collect()
@@ -67,7 +67,7 @@ fn run(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], queries: Queries)
     try_run(ops, heads, packed, rows, queries, |_| {}).unwrap()
 }
 
-/// The same, where something may fail on the way; `edit` may spoil the tables.
+/// Like `run`, but returns errors; `edit` may spoil the tables.
 pub(crate) fn try_run(
     ops: &Ops,
     heads: Heads,
@@ -97,7 +97,7 @@ pub(crate) fn try_run(
     let (work, out_rows) = match queries {
         Queries::All => (&tiles.all, tokens),
         Queries::Last => {
-            // The last rows' queries take the place of the first rows'.
+            // The last rows' queries replace those of the first rows.
             let mut places: Vec<u16> = qkv.all().download(ops.context().compute()).unwrap();
             let q_width = heads.q_heads * heads.head_dim;
             for (i, last) in packed.last.iter().enumerate() {
@@ -130,7 +130,7 @@ pub(crate) enum Queries {
     Last,
 }
 
-/// Attention of one row over its path, and `sum(p * |v|)`, which says how much rounding P can move each number.
+/// Attention of one row over its path, and `sum(p * |v|)`, which bounds the effect of rounding P on each element.
 fn naive(
     format: ActivationFormat,
     heads: Heads,
@@ -159,11 +159,11 @@ fn naive(
         .collect()
 }
 
-/// Conversations of every kinship: paths of one to five spans with odd boundaries, a prefix of another, one token.
+/// Conversations that share prefixes in every way: paths of one to five spans with odd boundaries, a prefix of another, one token.
 pub(crate) fn family() -> Vec<Vec<u32>> {
     let prompt: Vec<u32> = (0..70).collect();
     let with = |from: u32, len: u32| [prompt.clone(), (from..from + len).collect()].concat();
-    // Each leaves the longest one at another place.
+    // Each leaves the longest one at another position.
     let long: Vec<u32> = (1_000..1_203).collect();
     let leaving = |at: usize, from: u32| [&long[..at], &[from, from + 1, from + 2]].concat();
     vec![
@@ -236,7 +236,7 @@ fn matches_naive_at_lengths_around_whole_tiles(gpu: &Gpu, kernel: &'static Atten
     assert_matches(&ops, heads, &packed, &rows, around);
 }
 
-/// Changes numbers of the rows: `edit` gets position, column and the number that stands there.
+/// Changes elements of the rows: `edit` gets position, column and the element's value.
 fn edited(
     format: ActivationFormat,
     heads: Heads,
@@ -352,8 +352,8 @@ fn reads_nothing_of_other_conversations(gpu: &Gpu, kernel: &'static AttentionKer
     }
 }
 
-/// The sequences of the family that share nothing: whatever stands in their rows concerns them alone. The rows of the
-/// last one follow those of another's only tile, which is not whole.
+/// The sequences of the family that share nothing: no other reads their rows. The rows of the last one follow those of
+/// another's only tile, which is not whole.
 const LONELY: [usize; 3] = [1, 4, NEIGHBOUR];
 pub(crate) const NEIGHBOUR: usize = 6;
 

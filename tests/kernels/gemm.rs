@@ -1,4 +1,4 @@
-//! Products by cublasLt, as the backend asks for them.
+//! Matmuls by cublasLt, as the backend uses them.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -20,9 +20,9 @@ use crate::numbers::{Random, bits, half_ulp, upload, upload_raw, value};
 use crate::{Gpu, Test};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("products_match_naive", products_match_naive),
-    ("products_with_a_bias_match_naive", products_with_a_bias_match_naive),
-    ("a_row_of_a_product_does_not_depend_on_the_number_of_rows", a_row_does_not_depend_on_the_number_of_rows),
+    ("matmuls_match_naive", matmuls_match_naive),
+    ("matmuls_with_a_bias_match_naive", matmuls_with_a_bias_match_naive),
+    ("a_row_of_a_matmul_does_not_depend_on_the_count_of_rows", a_row_does_not_depend_on_the_count_of_rows),
     ("favourites_of_other_classes_are_seen", favourites_of_other_classes_are_seen),
     ("rows_that_are_refused_are_computed_in_pieces", rows_that_are_refused_are_computed_in_pieces),
     ("times_choose_within_a_class_and_are_kept", times_choose_within_a_class_and_are_kept),
@@ -37,10 +37,10 @@ const SHAPE: MatmulShape = MatmulShape {
     bias: false,
 };
 
-/// Where the product's columns start in `out`: they are its last ones.
+/// The first of the result's columns in `out`: they are its last ones.
 const COLUMN: usize = SHAPE.out_stride - SHAPE.features;
 
-/// Numbers of `out` before a product adds to them.
+/// Elements of `out` before a matmul adds to them.
 fn old(format: ActivationFormat, out: Out, count: usize) -> Vec<f64> {
     match out {
         Out::Activation | Out::AddActivation => Random::new(3).rows(format, count, 1.0),
@@ -48,8 +48,8 @@ fn old(format: ActivationFormat, out: Out, count: usize) -> Vec<f64> {
     }
 }
 
-/// Runs the product into column 16 of rows 1 and on of `old`, and returns all of it.
-fn run(ops: &Ops, lt: &Lt, product: &mut Matmul, shape: MatmulShape, rows: usize, alpha: f32) -> Vec<f64> {
+/// Runs the matmul into column 16 of rows 1 and on of `old`, and returns all of it.
+fn run(ops: &Ops, lt: &Lt, matmul: &mut Matmul, shape: MatmulShape, rows: usize, alpha: f32) -> Vec<f64> {
     let format = ops.format();
     let x = upload(ops, &x(format, rows));
     let weight = upload(ops, &weight(format));
@@ -69,7 +69,7 @@ fn run(ops: &Ops, lt: &Lt, product: &mut Matmul, shape: MatmulShape, rows: usize
         rows,
         alpha,
     };
-    lt.run(product, operands).unwrap();
+    lt.run(matmul, operands).unwrap();
     let stream = ops.context().compute();
     match is_f32 {
         true => out.all().download::<f32>(stream).unwrap().into_iter().map(f64::from).collect(),
@@ -91,12 +91,12 @@ fn bias(format: ActivationFormat) -> Vec<f64> {
     Random::new(4).rows(format, SHAPE.features, 1.0)
 }
 
-fn products_match_naive(gpu: &Gpu) {
+fn matmuls_match_naive(gpu: &Gpu) {
     let without = [(Out::Activation, 1.0), (Out::AddActivation, 1.0), (Out::F32, 16.0), (Out::AddF32, 0.5)];
     matches_naive(gpu, &without.map(|(out, alpha)| (out, false, alpha)));
 }
 
-fn products_with_a_bias_match_naive(gpu: &Gpu) {
+fn matmuls_with_a_bias_match_naive(gpu: &Gpu) {
     matches_naive(gpu, &[(Out::Activation, true, 1.0), (Out::AddActivation, true, 1.0)]);
 }
 
@@ -106,15 +106,15 @@ fn matches_naive(gpu: &Gpu, kinds: &[(Out, bool, f32)]) {
     let lt = Lt::new(ops.context(), format).unwrap();
     for &(out, bias_too, alpha) in kinds {
         let shape = MatmulShape { out, bias: bias_too, ..SHAPE };
-        let mut product = prepared(&ops, &lt, shape);
+        let mut matmul = prepared(&ops, &lt, shape);
         for rows in [1, 3, 65] {
-            let got = run(&ops, &lt, &mut product, shape, rows, alpha);
+            let got = run(&ops, &lt, &mut matmul, shape, rows, alpha);
             let before = old(format, out, got.len());
             let (x, weight, bias) = (x(format, rows), weight(format), bias(format));
             for (i, (&got, &before)) in got.iter().zip(&before).enumerate() {
                 let (row, column) = (i / shape.out_stride, i % shape.out_stride);
                 if row == 0 || !(COLUMN..COLUMN + shape.features).contains(&column) {
-                    assert_eq!(got, before, "{shape:?}: {row}, {column} is not the product's");
+                    assert_eq!(got, before, "{shape:?}: {row}, {column} is not the result's");
                     continue;
                 }
                 let feature = column - COLUMN;
@@ -139,9 +139,9 @@ fn matches_naive(gpu: &Gpu, kinds: &[(Out, bool, f32)]) {
     }
 }
 
-/// A product as an engine prepares it, but with nothing kept.
+/// A matmul as an engine prepares it, but without a cache.
 fn prepared(ops: &Ops, lt: &Lt, shape: MatmulShape) -> Matmul {
-    tuner(ops, lt, None).product(shape, ROWS_MAX).unwrap()
+    tuner(ops, lt, None).matmul(shape, ROWS_MAX).unwrap()
 }
 
 fn tuner<'a>(ops: &'a Ops, lt: &'a Lt, folder: Option<&Path>) -> Tuner<'a> {
@@ -153,19 +153,19 @@ fn tuner<'a>(ops: &'a Ops, lt: &'a Lt, folder: Option<&Path>) -> Tuner<'a> {
 /// More rows than a whole number of any tile, in the bucket of more than 4,096.
 const ROWS_MAX: usize = 4099;
 
-/// Numbers of rows in every bucket up to that, at its ends and within, few of them a whole number of tiles.
+/// Counts of rows in every bucket up to that, at its ends and within; few are a whole number of tiles.
 const ROWS: [usize; 17] = [1, 2, 15, 16, 17, 63, 65, 127, 129, 256, 300, 512, 1000, 1024, 1025, 2049, 4096];
 
-/// The first number of rows whose product has other bits than the same rows of a larger one.
-fn rows_that_differ(ops: &Ops, lt: &Lt, product: &mut Matmul, shape: MatmulShape) -> Option<usize> {
-    let many = run(ops, lt, product, shape, ROWS_MAX, 1.0);
+/// The first count of rows whose result has other bits than these rows of a larger one.
+fn rows_that_differ(ops: &Ops, lt: &Lt, matmul: &mut Matmul, shape: MatmulShape) -> Option<usize> {
+    let many = run(ops, lt, matmul, shape, ROWS_MAX, 1.0);
     ROWS.into_iter().find(|&rows| {
-        let few = run(ops, lt, product, shape, rows, 1.0);
+        let few = run(ops, lt, matmul, shape, rows, 1.0);
         few != many[..few.len()]
     })
 }
 
-fn a_row_does_not_depend_on_the_number_of_rows(gpu: &Gpu) {
+fn a_row_does_not_depend_on_the_count_of_rows(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let lt = Lt::new(ops.context(), gpu.format).unwrap();
     for out in [Out::Activation, Out::F32] {
@@ -173,14 +173,14 @@ fn a_row_does_not_depend_on_the_number_of_rows(gpu: &Gpu) {
         for tuning in [GemmTuning::Auto, GemmTuning::Off] {
             let cache = Cache::new(None, gpu.info(), gpu.format).unwrap();
             let mut tuner = Tuner::new(ops.context(), &lt, tuning, cache).unwrap();
-            let mut product = tuner.product(shape, ROWS_MAX).unwrap();
-            assert_eq!(rows_that_differ(&ops, &lt, &mut product, shape), None, "{shape:?}, {tuning:?}");
+            let mut matmul = tuner.matmul(shape, ROWS_MAX).unwrap();
+            assert_eq!(rows_that_differ(&ops, &lt, &mut matmul, shape), None, "{shape:?}, {tuning:?}");
         }
     }
 }
 
-/// The test above sees what it is for: with the library's favourite for each number of rows, whatever its bits, rows
-/// change with their number.
+/// The test above can fail: with the library's first proposal for each count of rows, whatever its bits, rows change with
+/// their count.
 fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let lt = Lt::new(ops.context(), gpu.format).unwrap();
@@ -195,11 +195,11 @@ fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
         return;
     }
     assert!(found.len() >= 2, "{found:?}");
-    let mut product = Matmul::new(problem, Schedule::new(proposals.buckets));
-    assert!(rows_that_differ(&ops, &lt, &mut product, shape).is_some(), "{:?}", product.schedule());
+    let mut matmul = Matmul::new(problem, Schedule::new(proposals.buckets));
+    assert!(rows_that_differ(&ops, &lt, &mut matmul, shape).is_some(), "{:?}", matmul.schedule());
 }
 
-/// What no algorithm takes at once is computed in pieces, with the same bits.
+/// Rows that no algorithm takes at once are computed in pieces, with the same bits.
 fn rows_that_are_refused_are_computed_in_pieces(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let lt = Lt::new(ops.context(), gpu.format).unwrap();
@@ -219,20 +219,20 @@ fn rows_that_are_refused_are_computed_in_pieces(gpu: &Gpu) {
     // 100 rows: 64 and 32 by the one that refuses 100, and 4 by another.
     let mut orders = vec![vec![refusing]; BUCKETS.len()];
     orders[0] = others;
-    let mut product = Matmul::new(problem, Schedule::new(orders));
+    let mut matmul = Matmul::new(problem, Schedule::new(orders));
     let expected = run(&ops, &lt, &mut prepared(&ops, &lt, SHAPE), SHAPE, 100, 1.0);
-    assert_eq!(run(&ops, &lt, &mut product, SHAPE, 100, 1.0), expected);
+    assert_eq!(run(&ops, &lt, &mut matmul, SHAPE, 100, 1.0), expected);
 }
 
-/// A stopwatch by which some algorithm is the fastest, and which counts how often it is asked.
+/// A stopwatch by which some algorithm is the fastest, and which counts its calls.
 struct Favours<'a> {
     tile: u32,
-    asked: &'a Cell<usize>,
+    calls: &'a Cell<usize>,
 }
 
 impl Stopwatch for Favours<'_> {
     fn time(&mut self, _: usize, algorithm: &Config, run: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
-        self.asked.set(self.asked.get() + 1);
+        self.calls.set(self.calls.get() + 1);
         run()?;
         Ok(if algorithm.tile == self.tile { 1.0 } else { 2.0 })
     }
@@ -242,43 +242,43 @@ fn times_choose_within_a_class_and_are_kept(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let lt = Lt::new(ops.context(), gpu.format).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let asked = Cell::new(0);
+    let calls = Cell::new(0);
     let tuned = |tile, folder: &Path| {
-        asked.set(0);
-        let mut tuner = tuner(&ops, &lt, Some(folder)).with_stopwatch(Favours { tile, asked: &asked });
-        tuner.product(SHAPE, ROWS_MAX).unwrap()
+        calls.set(0);
+        let mut tuner = tuner(&ops, &lt, Some(folder)).with_stopwatch(Favours { tile, calls: &calls });
+        tuner.matmul(SHAPE, ROWS_MAX).unwrap()
     };
-    let tile_of = |product: &Matmul| product.schedule().at(4096)[0].config().tile;
+    let tile_of = |matmul: &Matmul| matmul.schedule().at(4096)[0].config().tile;
     let expected = run(&ops, &lt, &mut prepared(&ops, &lt, SHAPE), SHAPE, 1000, 1.0);
     let members = tuned(0, &dir.path().join("first")).schedule().at(4096).to_vec();
     let tiles: BTreeSet<u32> = members.iter().map(|algorithm| algorithm.config().tile).collect();
     assert!(gpu.info().has_clock || tiles.len() > 1, "{members:?}");
     for &tile in &tiles {
         let folder = dir.path().join(tile.to_string());
-        let mut product = tuned(tile, &folder);
-        assert!(asked.get() > 0);
-        let chosen = tile_of(&product);
+        let mut matmul = tuned(tile, &folder);
+        assert!(calls.get() > 0);
+        let chosen = tile_of(&matmul);
         assert_eq!(
-            run(&ops, &lt, &mut product, SHAPE, 1000, 1.0),
+            run(&ops, &lt, &mut matmul, SHAPE, 1000, 1.0),
             expected,
             "tile {tile}: times change no bits"
         );
-        // The next start asks no stopwatch, though another algorithm would be the fastest by this one.
-        assert_eq!((tile_of(&tuned(0, &folder)), asked.get()), (chosen, 0));
+        // The next start uses no stopwatch, though another algorithm would be the fastest by this one.
+        assert_eq!((tile_of(&tuned(0, &folder)), calls.get()), (chosen, 0));
         let file = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
         let text = fs::read_to_string(&file).unwrap();
         let lies = [
             "{".to_owned(),
             text.replace(&format!("\"gpu\": \"{}\"", gpu.info().name), "\"gpu\": \"another\""),
-            // Of an algorithm that nobody has proposed.
+            // An algorithm that the library has not proposed.
             text.replace("\"stages\": 0", "\"stages\": 77"),
         ];
         for lie in lies.into_iter().filter(|lie| *lie != text) {
             fs::write(&file, lie).unwrap();
-            let mut product = tuned(tile, &folder);
-            assert!(asked.get() > 0, "what is not to be believed is measured again");
-            assert_eq!(tile_of(&product), chosen);
-            assert_eq!(run(&ops, &lt, &mut product, SHAPE, 1000, 1.0), expected);
+            let mut matmul = tuned(tile, &folder);
+            assert!(calls.get() > 0, "entries that do not match are measured again");
+            assert_eq!(tile_of(&matmul), chosen);
+            assert_eq!(run(&ops, &lt, &mut matmul, SHAPE, 1000, 1.0), expected);
         }
     }
 }

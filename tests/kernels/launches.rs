@@ -1,4 +1,4 @@
-//! What only a software GPU does: it counts what a launch moves, plants bugs, and says what it objects to.
+//! Functions of the software GPU alone: it counts the memory traffic of launches, plants bugs, and reports errors in words.
 
 use std::ffi::{CStr, CString, c_char};
 
@@ -6,7 +6,7 @@ use kudos::internals::backend::cuda::ops::Ops;
 use libloading::Library;
 use serde::Deserialize;
 
-/// What one launch did to memory and on tensor cores.
+/// Counts of one launch.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Distinct 32-byte sectors read.
@@ -23,12 +23,12 @@ pub(crate) struct Counts {
     pub(crate) request_sectors: u64,
     /// Passes that shared memory's banks needed beyond the fewest.
     pub(crate) bank_conflicts: u64,
-    /// Products on tensor cores, of a warp.
+    /// Matmul instructions of warps on tensor cores.
     pub(crate) mma: u64,
 }
 
 impl Counts {
-    /// Bytes that have to pass the memory's wires.
+    /// Bytes that memory transfers.
     pub(crate) fn bytes_moved(&self) -> u64 {
         32 * (self.sectors_read + self.sectors_written)
     }
@@ -69,9 +69,9 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// Those of the driver that was loaded, if it counts.
+    /// The functions of the driver that was loaded, if it counts.
     pub(crate) fn find() -> Option<Self> {
-        // SAFETY: the driver was loaded when the GPU was found; this takes another hold of it and runs nothing.
+        // SAFETY: the driver was loaded when the GPU was found; this opens it once more and runs nothing.
         let driver = unsafe { Library::new("libcuda.so") }.ok()?;
         // SAFETY: a library that has functions of these names has them with these types.
         let found = unsafe {
@@ -88,21 +88,21 @@ impl Counters {
         found
     }
 
-    /// What the one launch in `run` counted. Nobody else may launch anything meanwhile.
+    /// The counts of the one launch in `run`. No other thread may launch meanwhile.
     pub(crate) fn of(self, ops: &Ops, kernel: &str, run: impl FnOnce()) -> Counts {
         self.launch(ops, kernel, run).counts
     }
 
-    /// The one launch in `run`, likewise.
+    /// The one launch in `run`, with its counts. No other thread may launch meanwhile.
     pub(crate) fn launch(self, ops: &Ops, kernel: &str, run: impl FnOnce()) -> Launch {
         ops.context().synchronize().unwrap();
         // SAFETY: the library is still loaded; it locks what it changes.
         unsafe { (self.reset)() };
         run();
         ops.context().synchronize().unwrap();
-        // SAFETY: a null pointer asks for the length only.
+        // SAFETY: a null pointer requests the length only.
         let mut text = vec![0_u8; 1 + unsafe { (self.json)(std::ptr::null_mut(), 0) }];
-        // SAFETY: there is room for `text.len()` bytes.
+        // SAFETY: `text` holds `text.len()` bytes.
         let length = unsafe { (self.json)(text.as_mut_ptr().cast(), text.len()) };
         let mut launches: Vec<Launch> = serde_json::from_slice(&text[..length]).unwrap();
         assert_eq!(launches.len(), 1, "{kernel}: one launch");
@@ -111,23 +111,24 @@ impl Counters {
         launch
     }
 
-    /// Plants bugs into kernels that are loaded from here on, in the words of `crates/softgpu/README.md`; no text, none.
+    /// Plants bugs into kernels that are loaded from here on, in the language of `crates/softgpu/README.md`; an empty string
+    /// plants none.
     pub(crate) fn plant(self, text: &str) {
         let text = CString::new(text).unwrap();
-        // SAFETY: the text ends in a zero byte and is read at the call.
+        // SAFETY: the string ends in a zero byte and is read during the call.
         unsafe { (self.plant)(text.as_ptr()) };
     }
 
-    /// How many instructions were changed since.
+    /// The count of instructions that were changed since.
     pub(crate) fn planted(self) -> usize {
         // SAFETY: it takes nothing and locks what it reads.
         unsafe { (self.planted)() }
     }
 
-    /// What the first device said of its error.
+    /// The first device's description of its error.
     pub(crate) fn message(self) -> String {
         let mut text = vec![0_u8; 4096];
-        // SAFETY: there is room for `text.len()` bytes, one more than are said to be there.
+        // SAFETY: `text` has one byte more than the length that is passed.
         unsafe { (self.message)(0, text.as_mut_ptr().cast(), text.len() - 1) };
         CStr::from_bytes_until_nul(&text).unwrap().to_string_lossy().into_owned()
     }

@@ -1,4 +1,4 @@
-//! What a launch has to count at least, from the accesses that its work takes.
+//! The least counts of a launch, from the accesses that its work needs.
 
 use std::collections::BTreeSet;
 
@@ -6,19 +6,19 @@ use crate::launches::Counts;
 
 /// Threads of a warp.
 pub(crate) const LANES: usize = 32;
-/// What memory moves at once.
+/// Bytes that memory transfers at once.
 const SECTOR_BYTES: usize = 32;
 /// Bytes of a row's index.
 pub(crate) const INDEX_BYTES: usize = size_of::<u32>();
 
 /// Whether memory is read or written.
 #[derive(Clone, Copy)]
-pub(crate) enum Way {
+pub(crate) enum Access {
     Read,
     Write,
 }
 
-/// The least that some work can count, put together from the accesses that it takes.
+/// The least counts of some work, summed over the accesses that it needs.
 #[derive(Default)]
 pub(crate) struct Least {
     read: BTreeSet<(&'static str, usize)>,
@@ -30,16 +30,22 @@ pub(crate) struct Least {
 
 impl Least {
     /// One load or store of a warp: each lane's first byte within the buffer.
-    pub(crate) fn request(&mut self, way: Way, buffer: &'static str, lanes: &[usize], lane_bytes: usize) {
+    pub(crate) fn request(
+        &mut self,
+        access: Access,
+        buffer: &'static str,
+        lanes: &[usize],
+        lane_bytes: usize,
+    ) {
         let sectors: BTreeSet<usize> = lanes.iter().map(|first| first / SECTOR_BYTES).collect();
         let distinct = lanes.iter().collect::<BTreeSet<_>>().len() * lane_bytes;
         self.spread += sectors.len() - distinct.div_ceil(SECTOR_BYTES);
         let asked = (lanes.len() * lane_bytes) as u64;
         self.counts.requests += 1;
         self.counts.request_sectors += sectors.len() as u64;
-        let touched = match way {
-            Way::Read => (&mut self.read, self.counts.bytes_read += asked).0,
-            Way::Write => (&mut self.written, self.counts.bytes_written += asked).0,
+        let touched = match access {
+            Access::Read => (&mut self.read, self.counts.bytes_read += asked).0,
+            Access::Write => (&mut self.written, self.counts.bytes_written += asked).0,
         };
         touched.extend(sectors.into_iter().map(|sector| (buffer, sector)));
     }
@@ -47,20 +53,20 @@ impl Least {
     /// `bytes` in a row from byte `first` on, by whole warps with `lane_bytes` a lane.
     pub(crate) fn run(
         &mut self,
-        way: Way,
+        access: Access,
         buffer: &'static str,
         first: usize,
         bytes: usize,
         lane_bytes: usize,
     ) {
         let lanes: Vec<usize> = (first..first + bytes).step_by(lane_bytes).collect();
-        lanes.chunks(LANES).for_each(|warp| self.request(way, buffer, warp, lane_bytes));
+        lanes.chunks(LANES).for_each(|warp| self.request(access, buffer, warp, lane_bytes));
     }
 
-    /// The index of row `row`, for which each of its `threads` asks.
+    /// The index of row `row`, which each of its `threads` loads.
     pub(crate) fn index(&mut self, row: usize, threads: usize) {
         let lanes = vec![row * INDEX_BYTES; threads];
-        lanes.chunks(LANES).for_each(|warp| self.request(Way::Read, "indices", warp, INDEX_BYTES));
+        lanes.chunks(LANES).for_each(|warp| self.request(Access::Read, "indices", warp, INDEX_BYTES));
     }
 
     fn counts(&self) -> Counts {

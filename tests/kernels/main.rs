@@ -1,8 +1,8 @@
 //! Every CUDA kernel, through its wrapper, against a naive f64 computation with the same rounding points.
 //!
 //! They run on the first GPU that the driver shows, for each tier that it can run; those of attention, for each attention
-//! kernel of these tiers that its shared memory has room for. Without a GPU they are reported as ignored, and counted; with `KUDOS_TEST_GPU` set to anything, its absence is a failure. Tests of what kernels move
-//! need a GPU that counts it, and are ignored on others.
+//! kernel that fits it. Without a GPU they are reported as ignored, and counted; with `KUDOS_TEST_GPU` set to anything, its
+//! absence is a failure. Tests of memory traffic need a GPU that counts it, and are ignored on others.
 
 mod attention;
 mod gemm;
@@ -29,16 +29,16 @@ use kudos::internals::backend::cuda::ops::Ops;
 use kudos::internals::backend::cuda::probe::{DeviceInfo, devices};
 use libtest_mimic::{Arguments, Trial};
 
-/// A test: what it shows, and the function that runs it on a GPU with kernels for heads of the given width.
+/// A test: its name, and the function that runs it on a GPU.
 type Test = (&'static str, fn(&Gpu));
 
 /// A test of one attention kernel.
 type AttentionTest = (&'static str, fn(&Gpu, &'static AttentionKernel));
 
-/// Tests that count launches write here, all others read: counting, a test has the GPU for itself.
+/// Tests that count launches take it for writing, all others for reading: while a test counts, no other uses the GPU.
 static TURNS: RwLock<()> = RwLock::new(());
 
-/// The GPU that tests run on.
+/// The GPU of the tests, with a tier.
 #[derive(Clone)]
 pub(crate) struct Gpu {
     info: DeviceInfo,
@@ -52,7 +52,7 @@ impl Gpu {
         Ops::new(Context::open(&self.info).unwrap(), self.tier, head_dim).unwrap()
     }
 
-    /// Kernels with this one for attention, in a context of their own.
+    /// Kernels with this attention kernel, in a context of their own.
     pub(crate) fn ops_with(&self, attention: &'static AttentionKernel) -> Ops {
         Ops::with_attention(Context::open(&self.info).unwrap(), attention).unwrap()
     }
@@ -61,7 +61,7 @@ impl Gpu {
         &self.info
     }
 
-    /// Whether this tier has the attention kernel, and a block can have as much shared memory as it needs.
+    /// Whether the attention kernel is one of this tier's format and fits this GPU.
     fn can(&self, attention: &AttentionKernel) -> bool {
         attention.fits(&self.info, self.format, attention.head_dim, AttentionFeatures::NONE)
     }
@@ -148,11 +148,11 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// A test that is ignored without what it runs on.
+/// A test that is ignored where there is nothing to run it on.
 fn trial<T: Send + 'static>(name: &str, on: Option<T>, test: impl FnOnce(&T) + Send + 'static) -> Trial {
     let ignored = on.is_none();
     let run = move || {
-        test(&on.expect("without what it runs on, the test is ignored"));
+        test(&on.expect("without it, the test is ignored"));
         Ok(())
     };
     Trial::test(name, run).with_ignored_flag(ignored)

@@ -1,5 +1,5 @@
-//! NCCL's bindings with a group of one rank, which any machine with a GPU can form: what is summed or collected over it
-//! stays what it was. Several ranks are the engine's tests.
+//! NCCL's bindings with a group of one rank, which any machine with a GPU can form: collectives over it change nothing. The
+//! engine's tests have several ranks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +11,15 @@ use crate::numbers::{Random, download, upload, upload_raw};
 use crate::{Gpu, Test};
 
 pub(crate) const TESTS: &[Test] = &[
-    ("a_sum_over_one_rank_is_itself", a_sum_over_one_rank_is_itself),
-    ("numbers_collected_from_one_rank_are_its_own", numbers_collected_from_one_rank_are_its_own),
+    ("an_all_reduce_over_one_rank_changes_nothing", an_all_reduce_over_one_rank_changes_nothing),
+    (
+        "an_all_gather_from_one_rank_gives_its_own_elements",
+        an_all_gather_from_one_rank_gives_its_own_elements,
+    ),
     ("collectives_refuse_to_leave_their_buffers", collectives_refuse_to_leave_their_buffers),
 ];
 
-/// Whether there is an NCCL to test.
+/// Whether NCCL can be loaded.
 pub(crate) fn is_present() -> bool {
     match version() {
         Ok(version) => {
@@ -35,15 +38,15 @@ fn alone(ops: &Ops) -> Comm {
     group.join(ops.context(), 0).unwrap()
 }
 
-fn a_sum_over_one_rank_is_itself(gpu: &Gpu) {
+fn an_all_reduce_over_one_rank_changes_nothing(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let comm = alone(&ops);
-    let numbers = Random::new(1).rows(gpu.format, 1_000, 1.0);
-    let mut buffer = upload(&ops, &numbers);
+    let values = Random::new(1).rows(gpu.format, 1_000, 1.0);
+    let mut buffer = upload(&ops, &values);
     let element = Element::Activation(gpu.format);
     comm.all_reduce(&mut buffer, 8, 900, element, ops.context().compute()).unwrap();
     comm.wait(ops.context()).unwrap();
-    assert_eq!(download(&ops, &buffer), numbers);
+    assert_eq!(download(&ops, &buffer), values);
 
     let floats: Vec<f32> = (0..100).map(|i| i as f32 / 3.0).collect();
     let mut buffer = upload_raw(&ops, &floats);
@@ -52,15 +55,15 @@ fn a_sum_over_one_rank_is_itself(gpu: &Gpu) {
     assert_eq!(buffer.all().download::<f32>(ops.context().compute()).unwrap(), floats);
 }
 
-fn numbers_collected_from_one_rank_are_its_own(gpu: &Gpu) {
+fn an_all_gather_from_one_rank_gives_its_own_elements(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let comm = alone(&ops);
-    let numbers = Random::new(2).rows(gpu.format, 1_000, 1.0);
-    let (from, mut to) = (upload(&ops, &numbers), upload(&ops, &vec![0.0; 1_000]));
+    let values = Random::new(2).rows(gpu.format, 1_000, 1.0);
+    let (from, mut to) = (upload(&ops, &values), upload(&ops, &vec![0.0; 1_000]));
     let element = Element::Activation(gpu.format);
     comm.all_gather(&from, 100, &mut to, 800, element, ops.context().compute()).unwrap();
     comm.wait(ops.context()).unwrap();
-    let expected: Vec<f64> = (0..1_000).map(|i| if i < 800 { numbers[100 + i] } else { 0.0 }).collect();
+    let expected: Vec<f64> = (0..1_000).map(|i| if i < 800 { values[100 + i] } else { 0.0 }).collect();
     assert_eq!(download(&ops, &to), expected);
 }
 

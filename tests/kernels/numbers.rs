@@ -1,4 +1,4 @@
-//! Random and hard numbers, storage formats on the host, and the comparison of results with expectations.
+//! Random and hard values, formats on the host, and the comparison of results with expectations.
 
 use half::{bf16, f16};
 use kudos::internals::backend::cuda::buffer::DeviceBuffer;
@@ -6,7 +6,7 @@ use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::ops::Ops;
 use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
 
-/// Bits of `value` in storage.
+/// Bits of `value` in a format.
 pub(crate) fn bits(format: ActivationFormat, value: f64) -> u16 {
     match format {
         ActivationFormat::F16 => f16::from_f64(value).to_bits(),
@@ -14,7 +14,7 @@ pub(crate) fn bits(format: ActivationFormat, value: f64) -> u16 {
     }
 }
 
-/// The number that bits in storage stand for.
+/// The value of bits in a format.
 pub(crate) fn value(format: ActivationFormat, bits: u16) -> f64 {
     match format {
         ActivationFormat::F16 => f16::from_bits(bits).to_f64(),
@@ -22,12 +22,12 @@ pub(crate) fn value(format: ActivationFormat, bits: u16) -> f64 {
     }
 }
 
-/// `value` rounded to storage.
+/// `number` rounded to a format.
 pub(crate) fn round(format: ActivationFormat, number: f64) -> f64 {
     value(format, bits(format, number))
 }
 
-/// The largest relative error of one rounding to storage.
+/// The largest relative error of one rounding to a format.
 pub(crate) fn half_ulp(format: ActivationFormat) -> f64 {
     match format {
         ActivationFormat::F16 => 2f64.powi(-11),
@@ -35,7 +35,7 @@ pub(crate) fn half_ulp(format: ActivationFormat) -> f64 {
     }
 }
 
-/// Numbers that a seed stands for.
+/// A generator of values, from a seed.
 pub(crate) struct Random(u64);
 
 impl Random {
@@ -50,17 +50,17 @@ impl Random {
         (self.0 >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Near to normal, with mean 0 and variance 1.
+    /// A value near to normal, with mean 0 and variance 1.
     pub(crate) fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
 
-    /// `count` numbers of storage: normal times `scale`, and every 97th an outlier, 20 times as large.
+    /// `count` values in a format: normal times `scale`, and every 97th an outlier, 20 times as large.
     pub(crate) fn rows(&mut self, format: ActivationFormat, count: usize, scale: f64) -> Vec<f64> {
         self.hard(count, scale).into_iter().map(|number| round(format, number)).collect()
     }
 
-    /// The same as the residual stream holds them: bf16, or f32 beside fp16.
+    /// Such values in the format of the residual stream: bf16, or f32 beside fp16.
     pub(crate) fn residual_rows(&mut self, format: ActivationFormat, count: usize, scale: f64) -> Vec<f64> {
         match format {
             ActivationFormat::Bf16 => self.rows(format, count, scale),
@@ -75,38 +75,38 @@ impl Random {
     }
 }
 
-/// Numbers in storage, on the GPU.
+/// Uploads values in the activations' format.
 pub(crate) fn upload(ops: &Ops, numbers: &[f64]) -> DeviceBuffer {
     upload_raw(ops, &numbers.iter().map(|&number| bits(ops.format(), number)).collect::<Vec<_>>())
 }
 
-/// Plain values on the GPU.
+/// Uploads plain values.
 pub(crate) fn upload_raw<T: bytemuck::Pod>(ops: &Ops, values: &[T]) -> DeviceBuffer {
     let mut buffer = ops.context().allocate(size_of_val(values)).unwrap();
     buffer.upload(0, values, ops.context().compute()).unwrap();
     buffer
 }
 
-/// Tables on the GPU, and what `add` returns of the table that it adds to them.
+/// Uploads the tables that `add` adds to, and returns its result with them.
 pub(crate) fn tables<T>(ops: &Ops, add: impl FnOnce(&mut HostTables) -> T) -> (DeviceTables, T) {
     let mut tables = HostTables::new();
     let added = add(&mut tables);
     (DeviceTables::upload(ops.context(), tables).unwrap(), added)
 }
 
-/// Numbers of storage from the GPU.
+/// Downloads elements in the activations' format.
 pub(crate) fn download(ops: &Ops, buffer: &DeviceBuffer) -> Vec<f64> {
     try_download(ops, buffer).unwrap()
 }
 
-/// The same, where something may have failed on the way.
+/// Like `download`, but returns errors.
 pub(crate) fn try_download(ops: &Ops, buffer: &DeviceBuffer) -> kudos::Result<Vec<f64>> {
     let raw: Vec<u16> = buffer.all().download(ops.context().compute())?;
     Ok(raw.into_iter().map(|bits| value(ops.format(), bits)).collect())
 }
 
-/// Holds results to what they should be: each within `bound(i)`, and no more than the share `unequal_max` of them, and
-/// one, unequal.
+/// Compares results with expectations: each within `bound(i)`, and no more than the share `unequal_max` of them, and one,
+/// unequal.
 pub(crate) fn assert_close(
     what: &str,
     width: usize,

@@ -1,11 +1,11 @@
-//! What the compiler gave each entry, and how many warps of it a multiprocessor holds.
+//! The registers and shared memory of each entry, and the count of its warps that a multiprocessor holds.
 
 use std::collections::BTreeMap;
 
 /// The compiler's version, then ptxas on each entry: written by `build.rs`.
 const REPORTS: &str = include_str!(concat!(env!("OUT_DIR"), "/ptxas.txt"));
 
-/// What a multiprocessor of an architecture holds: CUDA programming guide, technical specifications by compute
+/// The limits of a multiprocessor of an architecture: CUDA programming guide, technical specifications by compute
 /// capability. Registers are the same for all.
 pub(crate) struct Multiprocessor {
     /// As ptxas writes it.
@@ -19,7 +19,7 @@ pub(crate) struct Multiprocessor {
 
 const KIB: usize = 1 << 10;
 const REGISTERS: usize = 64 * KIB;
-/// Registers are given to warps by so many, warps to a multiprocessor by so many.
+/// Granularities of the allocation of registers to warps, and of warps to a multiprocessor.
 const REGISTERS_STEP: usize = 256;
 const WARPS_STEP: usize = 4;
 const LANES: usize = 32;
@@ -30,7 +30,7 @@ const fn sm(arch: &'static str, threads: usize, blocks: usize, shared_kib: usize
     Multiprocessor { arch, threads, blocks, shared_bytes: shared_kib * KIB, reserved_bytes }
 }
 
-/// Those that the build makes machine code for.
+/// The architectures that the build makes machine code for.
 pub(crate) const MULTIPROCESSORS: [Multiprocessor; 7] = [
     sm("75", 1024, 16, 64),
     sm("80", 2048, 32, 164),
@@ -54,10 +54,10 @@ impl Multiprocessor {
     }
 }
 
-/// What ptxas says of an entry on one architecture.
+/// The report of ptxas on an entry on one architecture.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resources {
-    /// Of a thread.
+    /// Registers of a thread.
     pub(crate) registers: usize,
     /// Static shared memory of a block.
     pub(crate) shared_bytes: usize,
@@ -65,11 +65,11 @@ pub(crate) struct Resources {
 
 /// The compiler's release, such as `13.0, V13.0.88`.
 pub(crate) fn compiler() -> &'static str {
-    let (_, rest) = REPORTS.split_once("release ").expect("nvcc says its release");
+    let (_, rest) = REPORTS.split_once("release ").expect("nvcc prints its release");
     rest.lines().next().unwrap_or_default()
 }
 
-/// What ptxas said, by entry and architecture.
+/// The reports of ptxas, by entry and architecture.
 pub(crate) fn resources() -> BTreeMap<(&'static str, &'static str), Resources> {
     let mut all = BTreeMap::new();
     let mut at = None;

@@ -1,5 +1,5 @@
-//! The figures of `kernels/README.md`: counted, not written. The test fails where they differ from what is counted;
-//! `make kernels-page` writes them anew.
+//! The figures of `kernels/README.md`, which are counted. The test fails where the page differs from the counts;
+//! `make kernels-page` writes it anew.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -17,10 +17,10 @@ use crate::work::done;
 const PAGE: &str = include_str!("../../kernels/README.md");
 const BEGIN: &str = "<!-- Counted from here on: `make kernels-page` -->\n";
 
-/// Set to write the page instead of comparing it.
+/// Variable that makes the test write the page instead of comparing it.
 const WRITE: &str = "KUDOS_WRITE_KERNELS_PAGE";
 
-/// Tokens of the conversation that attention is counted on: the last tile and the last block are not whole.
+/// Tokens of the conversation for the counts of attention: its last tile and its last block are not whole.
 const TOKENS: u32 = 1_023;
 
 /// Whether the build has machine code for everything, by the compiler that the page's figures are of.
@@ -71,8 +71,8 @@ fn bytes(gpus: &[Gpu], tables: &[Vec<AtWidth>]) -> String {
     let of = |tier| &tables[gpus.iter().position(|gpu| gpu.tier == tier).expect("a GPU for each tier")];
     let mut out = "## Bytes
 
-What memory-bound kernels move at the 70B model's width (hidden 8,192, 64 + 8 + 8 heads of 128, ffn 28,672): bytes of
-distinct 32-byte sectors, read and written. Each token's includes the 4 bytes of its index or result where there is one;
+Memory traffic of memory-bound kernels at the 70B model's width (hidden 8,192, 64 + 8 + 8 heads of 128, ffn 28,672):
+bytes of distinct 32-byte sectors, read and written. Each token's includes the 4 bytes of its index or result where there is one;
 once per launch come the weight, the head, and rope's tables for each position that occurs. `tests/kernels/sectors.rs`
 holds them to the least that the work takes: a warp's request touches no more sectors than its bytes fill, wherever rows
 (for rope: halves of heads) are whole sectors.
@@ -95,12 +95,12 @@ fn attention(gpus: &[Gpu], counters: Counters) -> String {
 ## Attention
 
 For a conversation of {} tokens and one of the 70B model's 8 key heads with its 8 query heads (for `d64`: one of
-SmolLM2-135M's 3, with 3). Bytes are those of q, k, v and o: distinct sectors, and what threads ask for, most of which the
-caches answer. Products are in units of the causal minimum, 4 * head_dim flops for each query and each key that it sees;
-those for 4,096 tokens follow from the work list, by the rule that `tests/kernels/work.rs` holds counts to. Bank conflicts
+SmolLM2-135M's 3, with 3). Bytes are those of q, k, v and o: distinct sectors, and what threads request, most of which the
+caches serve. Matmul flops are in units of the causal minimum, 4 * head_dim for each query and each key that it sees; those
+for 4,096 tokens follow from the work list, by the rule that `tests/kernels/work.rs` holds counts to. Bank conflicts
 are passes of shared memory beyond the fewest.
 
-| kernel | rows of a block | shared memory | bytes a token | asked for | products | at 4,096 | bank conflicts |
+| kernel | rows of a block | shared memory | bytes a token | requested | flops | at 4,096 | bank conflicts |
 |---|---|---|---|---|---|---|---|
 ",
         grouped(TOKENS.into())
@@ -116,7 +116,7 @@ are passes of shared memory beyond the fewest.
             kernel.block_rows,
             kernel.shared_bytes / 1024,
             grouped(done.moved),
-            grouped(done.asked),
+            grouped(done.requested),
             done.over_least,
             done.over_least_4096,
             done.bank_conflicts

@@ -1,5 +1,5 @@
-//! Tests of the tests: attention with one bug planted as it is loaded has to be caught, and named. Without these, checks
-//! that see nothing would look like kernels that do nothing wrong.
+//! Tests of the tests: attention with one bug, planted as it is loaded, must be caught, and named. Otherwise checks that
+//! find nothing would look like kernels without bugs.
 
 use kudos::Sharing;
 use kudos::internals::backend::cuda::context::Context;
@@ -11,11 +11,11 @@ use crate::attention::{NEIGHBOUR, Queries, changed_by_nan, family, heads, pack, 
 use crate::launches::Counters;
 use crate::{AttentionTest, Gpu};
 
-/// Those that need no software GPU.
+/// Tests that need no software GPU.
 pub(crate) const TESTS: &[AttentionTest] =
     &[("of_a_path_too_long_shows", keys_of_another_conversation_are_seen)];
 
-/// What the software GPU calls the ways in which a barrier or a wait can be missing.
+/// The software GPU's names for the effects of a missing barrier or wait.
 const UNORDERED: [&str; 3] =
     ["shared memory race", "operand of an asynchronous copy in flight", "uninitialised read"];
 
@@ -29,7 +29,8 @@ fn with(plant: &str, gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Count
     ops
 }
 
-/// Runs a kernel that has a bug; the software GPU must stop it and say why. The context ends here, and with it its error.
+/// Runs a kernel that has a bug; the software GPU must stop it and report the cause. The context ends here, and with it its
+/// error.
 fn assert_caught(plant: &str, ops: Ops, softgpu: Counters) {
     let kernel = ops.attention_kernel();
     let heads = heads(3, 1, kernel.head_dim);
@@ -63,12 +64,12 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
         return;
     }
 
-    // The way out through the queries' place, without waiting for the other lanes.
+    // The store through the queries' slot, without waiting for the other lanes.
     let plant = "drop every bar.warp.sync";
     let ops = with(plant, gpu, kernel, softgpu).expect("a warp waits for its lanes");
     assert_caught(plant, ops, softgpu);
 
-    // Zeros past the end of a path, lost: what stands there is another conversation's, and 0 times its NaN is NaN.
+    // Zeros past the end of a path, lost: those rows are another conversation's, and 0 times its NaN is NaN.
     let plant = "set every cp.async.cg 3 16";
     if let Some(ops) = with(plant, gpu, kernel, softgpu) {
         let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim), |_| {});

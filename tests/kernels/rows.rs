@@ -33,7 +33,7 @@ pub(crate) const TESTS: &[Test] = &[
 /// Rows and widths: one row, odd counts, one thread's work, a part of a step, several steps, the largest.
 const SHAPES: [(usize, usize); 7] = [(1, 64), (3, 8), (5, 136), (2, 1000), (3, 2048), (1, 2056), (2, 8192)];
 
-/// The residual stream's numbers on the host as the GPU holds them.
+/// Downloads the residual stream.
 fn residual(ops: &Ops, raw: &kudos::internals::backend::cuda::buffer::DeviceBuffer) -> Vec<f64> {
     match ops.format() {
         ActivationFormat::Bf16 => download(ops, raw),
@@ -68,7 +68,7 @@ fn add_rms_norm_matches_naive(gpu: &Gpu) {
         ActivationFormat::F16 => f64::from((x + d) as f32),
     };
     for (tokens, hidden) in SHAPES {
-        // The last: a norm far above what fp16 could hold in the stream.
+        // The last: a norm far above the range of an fp16 stream.
         for (scale, with_delta) in [(1.0, true), (1.0, false), (1e-3, true), (3e3, true)] {
             let what = format!("{tokens} x {hidden}, scale {scale}, delta {with_delta}");
             let mut random = Random::new(hidden as u64);
@@ -97,8 +97,8 @@ fn add_rms_norm_matches_naive(gpu: &Gpu) {
                 .chunks(hidden)
                 .flat_map(|row| naive_norm(format, row, &weight, f64::from(1e-5_f32)))
                 .collect();
-            // The quotient is rounded in f32 first, by way of the reciprocal: where that decides how it is rounded to
-            // storage, the product moves by that and by its own rounding. Seen: 5 numbers of 10,000, 2.2 half ulps.
+            // The quotient is rounded in f32 first, as a multiple of the reciprocal: where that decides how it is rounded to
+            // the format, the result moves by that and by its own rounding. Seen: 5 elements of 10,000, 2.2 half ulps.
             let bound = |i: usize| 3.0 * half_ulp(format) * want[i].abs() + 1e-7;
             assert_close(&what, hidden, &download(&ops, &out), &want, 1e-3, bound);
         }
@@ -260,8 +260,8 @@ fn silu_mul_matches_naive(gpu: &Gpu) {
                 *gate = round(format, silu * *up * scale);
             }
         }
-        // exp and the quotient are approximate to about 2^-22: few numbers lie so near to where rounding turns. Seen: 3
-        // of 10,000, 1.5 half ulps.
+        // exp and the quotient are approximate to about 2^-22: few elements lie so near to a tie. Seen: 3 of 10,000, 1.5
+        // half ulps.
         let bound = |i: usize| 3.0 * half_ulp(format) * want[i].abs() + 1e-7;
         assert_close(&format!("{tokens} x {ffn}"), 2 * ffn, &download(&ops, &gate_up), &want, 1e-3, bound);
     }

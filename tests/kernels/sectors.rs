@@ -1,9 +1,10 @@
-//! What memory-bound kernels move, held to the least that their work takes: each byte's sector once, and full requests.
+//! The memory traffic of memory-bound kernels, held to the least that their work needs: each byte's sector once, and full
+//! requests.
 //!
 //! Bytes are distinct 32-byte sectors read and written in a launch. Expectations come from shapes alone, through
 //! [`Least`]: threads move 16 bytes at a time, warps 512. Two things take more requests than that, though no more
-//! sectors: every warp of a block asks for its row's index, and beside a residual of f32, 16 bytes of which are 4
-//! numbers, weight and result go in words of 8 bytes.
+//! sectors: every warp of a block loads its row's index, and beside a residual of f32, 16 bytes of which are 4
+//! elements, weight and result go in words of 8 bytes.
 
 use std::iter::repeat_n;
 
@@ -16,10 +17,10 @@ use kudos::internals::backend::cuda::tiles::NO_ROW;
 
 use crate::Gpu;
 use crate::launches::{Counters, Launch};
-use crate::least::{INDEX_BYTES, LANES, Least, Way};
+use crate::least::{Access, INDEX_BYTES, LANES, Least};
 use crate::numbers::{tables, upload_raw};
 
-/// A test: what it shows, and the function that runs it on a GPU that counts.
+/// A test: its name, and the function that runs it on a GPU that counts.
 pub(crate) type Test = (&'static str, fn(&Gpu, Counters));
 
 pub(crate) const TESTS: &[Test] = &[
@@ -79,7 +80,7 @@ fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, add
 fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
     let ops = gpu.ops(64);
     let number = gpu.format.residual_bytes();
-    // As many numbers as 16 bytes of residual hold.
+    // As many elements as 16 bytes of residual hold.
     let narrow = WORD / number * gpu.format.bytes();
     for (tokens, hidden) in SHAPES {
         for added in [Added::Nothing, Added::Rows] {
@@ -87,13 +88,13 @@ fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
             for row in 0..tokens {
                 let (stream, stream_bytes) = (row * hidden * number, hidden * number);
                 let (at, bytes) = (row * hidden * gpu.format.bytes(), hidden * gpu.format.bytes());
-                least.run(Way::Read, "residual", stream, stream_bytes, WORD);
+                least.run(Access::Read, "residual", stream, stream_bytes, WORD);
                 if added == Added::Rows {
-                    least.run(Way::Read, "delta", stream, stream_bytes, WORD);
-                    least.run(Way::Write, "residual", stream, stream_bytes, WORD);
+                    least.run(Access::Read, "delta", stream, stream_bytes, WORD);
+                    least.run(Access::Write, "residual", stream, stream_bytes, WORD);
                 }
-                least.run(Way::Read, "weight", 0, bytes, narrow);
-                least.run(Way::Write, "out", at, bytes, narrow);
+                least.run(Access::Read, "weight", 0, bytes, narrow);
+                least.run(Access::Write, "out", at, bytes, narrow);
             }
             let what = format!("{tokens} x {hidden}, adding {added:?}");
             let launch = add_rms_norm(&ops, counters, tokens, hidden, added);
@@ -138,11 +139,11 @@ fn rope_moves_the_least(gpu: &Gpu, counters: Counters) {
                     warp.iter().map(|&(head, at)| head_at(head) + part * half + at).collect()
                 };
                 let of_table: Vec<_> = warp.iter().map(|&(_, at)| position as usize * half + at).collect();
-                least.request(Way::Read, "cos", &of_table, WORD);
-                least.request(Way::Read, "sin", &of_table, WORD);
+                least.request(Access::Read, "cos", &of_table, WORD);
+                least.request(Access::Read, "sin", &of_table, WORD);
                 for part in [0, 1] {
-                    least.request(Way::Read, "qkv", &places(part), WORD);
-                    least.request(Way::Write, "qkv", &places(part), WORD);
+                    least.request(Access::Read, "qkv", &places(part), WORD);
+                    least.request(Access::Write, "qkv", &places(part), WORD);
                 }
             }
         }
@@ -164,9 +165,9 @@ fn silu_mul_moves_the_least(gpu: &Gpu, counters: Counters) {
         let bytes = ffn * gpu.format.bytes();
         let mut least = Least::default();
         for row in 0..tokens {
-            least.run(Way::Read, "gate_up", 2 * row * bytes, bytes, WORD);
-            least.run(Way::Read, "gate_up", (2 * row + 1) * bytes, bytes, WORD);
-            least.run(Way::Write, "gate_up", 2 * row * bytes, bytes, WORD);
+            least.run(Access::Read, "gate_up", 2 * row * bytes, bytes, WORD);
+            least.run(Access::Read, "gate_up", (2 * row + 1) * bytes, bytes, WORD);
+            least.run(Access::Write, "gate_up", 2 * row * bytes, bytes, WORD);
         }
         least.assert(&format!("{tokens} x {ffn}"), silu_mul(&ops, counters, tokens, ffn).counts, bytes);
     }
@@ -188,8 +189,8 @@ fn gather_rows_moves_the_least(gpu: &Gpu, counters: Counters) {
         let mut least = Least::default();
         for (i, &row) in rows.iter().enumerate() {
             least.index(i, THREADS);
-            least.run(Way::Read, "x", row as usize * bytes, bytes, WORD);
-            least.run(Way::Write, "out", i * bytes, bytes, WORD);
+            least.run(Access::Read, "x", row as usize * bytes, bytes, WORD);
+            least.run(Access::Write, "out", i * bytes, bytes, WORD);
         }
         least.assert(&format!("{count} x {width}"), gather_rows(&ops, counters, &rows, bytes).counts, bytes);
     }
@@ -209,9 +210,9 @@ fn score_moves_the_least(gpu: &Gpu, counters: Counters) {
             let bytes = hidden * gpu.format.bytes();
             let mut least = Least::default();
             for (token, label) in (0..tokens).flat_map(|token| (0..labels).map(move |label| (token, label))) {
-                least.run(Way::Read, "x", token * bytes, bytes, WORD);
-                least.run(Way::Read, "head", label * bytes, bytes, WORD);
-                least.request(Way::Write, "out", &[(token * labels + label) * 4], 4);
+                least.run(Access::Read, "x", token * bytes, bytes, WORD);
+                least.run(Access::Read, "head", label * bytes, bytes, WORD);
+                least.request(Access::Write, "out", &[(token * labels + label) * 4], 4);
             }
             let launch = score(&ops, counters, tokens, labels, hidden);
             least.assert(&format!("{tokens} x {hidden}, {labels} labels"), launch.counts, bytes);
@@ -239,9 +240,9 @@ fn seam_tiles_move_the_least(gpu: &Gpu, counters: Counters) {
             let place = |row: usize| row * (q_bytes + kv_bytes) + q_bytes;
             least.index(i, THREADS);
             if source != NO_ROW {
-                least.run(Way::Read, "qkv", place(source as usize), kv_bytes, WORD);
+                least.run(Access::Read, "qkv", place(source as usize), kv_bytes, WORD);
             }
-            least.run(Way::Write, "qkv", place(first_row + i), kv_bytes, WORD);
+            least.run(Access::Write, "qkv", place(first_row + i), kv_bytes, WORD);
         }
         let launch = seam_tiles(&gpu.ops(heads.head_dim), counters, heads, first_row, &sources);
         least.assert(&format!("{heads:?}"), launch.counts, kv_bytes);
@@ -257,12 +258,12 @@ fn fill_normal_moves_the_least(gpu: &Gpu, counters: Counters) {
     let ops = gpu.ops(64);
     for count in [8, 264, 4104, HIDDEN] {
         let mut least = Least::default();
-        least.run(Way::Write, "out", 0, count * gpu.format.bytes(), WORD);
+        least.run(Access::Write, "out", 0, count * gpu.format.bytes(), WORD);
         least.assert(&format!("{count}"), fill_normal(&ops, counters, count).counts, 0);
     }
 }
 
-/// What a kernel moves at the 70B model's width.
+/// The memory traffic of a kernel at the 70B model's width.
 pub(crate) struct AtWidth {
     /// The kernel, and on what.
     pub(crate) what: &'static str,
@@ -309,7 +310,7 @@ pub(crate) fn all_at_70b_width(gpu: &Gpu, counters: Counters) -> Vec<AtWidth> {
         at_width("`seam_tiles`, a row of zeros", |tokens| {
             seam_tiles(&ops, counters, HEADS, 16, &nothing[..tokens])
         }),
-        at_width("`fill_normal`, 8,192 numbers", |rows| fill_normal(&ops, counters, rows * HIDDEN)),
+        at_width("`fill_normal`, 8,192 elements", |rows| fill_normal(&ops, counters, rows * HIDDEN)),
     ]
 }
 

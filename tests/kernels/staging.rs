@@ -1,11 +1,10 @@
-//! Embedding rows on their way to the GPU.
+//! Copies of embedding rows to the GPU.
 
 use kudos::internals::backend::cuda::staging::Staging;
 
 use crate::{Gpu, Test};
 
-pub(crate) const TESTS: &[Test] =
-    &[("rows_filled_ahead_are_copied_as_they_are", rows_filled_ahead_are_copied_as_they_are)];
+pub(crate) const TESTS: &[Test] = &[("prefetched_rows_are_copied", prefetched_rows_are_copied)];
 
 /// Four rows fill a slot.
 const ROW_BYTES: usize = 2 << 20;
@@ -16,10 +15,10 @@ fn fill(id: u32, bytes: &mut [u8]) {
     bytes[..4].copy_from_slice(&id.to_le_bytes());
 }
 
-fn rows_filled_ahead_are_copied_as_they_are(gpu: &Gpu) {
+fn prefetched_rows_are_copied(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let context = ops.context();
-    // Ids of each pass, those that were expected, and how many rows are left to fill when it begins. Ten rows take three
+    // Ids of each pass, those that were prefetched, and the count of rows that are left to fill when it begins. Ten rows take three
     // slots, the last of them in part.
     let ids = |first: u32| (first..first + 10).collect::<Vec<u32>>();
     let one_differs = [&ids(300)[..6], &[7], &ids(307)[..3]].concat();
@@ -35,7 +34,7 @@ fn rows_filled_ahead_are_copied_as_they_are(gpu: &Gpu) {
     let mut to = context.allocate(10 * ROW_BYTES).unwrap();
     for (ids, expected, to_fill) in passes {
         if let Some(expected) = expected {
-            staging.fill_ahead(&expected, fill).unwrap();
+            staging.prefetch(&expected, fill).unwrap();
         }
         let mut filled = 0;
         let count = |id: u32, bytes: &mut [u8]| {

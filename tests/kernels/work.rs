@@ -1,8 +1,8 @@
-//! What attention on tensor cores does, held to what its work takes: products of a warp, passes of shared memory's banks,
-//! sectors.
+//! The work of attention on tensor cores, held to the least that is needed: matmul instructions of warps, passes of shared
+//! memory's banks, sectors.
 //!
-//! A warp multiplies whole steps: 16 of its rows with 16 keys, over as many keys as the last of its rows sees. Whatever
-//! goes beyond the causal minimum is these roundings up, so the count follows from the work list alone.
+//! A warp multiplies whole steps: 16 of its rows with 16 keys, over as many keys as the last of its rows sees. Only
+//! these roundings go beyond the causal minimum, so the count follows from the work list alone.
 
 use std::slice;
 
@@ -42,7 +42,7 @@ fn tiles(kernel: &AttentionKernel, heads: Heads, packed: &Packed) -> Tiles {
     Tiles::new(packed, slice::from_ref(&(0..rows)), group, kernel.block_rows, rows)
 }
 
-/// What attention of these conversations counts.
+/// The counts of attention of these conversations.
 fn count(
     gpu: &Gpu,
     kernel: &'static AttentionKernel,
@@ -65,7 +65,7 @@ fn count(
     counters.of(&ops, kernel.name, || ops.attention(args).unwrap())
 }
 
-/// Rows, columns and depth of the kernel's product: the flops of one.
+/// The flops of one matmul instruction of the kernel.
 fn mma_flops(kernel: &AttentionKernel) -> u64 {
     match kernel.format {
         ActivationFormat::F16 => 2 * 16 * 8 * 8,
@@ -73,7 +73,7 @@ fn mma_flops(kernel: &AttentionKernel) -> u64 {
     }
 }
 
-/// The flops that the kernel's products do: Q K^T and P V, in whole steps.
+/// The flops of the kernel's matmuls, Q K^T and P V, in whole steps.
 fn flops_of_steps(kernel: &AttentionKernel, heads: Heads, work: &[WorkItem]) -> u64 {
     let group = heads.q_heads / heads.kv_heads;
     let warps = kernel.threads / LANES;
@@ -81,7 +81,7 @@ fn flops_of_steps(kernel: &AttentionKernel, heads: Heads, work: &[WorkItem]) -> 
     let mut steps = 0;
     for work in work {
         let [position, first_head, pairs] =
-            [work.position, work.first_head, work.pairs].map(|number| number as usize);
+            [work.position, work.first_head, work.pairs].map(|word| word as usize);
         for first in (0..pairs).step_by(warp_rows) {
             let last = first.saturating_add(warp_rows).min(pairs) - 1;
             let keys = position + (first_head + last) / group + 1;
@@ -138,15 +138,15 @@ fn moves_each_sector_once_and_meets_no_bank_twice(
     }
 }
 
-/// What a kernel does for one key head of a model and its group, in a conversation of `tokens`.
+/// The work of a kernel for one key head of a model and its group, in a conversation of `tokens`.
 pub(crate) struct Done {
     /// Bytes of distinct sectors for each token, tables aside.
     pub(crate) moved: u64,
-    /// Bytes asked for, for each token.
-    pub(crate) asked: u64,
-    /// The flops of its products, in those of the causal minimum.
+    /// Bytes that threads request, for each token.
+    pub(crate) requested: u64,
+    /// The flops of its matmuls, in units of the causal minimum.
     pub(crate) over_least: f64,
-    /// The same for a conversation of 4,096 tokens, which is not run: it follows from the work list.
+    /// `over_least` for a conversation of 4,096 tokens, which is not run: it follows from the work list.
     pub(crate) over_least_4096: f64,
     /// Passes of shared memory's banks beyond the fewest.
     pub(crate) bank_conflicts: u64,
@@ -168,7 +168,7 @@ pub(crate) fn done(
     let flops_long = flops_of_steps(kernel, heads, &tiles(kernel, heads, &long).all);
     Done {
         moved: (counts.bytes_moved() - table) / u64::from(tokens),
-        asked: (counts.bytes_read + counts.bytes_written) / u64::from(tokens),
+        requested: (counts.bytes_read + counts.bytes_written) / u64::from(tokens),
         over_least: over_least(&packed, counts.mma * mma_flops(kernel)),
         over_least_4096: over_least(&long, flops_long),
         bank_conflicts: counts.bank_conflicts,

@@ -1,15 +1,15 @@
-//! AllReducer over ranks beside the kernels: what output projections put out waits here for the other ranks' parts.
+//! [`AllReducer`]: all-reduces beside the kernels. Results of output projections wait here for the other ranks' parts.
 //!
-//! AllReducer run on a stream of their own, in the order in which they are begun, and the compute stream waits for one where
-//! its norm takes it:
+//! All-reduces run on a stream of their own, in the order in which they are begun, and the compute stream waits for one
+//! where its norm takes it:
 //!
 //! ```text
 //! compute   attention 0, o 0 | attention 1, o 1   | norm 0, mlp 0      | norm 1, mlp 1      | ...
-//! sums                       | o of part 0        | o of part 1        | down of part 0     | down of part 1
+//! reduce                     | o of part 0        | o of part 1        | down of part 0     | down of part 1
 //! ```
 //!
-//! AllReducer in order gather what every rank has into one of two places, a bounded number of rows at a time, and the norm adds
-//! it. Reduced ones need no place: NCCL adds them where they lie.
+//! An ordered all-reduce gathers every rank's rows into one of two buffers, a bounded number of rows at a time, and the
+//! norm adds them. NCCL's needs no buffer: it adds in place.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -28,35 +28,36 @@ use super::sizes::{AllReduceSizes, PIECES_GATHERED};
 use crate::backend::{AllReduce, Capacity, Geometry};
 use crate::error::Result;
 
-const DOING: &str = "summing over ranks";
+const DOING: &str = "all-reducing over ranks";
 
-/// One rank's side of the sums over ranks.
+/// One rank's all-reduces.
 pub(super) struct AllReducer {
-    // Dropped first: it ends what waits for other ranks.
+    // Dropped first: that ends collectives that wait for other ranks.
     comm: Option<Comm>,
     group: Arc<Group>,
     rank: usize,
     stream: Arc<CudaStream>,
     hidden: usize,
     element: Element,
-    /// `[rows, hidden]`: what this rank has computed, and after a reduced sum what all have.
+    /// `[rows, hidden]`: this rank's part, and after NCCL's all-reduce the sum of all.
     partial: DeviceBuffer,
-    /// Places for `[ranks, piece_rows, hidden]`, what every rank has computed; none where NCCL adds.
+    /// `[ranks, piece_rows, hidden]` each: every rank's part. None where NCCL adds.
     gathered: Vec<DeviceBuffer>,
     piece_rows: usize,
-    /// AllReducer that the next norms take, in their order. The first `begun` are under way.
+    /// All-reduces that the next norms take, in their order. The first `begun` are queued.
     pending: VecDeque<Range<usize>>,
     begun: usize,
-    /// AllReducer that were begun and taken so far: their numbers choose places and events.
+    /// All-reduces that were begun and taken so far: these counts choose buffers and events.
     begun_ever: usize,
     taken_ever: usize,
-    /// Recorded on the compute stream when a sum begins, and on this one behind it.
+    /// Recorded on the compute stream when an all-reduce begins.
     computed: CudaEvent,
-    summed: Vec<CudaEvent>,
+    /// Recorded on this stream behind it.
+    reduced: Vec<CudaEvent>,
 }
 
 impl AllReducer {
-    /// For ranks that will meet in `group`.
+    /// All-reduces of ranks that will join `group`.
     pub(super) fn new(
         context: &Context,
         group: Arc<Group>,
@@ -65,19 +66,19 @@ impl AllReducer {
         format: ActivationFormat,
     ) -> Result<Self> {
         let sizes = AllReduceSizes::new(geometry, capacity, format);
-        let event = || context.cuda().new_event(None).or_fault("making an event");
-        let places = match geometry.all_reduce {
+        let event = || context.cuda().new_event(None).or_fault("creating an event");
+        let buffers = match geometry.all_reduce {
             AllReduce::Ordered => PIECES_GATHERED,
             AllReduce::Nccl => 0,
         };
-        let gathered = (0..places).map(|_| context.allocate(sizes.gathered_bytes)).collect::<Result<_>>()?;
-        // Gathered pieces are as many as there are places; reduced ones all that a pass can have.
-        let events = if places > 0 { places } else { sizes.pieces };
+        let gathered = (0..buffers).map(|_| context.allocate(sizes.gathered_bytes)).collect::<Result<_>>()?;
+        // Pieces are gathered in as many buffers as there are; NCCL reduces all that a pass can have.
+        let events = if buffers > 0 { buffers } else { sizes.pieces };
         Ok(Self {
             comm: None,
             group,
             rank: geometry.shard.rank,
-            stream: context.cuda().new_stream().or_fault("making a stream")?,
+            stream: context.cuda().new_stream().or_fault("creating a stream")?,
             hidden: geometry.hidden,
             element: match format {
                 ActivationFormat::F16 => Element::F32,
@@ -91,22 +92,22 @@ impl AllReducer {
             begun_ever: 0,
             taken_ever: 0,
             computed: event()?,
-            summed: (0..events).map(|_| event()).collect::<Result<_>>()?,
+            reduced: (0..events).map(|_| event()).collect::<Result<_>>()?,
         })
     }
 
-    /// Meets the other ranks.
+    /// Joins the other ranks.
     pub(super) fn connect(&mut self, context: &Context) -> Result<()> {
         self.comm = Some(self.group.join(context, self.rank)?);
         Ok(())
     }
 
-    /// Where output projections put this rank's part of their rows.
+    /// The buffer for this rank's part of the rows of output projections.
     pub(super) fn partial(&mut self) -> &mut DeviceBuffer {
         &mut self.partial
     }
 
-    /// Begins the sum of these rows, which were computed by what is queued on the compute stream.
+    /// Begins the all-reduce of these rows, which ops that are queued on the compute stream compute.
     pub(super) fn begin(&mut self, context: &Context, rows: Range<usize>) -> Result<()> {
         for first in rows.clone().step_by(self.piece_rows) {
             self.pending.push_back(first..rows.end.min(first + self.piece_rows));
@@ -114,33 +115,33 @@ impl AllReducer {
         self.advance(context)
     }
 
-    /// Begins as many pending sums as there are places for.
+    /// Queues as many pending all-reduces as there are buffers for.
     fn advance(&mut self, context: &Context) -> Result<()> {
-        let comm = self.comm.as_ref().expect("ranks meet before the first pass");
-        while self.begun < self.pending.len() && self.begun < self.summed.len() {
-            // Behind it on the compute stream are the rows, and the norm that took what was in the place before.
+        let comm = self.comm.as_ref().expect("ranks join before the first pass");
+        while self.begun < self.pending.len() && self.begun < self.reduced.len() {
+            // By then, the compute stream has the rows, and the norm that took the buffer's earlier contents.
             self.computed.record(context.compute()).or_fault(DOING)?;
             self.stream.wait(&self.computed).or_fault(DOING)?;
             let rows = &self.pending[self.begun];
             let (first, count) = (rows.start * self.hidden, rows.len() * self.hidden);
-            let place = self.begun_ever % self.summed.len();
-            match self.gathered.get_mut(place) {
+            let slot = self.begun_ever % self.reduced.len();
+            match self.gathered.get_mut(slot) {
                 Some(to) => comm.all_gather(&self.partial, first, to, count, self.element, &self.stream)?,
                 None => comm.all_reduce(&mut self.partial, first, count, self.element, &self.stream)?,
             }
-            self.summed[place].record(&self.stream).or_fault(DOING)?;
+            self.reduced[slot].record(&self.stream).or_fault(DOING)?;
             self.begun += 1;
             self.begun_ever += 1;
         }
         Ok(())
     }
 
-    /// Gives `norm` the sums of these rows, piece by piece, for kernels to be queued behind them: a piece's rows and what
-    /// is to be added to them.
+    /// Calls `norm` for each piece of these rows, with what is to be added to the residual, to queue kernels behind its
+    /// all-reduce.
     ///
     /// # Panics
     ///
-    /// When other rows' sums were begun before these.
+    /// When the next all-reduce is that of other rows.
     pub(super) fn take(
         &mut self,
         context: &Context,
@@ -149,13 +150,13 @@ impl AllReducer {
     ) -> Result<()> {
         let mut next = rows.start;
         while next < rows.end {
-            let piece = self.pending.pop_front().expect("a norm takes sums that were begun");
+            let piece = self.pending.pop_front().expect("a norm takes all-reduces that were begun");
             assert!(piece.start == next && piece.end <= rows.end, "{piece:?} is not the next of {rows:?}");
             next = piece.end;
-            let place = self.taken_ever % self.summed.len();
+            let slot = self.taken_ever % self.reduced.len();
             (self.begun, self.taken_ever) = (self.begun - 1, self.taken_ever + 1);
-            context.compute().wait(&self.summed[place]).or_fault(DOING)?;
-            let delta = match self.gathered.get(place) {
+            context.compute().wait(&self.reduced[slot]).or_fault(DOING)?;
+            let delta = match self.gathered.get(slot) {
                 Some(gathered) => Delta::Parts(gathered.all(), self.group.ranks()),
                 None => Delta::In(self.partial.all()),
             };
@@ -165,13 +166,14 @@ impl AllReducer {
         Ok(())
     }
 
-    /// Lets what is queued on the compute stream from here on wait for all sums that have begun.
+    /// Lets ops that are queued on the compute stream from here on wait for all all-reduces that have begun.
     pub(super) fn settle(&self, context: &Context) -> Result<()> {
-        (self.taken_ever..self.begun_ever)
-            .try_for_each(|sum| context.compute().wait(&self.summed[sum % self.summed.len()]).or_fault(DOING))
+        (self.taken_ever..self.begun_ever).try_for_each(|count| {
+            context.compute().wait(&self.reduced[count % self.reduced.len()]).or_fault(DOING)
+        })
     }
 
-    /// Waits until everything queued on the compute stream is done; an error when a rank failed or does not come.
+    /// Waits until everything queued on the compute stream is done; an error when a rank fails, or does not come in time.
     pub(super) fn wait(&self, context: &Context) -> Result<()> {
         self.comm.as_ref().map_or(Ok(()), |comm| comm.wait(context))
     }

@@ -1,8 +1,8 @@
-//! [`Cuda`]: the backend on one GPU, made of the kernels, cublasLt and the memory of one rank.
+//! [`Cuda`]: the backend on one GPU, with the kernels, cublasLt and the memory of one rank.
 //!
-//! All memory is allocated at the start, for passes of full capacity, and all products are prepared. What a pass needs
-//! besides its tokens goes up in one copy from pinned memory, and its tokens' embeddings in a second one. Only
-//! [`head`](Backend::head) waits for the GPU. A test counts what a pass asks of the driver.
+//! All memory is allocated at the start, for passes of full capacity, and all matmuls are prepared. A pass's tables are
+//! uploaded in one copy from pinned memory, and its tokens' embeddings in a second one. Only [`head`](Backend::head) waits
+//! for the GPU. A test counts the calls of the driver in a pass.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -42,23 +42,24 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::gib;
 use crate::weights::{Dtype, HostTensor, LayerTensors, Normal};
 
-/// What the SwiGLU product is scaled by with f16, so that it stays below 65,504; the product with down undoes it.
+/// Factor of the SwiGLU activation in f16, so that it stays below 65,504; the matmul with down undoes it.
 const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
 
 /// One rank's CUDA backend.
 #[derive(Debug)]
 pub struct Cuda {
-    // Dropped in this order: the all_reducer first, which ends what waits for other ranks; then the courier, whose thread ends
-    // before anything goes that it may use; and what waits for the device before the context.
-    /// With the other ranks, where there are any.
+    // Dropped in this order: the all-reducer first, which ends collectives that wait for other ranks; then the uploader,
+    // whose thread ends before anything that it may use is freed; and memory, whose drop waits for the device, before the
+    // context.
+    /// `None` with one rank.
     pub(super) all_reducer: Option<AllReducer>,
     uploader: Uploader,
     lt: Lt,
-    /// Of all layers, which have the same shapes.
-    products: HashMap<MatmulShape, Matmul>,
+    /// Those of a layer: all layers have the same shapes.
+    matmuls: HashMap<MatmulShape, Matmul>,
     staging: Staging,
     rope_tables: RopeTables,
-    /// Of the present pass.
+    /// Tables of the present pass.
     tables: DeviceTables,
     logits: DeviceBuffer,
     pub(super) ops: Ops,
@@ -95,30 +96,30 @@ struct MetadataRows {
     seam_sources: SeamSources,
 }
 
-/// A rank's GPU, and how it is used.
+/// Settings of a rank's backend.
 #[derive(Debug)]
 pub struct Setup<'a> {
     /// The GPU.
     pub info: &'a DeviceInfo,
-    /// The kernels, which it can run.
+    /// The kernels' tier, which the GPU can run.
     pub tier: CudaTier,
-    /// The other ranks, where there are any.
+    /// The ranks, where there are several.
     pub group: Option<Arc<Group>>,
-    /// Whether matrix products are measured.
+    /// Whether matmuls are measured.
     pub tuning: GemmTuning,
-    /// The folder in which what was measured is kept.
+    /// Folder of the cache of measurements.
     pub cache: Option<PathBuf>,
-    /// One of the layers, whose shapes all have.
+    /// Any of the layers: all have the same shapes.
     pub layer: &'a LayerTensors,
-    /// What the rank was planned to hold.
+    /// The memory that was planned for the rank.
     pub planned: &'a Footprint,
     /// The name of the attention kernel to use instead of the best one that fits.
     pub attention: Option<String>,
 }
 
 impl Cuda {
-    /// A backend for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is allocated, when the GPU has less
-    /// free than is planned.
+    /// A backend for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is allocated, when less memory is
+    /// free on the GPU than is planned.
     pub fn new(setup: Setup<'_>, geometry: Geometry, capacity: Capacity) -> Result<Self> {
         let Setup { info, tier, group, tuning, cache, layer, planned, attention } = setup;
         let format = ActivationFormat::of(tier);
@@ -149,14 +150,14 @@ impl Cuda {
         };
         let cache = Cache::new(cache, info, format)?;
         let shapes = matmuls::of_layers(&geometry, &heads, &capacity, format, Biases::of(layer));
-        // While weights and activations are not there: products are tried out in their place.
+        // Before weights and activations are allocated: the trials of matmuls use that memory.
         let tuner = Tuner::new(context, &lt, tuning, cache)?.with_group(group);
-        let products = prepare(tuner, &shapes)?;
+        let matmuls = prepare(tuner, &shapes)?;
         Ok(Self {
             all_reducer,
             uploader,
             lt,
-            products,
+            matmuls,
             staging,
             rope_tables,
             tables,
@@ -168,17 +169,17 @@ impl Cuda {
         })
     }
 
-    /// Whether so many ranks have parts of the MLP that the kernels can do, of a model that can be divided among them.
+    /// Whether the kernels can do each rank's part of the MLP, for a model that can be divided among `ranks`.
     pub fn divides(config: &ModelConfig, ranks: usize) -> bool {
         (config.ffn / ranks).is_multiple_of(WIDTH_STEP)
     }
 
-    /// The GPU that it is on.
+    /// The GPU.
     pub fn info(&self) -> &DeviceInfo {
         self.ops.context().info()
     }
 
-    /// Counts bytes of weights, as stored in their files, that were brought here to stay.
+    /// Bytes of weights, as stored in their files, that were loaded to stay.
     pub fn brought_bytes(&self) -> &Arc<AtomicU64> {
         self.uploader.brought()
     }
@@ -191,14 +192,14 @@ impl Cuda {
         WeightLayout::new(self.format(), self.heads)
     }
 
-    /// A weight that is there to stay.
+    /// Loads a weight to stay.
     fn load(&mut self, part: &HostWeight<'_>) -> Result<Weight> {
         let context = self.ops.context();
         let mut weight = Weight::allocate(context, self.layout(), part)?;
         match weight.normal(part) {
             Some(Normal { seed, deviation }) => {
-                let numbers = weight.out_features * weight.in_features;
-                self.ops.fill_normal(weight.values_mut(), numbers, seed, deviation)?;
+                let elements = weight.out_features * weight.in_features;
+                self.ops.fill_normal(weight.values_mut(), elements, seed, deviation)?;
                 let stored = part.pieces.iter().map(HostTensor::size_bytes).sum::<usize>();
                 self.brought_bytes().fetch_add(stored as u64, Ordering::Relaxed);
             }
@@ -212,18 +213,18 @@ impl Cuda {
         ops::Heads { q_heads, kv_heads, head_dim: padded }
     }
 
-    /// Queues a product.
+    /// Queues a matmul.
     ///
     /// # Panics
     ///
-    /// When it is none of those that were prepared.
+    /// When its shape was not prepared.
     fn multiply(&mut self, shape: MatmulShape, operands: Operands<'_>) -> Result<()> {
-        let product = self.products.get_mut(&shape);
-        self.lt.run(product.unwrap_or_else(|| panic!("{shape:?} is no layer's")), operands)
+        let matmul = self.matmuls.get_mut(&shape);
+        self.lt.run(matmul.unwrap_or_else(|| panic!("{shape:?} was not prepared")), operands)
     }
 }
 
-/// Writes an id's row of the embedding table as the residual stream has it.
+/// A function that writes an id's row of the embedding table in the format of the residual stream.
 fn embedding(table: &HostTensor, format: ActivationFormat) -> impl FnMut(u32, &mut [u8]) {
     let mut scratch = vec![0.0; table.cols()];
     move |id, bytes| {
@@ -242,18 +243,18 @@ fn embedding(table: &HostTensor, format: ActivationFormat) -> impl FnMut(u32, &m
     }
 }
 
-/// Products of these shapes with up to so many rows of each.
+/// Prepares matmuls of these shapes, each with its most rows.
 fn prepare(mut tuner: Tuner<'_>, shapes: &[(MatmulShape, usize)]) -> Result<HashMap<MatmulShape, Matmul>> {
-    shapes.iter().map(|&(shape, rows_max)| Ok((shape, tuner.product(shape, rows_max)?))).collect()
+    shapes.iter().map(|&(shape, rows_max)| Ok((shape, tuner.matmul(shape, rows_max)?))).collect()
 }
 
-/// The product of `x` with a weight.
-fn sizes_of(weight: &Weight, x: &Act) -> WeightShape {
+/// The shape of a weight that is multiplied with `x`.
+fn shape_of(weight: &Weight, x: &Act) -> WeightShape {
     let Weight { matrix, out_features, in_features, .. } = *weight;
     WeightShape { matrix, out_features, in_features, x_stride: x.width, bias: weight.has_bias() }
 }
 
-/// That the GPU has as much free as is planned.
+/// Checks that as much memory is free on the GPU as is planned.
 fn fits(context: &Context, planned: &Footprint) -> Result<()> {
     let (free, total) = (context.free_bytes()?, planned.total());
     if total <= free {
@@ -322,7 +323,7 @@ impl Backend for Cuda {
     }
 
     fn check(&mut self, layer: &LayerTensors) -> Result<()> {
-        // Every weight is a number in bf16, and what is f16 already stays what it is.
+        // bf16 holds every weight, and weights in f16 are not converted.
         let all_f16 = layer.tensors().all(|tensor| tensor.dtype() == Dtype::F16);
         if self.format() == ActivationFormat::Bf16 || all_f16 {
             return Ok(());
@@ -348,7 +349,7 @@ impl Backend for Cuda {
     }
 
     fn metadata(&mut self, packed: &Packed) -> Result<Metadata> {
-        // What failed where nothing could be returned is reported here, before it can be taken for this pass's.
+        // Reports failures of calls that return nothing, before they could be taken for this pass's.
         self.ops.context().bind()?;
         let tokens = packed.tokens.len();
         let block_rows = self.ops.attention_kernel().block_rows;
@@ -373,7 +374,7 @@ impl Backend for Cuda {
             rows(part.start, positions, &tiles.all[tiles_of.work.clone()], tiles_of.seam_rows.clone())
         };
         let rows_of_parts = parts.iter().zip(&tiles.parts).map(of_part).collect::<Result<_>>()?;
-        // What the last rows' paths read is there when all parts are.
+        // The last rows' paths end in rows of all parts, so their seam tiles are those of the parts.
         let last = rows(0, &last_positions, &tiles.last, 0..0)?;
         let last_rows = tables.row_indices(&last_rows);
         self.tables.replace(self.ops.context(), &mut self.staging, tables)?;
@@ -390,10 +391,10 @@ impl Backend for Cuda {
         self.staging.copy_rows(self.ops.context(), &mut residual.buffer, &packed.tokens, fill)
     }
 
-    fn embed_ahead(&mut self, table: &HostTensor, ahead: Ahead<'_>) -> Result<()> {
-        let Some(packed) = ahead() else { return Ok(()) };
+    fn embed_ahead(&mut self, table: &HostTensor, next: Ahead<'_>) -> Result<()> {
+        let Some(packed) = next() else { return Ok(()) };
         let fill = embedding(table, self.format());
-        self.staging.fill_ahead(&packed.tokens, fill)
+        self.staging.prefetch(&packed.tokens, fill)
     }
 
     fn add_rms_norm(
@@ -441,7 +442,7 @@ impl Backend for Cuda {
         out.width = width;
         let first = rows.start * x.width * self.format().bytes();
         let bias = weight.bias(features.start, features.len());
-        let shape = sizes_of(weight, x).linear(features.len());
+        let shape = shape_of(weight, x).linear(features.len());
         let operands = Operands {
             x: x.buffer.slice(first..x.buffer.bytes()),
             weight: weight.rows(features.start, features.len()),
@@ -476,7 +477,7 @@ impl Backend for Cuda {
 
     fn attention(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, out: &mut Act) -> Result<()> {
         let (heads, rows) = (self.ops_heads(), metadata.rows(tokens));
-        // The last rows' keys were computed part by part, and attention is called once: all seams are due by then.
+        // The last rows' keys were computed part by part, and attention is called once: all seam tiles are due by then.
         let due = if tokens == Tokens::Last { &metadata.rows[..] } else { std::slice::from_ref(rows) };
         for MetadataRows { seam_row, seam_sources, .. } in due {
             self.ops.seam_tiles(SeamTiles {
@@ -512,8 +513,8 @@ impl Backend for Cuda {
             _ => 1.0,
         };
         let bias = weight.bias(0, hidden);
-        let shape = sizes_of(weight, x).row_parallel(self.format(), self.geometry.shard.ranks);
-        // Out of `self` for the time of the call, which takes the rest of it.
+        let shape = shape_of(weight, x).row_parallel(self.format(), self.geometry.shard.ranks);
+        // Taken out of `self` for the call, which borrows the rest.
         let mut all_reducer = self.all_reducer.take();
         let out = all_reducer.as_mut().map_or(&mut residual.buffer, AllReducer::partial);
         let operands = Operands {
@@ -544,7 +545,7 @@ impl Backend for Cuda {
 
     fn gather_last(&mut self, x: &Act, metadata: &Metadata, out: &mut Act) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let number = match x.role {
+        let element_bytes = match x.role {
             Role::Residual => self.format().residual_bytes(),
             Role::Normed | Role::Scratch => self.format().bytes(),
         };
@@ -554,7 +555,7 @@ impl Backend for Cuda {
             tables: &self.tables,
             rows: &metadata.last_rows,
             out: &mut out.buffer,
-            row_bytes: hidden * number,
+            row_bytes: hidden * element_bytes,
         })
     }
 

@@ -1,5 +1,5 @@
 //! Memory on the GPU: one type, allocated by the same call on every device, so that bytes can be counted and running
-//! out happens at a known place.
+//! out of memory happens in one place.
 
 use std::fmt;
 use std::ops::Range;
@@ -37,7 +37,7 @@ impl DeviceBuffer {
         Ok(Self { cuda: cuda.clone(), start, bytes })
     }
 
-    /// Its size.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -70,13 +70,13 @@ impl DeviceBuffer {
             return Ok(());
         }
         self.cuda.bind_to_thread().or_fault("copying to the GPU")?;
-        // SAFETY: the destination was checked to lie in this buffer, which `&mut self` says nobody else is given; work
-        // on the same stream is ordered before it. The source is pageable, so the driver is done with it at return.
+        // SAFETY: the destination was checked to lie in this buffer, which is borrowed mutably; work
+        // on the same stream is ordered before it. The source is pageable, so the driver has read it at return.
         unsafe { result::memcpy_htod_async(self.start + first as u64, bytes, stream.cu_stream()) }
             .or_fault("copying to the GPU")
     }
 
-    /// Queues copies of `values`, again and again until all of it is filled: once from the host, then within the device.
+    /// Queues copies of `values` until the whole buffer is filled with them: one from the host, the others on the device.
     ///
     /// # Panics
     ///
@@ -89,7 +89,7 @@ impl DeviceBuffer {
         while filled < self.bytes {
             let count = filled.min(self.bytes - filled);
             let to = self.start + filled as u64;
-            // SAFETY: both parts lie in this buffer, which `&mut self` says nobody else is given, and do not overlap:
+            // SAFETY: both parts lie in this buffer, which is borrowed mutably, and do not overlap:
             // the source ends where the destination begins, or before.
             unsafe { result::memcpy_dtod_async(to, self.start, count, stream.cu_stream()) }
                 .or_fault("filling GPU memory")?;
@@ -98,10 +98,10 @@ impl DeviceBuffer {
         Ok(())
     }
 
-    /// Makes every byte of it this one, in the order of `stream`.
+    /// Queues that every byte becomes `byte`.
     pub fn fill(&mut self, byte: u8, stream: &CudaStream) -> Result<()> {
         self.cuda.bind_to_thread().or_fault("filling GPU memory")?;
-        // SAFETY: exactly this buffer's bytes, which `&mut self` says nobody else is given.
+        // SAFETY: exactly this buffer's bytes, which is borrowed mutably.
         unsafe { result::memset_d8_async(self.start, byte, self.bytes, stream.cu_stream()) }
             .or_fault("filling GPU memory")
     }
@@ -122,29 +122,29 @@ impl DeviceBuffer {
 }
 
 impl DeviceSlice<'_> {
-    /// Its size.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Copies all of it to the host, after what was queued on `stream`, and waits for that.
+    /// Copies all of it to the host, behind what is queued on `stream`, and waits for the copy.
     pub fn download<T: Pod>(&self, stream: &CudaStream) -> Result<Vec<T>> {
         let mut values = vec![T::zeroed(); self.bytes / size_of::<T>()];
         if values.is_empty() {
             return Ok(values);
         }
-        // What kernels before it did wrong shows here too.
+        // Failures of earlier kernels show here too.
         let doing = "waiting for the GPU's results";
         self.buffer.cuda.bind_to_thread().or_fault(doing)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
         // SAFETY: `bytes` is no longer than this slice, which lies within its buffer, and any bytes are a `T`. The
-        // destination is not touched before the stream was waited for; when that fails the device is lost.
+        // destination is not read before the stream was waited for; when that fails the device is lost.
         unsafe { result::memcpy_dtoh_async(bytes, self.address(), stream.cu_stream()) }.or_fault(doing)?;
         stream.synchronize().or_fault(doing)?;
         Ok(values)
     }
 
-    /// Without its first `bytes` bytes.
+    /// The slice without its first `bytes` bytes.
     ///
     /// # Panics
     ///
@@ -161,7 +161,7 @@ impl DeviceSlice<'_> {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        // Kernels that were launched on it must be through; after a failure they are, and the free fails as well.
+        // Waits for kernels that use it; after a failure none runs, and the free fails as well.
         self.cuda.record_err(self.cuda.synchronize());
         // SAFETY: `start` came from malloc_sync, is freed here only, and the device is idle.
         self.cuda.record_err(unsafe { result::free_sync(self.start) });

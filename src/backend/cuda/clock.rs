@@ -1,4 +1,4 @@
-//! The clock of ops on a GPU: events on the compute stream, made once and recorded in every profiled pass anew.
+//! The clock of ops on a GPU: events on the compute stream, created once and recorded anew in every profiled pass.
 
 use cudarc::driver::CudaEvent;
 use cudarc::driver::sys::CUevent_flags;
@@ -15,8 +15,8 @@ const DOING: &str = "timing a pass on the GPU";
 impl Clock for Cuda {
     type Mark = CudaEvent;
 
-    /// What computes behind it waits for the sums that have begun, too: their time is their own then, where passes that are
-    /// not profiled let other rows compute meanwhile.
+    /// Ops behind the mark wait for the all-reduces that have begun, so that their time is their own; in passes that are
+    /// not profiled, other rows compute meanwhile.
     fn mark(&mut self, unused: Option<CudaEvent>) -> Result<CudaEvent> {
         let context = self.ops.context();
         self.all_reducer.iter().try_for_each(|all_reducer| all_reducer.settle(context))?;

@@ -10,7 +10,7 @@ use super::fault::OrFault;
 use super::probe::DeviceInfo;
 use crate::error::Result;
 
-/// One rank's hold on a GPU. Kernels run on the compute stream in the order of their launches; copies that may run
+/// One rank's context on a GPU. Kernels run on the compute stream in the order of their launches; copies that may run
 /// beside them go to the copy stream, and events order the two.
 pub struct Context {
     info: DeviceInfo,
@@ -33,7 +33,7 @@ impl Context {
         Ok(Self { info: info.clone(), cuda, compute, copy })
     }
 
-    /// The GPU it is on.
+    /// The GPU.
     pub fn info(&self) -> &DeviceInfo {
         &self.info
     }
@@ -55,17 +55,17 @@ impl Context {
         self.compute.synchronize().or_fault("computing on the GPU")
     }
 
-    /// Makes this the calling thread's context, and reports what failed where nothing could be returned (a free).
+    /// Makes this the calling thread's context, and reports failures of calls that return nothing (a free).
     pub fn bind(&self) -> Result<()> {
         self.cuda.bind_to_thread().or_fault("selecting the GPU")
     }
 
-    /// Where kernels run.
+    /// The stream of kernels.
     pub fn compute(&self) -> &Arc<CudaStream> {
         &self.compute
     }
 
-    /// Where copies run that kernels need not wait for.
+    /// The stream of copies that kernels need not wait for.
     pub fn copy(&self) -> &Arc<CudaStream> {
         &self.copy
     }

@@ -6,7 +6,7 @@ use cudarc::driver::{DriverError, sys::CUresult};
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Says what was being done when the driver refused.
+/// Turns the driver's errors into errors that name the operation.
 pub(super) trait OrFault<T> {
     /// [`ErrorKind::Memory`] when the device is out of memory, otherwise [`ErrorKind::Device`].
     fn or_fault(self, doing: impl Display) -> Result<T>;
@@ -19,7 +19,7 @@ impl<T> OrFault<T> for Result<T, DriverError> {
                 CUresult::CUDA_ERROR_OUT_OF_MEMORY => ErrorKind::Memory,
                 _ => ErrorKind::Device,
             };
-            // The code's name, CUDA_ERROR_...: asking a failed driver for more words could fail as well.
+            // The code's name, CUDA_ERROR_...: a failed driver may not give a description.
             Error::new(kind, format!("{doing} failed: {code:?}"))
         })
     }

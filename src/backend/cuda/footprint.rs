@@ -14,7 +14,7 @@ use crate::backend::{Capacity, Footprint, Geometry, HostWeight, Matrix};
 use crate::weights::{ModelTensors, WeightBytes};
 
 impl Cuda {
-    /// What a rank's weights take on the device, whatever format they are stored in. The embeddings stay on the host.
+    /// Bytes of a rank's weights on the device, whatever format they are stored in. The embeddings stay on the host.
     pub fn weight_bytes(tier: CudaTier, geometry: &Geometry, tensors: &ModelTensors) -> WeightBytes {
         let layout = WeightLayout::new(ActivationFormat::of(tier), HeadLayout::new(geometry));
         let bytes = |part: &HostWeight<'_>| {
@@ -29,22 +29,22 @@ impl Cuda {
         WeightBytes { layers: layers.sum(), layer_max, head, embedding: 0 }
     }
 
-    /// What a rank of this geometry will hold, without a device, when its weights take `weights` bytes there.
+    /// The memory that a rank of this geometry will allocate, when its weights take `weights` bytes.
     pub fn footprint(tier: CudaTier, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
         let (heads, format) = (HeadLayout::new(geometry), ActivationFormat::of(tier));
         let rows = capacity.tokens + capacity.sequences;
         let row_bytes =
             geometry.hidden * format.residual_bytes() + normed_width(geometry, &heads) * format.bytes();
-        let wide = scratch_elements(geometry, &heads, capacity) * format.bytes();
+        let scratch = scratch_elements(geometry, &heads, capacity) * format.bytes();
         let logits = capacity.sequences * geometry.labels * size_of::<f32>();
-        let tables = RopeTables::bytes(format, heads.padded, capacity.tokens);
-        let sums = AllReduceSizes::bytes(geometry, capacity, format);
-        let facts = tables_bytes(geometry, &heads, capacity);
-        // Before activations and weights are there, products are tried out in their place, on as many rows at least.
+        let rope_tables = RopeTables::bytes(format, heads.padded, capacity.tokens);
+        let all_reduce = AllReduceSizes::bytes(geometry, capacity, format);
+        let tables = tables_bytes(geometry, &heads, capacity);
+        // Trials of matmuls use the memory of activations before those are allocated, and take this at least.
         let shapes = matmuls::of_layers(geometry, &heads, capacity, format, Biases::default());
         let trial = shapes.iter().map(|(shape, _)| Trial::least_bytes(format, *shape)).max().unwrap_or(0);
-        let activations = (rows * row_bytes + wide).max(trial);
-        let workspace = activations + sums + facts + logits + tables + WORKSPACE_BYTES;
+        let activations = (rows * row_bytes + scratch).max(trial);
+        let workspace = activations + all_reduce + tables + rope_tables + logits + WORKSPACE_BYTES;
         Footprint { weights, workspace }
     }
 }

@@ -1,8 +1,8 @@
-//! How heads lie on the device: as in the model, or, where a head's width does not suit 16-byte accesses, with zeros
-//! between.
+//! The layout of heads on the device: as in the model, or, where a head's width does not suit 16-byte accesses, padded
+//! with zeros.
 //!
 //! A padded head keeps its halves apart, as RoPE needs them: `[first half, zeros, second half, zeros]`. Zeros add nothing
-//! to a score and come out of attention as zeros, so only the layout of weights changes, and the sizes; the numbers do
+//! to a score and come out of attention as zeros, so only the layout of weights and the sizes change; the values do
 //! not.
 
 use crate::backend::{Geometry, Matrix};
@@ -45,31 +45,31 @@ impl HeadLayout {
         (self.q_heads + 2 * self.kv_heads) * self.padded
     }
 
-    /// Query heads to a key head.
+    /// Query heads per kv head.
     pub fn group(&self) -> usize {
         self.q_heads / self.kv_heads
     }
 
-    /// RoPE's frequencies of a padded head: padding does not turn.
+    /// RoPE's frequencies of a padded head: padding is not rotated.
     pub fn frequencies(&self, frequencies: &[f32]) -> Vec<f32> {
         let mut padded = frequencies.to_vec();
         padded.resize(self.padded / 2, 0.0);
         padded
     }
 
-    /// The model's feature that lies at `feature` on the device, counted over heads; `None` for padding.
+    /// The model's feature at `feature` on the device, counted over heads; `None` for padding.
     pub fn source(&self, feature: usize) -> Option<usize> {
         let (head, at) = (feature / self.padded, feature % self.padded);
         let (half, within) = (at / (self.padded / 2), at % (self.padded / 2));
         (within < self.head_dim / 2).then_some(head * self.head_dim + half * (self.head_dim / 2) + within)
     }
 
-    /// Output features of a matrix on the device, of the `features` that it has in the model.
+    /// Output features on the device of a matrix that has `features` in the model.
     pub fn out_features(&self, matrix: Matrix, features: usize) -> usize {
         if matrix == Matrix::Qkv { features / self.head_dim * self.padded } else { features }
     }
 
-    /// Input features likewise.
+    /// Input features on the device of a matrix that has `features` in the model.
     pub fn in_features(&self, matrix: Matrix, features: usize) -> usize {
         if matrix == Matrix::O { features / self.head_dim * self.padded } else { features }
     }

@@ -85,7 +85,7 @@ pub struct AttentionKernel {
     pub block_rows: usize,
     /// Dynamic shared memory of a block: its queries and its tiles.
     pub shared_bytes: usize,
-    /// What it does beside the causal mask.
+    /// Its features beside the causal mask.
     pub features: AttentionFeatures,
     /// Threads of a block.
     pub threads: usize,

@@ -1,4 +1,4 @@
-//! The matrix products of a model's layers, by shapes alone: all are prepared at load, and none in a pass.
+//! The matmuls of a model's layers, by shapes alone: all are prepared at load, and none in a pass.
 
 use super::format::ActivationFormat;
 use super::gemm::{MatmulShape, Out};
@@ -17,7 +17,7 @@ pub(super) struct Biases {
 }
 
 impl Biases {
-    /// Those of a layer, which all layers of a rank have.
+    /// The biases of a layer: those of all layers of a rank.
     pub(super) fn of(layer: &LayerTensors) -> Self {
         Self {
             qkv: layer.qkv_bias.is_some(),
@@ -28,7 +28,7 @@ impl Biases {
     }
 }
 
-/// A weight's sizes, as a product needs them.
+/// The shape of a weight, and of the rows that are multiplied with it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WeightShape {
     pub(super) matrix: Matrix,
@@ -40,7 +40,7 @@ pub(super) struct WeightShape {
 }
 
 impl WeightShape {
-    /// The product of a linear layer with some features of its weight: `count` of them.
+    /// The matmul of a linear layer with `count` features of its weight.
     pub(super) fn linear(&self, count: usize) -> MatmulShape {
         MatmulShape {
             features: count,
@@ -52,7 +52,7 @@ impl WeightShape {
         }
     }
 
-    /// The product of an output projection: added to the residual stream, or, where others bring parts of it, by itself.
+    /// The matmul of an output projection: added to the residual stream or, where it is then all-reduced, written.
     pub(super) fn row_parallel(&self, format: ActivationFormat, ranks: usize) -> MatmulShape {
         let out = match (into_f32(self.matrix, format), ranks > 1) {
             (true, false) => Out::AddF32,
@@ -64,7 +64,7 @@ impl WeightShape {
     }
 }
 
-/// Every product of a pass, each once, with the most rows that it can have.
+/// Every matmul of a pass, each once, with the most rows that it can have.
 pub(super) fn of_layers(
     geometry: &Geometry,
     heads: &HeadLayout,
@@ -104,7 +104,7 @@ pub(super) fn of_layers(
     distinct
 }
 
-/// The rows of a fused q, k and v that some features are.
+/// Rows of a fused q, k and v with these features.
 pub(super) fn features_of(heads: &HeadLayout, features: Features) -> std::ops::Range<usize> {
     match features {
         Features::All => 0..heads.qkv_width(),

@@ -1,8 +1,8 @@
-//! NCCL: the collectives behind sums over ranks, and a way out when a rank fails.
+//! NCCL: the collectives behind all-reduces, which a rank that fails aborts.
 //!
-//! Its functions are looked up here, because the bindings know neither the name that packages install
+//! Its functions are resolved here, because the bindings know neither the name that packages install
 //! (`libnccl.so.2`) nor a communicator that can be aborted from another thread. All communicators are non-blocking: no
-//! call waits for a rank that may never come; whoever waits looks at the clock and at [`Group::abort`].
+//! call waits for a rank that may never come; a thread that waits polls, and heeds a timeout and [`Group::abort`].
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -22,7 +22,7 @@ use super::format::ActivationFormat;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
 
-/// Names that the library has, the packages' own first.
+/// File names of the library, that of packages first.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
 const SUCCESS: c_int = 0;
@@ -37,7 +37,7 @@ const SUM: c_int = 0;
 /// Interval at which a waiting rank polls its communicator.
 const POLL_INTERVAL: Duration = Duration::from_micros(200);
 
-/// `ncclUniqueId`: what ranks know each other by.
+/// `ncclUniqueId`: identifies a group of ranks.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct UniqueId([c_char; 128]);
@@ -70,7 +70,7 @@ struct Functions {
         unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, RawComm, *mut c_void) -> c_int,
     all_gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, RawComm, *mut c_void) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
-    /// What the functions belong to. Never unloaded.
+    /// The library of the functions. Never unloaded.
     _library: Library,
 }
 
@@ -121,15 +121,15 @@ pub fn version() -> Result<String> {
     }
 }
 
-/// The ranks of one engine on GPUs: what they find each other by, and the way to end what they wait for.
+/// The ranks of one engine on GPUs: their id, and how they abort each other's collectives.
 pub struct Group {
     nccl: &'static Functions,
-    /// Known from the beginning where all ranks are in this process, or the process is the first one's.
+    /// Set at the start where all ranks are in this process, or the process is that of rank 0.
     id: OnceLock<UniqueId>,
     ranks: usize,
-    /// How long a rank waits for the others, in a pass or in the beginning.
+    /// How long a rank waits for the others, in a pass or when it joins.
     timeout: Duration,
-    /// The most blocks that a sum may occupy; NCCL's own choice without.
+    /// The most blocks that a collective may occupy; `None` for NCCL's own choice.
     blocks_max: Option<u8>,
     ends: Mutex<Vec<Arc<End>>>,
     aborted: AtomicBool,
@@ -148,17 +148,17 @@ impl End {
         lock(&self.0)
     }
 
-    /// Ends the communicator, and what waits for others on its stream.
+    /// Aborts the communicator, and with it collectives on its stream that wait for other ranks.
     fn abort(&self, nccl: &Functions) {
         if let Some(comm) = self.lock().take() {
-            // SAFETY: the communicator is alive, and nobody else finds it any more.
+            // SAFETY: the communicator is alive, and was taken out, so no other thread uses it.
             let _ = unsafe { (nccl.abort)(comm.as_ptr()) };
         }
     }
 }
 
 impl Group {
-    /// A group that nobody has joined; an error where NCCL is missing.
+    /// A group that no rank has joined yet; an error where NCCL is missing.
     pub fn new(ranks: usize, timeout: Duration) -> Result<Self> {
         let group = Self::elsewhere(ranks, timeout)?;
         let mut id = UniqueId([0; 128]);
@@ -170,48 +170,48 @@ impl Group {
         Ok(Self { id: id.into(), ..group })
     }
 
-    /// A group that another process makes: nobody joins it before [`meet_at`](Self::meet_at) says where it is. An error
-    /// where NCCL is missing.
+    /// A group that another process makes: ranks join it after [`meet_at`](Self::meet_at) has set its id. An error where
+    /// NCCL is missing.
     pub fn elsewhere(ranks: usize, timeout: Duration) -> Result<Self> {
         let nccl = Functions::get()?;
         let (ends, aborted) = (Mutex::default(), AtomicBool::new(false));
         Ok(Self { nccl, id: OnceLock::new(), ranks, timeout, blocks_max: None, ends, aborted })
     }
 
-    /// Lets a sum occupy no more than so many of a GPU's multiprocessors: the others are for kernels beside it.
-    /// `NCCL_MAX_CTAS` in the environment has the last word.
+    /// Limits a collective to `blocks_max` multiprocessors of a GPU: the others are for kernels beside it. `NCCL_MAX_CTAS` in
+    /// the environment overrides it.
     pub fn with_blocks_max(self, blocks_max: u8) -> Self {
         Self { blocks_max: Some(blocks_max), ..self }
     }
 
-    /// What other processes find this group by; empty before it is known here.
+    /// The id by which other processes join this group; empty before it is set.
     pub fn id(&self) -> Vec<u8> {
         self.id.get().map(|id| id.0.map(|byte| byte as u8).to_vec()).unwrap_or_default()
     }
 
-    /// Says where a group is that another process made: `id` is what [`id`](Self::id) gave there.
+    /// Sets the id of a group that another process made: `id` is what [`id`](Self::id) returned there.
     pub fn meet_at(&self, id: &[u8]) -> Result<()> {
         let Ok(bytes) = <[u8; 128]>::try_from(id) else {
             let message = format!("an NCCL id has 128 bytes, and this one {}", id.len());
             return Err(Error::new(ErrorKind::Unsupported, message));
         };
-        // A second one would be another group's: the first stays.
+        // A second id would be another group's: the first stays.
         let _ = self.id.set(UniqueId(bytes.map(|byte| byte as c_char)));
         Ok(())
     }
 
-    /// Why nothing more is done for these ranks, once one has failed and made all give up.
+    /// The error of every rank, once one has failed and aborted the group.
     pub(super) fn failure(&self) -> Option<Error> {
         self.aborted.load(Ordering::SeqCst).then(gave_up)
     }
 
-    /// How many ranks take part.
+    /// Number of ranks.
     pub fn ranks(&self) -> usize {
         self.ranks
     }
 
-    /// Joins as `rank` with this context's GPU. Returns when all have joined; an error when one does not come in time,
-    /// or gives up.
+    /// Joins as `rank` with this context's GPU. Returns when all have joined; an error when one does not join in time, or
+    /// aborts.
     pub fn join(self: &Arc<Self>, context: &Context, rank: usize) -> Result<Comm> {
         let Some(&id) = self.id.get() else {
             return Err(Error::new(ErrorKind::Unsupported, "no rendezvous address was given"));
@@ -229,19 +229,19 @@ impl Group {
             split_share: c_int::MIN,
         };
         let mut raw: RawComm = ptr::null_mut();
-        let (ranks, rank_number) = (self.ranks as c_int, rank as c_int);
+        let (ranks, rank_index) = (self.ranks as c_int, rank as c_int);
         // SAFETY: out parameter and configuration are locals; the id is one that NCCL made; the context of the rank's
         // GPU is current.
-        let code = unsafe { (self.nccl.init)(&mut raw, ranks, id, rank_number, &mut config) };
+        let code = unsafe { (self.nccl.init)(&mut raw, ranks, id, rank_index, &mut config) };
         let end = Arc::new(End(Mutex::new(NonNull::new(raw))));
         lock(&self.ends).push(Arc::clone(&end));
-        let done = context.cuda().new_event(None).or_fault("making an event")?;
+        let done = context.cuda().new_event(None).or_fault("creating an event")?;
         let comm = Comm { group: Arc::clone(self), end, rank, done };
         comm.settle("joining the other ranks", code)?;
         Ok(comm)
     }
 
-    /// Makes every rank that waits for another give up, from any thread.
+    /// Ends what every rank waits for, with an error. Any thread may call it.
     pub fn abort(&self) {
         self.aborted.store(true, Ordering::SeqCst);
         for end in lock(&self.ends).iter() {
@@ -250,10 +250,10 @@ impl Group {
     }
 }
 
-/// A number that is summed over ranks.
+/// The format of an element of a collective.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
-    /// As activations are stored.
+    /// That of activations.
     Activation(ActivationFormat),
     /// f32.
     F32,
@@ -277,18 +277,18 @@ impl Element {
     }
 }
 
-/// One rank's end of a group that is complete.
+/// One rank's communicator of a group that all ranks have joined.
 pub struct Comm {
     group: Arc<Group>,
     end: Arc<End>,
     rank: usize,
-    /// Recorded behind what is waited for.
+    /// Recorded behind the work that is waited for.
     done: CudaEvent,
 }
 
 impl Comm {
-    /// Queues on `stream`: `count` numbers of `buffer` from number `first` on become their sums over all ranks. Every
-    /// rank calls this with the same count, in the same order.
+    /// Queues on `stream` the all-reduce, in place, of `count` elements of `buffer` from element `first` on. Every rank calls
+    /// this with the same count, in the same order.
     pub fn all_reduce(
         &self,
         buffer: &mut DeviceBuffer,
@@ -300,20 +300,20 @@ impl Comm {
         let bytes = element.bytes();
         if first.saturating_add(count).saturating_mul(bytes) > buffer.bytes() {
             let message =
-                format!("{count} numbers at {first} leave their buffer of {} bytes", buffer.bytes());
+                format!("{count} elements at {first} leave their buffer of {} bytes", buffer.bytes());
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        let place = (buffer.address() + (first * bytes) as u64) as *mut c_void;
+        let elements = (buffer.address() + (first * bytes) as u64) as *mut c_void;
         let code = {
             let end = self.end.lock();
             let comm = end.ok_or_else(gave_up)?;
-            // SAFETY: the numbers were checked to lie in the buffer, which is borrowed mutably and outlives the work,
+            // SAFETY: the elements were checked to lie in the buffer, which is borrowed mutably and outlives the work,
             // since dropping it waits for the device; the communicator is alive while the lock is held.
             unsafe {
                 let stream = stream.cu_stream().cast();
                 (self.group.nccl.all_reduce)(
-                    place.cast_const(),
-                    place,
+                    elements.cast_const(),
+                    elements,
                     count,
                     element.code(),
                     SUM,
@@ -322,11 +322,11 @@ impl Comm {
                 )
             }
         };
-        self.settle("summing over ranks", code)
+        self.settle("all-reducing over ranks", code)
     }
 
-    /// Queues on `stream`: `to` gets every rank's `count` numbers from number `first` of its `from` on, rank after rank.
-    /// Every rank calls this with the same count, in the same order.
+    /// Queues on `stream` the all-gather into `to`, rank after rank, of every rank's `count` elements of `from` from element
+    /// `first` on. Every rank calls this with the same count, in the same order.
     pub fn all_gather(
         &self,
         from: &DeviceBuffer,
@@ -341,21 +341,21 @@ impl Comm {
         if first_byte.saturating_add(bytes) > from.bytes()
             || self.group.ranks.saturating_mul(bytes) > to.bytes()
         {
-            let message = format!("{count} numbers of each rank leave their buffers of {from:?} and {to:?}");
+            let message = format!("{count} elements of each rank leave their buffers of {from:?} and {to:?}");
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
         let (from, to) = ((from.address() + first_byte as u64) as *const c_void, to.address() as *mut c_void);
         let code = {
             let end = self.end.lock();
             let comm = end.ok_or_else(gave_up)?;
-            // SAFETY: the numbers were checked to lie in the buffers, of which `to` is borrowed mutably; both outlive
+            // SAFETY: the elements were checked to lie in the buffers, of which `to` is borrowed mutably; both outlive
             // the work, since dropping one waits for the device; the communicator is alive while the lock is held.
             unsafe {
                 let stream = stream.cu_stream().cast();
                 (self.group.nccl.all_gather)(from, to, count, element.code(), comm.as_ptr(), stream)
             }
         };
-        self.settle("collecting from all ranks", code)
+        self.settle("gathering from all ranks", code)
     }
 
     /// Waits until everything queued on the compute stream is done; an error when a rank failed or does not come in
@@ -365,7 +365,7 @@ impl Comm {
         self.done.record(context.compute()).or_fault(doing)?;
         self.poll(doing, || {
             self.healthy(doing)?;
-            // An abort ends what was waited for, too, and leaves no sums.
+            // An abort completes the event, too, without results.
             Ok(self.done.try_is_complete().or_fault(doing)? && self.healthy(doing)?)
         })
     }
@@ -381,7 +381,7 @@ impl Comm {
         self.poll(doing, || self.healthy(doing))
     }
 
-    /// Whether nothing is in progress; the error that happened meanwhile, here or on another rank.
+    /// Whether no call is in progress; an error that happened meanwhile, here or on another rank.
     fn healthy(&self, doing: &str) -> Result<bool> {
         if let Some(error) = self.group.failure() {
             return Err(error);
@@ -396,7 +396,7 @@ impl Comm {
         match (code, state) {
             (SUCCESS, SUCCESS) => Ok(true),
             (SUCCESS, IN_PROGRESS) => Ok(false),
-            // What this follows from is that rank's to tell.
+            // The rank that failed reports the cause.
             (SUCCESS, REMOTE_ERROR) | (REMOTE_ERROR, _) => Err(gave_up()),
             (SUCCESS, error) | (error, _) => Err(self.group.nccl.error(doing, error)),
         }
@@ -410,7 +410,7 @@ impl Comm {
                 let message = format!("{doing}: one did not come within {} s", self.group.timeout.as_secs());
                 return Err(Error::new(ErrorKind::Device, message));
             }
-            // Short passes are not to wait for the sleeper.
+            // Short passes are over before a sleeping thread would wake.
             if waited < Duration::from_millis(5) { thread::yield_now() } else { thread::sleep(POLL_INTERVAL) }
         }
         Ok(())
@@ -419,7 +419,7 @@ impl Comm {
 
 impl Drop for Comm {
     fn drop(&mut self) {
-        // Nothing of this rank's is queued any more; unlike a destroy, an abort waits for nobody.
+        // Nothing of this rank's is queued any more; unlike a destroy, an abort does not wait for the other ranks.
         self.end.abort(self.group.nccl);
     }
 }

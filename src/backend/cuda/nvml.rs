@@ -1,5 +1,5 @@
-//! NVML, the driver's own management library: what a GPU says of its clocks, its power and its temperature. For those who
-//! measure; nothing that scores asks it. Where it is missing, or does not know, the answer is none and nothing fails.
+//! NVML, the driver's management library: a GPU's clocks, power and temperature. It is for measurements; scoring does not
+//! use it. Where the library is missing, or does not know a value, the result is `None` and nothing fails.
 
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
@@ -11,7 +11,7 @@ use libloading::Library;
 
 use super::probe::DeviceInfo;
 
-/// Names that the library has, the driver's own first.
+/// File names of the library, that of the driver first.
 const NAMES: [&str; 2] = ["libnvidia-ml.so.1", "libnvidia-ml.so"];
 
 const SUCCESS: c_int = 0;
@@ -28,7 +28,7 @@ struct Functions {
     clock: unsafe extern "C" fn(RawDevice, c_int, *mut c_uint) -> c_int,
     power: unsafe extern "C" fn(RawDevice, *mut c_uint) -> c_int,
     temperature: unsafe extern "C" fn(RawDevice, c_int, *mut c_uint) -> c_int,
-    /// What the functions belong to. Never unloaded.
+    /// The library of the functions. Never unloaded.
     _library: Library,
 }
 
@@ -63,9 +63,9 @@ impl Functions {
 /// One of a GPU's clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GpuClock {
-    /// That of its multiprocessors, `NVML_CLOCK_SM`.
+    /// The clock of its multiprocessors, `NVML_CLOCK_SM`.
     Multiprocessors = 1,
-    /// That of its memory, `NVML_CLOCK_MEM`.
+    /// The clock of its memory, `NVML_CLOCK_MEM`.
     Memory = 2,
 }
 
@@ -76,7 +76,7 @@ pub struct Sensors {
 }
 
 impl Sensors {
-    /// Those of the GPU that [`devices`](super::probe::devices) found, by its UUID: the two libraries number GPUs
+    /// The sensors of a GPU that [`devices`](super::probe::devices) found, by its UUID: the two libraries number GPUs
     /// differently.
     pub fn of(info: &DeviceInfo) -> Option<Self> {
         let nvml = Functions::get()?;
@@ -90,26 +90,26 @@ impl Sensors {
 
     /// A clock at present, in MHz.
     pub fn clock_mhz(&self, clock: GpuClock) -> Option<u32> {
-        // SAFETY: the handle is NVML's own, which is never shut down, and the call writes one number; so below.
-        Self::number(|number| unsafe { (self.nvml.clock)(self.device, clock as c_int, number) })
+        // SAFETY: the handle is NVML's own, which is never shut down, and the call writes one value; so below.
+        Self::read(|value| unsafe { (self.nvml.clock)(self.device, clock as c_int, value) })
     }
 
-    /// The power that it draws, averaged by itself over up to a second.
+    /// The power that the GPU draws, which it averages over up to a second.
     pub fn watts(&self) -> Option<f64> {
-        // SAFETY: as above; the number is in milliwatts.
-        let milliwatts = Self::number(|number| unsafe { (self.nvml.power)(self.device, number) })?;
+        // SAFETY: as above; the value is in milliwatts.
+        let milliwatts = Self::read(|value| unsafe { (self.nvml.power)(self.device, value) })?;
         Some(f64::from(milliwatts) / 1e3)
     }
 
     /// Its temperature in degrees Celsius.
     pub fn celsius(&self) -> Option<u32> {
         // SAFETY: as above.
-        Self::number(|number| unsafe { (self.nvml.temperature)(self.device, OF_THE_GPU, number) })
+        Self::read(|value| unsafe { (self.nvml.temperature)(self.device, OF_THE_GPU, value) })
     }
 
-    fn number(ask: impl FnOnce(&mut c_uint) -> c_int) -> Option<u32> {
-        let mut number = 0;
-        (ask(&mut number) == SUCCESS).then_some(number)
+    fn read(call: impl FnOnce(&mut c_uint) -> c_int) -> Option<u32> {
+        let mut value = 0;
+        (call(&mut value) == SUCCESS).then_some(value)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Pinned memory of the host, which the GPU reads by itself while the host goes on.
+//! Pinned memory of the host, which the GPU reads while the host goes on.
 
 use std::sync::Arc;
 
@@ -10,8 +10,8 @@ use crate::error::Result;
 /// CU_MEMHOSTALLOC_PORTABLE: pinned for every context, and cached, not write-combined: it is also read.
 const PORTABLE: u32 = 1;
 
-/// Bytes that a copy may be reading whenever nobody has waited for it: whoever queues copies keeps an event for each
-/// piece and waits for it before writing there again.
+/// Bytes that a copy reads until it was waited for: a caller that queues copies keeps an event for each piece, and waits for
+/// it before it writes there again.
 pub(super) struct Pinned {
     cuda: Arc<CudaContext>,
     start: *mut u8,
@@ -19,7 +19,7 @@ pub(super) struct Pinned {
 }
 
 impl Pinned {
-    /// So many bytes, zeros.
+    /// `bytes` bytes, all zero.
     pub(super) fn new(cuda: &Arc<CudaContext>, bytes: usize) -> Result<Self> {
         let doing = "allocating pinned memory";
         cuda.bind_to_thread().or_fault(doing)?;
@@ -32,7 +32,7 @@ impl Pinned {
 
     /// All of it.
     pub(super) fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: `start` is an allocation of so many initialised bytes, which only `self` refers to.
+        // SAFETY: `start` is an allocation of `bytes` initialised bytes, which only `self` refers to.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
     }
 }

@@ -1,4 +1,4 @@
-//! Is there a GPU that this build can use? Asked first, and without panics: every step makes the next one safe.
+//! The GPUs that this build can use. This runs first, and without panics: every step makes the next one safe.
 
 use cudarc::driver::DriverError;
 use cudarc::driver::result::{self, device};
@@ -8,7 +8,7 @@ use super::fault::OrFault;
 use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The oldest driver interface that is used: 13.0, as `cuDriverGetVersion` writes it.
+/// The oldest driver interface that is supported: 13.0, as `cuDriverGetVersion` writes it.
 const DRIVER_MIN: i32 = 13_000;
 
 /// The oldest GPU that there are kernels for: Turing.
@@ -17,9 +17,9 @@ const CAPABILITY_MIN: Capability = Capability { major: 7, minor: 5 };
 /// A compute capability, such as 9.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Capability {
-    /// The architecture.
+    /// Major number: the architecture.
     pub major: u32,
-    /// Its variant.
+    /// Minor number: its variant.
     pub minor: u32,
 }
 
@@ -47,28 +47,28 @@ impl std::fmt::Display for Capability {
 /// A GPU, as the driver describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// Its number, from 0.
+    /// Number of the GPU, from 0.
     pub ordinal: usize,
-    /// What it calls itself.
+    /// Name of the model.
     pub name: String,
-    /// What it can do.
+    /// Compute capability.
     pub capability: Capability,
-    /// Memory in all, in bytes.
+    /// All memory, in bytes.
     pub memory_bytes: usize,
     /// Streaming multiprocessors.
     pub multiprocessors: usize,
     /// The most shared memory that a block may ask for, in bytes.
     pub shared_bytes_max: usize,
-    /// Whether its driver names a clock rate, of cores or of memory. Hardware has one; where there is none, how long
-    /// something takes says nothing of how fast a GPU is.
+    /// Whether its driver names a clock rate, of cores or of memory. Hardware has one; without one, times do not measure the
+    /// speed of a GPU.
     pub has_clock: bool,
 }
 
-/// The GPUs that this build has kernels for, by number.
+/// The GPUs that this build has kernels for, in the order of their numbers.
 ///
-/// [`ErrorKind::Device`] that says what is missing: the driver, its version, a GPU, one that is new enough.
+/// [`ErrorKind::Device`] when one of these is missing: a driver, its version, a GPU, one that is new enough.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
-    // SAFETY: loads the driver's library by name and lets go of it again; its initialisers are the vendor's own.
+    // SAFETY: loads the driver's library by name and releases it again; its initialisers are the vendor's own.
     if !unsafe { sys::is_culib_present() } {
         return Err(missing("there is no CUDA driver on this machine (no libcuda was found)"));
     }
@@ -109,7 +109,7 @@ fn cuda_version(version: i32) -> String {
 
 /// The driver's interface, as it writes it: 13010 is 13.1.
 pub(super) fn driver_version() -> Result<i32> {
-    // SAFETY: the library is there, as was asked before; looking a name up runs no code.
+    // SAFETY: the library was found before; resolving a name runs no code.
     let library = unsafe { sys::culib() };
     // SAFETY: this is the function's type, and the symbol does not outlive the library, which stays.
     let function =
@@ -117,31 +117,33 @@ pub(super) fn driver_version() -> Result<i32> {
     let function = function.map_err(|_| missing("the libcuda on this machine is not a CUDA driver"))?;
     let mut version = 0;
     // SAFETY: the call writes one int and needs no initialised driver.
-    unsafe { function(&mut version) }.result().or_fault("asking the CUDA driver for its version")?;
+    unsafe { function(&mut version) }.result().or_fault("querying the version of the CUDA driver")?;
     Ok(version)
 }
 
 fn describe(ordinal: i32) -> Result<DeviceInfo> {
-    let doing = format!("asking what GPU {ordinal} is");
+    let doing = format!("querying GPU {ordinal}");
     let handle = device::get(ordinal).or_fault(&doing)?;
     let attribute = |attribute| {
         // SAFETY: the handle was just returned by the driver.
         unsafe { device::get_attribute(handle, attribute) }.or_fault(&doing)
     };
-    let number = |name| attribute(name).map(|value| usize::try_from(value).unwrap_or(0));
+    let positive = |name| attribute(name).map(|value| usize::try_from(value).unwrap_or(0));
     // SAFETY: as above.
     let memory_bytes = unsafe { device::total_mem(handle) }.or_fault(&doing)?;
-    let major = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
-    let minor = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
-    let core_khz = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
-    let memory_khz = number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
+    let major = positive(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)? as u32;
+    let minor = positive(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)? as u32;
+    let core_khz = positive(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?;
+    let memory_khz = positive(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE)?;
     Ok(DeviceInfo {
         ordinal: ordinal as usize,
         name: device::get_name(handle).or_fault(&doing)?,
         capability: Capability { major, minor },
         memory_bytes,
-        multiprocessors: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-        shared_bytes_max: number(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        multiprocessors: positive(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes_max: positive(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        )?,
         has_clock: core_khz.max(memory_khz) > 0,
     })
 }
@@ -151,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn turing_has_a_tier_of_its_own_and_everything_newer_runs_both() {
+    fn turing_runs_sm75_alone_and_later_gpus_both_tiers() {
         let turing = Capability { major: 7, minor: 5 };
         assert_eq!(turing.tier(), CudaTier::Sm75);
         assert!(turing.runs(CudaTier::Sm75) && !turing.runs(CudaTier::Sm80));
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_a_usable_gpu_gets_an_error_and_no_panic() {
+    fn a_machine_without_a_usable_gpu_gets_an_error() {
         match devices() {
             Ok(devices) => assert!(!devices.is_empty()),
             Err(error) => assert_eq!(error.kind(), ErrorKind::Device, "{error}"),

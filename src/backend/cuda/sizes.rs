@@ -7,29 +7,29 @@ use super::heads::HeadLayout;
 use super::tiles::{BLOCK_PAIRS_MIN, TilesMax, WorkItem};
 use crate::backend::{AllReduce, Capacity, Geometry, Overlap};
 
-/// Pieces that are gathered at a time: one is added while the next arrives.
+/// Pieces that are gathered at a time: the norm adds one while the next arrives.
 pub(super) const PIECES_GATHERED: usize = 2;
 
-/// Rows of a piece, at most: enough for links to be busy, and little memory beside the activations.
+/// Rows of a piece, at most: enough to keep links busy, and little memory beside the activations.
 const PIECE_ROWS_MAX: usize = 4096;
 
-/// Parts have whole multiples of so many rows, but the last: the rows that the tiles of matrix products have.
+/// All parts but the last have whole multiples of this number of rows: those of a matmul's tile.
 const PART_ROWS_STEP: usize = 128;
 
-/// From so many rows on, a pass of several ranks is cut into parts. Of two parts of 1,024 rows, products with the 70B's
-/// gate and up, o and down on two ranks fill 97 % of whole waves of 132 blocks of 128 x 256 numbers, as those of all
+/// The fewest rows of a pass of several ranks that is cut into parts. Of two parts of 1,024 rows, matmuls with the 70B's
+/// gate and up, o and down on two ranks fill 97 % of whole waves of 132 blocks of 128 x 256 elements, as those of all
 /// rows do (counted); those with its qkv 61 % instead of 81 %, a tenth of the work.
 const OVERLAP_ROWS_MIN: usize = 2048;
 
-/// What sums over several ranks take.
+/// Sizes of all-reduces over several ranks.
 pub(super) struct AllReduceSizes {
-    /// Rows whose sum is one collective.
+    /// Rows of a piece, which one collective reduces.
     pub(super) piece_rows: usize,
-    /// Such sums that can wait for their norms at a time.
+    /// The most pieces that wait for their norms at a time.
     pub(super) pieces: usize,
-    /// Bytes of what a rank has computed.
+    /// Bytes of a rank's own part of all rows.
     pub(super) partial_bytes: usize,
-    /// Bytes of what all ranks have computed of a piece; none where NCCL adds.
+    /// Bytes of all ranks' parts of a piece; none where NCCL adds.
     pub(super) gathered_bytes: usize,
 }
 
@@ -46,7 +46,7 @@ impl AllReduceSizes {
         Self { piece_rows, pieces: parts_max(geometry, capacity), partial_bytes, gathered_bytes }
     }
 
-    /// All of it, on the device.
+    /// Bytes on the device; none with one rank.
     pub(super) fn bytes(geometry: &Geometry, capacity: &Capacity, format: ActivationFormat) -> usize {
         let sizes = Self::new(geometry, capacity, format);
         if geometry.shard.ranks > 1 {
@@ -57,8 +57,8 @@ impl AllReduceSizes {
     }
 }
 
-/// The parts in which a pass goes through the layers: two or more of up to [`PIECE_ROWS_MAX`] rows where sums over ranks
-/// are to run beside computation, else one.
+/// The parts in which a pass goes through the layers: two or more of up to [`PIECE_ROWS_MAX`] rows where all-reduces run
+/// beside computation, else one.
 pub(super) fn parts(geometry: &Geometry, tokens: usize) -> Vec<Range<usize>> {
     let overlaps = match geometry.overlap {
         Overlap::Auto => tokens >= OVERLAP_ROWS_MIN,
@@ -73,7 +73,7 @@ pub(super) fn parts(geometry: &Geometry, tokens: usize) -> Vec<Range<usize>> {
     (0..tokens).step_by(step).map(|first| first..tokens.min(first + step)).collect()
 }
 
-/// The most parts, or pieces of a sum, that a pass can have.
+/// The most parts of a pass, and pieces of its all-reduces.
 fn parts_max(geometry: &Geometry, capacity: &Capacity) -> usize {
     let rows = capacity.tokens.max(capacity.sequences);
     if geometry.shard.ranks == 1 { 1 } else { rows.div_ceil(PIECE_ROWS_MAX).max(2) }
@@ -84,7 +84,7 @@ fn tiles_max(geometry: &Geometry, capacity: &Capacity) -> TilesMax {
     TilesMax { tokens, sequences, parts: parts_max(geometry, capacity) }
 }
 
-/// Numbers in the activation that holds q, k and v with their seam tiles, or gate and up of a chunk.
+/// Elements of the scratch activation, which holds q, k and v with their seam tiles, or gate and up of a chunk.
 pub(super) fn scratch_elements(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
     let rows = capacity.tokens + tiles_max(geometry, capacity).seam_rows();
     (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local)
@@ -94,7 +94,7 @@ pub(super) fn normed_width(geometry: &Geometry, heads: &HeadLayout) -> usize {
     geometry.hidden.max(heads.q_width())
 }
 
-/// Bytes that the facts of any pass can need.
+/// The most bytes of a pass's tables.
 pub(super) fn tables_bytes(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
     let (tokens, sequences) = (capacity.tokens, capacity.sequences);
     let tiles = tiles_max(geometry, capacity);

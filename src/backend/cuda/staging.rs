@@ -1,9 +1,9 @@
-//! What a pass needs from the host, through pinned memory: rows of embeddings, and its tables. Weights take another way:
-//! `courier.rs`.
+//! Copies of a pass's inputs through pinned memory: rows of embeddings, and tables. Weights go through the
+//! [`uploader`](super::uploader).
 //!
-//! Pinned memory is read by the copy itself, so it lies in slots that take turns, each with an event that says when it may
-//! be filled again. While a pass runs, slots are filled with embeddings for the next one: as many rows as fit into them
-//! need only be copied when it begins.
+//! A copy reads pinned memory while the host goes on, so that memory is cut into slots that take turns, each with an event
+//! that completes when the slot may be filled again. While a pass runs, slots are filled with embeddings for the next one
+//! (prefetch): those rows need only be copied when it begins.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use super::fault::OrFault;
 use super::pinned::Pinned;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Bytes of a slot: large enough that a copy is fast, small enough that the first one begins soon.
+/// Bytes of a slot: large enough for fast copies, small enough for the first one to begin soon.
 const SLOT_BYTES: usize = 8 << 20;
 
 /// Slots for embeddings, at most: 4,096 rows of the 70B's residual stream in bf16.
@@ -23,17 +23,17 @@ const SLOTS_MAX: usize = 8;
 
 const DOING: &str = "copying to the GPU";
 
-/// Pinned memory for what goes up in every pass.
+/// Pinned memory for the copies of every pass.
 pub struct Staging {
     rows: Slots,
     row_bytes: usize,
     /// The ids whose rows lie in the slots from the next one on, not copied yet.
-    ahead: Vec<u32>,
+    prefetched: Vec<u32>,
     tables: Slots,
 }
 
 impl Staging {
-    /// For passes of up to `rows_max` rows of `row_bytes` bytes, and up to `tables_max` bytes of tables.
+    /// Memory for passes of up to `rows_max` rows of `row_bytes` bytes, and up to `tables_max` bytes of tables.
     pub fn new(context: &Context, rows_max: usize, row_bytes: usize, tables_max: usize) -> Result<Self> {
         if row_bytes > SLOT_BYTES {
             let message =
@@ -44,11 +44,11 @@ impl Staging {
         let slots = rows_max.div_ceil(slot_rows).clamp(2, SLOTS_MAX);
         let rows = Slots::new(context, slots, slot_rows.min(rows_max) * row_bytes)?;
         let tables = Slots::new(context, 2, tables_max.min(SLOT_BYTES))?;
-        Ok(Self { rows, row_bytes, ahead: Vec::new(), tables })
+        Ok(Self { rows, row_bytes, prefetched: Vec::new(), tables })
     }
 
     /// Queues copies of the rows of `ids` to the start of `to`, on the compute stream; `fill(id, bytes)` writes those that
-    /// do not lie here already. A row's bytes depend on its id alone.
+    /// were not prefetched. A row's bytes depend on its id alone.
     ///
     /// # Panics
     ///
@@ -62,10 +62,10 @@ impl Staging {
     ) -> Result<()> {
         let (row_bytes, slot_rows) = (self.row_bytes, self.slot_rows());
         context.bind()?;
-        let ahead = std::mem::take(&mut self.ahead);
+        let prefetched = std::mem::take(&mut self.prefetched);
         for (index, chunk) in ids.chunks(slot_rows).enumerate() {
             let first = index * slot_rows;
-            if ahead.get(first..first + chunk.len()) != Some(chunk) {
+            if prefetched.get(first..first + chunk.len()) != Some(chunk) {
                 fill_rows(self.rows.free(0)?, row_bytes, chunk, &mut fill);
             }
             self.rows.send(context, to, first * row_bytes, chunk.len() * row_bytes)?;
@@ -74,17 +74,17 @@ impl Staging {
     }
 
     /// Fills the slots with the rows of `ids` from the first on, as many as they hold, for the next
-    /// [`copy_rows`](Self::copy_rows). It waits for copies that are under way, and for nothing else.
-    pub fn fill_ahead(&mut self, ids: &[u32], mut fill: impl FnMut(u32, &mut [u8])) -> Result<()> {
-        self.ahead.clear();
+    /// [`copy_rows`](Self::copy_rows). It waits for queued copies only.
+    pub fn prefetch(&mut self, ids: &[u32], mut fill: impl FnMut(u32, &mut [u8])) -> Result<()> {
+        self.prefetched.clear();
         for (index, chunk) in ids.chunks(self.slot_rows()).take(self.rows.slots.len()).enumerate() {
             fill_rows(self.rows.free(index)?, self.row_bytes, chunk, &mut fill);
-            self.ahead.extend_from_slice(chunk);
+            self.prefetched.extend_from_slice(chunk);
         }
         Ok(())
     }
 
-    /// Queues a copy of `bytes` to the start of `to`, on the compute stream: one, unless they are more than a slot's. They
+    /// Queues a copy of `bytes` to the start of `to`, on the compute stream: one, if they fit into a slot. They
     /// may be changed as soon as this returns.
     ///
     /// # Panics
@@ -114,14 +114,14 @@ fn fill_rows(slot: &mut [u8], row_bytes: usize, ids: &[u32], fill: &mut impl FnM
     }
 }
 
-/// Pieces of pinned memory that take turns.
+/// Slots of pinned memory, which take turns.
 struct Slots {
-    slots: Vec<Slot>,
-    /// The slot whose turn it is.
+    slots: Vec<PinnedSlot>,
+    /// The index of the slot whose turn it is.
     next: usize,
 }
 
-struct Slot {
+struct PinnedSlot {
     pinned: Pinned,
     /// Recorded behind the copy out of this slot.
     copied: CudaEvent,
@@ -129,14 +129,14 @@ struct Slot {
 
 impl Slots {
     fn new(context: &Context, count: usize, bytes: usize) -> Result<Self> {
-        let slot = |_| -> Result<Slot> {
-            let copied = context.cuda().new_event(None).or_fault("making an event")?;
-            Ok(Slot { pinned: Pinned::new(context.cuda(), bytes)?, copied })
+        let slot = |_| -> Result<PinnedSlot> {
+            let copied = context.cuda().new_event(None).or_fault("creating an event")?;
+            Ok(PinnedSlot { pinned: Pinned::new(context.cuda(), bytes)?, copied })
         };
         Ok(Self { slots: (0..count).map(slot).collect::<Result<_>>()?, next: 0 })
     }
 
-    /// The slot whose turn it is after `turns` more, once the copy out of it is through.
+    /// The slot whose turn it is after `turns` more, once the copy out of it is complete.
     fn free(&mut self, turns: usize) -> Result<&mut [u8]> {
         let count = self.slots.len();
         let slot = &mut self.slots[(self.next + turns) % count];
@@ -153,8 +153,8 @@ impl Slots {
         self.next = (self.next + 1) % slots;
         let (bytes, stream) = (&slot.pinned.bytes()[..count], context.compute());
         // SAFETY: the destination lies in `to`, asserted above and borrowed mutably; work on the same stream is ordered
-        // around the copy. The slot is not written before its event says that the copy is through (`free`), and dropping it
-        // waits for the device.
+        // around the copy. The slot is not written before its event says that the copy is complete (`free`), and
+        // dropping it waits for the device.
         unsafe { result::memcpy_htod_async(to.address() + first as u64, bytes, stream.cu_stream()) }
             .or_fault(DOING)?;
         slot.copied.record(stream).or_fault(DOING)

@@ -1,4 +1,4 @@
-//! [`Stopwatch`]: how long work takes on the compute stream, by the device's own clock.
+//! [`Stopwatch`]: the time of work on the compute stream, by the device's clock.
 
 use std::fmt;
 
@@ -12,14 +12,14 @@ use crate::error::Result;
 
 const DOING: &str = "timing work on the GPU";
 
-/// Two events, which are put around work.
+/// Two events, recorded before and after work.
 pub struct Stopwatch {
     start: CudaEvent,
     end: CudaEvent,
 }
 
 impl Stopwatch {
-    /// A stopwatch for work in this context.
+    /// A stopwatch of this context.
     pub fn new(context: &Context) -> Result<Self> {
         let event = || context.cuda().new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).or_fault(DOING);
         Ok(Self { start: event()?, end: event()? })
@@ -35,7 +35,7 @@ impl Stopwatch {
     }
 }
 
-/// Queues a copy of all of `from` to the start of `to` on the compute stream: the yardstick of kernels that move bytes.
+/// Queues a copy of all of `from` to the start of `to` on the compute stream: the yardstick of memory-bound kernels.
 ///
 /// # Panics
 ///

@@ -1,4 +1,4 @@
-//! The tables that kernels take row indices from: put together and checked on the host ([`HostTables`]), then uploaded to
+//! The tables that kernels read row indices from: put together and checked on the host ([`HostTables`]), then uploaded to
 //! [`DeviceTables`], which hold those of one pass.
 //!
 //! A kernel trusts the indices that it reads. So every table comes with the limits of its entries ([`RowIndices`],
@@ -25,7 +25,7 @@ const NONE: u64 = 0;
 /// Tables on the host, to be uploaded together.
 #[derive(Debug)]
 pub struct HostTables {
-    /// Of no other tables.
+    /// Unique in this process.
     id: u64,
     words: Vec<u32>,
 }
@@ -57,16 +57,16 @@ pub struct SeamSources {
 #[derive(Clone, Debug)]
 pub struct TileRows(Table);
 
-/// The work of one launch of attention, with the tile table that it refers to.
+/// The work items of one launch of attention, with the tile table that they refer to.
 #[derive(Clone, Debug)]
 pub struct WorkList {
     pub(super) work: Table,
     pub(super) tile_rows: Table,
-    /// Query heads per kv head that the work was made for.
+    /// Query heads per kv head that the items were made for.
     pub(super) group: usize,
-    /// Pieces of work.
+    /// Number of items.
     pub(super) count: usize,
-    /// The most pairs of a piece.
+    /// The most pairs of an item.
     pub(super) pairs_max: usize,
     /// Every row of q, k and v that is read is below it.
     pub(super) limit: usize,
@@ -98,9 +98,9 @@ impl HostTables {
         TileRows(self.add(rows))
     }
 
-    /// Adds a list of work for `group` query heads per kv head; `tile_rows` is a table of these tables.
+    /// Adds a list of work items for `group` query heads per kv head; `tile_rows` is a table of these tables.
     ///
-    /// [`ErrorKind::Unsupported`] for work without pairs, and for a path that leaves the tile table.
+    /// [`ErrorKind::Unsupported`] for an item without pairs, and for a path that leaves the tile table.
     pub fn work_list(&mut self, work: &[WorkItem], tile_rows: &TileRows, group: usize) -> Result<WorkList> {
         let TileRows(table) = tile_rows;
         let refused = |message: String| Err(Error::new(ErrorKind::Unsupported, message));
@@ -108,9 +108,9 @@ impl HostTables {
             return refused("a work list needs a tile table of the same tables, and query heads".to_owned());
         }
         let (mut limit, mut out_limit, mut pairs_max) = (0, 0, 0);
-        for piece in work {
+        for item in work {
             let [query_row, out_row, position, first_head, pairs, first_tile] =
-                bytemuck::cast::<WorkItem, [u32; 6]>(*piece).map(|word| word as usize);
+                bytemuck::cast::<WorkItem, [u32; 6]>(*item).map(|word| word as usize);
             // Tokens after the first; the last key's tile, and keys that are read of it.
             let tokens = (first_head + pairs).saturating_sub(1) / group;
             let (last_tile, rest) = ((position + tokens) / TILE_KEYS, (position + tokens) % TILE_KEYS + 1);
@@ -119,7 +119,7 @@ impl HostTables {
             let (Some(path), true) = (path, pairs > 0 && largest.into_iter().all(|index| index < INDEX_MAX))
             else {
                 return refused(format!(
-                    "{piece:?} for {group} heads has no pairs, or leaves the tile table of {} tiles",
+                    "{item:?} for {group} heads has no pairs, or leaves the tile table of {} tiles",
                     table.words.len()
                 ));
             };
@@ -145,7 +145,7 @@ impl HostTables {
     }
 }
 
-/// The least number that all indices are below.
+/// One more than the largest index.
 fn limit<'a>(indices: impl Iterator<Item = &'a u32>) -> usize {
     indices.max().map_or(0, |&index| index as usize + 1)
 }

@@ -1,10 +1,10 @@
-//! What attention is told about a batch: the *tile table*, the *seam tiles* and the *work list*, made once per pass.
+//! Attention's tables of a batch: the *tile table*, the *seam tiles* and the *work list*, made once per pass.
 //!
 //! Attention reads the keys of a path in tiles of [`TILE_KEYS`] positions, tile `j` from position `j * TILE_KEYS` on.
-//! The table gives the row of each tile's first key. Where a tile's keys lie in consecutive rows it points straight at
-//! them; where they do not, because the path goes from one segment to another within the tile, it points at a seam
-//! tile: a copy that a small kernel puts together behind the last row. So kernels have one way to load keys, no search
-//! for spans, and no mask but the causal one.
+//! The table has the row of each tile's first key. Where a tile's keys lie in consecutive rows, that is their first row;
+//! where they do not, because the path goes from one segment to another within the tile, it is the first row of a seam
+//! tile: a copy that a small kernel puts together behind the last row. So kernels load every tile alike, search no spans,
+//! and need the causal mask only.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -19,10 +19,10 @@ pub const TILE_KEYS: usize = 64;
 /// Pairs of (token, head of a kv head's group) that a block of any attention kernel works on, at least.
 pub const BLOCK_PAIRS_MIN: usize = 16;
 
-/// In [`Tiles::seam_sources`]: no row, zeros.
+/// Entry of [`Tiles::seam_sources`] for a row of zeros.
 pub const NO_ROW: u32 = u32::MAX;
 
-/// What one block does, for each kv head: `struct WorkItem` of the kernel.
+/// The work of one block, for each kv head: `struct WorkItem` of the kernel.
 ///
 /// Pairs `first_head..first_head + pairs` are counted from head 0 of `query_row` on: pair `p` is head `p % group` of
 /// token `p / group`.
@@ -37,13 +37,13 @@ pub struct WorkItem {
     pub position: u32,
     /// The head of the first pair, within its kv head's group.
     pub first_head: u32,
-    /// How many pairs, at least 1.
+    /// Number of pairs, at least 1.
     pub pairs: u32,
-    /// Where the path's tiles start in [`Tiles::tile_rows`].
+    /// Index of the path's first tile in [`Tiles::tile_rows`].
     pub first_tile: u32,
 }
 
-/// A batch, as attention is told of it.
+/// Attention's tables of a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tiles {
     /// For each segment, the rows of its path's tiles.
@@ -52,22 +52,22 @@ pub struct Tiles {
     pub seam_sources: Vec<u32>,
     /// The work when every packed row is a query, part after part.
     pub all: Vec<WorkItem>,
-    /// What each part of the rows adds to `all` and to `seam_sources`.
+    /// The ranges of `all` and of `seam_sources` that each part of the rows adds.
     pub parts: Vec<PartTiles>,
-    /// The work when only the last rows are, in the order of [`Packed::last`].
+    /// The work when only the last rows are queries, in the order of [`Packed::last`].
     pub last: Vec<WorkItem>,
 }
 
-/// The part of a batch's tables that a part of its rows has.
+/// The ranges of a batch's tables that belong to a part of its rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PartTiles {
-    /// Of [`Tiles::all`].
+    /// Range of [`Tiles::all`].
     pub work: Range<usize>,
-    /// Of [`Tiles::seam_sources`]: the seam tiles that can be put together when this part's keys are there, and not before.
+    /// Range of [`Tiles::seam_sources`]: the seam tiles that this part's keys complete.
     pub seam_rows: Range<usize>,
 }
 
-/// The most that a batch can hold, for which tables are sized.
+/// The largest batch, for which tables are sized.
 #[derive(Clone, Copy, Debug)]
 pub struct TilesMax {
     /// Packed rows.
@@ -94,7 +94,7 @@ impl TilesMax {
         self.segments() * self.tokens.div_ceil(TILE_KEYS)
     }
 
-    /// Pieces of work for all rows: each segment rounds up once.
+    /// Work items for all rows: each segment rounds up once.
     pub fn work(self, group: usize) -> usize {
         (self.tokens * group).div_ceil(BLOCK_PAIRS_MIN) + self.segments()
     }
@@ -102,8 +102,8 @@ impl TilesMax {
 
 impl Tiles {
     /// The tables of a batch for `group` query heads per kv head, and blocks that work on up to `block_pairs` pairs;
-    /// seam tiles start at row `seam_row`. The rows are worked on in `parts`, which follow each other: what a part reads
-    /// is there when the parts up to it are.
+    /// seam tiles start at row `seam_row`. The rows are computed in `parts`, one after the other: a part reads rows of the
+    /// parts up to it only.
     pub fn new(
         packed: &Packed,
         parts: &[Range<usize>],
@@ -113,7 +113,7 @@ impl Tiles {
     ) -> Self {
         let mut tiles = Self::default();
         let mut seams = HashMap::new();
-        // Of each segment's last piece, which has the whole path.
+        // The first tile of each segment's last piece, which has the whole path.
         let mut first_tile = vec![0; packed.segments.len()];
         let mut segments = packed.segments.iter().enumerate().peekable();
         for part in parts {
@@ -146,7 +146,7 @@ impl Tiles {
         tiles
     }
 
-    /// The tiles of the segment's path; a seam tile that another path has already is shared with it.
+    /// Adds the tiles of the segment's path; paths share equal seam tiles.
     fn add_path(&mut self, segment: &Segment, seam_row: usize, seams: &mut HashMap<Vec<u32>, u32>) {
         let rows: Vec<u32> =
             segment.spans.iter().flat_map(|span| span.start as u32..(span.start + span.len) as u32).collect();
@@ -168,7 +168,7 @@ impl Tiles {
     }
 }
 
-/// What of a segment lies in a part of the rows, and the path to its end.
+/// The rows of a segment that lie in `part`, and the path to their end.
 fn piece(segment: &Segment, part: &Range<usize>) -> Segment {
     let rows = segment.rows.start.max(part.start)..segment.rows.end.min(part.end);
     let first_position = segment.first_position + (rows.start - segment.rows.start).min(segment.rows.len());
@@ -181,7 +181,7 @@ fn piece(segment: &Segment, part: &Range<usize>) -> Segment {
     Segment { rows, first_position, spans }
 }
 
-/// The longest first, so that no long one is left over at the end; otherwise in the order of rows.
+/// Sorts the longest first, so that the last blocks are short; items of equal length stay in the order of rows.
 fn longest_first(work: &mut [WorkItem]) {
     work.sort_by_key(|work| std::cmp::Reverse(work.position));
 }
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn every_query_finds_the_rows_of_its_path_through_the_tile_table() {
+    fn the_tile_table_leads_every_query_to_its_path() {
         let longer = vec![vec![9; 200], vec![9; 64], (0..129).collect(), vec![7]];
         for (sequences, sharing) in [
             (two(0), Sharing::Prefixes),
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_part_reads_is_there_when_the_parts_up_to_it_are() {
+    fn a_part_reads_rows_of_the_parts_up_to_it_only() {
         let longer = vec![vec![9; 200], vec![9; 64], (0..129).collect(), vec![7]];
         let packed = packed(&[two(37), two(30), two(100), longer].concat(), Sharing::Prefixes);
         let rows = packed.tokens.len();
@@ -300,7 +300,7 @@ mod tests {
                     let seams = rows + part.seam_rows.end;
                     for key in 0..=position + last {
                         let tile = tiles.tile_rows[work.first_tile as usize + key / TILE_KEYS] as usize;
-                        assert!(tile < end || (rows..seams).contains(&tile), "{tile} is not there yet");
+                        assert!(tile < end || (rows..seams).contains(&tile), "{tile} is not computed yet");
                         let row = row_of(&tiles, work.first_tile, key, rows);
                         assert!((row as usize) < end);
                         let segment = packed.segments.iter().find(|segment| segment.rows.contains(&query));
@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn tiles_need_copies_only_where_a_path_leaves_consecutive_rows() {
+    fn only_tiles_of_rows_that_are_not_consecutive_are_copied() {
         let seams = |sequences: &[Vec<u32>], sharing| {
             let tiles = tables(&packed(sequences, sharing), 1, 128, 10_000);
             tiles.seam_sources.len() / TILE_KEYS
@@ -373,14 +373,14 @@ mod tests {
     }
 
     #[test]
-    fn last_rows_are_queries_of_their_own_at_the_ends_of_their_paths() {
+    fn last_rows_are_queries_at_the_ends_of_their_paths() {
         let packed = packed(&two(100), Sharing::Prefixes);
         let tiles = tables(&packed, 4, 128, packed.tokens.len());
         let mut last = tiles.last.clone();
         last.sort_by_key(|work| work.out_row);
-        let facts: Vec<_> =
+        let items: Vec<_> =
             last.iter().map(|work| (work.query_row, work.out_row, work.position, work.pairs)).collect();
-        assert_eq!(facts, [(0, 0, 109, 4), (1, 1, 169, 4)]);
+        assert_eq!(items, [(0, 0, 109, 4), (1, 1, 169, 4)]);
     }
 
     #[test]

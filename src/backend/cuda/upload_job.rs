@@ -1,4 +1,4 @@
-//! [`UploadJob`]: weights that the [`uploader`](super::uploader)'s thread reads, and what it does with them.
+//! [`UploadJob`]: weights that the thread of the [`uploader`](super::uploader) reads, and the operation on them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,16 +11,16 @@ use crate::backend::{HostWeight, LayerWeights};
 use crate::error::{Error, ErrorKind};
 use crate::weights::LayerTensors;
 
-/// What an error of an upload says that was being done.
+/// Names the operation in the errors of an upload.
 pub(super) const DOING: &str = "copying weights to the GPU";
 
-/// Rows of weights, and what to do with them.
+/// Rows of weights, and the operation on them.
 pub(super) struct UploadJob {
     rows: Vec<WeightRows>,
     kind: JobKind,
 }
 
-/// What to do with the rows of a job.
+/// The operation on the rows of a job.
 pub(super) enum JobKind {
     /// Convert them, to find what cannot be converted, and copy nothing.
     Check,
@@ -76,7 +76,7 @@ impl UploadJob {
         &self.rows
     }
 
-    /// What to do with them.
+    /// The operation on them.
     pub(super) fn kind(&self) -> &JobKind {
         &self.kind
     }

@@ -321,7 +321,7 @@ impl Maker<'_> {
         // As an engine chooses it, but without what was kept of earlier runs.
         let context = self.ops.context();
         let cache = Cache::new(None, context.info(), self.ops.format())?;
-        let product = Tuner::new(context, &lt, GemmTuning::Auto, cache)?.product(shape, rows)?;
+        let product = Tuner::new(context, &lt, GemmTuning::Auto, cache)?.matmul(shape, rows)?;
         let product = RefCell::new(product);
         let flop = 2.0 * (rows * features) as f64 * width as f64;
         let sizes = format!("{rows} x {features} x {width}");

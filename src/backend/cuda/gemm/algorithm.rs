@@ -1,21 +1,21 @@
-//! cublasLt's algorithms: what it proposes for a product, what it says of each, and whether it takes a number of rows.
+//! [`Algorithm`]: an algorithm that cublasLt has proposed, and [`Config`], the library's description of it.
 
 use std::fmt;
 
 use cudarc::cublaslt::sys;
 use serde::{Deserialize, Serialize};
 
-/// One way of the library to compute a product.
+/// An algorithm of the library for a matmul.
 #[derive(Clone, Copy)]
 pub struct Algorithm {
     raw: sys::cublasLtMatmulAlgo_t,
     config: Config,
 }
 
-/// What the library tells of an algorithm, in its numbers. It names one among the library's proposals: an algorithm is
+/// The library's description of an algorithm, in its codes. It identifies one among the library's proposals; an algorithm is
 /// never made from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "the library's names, and the library's numbers")]
+#[allow(missing_docs, reason = "the library's names and codes")]
 pub struct Config {
     pub id: u32,
     pub tile: u32,
@@ -33,7 +33,7 @@ impl Algorithm {
         Self { raw, config: Config::of(&raw) }
     }
 
-    /// What the library tells of it.
+    /// The library's description.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -42,8 +42,8 @@ impl Algorithm {
         &self.raw
     }
 
-    /// Whether each number is computed by one thread block. Parts that several have summed are added in an order that may
-    /// change from run to run, and their number with the rows.
+    /// Whether one thread block computes each element. Where several do, their partial sums are added in an order that may
+    /// change from run to run, and their count changes with the rows.
     pub fn sums_in_one_piece(&self) -> bool {
         self.config.split_k <= 1 && self.config.reduction == 0
     }
@@ -55,14 +55,14 @@ impl Config {
         // The last two are of 16 bits, the others of 32.
         let attribute = |attribute, bytes: usize| {
             let (mut value, mut written) = (0_u32, 0);
-            // SAFETY: the value has room for `bytes` bytes, 4 at most, of which the call writes no more.
+            // SAFETY: the value holds `bytes` bytes, 4 at most, and the call writes no more.
             let status = unsafe {
                 let value = (&raw mut value).cast();
                 sys::cublasLtMatmulAlgoConfigGetAttribute(raw, attribute, value, bytes, &mut written)
             };
             status.result().is_ok().then_some(value)
         };
-        // What a library cannot tell is 0, except where 0 would speak for the algorithm.
+        // An attribute that a library does not know is 0, except where 0 would admit the algorithm.
         let known = |name, bytes| attribute(name, bytes).unwrap_or(0);
         let needed = |name| attribute(name, 4).unwrap_or(u32::MAX);
         Self {

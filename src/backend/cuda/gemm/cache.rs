@@ -1,10 +1,10 @@
-//! What was the fastest, on disk, so that the next start need not measure it again.
+//! The fastest algorithms, on disk, so that the next start need not measure them again.
 //!
-//! A small file for each shape on each kind of GPU. It names algorithms by what the library tells of them
-//! ([`Config`]), and nothing in it is ever given to the library: a name is looked up among the algorithms that the
-//! library has just proposed, and that compute the right bits. The library's own 64 bytes, which may be kept for the same
-//! version, would have to be trusted instead. So a file that is broken, foreign or forged can at worst choose a slower
-//! algorithm, and whatever is wrong with files or folders is no error: then it is measured anew, or at every start.
+//! There is a small file for each shape on each model of GPU. It names algorithms by the library's description ([`Config`]),
+//! and nothing in it is ever passed to the library: a description is searched among the algorithms that the library has
+//! just proposed, and that compute the right bits. The library's own 64 bytes, which may be kept for the same version,
+//! would have to be trusted instead. So a file that is broken, foreign or forged can at worst choose a slower algorithm.
+//! Files and folders that cannot be read or written are no error: then algorithms are measured again.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -21,16 +21,16 @@ use crate::backend::cuda::format::ActivationFormat;
 use crate::backend::cuda::probe::{DeviceInfo, driver_version};
 use crate::error::Result;
 
-/// Raised when files change their meaning.
+/// Version of the files' contents.
 const FORMAT: u32 = 1;
 
-/// No file is longer; what is longer is none of ours.
+/// The most bytes of a file; a longer one is not ours.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// The environment's word on where files are kept: a folder, or nothing for no files.
+/// The variable of the environment that names the folder of the files; empty for no files.
 const FOLDER_VARIABLE: &str = "KUDOS_CACHE_DIR";
 
-/// Files of one kind of GPU.
+/// The files of one model of GPU.
 #[derive(Clone, Debug)]
 pub struct Cache {
     folder: Option<PathBuf>,
@@ -38,7 +38,7 @@ pub struct Cache {
     machine: Machine,
 }
 
-/// What times depend on, beside the product.
+/// Everything but the shape that times depend on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Machine {
     format: u32,
@@ -50,21 +50,21 @@ struct Machine {
     driver: i32,
 }
 
-/// What a time is of.
+/// The key of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Key {
     machine: Machine,
-    product: MatmulShape,
+    matmul: MatmulShape,
 }
 
-/// The fastest algorithm for so many rows.
+/// The fastest algorithm for a count of rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fastest {
-    /// How many.
+    /// The count of rows.
     pub rows: usize,
-    /// Its name among the library's proposals.
+    /// The library's description of it.
     pub algorithm: Config,
-    /// The time of one product, for readers.
+    /// The time of one matmul, for readers of the file.
     pub microseconds: f32,
 }
 
@@ -74,7 +74,7 @@ struct Entry {
     fastest: Vec<Fastest>,
 }
 
-/// Where the user's files are kept: `KUDOS_CACHE_DIR`, or the folder `kudos` of `XDG_CACHE_HOME` or of `~/.cache`. Nowhere
+/// The folder of the user's files: `KUDOS_CACHE_DIR`, or the folder `kudos` of `XDG_CACHE_HOME` or of `~/.cache`; `None`
 /// when the first is empty, or none of them is set.
 pub fn user_folder() -> Option<PathBuf> {
     folder_in(|name| env::var_os(name).map(PathBuf::from))
@@ -84,14 +84,14 @@ fn folder_in(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     if let Some(folder) = variable(FOLDER_VARIABLE) {
         return Some(folder).filter(|folder| !folder.as_os_str().is_empty());
     }
-    // By the standard, a relative path is as good as none.
+    // The standard ignores relative paths.
     let absolute = |name: &str| variable(name).filter(|folder| folder.is_absolute());
     let caches = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
     caches.map(|folder| folder.join("kudos"))
 }
 
 impl Cache {
-    /// The files of such a GPU in this folder, if there is one.
+    /// The files of this model of GPU in `folder`; without a folder, there are none.
     pub fn new(folder: Option<PathBuf>, gpu: &DeviceInfo, format: ActivationFormat) -> Result<Self> {
         let machine = Machine {
             format: FORMAT,
@@ -105,9 +105,9 @@ impl Cache {
         Ok(Self { folder, ordinal: gpu.ordinal, machine })
     }
 
-    /// What is known of a product; nothing where that is not to be had.
-    pub fn load(&self, product: MatmulShape) -> Vec<Fastest> {
-        let key = self.key(product);
+    /// The fastest algorithms of a matmul; none where no file has them.
+    pub fn load(&self, matmul: MatmulShape) -> Vec<Fastest> {
+        let key = self.key(matmul);
         let read = |folder: &PathBuf| {
             let mut text = String::new();
             File::open(folder.join(key.file_name()))
@@ -121,16 +121,16 @@ impl Cache {
         entry.filter(|entry| entry.key == key).map(|entry| entry.fastest).unwrap_or_default()
     }
 
-    /// Keeps what is known of a product, if it can.
-    pub fn store(&self, product: MatmulShape, fastest: &[Fastest]) {
-        let entry = Entry { key: self.key(product), fastest: fastest.to_vec() };
+    /// Keeps the fastest algorithms of a matmul, if a file can be written.
+    pub fn store(&self, matmul: MatmulShape, fastest: &[Fastest]) {
+        let entry = Entry { key: self.key(matmul), fastest: fastest.to_vec() };
         if let (Some(folder), Ok(text)) = (&self.folder, serde_json::to_string_pretty(&entry)) {
-            // A folder that is full or read-only costs the next start its measurements, and nobody anything else.
+            // With a folder that is full or read-only, the next start measures again.
             let _ = self.replace(folder, &entry.key.file_name(), &text);
         }
     }
 
-    /// A reader sees the old file or the new one, never a part.
+    /// Replaces a file at once: a reader sees the old one or the new one, never a part.
     fn replace(&self, folder: &Path, name: &str, text: &str) -> std::io::Result<()> {
         fs::create_dir_all(folder)?;
         let unfinished = folder.join(format!(".{name}.{}-{}", process::id(), self.ordinal));
@@ -143,14 +143,14 @@ impl Cache {
         written
     }
 
-    fn key(&self, product: MatmulShape) -> Key {
-        Key { machine: self.machine.clone(), product }
+    fn key(&self, matmul: MatmulShape) -> Key {
+        Key { machine: self.machine.clone(), matmul }
     }
 }
 
 impl Key {
     fn file_name(&self) -> String {
-        let text = serde_json::to_string(self).expect("names and numbers are JSON");
+        let text = serde_json::to_string(self).expect("strings and numbers are JSON");
         let digest = Sha256::digest(text.as_bytes());
         let digits: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
         format!("gemm-{digits}.json")
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_found_again_for_the_same_gpu_and_product_only() {
+    fn entries_are_found_for_the_same_gpu_and_shape_only() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("made/when/needed");
         let here = cache(&folder, "H100");
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_of_another_gpu_under_this_ones_name_is_not_believed() {
+    fn a_file_of_another_gpu_under_this_ones_name_is_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let (here, other) = (cache(dir.path(), "H100"), cache(dir.path(), "A100"));
         other.store(SHAPE, &[FASTEST]);
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_file_is_as_good_as_none_and_replaced() {
+    fn a_broken_file_is_ignored_and_replaced() {
         let dir = tempfile::tempdir().unwrap();
         let here = cache(dir.path(), "H100");
         here.store(SHAPE, &[FASTEST]);
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_can_be_kept_nothing_is_and_nobody_hears_of_it() {
+    fn files_that_cannot_be_written_are_no_error() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("no folder");
         fs::write(&file, "").unwrap();
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn the_folder_is_the_variables_or_the_users_and_an_empty_variable_means_none() {
+    fn the_folder_is_that_of_the_variable_or_of_the_user() {
         let folder = |set: &[(&str, &str)]| {
             folder_in(|name| {
                 set.iter().find(|(known, _)| *known == name).map(|(_, value)| PathBuf::from(value))

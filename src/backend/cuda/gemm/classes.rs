@@ -1,4 +1,5 @@
-//! Which algorithms may stand in for each other: those that give the same bits. And which of them is used when.
+//! [`Class`]: algorithms that give the same bits, and so may replace each other. [`Schedule`]: which of them is used for
+//! which count of rows.
 
 use std::fmt;
 
@@ -7,51 +8,50 @@ use super::lt::{Lt, Problem};
 use super::trial::{Bits, Trial};
 use crate::error::{Error, ErrorKind, Result};
 
-/// The number of rows whose first proposal decides on the class: a usual batch.
+/// The count of rows whose first proposal decides on the class: a usual batch.
 pub const ROWS_NOMINAL: usize = 4096;
 
-/// Numbers of rows up to which one algorithm is the fastest, more or less. Beyond the last, its own serves.
+/// Counts of rows up to which one algorithm is about the fastest. Larger batches use that of the last.
 pub const BUCKETS: [usize; 10] = [16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
 /// Algorithms that compute the same bits.
 #[derive(Clone, Debug)]
 pub struct Class {
-    /// Those of equal rows, whatever their number.
+    /// The bits of the trial's rows, for any count of rows.
     pub bits: Bits,
     /// The library's favourite for [`ROWS_NOMINAL`] rows first.
     pub members: Vec<Algorithm>,
 }
 
-/// For each of [`BUCKETS`], algorithms of one class, in the order in which they are asked whether they take a number of
-/// rows.
+/// For each of [`BUCKETS`], algorithms of one class, in the order in which they are tried for a count of rows.
 #[derive(Clone)]
 pub struct Schedule {
     buckets: Vec<Vec<Algorithm>>,
 }
 
 impl Schedule {
-    /// The orders for [`BUCKETS`].
+    /// A schedule with an order for each of [`BUCKETS`].
     ///
     /// # Panics
     ///
-    /// When it is not one order for each.
+    /// When there is not one order for each.
     pub fn new(buckets: Vec<Vec<Algorithm>>) -> Self {
         assert_eq!(buckets.len(), BUCKETS.len(), "an order for each bucket");
         Self { buckets }
     }
 
-    /// The algorithms for so many rows.
+    /// The algorithms for `rows` rows, in their order.
     pub fn at(&self, rows: usize) -> &[Algorithm] {
         &self.buckets[bucket(rows)]
     }
 }
 
-/// The bucket of a number of rows.
+/// The index of the bucket for a count of rows.
 pub fn bucket(rows: usize) -> usize {
     BUCKETS.iter().position(|&most| rows <= most).unwrap_or(BUCKETS.len() - 1)
 }
 
-/// What the library proposes for a product: for [`ROWS_NOMINAL`] rows, and for the most of each bucket.
+/// The library's proposals for a matmul: for [`ROWS_NOMINAL`] rows, and for the most of each bucket.
 #[derive(Debug)]
 pub struct Proposals {
     nominal: Vec<Algorithm>,
@@ -60,7 +60,7 @@ pub struct Proposals {
 }
 
 impl Proposals {
-    /// Asks the library's host code. Those that sum in one piece; nothing depends on how large batches may get.
+    /// The proposals that sum in one piece, from the library's host code. They do not depend on the size of batches.
     pub fn of(lt: &Lt, problem: &mut Problem) -> Result<Self> {
         let mut of = |rows| -> Result<Vec<Algorithm>> {
             let mut found = lt.proposals(problem, rows)?;
@@ -71,7 +71,7 @@ impl Proposals {
         Ok(Self { nominal, buckets: BUCKETS.into_iter().map(of).collect::<Result<_>>()? })
     }
 
-    /// Each once, those for [`ROWS_NOMINAL`] rows first.
+    /// Each algorithm once, those for [`ROWS_NOMINAL`] rows first.
     fn distinct(&self) -> Vec<Algorithm> {
         let mut all: Vec<Algorithm> = Vec::new();
         for algorithm in self.nominal.iter().chain(self.buckets.iter().flatten()) {
@@ -83,13 +83,13 @@ impl Proposals {
     }
 }
 
-/// The algorithm that a library's answer names.
+/// The algorithm with this description.
 pub fn find<'a>(among: &'a [Algorithm], config: &Config) -> Option<&'a Algorithm> {
     among.iter().find(|algorithm| algorithm.config() == config)
 }
 
-/// Sorts the proposals by the bits of their products, which are computed on the GPU: classes in the order of their first
-/// members. Those whose bits depend on the number of rows are in none.
+/// Sorts the proposals by the bits that they compute on the GPU: classes in the order of their first members. Algorithms
+/// whose bits depend on the count of rows are in none.
 pub fn classes(
     lt: &Lt,
     problem: &mut Problem,
@@ -107,7 +107,7 @@ pub fn classes(
     Ok(classes)
 }
 
-/// The class that is used: the first with a member that computes a single row, of which any number can be made.
+/// The class that is used: the first with a member that computes a single row, so that any count of rows can be computed.
 pub fn choose(lt: &Lt, problem: &mut Problem, classes: Vec<Class>) -> Result<Class> {
     for class in classes {
         for member in &class.members {
@@ -117,7 +117,7 @@ pub fn choose(lt: &Lt, problem: &mut Problem, classes: Vec<Class>) -> Result<Cla
         }
     }
     let message =
-        format!("cublasLt has no algorithm for {} that sums each number in one piece", problem.shape);
+        format!("cublasLt has no algorithm for {} that sums each element in one piece", problem.shape);
     Err(Error::new(ErrorKind::Device, message))
 }
 

@@ -1,4 +1,4 @@
-//! What cublasLt calls descriptors, each destroyed with its owner, and its errors as the library's.
+//! cublasLt's descriptors, each destroyed with its owner, and its errors as the library's.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ pub const WORKSPACE_BYTES: usize = 32 << 20;
 /// `CUBLAS_OP_T`, which is in a header that the bindings of cublasLt leave out.
 const TRANSPOSED: i32 = 1;
 
-/// A product's types, transpositions and epilogue.
+/// A matmul's types, transpositions and epilogue.
 pub(super) struct Desc(pub(super) sys::cublasLtMatmulDesc_t);
 
 impl Desc {
@@ -47,17 +47,17 @@ impl Drop for Desc {
     }
 }
 
-/// A matrix in cublasLt's terms: columns of `rows` numbers, `stride` apart.
+/// A matrix in cublasLt's terms: columns of `rows` elements, `stride` apart.
 pub(super) struct MatrixLayout(pub(super) sys::cublasLtMatrixLayout_t);
 
 impl MatrixLayout {
     pub(super) fn new(
-        number: sys::cudaDataType,
+        element: sys::cudaDataType,
         rows: usize,
         cols: usize,
         stride: usize,
     ) -> Result<Self, CublasError> {
-        lt::create_matrix_layout(number, rows as u64, cols as u64, stride as i64).map(Self)
+        lt::create_matrix_layout(element, rows as u64, cols as u64, stride as i64).map(Self)
     }
 
     pub(super) fn set_cols(&mut self, cols: usize) -> Result<(), CublasError> {
@@ -77,8 +77,8 @@ impl Drop for MatrixLayout {
     }
 }
 
-/// What algorithms are asked for: no reduction among thread blocks, what fits the workspace, and operands that are aligned
-/// so far and no further. The library would else take them to be aligned to 256 bytes.
+/// Requirements for proposed algorithms: no reduction among thread blocks, no more than the workspace, and these alignments
+/// of operands. Without them, the library assumes an alignment of 256 bytes.
 pub(super) struct Preference(pub(super) sys::cublasLtMatmulPreference_t);
 
 impl Preference {
@@ -112,7 +112,7 @@ impl Drop for Preference {
     }
 }
 
-/// Says what was being done when cublasLt refused.
+/// Turns cublasLt's errors into errors that name the operation.
 pub(super) trait OrFault<T> {
     fn or_fault(self, doing: impl fmt::Display) -> Result<T>;
 }

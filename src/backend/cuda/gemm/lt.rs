@@ -16,10 +16,10 @@ use crate::backend::cuda::context::Context;
 use crate::backend::cuda::format::{ActivationFormat, WeightFormat};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Proposals that are asked for at a number of rows.
+/// The most proposals for a count of rows.
 const PROPOSALS: usize = 16;
 
-/// A handle on cublasLt with its workspace, for the products of one rank's compute stream.
+/// A handle on cublasLt with its workspace, for the matmuls of one rank's compute stream.
 pub struct Lt {
     handle: sys::cublasLtHandle_t,
     workspace: DeviceBuffer,
@@ -27,7 +27,7 @@ pub struct Lt {
     pub(super) format: ActivationFormat,
 }
 
-/// A product in the library's terms, without a choice of how to compute it.
+/// A matmul in the library's terms, without a choice of algorithm.
 pub struct Problem {
     pub(super) shape: MatmulShape,
     pub(super) format: ActivationFormat,
@@ -48,17 +48,17 @@ pub struct Operands<'a> {
     pub bias: Option<DeviceSlice<'a>>,
     /// `[.., out_stride]`
     pub out: &'a mut DeviceBuffer,
-    /// Where in `out` the first number goes, counted in its numbers.
+    /// Index of the first element that is written, among those of `out`.
     pub out_first: usize,
     /// Rows of `x`.
     pub rows: usize,
-    /// What the product is multiplied by.
+    /// Factor of the result.
     pub alpha: f32,
 }
 
-/// That cublasLt can be loaded; [`ErrorKind::Device`] that says so where it cannot.
+/// Checks that cublasLt can be loaded; [`ErrorKind::Device`] where it cannot.
 pub fn is_present() -> Result<()> {
-    // SAFETY: loads the library by name and lets go of it again; its initialisers are the vendor's own.
+    // SAFETY: loads the library by name and releases it again; its initialisers are the vendor's own.
     if unsafe { sys::is_culib_present() } {
         return Ok(());
     }
@@ -68,7 +68,7 @@ pub fn is_present() -> Result<()> {
 
 /// The version of the library, as it writes it: 130000 is 13.0.
 pub(super) fn version() -> usize {
-    // SAFETY: the library is there, as a handle shows that somebody has made; the call takes nothing.
+    // SAFETY: the library is there, or a handle could not have been made; the call takes nothing.
     unsafe { sys::cublasLtGetVersion() }
 }
 
@@ -82,7 +82,7 @@ impl Lt {
         Ok(Self { handle, workspace, stream: context.compute().clone(), format })
     }
 
-    /// A product's layouts.
+    /// The layouts of a matmul.
     ///
     /// # Panics
     ///
@@ -105,7 +105,7 @@ impl Lt {
         })
     }
 
-    /// Queues a product by this algorithm; the library's answer is the inner result.
+    /// Queues a matmul by this algorithm; the inner result is the library's.
     pub(super) fn launch(
         &self,
         problem: &mut Problem,
@@ -148,16 +148,16 @@ impl Lt {
         })
     }
 
-    /// The library's proposals for a product of so many rows, its favourite first. The same ones in every run of one
-    /// version of the library on one kind of GPU.
+    /// The library's proposals for a matmul of `rows` rows, the best first. They are the same in every run of one version of
+    /// the library on one model of GPU.
     pub fn proposals(&self, problem: &mut Problem, rows: usize) -> Result<Vec<Algorithm>> {
         let shape = problem.shape;
-        let doing = || format!("asking for algorithms of {shape}");
+        let doing = || format!("querying algorithms for {shape}");
         let preference = Preference::new(shape.alignments(self.format)).or_fault(doing())?;
         problem.set_rows(rows).or_fault(doing())?;
         let mut found = Vec::<sys::cublasLtMatmulHeuristicResult_t>::with_capacity(PROPOSALS);
         let mut count = 0;
-        // SAFETY: every handle is alive, made by the same library; `found` has room for as many as are asked for.
+        // SAFETY: every handle is alive, made by the same library; `found` has capacity for `PROPOSALS`.
         let status = unsafe {
             sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
@@ -172,22 +172,21 @@ impl Lt {
                 &mut count,
             )
         };
-        // Nothing for this number of rows is an answer: others may serve.
+        // No proposal for this count of rows is no error: those for others may do.
         if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED {
             return Ok(Vec::new());
         }
         status.result().or_fault(doing())?;
-        // SAFETY: the library wrote the first `count` of them, which is no more than was asked for.
+        // SAFETY: the library wrote the first `count` of them, which is at most `PROPOSALS`.
         unsafe { found.set_len((count.max(0) as usize).min(PROPOSALS)) };
         found.retain(|proposal| proposal.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
         Ok(found.iter().map(|proposal| Algorithm::new(proposal.algo)).collect())
     }
 
-    /// Whether an algorithm computes the product of so many rows with the workspace that there is. Asks the library's
-    /// host code only.
+    /// Whether an algorithm computes the matmul of `rows` rows within the workspace. This runs the library's host code only.
     pub fn accepts(&self, problem: &mut Problem, algorithm: &Algorithm, rows: usize) -> Result<bool> {
         let shape = problem.shape;
-        let doing = || format!("checking an algorithm of {shape}");
+        let doing = || format!("checking an algorithm for {shape}");
         problem.set_rows(rows).or_fault(doing())?;
         let mut result = sys::cublasLtMatmulHeuristicResult_t {
             algo: *algorithm.raw(),
@@ -216,18 +215,18 @@ impl Lt {
 }
 
 impl Problem {
-    /// What it is.
+    /// The shape.
     pub fn shape(&self) -> MatmulShape {
         self.shape
     }
 
-    /// How many rows `x` and `out` have from here on.
+    /// Sets the count of rows of `x` and `out`.
     fn set_rows(&mut self, rows: usize) -> Result<(), CublasError> {
         self.x.set_cols(rows)?;
         self.out.set_cols(rows)
     }
 
-    /// That operands lie in their buffers, and where the library was told that they would.
+    /// Checks that operands lie in their buffers, aligned as the library was told.
     pub(super) fn check(&self, operands: &Operands<'_>) -> Result<()> {
         let (shape, rows) = (self.shape, operands.rows);
         let Operands { x, weight, bias, ref out, out_first, .. } = *operands;
@@ -238,14 +237,14 @@ impl Problem {
         let covers_matrix = |has: usize, rows: usize, width: usize, bytes: usize| {
             has >= rows.saturating_mul(width).saturating_mul(bytes)
         };
-        let number = shape.out.bytes(self.format);
-        let out_bytes = out.bytes().saturating_sub(out_first.saturating_mul(number));
+        let element_bytes = shape.out.bytes(self.format);
+        let out_bytes = out.bytes().saturating_sub(out_first.saturating_mul(element_bytes));
         let weight_bytes = WeightFormat::beside(self.format).bytes();
         let fits = covers(x.bytes(), shape.x_stride, shape.width, self.format.bytes())
-            && covers(out_bytes, shape.out_stride, shape.features, number)
+            && covers(out_bytes, shape.out_stride, shape.features, element_bytes)
             && covers_matrix(weight.bytes(), shape.features, shape.width, weight_bytes)
             && bias.map_or(!shape.bias, |bias| {
-                shape.bias && covers_matrix(bias.bytes(), shape.features, 1, number)
+                shape.bias && covers_matrix(bias.bytes(), shape.features, 1, element_bytes)
             });
         if !fits {
             return Err(Error::new(
@@ -254,7 +253,7 @@ impl Problem {
             ));
         }
         let aligned = shape.alignments(self.format);
-        let out = out.address() + (out_first * number) as u64;
+        let out = out.address() + (out_first * element_bytes) as u64;
         for (name, address, to) in [
             ("weight", weight.address(), aligned.weight),
             ("x", x.address(), aligned.x),

@@ -1,4 +1,4 @@
-//! [`Matmul`]: a matmul that is ready to run for any number of rows.
+//! [`Matmul`]: a matmul that is ready to run for any count of rows.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,48 +10,48 @@ use super::handles::OrFault;
 use super::lt::{Lt, Operands, Problem};
 use crate::error::{Error, ErrorKind, Result};
 
-/// A product that is ready to run for any number of rows.
+/// A matmul with its algorithms, ready to run.
 pub struct Matmul {
     problem: Problem,
     schedule: Schedule,
-    /// For a number of rows that is left to do: how many are done next, and by which algorithm.
+    /// For a count of rows that are left: how many of them are computed next, and by which algorithm.
     pieces: HashMap<usize, (usize, Algorithm)>,
 }
 
 impl Lt {
-    /// Queues a product on the compute stream.
-    pub fn run(&self, product: &mut Matmul, mut operands: Operands<'_>) -> Result<()> {
-        let (shape, rows, out_first) = (product.problem.shape, operands.rows, operands.out_first);
-        product.problem.check(&operands)?;
+    /// Queues a matmul on the compute stream.
+    pub fn run(&self, matmul: &mut Matmul, mut operands: Operands<'_>) -> Result<()> {
+        let (shape, rows, out_first) = (matmul.problem.shape, operands.rows, operands.out_first);
+        matmul.problem.check(&operands)?;
         let x = operands.x;
         let mut first = 0;
         while first < rows {
-            let (count, algorithm) = self.piece(product, rows - first)?;
-            operands.x = x.after(first * shape.x_stride * product.problem.format.bytes());
+            let (count, algorithm) = self.piece(matmul, rows - first)?;
+            operands.x = x.after(first * shape.x_stride * matmul.problem.format.bytes());
             operands.out_first = out_first + first * shape.out_stride;
             operands.rows = count;
-            self.launch(&mut product.problem, &algorithm, &mut operands)?
+            self.launch(&mut matmul.problem, &algorithm, &mut operands)?
                 .or_fault(format!("{shape} of {count} rows"))?;
             first += count;
         }
         Ok(())
     }
 
-    /// Of so many rows, how many are computed next, and by what: all, wherever an algorithm takes them.
-    fn piece(&self, product: &mut Matmul, rows: usize) -> Result<(usize, Algorithm)> {
-        if let Some(&known) = product.pieces.get(&rows) {
+    /// How many of `rows` rows are computed next, and by which algorithm: all, where one takes them.
+    fn piece(&self, matmul: &mut Matmul, rows: usize) -> Result<(usize, Algorithm)> {
+        if let Some(&known) = matmul.pieces.get(&rows) {
             return Ok(known);
         }
         let below = (0..rows.ilog2() + u32::from(!rows.is_power_of_two())).rev().map(|log| 1 << log);
         for count in iter::once(rows).chain(below) {
-            for algorithm in product.schedule.at(count) {
-                if self.accepts(&mut product.problem, algorithm, count)? {
-                    product.pieces.insert(rows, (count, *algorithm));
+            for algorithm in matmul.schedule.at(count) {
+                if self.accepts(&mut matmul.problem, algorithm, count)? {
+                    matmul.pieces.insert(rows, (count, *algorithm));
                     return Ok((count, *algorithm));
                 }
             }
         }
-        let shape = product.problem.shape;
+        let shape = matmul.problem.shape;
         Err(Error::new(
             ErrorKind::Device,
             format!("no algorithm of cublasLt computes {shape} of {rows} rows"),
@@ -60,12 +60,12 @@ impl Lt {
 }
 
 impl Matmul {
-    /// A product that is computed as the schedule says.
+    /// A matmul that is computed by this schedule.
     pub fn new(problem: Problem, schedule: Schedule) -> Self {
         Self { problem, schedule, pieces: HashMap::new() }
     }
 
-    /// How it is computed.
+    /// The algorithms for counts of rows.
     pub fn schedule(&self) -> &Schedule {
         &self.schedule
     }

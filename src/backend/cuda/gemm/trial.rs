@@ -1,9 +1,10 @@
-//! Products on numbers made for telling algorithms apart, in memory that is there before weights and activations are.
+//! [`Trial`]: matmuls on values that tell algorithms apart, in memory that is free before weights and activations are
+//! allocated.
 //!
 //! The terms of every sum cancel: the second half of a row of `x` repeats the first one backwards, and that of a row of
-//! the weight does so with the sign changed. What comes out is what rounding has left, and that depends on the order
-//! of the additions. Terms are of very different size, so that most additions round. Rows of `x` repeat with a
-//! period: equal rows must come out equal, wherever they lie in a product, and however many rows it has.
+//! the weight does so with the sign changed. Only rounding errors are left, and they depend on the order of the additions.
+//! Terms are of very different size, so that most additions round. Rows of `x` repeat with a period: results of equal rows
+//! must be equal, wherever the rows lie in a matmul, and however many it has.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
@@ -27,19 +28,19 @@ const PERIOD: usize = 61;
 /// Distinct rows of the weight.
 const WEIGHT_PERIOD: usize = 67;
 
-/// Numbers of rows that every algorithm computes: one; a few; a whole tile; one row beyond the tallest tile.
+/// Counts of rows that every algorithm computes: one; a few; a whole tile; one row beyond the tallest tile.
 pub const PROBES: [usize; 4] = [1, 17, 128, 257];
 
-/// What every byte of `out` is before a product adds to it: 7.1e-4 in bf16 and in f32, of the size of what rounding leaves.
+/// Every byte of `out` before a matmul adds to it: 7.1e-4 in bf16 and in f32, about the size of the rounding errors.
 const OUT_BYTE: u8 = 0x3A;
 
-/// Of all numbers. What the bits of products are, and so which class they are in, depends on it.
+/// Seed of all values. The bits of results, and so the classes, depend on it.
 const SEED: u64 = 0;
 
-/// Powers of two by which numbers differ: -6 to 6. In f16 every one is finite.
+/// Number of exponents of values: -6 to 6. In f16 every value is finite.
 const EXPONENTS: u64 = 13;
 
-/// A digest of each of the `PERIOD` distinct rows of a product.
+/// A digest of each of the `PERIOD` distinct rows of a result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bits(Vec<u64>);
 
@@ -54,7 +55,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Operands for up to so many rows, and at least those of [`PROBES`].
+    /// Operands for up to `rows` rows, and at least those of [`PROBES`].
     pub fn new(context: &Context, format: ActivationFormat, shape: MatmulShape, rows: usize) -> Result<Self> {
         let rows = rows.max(PROBES[PROBES.len() - 1]);
         let MatmulShape { features, width, x_stride, out_stride, out, .. } = shape;
@@ -70,15 +71,14 @@ impl Trial {
         Ok(trial)
     }
 
-    /// Bytes that it takes for [`PROBES`] beside the weight: what a plan must have room for where activations take less.
+    /// Bytes for [`PROBES`] beside the weight: a plan reserves them where activations take less.
     pub fn least_bytes(format: ActivationFormat, shape: MatmulShape) -> usize {
         let MatmulShape { features, x_stride, out_stride, out, .. } = shape;
         let rows = PROBES[PROBES.len() - 1];
         rows * (x_stride * format.bytes() + out_stride * out.bytes(format)) + features * out.bytes(format)
     }
 
-    /// The bits that an algorithm computes; nothing where it takes too few of [`PROBES`] to tell, or gives equal rows
-    /// different bits.
+    /// The bits that an algorithm computes; `None` where it takes too few of [`PROBES`], or gives equal rows different bits.
     pub fn bits(&mut self, lt: &Lt, problem: &mut Problem, algorithm: &Algorithm) -> Result<Option<Bits>> {
         let mut known: Option<Bits> = None;
         // The most rows first: they show every distinct one.
@@ -97,7 +97,7 @@ impl Trial {
         Ok(known)
     }
 
-    /// Whether an algorithm takes so many rows and computes these bits: looked at in the first and the last rows.
+    /// Whether an algorithm takes `rows` rows and computes these bits, in the first and the last of them.
     pub fn confirms(
         &mut self,
         lt: &Lt,
@@ -112,7 +112,7 @@ impl Trial {
         Ok(bits.are_those_of(&first, 0) && bits.are_those_of(&last, rows - count))
     }
 
-    /// Queues a product of so many rows.
+    /// Queues a matmul of `rows` rows; `false` where the library refuses.
     pub fn launch(
         &mut self,
         lt: &Lt,
@@ -133,7 +133,7 @@ impl Trial {
         Ok(lt.launch(problem, algorithm, &mut operands)?.is_ok())
     }
 
-    /// Computes so many rows and digests some of them; nothing where the library refuses.
+    /// Computes `rows` rows and digests some of them; `None` where the library refuses.
     fn digests(
         &mut self,
         lt: &Lt,
@@ -167,19 +167,19 @@ impl Trial {
     fn fill(&mut self, format: ActivationFormat, shape: MatmulShape) -> Result<()> {
         let stream = &self.stream;
         let MatmulShape { features, width, x_stride, out, .. } = shape;
-        let mut numbers = Numbers(Random::new(SEED));
+        let mut values = Values(Random::new(SEED));
         let x: Vec<u16> =
-            (0..PERIOD).flat_map(|_| numbers.row(format, width, x_stride, Half::Repeated)).collect();
+            (0..PERIOD).flat_map(|_| values.row(format, width, x_stride, Half::Repeated)).collect();
         let weight: Vec<u16> =
-            (0..WEIGHT_PERIOD).flat_map(|_| numbers.row(format, width, width, Half::Negated)).collect();
-        // As large as what rounding leaves.
-        let bias: Vec<f32> = (0..features).map(|_| numbers.next() / 1024.0).collect();
+            (0..WEIGHT_PERIOD).flat_map(|_| values.row(format, width, width, Half::Negated)).collect();
+        // About the size of the rounding errors.
+        let bias: Vec<f32> = (0..features).map(|_| values.next() / 1024.0).collect();
         self.x.upload_repeated(&x, stream)?;
         self.weight.upload_repeated(&weight, stream)?;
         match out {
             Out::F32 | Out::AddF32 => self.bias.upload(0, &bias, stream),
             Out::Activation | Out::AddActivation => {
-                let bias: Vec<u16> = bias.iter().map(|&number| stored(format, number)).collect();
+                let bias: Vec<u16> = bias.iter().map(|&value| rounded(format, value)).collect();
                 self.bias.upload(0, &bias, stream)
             }
         }
@@ -187,24 +187,24 @@ impl Trial {
 }
 
 impl Bits {
-    /// Whether these are the digests of a product's rows from row `first` on.
+    /// Whether these are the digests of a result's rows from row `first` on.
     fn are_those_of(&self, digests: &[u64], first: usize) -> bool {
         digests.iter().enumerate().all(|(row, digest)| *digest == self.0[(first + row) % PERIOD])
     }
 }
 
-/// What the second half of a row is to the first one, backwards.
+/// How the second half of a row repeats the first one backwards.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Half {
     Repeated,
     Negated,
 }
 
-/// Numbers of the same size and precision in any format, the same ones in every run.
-struct Numbers(Random);
+/// Values of the same size and precision in any format, the same ones in every run.
+struct Values(Random);
 
-impl Numbers {
-    /// Between 1 and 2 in size, times a power of two, of either sign.
+impl Values {
+    /// A value between 1 and 2, times a power of two, of either sign.
     fn next(&mut self) -> f32 {
         let bits = self.0.next_bits();
         let exponent = (bits >> 32) % EXPONENTS;
@@ -212,9 +212,9 @@ impl Numbers {
         if bits >> 63 == 0 { size } else { -size }
     }
 
-    /// `width` numbers in storage, and zeros up to `stride`.
+    /// A row of `width` values in a format, and zeros up to `stride`.
     fn row(&mut self, format: ActivationFormat, width: usize, stride: usize, half: Half) -> Vec<u16> {
-        let mut row: Vec<u16> = (0..width / 2).map(|_| stored(format, self.next())).collect();
+        let mut row: Vec<u16> = (0..width / 2).map(|_| rounded(format, self.next())).collect();
         let sign = if half == Half::Negated { 0x8000 } else { 0 };
         let backwards: Vec<u16> = row.iter().rev().map(|bits| bits ^ sign).collect();
         row.extend(backwards);
@@ -223,9 +223,10 @@ impl Numbers {
     }
 }
 
-fn stored(format: ActivationFormat, number: f32) -> u16 {
+/// Bits of a value, rounded to a format.
+fn rounded(format: ActivationFormat, value: f32) -> u16 {
     match format {
-        ActivationFormat::F16 => f16::from_f32(number).to_bits(),
-        ActivationFormat::Bf16 => bf16::from_f32(number).to_bits(),
+        ActivationFormat::F16 => f16::from_f32(value).to_bits(),
+        ActivationFormat::Bf16 => bf16::from_f32(value).to_bits(),
     }
 }

@@ -1,10 +1,10 @@
-//! Measuring, once at load, which member of a product's class is the fastest for how many rows.
+//! [`Tuner`]: measures, once at load, the fastest member of a matmul's class for each size of batch.
 //!
-//! What it costs: for the 70B on one GPU with batches of 4,096 tokens there are 6 products and 8 sizes of batch, at most 17
-//! algorithms each, and of those 4 runs: 3,264 products at the most, of 10^15 additions and multiplications in all, which is
-//! about two seconds at 700 TFLOP/s; over N ranks an Nth. To sort algorithms into classes takes 403 rows of each, less than
-//! one such batch. Then files ([`cache`](super::cache)) keep what was found, and a start asks for 1 run of 403 rows for
-//! each algorithm and one for each size. [`SECONDS_MAX`] bounds it on a GPU that is slow.
+//! Cost: for the 70B on one GPU with batches of 4,096 tokens there are 6 matmuls and 8 sizes of batch, at most 17
+//! algorithms each, and 4 runs of those: 3,264 runs at the most, of 10^15 additions and multiplications in all, which is
+//! about two seconds at 700 TFLOP/s; over N ranks an Nth. Sorting algorithms into classes takes 403 rows of each, less than
+//! one such batch. Later starts read files ([`cache`](super::cache)), and run 403 rows of each algorithm and one matmul of
+//! each size. [`SECONDS_MAX`] bounds the time on a slow GPU.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,26 +22,26 @@ use crate::backend::cuda::nccl::Group;
 use crate::backend::cuda::stopwatch;
 use crate::error::Result;
 
-/// Seconds after which nothing more is measured: what is left goes by the library's order.
+/// Seconds after which nothing more is measured: sizes that are left use the library's order.
 pub const SECONDS_MAX: u64 = 30;
 
-/// Runs that a time is the mean of, after one that is not counted.
+/// Runs that are timed together, after one that is not counted.
 const TIMED_RUNS: usize = 3;
 
-/// How long products take.
+/// Times matmuls.
 pub trait Stopwatch {
-    /// Microseconds of one product of so many rows by this algorithm, which `run` queues.
+    /// Microseconds of one matmul of `rows` rows by this algorithm, which `run` queues.
     fn time(&mut self, rows: usize, algorithm: &Config, run: &mut dyn FnMut() -> Result<()>) -> Result<f32>;
 }
 
-/// The GPU's own time.
+/// A stopwatch by the GPU's clock.
 pub struct Events<'a> {
     context: &'a Context,
     watch: stopwatch::Stopwatch,
 }
 
 impl<'a> Events<'a> {
-    /// A stopwatch for what is queued on the compute stream.
+    /// A stopwatch for work on the compute stream.
     pub fn new(context: &'a Context) -> Result<Self> {
         Ok(Self { context, watch: stopwatch::Stopwatch::new(context)? })
     }
@@ -54,22 +54,22 @@ impl Stopwatch for Events<'_> {
     }
 }
 
-/// Prepares a rank's products.
+/// Prepares a rank's matmuls.
 pub struct Tuner<'a> {
     context: &'a Context,
     lt: &'a Lt,
     tuning: GemmTuning,
-    /// None where times say nothing.
+    /// `None` where nothing is measured.
     stopwatch: Option<Box<dyn Stopwatch + 'a>>,
     cache: Cache,
-    /// The other ranks, for which nothing is prepared once one of them has failed.
+    /// The ranks, for which nothing more is prepared once one of them has failed.
     group: Option<Arc<Group>>,
     deadline: Instant,
 }
 
 impl<'a> Tuner<'a> {
-    /// A tuner that measures where it is to, and the GPU has a clock. Without, the library's order of its proposals stands
-    /// in for times.
+    /// A tuner that measures if `tuning` asks for it and the GPU has a clock; otherwise the order of the library's proposals
+    /// replaces times.
     pub fn new(context: &'a Context, lt: &'a Lt, tuning: GemmTuning, cache: Cache) -> Result<Self> {
         let measures = tuning == GemmTuning::Auto && context.info().has_clock;
         let stopwatch = match measures {
@@ -80,19 +80,19 @@ impl<'a> Tuner<'a> {
         Ok(Self { context, lt, tuning, stopwatch, cache, group: None, deadline })
     }
 
-    /// The same for a rank of a group: it ends with an error as soon as another rank has failed.
+    /// Sets the group of the rank: the tuner ends with an error as soon as another rank has failed.
     pub fn with_group(self, group: Option<Arc<Group>>) -> Self {
         Self { group, ..self }
     }
 
-    /// The same with another stopwatch.
+    /// Replaces the stopwatch.
     pub fn with_stopwatch(self, stopwatch: impl Stopwatch + 'a) -> Self {
         Self { stopwatch: Some(Box::new(stopwatch)), ..self }
     }
 
-    /// A product of up to `rows_max` rows, or more. Allocates its operands, and frees them again.
-    pub fn product(&mut self, shape: MatmulShape, rows_max: usize) -> Result<Matmul> {
-        self.is_wanted()?;
+    /// Prepares a matmul of up to `rows_max` rows, or more. This allocates operands, and frees them again.
+    pub fn matmul(&mut self, shape: MatmulShape, rows_max: usize) -> Result<Matmul> {
+        self.check_group()?;
         let mut problem = self.lt.problem(shape)?;
         let rows = if self.stopwatch.is_some() { rows_max.min(BUCKETS[BUCKETS.len() - 1]) } else { 0 };
         let mut trial = Trial::new(self.context, self.lt.format, shape, rows)?;
@@ -106,8 +106,8 @@ impl<'a> Tuner<'a> {
         Ok(Matmul::new(problem, schedule))
     }
 
-    /// Whether all ranks are well that the products are for.
-    fn is_wanted(&self) -> Result<()> {
+    /// An error when a rank of the group has failed.
+    fn check_group(&self) -> Result<()> {
         self.group.as_ref().and_then(|group| group.failure()).map_or(Ok(()), Err)
     }
 
@@ -125,7 +125,7 @@ impl<'a> Tuner<'a> {
         for (&most, proposed) in BUCKETS.iter().zip(&proposals.buckets) {
             let members = proposed.iter().filter_map(|algorithm| find(&class.members, algorithm.config()));
             let favourites: Vec<Algorithm> = members.copied().collect();
-            // Nobody comes with more rows than `rows_max`.
+            // No batch has more rows than `rows_max`.
             let rows = most.min(rows_max);
             orders.push(match &mut stopwatch {
                 Some(stopwatch) if rows > below => {
@@ -145,8 +145,8 @@ impl<'a> Tuner<'a> {
         Ok(Schedule::new(orders))
     }
 
-    /// The order of algorithms for one size of batch, the fastest first, and what it is: by what is kept, if that is
-    /// confirmed, or by the stopwatch.
+    /// The order of algorithms for one size of batch, the fastest first, and that one: by the cache, if it is confirmed, or
+    /// by the stopwatch.
     fn measure(
         &self,
         size: &mut Size<'_>,
@@ -167,7 +167,7 @@ impl<'a> Tuner<'a> {
         }
         let mut timed = Vec::new();
         for algorithm in &able {
-            self.is_wanted()?;
+            self.check_group()?;
             if Instant::now() >= self.deadline {
                 return Ok((followed_by(able, &others), None));
             }
@@ -187,7 +187,7 @@ impl<'a> Tuner<'a> {
     }
 }
 
-/// One size of batch of one product.
+/// One size of batch of one matmul.
 struct Size<'a> {
     rows: usize,
     lt: &'a Lt,
@@ -203,13 +203,13 @@ impl Size<'_> {
 
     fn time(&mut self, stopwatch: &mut dyn Stopwatch, algorithm: &Algorithm) -> Result<f32> {
         let Self { rows, lt, ref mut problem, ref mut trial, .. } = *self;
-        // Taken a moment ago, so taken again.
+        // The library took it a moment ago, so it takes it again.
         let mut run = || trial.launch(lt, problem, algorithm, rows).map(drop);
         stopwatch.time(rows, algorithm.config(), &mut run)
     }
 }
 
-/// An order with those behind it that are not in it.
+/// An order, followed by the algorithms that are not in it.
 fn followed_by(mut order: Vec<Algorithm>, others: &[Algorithm]) -> Vec<Algorithm> {
     for other in others {
         if find(&order, other.config()).is_none() {

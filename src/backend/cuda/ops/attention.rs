@@ -1,4 +1,4 @@
-//! `attention_sm80`, `attention_sm75`, `attention_plain`: the one that was loaded; and `seam_tiles`
+//! The attention kernel that was loaded, and `seam_tiles`
 
 use std::f32::consts::LOG2_E;
 
@@ -12,7 +12,7 @@ use crate::error::Result;
 
 const SEAM_THREADS: usize = 256;
 
-/// The heads of one rank, which lie side by side in a row: queries, then keys, then values.
+/// The heads of one rank, side by side in a row: queries, then keys, then values.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
     /// Query heads.
@@ -34,7 +34,7 @@ impl Heads {
 /// Causal grouped-query attention for the queries that `work` names.
 #[derive(Debug)]
 pub struct Attention<'a> {
-    /// `[.., row_width]`: everything that work and tiles point at, seam tiles included.
+    /// `[.., row_width]`: all rows that work and tiles refer to, seam tiles included.
     pub qkv: DeviceSlice<'a>,
     /// `[.., q_heads * head_dim]`
     pub out: &'a mut DeviceBuffer,
@@ -44,7 +44,7 @@ pub struct Attention<'a> {
     pub work: &'a WorkList,
     /// How `qkv` is divided into heads.
     pub heads: Heads,
-    /// What q . k is multiplied by: the model's, since a head may be padded with zeros to a width that kernels can do.
+    /// Factor of q . k: that of the model's head_dim, since a head may be padded with zeros to a width that kernels can do.
     pub scale: f32,
 }
 
@@ -74,7 +74,7 @@ struct Shape {
     scale_log2: f32,
 }
 
-// SAFETY: plain numbers laid out as C does, field by field those of the kernel's struct.
+// SAFETY: plain values laid out as in C, field by field those of the kernel's struct.
 unsafe impl DeviceRepr for Shape {}
 
 impl Ops {
@@ -114,8 +114,8 @@ impl Ops {
         let (qkv, out) = (qkv.address(), out.address());
         let tile_rows = needs.table("the tile table", tables, &work.tile_rows)?;
         let work = needs.table("work", tables, &work.work)?;
-        // SAFETY: types: four addresses and the struct by value. bounds: a block for each piece of work and kv head. The
-        // queries, keys and results of work for this group lie below the limits of the work list, and its paths within the
+        // SAFETY: types: four addresses and the struct by value. bounds: a block for each work item and kv head. The
+        // queries, keys and results of items for this group lie below the limits of the work list, and its paths within the
         // tile table; qkv and out cover as many rows. aliases: out is borrowed mutably; where two blocks had one token and
         // head, either result would be left. lives: see above.
         unsafe {

@@ -10,8 +10,8 @@ use crate::error::Result;
 const THREADS: usize = 256;
 
 impl Ops {
-    /// Launches `fill_normal`: the first `count` numbers of `out` become random, near to normal with mean 0 and
-    /// `deviation`; the same ones for the same seed on every device.
+    /// Launches `fill_normal`: the first `count` elements of `out` become random, near to normal with mean 0 and
+    /// `deviation`, and equal for equal seeds on every device.
     pub fn fill_normal(&self, out: &mut DeviceBuffer, count: usize, seed: u64, deviation: f32) -> Result<()> {
         let needs = Needs("fill_normal");
         needs.wide("count", count)?;

@@ -13,7 +13,7 @@ use crate::backend::cuda::tables::{DeviceTables, Table};
 use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Numbers in one 16-byte access.
+/// Elements in one 16-byte access.
 pub(super) const WIDE: usize = 8;
 
 /// Bytes of one access: rows are whole multiples of it.
@@ -66,7 +66,7 @@ impl fmt::Debug for Ops {
 pub(super) struct Needs(pub(super) &'static str);
 
 impl Needs {
-    /// [`ErrorKind::Unsupported`] that says what is needed, and what it is instead.
+    /// [`ErrorKind::Unsupported`] unless the requirement `holds`; `what` describes it, and the value instead.
     pub(super) fn that(self, holds: bool, what: impl FnOnce() -> String) -> Result<()> {
         if holds {
             return Ok(());
@@ -74,14 +74,14 @@ impl Needs {
         Err(Error::new(ErrorKind::Unsupported, format!("kernel `{}` needs {}", self.0, what())))
     }
 
-    /// That a size is a whole number of 16-byte words.
+    /// Requires that a size is a whole number of 16-byte words.
     pub(super) fn wide(self, name: &str, size: usize) -> Result<()> {
         self.that(size > 0 && size.is_multiple_of(WIDE), || {
             format!("{name} in multiples of {WIDE}, not {size}")
         })
     }
 
-    /// That a buffer covers what will be touched, a number of bytes given by its factors, and starts with a whole word.
+    /// Requires that a buffer covers the bytes that will be touched, given by their factors, and starts with a whole word.
     pub(super) fn covers<const N: usize>(
         self,
         name: &str,

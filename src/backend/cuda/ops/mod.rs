@@ -1,5 +1,5 @@
-//! One wrapper per kernel: it checks what the kernel's header needs, works out the grid, and launches. What a wrapper
-//! refuses never reaches the GPU.
+//! One wrapper per kernel: it checks the needs in the kernel's header, computes the grid, and launches. A launch that a
+//! wrapper refuses never reaches the GPU.
 //!
 //! Every launch is `unsafe` for the same four reasons, and its `SAFETY` comment names them in short:
 //! *types*: the arguments are those of the `.cu`, in its order; *bounds*: every buffer covers what the grid touches;

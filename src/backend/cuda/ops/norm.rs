@@ -13,14 +13,14 @@ const HIDDEN_MAX: usize = 16_384;
 /// Threads of a block, at most.
 const THREADS_MAX: usize = 256;
 
-/// What is added to the residual stream before it is normalised.
+/// The rows that are added to the residual stream before it is normalised.
 #[derive(Clone, Copy, Debug)]
 pub enum Delta<'a> {
     /// Nothing.
     None,
     /// `[.., hidden]` in the residual's format: the rows of the residual.
     In(DeviceSlice<'a>),
-    /// `[parts, tokens, hidden]` in the residual's format: what each rank has computed for these rows, added in that order.
+    /// `[parts, tokens, hidden]` in the residual's format: each rank's part of these rows, added in the order of ranks.
     Parts(DeviceSlice<'a>, usize),
 }
 
@@ -29,7 +29,7 @@ pub enum Delta<'a> {
 pub struct AddRmsNorm<'a> {
     /// `[.., hidden]` bf16, or f32 with [`ActivationFormat::F16`].
     pub residual: &'a mut DeviceBuffer,
-    /// What is added first.
+    /// Added first.
     pub delta: Delta<'a>,
     /// `[hidden]`
     pub weight: DeviceSlice<'a>,
@@ -52,20 +52,20 @@ impl Ops {
         let needs = Needs("add_rms_norm");
         needs.wide("hidden", hidden)?;
         needs.that(hidden <= HIDDEN_MAX, || format!("hidden <= {HIDDEN_MAX}, not {hidden}"))?;
-        let (rows, number) = (first_row.saturating_add(tokens), self.format().residual_bytes());
-        needs.covers("residual", residual.all(), [rows, hidden, number])?;
+        let (rows, element_bytes) = (first_row.saturating_add(tokens), self.format().residual_bytes());
+        needs.covers("residual", residual.all(), [rows, hidden, element_bytes])?;
         needs.covers("weight", weight, [hidden, self.format().bytes()])?;
         needs.covers("out", out.all(), [rows, hidden, self.format().bytes()])?;
         let (residual_first, out_first) =
-            (first_row * hidden * number, first_row * hidden * self.format().bytes());
+            (first_row * hidden * element_bytes, first_row * hidden * self.format().bytes());
         let (delta, parts) = match delta {
             Delta::None => (0, 0),
             Delta::In(delta) => {
-                needs.covers("delta", delta, [rows, hidden, number])?;
+                needs.covers("delta", delta, [rows, hidden, element_bytes])?;
                 (delta.address() + residual_first as u64, 1)
             }
             Delta::Parts(delta, parts) => {
-                needs.covers("delta", delta, [parts, tokens, hidden, number])?;
+                needs.covers("delta", delta, [parts, tokens, hidden, element_bytes])?;
                 (delta.address(), parts)
             }
         };

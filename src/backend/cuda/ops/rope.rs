@@ -12,7 +12,7 @@ use crate::error::Result;
 
 const THREADS_MAX: usize = 256;
 
-/// Cosines and sines `[positions, head_dim / 2]` on the device, computed by the host in f32 and rounded to storage.
+/// Cosines and sines `[positions, head_dim / 2]` on the device, computed by the host in f32 and rounded to the activations' format.
 #[derive(Debug)]
 pub struct RopeTables {
     cos: DeviceBuffer,
@@ -40,7 +40,7 @@ impl RopeTables {
         Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, positions, head_dim: 2 * frequencies.len() })
     }
 
-    /// Bytes that they take, for a plan.
+    /// Bytes of the tables.
     pub fn bytes(format: ActivationFormat, head_dim: usize, positions: usize) -> usize {
         positions * head_dim * format.bytes()
     }

@@ -19,7 +19,7 @@ pub struct SiluMul<'a> {
     pub tokens: usize,
     /// Width of gate and of up.
     pub ffn: usize,
-    /// What the product is multiplied by with [`ActivationFormat::F16`], a power of two; 1 otherwise.
+    /// Factor of the result with [`ActivationFormat::F16`], a power of two; 1 otherwise.
     pub scale: f32,
 }
 
