@@ -1,9 +1,10 @@
 //! Compiles `kernels/*.cu` with nvcc into one fatbin per file, which the library embeds.
 //!
-//! A fatbin holds machine code for every architecture of [`ARCHITECTURES`] and PTX for newer ones. It is made again only
-//! when something that goes into it changes: the outputs stay beside the `OUT_DIR`s, of which cargo has one for builds
-//! and another for checks. `KUDOS_CUDA_ARCHS` (such as `80` or `75,90a`) limits the machine code while working on a
-//! kernel. Without the cargo feature `cuda` nothing happens here.
+//! A fatbin holds machine code for every architecture of [`ARCHITECTURES`] and PTX for newer ones.
+//! It is made again only when something that goes into it changes: the outputs stay beside the
+//! `OUT_DIR`s, of which cargo has one for builds and another for checks. `KUDOS_CUDA_ARCHS` (such
+//! as `80` or `75,90a`) limits the machine code while working on a kernel. Without the cargo
+//! feature `cuda` nothing happens here.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,19 +16,20 @@ use std::{env, fs, thread};
 /// Architectures to make machine code for: Turing, A100, RTX 30, RTX 40, H100, B200, RTX 50.
 const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90a", "100", "120"];
 
-/// Architectures to make PTX for: the oldest that runs the fp16 entries, and the oldest that runs the bf16 ones as well.
+/// Architectures to make PTX for: the oldest that runs the fp16 entries, and the oldest that runs
+/// the bf16 ones as well.
 const PTX: [&str; 2] = ["75", "80"];
 
-/// A stem that ends in this and an architecture is for that one and later ones (`attention_sm80.cu`), or for that one
-/// alone where it has a letter (`attention_sm90a.cu`).
+/// A stem that ends in this and an architecture is for that one and later ones
+/// (`attention_sm80.cu`), or for that one alone where it has a letter (`attention_sm90a.cu`).
 const ARCHITECTURE_MARK: &str = "_sm";
 
 /// The first CUDA that knows all of [`ARCHITECTURES`] and writes PTX for them.
 const NVCC_MAJOR_MIN: u32 = 13;
 
-/// `-fmad=false`: a multiplication and an addition are fused where the source has `fmaf` and nowhere else, on every
-/// architecture.
-/// `--compress-mode=none`: the PTX stays readable in the library.
+/// `-fmad=false`: a multiplication and an addition are fused where the source has `fmaf` and
+/// nowhere else, on every architecture. `--compress-mode=none`: the PTX stays readable in the
+/// library.
 const FLAGS: [&str; 8] = [
     "-fatbin",
     "--compress-mode=none",
@@ -106,7 +108,8 @@ fn architectures() -> Result<Vec<String>, String> {
     }
 }
 
-/// The compiler and its version. One that a variable names must do; unsuitable ones elsewhere are skipped.
+/// The compiler and its version. One that a variable names must do; unsuitable ones elsewhere are
+/// skipped.
 fn find_nvcc(root: &Path) -> Result<(PathBuf, String), String> {
     let named = [
         ("NVCC", env::var_os("NVCC").map(PathBuf::from)),
@@ -205,7 +208,8 @@ impl Build {
             .collect()
     }
 
-    /// Compiles the files whose outputs are out of date, as many at a time as cargo allows. All errors are reported.
+    /// Compiles the files whose outputs are out of date, as many at a time as cargo allows. All
+    /// errors are reported.
     fn compile_all(&self, kernels: &[Kernel]) -> Result<(), String> {
         let stale = kernels.iter().filter(|kernel| {
             let key = fs::read_to_string(self.cached(&kernel.stem, "key"));
@@ -268,8 +272,8 @@ impl Build {
         write("key", &kernel.key)
     }
 
-    /// Writes `ptxas.txt`, from which the tests make the page of the kernels: the compiler's version, then its report of
-    /// each entry's registers and shared memory.
+    /// Writes `ptxas.txt`, from which the tests make the page of the kernels: the compiler's
+    /// version, then its report of each entry's registers and shared memory.
     fn write_reports(&self, kernels: &[Kernel], version: &str) -> Result<(), String> {
         let mut reports = format!("{}\n", version.trim());
         for Kernel { stem, .. } in kernels {
@@ -285,7 +289,8 @@ impl Build {
         self.cache.join(format!("{stem}.{extension}"))
     }
 
-    /// Copies the fatbins to `OUT_DIR` and writes `fatbins.rs`, the table of them that the library includes.
+    /// Copies the fatbins to `OUT_DIR` and writes `fatbins.rs`, the table of them that the library
+    /// includes.
     fn write_table(&self, kernels: &[Kernel]) -> Result<(), String> {
         let mut table = "[\n".to_owned();
         for Kernel { stem, .. } in kernels {

@@ -1,8 +1,10 @@
-//! The engine on CUDA: rewards against Hugging Face's, and their bits under changes that must not affect them.
+//! The engine on CUDA: rewards against Hugging Face's, and their bits under changes that must not
+//! affect them.
 //!
-//! Ignored unless asked for, because they need a GPU: `make test` runs them on the software GPU, one compute capability
-//! after the other, and `KUDOS_TEST_GPU=real make test` on a real one. `KUDOS_TEST_FIXTURES` limits the models to those
-//! whose names are in it, separated by commas; `KUDOS_TEST_TIER` (`sm75`, `sm80`) asks for another tier than the GPU's own.
+//! Ignored unless asked for, because they need a GPU: `make test` runs them on the software GPU,
+//! one compute capability after the other, and `KUDOS_TEST_GPU=real make test` on a real one.
+//! `KUDOS_TEST_FIXTURES` limits the models to those whose names are in it, separated by commas;
+//! `KUDOS_TEST_TIER` (`sm75`, `sm80`) asks for another tier than the GPU's own.
 
 mod common;
 mod oracle;
@@ -19,15 +21,17 @@ use kudos::{
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
 
-/// The bound of equal quality: our mean error in units of that of Transformers in bf16, both against float32, pooled over
-/// all cases; measured on the software GPU over 108 cases: 0.89 at compute capability 8.0, 0.07 at 7.5 (f16).
+/// The bound of equal quality: our mean error in units of that of Transformers in bf16, both
+/// against float32, pooled over all cases; measured on the software GPU over 108 cases: 0.89 at
+/// compute capability 8.0, 0.07 at 7.5 (f16).
 const POOLED_RATIO_MAX: f64 = 1.15;
 
-/// The bound over more than two ranks with NCCL's all-reduce, which rounds at every hop. Measured: 1.21, where adding in order
-/// gives 0.91 (and 1.03 over two ranks).
+/// The bound over more than two ranks with NCCL's all-reduce, which rounds at every hop. Measured:
+/// 1.21, where adding in order gives 0.91 (and 1.03 over two ranks).
 const POOLED_RATIO_REDUCED_MAX: f64 = 1.5;
 
-/// The fewest cases whose mean is held to a bound of equal quality: means over fewer scatter too much.
+/// The fewest cases whose mean is held to a bound of equal quality: means over fewer scatter too
+/// much.
 const POOLED_CASES_MIN: usize = 90;
 
 /// The bound for each model by itself, where few cases scatter more. Measured: at most 1.25.
@@ -129,8 +133,8 @@ fn rewards_are_as_accurate_as_those_of_transformers_in_bf16() {
     winners_agree(&scored, 4.0 * mean(&ours));
 }
 
-/// Between any two cases of one model, the higher reward is the one that is higher in float32, wherever float32 tells
-/// them apart by more than `margin`.
+/// Between any two cases of one model, the higher reward is the one that is higher in float32,
+/// wherever float32 tells them apart by more than `margin`.
 fn winners_agree(scored: &[(Fixture, Vec<f64>)], margin: f64) {
     for (fixture, rewards) in scored {
         for (a, case_a) in fixture.cases.iter().enumerate() {
@@ -161,13 +165,15 @@ fn a_reward_depends_on_its_own_tokens_alone() {
     }
 }
 
-/// Engines with several ranks take turns: collectives of two of them on the same GPUs could wait for each other for ever.
+/// Engines with several ranks take turns: collectives of two of them on the same GPUs could wait
+/// for each other for ever.
 fn turn() -> MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The counts of ranks over 1 that a model allows on GPUs, and that this machine has as many of; none with one GPU.
+/// The counts of ranks over 1 that a model allows on GPUs, and that this machine has as many of;
+/// none with one GPU.
 fn rank_counts(fixture: &Fixture) -> Vec<usize> {
     let gpus = kudos::internals::backend::cuda::probe::devices().unwrap().len();
     let config = kudos::internals::config::ModelConfig::read(&fixture.folder).unwrap();
@@ -254,7 +260,8 @@ fn a_pass_of_more_parts_than_buffers_gives_the_same_rewards() {
     if !rank_counts(&fixture).contains(&2) {
         return println!("not run: there is one GPU");
     }
-    // 8,800 tokens in one pass: three parts, or three pieces of one part's all-reduces; pieces are gathered in two buffers.
+    // 8,800 tokens in one pass: three parts, or three pieces of one part's all-reduces; pieces are
+    // gathered in two buffers.
     let sequences: Vec<Vec<u32>> = (0..200).map(|seed| common::ids(seed + 1, 44, 512)).collect();
     let rewards = |batch_tokens, overlap| {
         let options = CudaOptions { ranks: Some(2), overlap, ..options() };
@@ -270,8 +277,8 @@ fn a_pass_of_more_parts_than_buffers_gives_the_same_rewards() {
 #[test]
 #[ignore = "needs a GPU, real or software: make test"]
 fn streamed_layers_give_the_bits_of_resident_ones() {
-    // bf16 and f16 weights, a head width that is padded, biases; two layers and three; and the demo, which has four, so that
-    // resident layers can lie between streamed ones.
+    // bf16 and f16 weights, a head width that is padded, biases; two layers and three; and the
+    // demo, which has four, so that resident layers can lie between streamed ones.
     let wanted = ["gqa3_hd20_bias_f16", "mha_hd16_bf16", "kv8_hd32_attention_bias_bf16"];
     let folders = chosen().into_iter().filter(|fixture| wanted.contains(&fixture.name.as_str()));
     for folder in folders.map(|fixture| fixture.folder).chain([common::demo_model()]) {
@@ -324,7 +331,8 @@ fn the_demo_wins_on_cuda_as_on_the_cpu() {
     assert_eq!((&cpu["best"], &cuda["best"]), (&json!(0), &json!(0)));
     for index in 0..2 {
         let difference = cpu["rewards"][index].as_f64().unwrap() - cuda["rewards"][index].as_f64().unwrap();
-        // bf16 moves the demo's rewards by 0.029 on average in Transformers (demo/README.md); here, measured: 0.009.
+        // bf16 moves the demo's rewards by 0.029 on average in Transformers (demo/README.md); here,
+        // measured: 0.009.
         assert!(difference.abs() < 0.1, "{cpu} {cuda}");
     }
 }

@@ -1,13 +1,14 @@
 //! [`CudaTier`]: the generation of GPUs that kernels are made for, also in builds without CUDA.
 
-/// A generation of GPUs, with its format of activations and its matmul instructions. A newer GPU can run an older tier, so
-/// that both can be tested on it.
+/// A generation of GPUs, with its format of activations and its matmul instructions. A newer GPU
+/// can run an older tier, so that both can be tested on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum CudaTier {
     /// Turing, compute capability 7.5: f16 and `mma.m16n8k8`; the residual stream is in f32.
     Sm75,
-    /// Ampere and later, from compute capability 8.0 on: bf16, `mma.m16n8k16`, copies to shared memory by `cp.async`.
+    /// Ampere and later, from compute capability 8.0 on: bf16, `mma.m16n8k16`, copies to shared
+    /// memory by `cp.async`.
     Sm80,
 }
 

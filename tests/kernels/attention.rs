@@ -130,7 +130,8 @@ pub(crate) enum Queries {
     Last,
 }
 
-/// Attention of one row over its path, and `sum(p * |v|)`, which bounds the effect of rounding P on each element.
+/// Attention of one row over its path, and `sum(p * |v|)`, which bounds the effect of rounding P on
+/// each element.
 fn naive(
     format: ActivationFormat,
     heads: Heads,
@@ -159,7 +160,8 @@ fn naive(
         .collect()
 }
 
-/// Conversations that share prefixes in every way: paths of one to five spans with odd boundaries, a prefix of another, one token.
+/// Conversations that share prefixes of many lengths: paths of one to five spans with odd
+/// boundaries, a prefix of another, one token.
 pub(crate) fn family() -> Vec<Vec<u32>> {
     let prompt: Vec<u32> = (0..70).collect();
     let with = |from: u32, len: u32| [prompt.clone(), (from..from + len).collect()].concat();
@@ -182,9 +184,9 @@ pub(crate) fn family() -> Vec<Vec<u32>> {
     ]
 }
 
-/// Holds attention of the rows that `chosen` picks to the naive computation. The bound: one rounding of each P and one
-/// of O; f32 sums and ex2 are far below either. Seen on the software GPU: at most 0.78 of it
-/// with tensor cores, 0.91 without.
+/// Holds attention of the rows that `chosen` picks to the naive computation. The bound: one
+/// rounding of each P and one of O; f32 sums and ex2 are far below either. Seen on the software
+/// GPU: at most 0.78 of it with tensor cores, 0.91 without.
 fn assert_matches(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], chosen: impl Fn(usize) -> bool) {
     let format = ops.format();
     let got = run(ops, heads, packed, rows, Queries::All);
@@ -258,7 +260,8 @@ fn matches_naive_where_one_logit_is_huge(gpu: &Gpu, kernel: &'static AttentionKe
     let keys = heads.q_heads * heads.head_dim..(heads.q_heads + 1) * heads.head_dim;
     for hot in [0, 64, 69] {
         let rows = edited(gpu.format, heads, &packed, |position, column, number| {
-            // The first dim of each q is 60; that of the keys 0, and -60 or 60 for the hot ones: logits of +-300 to 450.
+            // The first dim of each q is 60; that of the keys 0, and -60 or 60 for the hot ones:
+            // logits of +-300 to 450.
             match column % heads.head_dim {
                 0 if column < keys.start => 60.0,
                 0 if keys.contains(&column) && position == hot => 60.0,
@@ -352,12 +355,13 @@ fn reads_nothing_of_other_conversations(gpu: &Gpu, kernel: &'static AttentionKer
     }
 }
 
-/// The sequences of the family that share nothing: no other reads their rows. The rows of the last one follow those of
-/// another's only tile, which is not whole.
+/// The sequences of the family that share nothing: no other reads their rows. The rows of the last
+/// one follow those of another's only tile, which is not whole.
 const LONELY: [usize; 3] = [1, 4, NEIGHBOUR];
 pub(crate) const NEIGHBOUR: usize = 6;
 
-/// The sequences of the family whose results change when all rows of `lonely` are NaN; `edit` may spoil the tables.
+/// The sequences of the family whose results change when all rows of `lonely` are NaN; `edit` may
+/// spoil the tables.
 pub(crate) fn changed_by_nan(
     lonely: usize,
     ops: &Ops,

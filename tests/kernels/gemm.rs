@@ -153,7 +153,8 @@ fn tuner<'a>(ops: &'a Ops, lt: &'a Lt, folder: Option<&Path>) -> Tuner<'a> {
 /// More rows than a whole number of any tile, in the bucket of more than 4,096.
 const ROWS_MAX: usize = 4099;
 
-/// Counts of rows in every bucket up to that, at its ends and within; few are a whole number of tiles.
+/// Counts of rows in every bucket up to that, at its ends and within; few are a whole number of
+/// tiles.
 const ROWS: [usize; 17] = [1, 2, 15, 16, 17, 63, 65, 127, 129, 256, 300, 512, 1000, 1024, 1025, 2049, 4096];
 
 /// The first count of rows whose result has other bits than these rows of a larger one.
@@ -179,8 +180,8 @@ fn a_row_does_not_depend_on_the_count_of_rows(gpu: &Gpu) {
     }
 }
 
-/// The test above can fail: with the library's first proposal for each count of rows, whatever its bits, rows change with
-/// their count.
+/// The test above can fail: with the library's first proposal for each count of rows, whatever its
+/// bits, rows change with their count.
 fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let lt = Lt::new(ops.context(), gpu.format).unwrap();
@@ -190,7 +191,8 @@ fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
     let mut trial = Trial::new(ops.context(), gpu.format, shape, 0).unwrap();
     let proposals = Proposals::of(&lt, &mut problem).unwrap();
     let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
-    // A library may happen to have one class for a shape. The software GPU has two, and one that is in none.
+    // A library may happen to have one class for a shape. The software GPU has two, and one that is
+    // in none.
     if gpu.info().has_clock && found.len() < 2 {
         return;
     }
@@ -263,7 +265,8 @@ fn times_choose_within_a_class_and_are_kept(gpu: &Gpu) {
             expected,
             "tile {tile}: times change no bits"
         );
-        // The next start uses no stopwatch, though another algorithm would be the fastest by this one.
+        // The next start uses no stopwatch, though another algorithm would be the fastest by this
+        // one.
         assert_eq!((tile_of(&tuned(0, &folder)), calls.get()), (chosen, 0));
         let file = fs::read_dir(&folder).unwrap().next().unwrap().unwrap().path();
         let text = fs::read_to_string(&file).unwrap();

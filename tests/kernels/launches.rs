@@ -1,4 +1,5 @@
-//! Functions of the software GPU alone: it counts the memory traffic of launches, plants bugs, and reports errors in words.
+//! Functions of the software GPU alone: it counts the memory traffic of launches, plants bugs, and
+//! reports errors in words.
 
 use std::ffi::{CStr, CString, c_char};
 
@@ -71,7 +72,8 @@ pub(crate) struct Counters {
 impl Counters {
     /// The functions of the driver that was loaded, if it counts.
     pub(crate) fn find() -> Option<Self> {
-        // SAFETY: the driver was loaded when the GPU was found; this opens it once more and runs nothing.
+        // SAFETY: the driver was loaded when the GPU was found; this opens it once more and runs
+        // nothing.
         let driver = unsafe { Library::new("libcuda.so") }.ok()?;
         // SAFETY: a library that has functions of these names has them with these types.
         let found = unsafe {
@@ -111,8 +113,8 @@ impl Counters {
         launch
     }
 
-    /// Plants bugs into kernels that are loaded from here on, in the language of `crates/softgpu/README.md`; an empty string
-    /// plants none.
+    /// Plants bugs into kernels that are loaded from here on, in the language of
+    /// `crates/softgpu/README.md`; an empty string plants none.
     pub(crate) fn plant(self, text: &str) {
         let text = CString::new(text).unwrap();
         // SAFETY: the string ends in a zero byte and is read during the call.

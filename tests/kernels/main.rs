@@ -1,8 +1,10 @@
-//! Every CUDA kernel, through its wrapper, against a naive f64 computation with the same rounding points.
+//! Every CUDA kernel, through its wrapper, against a naive f64 computation with the same rounding
+//! points.
 //!
-//! They run on the first GPU that the driver shows, for each tier that it can run; those of attention, for each attention
-//! kernel that fits it. Without a GPU they are reported as ignored, and counted; with `KUDOS_TEST_GPU` set to anything, its
-//! absence is a failure. Tests of memory traffic need a GPU that counts it, and are ignored on others.
+//! They run on the first GPU that the driver shows, for each tier that it can run; those of
+//! attention, for each attention kernel that fits it. Without a GPU they are reported as ignored,
+//! and counted; with `KUDOS_TEST_GPU` set to anything, its absence is a failure. Tests of memory
+//! traffic need a GPU that counts it, and are ignored on others.
 
 mod attention;
 mod gemm;
@@ -35,7 +37,8 @@ type Test = (&'static str, fn(&Gpu));
 /// A test of one attention kernel.
 type AttentionTest = (&'static str, fn(&Gpu, &'static AttentionKernel));
 
-/// Tests that count launches take it for writing, all others for reading: while a test counts, no other uses the GPU.
+/// Tests that count launches take it for writing, all others for reading: while a test counts, no
+/// other uses the GPU.
 static TURNS: RwLock<()> = RwLock::new(());
 
 /// The GPU of the tests, with a tier.
@@ -139,7 +142,8 @@ fn main() -> ExitCode {
     }
     let occupancy = Some(occupancy::warps_are_those_of_the_limits);
     trials.push(trial("occupancy_is_that_of_the_limits", occupancy, |test| test()));
-    // Counted where every tier runs, with machine code for every architecture by the compiler that the page is of.
+    // Counted where every tier runs, with machine code for every architecture by the compiler that
+    // the page is of.
     let found = counters.filter(|_| gpus.len() == CudaTier::ALL.len() && page::is_comparable());
     trials.push(trial("figures_of_the_page_are_those_counted", found, move |counters| {
         let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! NCCL's bindings with a group of one rank, which any machine with a GPU can form: collectives over it change nothing. The
-//! engine's tests have several ranks.
+//! NCCL's bindings with a group of one rank, which any machine with a GPU can form: collectives
+//! over it change nothing. The engine's tests have several ranks.
 
 use std::sync::Arc;
 use std::time::Duration;

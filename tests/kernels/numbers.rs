@@ -55,7 +55,8 @@ impl Random {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
 
-    /// `count` values in a format: normal times `scale`, and every 97th an outlier, 20 times as large.
+    /// `count` values in a format: normal times `scale`, and every 97th an outlier, 20 times as
+    /// large.
     pub(crate) fn rows(&mut self, format: ActivationFormat, count: usize, scale: f64) -> Vec<f64> {
         self.hard(count, scale).into_iter().map(|number| round(format, number)).collect()
     }
@@ -105,8 +106,8 @@ pub(crate) fn try_download(ops: &Ops, buffer: &DeviceBuffer) -> kudos::Result<Ve
     Ok(raw.into_iter().map(|bits| value(ops.format(), bits)).collect())
 }
 
-/// Compares results with expectations: each within `bound(i)`, and no more than the share `unequal_max` of them, and one,
-/// unequal.
+/// Compares results with expectations: each within `bound(i)`, and no more than the share
+/// `unequal_max` of them, and one, unequal.
 pub(crate) fn assert_close(
     what: &str,
     width: usize,

@@ -1,12 +1,13 @@
-//! The registers and shared memory of each entry, and the count of its warps that a multiprocessor holds.
+//! The registers and shared memory of each entry, and the count of its warps that a multiprocessor
+//! holds.
 
 use std::collections::BTreeMap;
 
 /// The compiler's version, then ptxas on each entry: written by `build.rs`.
 const REPORTS: &str = include_str!(concat!(env!("OUT_DIR"), "/ptxas.txt"));
 
-/// The limits of a multiprocessor of an architecture: CUDA programming guide, technical specifications by compute
-/// capability. Registers are the same for all.
+/// The limits of a multiprocessor of an architecture: CUDA programming guide, technical
+/// specifications by compute capability. Registers are the same for all.
 pub(crate) struct Multiprocessor {
     /// As ptxas writes it.
     pub(crate) arch: &'static str,
@@ -99,7 +100,8 @@ pub(crate) fn warps_are_those_of_the_limits() {
     // By registers: 255 are given as 256, 8,192 a warp, 8 warps of 65,536.
     assert_eq!(ampere.warps(128, &resources(255, 0), 80 * KIB), 8);
     assert_eq!(ampere.warps(128, &resources(168, 0), 0), 12);
-    // By shared memory: two of 81 KiB in 164, one in 100; two of 49 in 100; one of 64 in Turing's 64.
+    // By shared memory: two of 81 KiB in 164, one in 100; two of 49 in 100; one of 64 in Turing's
+    // 64.
     assert_eq!(ampere.warps(128, &resources(128, 0), 80 * KIB), 8);
     assert_eq!(rtx30.warps(128, &resources(128, 0), 80 * KIB), 4);
     assert_eq!(rtx30.warps(128, &resources(128, 0), 48 * KIB), 8);

@@ -1,5 +1,5 @@
-//! The figures of `kernels/README.md`, which are counted. The test fails where the page differs from the counts;
-//! `make kernels-page` writes it anew.
+//! The figures of `kernels/README.md`, which are counted. The test fails where the page differs
+//! from the counts; `make kernels-page` writes it anew.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -20,10 +20,12 @@ const BEGIN: &str = "<!-- Counted from here on: `make kernels-page` -->\n";
 /// Variable that makes the test write the page instead of comparing it.
 const WRITE: &str = "KUDOS_WRITE_KERNELS_PAGE";
 
-/// Tokens of the conversation for the counts of attention: its last tile and its last block are not whole.
+/// Tokens of the conversation for the counts of attention: its last tile and its last block are not
+/// whole.
 const TOKENS: u32 = 1_023;
 
-/// Whether the build has machine code for everything, by the compiler that the page's figures are of.
+/// Whether the build has machine code for everything, by the compiler that the page's figures are
+/// of.
 pub(crate) fn is_comparable() -> bool {
     let of_this_compiler = PAGE.contains(&format!("nvcc {}", compiler()));
     let resources = resources();

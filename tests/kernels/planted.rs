@@ -1,5 +1,5 @@
-//! Tests of the tests: attention with one bug, planted as it is loaded, must be caught, and named. Otherwise checks that
-//! find nothing would look like kernels without bugs.
+//! Tests of the tests: attention with one bug, planted as it is loaded, must be caught, and named.
+//! Otherwise checks that find nothing would look like kernels without bugs.
 
 use kudos::Sharing;
 use kudos::internals::backend::cuda::context::Context;
@@ -29,8 +29,8 @@ fn with(plant: &str, gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Count
     ops
 }
 
-/// Runs a kernel that has a bug; the software GPU must stop it and report the cause. The context ends here, and with it its
-/// error.
+/// Runs a kernel that has a bug; the software GPU must stop it and report the cause. The context
+/// ends here, and with it its error.
 fn assert_caught(plant: &str, ops: Ops, softgpu: Counters) {
     let kernel = ops.attention_kernel();
     let heads = heads(3, 1, kernel.head_dim);
@@ -44,8 +44,9 @@ fn assert_caught(plant: &str, ops: Ops, softgpu: Counters) {
 }
 
 pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Counters) {
-    // Every barrier and every wait by itself. Barriers: two for each key tile's K and V, before and after; a ring that is
-    // filled behind what is read has one each. Waits: one before each of a ring's barriers.
+    // Every barrier and every wait by itself. Barriers: two for each key tile's K and V, before and
+    // after; a ring that is filled behind what is read has one each. Waits: one before each of a
+    // ring's barriers.
     let (barriers, waits) = match kernel.stem {
         "attention_plain" => (4, 0),
         "attention_sm75" => (2, 0),
@@ -69,7 +70,8 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
     let ops = with(plant, gpu, kernel, softgpu).expect("a warp waits for its lanes");
     assert_caught(plant, ops, softgpu);
 
-    // Zeros past the end of a path, lost: those rows are another conversation's, and 0 times its NaN is NaN.
+    // Zeros past the end of a path, lost: those rows are another conversation's, and 0 times its
+    // NaN is NaN.
     let plant = "set every cp.async.cg 3 16";
     if let Some(ops) = with(plant, gpu, kernel, softgpu) {
         let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim), |_| {});
@@ -77,7 +79,8 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
     }
 }
 
-/// A path that goes one key too far reads keys and values of the conversation in the next rows: results show it.
+/// A path that goes one key too far reads keys and values of the conversation in the next rows:
+/// results show it.
 fn keys_of_another_conversation_are_seen(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let ops = gpu.ops_with(kernel);
     let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim), |tiles| {

@@ -30,7 +30,8 @@ pub(crate) const TESTS: &[Test] = &[
     ("tables_that_were_replaced_are_refused", tables_that_were_replaced_are_refused),
 ];
 
-/// Rows and widths: one row, odd counts, one thread's work, a part of a step, several steps, the largest.
+/// Rows and widths: one row, odd counts, one thread's work, a part of a step, several steps, the
+/// largest.
 const SHAPES: [(usize, usize); 7] = [(1, 64), (3, 8), (5, 136), (2, 1000), (3, 2048), (1, 2056), (2, 8192)];
 
 /// Downloads the residual stream.
@@ -97,8 +98,9 @@ fn add_rms_norm_matches_naive(gpu: &Gpu) {
                 .chunks(hidden)
                 .flat_map(|row| naive_norm(format, row, &weight, f64::from(1e-5_f32)))
                 .collect();
-            // The quotient is rounded in f32 first, as a multiple of the reciprocal: where that decides how it is rounded to
-            // the format, the result moves by that and by its own rounding. Seen: 5 elements of 10,000, 2.2 half ulps.
+            // The quotient is rounded in f32 first, as a multiple of the reciprocal: where that
+            // decides how it is rounded to the format, the result moves by that and by its own
+            // rounding. Seen: 5 elements of 10,000, 2.2 half ulps.
             let bound = |i: usize| 3.0 * half_ulp(format) * want[i].abs() + 1e-7;
             assert_close(&what, hidden, &download(&ops, &out), &want, 1e-3, bound);
         }
@@ -260,8 +262,8 @@ fn silu_mul_matches_naive(gpu: &Gpu) {
                 *gate = round(format, silu * *up * scale);
             }
         }
-        // exp and the quotient are approximate to about 2^-22: few elements lie so near to a tie. Seen: 3 of 10,000, 1.5
-        // half ulps.
+        // exp and the quotient are approximate to about 2^-22: few elements lie so near to a tie.
+        // Seen: 3 of 10,000, 1.5 half ulps.
         let bound = |i: usize| 3.0 * half_ulp(format) * want[i].abs() + 1e-7;
         assert_close(&format!("{tokens} x {ffn}"), 2 * ffn, &download(&ops, &gate_up), &want, 1e-3, bound);
     }

@@ -1,10 +1,11 @@
-//! The memory traffic of memory-bound kernels, held to the least that their work needs: each byte's sector once, and full
-//! requests.
+//! The memory traffic of memory-bound kernels, held to the least that their work needs: each byte's
+//! sector once, and full requests.
 //!
-//! Bytes are distinct 32-byte sectors read and written in a launch. Expectations come from shapes alone, through
-//! [`Least`]: threads move 16 bytes at a time, warps 512. Two things take more requests than that, though no more
-//! sectors: every warp of a block loads its row's index, and beside a residual of f32, 16 bytes of which are 4
-//! elements, weight and result go in words of 8 bytes.
+//! Bytes are distinct 32-byte sectors read and written in a launch. Expectations come from shapes
+//! alone, through [`Least`]: threads move 16 bytes at a time, warps 512. Two things take more
+//! requests than that, though no more sectors: every warp of a block loads its row's index, and
+//! beside a residual of f32, 16 bytes of which are 4 elements, weight and result go in words of 8
+//! bytes.
 
 use std::iter::repeat_n;
 
@@ -39,7 +40,8 @@ const THREADS: usize = 256;
 /// Bytes of a thread's widest access.
 const WORD: usize = 16;
 
-/// As in the tests of results: one row, odd counts, parts of a sector, of a warp and of a block, the 70B width.
+/// As in the tests of results: one row, odd counts, parts of a sector, of a warp and of a block,
+/// the 70B width.
 const SHAPES: [(usize, usize); 7] = [(1, 64), (3, 8), (5, 136), (2, 1000), (3, 2048), (1, 2056), (2, 8192)];
 /// The 70B model: of a token, of a head, of a row of gate or up.
 const HIDDEN: usize = 8192;

@@ -9,7 +9,7 @@ pub(crate) const TESTS: &[Test] = &[("prefetched_rows_are_copied", prefetched_ro
 /// Four rows fill a slot.
 const ROW_BYTES: usize = 2 << 20;
 
-/// Bytes by which rows are told apart.
+/// Fills a row with bytes that identify its id.
 fn fill(id: u32, bytes: &mut [u8]) {
     bytes.fill(id as u8);
     bytes[..4].copy_from_slice(&id.to_le_bytes());
@@ -18,8 +18,8 @@ fn fill(id: u32, bytes: &mut [u8]) {
 fn prefetched_rows_are_copied(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let context = ops.context();
-    // Ids of each pass, those that were prefetched, and the count of rows that are left to fill when it begins. Ten rows take three
-    // slots, the last of them in part.
+    // Ids of each pass, those that were prefetched, and the count of rows that are left to fill
+    // when it begins. Ten rows take three slots, the last of them in part.
     let ids = |first: u32| (first..first + 10).collect::<Vec<u32>>();
     let one_differs = [&ids(300)[..6], &[7], &ids(307)[..3]].concat();
     let passes = [

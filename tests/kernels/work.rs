@@ -1,8 +1,9 @@
-//! The work of attention on tensor cores, held to the least that is needed: matmul instructions of warps, passes of shared
-//! memory's banks, sectors.
+//! The work of attention on tensor cores, held to the least that is needed: matmul instructions of
+//! warps, passes of shared memory's banks, sectors.
 //!
-//! A warp multiplies whole steps: 16 of its rows with 16 keys, over as many keys as the last of its rows sees. Only
-//! these roundings go beyond the causal minimum, so the count follows from the work list alone.
+//! A warp multiplies whole steps: 16 of its rows with 16 keys, over as many keys as the last of its
+//! rows sees. Only these roundings go beyond the causal minimum, so the count follows from the work
+//! list alone.
 
 use std::slice;
 
@@ -112,7 +113,8 @@ fn multiplies_whole_steps_and_no_more(gpu: &Gpu, kernel: &'static AttentionKerne
     }
 }
 
-/// Sectors that are read beside q, k and v: those of the tile table and, behind it, of the work list.
+/// Sectors that are read beside q, k and v: those of the tile table and, behind it, of the work
+/// list.
 fn table_sectors(tiles: &Tiles) -> usize {
     (size_of_val(&tiles.tile_rows[..]) + size_of_val(&tiles.all[..])).div_ceil(32)
 }
@@ -146,7 +148,8 @@ pub(crate) struct Done {
     pub(crate) requested: u64,
     /// The flops of its matmuls, in units of the causal minimum.
     pub(crate) over_least: f64,
-    /// `over_least` for a conversation of 4,096 tokens, which is not run: it follows from the work list.
+    /// `over_least` for a conversation of 4,096 tokens, which is not run: it follows from the work
+    /// list.
     pub(crate) over_least_4096: f64,
     /// Passes of shared memory's banks beyond the fewest.
     pub(crate) bank_conflicts: u64,

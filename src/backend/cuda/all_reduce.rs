@@ -1,15 +1,16 @@
-//! [`AllReducer`]: all-reduces beside the kernels. Results of output projections wait here for the other ranks' parts.
+//! [`AllReducer`]: all-reduces beside the kernels. Results of output projections wait here for the
+//! other ranks' parts.
 //!
-//! All-reduces run on a stream of their own, in the order in which they are begun, and the compute stream waits for one
-//! where its norm takes it:
+//! All-reduces run on a stream of their own, in the order in which they are begun, and the compute
+//! stream waits for one where its norm takes it:
 //!
 //! ```text
 //! compute   attention 0, o 0 | attention 1, o 1   | norm 0, mlp 0      | norm 1, mlp 1      | ...
 //! reduce                     | o of part 0        | o of part 1        | down of part 0     | down of part 1
 //! ```
 //!
-//! An ordered all-reduce gathers every rank's rows into one of two buffers, a bounded number of rows at a time, and the
-//! norm adds them. NCCL's needs no buffer: it adds in place.
+//! An ordered all-reduce gathers every rank's rows into one of two buffers, a bounded number of
+//! rows at a time, and the norm adds them. NCCL's needs no buffer: it adds in place.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -72,7 +73,8 @@ impl AllReducer {
             AllReduce::Nccl => 0,
         };
         let gathered = (0..buffers).map(|_| context.allocate(sizes.gathered_bytes)).collect::<Result<_>>()?;
-        // Pieces are gathered in as many buffers as there are; NCCL reduces all that a pass can have.
+        // Pieces are gathered in as many buffers as there are; NCCL reduces all that a pass can
+        // have.
         let events = if buffers > 0 { buffers } else { sizes.pieces };
         Ok(Self {
             comm: None,
@@ -107,7 +109,8 @@ impl AllReducer {
         &mut self.partial
     }
 
-    /// Begins the all-reduce of these rows, which ops that are queued on the compute stream compute.
+    /// Begins the all-reduce of these rows, which ops that are queued on the compute stream
+    /// compute.
     pub(super) fn begin(&mut self, context: &Context, rows: Range<usize>) -> Result<()> {
         for first in rows.clone().step_by(self.piece_rows) {
             self.pending.push_back(first..rows.end.min(first + self.piece_rows));
@@ -119,7 +122,8 @@ impl AllReducer {
     fn advance(&mut self, context: &Context) -> Result<()> {
         let comm = self.comm.as_ref().expect("ranks join before the first pass");
         while self.begun < self.pending.len() && self.begun < self.reduced.len() {
-            // By then, the compute stream has the rows, and the norm that took the buffer's earlier contents.
+            // By then, the compute stream has the rows, and the norm that took the buffer's earlier
+            // contents.
             self.computed.record(context.compute()).or_fault(DOING)?;
             self.stream.wait(&self.computed).or_fault(DOING)?;
             let rows = &self.pending[self.begun];
@@ -136,8 +140,8 @@ impl AllReducer {
         Ok(())
     }
 
-    /// Calls `norm` for each piece of these rows, with what is to be added to the residual, to queue kernels behind its
-    /// all-reduce.
+    /// Calls `norm` for each piece of these rows, with what is to be added to the residual, to
+    /// queue kernels behind its all-reduce.
     ///
     /// # Panics
     ///
@@ -166,14 +170,16 @@ impl AllReducer {
         Ok(())
     }
 
-    /// Lets ops that are queued on the compute stream from here on wait for all all-reduces that have begun.
+    /// Lets ops that are queued on the compute stream from here on wait for all all-reduces that
+    /// have begun.
     pub(super) fn settle(&self, context: &Context) -> Result<()> {
         (self.taken_ever..self.begun_ever).try_for_each(|count| {
             context.compute().wait(&self.reduced[count % self.reduced.len()]).or_fault(DOING)
         })
     }
 
-    /// Waits until everything queued on the compute stream is done; an error when a rank fails, or does not come in time.
+    /// Waits until everything queued on the compute stream is done; an error when a rank fails, or
+    /// does not come in time.
     pub(super) fn wait(&self, context: &Context) -> Result<()> {
         self.comm.as_ref().map_or(Ok(()), |comm| comm.wait(context))
     }

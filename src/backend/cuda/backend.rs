@@ -1,8 +1,9 @@
 //! [`Cuda`]: the backend on one GPU, with the kernels, cublasLt and the memory of one rank.
 //!
-//! All memory is allocated at the start, for passes of full capacity, and all matmuls are prepared. A pass's tables are
-//! uploaded in one copy from pinned memory, and its tokens' embeddings in a second one. Only [`head`](Backend::head) waits
-//! for the GPU. A test counts the calls of the driver in a pass.
+//! All memory is allocated at the start, for passes of full capacity, and all matmuls are prepared.
+//! A pass's tables are uploaded in one copy from pinned memory, and its tokens' embeddings in a
+//! second one. Only [`head`](Backend::head) waits for the GPU. A test counts the calls of the
+//! driver in a pass.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -42,15 +43,16 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::gib;
 use crate::weights::{Dtype, HostTensor, LayerTensors, Normal};
 
-/// Factor of the SwiGLU activation in f16, so that it stays below 65,504; the matmul with down undoes it.
+/// Factor of the SwiGLU activation in f16, so that it stays below 65,504; the matmul with down
+/// undoes it.
 const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
 
 /// One rank's CUDA backend.
 #[derive(Debug)]
 pub struct Cuda {
-    // Dropped in this order: the all-reducer first, which ends collectives that wait for other ranks; then the uploader,
-    // whose thread ends before anything that it may use is freed; and memory, whose drop waits for the device, before the
-    // context.
+    // Dropped in this order: the all-reducer first, which ends collectives that wait for other
+    // ranks; then the uploader, whose thread ends before anything that it may use is freed; and
+    // memory, whose drop waits for the device, before the context.
     /// `None` with one rank.
     pub(super) all_reducer: Option<AllReducer>,
     uploader: Uploader,
@@ -118,8 +120,8 @@ pub struct Setup<'a> {
 }
 
 impl Cuda {
-    /// A backend for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is allocated, when less memory is
-    /// free on the GPU than is planned.
+    /// A backend for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is
+    /// allocated, when less memory is free on the GPU than is planned.
     pub fn new(setup: Setup<'_>, geometry: Geometry, capacity: Capacity) -> Result<Self> {
         let Setup { info, tier, group, tuning, cache, layer, planned, attention } = setup;
         let format = ActivationFormat::of(tier);
@@ -169,7 +171,8 @@ impl Cuda {
         })
     }
 
-    /// Whether the kernels can do each rank's part of the MLP, for a model that can be divided among `ranks`.
+    /// Whether the kernels can do each rank's part of the MLP, for a model that can be divided
+    /// among `ranks`.
     pub fn divides(config: &ModelConfig, ranks: usize) -> bool {
         (config.ffn / ranks).is_multiple_of(WIDTH_STEP)
     }
@@ -349,7 +352,8 @@ impl Backend for Cuda {
     }
 
     fn metadata(&mut self, packed: &Packed) -> Result<Metadata> {
-        // Reports failures of calls that return nothing, before they could be taken for this pass's.
+        // Reports failures of calls that return nothing, before they could be taken for this
+        // pass's.
         self.ops.context().bind()?;
         let tokens = packed.tokens.len();
         let block_rows = self.ops.attention_kernel().block_rows;
@@ -374,7 +378,8 @@ impl Backend for Cuda {
             rows(part.start, positions, &tiles.all[tiles_of.work.clone()], tiles_of.seam_rows.clone())
         };
         let rows_of_parts = parts.iter().zip(&tiles.parts).map(of_part).collect::<Result<_>>()?;
-        // The last rows' paths end in rows of all parts, so their seam tiles are those of the parts.
+        // The last rows' paths end in rows of all parts, so their seam tiles are those of the
+        // parts.
         let last = rows(0, &last_positions, &tiles.last, 0..0)?;
         let last_rows = tables.row_indices(&last_rows);
         self.tables.replace(self.ops.context(), &mut self.staging, tables)?;
@@ -477,7 +482,8 @@ impl Backend for Cuda {
 
     fn attention(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, out: &mut Act) -> Result<()> {
         let (heads, rows) = (self.ops_heads(), metadata.rows(tokens));
-        // The last rows' keys were computed part by part, and attention is called once: all seam tiles are due by then.
+        // The last rows' keys were computed part by part, and attention is called once: all seam
+        // tiles are due by then.
         let due = if tokens == Tokens::Last { &metadata.rows[..] } else { std::slice::from_ref(rows) };
         for MetadataRows { seam_row, seam_sources, .. } in due {
             self.ops.seam_tiles(SeamTiles {

@@ -1,5 +1,5 @@
-//! Memory on the GPU: one type, allocated by the same call on every device, so that bytes can be counted and running
-//! out of memory happens in one place.
+//! Memory on the GPU: one type, allocated by the same call on every device, so that bytes can be
+//! counted and running out of memory happens in one place.
 
 use std::fmt;
 use std::ops::Range;
@@ -12,7 +12,8 @@ use cudarc::driver::{CudaContext, CudaStream, result};
 use super::fault::OrFault;
 use crate::error::Result;
 
-/// Bytes on the GPU. The start is aligned to 256 bytes, as the driver promises. Contents are undefined at first.
+/// Bytes on the GPU. The start is aligned to 256 bytes, as the driver promises. Contents are
+/// undefined at first.
 pub struct DeviceBuffer {
     cuda: Arc<CudaContext>,
     start: CUdeviceptr,
@@ -31,8 +32,8 @@ impl DeviceBuffer {
     pub(super) fn new(cuda: &Arc<CudaContext>, bytes: usize) -> Result<Self> {
         let doing = || format!("allocating {bytes} bytes on GPU {}", cuda.ordinal());
         cuda.bind_to_thread().or_fault(doing())?;
-        // The driver refuses zero bytes; an empty buffer still needs an address.
-        // SAFETY: the memory holds no values that Rust knows of; it is only handed to copies and kernels.
+        // The driver refuses zero bytes; an empty buffer still needs an address. SAFETY: the memory
+        // holds no values that Rust knows of; it is only handed to copies and kernels.
         let start = unsafe { result::malloc_sync(bytes.max(1)) }.or_fault(doing())?;
         Ok(Self { cuda: cuda.clone(), start, bytes })
     }
@@ -57,8 +58,8 @@ impl DeviceBuffer {
         DeviceSlice { buffer: self, first: bytes.start, bytes: bytes.len() }
     }
 
-    /// Queues a copy of `values` to byte `first` and on. They may be changed as soon as this returns: ordinary memory
-    /// is staged by the driver before it does.
+    /// Queues a copy of `values` to byte `first` and on. They may be changed as soon as this
+    /// returns: ordinary memory is staged by the driver before it does.
     ///
     /// # Panics
     ///
@@ -70,13 +71,15 @@ impl DeviceBuffer {
             return Ok(());
         }
         self.cuda.bind_to_thread().or_fault("copying to the GPU")?;
-        // SAFETY: the destination was checked to lie in this buffer, which is borrowed mutably; work
-        // on the same stream is ordered before it. The source is pageable, so the driver has read it at return.
+        // SAFETY: the destination was checked to lie in this buffer, which is borrowed mutably;
+        // work on the same stream is ordered before it. The source is pageable, so the driver has
+        // read it at return.
         unsafe { result::memcpy_htod_async(self.start + first as u64, bytes, stream.cu_stream()) }
             .or_fault("copying to the GPU")
     }
 
-    /// Queues copies of `values` until the whole buffer is filled with them: one from the host, the others on the device.
+    /// Queues copies of `values` until the whole buffer is filled with them: one from the host, the
+    /// others on the device.
     ///
     /// # Panics
     ///
@@ -137,8 +140,9 @@ impl DeviceSlice<'_> {
         let doing = "waiting for the GPU's results";
         self.buffer.cuda.bind_to_thread().or_fault(doing)?;
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
-        // SAFETY: `bytes` is no longer than this slice, which lies within its buffer, and any bytes are a `T`. The
-        // destination is not read before the stream was waited for; when that fails the device is lost.
+        // SAFETY: `bytes` is no longer than this slice, which lies within its buffer, and any bytes
+        // are a `T`. The destination is not read before the stream was waited for; when that fails
+        // the device is lost.
         unsafe { result::memcpy_dtoh_async(bytes, self.address(), stream.cu_stream()) }.or_fault(doing)?;
         stream.synchronize().or_fault(doing)?;
         Ok(values)

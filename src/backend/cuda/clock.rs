@@ -1,4 +1,5 @@
-//! The clock of ops on a GPU: events on the compute stream, created once and recorded anew in every profiled pass.
+//! The clock of ops on a GPU: events on the compute stream, created once and recorded anew in every
+//! profiled pass.
 
 use cudarc::driver::CudaEvent;
 use cudarc::driver::sys::CUevent_flags;
@@ -15,8 +16,8 @@ const DOING: &str = "timing a pass on the GPU";
 impl Clock for Cuda {
     type Mark = CudaEvent;
 
-    /// Ops behind the mark wait for the all-reduces that have begun, so that their time is their own; in passes that are
-    /// not profiled, other rows compute meanwhile.
+    /// Ops behind the mark wait for the all-reduces that have begun, so that their time is their
+    /// own; in passes that are not profiled, other rows compute meanwhile.
     fn mark(&mut self, unused: Option<CudaEvent>) -> Result<CudaEvent> {
         let context = self.ops.context();
         self.all_reducer.iter().try_for_each(|all_reducer| all_reducer.settle(context))?;

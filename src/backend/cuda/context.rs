@@ -10,8 +10,8 @@ use super::fault::OrFault;
 use super::probe::DeviceInfo;
 use crate::error::Result;
 
-/// One rank's context on a GPU. Kernels run on the compute stream in the order of their launches; copies that may run
-/// beside them go to the copy stream, and events order the two.
+/// One rank's context on a GPU. Kernels run on the compute stream in the order of their launches;
+/// copies that may run beside them go to the copy stream, and events order the two.
 pub struct Context {
     info: DeviceInfo,
     cuda: Arc<CudaContext>,
@@ -24,9 +24,10 @@ impl Context {
     pub fn open(info: &DeviceInfo) -> Result<Self> {
         let doing = format!("opening GPU {} ({})", info.ordinal, info.name);
         let cuda = CudaContext::new(info.ordinal).or_fault(&doing)?;
-        // SAFETY: no slice or view of the bindings is used, whose lifetimes tracking would guard: memory is in
-        // DeviceBuffer, and the two streams are ordered by our own events. Tracking would make every part of a buffer
-        // wait for every other one, which serialises copies with compute.
+        // SAFETY: no slice or view of the bindings is used, whose lifetimes tracking would guard:
+        // memory is in DeviceBuffer, and the two streams are ordered by our own events. Tracking
+        // would make every part of a buffer wait for every other one, which serialises copies with
+        // compute.
         unsafe { cuda.disable_event_tracking() };
         let compute = cuda.new_stream().or_fault(&doing)?;
         let copy = cuda.new_stream().or_fault(&doing)?;
@@ -38,7 +39,8 @@ impl Context {
         &self.info
     }
 
-    /// Uninitialised memory on the GPU; [`ErrorKind::Memory`](crate::ErrorKind::Memory) when there is not that much.
+    /// Uninitialised memory on the GPU; [`ErrorKind::Memory`](crate::ErrorKind::Memory) when there
+    /// is not that much.
     pub fn allocate(&self, bytes: usize) -> Result<DeviceBuffer> {
         DeviceBuffer::new(&self.cuda, bytes)
     }
@@ -55,7 +57,8 @@ impl Context {
         self.compute.synchronize().or_fault("computing on the GPU")
     }
 
-    /// Makes this the calling thread's context, and reports failures of calls that return nothing (a free).
+    /// Makes this the calling thread's context, and reports failures of calls that return nothing
+    /// (a free).
     pub fn bind(&self) -> Result<()> {
         self.cuda.bind_to_thread().or_fault("selecting the GPU")
     }

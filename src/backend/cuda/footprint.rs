@@ -1,4 +1,5 @@
-//! The memory that a rank takes, by shapes alone: what [`Cuda`] allocates, known before there is a device.
+//! The memory that a rank takes, by shapes alone: what [`Cuda`] allocates, known before there is a
+//! device.
 
 use super::backend::Cuda;
 use super::format::ActivationFormat;
@@ -14,7 +15,8 @@ use crate::backend::{Capacity, Footprint, Geometry, HostWeight, Matrix};
 use crate::weights::{ModelTensors, WeightBytes};
 
 impl Cuda {
-    /// Bytes of a rank's weights on the device, whatever format they are stored in. The embeddings stay on the host.
+    /// Bytes of a rank's weights on the device, whatever format they are stored in. The embeddings
+    /// stay on the host.
     pub fn weight_bytes(tier: CudaTier, geometry: &Geometry, tensors: &ModelTensors) -> WeightBytes {
         let layout = WeightLayout::new(ActivationFormat::of(tier), HeadLayout::new(geometry));
         let bytes = |part: &HostWeight<'_>| {
@@ -29,7 +31,8 @@ impl Cuda {
         WeightBytes { layers: layers.sum(), layer_max, head, embedding: 0 }
     }
 
-    /// The memory that a rank of this geometry will allocate, when its weights take `weights` bytes.
+    /// The memory that a rank of this geometry will allocate, when its weights take `weights`
+    /// bytes.
     pub fn footprint(tier: CudaTier, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
         let (heads, format) = (HeadLayout::new(geometry), ActivationFormat::of(tier));
         let rows = capacity.tokens + capacity.sequences;
@@ -40,7 +43,8 @@ impl Cuda {
         let rope_tables = RopeTables::bytes(format, heads.padded, capacity.tokens);
         let all_reduce = AllReduceSizes::bytes(geometry, capacity, format);
         let tables = tables_bytes(geometry, &heads, capacity);
-        // Trials of matmuls use the memory of activations before those are allocated, and take this at least.
+        // Trials of matmuls use the memory of activations before those are allocated, and take this
+        // at least.
         let shapes = matmuls::of_layers(geometry, &heads, capacity, format, Biases::default());
         let trial = shapes.iter().map(|(shape, _)| Trial::least_bytes(format, *shape)).max().unwrap_or(0);
         let activations = (rows * row_bytes + scratch).max(trial);

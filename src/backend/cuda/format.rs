@@ -1,4 +1,5 @@
-//! The formats of elements on a device: [`ActivationFormat`] and [`WeightFormat`]. Arithmetic is in f32.
+//! The formats of elements on a device: [`ActivationFormat`] and [`WeightFormat`]. Arithmetic is in
+//! f32.
 
 use crate::backend::tier::CudaTier;
 

@@ -1,9 +1,9 @@
-//! The layout of heads on the device: as in the model, or, where a head's width does not suit 16-byte accesses, padded
-//! with zeros.
+//! The layout of heads on the device: as in the model, or, where a head's width does not suit
+//! 16-byte accesses, padded with zeros.
 //!
-//! A padded head keeps its halves apart, as RoPE needs them: `[first half, zeros, second half, zeros]`. Zeros add nothing
-//! to a score and come out of attention as zeros, so only the layout of weights and the sizes change; the values do
-//! not.
+//! A padded head keeps its halves apart, as RoPE needs them: `[first half, zeros, second half,
+//! zeros]`. Zeros add nothing to a score and come out of attention as zeros, so only the layout of
+//! weights and the sizes change; the values do not.
 
 use crate::backend::{Geometry, Matrix};
 

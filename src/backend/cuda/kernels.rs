@@ -1,5 +1,5 @@
-//! The kernels: device code embedded by the build, loaded into a context, looked up by name once; and the table of those
-//! that do attention.
+//! The kernels: device code embedded by the build, loaded into a context, looked up by name once;
+//! and the table of those that do attention.
 //!
 //! `kernels/README.md` lists the names; this file and `build.rs` are the only ones that know them.
 
@@ -24,7 +24,8 @@ static FATBINS: &[(&str, &[u8])] = &include!(concat!(env!("OUT_DIR"), "/fatbins.
 pub enum Arch {
     /// Those of this compute capability and of later ones.
     AtLeast(Capability),
-    /// Those of this compute capability alone: the kernel uses instructions that later GPUs do not have.
+    /// Those of this compute capability alone: the kernel uses instructions that later GPUs do not
+    /// have.
     Exactly(Capability),
 }
 
@@ -89,7 +90,8 @@ pub struct AttentionKernel {
     pub features: AttentionFeatures,
     /// Threads of a block.
     pub threads: usize,
-    /// Blocks that should be on a multiprocessor together: it is not chosen where their shared memory does not fit.
+    /// Blocks that should be on a multiprocessor together: it is not chosen where their shared
+    /// memory does not fit.
     pub blocks: usize,
 }
 
@@ -121,7 +123,8 @@ const fn with_format(format: ActivationFormat) -> Arch {
     })
 }
 
-/// A kernel of `attention_tensor.cuh`, with its template arguments: head_dim, threads, rows, stages, blocks.
+/// A kernel of `attention_tensor.cuh`, with its template arguments: head_dim, threads, rows,
+/// stages, blocks.
 const fn tensor(
     stem: &'static str,
     name: &'static str,
@@ -146,7 +149,8 @@ const fn tensor(
 /// A kernel of `attention_plain.cu`.
 const fn plain(name: &'static str, format: ActivationFormat, head_dim: usize) -> AttentionKernel {
     let block_rows = 16;
-    // `struct Shared` of the kernel: a padded tile, queries in f32, weights in f32 for each of them.
+    // `struct Shared` of the kernel: a padded tile, queries in f32, weights in f32 for each of
+    // them.
     let tile_bytes = TILE_KEYS * (head_dim + 8) * format.bytes();
     AttentionKernel {
         name,
@@ -169,7 +173,8 @@ impl AttentionKernel {
         self.stem == PLAIN
     }
 
-    /// Whether it can run on this GPU, for heads of `head_dim` in this format, and has the features that are needed.
+    /// Whether it can run on this GPU, for heads of `head_dim` in this format, and has the features
+    /// that are needed.
     pub fn fits(
         &self,
         device: &DeviceInfo,

@@ -52,7 +52,8 @@ impl WeightShape {
         }
     }
 
-    /// The matmul of an output projection: added to the residual stream or, where it is then all-reduced, written.
+    /// The matmul of an output projection: added to the residual stream or, where it is then
+    /// all-reduced, written.
     pub(super) fn row_parallel(&self, format: ActivationFormat, ranks: usize) -> MatmulShape {
         let out = match (into_f32(self.matrix, format), ranks > 1) {
             (true, false) => Out::AddF32,

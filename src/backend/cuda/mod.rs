@@ -1,7 +1,8 @@
-//! The CUDA backend: the GPUs that there are, a context on one, its memory, its kernels, one wrapper per kernel.
+//! The CUDA backend: the GPUs that there are, a context on one, its memory, its kernels, one
+//! wrapper per kernel.
 //!
-//! Nothing here is used before [`probe::devices`] has found a driver: the bindings resolve symbols on first use and panic
-//! where a library is missing.
+//! Nothing here is used before [`probe::devices`] has found a driver: the bindings resolve symbols
+//! on first use and panic where a library is missing.
 
 mod all_reduce;
 mod backend;

@@ -1,8 +1,9 @@
 //! NCCL: the collectives behind all-reduces, which a rank that fails aborts.
 //!
-//! Its functions are resolved here, because the bindings know neither the name that packages install
-//! (`libnccl.so.2`) nor a communicator that can be aborted from another thread. All communicators are non-blocking: no
-//! call waits for a rank that may never come; a thread that waits polls, and heeds a timeout and [`Group::abort`].
+//! Its functions are resolved here, because the bindings know neither the name that packages
+//! install (`libnccl.so.2`) nor a communicator that can be aborted from another thread. All
+//! communicators are non-blocking: no call waits for a rank that may never come; a thread that
+//! waits polls, and heeds a timeout and [`Group::abort`].
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -87,7 +88,8 @@ impl Functions {
     fn load() -> Option<Self> {
         // SAFETY: the library's initialisers are the vendor's own.
         let library = NAMES.into_iter().find_map(|name| unsafe { Library::new(name) }.ok())?;
-        // SAFETY: these are the functions' types in nccl.h; they do not outlive the library, which is kept beside them.
+        // SAFETY: these are the functions' types in nccl.h; they do not outlive the library, which
+        // is kept beside them.
         unsafe {
             Some(Self {
                 version: *library.get(b"ncclGetVersion\0").ok()?,
@@ -170,16 +172,16 @@ impl Group {
         Ok(Self { id: id.into(), ..group })
     }
 
-    /// A group that another process makes: ranks join it after [`meet_at`](Self::meet_at) has set its id. An error where
-    /// NCCL is missing.
+    /// A group that another process makes: ranks join it after [`meet_at`](Self::meet_at) has set
+    /// its id. An error where NCCL is missing.
     pub fn elsewhere(ranks: usize, timeout: Duration) -> Result<Self> {
         let nccl = Functions::get()?;
         let (ends, aborted) = (Mutex::default(), AtomicBool::new(false));
         Ok(Self { nccl, id: OnceLock::new(), ranks, timeout, blocks_max: None, ends, aborted })
     }
 
-    /// Limits a collective to `blocks_max` multiprocessors of a GPU: the others are for kernels beside it. `NCCL_MAX_CTAS` in
-    /// the environment overrides it.
+    /// Limits a collective to `blocks_max` multiprocessors of a GPU: the others are for kernels
+    /// beside it. `NCCL_MAX_CTAS` in the environment overrides it.
     pub fn with_blocks_max(self, blocks_max: u8) -> Self {
         Self { blocks_max: Some(blocks_max), ..self }
     }
@@ -189,7 +191,8 @@ impl Group {
         self.id.get().map(|id| id.0.map(|byte| byte as u8).to_vec()).unwrap_or_default()
     }
 
-    /// Sets the id of a group that another process made: `id` is what [`id`](Self::id) returned there.
+    /// Sets the id of a group that another process made: `id` is what [`id`](Self::id) returned
+    /// there.
     pub fn meet_at(&self, id: &[u8]) -> Result<()> {
         let Ok(bytes) = <[u8; 128]>::try_from(id) else {
             let message = format!("an NCCL id has 128 bytes, and this one {}", id.len());
@@ -210,8 +213,8 @@ impl Group {
         self.ranks
     }
 
-    /// Joins as `rank` with this context's GPU. Returns when all have joined; an error when one does not join in time, or
-    /// aborts.
+    /// Joins as `rank` with this context's GPU. Returns when all have joined; an error when one
+    /// does not join in time, or aborts.
     pub fn join(self: &Arc<Self>, context: &Context, rank: usize) -> Result<Comm> {
         let Some(&id) = self.id.get() else {
             return Err(Error::new(ErrorKind::Unsupported, "no rendezvous address was given"));
@@ -230,8 +233,8 @@ impl Group {
         };
         let mut raw: RawComm = ptr::null_mut();
         let (ranks, rank_index) = (self.ranks as c_int, rank as c_int);
-        // SAFETY: out parameter and configuration are locals; the id is one that NCCL made; the context of the rank's
-        // GPU is current.
+        // SAFETY: out parameter and configuration are locals; the id is one that NCCL made; the
+        // context of the rank's GPU is current.
         let code = unsafe { (self.nccl.init)(&mut raw, ranks, id, rank_index, &mut config) };
         let end = Arc::new(End(Mutex::new(NonNull::new(raw))));
         lock(&self.ends).push(Arc::clone(&end));
@@ -287,8 +290,8 @@ pub struct Comm {
 }
 
 impl Comm {
-    /// Queues on `stream` the all-reduce, in place, of `count` elements of `buffer` from element `first` on. Every rank calls
-    /// this with the same count, in the same order.
+    /// Queues on `stream` the all-reduce, in place, of `count` elements of `buffer` from element
+    /// `first` on. Every rank calls this with the same count, in the same order.
     pub fn all_reduce(
         &self,
         buffer: &mut DeviceBuffer,
@@ -307,8 +310,9 @@ impl Comm {
         let code = {
             let end = self.end.lock();
             let comm = end.ok_or_else(gave_up)?;
-            // SAFETY: the elements were checked to lie in the buffer, which is borrowed mutably and outlives the work,
-            // since dropping it waits for the device; the communicator is alive while the lock is held.
+            // SAFETY: the elements were checked to lie in the buffer, which is borrowed mutably and
+            // outlives the work, since dropping it waits for the device; the communicator is alive
+            // while the lock is held.
             unsafe {
                 let stream = stream.cu_stream().cast();
                 (self.group.nccl.all_reduce)(
@@ -325,8 +329,9 @@ impl Comm {
         self.settle("all-reducing over ranks", code)
     }
 
-    /// Queues on `stream` the all-gather into `to`, rank after rank, of every rank's `count` elements of `from` from element
-    /// `first` on. Every rank calls this with the same count, in the same order.
+    /// Queues on `stream` the all-gather into `to`, rank after rank, of every rank's `count`
+    /// elements of `from` from element `first` on. Every rank calls this with the same count, in
+    /// the same order.
     pub fn all_gather(
         &self,
         from: &DeviceBuffer,
@@ -348,8 +353,9 @@ impl Comm {
         let code = {
             let end = self.end.lock();
             let comm = end.ok_or_else(gave_up)?;
-            // SAFETY: the elements were checked to lie in the buffers, of which `to` is borrowed mutably; both outlive
-            // the work, since dropping one waits for the device; the communicator is alive while the lock is held.
+            // SAFETY: the elements were checked to lie in the buffers, of which `to` is borrowed
+            // mutably; both outlive the work, since dropping one waits for the device; the
+            // communicator is alive while the lock is held.
             unsafe {
                 let stream = stream.cu_stream().cast();
                 (self.group.nccl.all_gather)(from, to, count, element.code(), comm.as_ptr(), stream)
@@ -358,8 +364,8 @@ impl Comm {
         self.settle("gathering from all ranks", code)
     }
 
-    /// Waits until everything queued on the compute stream is done; an error when a rank failed or does not come in
-    /// time.
+    /// Waits until everything queued on the compute stream is done; an error when a rank failed or
+    /// does not come in time.
     pub fn wait(&self, context: &Context) -> Result<()> {
         let doing = "waiting for the other ranks";
         self.done.record(context.compute()).or_fault(doing)?;
@@ -419,7 +425,8 @@ impl Comm {
 
 impl Drop for Comm {
     fn drop(&mut self) {
-        // Nothing of this rank's is queued any more; unlike a destroy, an abort does not wait for the other ranks.
+        // Nothing of this rank's is queued any more; unlike a destroy, an abort does not wait for
+        // the other ranks.
         self.end.abort(self.group.nccl);
     }
 }

@@ -1,5 +1,6 @@
-//! NVML, the driver's management library: a GPU's clocks, power and temperature. It is for measurements; scoring does not
-//! use it. Where the library is missing, or does not know a value, the result is `None` and nothing fails.
+//! NVML, the driver's management library: a GPU's clocks, power and temperature. It is for
+//! measurements; scoring does not use it. Where the library is missing, or does not know a value,
+//! the result is `None` and nothing fails.
 
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
 use std::fmt;
@@ -42,8 +43,8 @@ impl Functions {
     fn load() -> Option<Self> {
         // SAFETY: the library's initialisers are the vendor's own.
         let library = NAMES.into_iter().find_map(|name| unsafe { Library::new(name) }.ok())?;
-        // SAFETY: these are the functions' types in nvml.h; they do not outlive the library, which is kept beside them. The
-        // first is called once, before all others.
+        // SAFETY: these are the functions' types in nvml.h; they do not outlive the library, which
+        // is kept beside them. The first is called once, before all others.
         unsafe {
             let init = library.get::<unsafe extern "C" fn() -> c_int>(b"nvmlInit_v2\0").ok()?;
             if init() != SUCCESS {
@@ -76,8 +77,8 @@ pub struct Sensors {
 }
 
 impl Sensors {
-    /// The sensors of a GPU that [`devices`](super::probe::devices) found, by its UUID: the two libraries number GPUs
-    /// differently.
+    /// The sensors of a GPU that [`devices`](super::probe::devices) found, by its UUID: the two
+    /// libraries number GPUs differently.
     pub fn of(info: &DeviceInfo) -> Option<Self> {
         let nvml = Functions::get()?;
         let uuid = device::get_uuid(device::get(info.ordinal as c_int).ok()?).ok()?;
@@ -90,7 +91,8 @@ impl Sensors {
 
     /// A clock at present, in MHz.
     pub fn clock_mhz(&self, clock: GpuClock) -> Option<u32> {
-        // SAFETY: the handle is NVML's own, which is never shut down, and the call writes one value; so below.
+        // SAFETY: the handle is NVML's own, which is never shut down, and the call writes one
+        // value; so below.
         Self::read(|value| unsafe { (self.nvml.clock)(self.device, clock as c_int, value) })
     }
 

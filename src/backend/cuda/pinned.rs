@@ -7,11 +7,12 @@ use cudarc::driver::{CudaContext, result};
 use super::fault::OrFault;
 use crate::error::Result;
 
-/// CU_MEMHOSTALLOC_PORTABLE: pinned for every context, and cached, not write-combined: it is also read.
+/// CU_MEMHOSTALLOC_PORTABLE: pinned for every context, and cached, not write-combined: it is also
+/// read.
 const PORTABLE: u32 = 1;
 
-/// Bytes that a copy reads until it was waited for: a caller that queues copies keeps an event for each piece, and waits for
-/// it before it writes there again.
+/// Bytes that a copy reads until it was waited for: a caller that queues copies keeps an event for
+/// each piece, and waits for it before it writes there again.
 pub(super) struct Pinned {
     cuda: Arc<CudaContext>,
     start: *mut u8,
@@ -32,7 +33,8 @@ impl Pinned {
 
     /// All of it.
     pub(super) fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: `start` is an allocation of `bytes` initialised bytes, which only `self` refers to.
+        // SAFETY: `start` is an allocation of `bytes` initialised bytes, which only `self` refers
+        // to.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
     }
 }

@@ -1,4 +1,5 @@
-//! The GPUs that this build can use. This runs first, and without panics: every step makes the next one safe.
+//! The GPUs that this build can use. This runs first, and without panics: every step makes the next
+//! one safe.
 
 use cudarc::driver::DriverError;
 use cudarc::driver::result::{self, device};
@@ -59,16 +60,18 @@ pub struct DeviceInfo {
     pub multiprocessors: usize,
     /// The most shared memory that a block may ask for, in bytes.
     pub shared_bytes_max: usize,
-    /// Whether its driver names a clock rate, of cores or of memory. Hardware has one; without one, times do not measure the
-    /// speed of a GPU.
+    /// Whether its driver names a clock rate, of cores or of memory. Hardware has one; without one,
+    /// times do not measure the speed of a GPU.
     pub has_clock: bool,
 }
 
 /// The GPUs that this build has kernels for, in the order of their numbers.
 ///
-/// [`ErrorKind::Device`] when one of these is missing: a driver, its version, a GPU, one that is new enough.
+/// [`ErrorKind::Device`] when one of these is missing: a driver, its version, a GPU, one that is
+/// new enough.
 pub fn devices() -> Result<Vec<DeviceInfo>> {
-    // SAFETY: loads the driver's library by name and releases it again; its initialisers are the vendor's own.
+    // SAFETY: loads the driver's library by name and releases it again; its initialisers are the
+    // vendor's own.
     if !unsafe { sys::is_culib_present() } {
         return Err(missing("there is no CUDA driver on this machine (no libcuda was found)"));
     }
@@ -111,7 +114,8 @@ fn cuda_version(version: i32) -> String {
 pub(super) fn driver_version() -> Result<i32> {
     // SAFETY: the library was found before; resolving a name runs no code.
     let library = unsafe { sys::culib() };
-    // SAFETY: this is the function's type, and the symbol does not outlive the library, which stays.
+    // SAFETY: this is the function's type, and the symbol does not outlive the library, which
+    // stays.
     let function =
         unsafe { library.get::<unsafe extern "C" fn(*mut i32) -> CUresult>(b"cuDriverGetVersion\0") };
     let function = function.map_err(|_| missing("the libcuda on this machine is not a CUDA driver"))?;

@@ -1,5 +1,5 @@
-//! [`Ring`]: the ring of pinned memory that weights pass through on their way to the device. It belongs to the thread of
-//! the [`uploader`](super::uploader).
+//! [`Ring`]: the ring of pinned memory that weights pass through on their way to the device. It
+//! belongs to the thread of the [`uploader`](super::uploader).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -87,7 +87,8 @@ impl Ring {
                 format!("a row of {} bytes does not fit into {CHUNK_BYTES} of pinned memory", rows.row_bytes);
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        // A layer is staged again and again; its subnormal weights were counted when it was checked.
+        // A layer is staged again and again; its subnormal weights were counted when it was
+        // checked.
         let not_counted = AtomicU64::new(0);
         let subnormal =
             if matches!(kind, JobKind::Stage { .. }) { &not_counted } else { &self.state.subnormal };
@@ -108,11 +109,13 @@ impl Ring {
             if matches!(kind, JobKind::Check) {
                 continue;
             }
-            // SAFETY: `destination` lies in the weight that the rows were made for, which lives: that of a load until the
-            // receipt (`UploadJob::load`), a slot is kept by the job, and freeing either waits for the device. No op uses
-            // it meanwhile: those on a slot's old contents come before FREE, for which this stream waits, and those on
-            // the new ones, or on a loaded weight, are queued behind a wait for FILLED. The chunk is not written again
-            // before its event says that the copy is complete, and dropping it waits for the device.
+            // SAFETY: `destination` lies in the weight that the rows were made for, which lives:
+            // that of a load until the receipt (`UploadJob::load`), a slot is kept by the job, and
+            // freeing either waits for the device. No op uses it meanwhile: those on a slot's old
+            // contents come before FREE, for which this stream waits, and those on the new ones, or
+            // on a loaded weight, are queued behind a wait for FILLED. The chunk is not written
+            // again before its event says that the copy is complete, and dropping it waits for the
+            // device.
             unsafe { result::memcpy_htod_async(address, bytes, self.copy.cu_stream()) }.or_fault(DOING)?;
             chunk.copied.record(&self.copy).or_fault(DOING)?;
             if matches!(kind, JobKind::Load { .. }) {

@@ -16,9 +16,10 @@ const PIECE_ROWS_MAX: usize = 4096;
 /// All parts but the last have whole multiples of this number of rows: those of a matmul's tile.
 const PART_ROWS_STEP: usize = 128;
 
-/// The fewest rows of a pass of several ranks that is cut into parts. Of two parts of 1,024 rows, matmuls with the 70B's
-/// gate and up, o and down on two ranks fill 97 % of whole waves of 132 blocks of 128 x 256 elements, as those of all
-/// rows do (counted); those with its qkv 61 % instead of 81 %, a tenth of the work.
+/// The fewest rows of a pass of several ranks that is cut into parts. Of two parts of 1,024 rows,
+/// matmuls with the 70B's gate and up, o and down on two ranks fill 97 % of whole waves of 132
+/// blocks of 128 x 256 elements, as those of all rows do (counted); those with its qkv 61 % instead
+/// of 81 %, a tenth of the work.
 const OVERLAP_ROWS_MIN: usize = 2048;
 
 /// Sizes of all-reduces over several ranks.
@@ -57,8 +58,8 @@ impl AllReduceSizes {
     }
 }
 
-/// The parts in which a pass goes through the layers: two or more of up to [`PIECE_ROWS_MAX`] rows where all-reduces run
-/// beside computation, else one.
+/// The parts in which a pass goes through the layers: two or more of up to [`PIECE_ROWS_MAX`] rows
+/// where all-reduces run beside computation, else one.
 pub(super) fn parts(geometry: &Geometry, tokens: usize) -> Vec<Range<usize>> {
     let overlaps = match geometry.overlap {
         Overlap::Auto => tokens >= OVERLAP_ROWS_MIN,
@@ -84,7 +85,8 @@ fn tiles_max(geometry: &Geometry, capacity: &Capacity) -> TilesMax {
     TilesMax { tokens, sequences, parts: parts_max(geometry, capacity) }
 }
 
-/// Elements of the scratch activation, which holds q, k and v with their seam tiles, or gate and up of a chunk.
+/// Elements of the scratch activation, which holds q, k and v with their seam tiles, or gate and up
+/// of a chunk.
 pub(super) fn scratch_elements(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
     let rows = capacity.tokens + tiles_max(geometry, capacity).seam_rows();
     (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local)

@@ -32,7 +32,8 @@ impl Slot {
         Ok(Self { weights: Arc::new(weights), free: event()?, filled: event()?, receipt: None })
     }
 
-    /// Submits a job that brings a layer. Ops that are queued on the compute stream by now still find the one before.
+    /// Submits a job that brings a layer. Ops that are queued on the compute stream by now still
+    /// find the one before.
     pub(super) fn stage(
         &mut self,
         context: &Context,

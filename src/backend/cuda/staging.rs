@@ -1,9 +1,10 @@
-//! Copies of a pass's inputs through pinned memory: rows of embeddings, and tables. Weights go through the
-//! [`uploader`](super::uploader).
+//! Copies of a pass's inputs through pinned memory: rows of embeddings, and tables. Weights go
+//! through the [`uploader`](super::uploader).
 //!
-//! A copy reads pinned memory while the host goes on, so that memory is cut into slots that take turns, each with an event
-//! that completes when the slot may be filled again. While a pass runs, slots are filled with embeddings for the next one
-//! (prefetch): those rows need only be copied when it begins.
+//! A copy reads pinned memory while the host goes on, so that memory is cut into slots that take
+//! turns, each with an event that completes when the slot may be filled again. While a pass runs,
+//! slots are filled with embeddings for the next one (prefetch): those rows need only be copied
+//! when it begins.
 
 use std::fmt;
 
@@ -33,7 +34,8 @@ pub struct Staging {
 }
 
 impl Staging {
-    /// Memory for passes of up to `rows_max` rows of `row_bytes` bytes, and up to `tables_max` bytes of tables.
+    /// Memory for passes of up to `rows_max` rows of `row_bytes` bytes, and up to `tables_max`
+    /// bytes of tables.
     pub fn new(context: &Context, rows_max: usize, row_bytes: usize, tables_max: usize) -> Result<Self> {
         if row_bytes > SLOT_BYTES {
             let message =
@@ -47,8 +49,8 @@ impl Staging {
         Ok(Self { rows, row_bytes, prefetched: Vec::new(), tables })
     }
 
-    /// Queues copies of the rows of `ids` to the start of `to`, on the compute stream; `fill(id, bytes)` writes those that
-    /// were not prefetched. A row's bytes depend on its id alone.
+    /// Queues copies of the rows of `ids` to the start of `to`, on the compute stream; `fill(id,
+    /// bytes)` writes those that were not prefetched. A row's bytes depend on its id alone.
     ///
     /// # Panics
     ///
@@ -84,8 +86,8 @@ impl Staging {
         Ok(())
     }
 
-    /// Queues a copy of `bytes` to the start of `to`, on the compute stream: one, if they fit into a slot. They
-    /// may be changed as soon as this returns.
+    /// Queues a copy of `bytes` to the start of `to`, on the compute stream: one, if they fit into
+    /// a slot. They may be changed as soon as this returns.
     ///
     /// # Panics
     ///
@@ -145,16 +147,17 @@ impl Slots {
         Ok(slot.pinned.bytes())
     }
 
-    /// Queues a copy of the first `count` bytes of the slot whose turn it is to byte `first` of `to` and on.
+    /// Queues a copy of the first `count` bytes of the slot whose turn it is to byte `first` of
+    /// `to` and on.
     fn send(&mut self, context: &Context, to: &mut DeviceBuffer, first: usize, count: usize) -> Result<()> {
         assert!(first + count <= to.bytes(), "{count} bytes at {first} of {to:?}");
         let slots = self.slots.len();
         let slot = &mut self.slots[self.next];
         self.next = (self.next + 1) % slots;
         let (bytes, stream) = (&slot.pinned.bytes()[..count], context.compute());
-        // SAFETY: the destination lies in `to`, asserted above and borrowed mutably; work on the same stream is ordered
-        // around the copy. The slot is not written before its event says that the copy is complete (`free`), and
-        // dropping it waits for the device.
+        // SAFETY: the destination lies in `to`, asserted above and borrowed mutably; work on the
+        // same stream is ordered around the copy. The slot is not written before its event says
+        // that the copy is complete (`free`), and dropping it waits for the device.
         unsafe { result::memcpy_htod_async(to.address() + first as u64, bytes, stream.cu_stream()) }
             .or_fault(DOING)?;
         slot.copied.record(stream).or_fault(DOING)

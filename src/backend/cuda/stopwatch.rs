@@ -25,7 +25,8 @@ impl Stopwatch {
         Ok(Self { start: event()?, end: event()? })
     }
 
-    /// Seconds from the start to the end of what `queue` queues on the compute stream of `context`; waits for it.
+    /// Seconds from the start to the end of what `queue` queues on the compute stream of `context`;
+    /// waits for it.
     pub fn time(&self, context: &Context, queue: impl FnOnce() -> Result<()>) -> Result<f64> {
         self.start.record(context.compute()).or_fault(DOING)?;
         queue()?;
@@ -35,7 +36,8 @@ impl Stopwatch {
     }
 }
 
-/// Queues a copy of all of `from` to the start of `to` on the compute stream: the yardstick of memory-bound kernels.
+/// Queues a copy of all of `from` to the start of `to` on the compute stream: the yardstick of
+/// memory-bound kernels.
 ///
 /// # Panics
 ///
@@ -44,8 +46,8 @@ pub fn copy(context: &Context, from: DeviceSlice<'_>, to: &mut DeviceBuffer) -> 
     assert!(from.bytes() <= to.bytes(), "a copy of {} bytes into {}", from.bytes(), to.bytes());
     context.bind()?;
     let stream = context.compute().cu_stream();
-    // SAFETY: as many bytes as both have; `to` is borrowed mutably, so `from` is another buffer; dropping either waits for
-    // the device.
+    // SAFETY: as many bytes as both have; `to` is borrowed mutably, so `from` is another buffer;
+    // dropping either waits for the device.
     unsafe { result::memcpy_dtod_async(to.address(), from.address(), from.bytes(), stream) }
         .or_fault("copying on the GPU")
 }

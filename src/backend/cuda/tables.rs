@@ -1,9 +1,10 @@
-//! The tables that kernels read row indices from: put together and checked on the host ([`HostTables`]), then uploaded to
-//! [`DeviceTables`], which hold those of one pass.
+//! The tables that kernels read row indices from: put together and checked on the host
+//! ([`HostTables`]), then uploaded to [`DeviceTables`], which hold those of one pass.
 //!
-//! A kernel trusts the indices that it reads. So every table comes with the limits of its entries ([`RowIndices`],
-//! [`SeamSources`], [`WorkList`]), computed here from the entries themselves; the wrappers in [`ops`](super::ops) hold the
-//! limits to the buffers, and refuse a table that is not, or no longer, on the device.
+//! A kernel trusts the indices that it reads. So every table comes with the limits of its entries
+//! ([`RowIndices`], [`SeamSources`], [`WorkList`]), computed here from the entries themselves; the
+//! wrappers in [`ops`](super::ops) hold the limits to the buffers, and refuse a table that is not,
+//! or no longer, on the device.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -98,9 +99,11 @@ impl HostTables {
         TileRows(self.add(rows))
     }
 
-    /// Adds a list of work items for `group` query heads per kv head; `tile_rows` is a table of these tables.
+    /// Adds a list of work items for `group` query heads per kv head; `tile_rows` is a table of
+    /// these tables.
     ///
-    /// [`ErrorKind::Unsupported`] for an item without pairs, and for a path that leaves the tile table.
+    /// [`ErrorKind::Unsupported`] for an item without pairs, and for a path that leaves the tile
+    /// table.
     pub fn work_list(&mut self, work: &[WorkItem], tile_rows: &TileRows, group: usize) -> Result<WorkList> {
         let TileRows(table) = tile_rows;
         let refused = |message: String| Err(Error::new(ErrorKind::Unsupported, message));
@@ -185,7 +188,8 @@ impl DeviceTables {
         Ok(Self { buffer, id: tables.id })
     }
 
-    /// Replaces the tables, on the compute stream: ops that were queued before still find the earlier ones.
+    /// Replaces the tables, on the compute stream: ops that were queued before still find the
+    /// earlier ones.
     ///
     /// # Panics
     ///

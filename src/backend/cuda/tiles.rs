@@ -1,10 +1,12 @@
-//! Attention's tables of a batch: the *tile table*, the *seam tiles* and the *work list*, made once per pass.
+//! Attention's tables of a batch: the *tile table*, the *seam tiles* and the *work list*, made once
+//! per pass.
 //!
-//! Attention reads the keys of a path in tiles of [`TILE_KEYS`] positions, tile `j` from position `j * TILE_KEYS` on.
-//! The table has the row of each tile's first key. Where a tile's keys lie in consecutive rows, that is their first row;
-//! where they do not, because the path goes from one segment to another within the tile, it is the first row of a seam
-//! tile: a copy that a small kernel puts together behind the last row. So kernels load every tile alike, search no spans,
-//! and need the causal mask only.
+//! Attention reads the keys of a path in tiles of [`TILE_KEYS`] positions, tile `j` from position
+//! `j * TILE_KEYS` on. The table has the row of each tile's first key. Where a tile's keys lie in
+//! consecutive rows, that is their first row; where they do not, because the path goes from one
+//! segment to another within the tile, it is the first row of a seam tile: a copy that a small
+//! kernel puts together behind the last row. So kernels load every tile alike, search no spans, and
+//! need the causal mask only.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -16,7 +18,8 @@ use crate::batch::{Packed, Segment};
 /// Keys of a tile.
 pub const TILE_KEYS: usize = 64;
 
-/// Pairs of (token, head of a kv head's group) that a block of any attention kernel works on, at least.
+/// Pairs of (token, head of a kv head's group) that a block of any attention kernel works on, at
+/// least.
 pub const BLOCK_PAIRS_MIN: usize = 16;
 
 /// Entry of [`Tiles::seam_sources`] for a row of zeros.
@@ -24,8 +27,8 @@ pub const NO_ROW: u32 = u32::MAX;
 
 /// The work of one block, for each kv head: `struct WorkItem` of the kernel.
 ///
-/// Pairs `first_head..first_head + pairs` are counted from head 0 of `query_row` on: pair `p` is head `p % group` of
-/// token `p / group`.
+/// Pairs `first_head..first_head + pairs` are counted from head 0 of `query_row` on: pair `p` is
+/// head `p % group` of token `p / group`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct WorkItem {
@@ -84,7 +87,8 @@ impl TilesMax {
         self.tokens.min(2 * self.sequences + self.parts)
     }
 
-    /// Rows of seam tiles: each segment but the first of a path has one tile that it shares with the one before.
+    /// Rows of seam tiles: each segment but the first of a path has one tile that it shares with
+    /// the one before.
     pub fn seam_rows(self) -> usize {
         TILE_KEYS * self.segments()
     }
@@ -101,9 +105,9 @@ impl TilesMax {
 }
 
 impl Tiles {
-    /// The tables of a batch for `group` query heads per kv head, and blocks that work on up to `block_pairs` pairs;
-    /// seam tiles start at row `seam_row`. The rows are computed in `parts`, one after the other: a part reads rows of the
-    /// parts up to it only.
+    /// The tables of a batch for `group` query heads per kv head, and blocks that work on up to
+    /// `block_pairs` pairs; seam tiles start at row `seam_row`. The rows are computed in `parts`,
+    /// one after the other: a part reads rows of the parts up to it only.
     pub fn new(
         packed: &Packed,
         parts: &[Range<usize>],
@@ -181,7 +185,8 @@ fn piece(segment: &Segment, part: &Range<usize>) -> Segment {
     Segment { rows, first_position, spans }
 }
 
-/// Sorts the longest first, so that the last blocks are short; items of equal length stay in the order of rows.
+/// Sorts the longest first, so that the last blocks are short; items of equal length stay in the
+/// order of rows.
 fn longest_first(work: &mut [WorkItem]) {
     work.sort_by_key(|work| std::cmp::Reverse(work.position));
 }
@@ -247,7 +252,8 @@ mod tests {
         vec![with(1_000, 10), with(2_000, 70)]
     }
 
-    /// The row of position `position` on the path whose tiles start at `first_tile`, seams followed to their sources.
+    /// The row of position `position` on the path whose tiles start at `first_tile`, seams followed
+    /// to their sources.
     fn row_of(tiles: &Tiles, first_tile: u32, position: usize, seam_row: usize) -> u32 {
         let row = tiles.tile_rows[first_tile as usize + position / TILE_KEYS] as usize + position % TILE_KEYS;
         if row < seam_row { row as u32 } else { tiles.seam_sources[row - seam_row] }
@@ -331,7 +337,8 @@ mod tests {
         };
         assert_eq!(seams(&two(100), Sharing::Nothing), 0);
         assert_eq!(seams(&two(64), Sharing::Prefixes), 0, "a prefix that ends with a tile");
-        // The first response follows its prompt's rows; the second one's first tile begins with the prompt's end.
+        // The first response follows its prompt's rows; the second one's first tile begins with the
+        // prompt's end.
         assert_eq!(seams(&two(100), Sharing::Prefixes), 1);
         let many: Vec<Vec<u32>> = (0..9).map(|n| (0..100).chain([500 + n; 5]).collect()).collect();
         assert_eq!(seams(&many, Sharing::Prefixes), 8);

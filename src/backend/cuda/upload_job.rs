@@ -1,4 +1,5 @@
-//! [`UploadJob`]: weights that the thread of the [`uploader`](super::uploader) reads, and the operation on them.
+//! [`UploadJob`]: weights that the thread of the [`uploader`](super::uploader) reads, and the
+//! operation on them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

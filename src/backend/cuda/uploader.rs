@@ -1,9 +1,9 @@
 //! [`Uploader`]: a thread that copies weights to the device through a ring of pinned memory.
 //!
-//! It takes jobs one after the other. For each chunk of a job it waits until the ring's next chunk is free, lets a few
-//! readers fill it from the mapped files, converted and laid out, and queues its copy on the copy stream: files are read
-//! while earlier chunks travel, and both go on while kernels run on the compute stream. The streams are ordered by events
-//! alone:
+//! It takes jobs one after the other. For each chunk of a job it waits until the ring's next chunk
+//! is free, lets a few readers fill it from the mapped files, converted and laid out, and queues
+//! its copy on the copy stream: files are read while earlier chunks travel, and both go on while
+//! kernels run on the compute stream. The streams are ordered by events alone:
 //!
 //! ```text
 //! compute stream   ... last op on the old contents | record FREE    ...    wait FILLED | first op on the contents ...
@@ -11,9 +11,10 @@
 //! host             job >---------------> the thread fills and queues >---------------> receipt, then the wait is queued
 //! ```
 //!
-//! A stream can wait only for an event that was recorded, so the host waits for the receipt, which says that FILLED is,
-//! before it queues the compute stream's wait. The thread itself waits for queued copies only, and they for queued ops
-//! only: without jobs it sleeps, and it can always be joined.
+//! A stream can wait only for an event that was recorded, so the host waits for the receipt, which
+//! says that FILLED is, before it queues the compute stream's wait. The thread itself waits for
+//! queued copies only, and they for queued ops only: without jobs it sleeps, and it can always be
+//! joined.
 
 use std::fmt;
 use std::sync::Arc;
@@ -32,10 +33,12 @@ use super::weight::Weight;
 use crate::backend::HostWeight;
 use crate::error::{Error, ErrorKind, Result};
 
-/// Readers, at most: a core copies several GB/s out of the page cache, the fastest link takes about 50.
+/// Readers, at most: a core copies several GB/s out of the page cache, the fastest link takes about
+/// 50.
 const READERS_MAX: usize = 8;
 
-/// Completes when all copies of a job are queued and its event is recorded, or with the error that kept it from that.
+/// Completes when all copies of a job are queued and its event is recorded, or with the error that
+/// kept it from that.
 pub(super) struct Receipt(Receiver<Result<()>>);
 
 impl Receipt {
@@ -92,14 +95,16 @@ impl Uploader {
     pub(super) fn submit(&self, job: UploadJob) -> Receipt {
         let (receipt, receiver) = mpsc::channel();
         if let Some(jobs) = &self.jobs {
-            // If the thread has ended, so has the receipt's sender, and waiting for the receipt reports it.
+            // If the thread has ended, so has the receipt's sender, and waiting for the receipt
+            // reports it.
             let _ = jobs.send((job, receipt));
         }
         Receipt(receiver)
     }
 
-    /// Copies `part` into a weight that is loaded once, for ops queued on the compute stream from here on. The host does not
-    /// wait for the copies, and the next weight is read while they travel.
+    /// Copies `part` into a weight that is loaded once, for ops queued on the compute stream from
+    /// here on. The host does not wait for the copies, and the next weight is read while they
+    /// travel.
     pub(super) fn load(&self, context: &Context, weight: &Weight, part: &HostWeight<'_>) -> Result<()> {
         // SAFETY: the weight is borrowed until the receipt was waited for.
         let job = unsafe { UploadJob::load(weight, part, Arc::clone(&self.loaded)) };
@@ -107,7 +112,8 @@ impl Uploader {
         context.compute().wait(&self.loaded).or_fault(DOING)
     }
 
-    /// Weights that became subnormal f16 numbers when they were loaded or checked, and lost digits by it.
+    /// Weights that became subnormal f16 numbers when they were loaded or checked, and lost digits
+    /// by it.
     pub(super) fn subnormal(&self) -> u64 {
         self.state.subnormal.load(Ordering::Relaxed)
     }

@@ -1,4 +1,5 @@
-//! Weights on the device, and [`WeightRows`]: how they are converted to its format and laid out on their way there.
+//! Weights on the device, and [`WeightRows`]: how they are converted to its format and laid out on
+//! their way there.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,8 +47,8 @@ impl Weight {
         Ok(Self { matrix, layout, values, bias, out_features, in_features })
     }
 
-    /// The random values of `part`, where it has such and they lie alike on host and device: then the device can make this
-    /// weight.
+    /// The random values of `part`, where it has such and they lie alike on host and device: then
+    /// the device can make this weight.
     pub(super) fn normal(&self, part: &HostWeight<'_>) -> Option<Normal> {
         let rows: usize = part.pieces.iter().map(HostTensor::rows).sum();
         let (first, alike) = (&part.pieces[0], self.out_features == rows);
@@ -104,7 +105,8 @@ impl WeightLayout {
 
     /// A part's matrix, and its output and input features on the device.
     fn shape(self, part: &HostWeight<'_>) -> (Matrix, usize, usize) {
-        // A norm's weight is laid out like a matrix of one row whose features are not divided into heads.
+        // A norm's weight is laid out like a matrix of one row whose features are not divided into
+        // heads.
         let matrix = part.matrix.unwrap_or(Matrix::Down);
         let rows = part.pieces.iter().map(HostTensor::rows).sum();
         let out_features = self.heads.out_features(matrix, rows);
@@ -124,7 +126,8 @@ impl WeightLayout {
     }
 }
 
-/// Rows of one weight, or its bias as a single row, with their source and their address on the device.
+/// Rows of one weight, or its bias as a single row, with their source and their address on the
+/// device.
 #[derive(Debug)]
 pub(super) struct WeightRows {
     layout: WeightLayout,
@@ -201,8 +204,8 @@ impl WeightRows {
         }
     }
 
-    /// Writes rows from `first` on, as many as `bytes` holds, in the format of the device. Adds to `subnormal` the elements
-    /// that became subnormal f16 numbers and lost digits by it.
+    /// Writes rows from `first` on, as many as `bytes` holds, in the format of the device. Adds to
+    /// `subnormal` the elements that became subnormal f16 numbers and lost digits by it.
     pub(super) fn fill(&self, first: usize, bytes: &mut [u8], subnormal: &AtomicU64) -> Result<()> {
         if self.kind == Kind::Bias {
             return self.fill_bias(bytes, subnormal);
@@ -275,7 +278,8 @@ fn stored_alike(dtype: Dtype, format: WeightFormat) -> bool {
     matches!((dtype, format), (Dtype::BF16, WeightFormat::Bf16) | (Dtype::F16, WeightFormat::F16))
 }
 
-/// Bits of a weight in the device's format; an error that names the tensor when the weight is outside of f16's range.
+/// Bits of a weight in the device's format; an error that names the tensor when the weight is
+/// outside of f16's range.
 fn converted(value: f32, format: WeightFormat, tensor: &HostTensor, subnormal: &AtomicU64) -> Result<u16> {
     match format {
         WeightFormat::Bf16 => Ok(bf16::from_f32(value).to_bits()),

@@ -1,4 +1,5 @@
-//! [`Algorithm`]: an algorithm that cublasLt has proposed, and [`Config`], the library's description of it.
+//! [`Algorithm`]: an algorithm that cublasLt has proposed, and [`Config`], the library's
+//! description of it.
 
 use std::fmt;
 
@@ -12,8 +13,8 @@ pub struct Algorithm {
     config: Config,
 }
 
-/// The library's description of an algorithm, in its codes. It identifies one among the library's proposals; an algorithm is
-/// never made from it.
+/// The library's description of an algorithm, in its codes. It identifies one among the library's
+/// proposals; an algorithm is never made from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the library's names and codes")]
 pub struct Config {
@@ -42,8 +43,8 @@ impl Algorithm {
         &self.raw
     }
 
-    /// Whether one thread block computes each element. Where several do, their partial sums are added in an order that may
-    /// change from run to run, and their count changes with the rows.
+    /// Whether one thread block computes each element. Where several do, their partial sums are
+    /// added in an order that may change from run to run, and their count changes with the rows.
     pub fn sums_in_one_piece(&self) -> bool {
         self.config.split_k <= 1 && self.config.reduction == 0
     }

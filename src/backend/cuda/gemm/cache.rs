@@ -1,10 +1,12 @@
 //! The fastest algorithms, on disk, so that the next start need not measure them again.
 //!
-//! There is a small file for each shape on each model of GPU. It names algorithms by the library's description ([`Config`]),
-//! and nothing in it is ever passed to the library: a description is searched among the algorithms that the library has
-//! just proposed, and that compute the right bits. The library's own 64 bytes, which may be kept for the same version,
-//! would have to be trusted instead. So a file that is broken, foreign or forged can at worst choose a slower algorithm.
-//! Files and folders that cannot be read or written are no error: then algorithms are measured again.
+//! There is a small file for each shape on each model of GPU. It names algorithms by the library's
+//! description ([`Config`]), and nothing in it is ever passed to the library: a description is
+//! searched among the algorithms that the library has just proposed, and that compute the right
+//! bits. The library's own 64 bytes, which may be kept for the same version, would have to be
+//! trusted instead. So a file that is broken, foreign or forged can at worst choose a slower
+//! algorithm. Files and folders that cannot be read or written are no error: then algorithms are
+//! measured again.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -74,8 +76,8 @@ struct Entry {
     fastest: Vec<Fastest>,
 }
 
-/// The folder of the user's files: `KUDOS_CACHE_DIR`, or the folder `kudos` of `XDG_CACHE_HOME` or of `~/.cache`; `None`
-/// when the first is empty, or none of them is set.
+/// The folder of the user's files: `KUDOS_CACHE_DIR`, or the folder `kudos` of `XDG_CACHE_HOME` or
+/// of `~/.cache`; `None` when the first is empty, or none of them is set.
 pub fn user_folder() -> Option<PathBuf> {
     folder_in(|name| env::var_os(name).map(PathBuf::from))
 }

@@ -1,5 +1,5 @@
-//! [`Class`]: algorithms that give the same bits, and so may replace each other. [`Schedule`]: which of them is used for
-//! which count of rows.
+//! [`Class`]: algorithms that give the same bits, and so may replace each other. [`Schedule`]:
+//! which of them is used for which count of rows.
 
 use std::fmt;
 
@@ -11,7 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 /// The count of rows whose first proposal decides on the class: a usual batch.
 pub const ROWS_NOMINAL: usize = 4096;
 
-/// Counts of rows up to which one algorithm is about the fastest. Larger batches use that of the last.
+/// Counts of rows up to which one algorithm is about the fastest. Larger batches use that of the
+/// last.
 pub const BUCKETS: [usize; 10] = [16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384];
 
 /// Algorithms that compute the same bits.
@@ -23,7 +24,8 @@ pub struct Class {
     pub members: Vec<Algorithm>,
 }
 
-/// For each of [`BUCKETS`], algorithms of one class, in the order in which they are tried for a count of rows.
+/// For each of [`BUCKETS`], algorithms of one class, in the order in which they are tried for a
+/// count of rows.
 #[derive(Clone)]
 pub struct Schedule {
     buckets: Vec<Vec<Algorithm>>,
@@ -51,7 +53,8 @@ pub fn bucket(rows: usize) -> usize {
     BUCKETS.iter().position(|&most| rows <= most).unwrap_or(BUCKETS.len() - 1)
 }
 
-/// The library's proposals for a matmul: for [`ROWS_NOMINAL`] rows, and for the most of each bucket.
+/// The library's proposals for a matmul: for [`ROWS_NOMINAL`] rows, and for the most of each
+/// bucket.
 #[derive(Debug)]
 pub struct Proposals {
     nominal: Vec<Algorithm>,
@@ -60,7 +63,8 @@ pub struct Proposals {
 }
 
 impl Proposals {
-    /// The proposals that sum in one piece, from the library's host code. They do not depend on the size of batches.
+    /// The proposals that sum in one piece, from the library's host code. They do not depend on the
+    /// size of batches.
     pub fn of(lt: &Lt, problem: &mut Problem) -> Result<Self> {
         let mut of = |rows| -> Result<Vec<Algorithm>> {
             let mut found = lt.proposals(problem, rows)?;
@@ -88,8 +92,8 @@ pub fn find<'a>(among: &'a [Algorithm], config: &Config) -> Option<&'a Algorithm
     among.iter().find(|algorithm| algorithm.config() == config)
 }
 
-/// Sorts the proposals by the bits that they compute on the GPU: classes in the order of their first members. Algorithms
-/// whose bits depend on the count of rows are in none.
+/// Sorts the proposals by the bits that they compute on the GPU: classes in the order of their
+/// first members. Algorithms whose bits depend on the count of rows are in none.
 pub fn classes(
     lt: &Lt,
     problem: &mut Problem,
@@ -107,7 +111,8 @@ pub fn classes(
     Ok(classes)
 }
 
-/// The class that is used: the first with a member that computes a single row, so that any count of rows can be computed.
+/// The class that is used: the first with a member that computes a single row, so that any count of
+/// rows can be computed.
 pub fn choose(lt: &Lt, problem: &mut Problem, classes: Vec<Class>) -> Result<Class> {
     for class in classes {
         for member in &class.members {

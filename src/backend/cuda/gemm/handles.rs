@@ -35,7 +35,8 @@ impl Desc {
     }
 
     fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<(), CublasError> {
-        // SAFETY: the descriptor is alive; the library copies the value, whose size it checks against the attribute's.
+        // SAFETY: the descriptor is alive; the library copies the value, whose size it checks
+        // against the attribute's.
         unsafe { lt::set_matmul_desc_attribute(self.0, attribute, (&raw const value).cast(), size_of::<T>()) }
     }
 }
@@ -77,8 +78,9 @@ impl Drop for MatrixLayout {
     }
 }
 
-/// Requirements for proposed algorithms: no reduction among thread blocks, no more than the workspace, and these alignments
-/// of operands. Without them, the library assumes an alignment of 256 bytes.
+/// Requirements for proposed algorithms: no reduction among thread blocks, no more than the
+/// workspace, and these alignments of operands. Without them, the library assumes an alignment of
+/// 256 bytes.
 pub(super) struct Preference(pub(super) sys::cublasLtMatmulPreference_t);
 
 impl Preference {
@@ -100,7 +102,8 @@ impl Preference {
         attribute: sys::cublasLtMatmulPreferenceAttributes_t,
         value: T,
     ) -> Result<(), CublasError> {
-        // SAFETY: the preference is alive; the library copies the value, whose size it checks against the attribute's.
+        // SAFETY: the preference is alive; the library copies the value, whose size it checks
+        // against the attribute's.
         unsafe { lt::set_matmul_pref_attribute(self.0, attribute, (&raw const value).cast(), size_of::<T>()) }
     }
 }

@@ -1,4 +1,5 @@
-//! [`Lt`]: a handle on cublasLt, which proposes algorithms for a matmul and launches it by one of them.
+//! [`Lt`]: a handle on cublasLt, which proposes algorithms for a matmul and launches it by one of
+//! them.
 
 use std::ffi::c_void;
 use std::fmt;
@@ -40,7 +41,8 @@ pub struct Problem {
 /// The operands of one run.
 #[derive(Debug)]
 pub struct Operands<'a> {
-    /// `[rows, x_stride]`, from the first row that takes part; the last row may end after `width` numbers.
+    /// `[rows, x_stride]`, from the first row that takes part; the last row may end after `width`
+    /// numbers.
     pub x: DeviceSlice<'a>,
     /// `[features, width]`
     pub weight: DeviceSlice<'a>,
@@ -58,7 +60,8 @@ pub struct Operands<'a> {
 
 /// Checks that cublasLt can be loaded; [`ErrorKind::Device`] where it cannot.
 pub fn is_present() -> Result<()> {
-    // SAFETY: loads the library by name and releases it again; its initialisers are the vendor's own.
+    // SAFETY: loads the library by name and releases it again; its initialisers are the vendor's
+    // own.
     if unsafe { sys::is_culib_present() } {
         return Ok(());
     }
@@ -123,9 +126,10 @@ impl Lt {
         let beta = shape.out.beta();
         let pointer = |address: u64| address as *mut c_void;
         let to = pointer(out.address() + (out_first * shape.out.bytes(problem.format)) as u64);
-        // SAFETY: the layouts describe operands that were just checked to lie in their buffers; out is borrowed
-        // mutably, so nothing that is read overlaps it; the scalars are f32, as the descriptor says; the workspace is
-        // this handle's own and used on this one stream; buffers outlive the work, since dropping one waits for it.
+        // SAFETY: the layouts describe operands that were just checked to lie in their buffers; out
+        // is borrowed mutably, so nothing that is read overlaps it; the scalars are f32, as the
+        // descriptor says; the workspace is this handle's own and used on this one stream; buffers
+        // outlive the work, since dropping one waits for it.
         Ok(unsafe {
             lt::matmul(
                 self.handle,
@@ -148,8 +152,8 @@ impl Lt {
         })
     }
 
-    /// The library's proposals for a matmul of `rows` rows, the best first. They are the same in every run of one version of
-    /// the library on one model of GPU.
+    /// The library's proposals for a matmul of `rows` rows, the best first. They are the same in
+    /// every run of one version of the library on one model of GPU.
     pub fn proposals(&self, problem: &mut Problem, rows: usize) -> Result<Vec<Algorithm>> {
         let shape = problem.shape;
         let doing = || format!("querying algorithms for {shape}");
@@ -157,7 +161,8 @@ impl Lt {
         problem.set_rows(rows).or_fault(doing())?;
         let mut found = Vec::<sys::cublasLtMatmulHeuristicResult_t>::with_capacity(PROPOSALS);
         let mut count = 0;
-        // SAFETY: every handle is alive, made by the same library; `found` has capacity for `PROPOSALS`.
+        // SAFETY: every handle is alive, made by the same library; `found` has capacity for
+        // `PROPOSALS`.
         let status = unsafe {
             sys::cublasLtMatmulAlgoGetHeuristic(
                 self.handle,
@@ -183,7 +188,8 @@ impl Lt {
         Ok(found.iter().map(|proposal| Algorithm::new(proposal.algo)).collect())
     }
 
-    /// Whether an algorithm computes the matmul of `rows` rows within the workspace. This runs the library's host code only.
+    /// Whether an algorithm computes the matmul of `rows` rows within the workspace. This runs the
+    /// library's host code only.
     pub fn accepts(&self, problem: &mut Problem, algorithm: &Algorithm, rows: usize) -> Result<bool> {
         let shape = problem.shape;
         let doing = || format!("checking an algorithm for {shape}");
@@ -195,8 +201,8 @@ impl Lt {
             wavesCount: 0.0,
             reserved: [0; 4],
         };
-        // SAFETY: every handle is alive, made by the same library, and so is the algorithm, which a heuristic gave; the
-        // result is written to a local.
+        // SAFETY: every handle is alive, made by the same library, and so is the algorithm, which a
+        // heuristic gave; the result is written to a local.
         let status = unsafe {
             sys::cublasLtMatmulAlgoCheck(
                 self.handle,
@@ -226,7 +232,7 @@ impl Problem {
         self.out.set_cols(rows)
     }
 
-    /// Checks that operands lie in their buffers, aligned as the library was told.
+    /// Checks that operands lie in their buffers, aligned as algorithms require.
     pub(super) fn check(&self, operands: &Operands<'_>) -> Result<()> {
         let (shape, rows) = (self.shape, operands.rows);
         let Operands { x, weight, bias, ref out, out_first, .. } = *operands;

@@ -14,7 +14,8 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Matmul {
     problem: Problem,
     schedule: Schedule,
-    /// For a count of rows that are left: how many of them are computed next, and by which algorithm.
+    /// For a count of rows that are left: how many of them are computed next, and by which
+    /// algorithm.
     pieces: HashMap<usize, (usize, Algorithm)>,
 }
 
@@ -37,7 +38,8 @@ impl Lt {
         Ok(())
     }
 
-    /// How many of `rows` rows are computed next, and by which algorithm: all, where one takes them.
+    /// How many of `rows` rows are computed next, and by which algorithm: all, where one takes
+    /// them.
     fn piece(&self, matmul: &mut Matmul, rows: usize) -> Result<(usize, Algorithm)> {
         if let Some(&known) = matmul.pieces.get(&rows) {
             return Ok(known);

@@ -91,8 +91,8 @@ pub(super) fn weight_type(format: WeightFormat) -> sys::cudaDataType {
 }
 
 impl MatmulShape {
-    /// The alignments that any operands have: any row of an operand may be its first one, and `out` may start where the
-    /// features before it end.
+    /// The alignments that any operands have: any row of an operand may be its first one, and `out`
+    /// may start where the features before it end.
     pub(super) fn alignments(&self, format: ActivationFormat) -> Alignments {
         let of = |bytes: usize| 1 << bytes.trailing_zeros().min(ALIGNMENT_MAX.trailing_zeros());
         let out_elements = self.out_stride | (self.out_stride - self.features);

@@ -1,10 +1,11 @@
-//! [`Trial`]: matmuls on values that tell algorithms apart, in memory that is free before weights and activations are
-//! allocated.
+//! [`Trial`]: matmuls on values that tell algorithms apart, in memory that is free before weights
+//! and activations are allocated.
 //!
-//! The terms of every sum cancel: the second half of a row of `x` repeats the first one backwards, and that of a row of
-//! the weight does so with the sign changed. Only rounding errors are left, and they depend on the order of the additions.
-//! Terms are of very different size, so that most additions round. Rows of `x` repeat with a period: results of equal rows
-//! must be equal, wherever the rows lie in a matmul, and however many it has.
+//! The terms of every sum cancel: the second half of a row of `x` repeats the first one backwards,
+//! and that of a row of the weight does so with the sign changed. Only rounding errors are left,
+//! and they depend on the order of the additions. Terms are of very different size, so that most
+//! additions round. Rows of `x` repeat with a period: results of equal rows must be equal, wherever
+//! the rows lie in a matmul, and however many it has.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
@@ -28,10 +29,12 @@ const PERIOD: usize = 61;
 /// Distinct rows of the weight.
 const WEIGHT_PERIOD: usize = 67;
 
-/// Counts of rows that every algorithm computes: one; a few; a whole tile; one row beyond the tallest tile.
+/// Counts of rows that every algorithm computes: one; a few; a whole tile; one row beyond the
+/// tallest tile.
 pub const PROBES: [usize; 4] = [1, 17, 128, 257];
 
-/// Every byte of `out` before a matmul adds to it: 7.1e-4 in bf16 and in f32, about the size of the rounding errors.
+/// Every byte of `out` before a matmul adds to it: 7.1e-4 in bf16 and in f32, about the size of the
+/// rounding errors.
 const OUT_BYTE: u8 = 0x3A;
 
 /// Seed of all values. The bits of results, and so the classes, depend on it.
@@ -78,7 +81,8 @@ impl Trial {
         rows * (x_stride * format.bytes() + out_stride * out.bytes(format)) + features * out.bytes(format)
     }
 
-    /// The bits that an algorithm computes; `None` where it takes too few of [`PROBES`], or gives equal rows different bits.
+    /// The bits that an algorithm computes; `None` where it takes too few of [`PROBES`], or gives
+    /// equal rows different bits.
     pub fn bits(&mut self, lt: &Lt, problem: &mut Problem, algorithm: &Algorithm) -> Result<Option<Bits>> {
         let mut known: Option<Bits> = None;
         // The most rows first: they show every distinct one.
@@ -97,7 +101,8 @@ impl Trial {
         Ok(known)
     }
 
-    /// Whether an algorithm takes `rows` rows and computes these bits, in the first and the last of them.
+    /// Whether an algorithm takes `rows` rows and computes these bits, in the first and the last of
+    /// them.
     pub fn confirms(
         &mut self,
         lt: &Lt,

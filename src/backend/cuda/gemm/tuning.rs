@@ -1,10 +1,12 @@
-//! [`Tuner`]: measures, once at load, the fastest member of a matmul's class for each size of batch.
+//! [`Tuner`]: measures, once at load, the fastest member of a matmul's class for each size of
+//! batch.
 //!
-//! Cost: for the 70B on one GPU with batches of 4,096 tokens there are 6 matmuls and 8 sizes of batch, at most 17
-//! algorithms each, and 4 runs of those: 3,264 runs at the most, of 10^15 additions and multiplications in all, which is
-//! about two seconds at 700 TFLOP/s; over N ranks an Nth. Sorting algorithms into classes takes 403 rows of each, less than
-//! one such batch. Later starts read files ([`cache`](super::cache)), and run 403 rows of each algorithm and one matmul of
-//! each size. [`SECONDS_MAX`] bounds the time on a slow GPU.
+//! Cost: for the 70B on one GPU with batches of 4,096 tokens there are 6 matmuls and 8 sizes of
+//! batch, at most 17 algorithms each, and 4 runs of those: 3,264 runs at the most, of 10^15
+//! additions and multiplications in all, which is about two seconds at 700 TFLOP/s; over N ranks an
+//! Nth. Sorting algorithms into classes takes 403 rows of each, less than one such batch. Later
+//! starts read files ([`cache`](super::cache)), and run 403 rows of each algorithm and one matmul
+//! of each size. [`SECONDS_MAX`] bounds the time on a slow GPU.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -68,8 +70,8 @@ pub struct Tuner<'a> {
 }
 
 impl<'a> Tuner<'a> {
-    /// A tuner that measures if `tuning` asks for it and the GPU has a clock; otherwise the order of the library's proposals
-    /// replaces times.
+    /// A tuner that measures if `tuning` asks for it and the GPU has a clock; otherwise the order
+    /// of the library's proposals replaces times.
     pub fn new(context: &'a Context, lt: &'a Lt, tuning: GemmTuning, cache: Cache) -> Result<Self> {
         let measures = tuning == GemmTuning::Auto && context.info().has_clock;
         let stopwatch = match measures {
@@ -90,7 +92,8 @@ impl<'a> Tuner<'a> {
         Self { stopwatch: Some(Box::new(stopwatch)), ..self }
     }
 
-    /// Prepares a matmul of up to `rows_max` rows, or more. This allocates operands, and frees them again.
+    /// Prepares a matmul of up to `rows_max` rows, or more. This allocates operands, and frees them
+    /// again.
     pub fn matmul(&mut self, shape: MatmulShape, rows_max: usize) -> Result<Matmul> {
         self.check_group()?;
         let mut problem = self.lt.problem(shape)?;
@@ -145,8 +148,8 @@ impl<'a> Tuner<'a> {
         Ok(Schedule::new(orders))
     }
 
-    /// The order of algorithms for one size of batch, the fastest first, and that one: by the cache, if it is confirmed, or
-    /// by the stopwatch.
+    /// The order of algorithms for one size of batch, the fastest first, and that one: by the
+    /// cache, if it is confirmed, or by the stopwatch.
     fn measure(
         &self,
         size: &mut Size<'_>,
@@ -171,7 +174,8 @@ impl<'a> Tuner<'a> {
             if Instant::now() >= self.deadline {
                 return Ok((followed_by(able, &others), None));
             }
-            // A first run, which is not timed, and which shows that the bits are those of the class for so many rows too.
+            // A first run, which is not timed, and which shows that the bits are those of the class
+            // for so many rows too.
             if size.confirms(algorithm)? {
                 timed.push((size.time(stopwatch, algorithm)?, *algorithm));
             }

@@ -44,7 +44,8 @@ pub struct Attention<'a> {
     pub work: &'a WorkList,
     /// How `qkv` is divided into heads.
     pub heads: Heads,
-    /// Factor of q . k: that of the model's head_dim, since a head may be padded with zeros to a width that kernels can do.
+    /// Factor of q . k: that of the model's head_dim, since a head may be padded with zeros to a
+    /// width that kernels can do.
     pub scale: f32,
 }
 
@@ -114,10 +115,11 @@ impl Ops {
         let (qkv, out) = (qkv.address(), out.address());
         let tile_rows = needs.table("the tile table", tables, &work.tile_rows)?;
         let work = needs.table("work", tables, &work.work)?;
-        // SAFETY: types: four addresses and the struct by value. bounds: a block for each work item and kv head. The
-        // queries, keys and results of items for this group lie below the limits of the work list, and its paths within the
-        // tile table; qkv and out cover as many rows. aliases: out is borrowed mutably; where two blocks had one token and
-        // head, either result would be left. lives: see above.
+        // SAFETY: types: four addresses and the struct by value. bounds: a block for each work item
+        // and kv head. The queries, keys and results of items for this group lie below the limits
+        // of the work list, and its paths within the tile table; qkv and out cover as many rows.
+        // aliases: out is borrowed mutably; where two blocks had one token and head, either result
+        // would be left. lives: see above.
         unsafe {
             self.context
                 .compute()
@@ -154,9 +156,9 @@ impl Ops {
         let kv_words = words(2 * heads.kv_heads * heads.head_dim)?;
         let sources = needs.table("sources", tables, &sources.table)?;
         let (qkv, seam_row) = (qkv.address(), needs.int("rows", rows)? as u32 - count as u32);
-        // SAFETY: types: two addresses, uint32, three ints. bounds: a block for each source; the rows written and those
-        // below the sources' limit lie in qkv, checked above. aliases: qkv is borrowed mutably; rows read lie below those
-        // written. lives: see above.
+        // SAFETY: types: two addresses, uint32, three ints. bounds: a block for each source; the
+        // rows written and those below the sources' limit lie in qkv, checked above. aliases: qkv
+        // is borrowed mutably; rows read lie below those written. lives: see above.
         unsafe {
             self.context
                 .compute()

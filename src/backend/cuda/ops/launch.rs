@@ -19,14 +19,16 @@ pub(super) const WIDE: usize = 8;
 /// Bytes of one access: rows are whole multiples of it.
 pub(super) const WORD_BYTES: usize = 16;
 
-/// A GPU with its kernels: one method per kernel, named like it. Ops are queued on the compute stream.
+/// A GPU with its kernels: one method per kernel, named like it. Ops are queued on the compute
+/// stream.
 pub struct Ops {
     pub(super) context: Context,
     pub(super) kernels: Kernels,
 }
 
 impl Ops {
-    /// The kernels of a tier in this context, with the best attention kernel for heads of `head_dim`.
+    /// The kernels of a tier in this context, with the best attention kernel for heads of
+    /// `head_dim`.
     pub fn new(context: Context, tier: CudaTier, head_dim: usize) -> Result<Self> {
         let (format, features) = (ActivationFormat::of(tier), AttentionFeatures::NONE);
         let attention = AttentionKernel::choose(context.info(), format, head_dim, features)?;
@@ -66,7 +68,8 @@ impl fmt::Debug for Ops {
 pub(super) struct Needs(pub(super) &'static str);
 
 impl Needs {
-    /// [`ErrorKind::Unsupported`] unless the requirement `holds`; `what` describes it, and the value instead.
+    /// [`ErrorKind::Unsupported`] unless the requirement `holds`; `what` describes it, and the
+    /// value instead.
     pub(super) fn that(self, holds: bool, what: impl FnOnce() -> String) -> Result<()> {
         if holds {
             return Ok(());
@@ -81,7 +84,8 @@ impl Needs {
         })
     }
 
-    /// Requires that a buffer covers the bytes that will be touched, given by their factors, and starts with a whole word.
+    /// Requires that a buffer covers the bytes that will be touched, given by their factors, and
+    /// starts with a whole word.
     pub(super) fn covers<const N: usize>(
         self,
         name: &str,

@@ -20,7 +20,8 @@ pub enum Delta<'a> {
     None,
     /// `[.., hidden]` in the residual's format: the rows of the residual.
     In(DeviceSlice<'a>),
-    /// `[parts, tokens, hidden]` in the residual's format: each rank's part of these rows, added in the order of ranks.
+    /// `[parts, tokens, hidden]` in the residual's format: each rank's part of these rows, added in
+    /// the order of ranks.
     Parts(DeviceSlice<'a>, usize),
 }
 
@@ -75,9 +76,10 @@ impl Ops {
         let (residual, out) = (residual.address() + residual_first as u64, out.address() + out_first as u64);
         let weight = weight.address();
         let width = needs.int("hidden", hidden)?;
-        // SAFETY: types: two addresses, int, two addresses, int, float. bounds: `tokens` rows of width hidden from the
-        // first one on, checked above; the kernel stops at hidden, within THREADS_MAX threads of 64 elements =
-        // HIDDEN_MAX. aliases: residual and out are borrowed mutably, so delta is another buffer. lives: see above.
+        // SAFETY: types: two addresses, int, two addresses, int, float. bounds: `tokens` rows of
+        // width hidden from the first one on, checked above; the kernel stops at hidden, within
+        // THREADS_MAX threads of 64 elements = HIDDEN_MAX. aliases: residual and out are borrowed
+        // mutably, so delta is another buffer. lives: see above.
         unsafe {
             self.context
                 .compute()

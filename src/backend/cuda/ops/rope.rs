@@ -12,7 +12,8 @@ use crate::error::Result;
 
 const THREADS_MAX: usize = 256;
 
-/// Cosines and sines `[positions, head_dim / 2]` on the device, computed by the host in f32 and rounded to the activations' format.
+/// Cosines and sines `[positions, head_dim / 2]` on the device, computed by the host in f32 and
+/// rounded to the activations' format.
 #[derive(Debug)]
 pub struct RopeTables {
     cos: DeviceBuffer,
@@ -22,7 +23,8 @@ pub struct RopeTables {
 }
 
 impl RopeTables {
-    /// The tables of positions `0..positions` for the model's frequencies, `[head_dim / 2]` radians per position.
+    /// The tables of positions `0..positions` for the model's frequencies, `[head_dim / 2]` radians
+    /// per position.
     pub fn new(ops: &Ops, frequencies: &[f32], positions: usize) -> Result<Self> {
         let table = |function: fn(f64) -> f64| {
             let angles =
@@ -96,9 +98,10 @@ impl Ops {
         let (cos, sin) = (rope_tables.cos.address(), rope_tables.sin.address());
         let row_stride = needs.int("row_stride", row_stride)?;
         let (head_dim, first_head, heads) = (head_dim as i32, first_head as i32, heads as i32);
-        // SAFETY: types: four addresses, four ints. bounds: a block for each position, for whose row qkv has room; heads
-        // lie within a row; positions are below their limit, and the cosines and sines are of as many. aliases: qkv is
-        // borrowed mutably, no two threads take the same pairs. lives: see above.
+        // SAFETY: types: four addresses, four ints. bounds: a block for each position, for whose
+        // row qkv has room; heads lie within a row; positions are below their limit, and the
+        // cosines and sines are of as many. aliases: qkv is borrowed mutably, no two threads take
+        // the same pairs. lives: see above.
         unsafe {
             self.context
                 .compute()

@@ -56,9 +56,10 @@ impl Ops {
         let rows = needs.table("rows", tables, &rows.table)?;
         let (x, out) = (x.address(), out.address());
         let words = needs.int("words of a row", row_bytes / WORD_BYTES)?;
-        // SAFETY: types: three addresses, an int. bounds: a block for each index, for whose row out has room; the indices
-        // are below their limit, and x covers as many rows. aliases: out is borrowed mutably, so it is neither x nor the
-        // tables, as the kernel's __restrict__ demands. lives: see above.
+        // SAFETY: types: three addresses, an int. bounds: a block for each index, for whose row out
+        // has room; the indices are below their limit, and x covers as many rows. aliases: out is
+        // borrowed mutably, so it is neither x nor the tables, as the kernel's __restrict__
+        // demands. lives: see above.
         unsafe {
             self.context
                 .compute()
@@ -84,8 +85,9 @@ impl Ops {
         let config = needs.grid(tokens, labels, THREADS, 0)?;
         let (x, head, out) = (x.address(), head.address(), out.address());
         let hidden = needs.int("hidden", hidden)?;
-        // SAFETY: types: three addresses, an int. bounds: rows of x and head and elements of out, checked; the kernel
-        // stops at hidden. aliases: out is borrowed mutably, so it is neither x nor head. lives: see above.
+        // SAFETY: types: three addresses, an int. bounds: rows of x and head and elements of out,
+        // checked; the kernel stops at hidden. aliases: out is borrowed mutably, so it is neither x
+        // nor head. lives: see above.
         unsafe {
             self.context
                 .compute()

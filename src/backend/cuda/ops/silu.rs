@@ -42,9 +42,10 @@ impl Ops {
         if self.format() == ActivationFormat::F16 {
             launch.arg(&scale);
         }
-        // SAFETY: types: an address and an int, and a float for the f16 entry only. bounds: rows 0..tokens of width
-        // 2 * ffn, checked above; threads past ffn leave. aliases: gate_up is borrowed mutably, each thread writes the
-        // words of gate that only it reads. lives: see above.
+        // SAFETY: types: an address and an int, and a float for the f16 entry only. bounds: rows
+        // 0..tokens of width 2 * ffn, checked above; threads past ffn leave. aliases: gate_up is
+        // borrowed mutably, each thread writes the words of gate that only it reads. lives: see
+        // above.
         unsafe { launch.launch(config) }.or_fault("launching `silu_mul`").map(drop)
     }
 }
