@@ -1,4 +1,59 @@
-#![doc = include_str!("../README.md")]
+//! Rewards from reward models: an engine that reads a conversation and returns one number.
+//!
+//! A model folder in Hugging Face's layout is opened as an [`Engine`], which scores [`Input`]s: a prompt
+//! with its response, a [`Conversation`], or token ids.
+//!
+//! ```
+//! use kudos::Engine;
+//!
+//! # fn main() -> kudos::Result<()> {
+//! let engine = Engine::open("demo/model")?;
+//! let scores = engine.score([("What is 1+1?", "1+1=2"), ("What is 1+1?", "1+1=3")]);
+//! assert!(scores[0].clone()?.reward > scores[1].clone()?.reward);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A [`Score`] has the reward in f32, the raw logit, and the same rounded to bf16. A reward does not
+//! depend by a single bit on what else is scored at the time; what inputs share from their start is
+//! computed once.
+//!
+//! # Devices
+//!
+//! [`Engine::builder`] takes the device with its options: the GPUs that the build supports or else the
+//! CPU by default, [`CpuOptions`], or [`CudaOptions`]. [`Engine::plan`] is the engine's memory.
+//!
+//! ```no_run
+//! use kudos::{CudaOptions, Engine};
+//!
+//! # fn main() -> kudos::Result<()> {
+//! let two_gpus = CudaOptions { ranks: Some(2), ..CudaOptions::default() };
+//! let engine = Engine::builder("models/reward").device(two_gpus).max_tokens(8192).open()?;
+//! println!("{}\n{}", engine.device(), engine.plan());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Services
+//!
+//! Threads and tasks share one engine, and what they submit is batched together.
+//! [`submit`](Engine::submit) returns a future of a place in the bounded queue, which resolves to the
+//! [`Pending`] score; both need no runtime, and both can be waited for by a thread instead.
+//! [`try_submit`](Engine::try_submit) refuses when the queue is full, and
+//! [`score_iter`](Engine::score_iter) scores any number of inputs in bounded memory.
+//! [`close`](Engine::close) scores what is queued and ends, [`abort`](Engine::abort) ends at once.
+//!
+//! # Errors
+//!
+//! An [`Error`] has a [kind](ErrorKind) to match on, and says what happened, where, and what to do.
+//!
+//! # Features
+//!
+//! | feature | adds |
+//! |---|---|
+//! | `cuda` | NVIDIA GPUs; the build needs nvcc, running needs a driver only where GPUs are used |
+//! | `cluster` | ranks in several processes, on one machine or several |
+//! | `clap` | `clap::ValueEnum` for the enums among the options |
 #![cfg_attr(
     not(feature = "internals"),
     allow(
@@ -43,6 +98,11 @@ pub use engine::{Cluster, Secret};
 pub use error::{Error, ErrorKind, Result};
 pub use prompt::{Clock, DoubleBos, Prompt, PromptOptions, PromptTokens, Truncate};
 pub use weights::WeightBytes;
+
+/// The README's examples, as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 /// The door to the inside, for this project's own commands, tests and fuzzers. Nothing here is stable.
 #[cfg(feature = "internals")]

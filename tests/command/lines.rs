@@ -597,9 +597,9 @@ fn input_of_other_formats_is_named_before_anything_is_scored() {
     assert!(array.stdout.lines().next().unwrap().contains("a JSON array is not JSON lines"), "{array:?}");
 }
 
-/// The lines of the code blocks of a language in README.md.
-fn readme_blocks(language: &str) -> Vec<Vec<String>> {
-    let text = fs::read_to_string(common::root().join("README.md")).unwrap();
+/// Returns the lines of the code blocks of a language in docs/cli.md.
+fn page_blocks(language: &str) -> Vec<Vec<String>> {
+    let text = fs::read_to_string(common::root().join("docs/cli.md")).unwrap();
     let fence = format!("```{language}\n");
     let blocks = text.split(&fence).skip(1).map(|rest| rest.split("```").next().unwrap());
     blocks.map(|block| block.lines().map(str::to_owned).collect()).collect()
@@ -607,8 +607,8 @@ fn readme_blocks(language: &str) -> Vec<Vec<String>> {
 
 /// Numbers may differ in the last digits that an f32 is printed with: from one kind of CPU to another they do.
 #[test]
-fn the_readme_shows_what_the_demo_model_says() {
-    let blocks = readme_blocks("json");
+fn the_page_of_the_command_shows_its_output() {
+    let blocks = page_blocks("json");
     let [input, output] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
     let found = scored(&["-"], &input.join("\n"));
     assert_eq!(found.len(), output.len());

@@ -6,6 +6,8 @@ mod common;
 mod hostile;
 mod interruptions;
 mod lines;
+mod readme;
+mod readme;
 mod refusals;
 mod scale;
 mod terminal;

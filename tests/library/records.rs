@@ -149,7 +149,8 @@ fn the_table_of_measurements_agrees_with_its_record() {
         };
         check_cell(cells[1], &[of("kudos".to_owned())]);
         check_cell(cells[2], &[faster("float32")]);
-        check_cell(cells[3], &[faster("bfloat16")]);
+        check_cell(cells[3], &[of("kudos, `--cpu-math bf16`".to_owned())]);
+        check_cell(cells[4], &[faster("bfloat16")]);
     }
     let (mut workload, mut rows) = ("", 0);
     for line in section.lines().filter(|line| line.starts_with("| ")).skip(1) {
