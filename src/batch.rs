@@ -16,11 +16,12 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Sharing {
-    /// Common prefixes are computed once.
+    /// Common prefixes are computed once
     #[default]
     Prefixes,
-    /// Every sequence is computed by itself: for measuring what sharing saves and showing that it
-    /// changes nothing.
+    /// Every sequence is computed by itself
+    ///
+    /// For measuring what sharing saves and showing that it changes nothing.
     Nothing,
 }
 

@@ -47,42 +47,46 @@ pub struct Geometry {
     pub overlap: Overlap,
 }
 
-/// The algorithm of the all-reduce over ranks on GPUs.
+/// Algorithm of the all-reduce over ranks on GPUs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum AllReduce {
-    /// Every rank gets what each has computed, and adds it in the order of ranks, in f32 with one rounding: a reward does
-    /// not depend on what else is in its batch. Over N ranks, N / 2 times the bytes of [`Nccl`](Self::Nccl).
+    /// In the order of ranks: a reward does not depend on what shares its batch
+    ///
+    /// Every rank gets what each has computed, and adds it in f32 with one rounding. Over N ranks this
+    /// moves N / 2 times the bytes of [`Nccl`](Self::Nccl).
     #[default]
     Ordered,
-    /// By NCCL's all-reduce, which rounds at every hop, and over more than two ranks in an order that depends on where
-    /// in its batch a number lies: rewards are further from float32 by about a quarter, and change with their batch.
+    /// By NCCL, which moves less over more than two ranks; rewards are less exact and change with their batch
+    ///
+    /// NCCL rounds at every hop, and over more than two ranks in an order that depends on where in its
+    /// batch an element lies: rewards are further from float32 by about a quarter.
     Nccl,
 }
 
-/// Whether sums over ranks run beside computation. A pass is then cut into parts by rows: while the sums of one part are
-/// under way, the next part computes. No reward changes by it.
+/// Whether all-reduces overlap with computation. A pass is then cut into parts by rows: while the
+/// all-reduces of one part are under way, the next part computes. No reward changes by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Overlap {
-    /// In passes of so many rows that the parts are still fast.
+    /// In passes of 2,048 tokens and more, whose parts are still fast
     #[default]
     Auto,
-    /// In every pass that can be cut.
+    /// In every pass that can be cut into parts
     Always,
-    /// Never: a sum begins when all rows are there, and what comes next waits for it.
+    /// Never: an all-reduce begins when all rows are computed, and the next op waits for it
     Never,
 }
 
-/// Whether the fastest ways to compute matrix products on GPUs are measured at load, and kept for the next start. No
+/// Whether matmul algorithms on GPUs are timed at load, and the timings kept for the next start. No
 /// reward changes by it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum GemmTuning {
-    /// Where nothing is known of this kind of GPU: seconds at the first start.
+    /// Where no timings of this kind of GPU are kept: seconds at the first start
     #[default]
     Auto,
-    /// Never: cublasLt's own proposal for a usual batch is used for all.
+    /// Never: cublasLt's own proposal for a usual batch is used for all
     Off,
 }
 

@@ -5,10 +5,13 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum CudaTier {
-    /// Turing, compute capability 7.5: f16 and `mma.m16n8k8`; the residual stream is in f32.
+    /// Turing, compute capability 7.5: f16
+    ///
+    /// Tensor cores by `mma.m16n8k8`; the residual stream is in f32.
     Sm75,
-    /// Ampere and later, from compute capability 8.0 on: bf16, `mma.m16n8k16`, copies to shared
-    /// memory by `cp.async`.
+    /// Ampere and later, from compute capability 8.0 on: bf16
+    ///
+    /// Tensor cores by `mma.m16n8k16`; copies to shared memory by `cp.async`.
     Sm80,
 }
 

@@ -69,11 +69,15 @@ pub struct PromptOptions {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum Truncate {
-    /// It is an error ([`ErrorKind::TooLong`]).
+    /// It is an error
+    ///
+    /// Its kind is [`ErrorKind::TooLong`].
     #[default]
     Refuse,
-    /// The beginning-of-text token and the last `limit - 1` ids stay; the last `limit`, if there is
-    /// no such token.
+    /// BOS and the last tokens stay
+    ///
+    /// The beginning-of-text token and the last `limit - 1` ids; the last `limit`, if there is no
+    /// such token.
     Left,
 }
 
@@ -82,14 +86,18 @@ pub enum Truncate {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum DoubleBos {
-    /// It is an error ([`ErrorKind::InvalidInput`]).
+    /// It is an error
+    ///
+    /// Its kind is [`ErrorKind::InvalidInput`].
     #[default]
     Refuse,
-    /// It is scored as it is.
+    /// It is scored as it is
     Allow,
-    /// Rendered text is encoded with the special tokens that the tokenizer adds (the post-processor
-    /// of tokenizer.json), and may then begin with BOS twice: the ids of
-    /// `tokenizer(apply_chat_template(.., tokenize=False))`. Given ids are scored as they are.
+    /// It is scored as it is, and rendered text gets the special tokens that the tokenizer adds
+    ///
+    /// The post-processor of tokenizer.json adds them, so that rendered text may begin with BOS twice:
+    /// the ids of `tokenizer(apply_chat_template(.., tokenize=False))`. Given ids are scored as they
+    /// are.
     Add,
 }
 
