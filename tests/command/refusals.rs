@@ -228,9 +228,9 @@ fn bad_lines_are_errors_of_their_own_and_the_others_are_scored() {
         (9, "4000000", "vocabulary"),
         (10, "no tokens", ""),
     ];
-    assert_line_refused(&run, 1, "conversation", &["hint", "each line holds one whole JSON object"]);
+    assert_line_refused(&run, 1, "invalid_input", &["hint", "each line holds one whole JSON object"]);
     for (index, word, place) in expected {
-        assert_line_refused(&run, index, "conversation", &[word, place]);
+        assert_line_refused(&run, index, "invalid_input", &[word, place]);
     }
     assert!(run.stderr.contains("10 of 12 lines"), "{run:?}");
     let last: Value = serde_json::from_str(run.stdout.lines().last().unwrap()).unwrap();
@@ -253,7 +253,7 @@ fn a_doubled_bos_is_refused() {
     let template = fs::read_to_string(dir.path().join("chat_template.jinja")).unwrap();
     fs::write(dir.path().join("chat_template.jinja"), format!("{{{{ bos_token }}}}{template}")).unwrap();
     let run = score_lines(dir.path(), &[], r#"{"prompt": "a", "response": "b"}"#);
-    assert_line_refused(&run, 0, "conversation", &["beginning-of-text", "twice"]);
+    assert_line_refused(&run, 0, "invalid_input", &["beginning-of-text", "twice"]);
 }
 
 #[test]
@@ -263,8 +263,12 @@ fn impossible_options_are_refused() {
     assert_refused(&score_lines(&model, &["--ranks", "3"], one), &["3 ranks", "1, 2, 4"]);
     assert_refused(&score_lines(&model, &["--ranks", "0"], one), &["0 ranks"]);
     assert_refused(&score_lines(&model, &["--threads", "0"], one), &["0 threads"]);
-    let devices = score_lines(&model, &["--device", "cpu", "--devices", "0"], one);
-    assert_refused(&devices, &["GPUs were named for a model that is to run on the CPU"]);
+    let of_gpus = score_lines(&model, &["--device", "cpu", "--devices", "0"], one);
+    let message = "`--devices` is an option of GPUs, and `--device cpu` was given";
+    assert_refused(&of_gpus, &[message, "hint: leave out one of the two"]);
+    let of_cpu = score_lines(&model, &["--device", "cuda", "--threads", "1"], one);
+    let message = "`--threads` is an option of the CPU, and `--device cuda` was given";
+    assert_refused(&of_cpu, &[message, "hint: leave out one of the two"]);
     assert_refused(&score_lines(&model, &["--batch-tokens", "0"], one), &["0 tokens"]);
     assert_refused(&score_lines(&model, &["--device", "cuda"], one), &["CUDA"]);
 }
