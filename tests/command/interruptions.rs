@@ -162,7 +162,7 @@ fn a_finished_file_stays_as_it_is_and_a_missing_one_is_begun() {
     assert_eq!(expected.iter().filter(|&&byte| byte == b'\n').count(), 2);
     let again = desk.run(&["--resume"]);
     assert_eq!(again.status.code(), Some(0), "{again:?}");
-    assert!(again.stderr.contains("2 results are in `"), "{again:?}");
+    assert!(again.stderr.contains("continuing after 2 results in `"), "{again:?}");
     assert!(desk.output() == expected);
 }
 
@@ -195,7 +195,7 @@ fn an_output_of_another_input_is_refused_and_left_alone() {
     let desk = Desk::new(
         "{\"id\": 1, \"prompt\": \"a\", \"responses\": [\"b\", \"c\"]}\n{\"input_ids\": [7]}\n{\"input_ids\": [8]}\n",
     );
-    let index_1 = "{\"id\":1,\"rewards\":[0.5,0.5]}\n";
+    let first = "{\"id\":1,\"rewards\":[0.5,0.5]}\n";
     for (output, word) in [
         ("{\"id\":2,\"rewards\":[0.5,0.5]}\n", "line 1 of `"),
         ("{\"id\":2,\"rewards\":[0.5,0.5]}\n", "it has `id` 2, expected `id` 1"),
@@ -204,14 +204,11 @@ fn an_output_of_another_input_is_refused_and_left_alone() {
         ("{\"id\":1,\"rewards\":[0.5]}\n", "it has 1 rewards, expected 2"),
         ("{\"id\":1,\"reward\":0.5}\n", "it has no `rewards`"),
         ("one\n", "it is not a JSON object"),
-        (&format!("{index_1}{{\"index\":1}}\n"), "it has no `reward`"),
-        (&format!("{index_1}{{\"index\":2,\"reward\":1}}\n"), "expected `index` 1"),
-        (
-            &format!("{index_1}{{\"index\":1,\"reward\":1}}\n{{\"index\":2,\"reward\":1}}\n{{}}\n"),
-            "has only 3",
-        ),
+        (&format!("{first}{{\"index\":1}}\n"), "it has no `reward`"),
+        (&format!("{first}{{\"index\":2,\"reward\":1}}\n"), "expected `index` 1"),
+        (&format!("{first}{{\"index\":1,\"reward\":1}}\n{{\"index\":2,\"reward\":1}}\n{{}}\n"), "has only 3"),
         // The keys are right: the model itself has to tell.
-        (index_1, "and this run gets"),
+        (first, "than this run"),
     ] {
         desk.write_output(output.as_bytes());
         let refused = desk.run(&["--resume"]);
@@ -268,8 +265,8 @@ fn what_cannot_be_resumed_or_written_is_said_before_the_model_loads() {
     };
     let input = desk.path("in.jsonl");
     let input = input.to_str().unwrap();
-    assert!(run(&[input, "-o", "/dev/null", "--resume"]).contains("`/dev/null` keeps nothing"));
-    assert!(run(&[input, "-o", "-", "--resume"]).contains("standard output keeps nothing"));
+    assert!(run(&[input, "-o", "/dev/null", "--resume"]).contains("`/dev/null` cannot be resumed"));
+    assert!(run(&[input, "-o", "-", "--resume"]).contains("standard output cannot be resumed"));
     assert!(run(&[input, "--resume"]).contains("--output"));
     assert!(run(&[input, "-o", input]).contains("is the input and the output at once"));
     assert_eq!(fs::read_to_string(input).unwrap(), "{\"input_ids\": [7]}\n");
@@ -309,7 +306,7 @@ fn a_device_without_room_is_an_error_and_a_file_that_may_not_grow_is_resumed_lat
     let failed = shell(format!("ulimit -f {blocks}; exec \"$@\""));
     assert_eq!(failed.status.code(), Some(2), "{failed:?}");
     assert!(failed.stderr.contains("error: cannot write `"), "{failed:?}");
-    assert!(failed.stderr.contains("`--resume` goes on after them"), "{failed:?}");
+    assert!(failed.stderr.contains("continue with the same command and `--resume`"), "{failed:?}");
     assert!(!desk.output().is_empty() && desk.output().len() < expected.len());
     assert_eq!(desk.run(&["--resume"]).status.code(), Some(1));
     assert!(desk.output() == expected);

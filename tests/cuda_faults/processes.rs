@@ -225,8 +225,8 @@ fn ranks_that_do_not_belong_together_say_what_differs() {
 fn what_cannot_be_is_refused_before_anybody_is_waited_for() {
     let address = free_address();
     let begun = Instant::now();
-    assert_failed(&end(start(0, &address, &[], &[])), &["rank 0 has nothing to score"]);
-    assert_failed(&end(start(1, &address, &["-"], &[])), &["rank 1 reads and writes nothing"]);
+    assert_failed(&end(start(0, &address, &[], &[])), &["rank 0 has no input"]);
+    assert_failed(&end(start(1, &address, &["-"], &[])), &["rank 1 takes neither INPUT nor `--output`"]);
     let model = root().join(MODEL);
     let cpu = ["score", "--device", "cpu", "--model", model.to_str().unwrap(), "-"];
     let process = ["--rank", "0", "--world-size", "2", "--rendezvous", &address];

@@ -1,4 +1,4 @@
-//! What can be typed.
+//! The command line.
 
 #[cfg(feature = "cuda")]
 use std::num::NonZeroUsize;
@@ -14,7 +14,7 @@ use kudos::{
     EngineBuilder, Error, ErrorKind, GemmTuning, Overlap, PromptOptions, Residency, Result, Truncate,
 };
 
-/// The version, and what this build can run on.
+/// The version, and the devices that this build supports.
 static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     let cuda = match kudos::internals::MACHINE_CODE {
         Some((nvcc, targets)) => format!("kernels by nvcc {nvcc}, machine code for {targets}"),
@@ -35,14 +35,15 @@ pub(super) struct Args {
 pub(super) enum Command {
     /// Score conversations: one result per line, in the input's order
     Score(Box<ScoreArgs>),
-    /// Show the text and the token ids that would be scored; needs no weights
+    /// Show the text and the token ids that would be scored, without weights
     Render(RenderArgs),
-    /// Show what the model would hold in memory, and whether it fits, on well-known GPUs or on one of given memory
+    /// Show the memory that the model needs, and whether it fits on well-known GPUs, on those of
+    /// this machine, or on one of given memory
     #[cfg(feature = "cuda")]
     Plan(PlanArgs),
-    /// Print a script that completes this command in a shell
+    /// Print a completion script for a shell
     Completions(CompletionsArgs),
-    /// Print the manual page of this command, or of one of its commands: `kudos man score | man -l -`
+    /// Print the manual page of kudos, or of one of its commands: `kudos man score | man -l -`
     Man(ManArgs),
 }
 
@@ -74,29 +75,31 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: Option<String>,
 
-    /// A response to the prompt; may be given several times
+    /// A response to the prompt; may be repeated
     #[arg(long, value_name = "TEXT", requires = "prompt", allow_hyphen_values = true)]
     pub(super) response: Vec<String>,
 
-    /// Write results to this file instead of standard output. A file that is there is replaced as soon as the model is
-    /// open, unless --resume is given
+    /// Write results to this file instead of standard output. An existing file is replaced once the
+    /// model is open, unless --resume is given
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
-    /// Go on after the last whole line that an earlier run wrote to the output, if there is one: with the same input from
-    /// its start, and what else was given. The file then becomes what one run would have written, byte for byte
+    /// Continue an earlier run after the last whole line that it wrote to the output, if there is
+    /// one. Give the whole input and the options of that run again; the file becomes, byte for
+    /// byte, that of an uninterrupted run
     #[arg(long, requires = "output", conflicts_with = "prompt")]
     pub(super) resume: bool,
 
-    /// Write JSON even where a table could be shown
+    /// Write JSON instead of a table
     #[arg(long)]
     pub(super) json: bool,
 
-    /// Where to run the model
+    /// Device that runs the model
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) device: DeviceArg,
 
-    /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on; 1 on the CPU]
+    /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on; 1
+    /// on the CPU]
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
 
@@ -104,22 +107,24 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_enum)]
     pub(super) all_reduce: Option<AllReduce>,
 
-    /// Whether all-reduces over GPUs overlap with computation; no reward changes by it [default: auto]
+    /// Whether all-reduces over GPUs overlap with computation; no reward changes by it [default:
+    /// auto]
     #[arg(long, value_enum)]
     pub(super) overlap: Option<Overlap>,
 
-    /// The GPUs to use, by number, such as 0,2,3 [default: all]
+    /// GPUs to use, by index, such as 0,2,3 [default: all]
     #[arg(long, value_name = "N,..", value_delimiter = ',')]
     pub(super) devices: Vec<usize>,
 
     #[command(flatten)]
     pub(super) process: ProcessArgs,
 
-    /// Seconds that a rank waits for another one before all of them give up
+    /// Timeout for a rank that waits for another one, after which all ranks fail
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(super) peer_timeout: Option<Duration>,
 
-    /// Unique tokens that one pass takes together [default: 4096, up to 16384 where layers are streamed through a GPU]
+    /// Limit on unique tokens per pass [default: 4096, up to 16384 where layers are streamed
+    /// through a GPU]
     #[arg(long, value_name = "N")]
     pub(super) batch_tokens: Option<usize>,
 
@@ -135,8 +140,9 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_enum)]
     pub(super) cpu_math: Option<CpuMath>,
 
-    /// Whether a GPU's matmul algorithms are timed when the model is loaded, and the timings kept in the folder
-    /// KUDOS_CACHE_DIR (~/.cache/kudos where it is not set, none where it is empty); no reward changes by it [default: auto]
+    /// Whether a GPU's matmul algorithms are timed when the model is loaded. Timings are kept in
+    /// the folder KUDOS_CACHE_DIR (~/.cache/kudos if not set, nowhere if empty); no reward changes
+    /// by it [default: auto]
     #[arg(long, value_enum)]
     pub(super) gemm_tuning: Option<GemmTuning>,
 
@@ -149,24 +155,26 @@ pub(super) struct ScoreArgs {
     pub(super) cuda_attention: Option<String>,
 }
 
-/// This process's rank, where there are several processes, on one machine or on many.
+/// The rank of this process, where ranks are processes, on one machine or on several.
 #[derive(Debug, clap::Args)]
 pub(super) struct ProcessArgs {
-    /// The rank of this process, when the ranks are processes, each with a GPU of its own. Rank 0 reads and writes; the
-    /// others take no INPUT and end with it
+    /// The rank of this process, where ranks are processes, each with a GPU of its own. Rank 0
+    /// reads and writes; the others take no INPUT and end with rank 0
     #[arg(long, value_name = "R", requires = "world_size")]
     pub(super) rank: Option<usize>,
 
-    /// How many such processes there are
+    /// The number of ranks
     #[arg(long, value_name = "N", requires = "rendezvous")]
     pub(super) world_size: Option<usize>,
 
-    /// Where rank 0 listens and the others find it; or `env`, which takes this and the ranks from what torchrun sets, or
-    /// Slurm (with MASTER_ADDR and MASTER_PORT). Only for networks whose machines trust each other
+    /// Address at which rank 0 listens and the others connect; or `env`, which takes address and
+    /// ranks from the variables of torchrun, or of Slurm with MASTER_ADDR and MASTER_PORT. Only for
+    /// networks whose machines trust each other
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "ranks")]
     pub(super) rendezvous: Option<String>,
 
-    /// A file with a secret that all ranks prove to know [default: KUDOS_RENDEZVOUS_SECRET in the environment]
+    /// File with a secret that all ranks must know [default: KUDOS_RENDEZVOUS_SECRET in the
+    /// environment]
     #[arg(long, value_name = "FILE", requires = "rendezvous")]
     pub(super) rendezvous_secret_file: Option<PathBuf>,
 }
@@ -188,23 +196,24 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) model: String,
 
-    /// The longest conversation, in tokens [default: the model's own limit]
+    /// Limit on the tokens of a conversation [default: the model's own limit]
     #[arg(long, value_name = "N")]
     pub(super) max_tokens: Option<usize>,
 
-    /// Unique tokens that one pass takes together [default: 4096, up to 16384 where layers are streamed through a GPU]
+    /// Limit on unique tokens per pass [default: 4096, up to 16384 where layers are streamed
+    /// through a GPU]
     #[arg(long, value_name = "N")]
     pub(super) batch_tokens: Option<usize>,
 
-    /// Ranks that share every layer [default: as few GPUs as the model fits on]
+    /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on]
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
 
-    /// GPUs of each kind that there are
+    /// Number of GPUs of each kind
     #[arg(long, value_name = "N", default_value = "8")]
     pub(super) gpus: NonZeroUsize,
 
-    /// Plan for a GPU with so much memory free instead of well-known ones
+    /// Plan for a GPU with so much free memory instead of well-known ones
     #[arg(long, value_name = "X", value_parser = gib)]
     pub(super) gpu_memory_gib: Option<f64>,
 
@@ -220,11 +229,11 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) model: String,
 
-    /// The longest conversation, in tokens [default: the model's own limit]
+    /// Limit on the tokens of a conversation [default: the model's own limit]
     #[arg(long, value_name = "N")]
     pub(super) max_tokens: Option<usize>,
 
-    /// Policy for a longer conversation
+    /// Policy for a conversation of more tokens
     #[arg(long, value_enum, default_value = "refuse")]
     pub(super) truncate: Truncate,
 
@@ -232,19 +241,20 @@ pub(super) struct ModelArgs {
     #[arg(long, value_enum, default_value = "refuse")]
     pub(super) double_bos: DoubleBos,
 
-    /// A variable for the chat template, such as `date_string=26 Jul 2024`; JSON where it parses as JSON
+    /// A variable for the chat template, such as `date_string=26 Jul 2024`; the value is JSON if it
+    /// parses as JSON; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = template_var, allow_hyphen_values = true)]
     pub(super) template_var: Vec<(String, Value)>,
 
-    /// Keep text that spells a special token from becoming one
+    /// Encode text that spells a special token as plain text
     #[arg(long)]
     pub(super) sanitize_control_tokens: bool,
 }
 
-/// The kind of device to choose.
+/// The device to run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceArg {
-    /// The GPUs that this build supports; the CPU where there is none
+    /// GPUs that this build supports; the CPU where there is none
     Auto,
     /// The CPU
     Cpu,
@@ -255,7 +265,7 @@ pub enum DeviceArg {
 /// [`Residency`] on the command line.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ResidencyArg {
-    /// All layers stay if they fit, otherwise as many as do, and the others are streamed
+    /// All layers stay if they fit; otherwise as many as fit, and the others are streamed
     Auto,
     /// All layers stay; an error where they do not fit
     Resident,
@@ -286,7 +296,7 @@ impl ModelArgs {
 }
 
 impl ScoreArgs {
-    /// Returns the engine's builder for the model in `dir`; `cluster` is what [`ProcessArgs`] says.
+    /// Returns the engine's builder for the model in `dir`; `cluster` comes from [`ProcessArgs`].
     pub(super) fn builder(&self, dir: &Path, cluster: Option<Cluster>) -> Result<EngineBuilder> {
         let batching = Batching { batch_tokens: self.batch_tokens, ..Batching::default() };
         Ok(EngineBuilder::new(dir)
@@ -326,15 +336,15 @@ impl ScoreArgs {
         };
         match self.device {
             DeviceArg::Auto => Ok(Device::Auto { cpu, cuda }),
-            DeviceArg::Cpu => without(&of_gpus, "GPUs", "--device cpu").map(|()| cpu.into()),
-            DeviceArg::Cuda => without(&of_cpu, "the CPU", "--device cuda").map(|()| cuda.into()),
+            DeviceArg::Cpu => refuse(&of_gpus, "GPUs", "--device cpu").map(|()| cpu.into()),
+            DeviceArg::Cuda => refuse(&of_cpu, "the CPU", "--device cuda").map(|()| cuda.into()),
         }
     }
 }
 
-/// Refuses options of `other` devices beside the one that was chosen.
-fn without(given: &[(&str, bool)], other: &str, chosen: &str) -> Result<()> {
-    let Some((option, _)) = given.iter().find(|(_, given)| *given) else { return Ok(()) };
+/// Fails if one of `options` of the `other` device was given.
+fn refuse(options: &[(&str, bool)], other: &str, chosen: &str) -> Result<()> {
+    let Some((option, _)) = options.iter().find(|(_, given)| *given) else { return Ok(()) };
     let message = format!("`{option}` is an option of {other}, and `{chosen}` was given");
     Err(Error::new(ErrorKind::Options, message).with_hint("leave out one of the two"))
 }
@@ -345,10 +355,10 @@ fn gib(text: &str) -> Result<f64, String> {
     gib.ok_or_else(|| "expected a number of GiB, such as 23.5".to_owned())
 }
 
-/// A duration of some seconds, more than none.
+/// Parses a duration in seconds, greater than 0.
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    seconds.filter(|seconds| !seconds.is_zero()).ok_or_else(|| "expected seconds, more than 0".to_owned())
+    seconds.filter(|seconds| !seconds.is_zero()).ok_or_else(|| "expected seconds, greater than 0".to_owned())
 }
 
 fn template_var(text: &str) -> Result<(String, Value), String> {

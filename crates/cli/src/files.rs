@@ -1,4 +1,5 @@
-//! Files of the command: one file under two names, standard streams that were closed, and formats other than JSON lines.
+//! Checks of files: whether two names mean one file, whether standard streams are open, and whether
+//! the format is JSON lines.
 
 use std::fs::{self, Metadata};
 use std::path::Path;
@@ -7,7 +8,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use kudos::internals::files::refuse_lfs_pointer;
 use kudos::{Error, ErrorKind};
 
-/// A regular file, by what the system knows it by: names, links and redirections of one file are equal.
+/// Device and inode of a regular file: equal for all names, links and redirections of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     device: u64,
@@ -15,7 +16,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// `None` for what is no regular file (reading a terminal does not change it), and on systems without inodes.
+    /// Returns `None` unless it is a regular file, and on systems without inodes.
     #[cfg(unix)]
     pub(super) fn of(metadata: &Metadata) -> Option<Self> {
         use std::os::unix::fs::MetadataExt;
@@ -28,7 +29,7 @@ impl Identity {
     }
 }
 
-/// A file that is read: no output may take its place.
+/// A file that the command reads, and that its output must not overwrite.
 #[derive(Clone, Debug)]
 pub struct InputFile {
     pub(super) identity: Identity,
@@ -37,14 +38,14 @@ pub struct InputFile {
 }
 
 impl InputFile {
-    /// The file at a path; `None` where there is no regular one.
+    /// The file at a path; `None` unless there is a regular one.
     pub(super) fn at(path: &Path) -> Option<Self> {
         let identity = Identity::of(&fs::metadata(path).ok()?)?;
         Some(Self { identity, name: format!("`{}`", path.display()) })
     }
 }
 
-/// A stream that a process has from its start.
+/// A standard stream that carries data.
 #[derive(Clone, Copy, Debug)]
 pub enum StandardStream {
     /// Descriptor 0.
@@ -73,7 +74,8 @@ impl StandardStream {
         None
     }
 
-    /// An error if the stream was closed when the process began (`>&-`): what is written would be lost without a sign.
+    /// Returns an error if the stream was closed when the process began (`>&-`): output would be
+    /// lost silently.
     pub(super) fn check_open(self) -> Result<(), Error> {
         if CLOSED.load(Ordering::Relaxed) & (1 << self as u8) == 0 {
             return Ok(());
@@ -86,19 +88,21 @@ impl StandardStream {
     }
 }
 
-/// Notes which standard streams are closed. Only the first instruction of a process can tell: before `main`, Rust's
-/// runtime opens `/dev/null` in their place.
+/// Records which standard streams are closed. This must run before Rust's runtime, which opens
+/// `/dev/null` in their place before `main`.
 #[cfg(target_os = "linux")]
 pub extern "C" fn note_closed_streams() {
     for stream in [StandardStream::Input, StandardStream::Output] {
-        // SAFETY: F_GETFD takes no pointer and changes nothing; a descriptor that is not open is an error of the call.
+        // SAFETY: F_GETFD takes no pointer and changes nothing; a descriptor that is not open is an
+        // error of the call.
         if unsafe { libc::fcntl(stream as i32, libc::F_GETFD) } == -1 {
             CLOSED.fetch_or(1 << stream as u8, Ordering::Relaxed);
         }
     }
 }
 
-/// First bytes of formats that are passed instead of JSON lines, their names, and a command that converts them.
+/// Formats that are passed instead of JSON lines: their first bytes, their names, and a command
+/// that converts them.
 const OTHER_FORMATS: [(&[u8], &str, &str); 11] = [
     (b"\x1f\x8b", "is compressed by gzip", "`gzip -dc FILE | kudos .. -` reads it"),
     (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "`zstd -dc FILE | kudos .. -` reads it"),
@@ -115,7 +119,7 @@ const OTHER_FORMATS: [(&[u8], &str, &str); 11] = [
 
 const UTF16_HINT: &str = "`iconv -f UTF-16 -t UTF-8 FILE | kudos .. -` reads it";
 
-/// Returns an error if `start` is the start of another format than JSON lines.
+/// Returns an error if `start` begins a format other than JSON lines.
 pub(super) fn check_format(start: &[u8], name: &str) -> Result<(), Error> {
     refuse_lfs_pointer(start, ErrorKind::Io).map_err(|error| error.at(name.trim_matches('`')))?;
     match OTHER_FORMATS.iter().find(|(magic, ..)| start.starts_with(magic)) {

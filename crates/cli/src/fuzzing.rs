@@ -1,5 +1,5 @@
-//! Lines of input as strangers write them: entry points for the fuzzers in `fuzz/` and for the seeded tests in
-//! `tests/hostile.rs`. Each takes any bytes, and returns whether they were accepted.
+//! Entry points for untrusted lines of input: for the fuzzers in `fuzz/` and the seeded tests in
+//! `tests/command/hostile.rs`. Each takes any bytes, and returns whether they were accepted.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use crate::{input, output};
 
-/// A line of input, rendered by a template that reads all fields of a conversation.
+/// Renders a line of input by a template that reads all fields of a conversation.
 ///
 /// Panics unless its result is one line with either a text or an error, under the line's own `id`.
 pub fn line(bytes: &[u8]) -> bool {
@@ -34,8 +34,8 @@ pub fn line(bytes: &[u8]) -> bool {
     has("text") == 1
 }
 
-/// The line that bytes choose from all keys and values of all types, for [`line`]. Panics if one is accepted in which a
-/// key would have to be ignored.
+/// Passes [`line`] a line whose keys, and values of all types, are chosen by the bytes. Panics if
+/// one is accepted in which a key would have to be ignored.
 pub fn request(choices: &[u8]) -> bool {
     const KEYS: [&str; 19] = [
         "id",
@@ -122,7 +122,7 @@ pub fn request(choices: &[u8]) -> bool {
     accepted
 }
 
-/// The text of a line's `id`, where it has one that is not null.
+/// The JSON of a line's `id`, where it has one that is not null.
 fn own_id(bytes: &[u8]) -> Option<String> {
     let text = str::from_utf8(bytes).ok()?.trim_start_matches('\u{feff}');
     let Pairs(pairs) = serde_json::from_str(text).ok()?;
@@ -131,7 +131,7 @@ fn own_id(bytes: &[u8]) -> Option<String> {
     Some(id.replace('\r', ""))
 }
 
-/// The members of an object, in order, each with its value's text.
+/// The members of an object, in order, each with its value's JSON.
 struct Pairs(Vec<(String, Box<RawValue>)>);
 
 impl<'de> Deserialize<'de> for Pairs {
@@ -156,7 +156,8 @@ impl<'de> Deserialize<'de> for Pairs {
     }
 }
 
-/// The result of line `index`, as `kudos render` writes it but for token ids, with `render` for the prompt.
+/// The result of line `index`, as `kudos render` writes it but without token ids, with `render` in
+/// place of the model's prompt.
 fn rendered_line(text: &[u8], index: usize, render: impl Fn(&Conversation) -> Result<String>) -> String {
     let line = input::parse(text, index);
     let text = line.request.and_then(|request| match request {
@@ -170,5 +171,5 @@ fn rendered_line(text: &[u8], index: usize, render: impl Fn(&Conversation) -> Re
         Ok(text) => Map::from_iter([("text".to_owned(), Value::from(text))]),
         Err(error) => output::error_fields(&error),
     };
-    output::row(&line.key, fields)
+    output::result_line(&line.key, fields)
 }

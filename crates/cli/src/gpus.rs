@@ -4,27 +4,28 @@ use kudos::internals::backend::tier::CudaTier::{self, Sm75, Sm80};
 
 /// A GPU, by its data sheet.
 #[derive(Debug)]
-#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only plans ask for all of it"))]
-pub struct Known {
-    /// What people call it.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only `kudos plan` reads every field"))]
+pub struct KnownGpu {
+    /// Its usual name.
     pub name: &'static str,
-    /// What its driver calls cards of these figures. Cards that come in several speeds have each its own name here.
+    /// The driver's names of the cards with these figures; variants of other speeds are not among
+    /// them.
     pub driver_names: &'static [&'static str],
-    /// Memory as its driver tells it.
+    /// Memory as the driver reports it.
     pub mib: usize,
-    /// The kernels that it runs.
+    /// The tier of its kernels.
     pub tier: CudaTier,
-    /// 16-bit tensor cores with sums in f32, dense.
+    /// Peak of 16-bit tensor cores with accumulation in f32, dense.
     pub tflops: f64,
-    /// One direction of its PCIe link.
+    /// Peak of its PCIe link in one direction.
     pub link_gb_s: f64,
 }
 
 /// PCIe 3, 4 and 5, 16 lanes.
 const PCIE: [f64; 3] = [15.75, 31.5, 63.0];
 
-/// GPUs that plans are made for, and peaks are known of.
-pub const GPUS: [Known; 9] = [
+/// The GPUs of `kudos plan`, and whose peaks `bench` knows.
+pub const GPUS: [KnownGpu; 9] = [
     known("T4", &["Tesla T4"], 15_360, Sm75, 65.0, PCIE[0]),
     known("RTX 2080 Ti", &["NVIDIA GeForce RTX 2080 Ti"], 11_264, Sm75, 53.8, PCIE[0]),
     known("A100 40GB", &["NVIDIA A100-SXM4-40GB", "NVIDIA A100-PCIE-40GB"], 40_960, Sm80, 312.0, PCIE[1]),
@@ -43,6 +44,6 @@ const fn known(
     tier: CudaTier,
     tflops: f64,
     link_gb_s: f64,
-) -> Known {
-    Known { name, driver_names, mib, tier, tflops, link_gb_s }
+) -> KnownGpu {
+    KnownGpu { name, driver_names, mib, tier, tflops, link_gb_s }
 }

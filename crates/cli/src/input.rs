@@ -1,4 +1,4 @@
-//! Input lines -> what to score. What one line may say is [`request`](kudos::internals::request)'s.
+//! Input lines to requests. [`request`](kudos::internals::request) defines what a line may contain.
 //!
 //! [`Lines`] reads and counts; [`RawLine::parse`] parses, on any thread.
 
@@ -14,25 +14,25 @@ use crate::files::{Identity, InputFile, StandardStream, check_format};
 use kudos::internals::request::{self, BYTE_ORDER_MARK, Parsed, Request};
 use kudos::{Error, ErrorKind, Result};
 
-/// One line of input: how its result is named, and what it asks for.
+/// A parsed line of input: the key of its result, and its request.
 #[derive(Debug)]
 pub(super) struct Line {
     pub(super) key: Key,
-    /// The request, or why it cannot be read.
+    /// The request, or the error of parsing it.
     pub(super) request: Result<Request>,
 }
 
-/// The name of a line's result.
+/// The key of a line's result.
 #[derive(Debug)]
 pub(super) enum Key {
-    /// The line's own `id`, as the line spells it.
+    /// The line's `id`, as the line spells it.
     Id(Box<RawValue>),
     /// The line's number, from 0.
     Index(usize),
 }
 
 impl Key {
-    /// The key of the output line that holds it.
+    /// The field of the output line that holds it.
     pub(super) fn name(&self) -> &'static str {
         match self {
             Self::Id(_) => "id",
@@ -40,7 +40,7 @@ impl Key {
         }
     }
 
-    /// Its JSON text.
+    /// Its value as JSON.
     pub(super) fn text(&self) -> String {
         match self {
             Self::Id(raw) => raw.get().to_owned(),
@@ -58,8 +58,8 @@ impl Serialize for Key {
     }
 }
 
-/// Bytes of a line, at most; a longer one is an error of that line. A file that is no JSON lines may be one line, and
-/// must not end up in memory.
+/// Limit on the bytes of a line; a longer one is an error of that line. A file that is not JSON
+/// lines may be one long line, and must not end up in memory.
 const LINE_BYTES_MAX: u64 = 256 << 20;
 
 /// A line as it was read.
@@ -69,7 +69,7 @@ pub(super) struct RawLine {
     pub(super) index: usize,
     /// Bytes of the input up to the end of this line.
     pub(super) end: u64,
-    /// The bytes of the line, or why they were not kept.
+    /// The bytes of the line, or the error if it exceeds the limit.
     text: Result<Vec<u8>>,
 }
 
@@ -88,14 +88,14 @@ impl RawLine {
     }
 }
 
-/// The lines of a file, or of standard input for `-`. Empty lines are passed over, but counted.
+/// The lines of a file, or of standard input for `-`. Empty lines are skipped, but counted.
 pub(super) struct Lines {
     reader: Box<dyn BufRead + Send>,
-    /// The input in words, for messages.
+    /// The input's name in messages.
     name: String,
     /// The file, if it is a regular one.
     identity: Option<Identity>,
-    /// Bytes of the input, where that is known before it is read.
+    /// Bytes of the input, where known before it is read.
     size: Option<u64>,
     index: usize,
     read_bytes: u64,
@@ -132,25 +132,26 @@ impl Lines {
         let metadata = Some(metadata).filter(fs::Metadata::is_file);
         let (mut reader, name) = (Box::new(BufReader::new(file)), format!("`{}`", path.display()));
         if metadata.is_some() {
-            // Before anything is loaded. What cannot be read is an error of the first line.
+            // Before anything is loaded. A read error here shows again at the first line.
             check_format(reader.fill_buf().unwrap_or_default(), &name)?;
         }
         let identity = metadata.as_ref().and_then(Identity::of);
         Ok(new(reader, name, metadata.map(|metadata| metadata.len()), identity))
     }
 
-    /// The file that is read, if it is a regular one, for [`Output::open`](crate::output::Output::open).
+    /// The file that is read, if it is a regular one, for
+    /// [`Output::open`](crate::output::Output::open).
     pub(super) fn file(&self) -> Option<InputFile> {
         let identity = self.identity.clone()?;
         Some(InputFile { identity, name: self.name.clone() })
     }
 
-    /// The input in words, for messages.
+    /// The input's name in messages.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Bytes of the input, where that is known before it is read.
+    /// Bytes of the input, where known before it is read.
     pub(super) fn size(&self) -> Option<u64> {
         self.size
     }
@@ -196,7 +197,7 @@ impl Iterator for Lines {
     }
 }
 
-/// Returns true for a line of white space, also behind the byte order marks of empty files.
+/// Returns true for a line of white space, also after the byte order marks of empty files.
 fn is_blank(text: &[u8]) -> bool {
     let mark = BYTE_ORDER_MARK.to_string();
     let mut text = text;
@@ -206,7 +207,7 @@ fn is_blank(text: &[u8]) -> bool {
     text.trim_ascii().is_empty()
 }
 
-/// Parses the text of line `index`, from 0.
+/// Parses line `index`, from 0.
 pub(super) fn parse(bytes: &[u8], index: usize) -> Line {
     let Parsed { id, request } = request::parse(bytes);
     let key = id.map_or(Key::Index(index), Key::Id);
@@ -234,14 +235,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_know_where_they_are_and_where_they_end() {
+    fn lines_have_their_index_and_the_offset_of_their_end() {
         let read = lines("{}\n\n  \r\n[]", 100);
         let places: Vec<(usize, u64)> = read.iter().map(|line| (line.index, line.end)).collect();
         assert_eq!(places, [(0, 3), (3, 10)]);
     }
 
     #[test]
-    fn a_line_over_the_limit_is_an_error_of_its_own_and_is_not_kept() {
+    fn a_line_over_the_limit_is_an_error_and_is_not_kept() {
         let read = lines("{\"input_ids\": [1, 2, 3, 4, 5]}\n{\"input_ids\": [1]}\n", 20);
         assert_eq!(read.len(), 2);
         let error = read[0].parse().request.unwrap_err();

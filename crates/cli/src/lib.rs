@@ -1,9 +1,10 @@
-//! The `kudos` command: what was typed, and which mode answers it. stdout carries data only.
+//! The `kudos` command: the command line and its subcommands. stdout carries data only.
 //!
-//! Exit statuses: 0 all was scored, or whoever read the results had enough of them and closed the pipe; 1 some lines could
-//! not be scored; 2 the command line, the model, the device, reading or writing is at fault. Signals keep their default
-//! dispositions, and with them the conventional statuses (130 for an interrupt, 143 for a termination): each line is
-//! handed to the system in one piece as soon as it is known, so there is nothing to save at the end.
+//! Exit statuses: 0 all was scored, or the reader of the results closed the pipe; 1 some lines
+//! could not be scored; 2 the command line, the model, the device, reading or writing is at fault.
+//! Signals keep their default dispositions, and with them the conventional statuses (130 for an
+//! interrupt, 143 for a termination): each result is written in one piece as soon as it is known,
+//! so there is nothing to save at the end.
 
 pub mod args;
 pub mod files;
@@ -34,7 +35,7 @@ pub use score::running_on;
 use kudos::internals::request::{Input, Request};
 use kudos::{Conversation, Error, Result};
 
-/// How a command ended that was able to do its work.
+/// The outcome of a command that ran to its end.
 enum Outcome {
     /// Every line has its result.
     Complete,
@@ -42,7 +43,7 @@ enum Outcome {
     SomeFailed,
 }
 
-/// The conversations that line `index` of an input, from 0, asks for.
+/// The conversations of line `index` of an input, from 0.
 pub fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Conversation>> {
     Ok(match input::parse(text, index).request? {
         Request::One(Input::Conversation(conversation)) => vec![conversation],
@@ -51,12 +52,14 @@ pub fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Conversati
     })
 }
 
-/// A line on standard error. Unlike `eprintln!` it lets the work go on when nobody reads it there any more.
+/// Writes a line to standard error. Unlike `eprintln!` it does not panic where that is a closed
+/// pipe.
 pub fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Returns an error with its context and causes, and with place and hint where the library knows them.
+/// Returns the report of an error: its context and causes, and place and hint where the library
+/// knows them.
 pub fn report(error: &anyhow::Error) -> String {
     let mut parts = Vec::new();
     for cause in error.chain() {
@@ -82,7 +85,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(Outcome::Complete) => ExitCode::SUCCESS,
         Ok(Outcome::SomeFailed) => ExitCode::from(1),
-        // Whoever read our output has had enough, as `head` does.
+        // The reader of our output has ended, as `head` does.
         Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("error: {}", report(&error)));

@@ -1,4 +1,4 @@
-//! `kudos completions` and `kudos man`: what clap knows of the command line, for shells and for `man`.
+//! `kudos completions` and `kudos man`: completion scripts and manual pages, made by clap.
 
 use anyhow::Context;
 use clap::CommandFactory;
@@ -14,7 +14,7 @@ pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<Outcome> {
     print(text)
 }
 
-/// Prints a page in man's format: of the command, or of one of its subcommands.
+/// Prints the manual page of the command, or of one of its subcommands.
 pub(super) fn man(args: &ManArgs) -> anyhow::Result<Outcome> {
     let mut command = Args::command();
     command.build();

@@ -1,4 +1,4 @@
-//! Results out: JSON lines written whole, or a table for a person.
+//! Results: JSON lines, each written in one piece, or a table on a terminal.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind as IoErrorKind, IsTerminal, Seek, SeekFrom, Write};
@@ -13,34 +13,36 @@ use crate::input::Key;
 use crate::report;
 use kudos::{Error, ErrorKind, Result, Score};
 
-/// Bytes that are written to a file and taken away again, to see before hours of work that there is room for results.
+/// Bytes that are written to a file and removed again before anything is computed, to find a full
+/// disk early.
 const PROBE_BYTES: usize = 64 << 10;
 
-/// Where data goes. Unlike `println!` it reports a closed pipe or a full disk instead of panicking.
+/// The output of data. Unlike `println!` it reports a closed pipe or a full disk instead of
+/// panicking.
 pub struct Output {
     writer: Box<dyn Write + Send>,
-    /// The output in words, for messages.
+    /// The output's name in messages.
     name: String,
     /// The file, if it is a regular one.
     file: Option<OutputFile>,
     standard: bool,
-    /// Used anew for each line.
+    /// Buffer, reused for each line.
     line: String,
 }
 
-/// An output that keeps what is written, and has a length.
+/// An output that is a regular file.
 pub(super) struct OutputFile {
     pub(super) path: PathBuf,
     handle: File,
-    /// Bytes that an earlier run wrote and this one keeps.
+    /// Bytes of an earlier run that this one keeps.
     kept_bytes: u64,
-    /// Lines that are in it, once this run has begun to write.
+    /// Lines in the file, once this run has begun to write.
     lines: usize,
 }
 
 impl Output {
-    /// A file that is opened now, so that one that cannot be written is an error before anything is computed; or
-    /// standard output, also for `-`. What the file holds stays until `begin`.
+    /// Opens a file, or standard output for `None` and `-`. A file that cannot be written is an
+    /// error here, before anything is computed. Its content stays until `begin`.
     ///
     /// `inputs` are the files that are read: none of them, by whatever name, may be the output.
     pub fn open(path: Option<&Path>, inputs: &[InputFile]) -> anyhow::Result<Self> {
@@ -53,7 +55,7 @@ impl Output {
         let name = format!("`{}`", path.display());
         let open = || -> io::Result<(File, Option<File>)> {
             let handle = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-            // A device or a pipe has no length to set, and takes nothing back.
+            // A device or a pipe has no length that could be set.
             let file = if handle.metadata()?.is_file() { Some(handle.try_clone()?) } else { None };
             Ok((handle, file))
         };
@@ -64,10 +66,11 @@ impl Output {
         })?;
         if let Some(mut file) = file.as_ref() {
             check_no_input(file.metadata().ok().as_ref().and_then(Identity::of), &name, inputs)?;
-            // Where files cannot be locked, nothing is said about it.
+            // File systems without locks are accepted.
             if let Err(TryLockError::WouldBlock) = file.try_lock() {
-                let message = format!("{name} is being written by another kudos");
-                return Err(Error::new(ErrorKind::Io, message).into());
+                let message = format!("{name} is being written by another kudos process");
+                let error = Error::new(ErrorKind::Io, message);
+                return Err(error.with_hint("wait for that process, or write to another file").into());
             }
             let mut probe = || -> io::Result<()> {
                 let length = file.seek(SeekFrom::End(0))?;
@@ -81,12 +84,12 @@ impl Output {
         Ok(Self { writer: Box::new(handle), name, file, standard: false, line: String::new() })
     }
 
-    /// The output in words, for messages.
+    /// The output's name in messages.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether this is standard output.
+    /// Returns true for standard output.
     pub(super) fn is_standard(&self) -> bool {
         self.standard
     }
@@ -103,16 +106,16 @@ impl Output {
         }
     }
 
-    /// Empties the file of all that is not kept: from here on there are results to put into it. A model that cannot be
-    /// opened has not cost the results of an earlier run by then.
+    /// Truncates the file to what is kept. Called once the model is open: a model that cannot be
+    /// opened leaves the results of an earlier run in place.
     pub(super) fn begin(&mut self) -> anyhow::Result<()> {
         let Some(file) = &mut self.file else { return Ok(()) };
         let begun = file.handle.set_len(file.kept_bytes).and_then(|()| file.handle.seek(SeekFrom::End(0)));
         begun.map(drop).with_context(|| format!("cannot write {}", self.name))
     }
 
-    /// Writes a line in one piece and hands it on, so that a reader sees it now and whatever ends this process does not
-    /// take it along.
+    /// Writes a line in one piece and flushes it, so that a reader sees it at once and it survives
+    /// the end of this process.
     pub fn line(&mut self, line: &str) -> anyhow::Result<()> {
         self.line.clear();
         self.line.push_str(line);
@@ -127,20 +130,20 @@ impl Output {
         Ok(())
     }
 
-    /// Brings the file to the disk, where the system may still find that there is no room.
+    /// Syncs the file to the disk, which may still find that it is full.
     pub(super) fn end(&mut self) -> anyhow::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
         file.handle.sync_data().with_context(|| format!("cannot write {}", self.name))
     }
 
-    /// How to go on after `error`, where results are in a file.
-    pub(super) fn going_on(&self, error: anyhow::Error) -> anyhow::Error {
+    /// Adds the hint to use `--resume` to an error, if the output file has results.
+    pub(super) fn with_resume_hint(&self, error: anyhow::Error) -> anyhow::Error {
         match &self.file {
             Some(OutputFile { lines, .. }) if *lines > 0 => {
                 let name = &self.name;
                 let report = report(&error);
                 anyhow::anyhow!(
-                    "{report}\n\nhint: {lines} results are in {name}; `--resume` goes on after them"
+                    "{report}\n\nhint: {lines} results are in {name}: continue with the same command and `--resume`"
                 )
             }
             _ => error,
@@ -148,33 +151,34 @@ impl Output {
     }
 }
 
-/// An error if the output is one of the `inputs`: it would be emptied before it is read, or read without end.
+/// Returns an error if the output is one of the `inputs`: it would be truncated before it is read,
+/// or read without end.
 fn check_no_input(output: Option<Identity>, name: &str, inputs: &[InputFile]) -> Result<()> {
     let Some(input) = inputs.iter().find(|input| Some(&input.identity) == output.as_ref()) else {
         return Ok(());
     };
     let message = match &input.name {
         input if input == name => format!("{name} is the input and the output at once"),
-        input => format!("the output, {name}, is the same file as {input}, which is read"),
+        input => format!("the output, {name}, is the same file as {input}, which is an input"),
     };
     Err(Error::new(ErrorKind::Options, message)
-        .with_hint("write to another file, and move it when it is done"))
+        .with_hint("write to another file, and move it when the run has ended"))
 }
 
-/// Whether this is the error of writing to a pipe that nobody reads any more.
+/// Returns true for the error of writing to a pipe whose reader has closed it.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == IoErrorKind::BrokenPipe)
 }
 
-/// Whether a person looks at standard output.
+/// Returns true if standard output is a terminal.
 pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// A result that is one object on one line, led by its `id` or `index`.
-pub(super) fn row(key: &Key, fields: Map<String, Value>) -> String {
-    struct Row<'a>(&'a Key, Map<String, Value>);
-    impl Serialize for Row<'_> {
+/// Returns a result as one JSON object on one line; its first field is `id` or `index`.
+pub(super) fn result_line(key: &Key, fields: Map<String, Value>) -> String {
+    struct ResultLine<'a>(&'a Key, Map<String, Value>);
+    impl Serialize for ResultLine<'_> {
         fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
             let Self(key, fields) = self;
             let mut object = serializer.serialize_map(Some(1 + fields.len()))?;
@@ -183,10 +187,11 @@ pub(super) fn row(key: &Key, fields: Map<String, Value>) -> String {
             object.end()
         }
     }
-    serde_json::to_string(&Row(key, fields)).expect("keys are strings")
+    serde_json::to_string(&ResultLine(key, fields)).expect("keys are strings")
 }
 
-/// A reward in the fewest digits that name this f32; through f64, JSON's own type, it would carry 17.
+/// Returns a reward with the fewest digits that identify this f32; converted to f64, JSON's own
+/// type, it would have 17.
 fn number(reward: f32) -> Value {
     json!(reward.to_string().parse::<f64>().expect("a printed f32 is a number"))
 }
@@ -206,7 +211,8 @@ pub(super) fn score_fields(score: &Score) -> Map<String, Value> {
     fields
 }
 
-/// The fields of several responses' rewards. A response without one is `null` there and named under `errors`.
+/// The fields of several responses' rewards. A response without one is `null`, and has an entry in
+/// `errors`.
 pub(super) fn scores_fields(scores: &[Result<Score>]) -> Map<String, Value> {
     let each = |field: fn(&Score) -> Value| -> Value {
         scores.iter().map(|score| score.as_ref().map_or(Value::Null, field)).collect()
@@ -234,14 +240,14 @@ pub(super) fn scores_fields(scores: &[Result<Score>]) -> Map<String, Value> {
     fields
 }
 
-/// The index of the highest reward; the first of equals; none when nothing has a reward.
+/// The index of the highest reward: the first of equal ones, `None` if there is no reward.
 fn best(scores: &[Result<Score>]) -> Option<usize> {
     let rewards =
         scores.iter().enumerate().filter_map(|(index, score)| Some((index, score.as_ref().ok()?.reward)));
     rewards.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(index, _)| index)
 }
 
-/// The fields of a line that has no result.
+/// The fields of a line that cannot be scored.
 pub(super) fn error_fields(error: &Error) -> Map<String, Value> {
     Map::from_iter([("error".to_owned(), Value::Object(error_object(error)))])
 }
@@ -258,7 +264,7 @@ fn error_object(error: &Error) -> Map<String, Value> {
     object
 }
 
-/// Responses and their rewards for a person to read; the best one is marked.
+/// Returns a table of responses and their rewards, with a mark at the best one.
 pub(super) fn table(responses: &[String], scores: &[Result<Score>]) -> String {
     const TEXT_CHARS_MAX: usize = 60;
     let best = best(scores);

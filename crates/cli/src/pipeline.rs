@@ -1,14 +1,17 @@
 //! Reading, rendering and tokenizing ahead of the engine, in order and in bounded memory.
 //!
 //! ```text
-//! reader --raw lines--> workers: parse, render, tokenize --> submitter, in order --> engine, and the writer's channel
+//! reader --raw lines--> workers: parse, render, tokenize
+//!     --> submitter, in order --> engine, and the writer's channel
 //! ```
 //!
-//! A line takes room when it is read and gives it back when its result is written, and so do its tokens until they are in
-//! the engine's queue, which is bounded itself: what is on its way is bounded in bytes however long the input is, and
-//! however many responses a line has. Each line carries the sending end of a channel of its own through the workers, and
-//! the submitter has the receiving ends in order: workers overtake each other, lines do not. No stage waits for more
-//! input before it passes on what it has: a line that comes alone is scored alone.
+//! A line reserves bytes of a [`ByteBudget`] when it is read and releases them when its result is
+//! written; so do its tokens until they are in the engine's queue, which has a bound of its own.
+//! The memory of lines in the pipeline is bounded however long the input is, and however many
+//! responses a line has. Each line carries the sending end of a channel of its own through the
+//! workers, and the submitter has the receiving ends in order: workers overtake each other, lines
+//! do not. No stage waits for more input before it passes on what it has: a line that comes alone
+//! is scored alone.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -24,190 +27,193 @@ use crate::input::{Key, Line, Lines, RawLine};
 use kudos::internals::request::{Input, Request};
 use kudos::{Conversation, Engine, Pending, PromptTokens, Result};
 
-/// Bytes of lines that may be on their way: many batches of any engine, and little memory.
-const ROOM_BYTES: usize = 16 << 20;
+/// Budget for the text of lines in the pipeline: many batches of any engine, and little memory.
+const LINES_BYTES_MAX: usize = 16 << 20;
 
-/// What a line takes besides its text: its name, its answer, its place in the channels.
+/// Bytes of a line besides its text: its key, its result, its entries in the channels.
 const LINE_BYTES: usize = 1 << 10;
 
-/// Workers, at most: each holds a line. How fast one is, `bench tokenize` tells.
+/// Limit on workers: each holds a line. `bench tokenize` measures how fast one is.
 const WORKERS_MAX: usize = 8;
 
-/// Bytes of tokens that may wait to be submitted. Without this, one line with many responses to a long prompt would have
-/// all of their tokens in memory at once, as would all the lines behind it.
-const TOKENS_ROOM_BYTES: usize = 16 << 20;
+/// Budget for tokens that wait to be submitted. Without it, one line with many responses to a long
+/// prompt would have all of their tokens in memory at once, as would all the lines behind it.
+const TOKENS_BYTES_MAX: usize = 16 << 20;
 
-/// What the tokens of a sequence take besides themselves.
+/// Bytes of a sequence besides its tokens.
 const SEQUENCE_BYTES: usize = 256;
 
-/// What is computed for a line: one reward, or one for each response; or why it is not.
-pub(super) enum Work {
+/// The rewards that are being computed for a line: one, or one per response; or why they are not.
+pub(super) enum Submitted {
     One(Result<Pending>),
     Responses(Vec<Result<Pending>>),
 }
 
 /// A line whose results are being computed.
 pub(super) struct InFlight {
-    /// How its result is named.
+    /// The name of its result.
     pub(super) key: Key,
-    pub(super) work: Work,
+    pub(super) submitted: Submitted,
     /// Bytes of the input up to the end of this line.
     pub(super) end: u64,
-    /// Given back with this.
-    _room: Permit,
+    /// Released with this.
+    _permit: Permit,
 }
 
-/// What comes out of the pipeline.
-pub(super) enum Step {
+/// Output of the pipeline.
+pub(super) enum PipelineItem {
     Line(InFlight),
-    /// There is no more input, and nothing comes after this.
+    /// The input has ended; nothing comes after this.
     End,
-    /// What befell all lines from here on: the input cannot be read, or the model folder has no usable tokenizer.
+    /// The error of all lines from here on: the input cannot be read, or the model folder has no
+    /// usable tokenizer.
     Failed(anyhow::Error),
 }
 
-/// A line on its way through the workers.
+/// A line for the workers.
 struct Job {
     raw: RawLine,
-    /// Which line it is in the order of lines that are not empty.
+    /// The line's position among lines that are not blank.
     order: usize,
-    done: Sender<Result<Part>>,
+    messages: Sender<Result<LineMessage>>,
 }
 
-/// What the submitter hears of a line: what it is, then the tokens of each of its sequences. An error is one of all lines:
-/// the model folder has no usable tokenizer or template.
-enum Part {
-    Line(Key, Shape),
+/// Message from a worker to the submitter: a line's key and form first, then the tokens of each of
+/// its sequences. An error is one of all lines: the model folder has no usable tokenizer or
+/// template.
+enum LineMessage {
+    Line(Key, ResultForm),
     Tokens(Result<PromptTokens>, Permit),
 }
 
-/// How many sequences a line has, and whether its result lists them.
+/// Whether a line's result is one reward or a list of them, and how many sequences it needs.
 #[derive(Clone, Copy)]
-pub(super) enum Shape {
+pub(super) enum ResultForm {
     One,
     Responses(usize),
 }
 
-/// A line's place in the order.
-struct Place {
-    parts: Receiver<Result<Part>>,
+/// A line that the submitter takes in order.
+struct QueuedLine {
+    messages: Receiver<Result<LineMessage>>,
     end: u64,
-    room: Permit,
+    permit: Permit,
 }
 
-/// Starts the pipeline. Its threads end after the input does, or after the receiver is dropped and a line comes; they let
-/// go of the engine before the channel ends.
-pub(super) fn start(engine: &Arc<Engine>, lines: Lines) -> Receiver<Step> {
-    // The room bounds it.
-    let (sender, steps) = sync_channel(ROOM_BYTES / LINE_BYTES);
+/// Starts the pipeline. Its threads end after the input does, or after the receiver is dropped and
+/// a line comes; they release the engine before the channel ends.
+pub(super) fn start(engine: &Arc<Engine>, lines: Lines) -> Receiver<PipelineItem> {
+    // The budget bounds the lines, and so the channel.
+    let (sender, items) = sync_channel(LINES_BYTES_MAX / LINE_BYTES);
     let engine = Arc::clone(engine);
-    // Not joined: when the command ends early, the reader may wait for a line of standard input that never comes.
+    // Not joined: when the command ends early, the reader may wait for a line of standard input
+    // that never comes.
     thread::spawn(move || {
         run(&engine, lines, &sender);
         drop(engine);
-        // If something failed, nobody listens any more.
-        let _ = sender.send(Step::End);
+        // The receiver may be gone, after a failure.
+        let _ = sender.send(PipelineItem::End);
     });
-    steps
+    items
 }
 
-fn run(engine: &Engine, lines: Lines, steps: &SyncSender<Step>) {
+fn run(engine: &Engine, lines: Lines, items: &SyncSender<PipelineItem>) {
     let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(WORKERS_MAX);
-    let (jobs, to_do) = channel();
-    let to_do = Mutex::new(to_do);
-    let (places, in_order) = channel();
-    let tokens_room = Arc::new(Room::new(TOKENS_ROOM_BYTES));
+    let (jobs, to_prepare) = channel();
+    let to_prepare = Mutex::new(to_prepare);
+    let (queue, in_order) = channel();
+    let tokens_budget = Arc::new(ByteBudget::new(TOKENS_BYTES_MAX));
     thread::scope(|scope| {
-        scope.spawn(move || read(lines, &jobs, &places));
+        scope.spawn(move || read(lines, &jobs, &queue));
         for _ in 0..workers {
-            scope.spawn(|| work(engine, &to_do, &tokens_room));
+            scope.spawn(|| prepare_lines(engine, &to_prepare, &tokens_budget));
         }
-        let result = submit_all(engine, in_order, steps, &tokens_room);
-        // Nobody waits for anything any more.
-        tokens_room.turn(usize::MAX);
+        let result = submit_all(engine, in_order, items, &tokens_budget);
+        // Workers that wait for the budget go on, find their channels closed, and end.
+        tokens_budget.advance(usize::MAX);
         if let Err(error) = result {
             // At once: the reader may be waiting for a line.
-            let _ = steps.send(Step::Failed(error));
+            let _ = items.send(PipelineItem::Failed(error));
         }
     });
 }
 
-/// Reads lines and gives each its place.
-fn read(lines: Lines, jobs: &Sender<Job>, places: &Sender<anyhow::Result<Place>>) {
-    let room = Arc::new(Room::new(ROOM_BYTES));
+/// Reads lines, and sends each to the workers and to the submitter.
+fn read(lines: Lines, jobs: &Sender<Job>, queue: &Sender<anyhow::Result<QueuedLine>>) {
+    let budget = Arc::new(ByteBudget::new(LINES_BYTES_MAX));
     for (order, raw) in lines.enumerate() {
-        let place = raw.map(|raw| {
-            let room = room.enter(NOBODYS_TURN, raw.bytes() + LINE_BYTES);
-            let (end, (done, parts)) = (raw.end, channel());
-            // If nobody works any more, the place says so.
-            let _ = jobs.send(Job { raw, order, done });
-            Place { parts, end, room }
+        let line = raw.map(|raw| {
+            let permit = budget.reserve(ALWAYS_WAITS, raw.bytes() + LINE_BYTES);
+            let (end, (sender, messages)) = (raw.end, channel());
+            // If no worker is left, the submitter finds the channel of messages closed.
+            let _ = jobs.send(Job { raw, order, messages: sender });
+            QueuedLine { messages, end, permit }
         });
-        if places.send(place).is_err() {
+        if queue.send(line).is_err() {
             return;
         }
     }
 }
 
-/// Prepares line after line.
-fn work(engine: &Engine, jobs: &Mutex<Receiver<Job>>, tokens_room: &Arc<Room>) {
+/// Prepares line after line: the loop of a worker.
+fn prepare_lines(engine: &Engine, jobs: &Mutex<Receiver<Job>>, tokens_budget: &Arc<ByteBudget>) {
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job { raw, order, done }) = job else { return };
+        let Ok(Job { raw, order, messages }) = job else { return };
         let line = raw.parse();
         drop(raw);
         let prepared = prepare(engine, line);
-        let (key, shape, sequences) = match prepared {
+        let (key, form, sequences) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
-                let _ = done.send(Err(error));
+                let _ = messages.send(Err(error));
                 continue;
             }
         };
-        let mut wanted = done.send(Ok(Part::Line(key, shape))).is_ok();
+        let mut open = messages.send(Ok(LineMessage::Line(key, form))).is_ok();
         for tokens in sequences {
-            if !wanted {
+            if !open {
                 // The command is ending.
                 break;
             }
             let bytes = tokens.as_ref().map_or(0, |tokens| tokens.ids.len() * size_of::<u32>());
-            let room = tokens_room.enter(order, bytes + SEQUENCE_BYTES);
-            wanted = done.send(Ok(Part::Tokens(tokens, room))).is_ok();
+            let permit = tokens_budget.reserve(order, bytes + SEQUENCE_BYTES);
+            open = messages.send(Ok(LineMessage::Tokens(tokens, permit))).is_ok();
         }
     }
 }
 
-/// A line's sequences, each rendered and tokenized when it is asked for.
+/// A line's sequences, each rendered and tokenized when the iterator reaches it.
 type Sequences<'a> = Box<dyn Iterator<Item = Result<PromptTokens>> + 'a>;
 
-/// What a line is, and its sequences. An error is one of all lines.
-fn prepare(engine: &Engine, line: Line) -> Result<(Key, Shape, Sequences<'_>)> {
-    let (shape, sequences): (_, Sequences<'_>) = match line.request {
-        Err(error) => (Shape::One, Box::new(iter::once(Err(error)))),
+/// Returns a line's key, form and sequences. An error is one of all lines.
+fn prepare(engine: &Engine, line: Line) -> Result<(Key, ResultForm, Sequences<'_>)> {
+    let (form, sequences): (_, Sequences<'_>) = match line.request {
+        Err(error) => (ResultForm::One, Box::new(iter::once(Err(error)))),
         Ok(Request::One(Input::Tokens(ids))) => {
-            (Shape::One, Box::new(iter::once_with(|| engine.prepare(ids))))
+            (ResultForm::One, Box::new(iter::once_with(|| engine.prepare(ids))))
         }
         Ok(Request::One(Input::Conversation(conversation))) => {
             engine.prompt()?;
-            (Shape::One, Box::new(iter::once_with(move || engine.prepare(conversation))))
+            (ResultForm::One, Box::new(iter::once_with(move || engine.prepare(conversation))))
         }
         Ok(Request::Responses(responses)) => {
             engine.prompt()?;
             let prepare = |conversation: Conversation| engine.prepare(conversation);
-            let shape = Shape::Responses(responses.count());
-            (shape, Box::new(responses.into_conversations().map(prepare)))
+            let form = ResultForm::Responses(responses.count());
+            (form, Box::new(responses.into_conversations().map(prepare)))
         }
     };
-    Ok((line.key, shape, sequences))
+    Ok((line.key, form, sequences))
 }
 
 /// Prepares and submits one line by itself.
-pub(super) fn submit(engine: &Engine, line: Line) -> Result<(Key, Work)> {
-    let (key, shape, sequences) = prepare(engine, line)?;
-    Ok((key, shape.work(engine.submit_all(sequences))))
+pub(super) fn submit(engine: &Engine, line: Line) -> Result<(Key, Submitted)> {
+    let (key, form, sequences) = prepare(engine, line)?;
+    Ok((key, form.submitted(engine.submit_all(sequences))))
 }
 
-impl Shape {
+impl ResultForm {
     fn sequences(self) -> usize {
         match self {
             Self::One => 1,
@@ -215,38 +221,38 @@ impl Shape {
         }
     }
 
-    fn work(self, mut pending: Vec<Result<Pending>>) -> Work {
+    fn submitted(self, mut pending: Vec<Result<Pending>>) -> Submitted {
         match self {
-            Self::One => Work::One(pending.pop().expect("a line has a sequence")),
-            Self::Responses(_) => Work::Responses(pending),
+            Self::One => Submitted::One(pending.pop().expect("a line has a sequence")),
+            Self::Responses(_) => Submitted::Responses(pending),
         }
     }
 }
 
-/// Submits line after line, in order, until the end, or until nobody wants more.
+/// Submits line after line, in order, until the input ends or the receiver of `items` is dropped.
 fn submit_all(
     engine: &Engine,
-    places: Receiver<anyhow::Result<Place>>,
-    steps: &SyncSender<Step>,
-    tokens_room: &Room,
+    queue: Receiver<anyhow::Result<QueuedLine>>,
+    items: &SyncSender<PipelineItem>,
+    tokens_budget: &ByteBudget,
 ) -> anyhow::Result<()> {
-    let panicked = || anyhow!("kudos has a bug: a line's preparation panicked");
-    for (order, place) in places.into_iter().enumerate() {
-        let Place { parts, end, room } = place?;
-        // This line's tokens are waited for, and lines behind it may have taken all the room.
-        tokens_room.turn(order);
-        let Part::Line(key, shape) = parts.recv().map_err(|_| panicked())?? else {
+    let panicked = || anyhow!("kudos has a bug: the thread that prepared a line panicked");
+    for (order, line) in queue.into_iter().enumerate() {
+        let QueuedLine { messages, end, permit } = line?;
+        // Lines behind this one, whose tokens are awaited, may have reserved the whole budget.
+        tokens_budget.advance(order);
+        let LineMessage::Line(key, form) = messages.recv().map_err(|_| panicked())?? else {
             return Err(panicked());
         };
         let mut failed = None;
-        let sequences = (0..shape.sequences()).map_while(|_| match parts.recv() {
-            // Its room is given back: the queue is bounded by itself.
-            Ok(Ok(Part::Tokens(tokens, _room))) => Some(tokens),
+        let sequences = (0..form.sequences()).map_while(|_| match messages.recv() {
+            // Its permit is released here: the engine's queue has a bound of its own.
+            Ok(Ok(LineMessage::Tokens(tokens, _permit))) => Some(tokens),
             Ok(Err(error)) => {
                 failed = Some(error.into());
                 None
             }
-            Ok(Ok(Part::Line(..))) | Err(_) => {
+            Ok(Ok(LineMessage::Line(..))) | Err(_) => {
                 failed = Some(panicked());
                 None
             }
@@ -255,80 +261,82 @@ fn submit_all(
         if let Some(error) = failed {
             return Err(error);
         }
-        let in_flight = InFlight { key, work: shape.work(pending), end, _room: room };
-        if steps.send(Step::Line(in_flight)).is_err() {
+        let in_flight = InFlight { key, submitted: form.submitted(pending), end, _permit: permit };
+        if items.send(PipelineItem::Line(in_flight)).is_err() {
             break;
         }
     }
     Ok(())
 }
 
-/// Room for so many bytes. Whoever's turn it is and holds none of it needs none, so that those who come later cannot hold
-/// up those before.
-struct Room {
-    taken: Mutex<Taken>,
+/// A bound on bytes that holders reserve and release. Holders are numbered by their order. A holder
+/// that [`advance`](Self::advance) has reached does not wait while it holds nothing, so that later
+/// holders cannot block earlier ones.
+struct ByteBudget {
+    reserved: Mutex<Reserved>,
     changed: Condvar,
     bytes_max: usize,
 }
 
-struct Taken {
+struct Reserved {
     bytes: usize,
-    /// By whom; nobody holds 0.
-    held: HashMap<usize, usize>,
-    /// Whose turn it is: this one's, as it was of those before.
-    turn: Option<usize>,
+    /// Bytes per holder; none of them zero.
+    by_holder: HashMap<usize, usize>,
+    /// The last holder that `advance` has reached.
+    reached: Option<usize>,
 }
 
-/// For those who always wait.
-const NOBODYS_TURN: usize = usize::MAX;
+/// The order of holders that wait whenever the budget is spent.
+const ALWAYS_WAITS: usize = usize::MAX;
 
-/// Some of a [`Room`], until it is dropped.
+/// Bytes of a [`ByteBudget`], reserved until this is dropped.
 struct Permit {
-    room: Arc<Room>,
-    order: usize,
+    budget: Arc<ByteBudget>,
+    holder: usize,
     bytes: usize,
 }
 
-impl Room {
+impl ByteBudget {
     fn new(bytes_max: usize) -> Self {
-        let taken = Mutex::new(Taken { bytes: 0, held: HashMap::new(), turn: None });
-        Self { taken, changed: Condvar::new(), bytes_max }
+        let reserved = Reserved { bytes: 0, by_holder: HashMap::new(), reached: None };
+        Self { reserved: Mutex::new(reserved), changed: Condvar::new(), bytes_max }
     }
 
-    /// Waits until there is room, or until it is the turn of `order` and it holds nothing. What is larger than all of it
-    /// enters when it is empty.
-    fn enter(self: &Arc<Self>, order: usize, bytes: usize) -> Permit {
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let full = |taken: &mut Taken| {
-            let is_turn = taken.turn.is_some_and(|turn| order <= turn);
-            let waits = !is_turn || taken.held.contains_key(&order);
-            waits && taken.bytes > 0 && taken.bytes + bytes > self.bytes_max
+    /// Waits until `bytes` are free, or until `advance` has reached `holder` and it holds nothing.
+    /// More than the whole budget is granted when nothing is reserved.
+    fn reserve(self: &Arc<Self>, holder: usize, bytes: usize) -> Permit {
+        let reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        let must_wait = |reserved: &mut Reserved| {
+            let is_reached = reserved.reached.is_some_and(|reached| holder <= reached);
+            let waits = !is_reached || reserved.by_holder.contains_key(&holder);
+            waits && reserved.bytes > 0 && reserved.bytes + bytes > self.bytes_max
         };
-        let mut taken = self.changed.wait_while(taken, full).unwrap_or_else(PoisonError::into_inner);
-        taken.bytes += bytes;
-        *taken.held.entry(order).or_default() += bytes;
-        Permit { room: Arc::clone(self), order, bytes }
+        let mut reserved =
+            self.changed.wait_while(reserved, must_wait).unwrap_or_else(PoisonError::into_inner);
+        reserved.bytes += bytes;
+        *reserved.by_holder.entry(holder).or_default() += bytes;
+        Permit { budget: Arc::clone(self), holder, bytes }
     }
 
-    /// It is the turn of `order`, and was that of those before.
-    fn turn(&self, order: usize) {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).turn = Some(order);
+    /// Marks all holders up to `holder` as reached.
+    fn advance(&self, holder: usize) {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner).reached = Some(holder);
         self.changed.notify_all();
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let mut taken = self.room.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.bytes -= self.bytes;
-        if let Entry::Occupied(mut held) = taken.held.entry(self.order) {
+        let mut reserved = self.budget.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+        reserved.bytes -= self.bytes;
+        if let Entry::Occupied(mut held) = reserved.by_holder.entry(self.holder) {
             *held.get_mut() -= self.bytes;
             if *held.get() == 0 {
                 held.remove();
             }
         }
-        drop(taken);
-        self.room.changed.notify_all();
+        drop(reserved);
+        self.budget.changed.notify_all();
     }
 }
 
@@ -338,39 +346,39 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn room_is_waited_for_and_what_is_larger_than_all_of_it_enters_alone() {
-        let room = Arc::new(Room::new(10));
-        let first = room.enter(NOBODYS_TURN, 6);
+    fn a_reservation_beyond_the_budget_waits_until_nothing_is_held() {
+        let budget = Arc::new(ByteBudget::new(10));
+        let first = budget.reserve(ALWAYS_WAITS, 6);
         let second = thread::spawn({
-            let room = Arc::clone(&room);
-            move || room.enter(NOBODYS_TURN, 50)
+            let budget = Arc::clone(&budget);
+            move || budget.reserve(ALWAYS_WAITS, 50)
         });
         thread::sleep(Duration::from_millis(20));
         assert!(!second.is_finished());
         drop(first);
         let second = second.join().unwrap();
-        assert_eq!(room.taken.lock().unwrap().bytes, 50);
+        assert_eq!(budget.reserved.lock().unwrap().bytes, 50);
         drop(second);
-        assert_eq!(room.taken.lock().unwrap().bytes, 0);
+        assert_eq!(budget.reserved.lock().unwrap().bytes, 0);
     }
 
     #[test]
-    fn whoever_is_waited_for_enters_a_full_room() {
-        let room = Arc::new(Room::new(10));
-        let _behind = room.enter(4, 10);
+    fn a_holder_that_is_reached_reserves_beyond_the_budget() {
+        let budget = Arc::new(ByteBudget::new(10));
+        let _behind = budget.reserve(4, 10);
         let waiting = thread::spawn({
-            let room = Arc::clone(&room);
-            move || room.enter(3, 10)
+            let budget = Arc::clone(&budget);
+            move || budget.reserve(3, 10)
         });
         thread::sleep(Duration::from_millis(20));
         assert!(!waiting.is_finished());
-        room.turn(3);
+        budget.advance(3);
         let permit = waiting.join().unwrap();
-        assert_eq!(room.taken.lock().unwrap().bytes, 20);
-        // What it holds has yet to be taken up, so it may not pile up more.
+        assert_eq!(budget.reserved.lock().unwrap().bytes, 20);
+        // It waits for more as long as it holds some.
         let more = thread::spawn({
-            let room = Arc::clone(&room);
-            move || room.enter(3, 10)
+            let budget = Arc::clone(&budget);
+            move || budget.reserve(3, 10)
         });
         thread::sleep(Duration::from_millis(20));
         assert!(!more.is_finished());

@@ -1,31 +1,35 @@
-//! `kudos plan`: what the model would hold in memory, and whether it fits. No GPU is needed, and no weight is read.
+//! `kudos plan`: the memory that the model needs, and whether it fits. Neither a GPU nor weights
+//! are needed.
 
 use serde_json::{Value, json};
 
 use crate::args::PlanArgs;
-use crate::gpus::{GPUS, Known};
+use crate::gpus::{GPUS, KnownGpu};
 use crate::output::Output;
 use crate::{Outcome, model_dir};
 use kudos::internals::units::{GIB, gib};
 use kudos::{Batching, CudaOptions, CudaTier, Engine, MemoryPlan, PlannedGpus};
 
-/// What of a data sheet's figures is reached in earnest, by what others publish: of the tensor cores in products of
-/// this size, and of the link in copies out of pinned memory.
+/// Share of the tensor cores' data sheet rate that matmuls of this size reach, by published
+/// measurements.
 const TFLOPS_REACHED: f64 = 0.75;
+
+/// Share of the link's data sheet rate that copies from pinned memory reach, by published
+/// measurements.
 const LINK_REACHED: f64 = 0.8;
 
-/// What is taken off for the context and the libraries.
-const TAKEN_MIB: usize = 800;
+/// Memory that the CUDA context and the libraries use.
+const CONTEXT_MIB: usize = 800;
 
 const MIB: usize = 1 << 20;
 
-/// What comes of one kind of GPU.
-struct Row {
+/// The plan for one kind of GPU.
+struct GpuPlan {
     gpus: PlannedGpus,
     plan: MemoryPlan,
     fits: bool,
-    /// What it is, where that is known.
-    known: Option<&'static Known>,
+    /// The GPU's data sheet, where known.
+    known: Option<&'static KnownGpu>,
 }
 
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
@@ -34,10 +38,10 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         .device(CudaOptions { ranks: args.ranks, ..CudaOptions::default() })
         .max_tokens(args.max_tokens)
         .batching(Batching { batch_tokens: args.batch_tokens, ..Batching::default() });
-    let mut rows = Vec::new();
+    let mut plans = Vec::new();
     let mut add = |gpus: PlannedGpus, plan: MemoryPlan, known| {
         let fits = plan.footprint.total() <= gpus.free_bytes;
-        rows.push(Row { gpus, plan, fits, known });
+        plans.push(GpuPlan { gpus, plan, fits, known });
     };
     let count = args.gpus.get();
     if let Some(gib) = args.gpu_memory_gib {
@@ -47,7 +51,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         add(gpus, plan, None);
     } else {
         for known in &GPUS {
-            let free_bytes = (known.mib - TAKEN_MIB) * MIB;
+            let free_bytes = (known.mib - CONTEXT_MIB) * MIB;
             let gpus = PlannedGpus { name: known.name.to_owned(), tier: known.tier, free_bytes, count };
             let plan = builder.plan_for(&gpus)?;
             add(gpus, plan, Some(known));
@@ -58,34 +62,34 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     }
     let mut output = Output::open(None, &[])?;
     if args.json {
-        for row in &rows {
-            output.line(&row.json().to_string())?;
+        for plan in &plans {
+            output.line(&plan.json().to_string())?;
         }
         return Ok(Outcome::Complete);
     }
     let free =
         if args.gpu_memory_gib.is_some() { "what is free" } else { "its memory less 0.8 for the driver" };
-    let longest = rows[0].plan.max_tokens;
+    let longest = plans[0].plan.max_tokens;
     output.line(&format!(
-        "sequences of up to {longest} tokens; GiB a GPU, of {free}; batch: tokens of a pass"
+        "sequences of up to {longest} tokens; GiB per GPU, of {free}; batch: tokens per pass"
     ))?;
     output.line("")?;
     output.line("GPU             free   GPUs   weights   workspace     left   batch   layers on it")?;
-    for row in &rows {
-        output.line(&row.line())?;
+    for plan in &plans {
+        output.line(&plan.line())?;
     }
-    if rows.iter().any(|row| row.plan.ranks > 1) {
+    if plans.iter().any(|plan| plan.plan.ranks > 1) {
         output.line("")?;
         output.line(
-            "On several GPUs, NCCL takes memory of its own, which is not in this: it depends on its version and on how the \
-             GPUs are linked.",
+            "On several GPUs, NCCL takes more memory, which is not counted here: it depends on NCCL's version and on the \
+             links between the GPUs.",
         )?;
     }
-    if rows.iter().any(|row| row.hiding_tokens().is_some()) {
+    if plans.iter().any(|plan| plan.hiding_tokens().is_some()) {
         output.line("")?;
         output.line(&format!(
-            "Streamed layers are copied once a pass. Passes of so many tokens hide that, if {:.0} % of the link's data \
-             sheet are reached and {:.0} % of the tensor cores'; this is calculated, not measured.",
+            "Streamed layers are copied once per pass. Passes of so many tokens hide the copies, if the link reaches {:.0} % \
+             of its data sheet's rate and the tensor cores {:.0} %; this is calculated, not measured.",
             100.0 * LINK_REACHED,
             100.0 * TFLOPS_REACHED
         ))?;
@@ -93,8 +97,9 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Complete)
 }
 
-impl Row {
-    /// From so many tokens a pass on, copies of streamed layers take no longer than what is computed.
+impl GpuPlan {
+    /// The fewest tokens per pass with which the copies of streamed layers take no longer than the
+    /// computation.
     fn hiding_tokens(&self) -> Option<u64> {
         let known = self.known.filter(|_| self.fits && self.plan.placement.streamed > 0)?;
         let copy_seconds = self.plan.streamed_bytes() as f64 / (known.link_gb_s * LINK_REACHED * 1e9);
@@ -106,22 +111,22 @@ impl Row {
         let Self { gpus, plan, fits, .. } = self;
         let left = gib(gpus.free_bytes) - gib(plan.footprint.total());
         let layers = plan.placement.resident + plan.placement.streamed;
-        let mut said = match (fits, plan.placement.streamed) {
+        let mut placement = match (fits, plan.placement.streamed) {
             (false, _) => "does not fit".to_owned(),
             (true, 0) => format!("all {layers}"),
             (true, streamed) => {
                 let copied = gib(plan.streamed_bytes());
-                format!("{} of {layers}, {streamed} streamed ({copied:.1} a pass", plan.placement.resident)
+                format!("{} of {layers}, {streamed} streamed ({copied:.1} per pass", plan.placement.resident)
             }
         };
         if let Some(tokens) = self.hiding_tokens() {
-            said += &format!(", hidden from {tokens} tokens on");
+            placement += &format!(", hidden from {tokens} tokens on");
         }
         if *fits && plan.placement.streamed > 0 {
-            said.push(')');
+            placement.push(')');
         }
         format!(
-            "{:<13}{:>7.2}{:>7}{:>10.2}{:>12.2}{left:>9.2}{:>8}   {said}",
+            "{:<13}{:>7.2}{:>7}{:>10.2}{:>12.2}{left:>9.2}{:>8}   {placement}",
             gpus.name,
             gib(gpus.free_bytes),
             plan.ranks,

@@ -1,4 +1,5 @@
-//! Which rank this process is: from the command line, or from what torchrun and Slurm set when it says `env`.
+//! The rank of this process: from the command line, or with `--rendezvous env` from the variables
+//! that torchrun or Slurm sets.
 
 use std::path::Path;
 use std::{env, fs};
@@ -6,27 +7,27 @@ use std::{env, fs};
 use crate::args::{ProcessArgs, ScoreArgs};
 use kudos::{Cluster, Error, ErrorKind, Result, Secret};
 
-/// What asks for the environment instead of giving an address.
+/// The value of `--rendezvous` that stands for the environment.
 const ENV: &str = "env";
 
-/// The variable with the secret, where no file has it.
+/// The variable with the secret, if no file was given.
 const SECRET: &str = "KUDOS_RENDEZVOUS_SECRET";
 
-/// The rank of this process, if it is one of several. Checks that rank 0, and only rank 0, has something to do.
+/// Returns the rank of this process, if it is one of several. Refuses a rank 0 without an input,
+/// and other ranks with one.
 pub(super) fn rank(args: &ScoreArgs) -> Result<Option<Cluster>> {
     let variable = |name: &str| env::var(name).ok();
     let Some(mut process) = find(&args.process, variable)? else { return Ok(None) };
     process.secret = secret(args.process.rendezvous_secret_file.as_deref(), variable)?;
     let has_input = args.input.is_some() || args.prompt.is_some();
     if process.rank == 0 && !has_input {
-        return Err(
-            mistake("rank 0 has nothing to score").with_hint("give it an INPUT, `-` for standard input")
-        );
+        return Err(mistake("rank 0 has no input").with_hint("give it an INPUT, `-` for standard input"));
     }
-    // Launchers give all ranks one command line; a rank that was named by hand was given its own.
+    // A launcher starts all ranks with the same command line. `--rank` is on the command line of
+    // one.
     if process.rank > 0 && args.process.rank.is_some() && (has_input || args.output.is_some()) {
-        let message = format!("rank {} reads and writes nothing", process.rank);
-        return Err(mistake(message).with_hint("give INPUT and `--output` to rank 0 alone"));
+        let message = format!("rank {} takes neither INPUT nor `--output`", process.rank);
+        return Err(mistake(message).with_hint("give them to rank 0 only"));
     }
     Ok(Some(process))
 }
@@ -35,20 +36,21 @@ fn mistake(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Options, message)
 }
 
-/// The rank without its secret. `variable` looks into the environment, which is asked for `--rendezvous env` only: a
-/// stray RANK changes no other run.
+/// Returns the rank without its secret. `variable` looks up the environment, which only
+/// `--rendezvous env` uses: a stray RANK changes no other run.
 fn find(args: &ProcessArgs, variable: impl Fn(&str) -> Option<String>) -> Result<Option<Cluster>> {
     let Some(rendezvous) = args.rendezvous.clone() else { return Ok(None) };
     if rendezvous != ENV {
         let (Some(rank), Some(world_size)) = (args.rank, args.world_size) else {
-            return Err(mistake("`--rendezvous HOST:PORT` needs `--rank` and `--world-size`")
-                .with_hint("`--rendezvous env` takes all of them from the environment"));
+            return Err(mistake("`--rendezvous HOST:PORT` needs `--rank` and `--world-size`").with_hint(
+                "add them, or use `--rendezvous env`, which takes all three from the environment",
+            ));
         };
         return Ok(Some(Cluster { rank, world_size, rendezvous, secret: None, local_rank: 0 }));
     }
     if args.rank.is_some() || args.world_size.is_some() {
         return Err(mistake("`--rendezvous env` takes rank and world size from the environment")
-            .with_hint("leave out `--rank` and `--world-size`, or name the address"));
+            .with_hint("leave out `--rank` and `--world-size`, or give `--rendezvous HOST:PORT`"));
     }
     let names = match variable("RANK") {
         Some(_) => ["RANK", "WORLD_SIZE", "LOCAL_RANK"],
@@ -66,7 +68,7 @@ fn find(args: &ProcessArgs, variable: impl Fn(&str) -> Option<String>) -> Result
         text.parse::<usize>().map_err(|_| mistake(format!("{name} is `{text}`, expected a number")))
     };
     let (host, port) = (text("MASTER_ADDR")?, number("MASTER_PORT")?);
-    // There torchrun itself listens at that port; its neighbour is one that all ranks know.
+    // torchrun's agent listens at that port itself; all ranks can derive the next one.
     let taken = variable("TORCHELASTIC_USE_AGENT_STORE").as_deref() == Some("True");
     let port = port + usize::from(taken);
     // An IPv6 address has colons of its own.
@@ -81,7 +83,7 @@ fn secret(file: Option<&Path>, variable: impl Fn(&str) -> Option<String>) -> Res
     let text = fs::read(path).map_err(|error| {
         Error::new(ErrorKind::Io, "cannot read the secret").caused_by(error).at(path.display())
     })?;
-    // An editor's last line break is no part of it.
+    // Without the line break that editors add.
     Secret::new(text.trim_ascii_end()).map(Some).map_err(|error| error.at(path.display()))
 }
 
@@ -115,27 +117,27 @@ mod tests {
     }
 
     #[test]
-    fn what_torchrun_and_slurm_set_is_taken_when_asked_for() {
-        let ask = args(None, None, Some("env"));
+    fn rendezvous_env_reads_the_variables_of_torchrun_and_slurm() {
+        let from_env = args(None, None, Some("env"));
         let torchrun = [("RANK", "3"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "1"), ("SLURM_PROCID", "0")];
         let set = [&torchrun[..], &MASTER].concat();
-        assert_eq!(found(&ask, &set).unwrap().unwrap(), ["3", "4", "node0:29500", "1"]);
+        assert_eq!(found(&from_env, &set).unwrap().unwrap(), ["3", "4", "node0:29500", "1"]);
         let agent = [&set[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
-        assert_eq!(found(&ask, &agent).unwrap().unwrap()[2], "node0:29501");
+        assert_eq!(found(&from_env, &agent).unwrap().unwrap()[2], "node0:29501");
         let slurm = [("SLURM_PROCID", "2"), ("SLURM_NTASKS", "4"), ("SLURM_LOCALID", "0")];
         let set = [&slurm[..], &[("MASTER_ADDR", "::1"), ("MASTER_PORT", "29500")]].concat();
-        assert_eq!(found(&ask, &set).unwrap().unwrap(), ["2", "4", "[::1]:29500", "0"]);
+        assert_eq!(found(&from_env, &set).unwrap().unwrap(), ["2", "4", "[::1]:29500", "0"]);
     }
 
     #[test]
-    fn what_is_missing_or_no_number_is_named() {
-        let ask = args(None, None, Some("env"));
+    fn a_missing_or_malformed_variable_is_named() {
+        let from_env = args(None, None, Some("env"));
         for (environment, word) in [
             (&[][..], "MASTER_ADDR is not set"),
             (&[MASTER[0], MASTER[1]][..], "SLURM_PROCID is not set"),
             (&[MASTER[0], MASTER[1], ("RANK", "one")][..], "RANK is `one`"),
         ] {
-            let error = found(&ask, environment).unwrap_err();
+            let error = found(&from_env, environment).unwrap_err();
             assert!(error.message().contains(word), "{error}");
         }
         assert!(found(&args(None, None, Some("a:1")), &[]).is_err());

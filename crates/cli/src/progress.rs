@@ -1,7 +1,7 @@
-//! Progress for a person: two bars on standard error, where that is a terminal, and nothing where it is not.
+//! Progress bars on standard error, if that is a terminal.
 //!
-//! The first shows weights on their way to the GPU, the second conversations. Whatever else is said on standard error
-//! meanwhile goes through `Progress::say`, which keeps the bar below it.
+//! The first bar shows the weights being loaded to the GPU, the second the conversations. Other
+//! lines on standard error go through `Progress::say` meanwhile, which keeps the bar below them.
 
 use std::io::{self, IsTerminal};
 use std::sync::mpsc::{RecvTimeoutError, channel};
@@ -13,16 +13,16 @@ use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressDrawTarget, Prog
 use crate::say;
 use kudos::{Loading, Stats};
 
-/// How often a bar is drawn anew, at most.
-const DRAW: Duration = Duration::from_millis(200);
+/// Least interval between two drawings of a bar.
+const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 
-/// A bar and what stands beside it.
+/// A bar and the text beside it.
 const STYLE: &str = "{bar:24} {percent:>3}%  {msg}";
 
-/// The same where the end is not known.
+/// Text alone, for an input of unknown size.
 const STYLE_ENDLESS: &str = "{msg}";
 
-/// Runs `open` under a bar that shows how far weights have come, if any are to be brought anywhere.
+/// Runs `open` with a bar of the weights loaded, if any are to be copied to a device.
 pub fn while_loading<T>(loading: &Loading, open: impl FnOnce() -> T) -> T {
     if !io::stderr().is_terminal() {
         return open();
@@ -31,7 +31,7 @@ pub fn while_loading<T>(loading: &Loading, open: impl FnOnce() -> T) -> T {
     let loading = loading.clone();
     let watch = thread::spawn(move || {
         let mut bar = None;
-        while is_open.recv_timeout(DRAW) == Err(RecvTimeoutError::Timeout) {
+        while is_open.recv_timeout(DRAW_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             let total = loading.total_bytes();
             if total > 0 {
                 let (bar, began) = bar.get_or_insert_with(|| (bar_of(Some(total)), Instant::now()));
@@ -45,7 +45,7 @@ pub fn while_loading<T>(loading: &Loading, open: impl FnOnce() -> T) -> T {
     });
     let result = open();
     drop(opened);
-    // It ends, since the channel has.
+    // It ends because the channel is closed.
     let _ = watch.join();
     result
 }
@@ -60,31 +60,33 @@ fn loading_text(brought: u64, total: u64, elapsed: Duration) -> String {
 /// The bar over conversations, or nothing.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
-    /// What the engine had computed before, and the position in the input.
+    /// The engine's counts and the position in the input when the bar began.
     before: (Stats, u64),
     began: Instant,
     drawn: Instant,
-    /// Bytes of the input, where that is known.
+    /// Bytes of the input, where known.
     size: Option<u64>,
 }
 
-/// Where results go, as far as the bar is concerned.
+/// Whether the results themselves show the progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Results {
-    /// The person sees them, and by them how far things are.
+    /// They appear on the terminal, and no bar is drawn.
     OnTerminal,
+    /// They go to a file or a pipe.
     Elsewhere,
 }
 
 impl Progress {
-    /// A bar from `position` in an input of `size` bytes, for an engine that has computed `stats`.
+    /// A bar that begins at `position` of an input of `size` bytes, for an engine whose counts are
+    /// `stats`.
     pub(super) fn new(results: Results, size: Option<u64>, position: u64, stats: Stats) -> Self {
         let shown = io::stderr().is_terminal() && results == Results::Elsewhere;
         let now = Instant::now();
         Self { bar: shown.then(|| bar_of(size)), before: (stats, position), began: now, drawn: now, size }
     }
 
-    /// A line on standard error.
+    /// Writes a line to standard error.
     pub(super) fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.suspend(|| say(text)),
@@ -92,9 +94,9 @@ impl Progress {
         }
     }
 
-    /// Results are written up to `position` of the input.
+    /// Draws the bar for results written up to `position` of the input, if it is due.
     pub(super) fn reached(&mut self, position: u64, stats: impl FnOnce() -> Stats) {
-        let Some(bar) = self.bar.as_ref().filter(|_| self.drawn.elapsed() >= DRAW) else { return };
+        let Some(bar) = self.bar.as_ref().filter(|_| self.drawn.elapsed() >= DRAW_INTERVAL) else { return };
         self.drawn = Instant::now();
         let elapsed = self.began.elapsed();
         let left = self.size.and_then(|size| left(self.before.1, position, size, elapsed));
@@ -102,7 +104,7 @@ impl Progress {
         bar.set_message(scoring_text(&self.before.0, &stats(), elapsed, left));
     }
 
-    /// Takes the bar away and leaves the sum of it all.
+    /// Removes the bar, and writes a line with the totals.
     pub(super) fn end(self, stats: &Stats) {
         let Some(bar) = self.bar else { return };
         bar.finish_and_clear();
@@ -112,8 +114,10 @@ impl Progress {
     }
 }
 
-/// `12,345 conversations, 411/s, 23,456 tokens/s, 61% shared, 3 minutes left`: what was done since `before`, by seconds of
-/// the whole time; tokens as conversations have them, and the part of them that did not have to be computed again.
+/// `12,345 conversations, 411/s, 23,456 tokens/s, 61% shared, 3 minutes left`: the work since
+/// `before`, with rates over the whole time. Tokens are those of the conversations; shared is the
+/// part of them that was not computed because another conversation of the batch has the same
+/// prefix.
 fn scoring_text(before: &Stats, stats: &Stats, elapsed: Duration, left: Option<Duration>) -> String {
     let mut since = *stats;
     for (now, before) in [
@@ -131,7 +135,7 @@ fn scoring_text(before: &Stats, stats: &Stats, elapsed: Duration, left: Option<D
     format!("{conversations} conversations, {rate}/s, {tokens} tokens/s, {shared:.0}% shared{left}")
 }
 
-/// The time that the rest of the input takes if it goes on as it went since `before`.
+/// The time for the rest of the input at the mean rate since `before`.
 fn left(before: u64, position: u64, size: u64, elapsed: Duration) -> Option<Duration> {
     let (done, rest) = (position.saturating_sub(before), size.saturating_sub(position));
     let seconds = elapsed.as_secs_f64() * rest as f64 / done as f64;
@@ -140,7 +144,7 @@ fn left(before: u64, position: u64, size: u64, elapsed: Duration) -> Option<Dura
 
 fn bar_of(length: Option<u64>) -> ProgressBar {
     let style = if length.is_some() { STYLE } else { STYLE_ENDLESS };
-    let style = ProgressStyle::with_template(style).expect("a constant that is well formed");
+    let style = ProgressStyle::with_template(style).expect("the constant is well formed");
     ProgressBar::with_draw_target(length, ProgressDrawTarget::stderr()).with_style(style)
 }
 
@@ -162,7 +166,11 @@ mod tests {
             left(1000, 3000, 9000, Duration::from_secs(10)),
         );
         assert_eq!(text, "12,000 conversations, 1,200/s, 100,000 tokens/s, 75% shared, 30 seconds left");
-        assert_eq!(left(1000, 1000, 9000, Duration::from_secs(10)), None, "nothing done, nothing known");
+        assert_eq!(
+            left(1000, 1000, 9000, Duration::from_secs(10)),
+            None,
+            "no time is estimated before the first result"
+        );
         let text = scoring_text(&Stats::default(), &Stats::default(), Duration::ZERO, None);
         assert_eq!(text, "0 conversations, 0/s, 0 tokens/s, 0% shared");
         let text = loading_text(3_220_000_000, 12_800_000_000, Duration::from_secs(2));

@@ -1,11 +1,12 @@
-//! `kudos render`: the text and the token ids that would be scored, and which of them the reward is read at.
+//! `kudos render`: the text and the token ids that would be scored, and the token at which the
+//! reward is read.
 
 use serde_json::{Map, Value, json};
 
 use crate::args::RenderArgs;
 use crate::files::InputFile;
 use crate::input::Lines;
-use crate::output::{Output, error_fields, row};
+use crate::output::{Output, error_fields, result_line};
 use crate::{Outcome, model_dir, say};
 use kudos::internals::config::{Head, ModelConfig};
 use kudos::internals::request::{Input, Request, Responses};
@@ -34,7 +35,7 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
             outcome = Outcome::SomeFailed;
             error_fields(&error)
         });
-        output.line(&row(&line.key, fields))?;
+        output.line(&result_line(&line.key, fields))?;
     }
     Ok(outcome)
 }
@@ -75,7 +76,7 @@ impl Renderer {
         Ok(columns)
     }
 
-    /// Which token the reward is read at, and why.
+    /// The token at which the reward is read, and the reason.
     fn scored(&self, ids: &[u32]) -> Value {
         let position = self.head.scored_token(ids);
         let reason = match self.head {

@@ -1,9 +1,10 @@
-//! `--resume`: going on after the last whole line that an earlier run wrote.
+//! `--resume`: continuing after the last whole line that an earlier run wrote.
 //!
-//! Every line that is there must be the result of its input line, as far as that can be told without the model: it has
-//! that line's `id` or `index`, and as many rewards. With the model open, the first and the last of them are scored anew
-//! and must come out the same, byte for byte: that shows another model, another template, another date in the template,
-//! or hardware whose rewards differ. Then the file becomes what one uninterrupted run would have written.
+//! Every line of the file must be the result of its input line, as far as can be checked without
+//! the model: it has that line's `id` or `index`, and as many rewards. With the model open, the
+//! first and the last of them are scored again and must be the same, byte for byte: this detects
+//! another model, another template, another date in the template, or hardware whose rewards differ.
+//! Then the file becomes what one uninterrupted run would have written.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
@@ -18,30 +19,31 @@ use crate::output::Output;
 use kudos::internals::request::Request;
 use kudos::{Error, ErrorKind, Result};
 
-/// What an earlier run did.
+/// The results of an earlier run.
 #[derive(Default)]
-pub(super) struct Earlier {
+pub(super) struct EarlierRun {
     /// Lines that have their result.
     pub(super) lines: usize,
-    /// Those of them that have an error.
+    /// Lines of these whose result is or holds an error.
     pub(super) failed: usize,
-    /// Bytes of the input up to the last of them.
+    /// Bytes of the input up to the last of these lines.
     pub(super) input_bytes: u64,
-    /// The first and the last of them.
+    /// The first and the last of these lines, to be scored again.
     probes: Vec<Probe>,
 }
 
-/// An input line and the result that is there.
+/// An input line and its result in the file.
 struct Probe {
     input: RawLine,
     result: String,
 }
 
-impl Earlier {
-    /// Reads what is in `output`, passing over the lines of `input` that it belongs to, and has `output` keep it.
+impl EarlierRun {
+    /// Reads the results in `output`, skips the lines of `input` that they belong to, and has
+    /// `output` keep them.
     pub(super) fn find(input: &mut Lines, output: &mut Output) -> anyhow::Result<Self> {
         let Some(file) = output.file() else {
-            let message = format!("{} keeps nothing that could be gone on with", output.name());
+            let message = format!("{} cannot be resumed", output.name());
             return Err(Error::new(ErrorKind::Options, message)
                 .with_hint("`--resume` needs `--output` with a regular file")
                 .into());
@@ -52,7 +54,7 @@ impl Earlier {
         loop {
             let mut result = Vec::new();
             let read_bytes = results.read_until(b'\n', &mut result).with_context(cannot_read)?;
-            // The end, or what the last write left of a line that it did not bring to its end.
+            // The end, or a line that was only written in part.
             if result.pop() != Some(b'\n') {
                 break;
             }
@@ -60,7 +62,7 @@ impl Earlier {
             earlier.lines += 1;
             let Some(raw) = input.next().transpose()? else {
                 let message = format!(
-                    "line {} of {} belongs to no line of {}, which has only {}",
+                    "line {} of {} has no line of input: {} has only {}",
                     earlier.lines,
                     output.name(),
                     input.name(),
@@ -78,7 +80,7 @@ impl Earlier {
             })?;
             earlier.failed += usize::from(failed);
             earlier.input_bytes = raw.end;
-            // Checked to be JSON, and so UTF-8.
+            // Valid UTF-8: `check` has parsed it as JSON.
             let result = String::from_utf8_lossy(&result).into_owned();
             earlier.probes.truncate(1);
             earlier.probes.push(Probe { input: raw, result });
@@ -87,18 +89,19 @@ impl Earlier {
         Ok(earlier)
     }
 
-    /// Scores the first and the last line anew, with `score`, and compares.
+    /// Scores the first and the last line again, with `score`, and compares.
     pub(super) fn confirm(&mut self, output: &Output, score: impl Fn(Line) -> Result<String>) -> Result<()> {
         for Probe { input, result } in self.probes.drain(..) {
-            let anew = score(input.parse())?;
-            if anew != result {
+            let computed = score(input.parse())?;
+            if computed != result {
                 let (name, line) = (output.name(), input.index + 1);
                 let message = format!(
-                    "{name} has for input line {line}\n    {result}\n  and this run gets\n    {anew}"
+                    "{name} has another result for input line {line} than this run\n    {result}\n  this run computes\n    \
+                     {computed}"
                 );
                 return Err(Error::new(ErrorKind::Options, message).with_hint(
-                    "go on with the model, the options, the kind of device and (where the template writes it) the date of \
-                     the run before, or leave out `--resume` to begin anew",
+                    "use the model, the options, the kind of device and (where the template writes it) the date of the \
+                     earlier run, or leave out `--resume` to start over",
                 ));
             }
         }
@@ -106,19 +109,20 @@ impl Earlier {
     }
 }
 
-/// The name of a result, as it is spelled.
+/// The key of a result, as the file spells it.
 #[derive(Deserialize)]
-struct Named<'a> {
+struct ResultKey<'a> {
     #[serde(borrow)]
     id: Option<&'a RawValue>,
     #[serde(borrow)]
     index: Option<&'a RawValue>,
 }
 
-/// Whether the result is (or holds) an error; or why it cannot be that of `line`.
+/// Returns true if the result is or holds an error. Fails with the reason if it cannot be the
+/// result of `line`.
 fn check(line: &Line, result: &[u8]) -> Result<bool, String> {
     let found =
-        serde_json::from_slice::<Named<'_>>(result).map_err(|_| "it is not a JSON object".to_owned())?;
+        serde_json::from_slice::<ResultKey<'_>>(result).map_err(|_| "it is not a JSON object".to_owned())?;
     let (name, key) = (line.key.name(), line.key.text());
     match [("id", found.id), ("index", found.index)]
         .into_iter()
@@ -150,5 +154,5 @@ fn check(line: &Line, result: &[u8]) -> Result<bool, String> {
 
 fn other_input(message: String) -> Error {
     Error::new(ErrorKind::Options, message)
-        .with_hint("`--resume` needs the input of the run before, from its start; leave it out to begin anew")
+        .with_hint("give the whole input of the earlier run, or leave out `--resume` to start over")
 }

@@ -1,7 +1,8 @@
 //! `kudos score`: a file or stream of JSON lines, or responses given on the command line.
 //!
-//! [`pipeline`] reads, renders, tokenizes and submits; this thread waits for results in order and writes them. All that is
-//! on its way is bounded, so a long input neither sits in memory nor waits for its end.
+//! [`pipeline`] reads, renders, tokenizes and submits; this thread waits for results in order and
+//! writes them. The memory of all lines in the pipeline is bounded, and results are written while
+//! the input is read.
 
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
@@ -13,10 +14,10 @@ use serde_json::{Map, Value};
 use crate::args::ScoreArgs;
 use crate::files::InputFile;
 use crate::input::{Line, Lines};
-use crate::output::{Output, error_fields, is_terminal, row, score_fields, scores_fields, table};
-use crate::pipeline::{self, InFlight, Step, Work};
+use crate::output::{Output, error_fields, is_terminal, result_line, score_fields, scores_fields, table};
+use crate::pipeline::{self, InFlight, PipelineItem, Submitted};
 use crate::progress::{self, Progress, Results};
-use crate::resume::Earlier;
+use crate::resume::EarlierRun;
 use crate::{Outcome, model_dir, process, say};
 use kudos::{DeviceInfo, Engine, Error, Loading, Pending, Result, Score};
 
@@ -34,15 +35,15 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         args.builder(&dir, Some(process.clone()))?.serve(began)?;
         return Ok(Outcome::Complete);
     }
-    // Before the model, which takes longer: what cannot be read or written is said at once.
+    // Before the model, which takes longer: errors of the input and the output show at once.
     let mut source = args.input.as_deref().map(Lines::open).transpose()?;
     let mut inputs = model_dir::files(&dir);
     inputs.extend(source.iter().filter_map(Lines::file));
     inputs.extend(args.process.rendezvous_secret_file.as_deref().and_then(InputFile::at));
     let mut output = Output::open(args.output.as_deref(), &inputs)?;
     let mut earlier = match &mut source {
-        Some(source) if args.resume => Earlier::find(source, &mut output)?,
-        _ => Earlier::default(),
+        Some(source) if args.resume => EarlierRun::find(source, &mut output)?,
+        _ => EarlierRun::default(),
     };
     let loading = Loading::default();
     let builder = args.builder(&dir, process)?.loading(loading.clone());
@@ -52,7 +53,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     warnings.print(say);
     if earlier.lines > 0 {
         earlier.confirm(&output, |line| score_line(&engine, line))?;
-        say(&format!("{} results are in {}: going on after them", earlier.lines, output.name()));
+        say(&format!("continuing after {} results in {}", earlier.lines, output.name()));
     }
     output.begin()?;
     let outcome = match (&args.prompt, source) {
@@ -62,12 +63,12 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     };
     warnings.print(say);
     let outcome = outcome.and_then(|outcome| output.end().map(|()| outcome));
-    // Ranks in other processes have no more to do, and the thread that reads may hold the engine for ever.
+    // Ends ranks in other processes. The thread that reads may hold the engine for ever.
     engine.abort();
-    outcome.map_err(|error| output.going_on(error))
+    outcome.map_err(|error| output.with_resume_hint(error))
 }
 
-/// Returns the line that says where the model runs, and why where the engine chose.
+/// Returns the line that names the device, and the reason where the engine chose it.
 pub fn running_on(device: &DeviceInfo) -> String {
     match &device.reason {
         Some(reason) => format!("running on {device}: {reason}"),
@@ -75,11 +76,11 @@ pub fn running_on(device: &DeviceInfo) -> String {
     }
 }
 
-/// What is written for one line.
+/// Scores one line and returns its output line.
 fn score_line(engine: &Engine, line: Line) -> Result<String> {
-    let (key, work) = pipeline::submit(engine, line)?;
-    let (fields, _) = finish(work);
-    engine.failure().map_or_else(|| Ok(row(&key, fields)), Err)
+    let (key, submitted) = pipeline::submit(engine, line)?;
+    let (fields, _) = finish(submitted);
+    engine.failure().map_or_else(|| Ok(result_line(&key, fields)), Err)
 }
 
 /// Prints each of the engine's warnings once.
@@ -115,39 +116,41 @@ fn inline(args: &ScoreArgs, prompt: &str, engine: &Engine, output: &mut Output) 
 
 fn stream(
     lines: Lines,
-    earlier: &Earlier,
+    earlier: &EarlierRun,
     engine: &Arc<Engine>,
     output: &mut Output,
     warnings: &mut Warnings<'_>,
 ) -> anyhow::Result<Outcome> {
     let size = lines.size();
-    let steps = pipeline::start(engine, lines);
+    let items = pipeline::start(engine, lines);
     let (mut total, mut failed) = (earlier.lines, earlier.failed);
     let results =
         if output.is_standard() && is_terminal() { Results::OnTerminal } else { Results::Elsewhere };
     let mut progress = Progress::new(results, size, earlier.input_bytes, engine.stats());
     loop {
-        let InFlight { key, work, end, .. } = match steps.recv_timeout(POLL_INTERVAL) {
-            Ok(Step::Line(in_flight)) => in_flight,
-            Ok(Step::End) => break,
-            Ok(Step::Failed(error)) => return Err(error),
-            Err(RecvTimeoutError::Disconnected) => return Err(anyhow!("kudos has a bug: reading panicked")),
-            // A rank may fail while the next line is long in coming.
+        let InFlight { key, submitted, end, .. } = match items.recv_timeout(POLL_INTERVAL) {
+            Ok(PipelineItem::Line(in_flight)) => in_flight,
+            Ok(PipelineItem::End) => break,
+            Ok(PipelineItem::Failed(error)) => return Err(error),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(anyhow!("kudos has a bug: the thread that reads the input panicked"));
+            }
+            // A rank may fail while the command waits for the next line.
             Err(RecvTimeoutError::Timeout) => match engine.failure() {
                 Some(error) => return Err(error.into()),
                 None => continue,
             },
         };
-        let (fields, failure) = finish(work);
+        let (fields, failure) = finish(submitted);
         if let Some(error) = failure {
-            // What is wrong with the engine is not the line's fault: another run can score it.
+            // A failure of the engine is no error of the line: another run can score it.
             if engine.failure().is_some() {
                 return Err(error.into());
             }
             failed += 1;
         }
         total += 1;
-        output.line(&row(&key, fields))?;
+        output.line(&result_line(&key, fields))?;
         progress.reached(end, || engine.stats());
         warnings.print(|text| progress.say(text));
     }
@@ -159,14 +162,14 @@ fn stream(
     Ok(Outcome::SomeFailed)
 }
 
-/// Waits for a line's results: the fields of its output, and its first error.
-fn finish(work: Work) -> (Map<String, Value>, Option<Error>) {
-    match work {
-        Work::One(pending) => match pending.and_then(Pending::wait) {
+/// Waits for a line's results, and returns the fields of its output and its first error.
+fn finish(submitted: Submitted) -> (Map<String, Value>, Option<Error>) {
+    match submitted {
+        Submitted::One(pending) => match pending.and_then(Pending::wait) {
             Ok(score) => (score_fields(&score), None),
             Err(error) => (error_fields(&error), Some(error)),
         },
-        Work::Responses(pending) => {
+        Submitted::Responses(pending) => {
             let scores: Vec<Result<Score>> =
                 pending.into_iter().map(|pending| pending.and_then(Pending::wait)).collect();
             let failure = scores.iter().find_map(|score| score.as_ref().err().cloned());

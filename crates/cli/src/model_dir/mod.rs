@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::files::InputFile;
 use kudos::{Error, ErrorKind, Result};
 
-/// The folder that `model` means. Nothing is downloaded.
+/// Returns the folder of `model`, a path or a name in the local cache. Nothing is downloaded.
 pub fn find(model: &str) -> Result<PathBuf> {
     let dir = PathBuf::from(model);
     if dir.is_dir() {
@@ -32,9 +32,9 @@ pub fn find(model: &str) -> Result<PathBuf> {
 /// when there is no home.
 ///
 /// Follows the constants `HF_HOME`, `HUGGINGFACE_HUB_CACHE` and `HF_HUB_CACHE` of huggingface_hub
-/// step by step: what comes from `HF_HOME` is expanded twice, and a variable that is set to nothing
-/// counts, so that the cache is then in the current folder: that is where `hf download` puts it in
-/// the same environment.
+/// step by step: a path from `HF_HOME` is expanded twice, and a variable that is set to the empty
+/// string counts, so that the cache is then in the current folder: that is where `hf download` puts
+/// it in the same environment.
 fn cache_dir(variable: &Variables) -> Option<String> {
     let expanded = |path| Some(expand_variables(variable, &expand_home(variable, path)?));
     let hf_home = || {
@@ -103,7 +103,7 @@ fn snapshot(repo: &Path) -> Option<PathBuf> {
     dirs.next().filter(|_| dirs.next().is_none())
 }
 
-/// The files of a model folder that are read.
+/// The files of a model folder that kudos reads.
 pub(super) fn files(dir: &Path) -> Vec<InputFile> {
     const NAMES: [&str; 6] = [
         "config.json",
