@@ -7,7 +7,6 @@ mod hostile;
 mod interruptions;
 mod lines;
 mod readme;
-mod readme;
 mod refusals;
 mod scale;
 mod terminal;

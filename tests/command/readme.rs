@@ -59,7 +59,8 @@ fn every_console_block_of_the_readme_is_true() {
         readme.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
     assert_eq!(blocks.len(), 3, "make demo, a file, and what is scored");
     for block in blocks {
-        let commands: Vec<String> = block.lines().filter_map(|line| line.strip_prefix("$ ")).map(runnable).collect();
+        let commands: Vec<String> =
+            block.lines().filter_map(|line| line.strip_prefix("$ ")).map(runnable).collect();
         let expected: Vec<&str> = block.lines().filter(|line| !line.starts_with("$ ")).collect();
         let found = shown(&commands.join("\n"), dir.path());
         assert_eq!(found.lines().count(), expected.len(), "{block}\n{found}");

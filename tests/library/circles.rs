@@ -79,7 +79,9 @@ fn expand(tree: &str) -> Vec<Segments> {
     let tree = tree.trim();
     let Some(open) = tree.find('{') else {
         let path = tree.split(" as ").next().unwrap();
-        return vec![path.split("::").map(|part| part.trim().to_owned()).filter(|part| part != "self").collect()];
+        return vec![
+            path.split("::").map(|part| part.trim().to_owned()).filter(|part| part != "self").collect(),
+        ];
     };
     let prefix: Segments =
         tree[..open].split("::").map(|part| part.trim().to_owned()).filter(|part| !part.is_empty()).collect();
@@ -112,7 +114,8 @@ impl Module {
                 children.insert(child.trim().to_owned());
                 continue;
             }
-            let Some(at) = line.rfind("use ").filter(|&at| at == 0 || line[..at].ends_with(['\n', ' '])) else {
+            let Some(at) = line.rfind("use ").filter(|&at| at == 0 || line[..at].ends_with(['\n', ' ']))
+            else {
                 rest.push_str(statement);
                 continue;
             };
@@ -129,7 +132,8 @@ impl Module {
         // Paths within expressions and signatures.
         let is_path = |c: char| c.is_alphanumeric() || c == '_' || c == ':';
         for path in rest.split(|c| !is_path(c)).filter(|path| !path.is_empty()) {
-            let path: Segments = path.split("::").map(str::to_owned).filter(|part| !part.is_empty()).collect();
+            let path: Segments =
+                path.split("::").map(str::to_owned).filter(|part| !part.is_empty()).collect();
             match path.first().and_then(|first| exports.get(first)) {
                 // What a file re-exports and uses itself, it imports.
                 Some(exported) => uses.push(exported.clone()),
@@ -196,7 +200,11 @@ fn circles(graph: &BTreeMap<String, BTreeSet<String>>) -> BTreeSet<BTreeSet<Stri
     };
     let reach: BTreeMap<&String, BTreeSet<String>> = graph.keys().map(|name| (name, reached(name))).collect();
     let circle = |name: &String| -> BTreeSet<String> {
-        reach[name].iter().filter(|other| reach.get(other).is_some_and(|back| back.contains(name))).cloned().collect()
+        reach[name]
+            .iter()
+            .filter(|other| reach.get(other).is_some_and(|back| back.contains(name)))
+            .cloned()
+            .collect()
     };
     graph.keys().map(circle).filter(|circle| circle.len() > 1).collect()
 }

@@ -6,6 +6,7 @@ mod common;
 #[path = "../oracle/mod.rs"]
 mod oracle;
 
+mod circles;
 mod engine;
 mod floors;
 mod invariants;

@@ -13,6 +13,7 @@ pub mod fuzzing;
 pub mod gpus;
 mod input;
 mod manual;
+mod messages;
 pub mod model_dir;
 pub mod output;
 mod pipeline;
@@ -24,24 +25,16 @@ mod render;
 mod resume;
 mod score;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 
 use args::{Args, Command};
-pub use score::running_on;
+pub(crate) use messages::Outcome;
+pub use messages::{report, running_on, say};
 
 use kudos::internals::request::{Input, Request};
-use kudos::{Conversation, Error, Result};
-
-/// The outcome of a command that ran to its end.
-enum Outcome {
-    /// Every line has its result.
-    Complete,
-    /// Some lines have an error instead.
-    SomeFailed,
-}
+use kudos::{Conversation, Result};
 
 /// The conversations of line `index` of an input, from 0.
 pub fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Conversation>> {
@@ -50,26 +43,6 @@ pub fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Conversati
         Request::One(Input::Tokens(_)) => vec![],
         Request::Responses(responses) => responses.into_conversations().collect(),
     })
-}
-
-/// Writes a line to standard error. Unlike `eprintln!` it does not panic where that is a closed
-/// pipe.
-pub fn say(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
-}
-
-/// Returns the report of an error: its context and causes, and place and hint where the library
-/// knows them.
-pub fn report(error: &anyhow::Error) -> String {
-    let mut parts = Vec::new();
-    for cause in error.chain() {
-        if let Some(error) = cause.downcast_ref::<Error>() {
-            parts.push(error.report());
-            break;
-        }
-        parts.push(cause.to_string());
-    }
-    parts.join(": ")
 }
 
 /// Runs the command line of this process.

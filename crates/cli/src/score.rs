@@ -18,7 +18,7 @@ use crate::output::{Output, error_fields, is_terminal, result_line, score_fields
 use crate::pipeline::{self, InFlight, PipelineItem, Submitted};
 use crate::progress::{self, Progress, Results};
 use crate::resume::EarlierRun;
-use crate::{Outcome, model_dir, process, say};
+use crate::{Outcome, model_dir, process, running_on, say};
 use kudos::{DeviceInfo, Engine, Error, Loading, Pending, Result, Score};
 
 /// Interval at which a command that waits for lines checks whether the engine has failed.
@@ -66,14 +66,6 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     // Ends ranks in other processes. The thread that reads may hold the engine for ever.
     engine.abort();
     outcome.map_err(|error| output.with_resume_hint(error))
-}
-
-/// Returns the line that names the device, and the reason where the engine chose it.
-pub fn running_on(device: &DeviceInfo) -> String {
-    match &device.reason {
-        Some(reason) => format!("running on {device}: {reason}"),
-        None => format!("running on {device}"),
-    }
 }
 
 /// Scores one line and returns its output line.
