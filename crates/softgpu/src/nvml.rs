@@ -50,7 +50,7 @@ pub extern "C" fn nvmlDeviceGetClockInfo(_device: usize, _clock: c_uint, _mhz: *
     NOT_SUPPORTED
 }
 
-/// [`MILLIWATTS`].
+/// `MILLIWATTS`.
 ///
 /// # Safety
 /// As NVML documents.
@@ -60,7 +60,7 @@ pub unsafe extern "C" fn nvmlDeviceGetPowerUsage(_device: usize, milliwatts: *mu
     unsafe { number(milliwatts, MILLIWATTS) }
 }
 
-/// [`CELSIUS`].
+/// `CELSIUS`.
 ///
 /// # Safety
 /// As NVML documents.
