@@ -95,25 +95,21 @@ fn wrap_filters(env: &mut Environment<'static>) {
         ("sum", Value::from_function(filters::sum), summable),
     ];
     for (name, filter, check) in checked {
-        env.add_filter(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
-            let args = args.into_values();
-            check(state, &args)?;
-            filter.call(state, &args)
-        });
+        env.add_filter(name, behind(check, filter));
     }
-    let copying = [
-        ("namespace", Value::from_function(functions::namespace)),
-        ("dict", Value::from_function(functions::dict)),
-    ];
-    for (name, function) in copying {
-        env.add_function(name, move |state: &mut State, args: Rest<ValueOrKwargs>| {
-            let args = args.into_values();
-            for arg in &args {
-                iterable(arg)?;
-                read(state, arg)?;
-            }
-            function.call(state, &args)
-        });
+    env.add_function("namespace", behind(copyable, Value::from_function(functions::namespace)));
+    env.add_function("dict", behind(copyable, Value::from_function(functions::dict)));
+}
+
+/// Returns `function`, which runs after `check`.
+fn behind(
+    check: Check,
+    function: Value,
+) -> impl Fn(&mut State, Rest<ValueOrKwargs>) -> Result<Value, Error> + Send + Sync + 'static {
+    move |state, args| {
+        let args = args.into_values();
+        check(state, &args)?;
+        function.call(state, &args)
     }
 }
 
@@ -138,6 +134,11 @@ fn wrap_tests(env: &mut Environment<'static>) {
             });
         }
     }
+}
+
+/// Charges for arguments that are copied.
+fn copyable(state: &State, args: &[Value]) -> Result<(), Error> {
+    args.iter().try_for_each(|arg| iterable(arg).and_then(|()| read(state, arg)))
 }
 
 fn first_iterable(_: &State, args: &[Value]) -> Result<(), Error> {

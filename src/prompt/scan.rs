@@ -220,7 +220,7 @@ impl<'a> Scanner<'a> {
     ///
     /// Operands of `~` go through a filter that prints them as Python does; minijinja's `~` prints
     /// floats and lists otherwise. Values that are compared, added, kept or used as keys go through
-    /// the filters of [`fuel`](super::fuel).
+    /// the filters of [`fuel`].
     fn code(&mut self, tag: &str, close: &str) -> Result<(), String> {
         let mut levels = vec![Level::new(Bracket::Tag)];
         let mut parts = 0;
