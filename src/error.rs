@@ -1,4 +1,4 @@
-//! [`Error`]: what went wrong, where, and what to do about it.
+//! [`Error`]: a failure, its place, and a hint for the user.
 //!
 //! One type serves the whole library. It is `Clone`, because the failure of one pass completes many
 //! requests. `{}` prints one line, `{:#}` the report that the commands print:
@@ -17,14 +17,14 @@ use std::sync::Arc;
 /// The result of the library's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error: its [kind](ErrorKind) to match on, what happened, where, the cause, and a hint.
+/// An error: its [kind](ErrorKind) to match on, a message, a place, a cause, and a hint.
 #[derive(Clone, Debug)]
 pub struct Error(Box<Inner>);
 
 #[derive(Clone, Debug)]
 struct Inner {
     kind: ErrorKind,
-    /// What happened, in this error's own words.
+    /// The message without the causes.
     summary: String,
     /// The summary, and the causes after it.
     message: String,
@@ -96,8 +96,8 @@ impl ErrorKind {
 }
 
 impl Error {
-    /// Makes an error of `kind`. `message` says what was found and what was expected: one sentence,
-    /// no period.
+    /// Makes an error of `kind`. `message` is one sentence without a period: what was found, and what was
+    /// expected.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let summary = message.into();
         let message = summary.clone();
@@ -121,7 +121,7 @@ impl Error {
         self
     }
 
-    /// Sets the hint: what the user can do about it. Replaces an earlier one.
+    /// Sets the hint: what the user can do about the failure. Replaces an earlier one.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self
@@ -140,7 +140,7 @@ impl Error {
         self.0.kind
     }
 
-    /// Returns what happened, with the causes, without place and hint.
+    /// Returns the message with the causes, without place and hint.
     pub fn message(&self) -> &str {
         &self.0.message
     }
@@ -150,12 +150,12 @@ impl Error {
         self.0.place.as_deref()
     }
 
-    /// Returns what the user can do about it, where that is known.
+    /// Returns what the user can do about the failure, where that is known.
     pub fn hint(&self) -> Option<&str> {
         self.0.hint.as_deref()
     }
 
-    /// Returns message, causes, place and hint on several lines: what `{:#}` prints.
+    /// Returns message, causes, place and hint on several lines, as `{:#}` prints them.
     pub fn report(&self) -> String {
         format!("{self:#}")
     }

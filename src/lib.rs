@@ -60,7 +60,7 @@
         dead_code,
         unreachable_pub,
         unused_imports,
-        reason = "what only the commands and tests use goes through `internals`"
+        reason = "items that only the commands and tests use are exported by `internals`"
     )
 )]
 
@@ -104,11 +104,11 @@ pub use weights::WeightBytes;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// The door to the inside, for this project's own commands, tests and fuzzers. Nothing here is stable.
+/// Internal modules for this project's commands, tests and fuzzers, without any stability.
 #[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internals {
-    /// The machine code for GPUs that this build embeds: the version of nvcc, and the targets.
+    /// The version of nvcc and the targets of the GPU code that this build embeds.
     pub const MACHINE_CODE: Option<(&str, &str)> =
         match (option_env!("KUDOS_NVCC"), option_env!("KUDOS_CUDA_TARGETS")) {
             (Some(nvcc), Some(targets)) => Some((nvcc, targets)),
@@ -118,7 +118,7 @@ pub mod internals {
     macro_rules! rooms {
         ($($room:ident)*) => {
             $(
-                #[allow(missing_docs, reason = "the room has its own")]
+                #[allow(missing_docs, reason = "the module has its own")]
                 pub mod $room {
                     pub use crate::$room::*;
                 }

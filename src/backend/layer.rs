@@ -26,15 +26,14 @@ pub struct LayerWeights<W> {
 pub struct HostWeight<'a> {
     /// `None` for the weight of a norm.
     pub matrix: Option<Matrix>,
-    /// Its rows, piece after piece: each `[piece_features, in_features]`. A norm's weight is one
-    /// row.
+    /// Its rows, in pieces of `[piece_features, in_features]`. A norm's weight is one row.
     pub pieces: &'a [HostTensor],
     /// Its bias, if any: a vector per piece.
     pub bias: Option<&'a [HostTensor]>,
 }
 
 impl<'a> HostWeight<'a> {
-    /// The weights of a layer, in the order of [`LayerWeights`]' fields.
+    /// Returns the weights of a layer, in the order of [`LayerWeights`]' fields.
     pub fn all_of(layer: &'a LayerTensors) -> [Self; 6] {
         let one = std::slice::from_ref;
         let norm = |tensor| Self { matrix: None, pieces: one(tensor), bias: None };
@@ -60,7 +59,7 @@ impl<'a> HostWeight<'a> {
 }
 
 impl<W> LayerWeights<W> {
-    /// Loads one layer into the backend, for good.
+    /// Loads one layer into the backend, to stay.
     pub fn load<B: Backend<Weight = W>>(backend: &mut B, layer: &LayerTensors) -> Result<Self> {
         Self::make(layer, |weight| match weight.matrix {
             Some(matrix) => backend.matrix(matrix, weight.pieces, weight.bias),
@@ -81,7 +80,7 @@ impl<W> LayerWeights<W> {
         })
     }
 
-    /// All of them, in the order of the fields.
+    /// Returns the weights in the order of the fields.
     pub fn all(&self) -> [&W; 6] {
         let Self { input_norm, qkv, o, mlp_norm, gate_up, down } = self;
         [input_norm, qkv, o, mlp_norm, gate_up, down]

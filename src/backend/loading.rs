@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::lock::lock;
 
-/// Bytes of weights that an engine that is being opened has uploaded to its devices, and of how
-/// many. Clones share the counters: keep one, give the other to the engine. Both stay 0 on the CPU,
-/// which uses weights where they are mapped, and leave out layers that are streamed.
+/// Bytes of weights that an opening engine has uploaded to its devices, and their total. Clones share the
+/// counters: keep one, give the other to the engine. Both stay 0 on the CPU, which uses weights where they are
+/// mapped, and leave out layers that are streamed.
 #[derive(Clone, Debug, Default)]
 pub struct Loading(Arc<Counts>);
 
@@ -19,12 +19,12 @@ struct Counts {
 }
 
 impl Loading {
-    /// Bytes, as stored in their files, that this process's ranks will upload to their devices.
+    /// Returns the bytes, as stored, that this process's ranks will upload to their devices.
     pub fn total_bytes(&self) -> u64 {
         self.0.total_bytes.load(Ordering::Relaxed)
     }
 
-    /// Bytes that are on the device or being uploaded.
+    /// Returns the bytes that are on the device or being uploaded.
     pub fn brought_bytes(&self) -> u64 {
         let counters = lock(&self.0.brought_bytes);
         counters.iter().map(|counter| counter.load(Ordering::Relaxed)).sum()

@@ -50,16 +50,16 @@ struct State {
     jobs: VecDeque<Job>,
     /// Tokens of `jobs`.
     tokens: usize,
-    /// Jobs in line for capacity. None enters before those in front of it.
+    /// Jobs in line for capacity, which enter in their order.
     line: VecDeque<Arrival>,
-    /// Why nothing is accepted any more: what is queued is still scored.
+    /// The error for which new jobs are refused, while queued ones are still scored.
     draining: Option<Error>,
-    /// Why nothing is scored any more.
+    /// The error for which nothing is scored any more.
     closed: Option<Error>,
 }
 
 impl State {
-    /// Returns why no job is accepted any more, if so.
+    /// Returns the error for which new jobs are refused, if they are.
     fn refusal(&self) -> Option<&Error> {
         self.closed.as_ref().or(self.draining.as_ref())
     }
@@ -74,7 +74,8 @@ impl State {
         self.jobs.push_back(job);
     }
 
-    /// Lets jobs of the line enter as far as there is capacity, and returns who is to be notified of it.
+    /// Moves jobs from the line into the queue as far as there is capacity, and returns the senders by which
+    /// their submitters are notified.
     /// Leaves out those whose submitter dropped the future.
     fn admit(&mut self, tokens_max: usize) -> Vec<Sender<Result<()>>> {
         let mut entered = Vec::new();
@@ -106,7 +107,7 @@ impl State {
         (batch, is_in)
     }
 
-    /// Takes these jobs from the front, and returns the replies of those that are in the batch.
+    /// Takes `is_in.len()` jobs from the front, and returns the replies of those that are in the batch.
     fn take(&mut self, is_in: &[bool]) -> Vec<Reply> {
         self.tokens -= self.jobs.iter().take(is_in.len()).map(|job| job.ids.len()).sum::<usize>();
         let jobs = self.jobs.drain(..is_in.len());
@@ -423,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_taken_in_order_up_to_the_budget() {
+    fn jobs_are_taken_in_order_up_to_the_budget() {
         let queue = Queue::new(100);
         let mut pendings = Vec::new();
         for ids in [[1, 2, 3], [1, 2, 4], [5, 6, 7], [8, 9, 10]] {
@@ -438,7 +439,7 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_is_taken_ahead_of_its_time_only_when_it_is_full() {
+    fn a_next_batch_is_taken_early_only_when_it_is_full() {
         let queue = Queue::new(100);
         let mut pendings = Vec::new();
         let mut push = |ids: &[u32]| {
@@ -462,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_put_in_together_are_taken_together_however_early_a_rank_waits() {
+    fn jobs_pushed_together_are_taken_together_by_a_waiting_rank() {
         let queue = Queue::new(100);
         thread::scope(|scope| {
             let rank = scope.spawn(|| queue.next_batch(BUDGET, Sharing::Prefixes).unwrap());
@@ -476,7 +477,7 @@ mod tests {
     }
 
     #[test]
-    fn jobs_put_in_together_enter_a_small_queue_one_after_the_other_and_learn_of_its_end() {
+    fn jobs_pushed_together_enter_a_small_queue_until_it_closes() {
         let queue = Queue::new(2);
         let (jobs, pendings): (Vec<Job>, Vec<Pending>) =
             [[1, 2], [3, 4], [5, 6]].iter().map(|ids| job(ids)).unzip();
@@ -511,7 +512,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_refuses_or_blocks_until_there_is_room() {
+    fn a_full_queue_refuses_or_blocks_until_there_is_capacity() {
         let queue = Arc::new(Queue::new(4));
         let (long, _kept) = job(&[1; 9]);
         queue.try_push(long).expect("an empty queue takes a job of any length");
@@ -531,7 +532,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_answers_those_that_wait_those_that_block_and_those_that_come() {
+    fn closing_completes_queued_blocked_and_later_jobs() {
         let queue = Arc::new(Queue::new(1));
         let (first, waiting) = job(&[1]);
         queue.try_push(first).unwrap();
@@ -553,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn a_drained_queue_refuses_jobs_and_gives_those_it_has() {
+    fn a_drained_queue_refuses_new_jobs_and_scores_queued_ones() {
         let queue = Queue::new(1);
         let (first, _first) = job(&[1]);
         queue.try_push(first).unwrap();
@@ -575,7 +576,7 @@ mod tests {
     }
 
     #[test]
-    fn submissions_enter_in_their_order_and_a_short_one_passes_no_other() {
+    fn submissions_enter_in_order_and_a_short_one_overtakes_none() {
         let queue = Queue::new(4);
         let (first, _first) = job(&[1; 3]);
         queue.try_push(first).unwrap();
@@ -609,7 +610,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_that_is_lost_still_answers() {
+    fn a_dropped_reply_completes_its_score_with_an_error() {
         let (job, pending) = job(&[1]);
         drop(job);
         assert_eq!(pending.wait().unwrap_err().kind(), ErrorKind::Stopped);

@@ -1,38 +1,39 @@
-//! [`Residency`]: which layers stay on the device, decided before anything is allocated.
+//! [`Residency`]: the choice of layers that stay on the device, made before anything is allocated.
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::streamed::SLOTS;
 
-/// Whether all layers stay on the device, or some pass through it in every pass.
+/// Whether all layers stay on the device, or some are streamed through it in every pass.
 ///
-/// On the CPU weights are used where they are mapped, so that streaming there changes nothing but the order of things.
+/// On the CPU weights are used where they are mapped: streaming only changes the order of operations there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residency {
-    /// All layers stay if the device has room for them; otherwise as many as it has room for, and the others are streamed.
+    /// All layers stay if they fit into the device's memory; otherwise as many as fit, and the others are
+    /// streamed.
     #[default]
     Auto,
-    /// All layers stay; an error where they do not fit.
+    /// All layers stay. An error if they do not fit.
     Resident,
     /// Some layers are streamed.
     Streamed {
-        /// How many stay, fewer than there are; when nothing is given, as many as fit, and none on the CPU.
+        /// Number of layers that stay, less than all. By default as many as fit, and none on the CPU.
         resident_layers: Option<usize>,
     },
 }
 
-/// How many layers stay, and through how many slots the others pass.
+/// Numbers of layers that stay and that are streamed, and of slots for the streamed ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Placement {
     /// Layers that stay on the device.
     pub resident: usize,
-    /// Layers that pass through it in every pass.
+    /// Layers that are streamed through it in every pass.
     pub streamed: usize,
-    /// Places for one layer each that they pass through.
+    /// Device buffers for one streamed layer each.
     pub slots: usize,
 }
 
 impl Placement {
-    /// All layers stay.
+    /// Returns the placement in which all layers stay.
     pub fn resident(layers: usize) -> Self {
         Self { resident: layers, streamed: 0, slots: 0 }
     }
@@ -41,8 +42,8 @@ impl Placement {
         Self { resident, streamed: layers - resident, slots: SLOTS }
     }
 
-    /// The placement that was asked for. `free` bytes are free on the device, if that is known and matters; `needed` tells
-    /// what a placement takes in all.
+    /// Returns the placement that `residency` asks for. `free` is the device's free bytes, where they are
+    /// known and matter; `needed` returns the bytes that a placement takes in all.
     pub(super) fn choose(
         residency: Residency,
         layers: usize,
@@ -50,7 +51,7 @@ impl Placement {
         needed: impl Fn(Self) -> usize,
     ) -> Result<Self> {
         let fitting = |free: usize| {
-            // The driver loads code as it is first used, which nobody can plan: a part of what is free is left for it.
+            // The driver loads code at its first use, and its size is unknown: 1/32 of the free memory is reserved.
             let usable = free - free / 32;
             let fits = |&resident: &usize| needed(Self::streamed(resident, layers)) <= usable;
             let most = layers.saturating_sub(SLOTS);
@@ -64,7 +65,7 @@ impl Placement {
                 Ok(Self::streamed(resident, layers))
             }
             (Residency::Streamed { resident_layers: Some(resident) }, _) => {
-                let message = format!("{resident} resident layers of {layers} leave none to be streamed");
+                let message = format!("{resident} of {layers} layers resident leave none to stream");
                 Err(Error::new(ErrorKind::Options, message))
             }
             (Residency::Streamed { resident_layers: None }, Some(free)) => Ok(fitting(free)),
@@ -79,7 +80,7 @@ mod tests {
 
     const STREAMED: Residency = Residency::Streamed { resident_layers: None };
 
-    /// A model of so many layers of 100 bytes, and 1,000 bytes of workspace.
+    /// Places a model of `layers` layers of 100 bytes, with 1,000 bytes of workspace.
     fn choose(residency: Residency, layers: usize, free: Option<usize>) -> Result<Placement> {
         let needed = |placement: Placement| 1_000 + 100 * (placement.resident + placement.slots);
         Placement::choose(residency, layers, free, needed)
@@ -93,25 +94,25 @@ mod tests {
     }
 
     #[test]
-    fn left_to_the_engine_all_layers_stay_where_they_fit_and_else_as_many_as_do_beside_the_slots() {
+    fn auto_keeps_as_many_layers_as_fit_beside_the_slots() {
         assert_eq!(resident(Residency::Auto, 10, None), 10);
         assert_eq!(resident(Residency::Auto, 10, Some(2_000)), 10);
         // 1,999 less 62 for the driver: 9 layers, of which 2 are slots.
         assert_eq!(resident(Residency::Auto, 10, Some(1_999)), 7);
         assert_eq!(resident(Residency::Auto, 10, Some(1_300)), 0);
-        // Too little for anything: the device will say how much is missing.
+        // Too little for any layer: the allocation will fail and report the bytes that are missing.
         assert_eq!(resident(Residency::Auto, 10, Some(0)), 0);
     }
 
     #[test]
-    fn a_model_of_no_more_layers_than_slots_gains_nothing_by_streaming() {
+    fn a_model_of_few_layers_is_streamed_only_on_request() {
         assert_eq!(resident(Residency::Auto, 2, Some(1_100)), 2);
         assert_eq!(resident(STREAMED, 2, Some(9_999)), 0);
         assert_eq!(resident(STREAMED, 1, Some(9_999)), 0);
     }
 
     #[test]
-    fn what_is_asked_for_is_done() {
+    fn explicit_residency_is_obeyed() {
         assert_eq!(resident(Residency::Resident, 10, Some(5)), 10);
         assert_eq!(resident(STREAMED, 10, Some(9_999)), 8);
         assert_eq!(resident(STREAMED, 10, None), 0);

@@ -1,12 +1,12 @@
-//! RoPE's frequencies: how many radians each pair of a head turns per position.
+//! RoPE's frequencies: radians per position of each rotated pair of a head.
 
 use std::f32::consts::PI;
 
 use crate::config::{Rope, RopeScaling};
 
-/// `[head_dim / 2]` radians per position, in f32 and by the same steps as Transformers.
+/// Returns `[head_dim / 2]` radians per position, in f32 and by the same steps as Transformers.
 ///
-/// `theta^(-2i / head_dim)`, then Llama 3.1's rule by wavelength `2 pi / frequency`: below
+/// They are `theta^(-2i / head_dim)`, then Llama 3.1's rule by wavelength `2 pi / frequency`: below
 /// `original / high_freq_factor` kept, above `original / low_freq_factor` divided by `factor`, between the two a
 /// linear blend.
 pub fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
