@@ -1,8 +1,8 @@
-//! The seam between what is computed and on which hardware: trait [`Backend`], one method per op.
+//! The seam between the model and the hardware: trait [`Backend`], one method per op.
 //!
-//! Above it stands one forward pass for every device ([`crate::model`]); below it each device keeps its own layout,
-//! precision and arrangement of activations. The model never looks into an activation. A backend belongs to one
-//! rank and lives on that rank's thread; nothing in it needs to be `Send`.
+//! Above it is one forward pass for every device ([`crate::model`]); below it each device has its own layout
+//! and precision of activations, whose elements the model never reads. A backend belongs to one rank and is
+//! used on that rank's thread only; it need not be `Send`.
 //!
 //! Shapes are written `[rows, width]`, and widths are this rank's: `q_width`, `kv_width` and `ffn` stand for
 //! [`Geometry`]'s local sizes, `qkv_width = q_width + 2 * kv_width`.
@@ -28,7 +28,7 @@ use crate::weights::{HostTensor, LayerTensors};
 pub use layer::{HostWeight, LayerWeights};
 pub use loading::Loading;
 
-/// The sizes and constants that ops need: the model's, and this rank's part of them.
+/// The sizes and constants of the model, and of this rank's part of it, that ops use.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Geometry {
     /// Width of the residual stream.
@@ -43,7 +43,7 @@ pub struct Geometry {
     pub labels: usize,
     /// The algorithm of the all-reduce over ranks.
     pub all_reduce: AllReduce,
-    /// Whether they run beside the computation of other rows.
+    /// Whether all-reduces run while other rows are computed.
     pub overlap: Overlap,
 }
 
@@ -91,26 +91,26 @@ pub enum GemmTuning {
 }
 
 impl Geometry {
-    /// The geometry of one rank's part of a model.
+    /// Makes the geometry of one rank's part of a model.
     pub fn new(config: &ModelConfig, shard: Shard, rope_frequencies: Vec<f32>, labels: usize) -> Self {
         let (hidden, rms_norm_eps) = (config.hidden, config.rms_norm_eps);
         let (all_reduce, overlap) = (AllReduce::Ordered, Overlap::Auto);
         Self { hidden, shard, rms_norm_eps, rope_frequencies, labels, all_reduce, overlap }
     }
 
-    /// The widest row of an activation in `normed` form: a norm's output or attention's.
+    /// Returns the widest row of an activation in `normed` form: a norm's output or attention's.
     pub fn normed_width(&self) -> usize {
         self.hidden.max(self.shard.q_width_local())
     }
 
-    /// Rows of `hidden` numbers that a rank brings to sums over ranks: what output projections put out, until the next norm
-    /// adds it. None where there is one rank, which adds at once.
+    /// Returns the rows of `hidden` elements that a rank buffers for all-reduces: outputs of projections, until
+    /// the next norm adds them. None where there is one rank, which adds at once.
     pub fn all_reduce_rows(&self, capacity: &Capacity) -> usize {
         if self.shard.ranks > 1 { capacity.tokens.max(capacity.sequences) } else { 0 }
     }
 }
 
-/// The most that one pass may hold: what activations are sized for, once.
+/// The largest pass, for which activations are allocated once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Packed rows.
@@ -121,7 +121,7 @@ pub struct Capacity {
     pub mlp_tokens: usize,
 }
 
-/// Which of a model's matrices a weight is. Backends may lay heads out differently by this.
+/// The matrix of the model that a weight is. Backends may choose the layout of heads by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Matrix {
     /// Queries, keys and values, `[qkv_width, hidden]`.
@@ -136,28 +136,28 @@ pub enum Matrix {
     Head,
 }
 
-/// What an activation is for. Backends choose its precision by this.
+/// The role of an activation. Backends choose its precision by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// `[rows, hidden]` the residual stream.
     Residual,
-    /// `[rows, max(hidden, q_width)]` what a norm or attention puts out and a linear layer reads.
+    /// `[rows, max(hidden, q_width)]` the output of a norm or of attention, which a linear layer reads.
     Normed,
-    /// `[rows, qkv_width]`, and a chunk's `[mlp_tokens, 2 * ffn]`, one after the other in the same place, which has room
-    /// for either at full [`Capacity`].
+    /// `[rows, qkv_width]`, then a chunk's `[mlp_tokens, 2 * ffn]` in the same buffer, which is large enough for
+    /// either at full [`Capacity`].
     Scratch,
 }
 
-/// Which rows of a pass an op works on.
+/// The rows of a pass that an op works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tokens {
-    /// The rows of this one of the pass's parts ([`Backend::parts`]).
+    /// The rows of one of the pass's parts, by index ([`Backend::parts`]).
     Part(usize),
-    /// Only the rows in which sequences end, in the order of [`Packed::last`].
+    /// The rows in which sequences end, in the order of [`Packed::last`].
     Last,
 }
 
-/// Which heads of a `[rows, qkv_width]` activation RoPE turns.
+/// The heads of a `[rows, qkv_width]` activation that RoPE rotates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rotate {
     /// Queries and keys.
@@ -168,7 +168,7 @@ pub enum Rotate {
     Keys,
 }
 
-/// Which output features of a fused weight a linear layer computes.
+/// The output features of a fused weight that a linear layer computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Features {
     /// All of them.
@@ -179,58 +179,58 @@ pub enum Features {
     KeysAndValues,
 }
 
-/// Where the all-reduced result of an output projection is.
+/// The state of the all-reduce of an output projection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reduction {
-    /// In the residual stream.
+    /// The result is in the residual stream.
     InResidual,
-    /// On its way: the next norm of the same rows waits for it and adds it to the residual stream.
+    /// In progress: the next norm of the same rows waits for the result and adds it to the residual stream.
     Pending,
 }
 
-/// Bytes that a backend will hold for one rank.
+/// Bytes that a backend will allocate for one rank.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
     /// Weights copied to the device; zero where they are used from the mapping.
     pub weights: usize,
-    /// Activations and everything else that is sized by [`Capacity`].
+    /// Activations and other buffers that are sized by [`Capacity`].
     pub workspace: usize,
 }
 
 impl Footprint {
-    /// All of it.
+    /// Returns the bytes in all.
     pub fn total(&self) -> usize {
         self.weights + self.workspace
     }
 }
 
-/// Gives the batch of the next pass while one runs, if it is known.
-pub type Ahead<'a> = &'a mut dyn FnMut() -> Option<Arc<Packed>>;
+/// A function that returns the batch of the next pass while one runs, where it is known.
+pub type NextBatch<'a> = &'a mut dyn FnMut() -> Option<Arc<Packed>>;
 
 /// The operations that a Llama forward pass consists of, on one device, for one rank.
 ///
-/// Ops are queued in the order of the calls; only [`head`](Backend::head) waits for their results. An error leaves
-/// the activations undefined.
+/// Ops are queued in the order of the calls; only [`head`](Backend::head) waits for their results. After an
+/// error the activations are undefined.
 pub trait Backend: Sized {
-    /// An activation: rows of numbers on the device.
+    /// An activation: rows of elements on the device.
     type Act;
     /// A weight on the device: a matrix `[out_features, in_features]` with an optional bias, or a vector.
     type Weight;
-    /// What a pass needs besides its tokens: positions, spans, last rows.
+    /// The metadata of a pass on the device: positions, spans, last rows.
     type Metadata;
-    /// A place on the device for the weights of one layer, which many layers pass through one after the other.
+    /// A device buffer for the weights of one layer, into which one layer after the other is copied.
     type Slot;
 
-    /// Meets the other ranks. Called once, on each rank, after all of them have allocated what they need: a rank that
-    /// could not is then known, and nobody waits for it here.
+    /// Connects to the other ranks. Called once on each rank, after all have allocated their memory: if one
+    /// fails to, no rank gets here and waits for it.
     fn connect(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// An activation with room for `rows` rows of what its role says; contents undefined.
+    /// Allocates an activation of `rows` rows for a role; its contents are undefined.
     fn activation(&mut self, role: Role, rows: usize) -> Result<Self::Act>;
 
-    /// The matrix whose output features are those of `pieces`, one piece after the other: each
+    /// Loads the matrix whose output features are those of `pieces`, concatenated: each piece is
     /// `[piece_features, in_features]`. `bias`, if any, has a piece for each of them.
     fn matrix(
         &mut self,
@@ -239,52 +239,56 @@ pub trait Backend: Sized {
         bias: Option<&[HostTensor]>,
     ) -> Result<Self::Weight>;
 
-    /// A vector `[width]`: the weight of a norm.
+    /// Loads a vector `[width]`: the weight of a norm.
     fn vector(&mut self, tensor: &HostTensor) -> Result<Self::Weight>;
 
-    /// A slot for layers of the shapes of `like`, which all layers of a rank have; contents undefined.
+    /// Allocates a slot for layers with the shapes of `like`, which all layers of a rank have; its contents are
+    /// undefined.
     fn slot(&mut self, like: &LayerTensors) -> Result<Self::Slot>;
 
-    /// Finds of a layer that will be staged what loading it would find: a weight that the device's format cannot hold,
-    /// and what is to be warned of. Asked once for each such layer, so that no pass finds it.
+    /// Checks a layer that will be staged as loading would: an error for a weight that the device's format
+    /// cannot represent, and warnings. Called once for each such layer at load, so that no pass fails with it.
     fn check(&mut self, _layer: &LayerTensors) -> Result<()> {
         Ok(())
     }
 
-    /// Begins to put a layer into a slot, and does not wait for it. Ops that were queued before this call still find
-    /// what was in the slot; no op may use it until [`await_slot`](Backend::await_slot) was called. What is staged
-    /// first arrives first: slots are awaited in the order in which they were staged, and the copies run beside the
-    /// ops that are queued meanwhile. An error may also show only when the slot is awaited.
+    /// Begins to copy a layer into a slot, and does not wait for the copy. Ops that were queued before this call
+    /// still use the slot's previous layer; later ones may use the slot after
+    /// [`await_slot`](Backend::await_slot). Slots are awaited in the order in which they were staged, and the
+    /// copies overlap with the ops that are queued meanwhile. An error may be returned only by `await_slot`.
     fn stage(&mut self, slot: &mut Self::Slot, layer: &LayerTensors) -> Result<()>;
 
-    /// What was last staged into the slot, for ops that are queued from here on. It may block the caller until the
-    /// copies are on their way, but waits for no op.
+    /// Returns the layer that was last staged into the slot, for ops that are queued from now on. May block
+    /// until the copies are queued, but waits for no op.
     fn await_slot<'a>(&mut self, slot: &'a mut Self::Slot) -> Result<&'a LayerWeights<Self::Weight>>;
 
-    /// What the caller should know of the weights as they were loaded.
+    /// Returns warnings about the loaded weights.
     fn warnings(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Sends up what the pass over `packed` needs.
+    /// Uploads the metadata of the pass over `packed`.
     fn metadata(&mut self, packed: &Packed) -> Result<Self::Metadata>;
 
-    /// The parts into which this pass's rows are cut, in their order: the layers' ops but the last one's take one after
-    /// the other, so that sums over ranks of one part can run beside the ops of the next. One part where nothing is
-    /// gained by that.
+    /// Returns the parts into which the pass's rows are cut, in order. All layers except the last run
+    /// attention for one part after the other, so that the all-reduce of one overlaps with the ops of the next.
+    /// One part where that gains nothing.
     fn parts(metadata: &Self::Metadata) -> &[Range<usize>];
 
-    /// `residual[t, :] = table[tokens[t], :]`; the table `[vocab, hidden]` stays where it is mapped.
+    /// Computes `residual[t, :] = table[tokens[t], :]`; the table `[vocab, hidden]` is used where it is mapped.
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Self::Act) -> Result<()>;
 
-    /// Called when a pass is queued but for its head: where a device works by itself, this asks for the batch that comes
-    /// next and gathers on the host what [`embed`](Backend::embed) will need for it. Another batch may come all the same.
-    fn embed_ahead(&mut self, _table: &HostTensor, _ahead: Ahead<'_>) -> Result<()> {
+    /// Called when all ops of a pass except its head are queued. With an asynchronous device it calls
+    /// `next_batch` and gathers on the host the rows that [`embed`](Backend::embed) will need for that batch. The
+    /// next pass may have another batch nevertheless.
+    fn prefetch_embeddings(&mut self, _table: &HostTensor, _next_batch: NextBatch<'_>) -> Result<()> {
         Ok(())
     }
 
-    /// `residual += before; out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight` for rows `rows`,
-    /// where `before` is the sum of these rows that is pending, if one is. `residual` and `out` are `[.., hidden]`.
+    /// Computes `residual += before` and
+    /// `out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight` for rows `rows`, where
+    /// `before` is the pending all-reduce of these rows, if there is one. `residual` and `out` are
+    /// `[.., hidden]`.
     fn add_rms_norm(
         &mut self,
         residual: &mut Self::Act,
@@ -294,8 +298,8 @@ pub trait Backend: Sized {
         out: &mut Self::Act,
     ) -> Result<()>;
 
-    /// `out[out_first + i, features] = x[rows[i], :] * weight[features, :]^T + bias[features]`, where `out` is
-    /// `[.., out_features]` with the columns outside of `features` left alone.
+    /// Computes `out[out_first + i, features] = x[rows[i], :] * weight[features, :]^T + bias[features]`, where
+    /// `out` is `[.., out_features]`; its columns outside of `features` stay unchanged.
     fn linear(
         &mut self,
         x: &Self::Act,
@@ -306,8 +310,9 @@ pub trait Backend: Sized {
         out_first: usize,
     ) -> Result<()>;
 
-    /// The MLP's gate and up with its activation: `out[i, j] = silu(gate[i, j]) * up[i, j]` for `j < ffn`, where gate and up are
-    /// the halves of what [`linear`](Backend::linear) of `rows` rows would put out. `out` has room for `[rows, 2 * ffn]`.
+    /// Computes the MLP's gate and up with its activation: `out[i, j] = silu(gate[i, j]) * up[i, j]` for
+    /// `j < ffn`, where gate and up are the halves of the output of [`linear`](Backend::linear) for `rows` rows.
+    /// `out` is at least `[rows, 2 * ffn]`.
     fn gate_up(
         &mut self,
         x: &Self::Act,
@@ -319,7 +324,7 @@ pub trait Backend: Sized {
         self.silu_mul(out, rows.len())
     }
 
-    /// Whether [`gate_up`](Backend::gate_up) with that weight is one op rather than two.
+    /// Whether [`gate_up`](Backend::gate_up) with this weight is one op rather than two.
     fn gates(&self, _weight: &Self::Weight) -> bool {
         false
     }
@@ -335,12 +340,12 @@ pub trait Backend: Sized {
         heads: Rotate,
     ) -> Result<()>;
 
-    /// Causal grouped-query attention along each row's path:
+    /// Computes causal grouped-query attention along each row's path:
     /// `out[i, h, :] = softmax(q[i, h, :] . k[path, h / group, :] / sqrt(head_dim)) * v[path, h / group, :]`, where
-    /// the path is the keys at positions up to the query's own. With [`Tokens::Last`], the query of last row `i` is
-    /// row `i` of `qkv`; keys and values are where they were computed, for a part by then up to its last row. `qkv`
-    /// `[tokens, qkv_width]`, `out` `[rows, q_width]`. A backend may put copies of keys and values behind the last row of
-    /// `qkv`.
+    /// the path is the keys at positions up to the query's own. With [`Tokens::Last`], the query of last row `i`
+    /// is row `i` of `qkv`; keys and values stay in the rows that they were computed in, which for a part are
+    /// those up to its last row. `qkv` is `[tokens, qkv_width]`, `out` `[rows, q_width]`. A backend may write
+    /// copies of keys and values after the last row of `qkv`.
     fn attention(
         &mut self,
         qkv: &mut Self::Act,
@@ -349,9 +354,9 @@ pub trait Backend: Sized {
         out: &mut Self::Act,
     ) -> Result<()>;
 
-    /// An output projection, whose input features are divided among ranks: this rank's part of
-    /// `x * weight^T + bias`. With one rank it is added to rows `rows` of `residual`; with more it waits for
-    /// [`all_reduce`](Backend::all_reduce). `x` is read from its row `x_first` on.
+    /// Computes this rank's part of an output projection `x * weight^T + bias`, whose input features are divided
+    /// among ranks. With one rank it is added to rows `rows` of `residual`; with several it is buffered for
+    /// [`all_reduce`](Backend::all_reduce). `x` is read from row `x_first` on.
     fn row_parallel(
         &mut self,
         x: &Self::Act,
@@ -361,17 +366,17 @@ pub trait Backend: Sized {
         residual: &mut Self::Act,
     ) -> Result<()>;
 
-    /// Begins the sum over ranks of what output projections put out for rows `rows`; every rank begins the same ones in
-    /// the same order, and norms take them in that order.
+    /// Begins the all-reduce of an output projection's rows `rows`. Every rank begins the same all-reduces in
+    /// the same order, and norms add their results in that order.
     fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction>;
 
-    /// `gate_up[i, j] = silu(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn` and rows `0..rows`, with
-    /// `silu(x) = x / (1 + exp(-x))`. `gate_up` is `[rows, 2 * ffn]` and stays so: the product takes the gate's place.
+    /// Computes `gate_up[i, j] = silu(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn` and rows `0..rows`,
+    /// with `silu(x) = x / (1 + exp(-x))`. `gate_up` is `[rows, 2 * ffn]`; the results overwrite the gate.
     fn silu_mul(&mut self, gate_up: &mut Self::Act, rows: usize) -> Result<()>;
 
-    /// `out[i, :] = x[last[i], :]`, `[sequences, hidden]`.
+    /// Computes `out[i, :] = x[last[i], :]`, `[sequences, hidden]`.
     fn gather_last(&mut self, x: &Self::Act, metadata: &Self::Metadata, out: &mut Self::Act) -> Result<()>;
 
-    /// `x[i, :] . head[label, :]` in f32 for rows `0..rows`: `[rows, labels]`. Waits for everything queued so far.
+    /// Returns `x[i, :] . head[label, :]` in f32 for rows `0..rows`, `[rows, labels]`. Waits for all queued ops.
     fn head(&mut self, x: &Self::Act, head: &Self::Weight, rows: usize) -> Result<Vec<f32>>;
 }

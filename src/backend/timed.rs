@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use super::profile::{Class, Cost, Profile};
-use super::{Ahead, Backend, Features, Geometry, LayerWeights, Matrix, Reduction, Role, Rotate, Tokens};
+use super::{Backend, Features, Geometry, LayerWeights, Matrix, NextBatch, Reduction, Role, Rotate, Tokens};
 use crate::batch::Packed;
 use crate::error::Result;
 use crate::weights::{HostTensor, LayerTensors};
@@ -213,7 +213,7 @@ impl<B: Clock> Backend for Timed<B> {
         fn stage(&mut self, slot: &mut B::Slot, layer: &LayerTensors) -> Result<()>;
         fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut B::Act) -> Result<()>
             => (Class::Embeddings, Cost::default());
-        fn embed_ahead(&mut self, table: &HostTensor, ahead: Ahead<'_>) -> Result<()>;
+        fn prefetch_embeddings(&mut self, table: &HostTensor, next_batch: NextBatch<'_>) -> Result<()>;
         fn add_rms_norm(
             &mut self, residual: &mut B::Act, before: Reduction, weight: &B::Weight, rows: Range<usize>,
             out: &mut B::Act

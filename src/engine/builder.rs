@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use crate::backend::Loading;
 use crate::backend::profile::Profile;
 use crate::config::{ModelConfig, generation_warnings};
-use crate::engine::Engine;
 #[cfg(feature = "cluster")]
 use crate::engine::cluster;
+use crate::engine::handle::Engine;
 use crate::engine::options::{Batching, Device, Options};
 use crate::engine::parts::{Parts, Weights};
 use crate::engine::residency::Residency;
@@ -22,6 +22,27 @@ use crate::prompt::{Prompt, PromptOptions};
 #[cfg(feature = "cuda")]
 use crate::weights::Checkpoint;
 use crate::weights::RandomWeights;
+
+impl Engine {
+    /// Returns a builder of an engine for the model in folder `dir`, in Hugging Face's layout:
+    /// `config.json`, safetensors files, and, to score conversations, `tokenizer.json` and a chat template.
+    pub fn builder(dir: impl AsRef<Path>) -> EngineBuilder {
+        EngineBuilder::new(dir)
+    }
+
+    /// Opens the model in folder `dir` with default options.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::builder(dir).open()
+    }
+
+    /// Returns a builder of an engine without files, to be measured: sizes as in `config`, weights random
+    /// from `seed`. A device that can make the weights does so, with other values than the host. The
+    /// engine scores token ids only, in this process only.
+    #[doc(hidden)]
+    pub fn builder_random(config: ModelConfig, seed: u64) -> EngineBuilder {
+        EngineBuilder::random(config, seed)
+    }
+}
 
 /// Options of an engine that is not open yet. The defaults suit one machine and one model.
 #[derive(Clone, Debug)]
@@ -101,7 +122,8 @@ impl EngineBuilder {
         match source {
             Source::Folder(dir) => {
                 if let Some(cluster) = options.any_cluster().filter(|cluster| cluster.rank > 0) {
-                    let message = format!("rank {} cannot open the engine, which is rank 0's", cluster.rank);
+                    let message =
+                        format!("rank {} cannot open the engine: only rank 0 opens it", cluster.rank);
                     return Err(Error::new(ErrorKind::Options, message)
                         .with_hint("`EngineBuilder::serve` runs the other ranks"));
                 }
@@ -111,8 +133,9 @@ impl EngineBuilder {
             }
             Source::Random(config, seed) => {
                 if options.cluster().is_some() {
-                    let message = "random weights are made in one process, and several were asked for";
-                    return Err(Error::new(ErrorKind::Options, message).with_hint("leave out the processes"));
+                    let message = "random weights need one process, and several were requested";
+                    return Err(Error::new(ErrorKind::Options, message)
+                        .with_hint("leave out the options of several processes"));
                 }
                 let weights = |config: &ModelConfig| Ok(Weights::Random(RandomWeights::new(config, seed)));
                 let parts = Parts::new(*config, &options, weights)?;
@@ -129,9 +152,7 @@ impl EngineBuilder {
     pub fn serve(self, began: impl FnOnce(&crate::DeviceInfo, &[String])) -> Result<()> {
         match self.source {
             Source::Folder(dir) => cluster::serve(&dir, self.options, began),
-            Source::Random(..) => {
-                Err(Error::new(ErrorKind::Options, "random weights are made in one process"))
-            }
+            Source::Random(..) => Err(Error::new(ErrorKind::Options, "random weights need one process")),
         }
     }
 

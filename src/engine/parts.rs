@@ -1,4 +1,4 @@
-//! [`Parts`]: what an engine or a rank of one is made of, checked before anything is allocated.
+//! [`Parts`]: the components of an engine, or of one of its ranks, checked before anything is allocated.
 
 use std::path::Path;
 
@@ -11,14 +11,14 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Shard;
 use crate::weights::{Checkpoint, ModelTensors, RandomWeights};
 
-/// Where a model's weights are from.
+/// The source of a model's weights.
 pub(super) enum Weights {
     Stored(Checkpoint),
     Random(RandomWeights),
 }
 
 impl Weights {
-    /// One rank's part, checked against the config.
+    /// Returns one rank's tensors, checked against the config.
     pub(super) fn part(&self, config: &ModelConfig, rank: usize, ranks: usize) -> Result<ModelTensors> {
         let shard = Shard::new(config, rank, ranks)?;
         match self {
@@ -28,7 +28,7 @@ impl Weights {
     }
 }
 
-/// Returns the number of ranks that the model is divided among on a platform.
+/// Returns the number of ranks that share the model on a platform.
 pub(super) fn ranks_of(
     platform: &dyn Platform,
     weights: &Weights,
@@ -42,22 +42,22 @@ pub(super) fn ranks_of(
     })
 }
 
-/// What an engine or a rank of one is made of, checked before anything is allocated.
+/// The components of an engine, or of one of its ranks, checked before anything is allocated.
 pub(super) struct Parts {
     pub(super) config: ModelConfig,
     pub(super) platform: Box<dyn Platform>,
-    /// Why the engine chose the platform, where it did.
+    /// The reason for the platform, where the engine chose it.
     pub(super) reason: Option<String>,
     pub(super) ranks: usize,
-    /// Of each rank in this process.
+    /// One per rank in this process.
     pub(super) tensors: Vec<ModelTensors>,
     pub(super) plan: MemoryPlan,
-    /// Warnings of the files and of the plan.
+    /// Warnings about the files and the plan.
     pub(super) warnings: Vec<String>,
 }
 
 impl Parts {
-    /// Of the model in a folder.
+    /// Reads the model in a folder.
     pub(super) fn in_folder(dir: &Path, options: &Options) -> Result<Self> {
         if !dir.is_dir() {
             return Err(Error::new(ErrorKind::Io, "there is no such model folder")
@@ -67,14 +67,19 @@ impl Parts {
         if let Some(cluster) = options.any_cluster() {
             cluster.check()?;
             if let Some(ranks) = options.requested_ranks().find(|&ranks| ranks != cluster.world_size) {
-                let message = format!("{ranks} ranks in {} processes of one rank each", cluster.world_size);
-                return Err(Error::new(ErrorKind::Options, message).with_hint("leave the ranks out"));
+                let message = format!(
+                    "{ranks} ranks were requested for {} processes, which have one rank each",
+                    cluster.world_size
+                );
+                return Err(
+                    Error::new(ErrorKind::Options, message).with_hint("leave out the number of ranks")
+                );
             }
         }
         Self::new(ModelConfig::read(dir)?, options, |_| Ok(Weights::Stored(Checkpoint::open(dir)?)))
     }
 
-    /// Of the weights that `open` opens, which is asked when all else is known to fit the model.
+    /// Checks the options against the model, then calls `open` for the weights.
     pub(super) fn new(
         config: ModelConfig,
         options: &Options,
@@ -94,7 +99,7 @@ impl Parts {
         Self::on(platform, reason, config, options, &weights, whole)
     }
 
-    /// The parts on a platform. `whole` is the whole model's tensors.
+    /// Makes the parts on a platform. `whole` is the whole model's tensors.
     pub(super) fn on(
         mut platform: Box<dyn Platform>,
         reason: Option<String>,
@@ -123,9 +128,9 @@ impl Parts {
         device
     }
 
-    /// Keeps only so many layers resident, because another rank has no room for more.
+    /// Plans for `resident` resident layers, the most that another rank can keep.
     #[cfg(feature = "cluster")]
-    pub(super) fn keep(&mut self, resident: usize, options: &Options) -> Result<()> {
+    pub(super) fn limit_resident(&mut self, resident: usize, options: &Options) -> Result<()> {
         if resident == self.plan.placement.resident {
             return Ok(());
         }
@@ -134,7 +139,7 @@ impl Parts {
         self.plan = MemoryPlan::new(&self.config, &options, &*self.platform, self.ranks, &self.tensors[0])?.0;
         let layers = self.config.layers;
         self.warnings.push(format!(
-            "another rank's GPU has room for {resident} of {layers} layers: here, too, the other {} are streamed",
+            "another rank's GPU has memory for {resident} of {layers} layers: this rank streams the other {} too",
             layers - resident
         ));
         Ok(())

@@ -1,4 +1,4 @@
-//! What an engine holds in memory, known before anything is allocated.
+//! [`MemoryPlan`]: the memory of an engine, planned before anything is allocated.
 
 use std::fmt;
 
@@ -13,24 +13,25 @@ use crate::shard::Shard;
 use crate::units::gib;
 use crate::weights::{ModelTensors, WeightBytes};
 
-/// Sequences with different last tokens in one pass, at most: one for so many of the batch's tokens. What is a sequence's
-/// own is rarely shorter, and the last layer's rows and, on GPUs, the seam tiles of shared prefixes are sized by it.
-const TOKENS_PER_SEQUENCE: usize = 16;
+/// Tokens of a batch per sequence with a last token of its own, at least. The unshared part of a sequence is
+/// rarely shorter; the last layer's rows and, on GPUs, the seam tiles of shared prefixes are sized by it.
+pub const TOKENS_PER_SEQUENCE: usize = 16;
 
-/// Unique tokens of a pass, where nothing else is asked for: matrix products are at full speed from there on.
+/// Unique tokens of a pass by default: matmuls are at full speed from this size on.
 const BATCH_TOKENS: usize = 4096;
 
-/// The same where layers are streamed, the largest first that leaves half of what is free to layers: each layer is copied
-/// once a pass, under the computation of that many tokens. 13,000 hide a link of PCIe 5 behind an H200's bf16.
+/// Unique tokens of a pass by default where layers are streamed: the first value that leaves half of the
+/// free memory to layers. Each layer is copied once a pass, while that many tokens are computed: 13,000 hide
+/// the copies over PCIe 5 behind an H200's bf16.
 const BATCH_TOKENS_STREAMED: [usize; 2] = [16_384, 8192];
 
-/// What an engine holds in memory, and its limits.
+/// The memory of an engine, and its limits.
 ///
-/// What NCCL holds for several ranks on GPUs is not in it, as it is not known beforehand: about 10 MiB of buffers for each
-/// channel and each neighbour in it that it receives from, by its source. How many of both there are NCCL decides, by its
-/// version, its algorithm and how the GPUs are linked (channels are at most 8 here, unless sums never overlap), and
-/// multicast over NVLink has buffers of its own. One communicator with 1.6 GB was reported; NVIDIA's tests of NCCL leave
-/// it 1 GB of a GPU.
+/// Leaves out NCCL's memory for several ranks on GPUs, which is unknown beforehand: by its source, about
+/// 10 MiB of buffers for each channel and each neighbour that a channel receives from. NCCL chooses both
+/// numbers by its version, its algorithm and the links between the GPUs (channels are at most 8 here, unless
+/// overlap is off), and multicast over NVLink has further buffers. One communicator with 1.6 GB was reported;
+/// NVIDIA's tests of NCCL reserve 1 GB of a GPU for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Ranks that share the model.
@@ -39,7 +40,7 @@ pub struct MemoryPlan {
     pub weight_bytes: WeightBytes,
     /// Bytes of a layer of rank 0 on the device, the largest; none on the CPU.
     pub layer_bytes: usize,
-    /// Which layers stay on the device.
+    /// The layers that stay on the device.
     pub placement: Placement,
     /// Bytes that one rank allocates for weights and for passes.
     pub footprint: Footprint,
@@ -47,14 +48,14 @@ pub struct MemoryPlan {
     pub batch_tokens: usize,
     /// The longest sequence, in tokens.
     pub max_tokens: usize,
-    /// What passes are sized for.
+    /// The largest pass, for which activations are sized.
     pub capacity: Capacity,
-    /// Floating-point operations of one rank's matrix products for one token.
+    /// Floating-point operations of one rank's matmuls for one token.
     pub flops_per_token: u64,
 }
 
 impl MemoryPlan {
-    /// The plan, and what is to be said of layers that do not stay on the device, if nobody asked for that.
+    /// Makes the plan, and a warning where the engine decided to stream layers.
     pub(super) fn new(
         config: &ModelConfig,
         options: &Options,
@@ -68,12 +69,12 @@ impl MemoryPlan {
             return Err(Error::new(
                 ErrorKind::Options,
                 format!(
-                    "a pass of at most 0 tokens scores nothing (batch {batch_tokens}, longest sequence {max_tokens})"
+                    "batches and sequences need at least 1 token, and the limits are {batch_tokens} and {max_tokens}"
                 ),
             ));
         }
         let free = match options.residency {
-            // Opening the device to ask it takes time: only where the answer matters.
+            // Opening the device takes time: done only where its free memory matters.
             Residency::Resident | Residency::Streamed { resident_layers: Some(_) } => None,
             Residency::Auto | Residency::Streamed { resident_layers: None } => platform.free_bytes()?,
         };
@@ -83,7 +84,7 @@ impl MemoryPlan {
         let sizing = Sizing { config, geometry, residency, platform, stored, on_device, max_tokens, free };
         let plan = sizing.plan(batch_tokens)?;
         let plan = match free {
-            // Ranks in other processes may have other memory free, and must come to the same batches.
+            // Ranks in other processes may have less or more memory free, and all need the same batch size.
             Some(free)
                 if plan.placement.streamed > 0
                     && options.batching.batch_tokens.is_none()
@@ -108,30 +109,31 @@ impl MemoryPlan {
         Ok((plan, warning))
     }
 
-    /// Bytes of one rank's layers that are copied to its device in every pass.
+    /// Returns the bytes of one rank's layers that are copied to its device in every pass.
     pub fn streamed_bytes(&self) -> usize {
         self.placement.streamed * self.layer_bytes
     }
 
-    /// How many tokens are worth having in the queue: enough that a pass always finds a full batch, also where
-    /// sequences share nearly all of their tokens.
+    /// Returns the tokens to keep in the queue: enough for a full batch in every pass, even where sequences
+    /// share nearly all of their tokens.
     pub fn lookahead_tokens(&self) -> usize {
         64 * self.batch_tokens
     }
 }
 
-/// What plans of one engine have in common.
+/// The inputs of every plan of one engine.
 struct Sizing<'a> {
     config: &'a ModelConfig,
-    /// Of rank 0, like whose the other ranks' are.
+    /// Rank 0's; the other ranks' have the same sizes.
     geometry: Geometry,
     residency: Residency,
     platform: &'a dyn Platform,
-    /// Its weights in their files, and on the device.
+    /// Rank 0's weights in their files.
     stored: WeightBytes,
+    /// Rank 0's weights on the device.
     on_device: WeightBytes,
     max_tokens: usize,
-    /// Bytes that are free on the device, where that matters.
+    /// Free bytes on the device, where they matter.
     free: Option<usize>,
 }
 
@@ -142,7 +144,7 @@ impl Sizing<'_> {
         Capacity { tokens, sequences: batch_tokens.div_ceil(TOKENS_PER_SEQUENCE), mlp_tokens }
     }
 
-    /// A multiplication and an addition for each weight of the layers' matrices.
+    /// Counts a multiplication and an addition for each weight of the layers' matrices.
     fn flops_per_token(&self) -> u64 {
         let Geometry { hidden, shard, .. } = &self.geometry;
         let attention = hidden * (shard.qkv_width_local() + shard.q_width_local());
@@ -158,7 +160,7 @@ impl Sizing<'_> {
         self.platform.footprint(&self.geometry, capacity, layers + head)
     }
 
-    /// The plan for passes of so many tokens.
+    /// Makes the plan for passes of `batch_tokens` tokens.
     fn plan(&self, batch_tokens: usize) -> Result<MemoryPlan> {
         let Self { stored: weight_bytes, on_device, max_tokens, .. } = *self;
         let (capacity, ranks) = (self.capacity(batch_tokens), self.geometry.shard.ranks);
@@ -179,7 +181,7 @@ impl Sizing<'_> {
         })
     }
 
-    /// The plan for the largest passes of streamed layers that leave half of `free` to them.
+    /// Makes the plan for the largest passes that leave half of `free` to streamed layers.
     fn largest_streaming(&self, free: usize) -> Result<Option<MemoryPlan>> {
         let workspace = |tokens| self.footprint(&self.capacity(tokens), Placement::resident(0)).workspace;
         let largest = BATCH_TOKENS_STREAMED.into_iter().find(|&tokens| workspace(tokens) <= free / 2);
@@ -187,7 +189,7 @@ impl Sizing<'_> {
     }
 }
 
-/// Returns what the ops of one rank need to know of the model.
+/// Returns the geometry of one rank's part of the model.
 pub(super) fn geometry(config: &ModelConfig, options: &Options, shard: Shard) -> Geometry {
     let frequencies = rope::frequencies(&config.rope, config.head_dim);
     let geometry = Geometry::new(config, shard, frequencies, config.labels());
@@ -228,7 +230,7 @@ mod tests {
     use crate::weights::{Dtype, ModelTensors, RandomWeights};
 
     #[test]
-    fn random_weights_of_the_70b_fit_on_a_card_of_141_gb_as_its_own_do() {
+    fn random_weights_of_the_70b_are_planned_like_stored_ones() {
         let config = ModelConfig {
             hidden: 8192,
             layers: 80,

@@ -1,10 +1,10 @@
-//! One thread per rank: start together, score batches, end together.
+//! One thread per rank: the threads start together, score batches, and end together.
 //!
-//! Rank 0 takes batches from the queue, passes them on to the others and answers. The first failure of any rank,
-//! error or panic, closes the queue with its cause and aborts the others' collectives, so that nobody waits for a
-//! rank that will not come.
+//! Rank 0 takes batches from the queue, sends them to the other ranks, and completes the scores. The
+//! first failure of any rank, error or panic, closes the queue with its cause and aborts the other ranks'
+//! collectives, so that no rank waits for one that has failed.
 //!
-//! A rank in another process has a thread here too, which passes on to it what it is told ([`super::processes`]).
+//! A rank in another process has a thread here too, which sends it the batches (`cluster/processes.rs`).
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -14,43 +14,36 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::backend::Ahead;
+use crate::backend::NextBatch;
 use crate::batch::{Budget, Packed, Sharing};
 use crate::engine::queue::{Queue, Reply};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Interval at which a rank that waits for a batch checks its own health.
+/// Interval at which a rank that waits for a batch checks itself ([`Rank::check_idle`]).
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long a rank that failed because another one did waits for that one to say why, where ranks are in several
-/// processes: the end of a process may be known before its last words are.
-pub(super) const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Time for which a rank whose failure is a consequence of another one's waits for that one's error, where
+/// ranks are in several processes: the end of a process may be noticed before its error arrives.
+pub(super) const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One rank's model on its device.
 pub(super) trait Rank {
-    /// Meets the other ranks; once, after all have opened.
+    /// Connects to the other ranks; called once, after all have opened.
     fn connect(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// One pass: a packed batch to `[packed.last.len(), labels]` logits. `ahead` gives the next pass's batch, if
-    /// it is known; a rank whose device works by itself calls it once, when that has everything to do.
-    fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>>;
+    /// Runs one pass: from a packed batch to `[packed.last.len(), labels]` logits. A rank whose device is
+    /// asynchronous calls `next_batch` once, when the pass is queued, to prefetch for the next one.
+    fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>>;
 
-    /// Whether the rank is well, asked now and then while it waits for a batch.
-    fn idle(&mut self) -> Result<()> {
+    /// Checks the rank while it waits for a batch.
+    fn check_idle(&mut self) -> Result<()> {
         Ok(())
     }
 }
 
-/// What needs nobody else.
-impl<F: FnMut(&Packed) -> Result<Vec<f32>>> Rank for F {
-    fn forward(&mut self, packed: &Packed, _ahead: Ahead<'_>) -> Result<Vec<f32>> {
-        self(packed)
-    }
-}
-
-/// What every rank of one engine shares.
+/// The state that all ranks of one engine share.
 #[derive(Clone)]
 pub(super) struct Team {
     pub(super) queue: Arc<Queue>,
@@ -59,41 +52,43 @@ pub(super) struct Team {
     pub(super) sharing: Sharing,
     /// Logits per sequence.
     pub(super) labels: usize,
-    /// Makes every rank that waits for another give up, for this cause, which the queue knows by then.
+    /// Aborts the collectives that ranks wait in, for a cause that the queue has been closed with.
     pub(super) abort: Arc<dyn Fn(&Error) + Send + Sync>,
-    /// How long a rank that failed because of another one waits for that one's error.
-    pub(super) last_words: Duration,
+    /// Time for which a rank whose failure is a consequence of another one's waits for that one's error.
+    pub(super) cause_timeout: Duration,
 }
 
 impl Team {
-    /// Makes a rank's failure that of all. Returns the first cause, and who waits for scores.
+    /// Ends all ranks because one failed with `error`. Returns the first cause, and the replies of what is
+    /// queued.
     fn fail(&self, error: Error) -> (Error, Vec<Reply>) {
         if error.kind() == ErrorKind::Stopped {
-            let _ = self.queue.closed_within(self.last_words);
+            let _ = self.queue.closed_within(self.cause_timeout);
         }
-        // If another rank's failure is behind this one, the queue knows that cause already and keeps it.
-        let (cause, waiting) = self.queue.stop(error);
+        // The queue keeps the first error: if this one is a consequence of another rank's, that is the cause.
+        let (cause, queued) = self.queue.stop(error);
         (self.abort)(&cause);
-        (cause, waiting)
+        (cause, queued)
     }
 }
 
-/// Starts one thread per rank. `open(rank)` runs on that rank's thread; when all have opened they meet, and begin to
-/// work when all have met. An error of either step is returned here, after all threads have ended.
+/// Starts one thread per rank. `open(rank)` runs on that rank's thread; when all have opened they connect,
+/// and when all are connected they take batches. Returns an error of either step after all threads have
+/// ended.
 pub(super) fn start(
     team: &Team,
     open: impl Fn(usize) -> Result<Box<dyn Rank>> + Send + Sync + 'static,
 ) -> Result<Vec<JoinHandle<()>>> {
     let open = Arc::new(open);
-    let (mut votes, mut go, mut orders) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut votes, mut go, mut commands) = (Vec::new(), Vec::new(), Vec::new());
     let mut receivers = Vec::new();
     for _ in 1..team.ranks {
         let (sender, receiver) = channel();
-        orders.push(sender);
+        commands.push(sender);
         receivers.push(receiver);
     }
     let (following, followers_end) = channel();
-    let mut leader = Some((orders, followers_end));
+    let mut leader = Some((commands, followers_end));
     let mut followers = receivers.into_iter();
     let mut threads = Vec::new();
     for rank in 0..team.ranks {
@@ -101,39 +96,43 @@ pub(super) fn start(
         let (go_sender, start) = channel();
         votes.push(vote);
         go.push(go_sender);
-        let duty = match leader.take() {
-            Some((orders, followers_end)) => Duty::Lead(orders, followers_end),
-            None => Duty::Follow(followers.next().expect("a channel for every follower"), following.clone()),
+        let channels = match leader.take() {
+            Some((commands, followers_end)) => Channels::Leader(commands, followers_end),
+            None => {
+                let commands = followers.next().expect("a channel for every follower");
+                Channels::Follower(commands, following.clone())
+            }
         };
         let (team, open) = (team.clone(), Arc::clone(&open));
         let thread = thread::Builder::new()
             .name(format!("kudos-rank-{rank}"))
-            .spawn(move || run(rank, &team, &*open, duty, &vote_sender, &start))
+            .spawn(move || run(rank, &team, &*open, channels, &vote_sender, &start))
             .map_err(|error| {
                 Error::new(ErrorKind::Io, format!("cannot start a thread for rank {rank}")).caused_by(error)
             });
         match thread {
             Ok(thread) => threads.push(thread),
-            Err(error) => return give_up(error, go, threads),
+            Err(error) => return abort_start(error, go, threads),
         }
     }
     drop(following);
-    // Opened, then met.
+    // All have opened; then all are connected.
     for _ in 0..2 {
-        if let Err(error) = agree(&votes) {
-            return give_up(error, go, threads);
+        if let Err(error) = collect_votes(&votes) {
+            return abort_start(error, go, threads);
         }
         for sender in &go {
-            // A rank that is gone by now has said why in its next vote, or closed the queue with its reason.
+            // A rank that has exited reported its error in its next vote, or closed the queue with it.
             let _ = sender.send(());
         }
     }
     Ok(threads)
 }
 
-/// Every rank's vote; the first cause, if there is one, rather than what it led to on other ranks.
-fn agree(votes: &[Receiver<Result<()>>]) -> Result<()> {
-    let lost = || Err(Error::new(ErrorKind::Stopped, "a rank ended without a word"));
+/// Waits for every rank's vote. Returns the first error that is a cause, rather than its consequence on
+/// another rank.
+fn collect_votes(votes: &[Receiver<Result<()>>]) -> Result<()> {
+    let lost = || Err(Error::new(ErrorKind::Stopped, "a rank thread exited without reporting an error"));
     let mut errors = votes.iter().filter_map(|vote| vote.recv().unwrap_or_else(|_| lost()).err());
     let Some(first) = errors.next() else { return Ok(()) };
     let causes = [first].into_iter().chain(errors).collect::<Vec<_>>();
@@ -142,7 +141,7 @@ fn agree(votes: &[Receiver<Result<()>>]) -> Result<()> {
 }
 
 /// Ends the threads that wait for their start and returns the error.
-fn give_up<T>(error: Error, go: Vec<Sender<()>>, threads: Vec<JoinHandle<()>>) -> Result<T> {
+fn abort_start<T>(error: Error, go: Vec<Sender<()>>, threads: Vec<JoinHandle<()>>) -> Result<T> {
     drop(go);
     for thread in threads {
         let _ = thread.join();
@@ -150,28 +149,28 @@ fn give_up<T>(error: Error, go: Vec<Sender<()>>, threads: Vec<JoinHandle<()>>) -
     Err(error)
 }
 
-/// What a rank does with batches.
-enum Duty {
-    /// Takes them from the queue, passes them on and answers. The receiver tells when no follower works any more.
-    Lead(Vec<Sender<Order>>, Receiver<Infallible>),
-    /// Gets them from rank 0. The sender is held while it works.
-    Follow(Receiver<Order>, Sender<Infallible>),
+/// A rank's ends of the channels between rank 0 and the followers.
+enum Channels {
+    /// Senders of commands, one per follower. The receiver disconnects when all followers have ended.
+    Leader(Vec<Sender<Command>>, Receiver<Infallible>),
+    /// The receiver of commands. The sender is dropped when the follower ends.
+    Follower(Receiver<Command>, Sender<Infallible>),
 }
 
-/// What rank 0 passes on.
+/// A command of rank 0 to the followers.
 #[derive(Clone)]
-enum Order {
-    /// Begin with this batch.
+enum Command {
+    /// Run a pass over this batch.
     Pass(Arc<Packed>),
-    /// Once for each pass, while it runs: the next one's batch where it is known, to get ready for.
-    Ahead(Option<Arc<Packed>>),
+    /// Prefetch for the next pass, whose batch this is where it is known. Sent once per pass, while it runs.
+    Prefetch(Option<Arc<Packed>>),
 }
 
 fn run(
     rank: usize,
     team: &Team,
     open: &(dyn Fn(usize) -> Result<Box<dyn Rank>> + Send + Sync),
-    duty: Duty,
+    channels: Channels,
     vote: &Sender<Result<()>>,
     go: &Receiver<()>,
 ) {
@@ -179,7 +178,7 @@ fn run(
     let mut forward = match opened {
         Ok(forward) => forward,
         Err(error) => {
-            // Ranks elsewhere need not load to the end to hear of it.
+            // Ranks in other processes learn of it now, while they load.
             let (cause, _) = team.fail(error);
             return drop(vote.send(Err(cause)));
         }
@@ -188,7 +187,7 @@ fn run(
         return;
     }
     if let Err(error) = guarded(rank, team.ranks, || forward.connect()) {
-        // The others may be waiting for this one.
+        // Other ranks may be waiting for this one.
         let (cause, _) = team.fail(error);
         drop(forward);
         return drop(vote.send(Err(cause)));
@@ -197,39 +196,39 @@ fn run(
         return;
     }
     let mut in_flight = Vec::new();
-    let result = guarded(rank, team.ranks, || match duty {
-        Duty::Lead(followers, followers_end) => {
+    let result = guarded(rank, team.ranks, || match channels {
+        Channels::Leader(followers, followers_end) => {
             lead(team, &mut *forward, &followers, &mut in_flight)?;
             drop(followers);
-            // They may be about to receive what this rank has sent them, in the last pass's last sum.
+            // They may still be receiving from this rank, in the last pass's last all-reduce.
             let Err(_ended) = followers_end.recv();
             Ok(())
         }
-        Duty::Follow(orders, _following) => follow(&mut *forward, &orders),
+        Channels::Follower(commands, _following) => follow(&mut *forward, &commands),
     });
     if let Err(error) = result {
-        let (cause, waiting) = team.fail(error);
-        // The device is let go of before anybody is told: whoever then opens another engine finds the memory free, and
-        // on a GPU not the context that this failure has spoilt.
+        let (cause, queued) = team.fail(error);
+        // The device is released before any caller is notified: one that then opens another engine finds the
+        // memory free, and on a GPU a new context instead of the one that this failure has corrupted.
         drop(forward);
-        for reply in in_flight.into_iter().chain(waiting) {
+        for reply in in_flight.into_iter().chain(queued) {
             reply.complete(Err(cause.clone()));
         }
     }
 }
 
-/// Scores batches until the queue is closed. The replies of the pass that runs, and behind them those of a batch that was
-/// taken ahead, are in `in_flight`.
+/// Scores batches until the queue is closed. `in_flight` holds the replies of the pass that runs, then
+/// those of the next batch where it was taken already.
 fn lead(
     team: &Team,
     forward: &mut dyn Rank,
-    followers: &[Sender<Order>],
+    followers: &[Sender<Command>],
     in_flight: &mut Vec<Reply>,
 ) -> Result<()> {
-    let tell = |order: &Order| {
+    let broadcast = |command: &Command| {
         for follower in followers {
-            // A follower that is gone has closed the queue and broken the collectives: the pass ends at once.
-            let _ = follower.send(order.clone());
+            // A follower that has failed has closed the queue and aborted the collectives: the pass ends at once.
+            let _ = follower.send(command.clone());
         }
     };
     let mut next = None;
@@ -244,71 +243,71 @@ fn lead(
                 Arc::new(packed)
             }
         };
-        tell(&Order::Pass(Arc::clone(&packed)));
-        let mut asked = false;
-        let mut ahead = || {
-            asked = true;
+        broadcast(&Command::Pass(Arc::clone(&packed)));
+        let mut prefetched = false;
+        let mut next_batch = || {
+            prefetched = true;
             if let Some((packed, replies)) = team.queue.full_batch(team.budget, team.sharing) {
                 in_flight.extend(replies);
                 next = Some(Arc::new(packed));
             }
-            tell(&Order::Ahead(next.clone()));
+            broadcast(&Command::Prefetch(next.clone()));
             next.clone()
         };
-        let logits = forward.forward(&packed, &mut ahead)?;
-        if !asked {
-            tell(&Order::Ahead(None));
+        let logits = forward.forward(&packed, &mut next_batch)?;
+        if !prefetched {
+            broadcast(&Command::Prefetch(None));
         }
         team.queue.computed().add(&packed);
         for (reply, &row) in in_flight.drain(..packed.sequences.len()).zip(&packed.sequences) {
             reply.complete(Ok(&logits[row * team.labels..(row + 1) * team.labels]));
         }
         if let Some(error) = team.queue.closed() {
-            // What was taken ahead has not begun.
+            // The next batch, where it was taken, has not begun.
             in_flight.drain(..).for_each(|reply| reply.complete(Err(error.clone())));
             return Ok(());
         }
     }
 }
 
-/// Runs what rank 0 passes on until it ends.
-fn follow(forward: &mut dyn Rank, orders: &Receiver<Order>) -> Result<()> {
-    // Rank 0 says so once in every pass; if it is gone, there is no next one.
-    let mut ahead = || match orders.recv() {
-        Ok(Order::Ahead(packed)) => packed,
-        Ok(Order::Pass(_)) => {
-            unreachable!("a pass begins after rank 0 has said what comes after the one before")
+/// Runs rank 0's commands until rank 0 ends.
+fn follow(forward: &mut dyn Rank, commands: &Receiver<Command>) -> Result<()> {
+    // Rank 0 sends one `Prefetch` per pass; if it has ended, there is no next pass.
+    let mut next_batch = || match commands.recv() {
+        Ok(Command::Prefetch(packed)) => packed,
+        Ok(Command::Pass(_)) => {
+            unreachable!("rank 0 sends `Prefetch` for a pass before it begins the next one")
         }
         Err(_) => None,
     };
     loop {
-        match orders.recv_timeout(POLL_INTERVAL) {
-            Ok(Order::Pass(packed)) => drop(forward.forward(&packed, &mut ahead)?),
-            // Of a pass that did not ask.
-            Ok(Order::Ahead(_)) => {}
-            Err(RecvTimeoutError::Timeout) => forward.idle()?,
+        match commands.recv_timeout(POLL_INTERVAL) {
+            Ok(Command::Pass(packed)) => drop(forward.forward(&packed, &mut next_batch)?),
+            // From a pass that prefetched nothing.
+            Ok(Command::Prefetch(_)) => {}
+            Err(RecvTimeoutError::Timeout) => forward.check_idle()?,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }
     }
 }
 
-/// Runs `work`; a panic becomes an error, and with several ranks an error names its rank.
+/// Runs `work`. Turns a panic into an error, and prefixes an error with the rank where there are several.
 pub(super) fn guarded<T>(rank: usize, ranks: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(Error::new(
             ErrorKind::Stopped,
-            format!("the engine has a bug and panicked: {}", panic_text(&*panic)),
+            format!("the engine has a bug and panicked: {}", panic_message(&*panic)),
         ))
     });
     let name = format!("rank {rank} of {ranks}");
-    // A rank in another process may be known by its name already.
+    // An error from another process may have the prefix already.
     let is_named = |error: &Error| ranks == 1 || error.message().starts_with(&name);
     result.map_err(|error| if is_named(&error) { error } else { error.prefixed(&name) })
 }
 
-fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    let message = panic.downcast_ref::<&str>().copied();
+    message.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 #[cfg(test)]
@@ -318,6 +317,13 @@ mod tests {
     use crate::engine::score::Sequence;
     use std::sync::{Condvar, Mutex};
 
+    /// A rank that ignores the next batch.
+    impl<F: FnMut(&Packed) -> Result<Vec<f32>>> Rank for F {
+        fn forward(&mut self, packed: &Packed, _next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
+            self(packed)
+        }
+    }
+
     fn team(ranks: usize) -> Team {
         Team {
             queue: Arc::new(Queue::new(1000)),
@@ -326,7 +332,7 @@ mod tests {
             sharing: Sharing::Prefixes,
             labels: 1,
             abort: Arc::new(|_| {}),
-            last_words: Duration::ZERO,
+            cause_timeout: Duration::ZERO,
         }
     }
 
@@ -347,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn every_rank_sees_every_batch_and_rank_0_answers() {
+    fn every_rank_runs_every_batch_and_rank_0_completes_the_scores() {
         let team = team(3);
         let seen = Arc::new(Mutex::new(vec![0; 3]));
         let counts = Arc::clone(&seen);
@@ -365,29 +371,29 @@ mod tests {
         assert_eq!(*seen.lock().unwrap(), [3, 3, 3]);
     }
 
-    /// A rank that asks for the next batch in every pass.
-    struct Asking(Box<Pass>);
+    /// A rank that prefetches in every pass.
+    struct Prefetching(Box<Pass>);
 
-    /// A pass, told of the next one.
+    /// A pass, with the next one's batch.
     type Pass = dyn FnMut(&Packed, Option<&Packed>) -> Result<Vec<f32>>;
 
-    impl Rank for Asking {
-        fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>> {
-            let next = ahead();
+    impl Rank for Prefetching {
+        fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
+            let next = next_batch();
             self.0(packed, next.as_deref())
         }
     }
 
     #[test]
-    fn while_a_pass_runs_every_rank_learns_of_the_next_full_batch() {
+    fn every_rank_receives_the_next_full_batch_while_a_pass_runs() {
         let team = Team { budget: Budget { tokens: 3, sequences: 100 }, ..team(3) };
         let seen = Arc::new(Mutex::new(vec![Vec::new(); 3]));
         let all = Arc::clone(&seen);
-        // Before a rank takes any: the first batch is full, and so is the second.
+        // Queued before a rank takes any: the first two batches are full.
         let pendings = [[1, 2, 3], [4, 5, 6], [7, 8, 9]].map(|ids| submit(&team, &ids));
         let threads = start(&team, move |rank| {
             let all = Arc::clone(&all);
-            Ok(Box::new(Asking(Box::new(move |packed, next| {
+            Ok(Box::new(Prefetching(Box::new(move |packed, next| {
                 let next = next.map(|next| next.tokens.clone());
                 all.lock().unwrap()[rank].push((packed.tokens.clone(), next));
                 last_tokens(packed)
@@ -399,7 +405,7 @@ mod tests {
         stop(&team, threads);
         let passes = vec![
             (vec![1, 2, 3], Some(vec![4, 5, 6])),
-            // Something may come that shares with the last one.
+            // Not full: a sequence that shares its prefix may still come.
             (vec![4, 5, 6], None),
             (vec![7, 8, 9], None),
         ];
@@ -407,14 +413,14 @@ mod tests {
     }
 
     #[test]
-    fn a_batch_that_was_taken_ahead_is_answered_when_its_time_does_not_come() {
+    fn a_next_batch_that_never_runs_is_completed_with_the_cause() {
         for fails in [false, true] {
             let team = Team { budget: Budget { tokens: 3, sequences: 100 }, ..team(2) };
             let pendings = [[1, 2, 3], [4, 5, 6], [7, 8, 9]].map(|ids| submit(&team, &ids));
             let queue = Arc::clone(&team.queue);
             let threads = start(&team, move |_| {
                 let queue = Arc::clone(&queue);
-                Ok(Box::new(Asking(Box::new(move |packed, _| match fails {
+                Ok(Box::new(Prefetching(Box::new(move |packed, _| match fails {
                     true => Err(Error::new(ErrorKind::Device, "lost")),
                     false => {
                         queue.close(Error::new(ErrorKind::Stopped, "the end"));
@@ -423,19 +429,19 @@ mod tests {
                 }))))
             })
             .unwrap();
-            let answers = pendings.map(Pending::wait);
+            let results = pendings.map(Pending::wait);
             threads.into_iter().for_each(|thread| thread.join().unwrap());
-            let messages = answers.map(|answer| answer.map_err(|error| error.message().to_owned()));
-            let [first, ahead, waiting] = messages;
+            let messages = results.map(|result| result.map_err(|error| error.message().to_owned()));
+            let [first, next, queued] = messages;
             assert_eq!(first.map(|score| score.reward).ok(), (!fails).then_some(3.0));
             let cause =
                 |message: &str| if fails { message.ends_with(": lost") } else { message == "the end" };
-            assert!(cause(&ahead.unwrap_err()) && cause(&waiting.unwrap_err()), "fails: {fails}");
+            assert!(cause(&next.unwrap_err()) && cause(&queued.unwrap_err()), "fails: {fails}");
         }
     }
 
     #[test]
-    fn a_rank_that_cannot_open_ends_all_and_is_named() {
+    fn a_rank_that_cannot_open_ends_the_others_and_is_named() {
         let error = start(&team(4), |rank| match rank {
             2 => Err(Error::new(ErrorKind::Memory, "no memory left")),
             _ => Ok(Box::new(last_tokens)),
@@ -445,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_answers_the_batch_and_all_that_wait_and_all_that_come() {
+    fn a_panic_completes_the_batch_the_queue_and_later_submissions() {
         let team = team(1);
         let threads = start(&team, |_| Ok(Box::new(|_: &Packed| panic!("planted")))).unwrap();
         let error = submit(&team, &[1]).wait().unwrap_err();
@@ -456,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_are_told_of_a_failure_after_the_device_is_let_go_of() {
+    fn callers_are_notified_of_a_failure_after_the_device_is_released() {
         let team = team(1);
         let device = Arc::new(());
         let held = Arc::clone(&device);
@@ -469,13 +475,13 @@ mod tests {
         })
         .unwrap();
         assert_eq!(submit(&team, &[1]).wait().unwrap_err().message(), "lost");
-        // The one here, and at most that of `open`, which ends with its thread.
+        // This one, and at most the one in `open`, which its thread drops at its end.
         assert!(Arc::strong_count(&device) <= 2);
         threads.into_iter().for_each(|thread| thread.join().unwrap());
     }
 
     #[test]
-    fn a_follower_that_fails_gives_its_cause_to_callers_while_rank_0_waits_in_a_collective() {
+    fn callers_get_the_cause_of_a_follower_while_rank_0_is_in_a_collective() {
         let gate = Arc::new((Mutex::new(false), Condvar::new()));
         let abort = Arc::clone(&gate);
         let team = Team {

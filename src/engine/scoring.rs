@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 
+use crate::engine::handle::{Engine, warn_once};
 use crate::engine::input::{Input, Kind};
 use crate::engine::queue::{self, Job, Pending, Submit};
 use crate::engine::score::{Score, Sequence};
-use crate::engine::{Engine, warn_once};
 use crate::error::{Error, ErrorKind, Result};
 use crate::prompt::{self, DoubleBos, PromptTokens, Truncate};
 
@@ -32,7 +32,12 @@ impl Engine {
         I: IntoIterator,
         I::Item: Into<Input>,
     {
-        ScoreIter { engine: self, source: inputs.into_iter(), ahead: VecDeque::new(), ahead_tokens: 0 }
+        ScoreIter {
+            engine: self,
+            source: inputs.into_iter(),
+            submitted: VecDeque::new(),
+            submitted_tokens: 0,
+        }
     }
 
     /// Renders, tokenizes and checks an input: the part of a submission that takes the caller's time and
@@ -133,8 +138,9 @@ impl Engine {
 pub struct ScoreIter<'a, I> {
     engine: &'a Engine,
     source: I,
-    ahead: VecDeque<(usize, Result<Pending>)>,
-    ahead_tokens: usize,
+    /// Inputs in their order, with their tokens.
+    submitted: VecDeque<(usize, Result<Pending>)>,
+    submitted_tokens: usize,
 }
 
 impl<I> Iterator for ScoreIter<'_, I>
@@ -145,16 +151,16 @@ where
     type Item = Result<Score>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        while self.ahead_tokens < self.engine.plan.lookahead_tokens() {
+        while self.submitted_tokens < self.engine.plan.lookahead_tokens() {
             let Some(input) = self.source.next() else { break };
             let tokens = self.engine.prepare(input);
-            // An input that failed counts too: errors also take memory.
+            // A failed input counts as one token: its error takes memory too.
             let weight = tokens.as_ref().map_or(1, |tokens| tokens.ids.len());
-            self.ahead.push_back((weight, self.engine.submit(tokens).wait()));
-            self.ahead_tokens += weight;
+            self.submitted.push_back((weight, self.engine.submit(tokens).wait()));
+            self.submitted_tokens += weight;
         }
-        let (weight, pending) = self.ahead.pop_front()?;
-        self.ahead_tokens -= weight;
+        let (weight, pending) = self.submitted.pop_front()?;
+        self.submitted_tokens -= weight;
         Some(pending.and_then(Pending::wait))
     }
 }

@@ -1,19 +1,19 @@
-//! One decoder layer of Llama on one page.
+//! One decoder layer of Llama.
 //!
 //! ```text
 //! x += o(attention(rope(qkv(norm(x)))))        x += down(silu(gate(norm(x))) * up(norm(x)))
 //! ```
 //!
-//! With several ranks the two sums are not in the residual stream `x` at once: they are taken over ranks while other rows
-//! compute, and the norm that comes next adds them. So a pass goes through attention part by part of its rows, and
-//! then through the MLP.
+//! With several ranks the two outputs are not added to the residual stream `x` at once: they are all-reduced
+//! while other rows are computed, and the next norm adds them. So a pass runs attention for one part of its
+//! rows after the other, then the MLP.
 
 use std::ops::Range;
 
 use crate::backend::{Backend, Features, LayerWeights, Reduction, Rotate, Tokens};
 use crate::error::Result;
 
-/// The residual stream of some rows, and its normed form that linear layers read.
+/// The residual stream of some rows, and its normed form, which linear layers read.
 #[derive(Debug)]
 pub struct Activations<A> {
     /// `[rows, hidden]`
@@ -22,11 +22,11 @@ pub struct Activations<A> {
     pub normed: A,
 }
 
-/// What the layers of one pass have in common.
+/// The arguments that all layers of one pass share.
 pub struct Pass<'a, P> {
     /// Positions, spans and last rows on the device.
     pub metadata: &'a P,
-    /// The packed rows, in parts that follow each other.
+    /// The packed rows, cut into consecutive parts.
     pub parts: &'a [Range<usize>],
     /// Rows in which sequences end.
     pub sequences: usize,
@@ -34,7 +34,7 @@ pub struct Pass<'a, P> {
     pub mlp_tokens: usize,
 }
 
-/// A layer that is not the last: every row goes through all of it.
+/// Runs a layer other than the last, for every row.
 pub fn forward<B: Backend>(
     backend: &mut B,
     weights: &LayerWeights<B::Weight>,
@@ -43,7 +43,7 @@ pub fn forward<B: Backend>(
     x: &mut Activations<B::Act>,
     scratch: &mut B::Act,
 ) -> Result<Reduction> {
-    let mut sum = before;
+    let mut reduction = before;
     for (index, rows) in pass.parts.iter().enumerate() {
         let (first, part) = (rows.start, Tokens::Part(index));
         backend.add_rms_norm(&mut x.residual, before, &weights.input_norm, rows.clone(), &mut x.normed)?;
@@ -51,16 +51,16 @@ pub fn forward<B: Backend>(
         backend.rope(scratch, pass.metadata, part, Rotate::QueriesAndKeys)?;
         backend.attention(scratch, pass.metadata, part, &mut x.normed)?;
         backend.row_parallel(&x.normed, first, &weights.o, rows.clone(), &mut x.residual)?;
-        sum = backend.all_reduce(rows.clone())?;
+        reduction = backend.all_reduce(rows.clone())?;
     }
-    let after_attention = sum;
+    let after_attention = reduction;
     for rows in pass.parts {
-        sum = mlp(backend, weights, pass, after_attention, rows.clone(), x, scratch)?;
+        reduction = mlp(backend, weights, pass, after_attention, rows.clone(), x, scratch)?;
     }
-    Ok(sum)
+    Ok(reduction)
 }
 
-/// The last layer: every row gives keys and values, but only the rows in which sequences end go on from there.
+/// Runs the last layer: keys and values for every row, and the rest for the rows in which sequences end.
 pub fn forward_last<B: Backend>(
     backend: &mut B,
     weights: &LayerWeights<B::Weight>,
@@ -84,17 +84,17 @@ pub fn forward_last<B: Backend>(
     }
     backend.gather_last(&x.residual, pass.metadata, &mut last.residual)?;
     backend.gather_last(&x.normed, pass.metadata, &mut last.normed)?;
-    // The queries of the last rows take the first rows' empty places beside the keys.
+    // The queries of the last rows go into the first rows, whose queries are not computed.
     let rows = 0..pass.sequences;
     backend.linear(&last.normed, rows.clone(), &weights.qkv, Features::Queries, scratch, 0)?;
     backend.rope(scratch, pass.metadata, Tokens::Last, Rotate::Queries)?;
     backend.attention(scratch, pass.metadata, Tokens::Last, &mut last.normed)?;
     backend.row_parallel(&last.normed, 0, &weights.o, rows.clone(), &mut last.residual)?;
-    let sum = backend.all_reduce(rows.clone())?;
-    mlp(backend, weights, pass, sum, rows, last, scratch)
+    let reduction = backend.all_reduce(rows.clone())?;
+    mlp(backend, weights, pass, reduction, rows, last, scratch)
 }
 
-/// From o's sum over ranks to the end of the layer, for rows `rows`.
+/// Runs the layer from the all-reduce of `o` to its end, for rows `rows`.
 fn mlp<B: Backend>(
     backend: &mut B,
     weights: &LayerWeights<B::Weight>,

@@ -1,4 +1,4 @@
-//! Ranks that are processes: the same rewards as one process gives, and one end for all when one of them fails.
+//! Ranks in several processes: the rewards of one process, and one cause with which all end when one fails.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 use crate::common::{ModelSizes, Run, kudos_in, kudos_path, random_model, root};
 use crate::{LINE, MODEL};
 
-/// Far more than the end of all takes, and far less than a hang.
+/// Far more than it takes for all ranks to end, and far less than a hang.
 const SOON: Duration = Duration::from_secs(30);
 
-/// A port where nobody listens, or so it was just before.
+/// Returns an address whose port was free just before.
 fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
-/// Starts a rank of two on the GPU of its number.
+/// Starts a rank of two on the GPU with the rank's number.
 fn start(rank: usize, address: &str, more: &[&str], variables: &[(&str, &str)]) -> Child {
     start_of("2", &root().join(MODEL), rank, address, more, variables)
 }
@@ -56,16 +56,16 @@ fn end(child: Child) -> Run {
     }
 }
 
-fn assert_failed(run: &Run, words: &[&str]) {
+fn assert_failed(run: &Run, parts: &[&str]) {
     assert_eq!(run.status, Some(2), "{run:?}");
-    for word in words {
-        assert!(run.stderr.contains(word), "`{word}` is not in: {}", run.stderr);
+    for part in parts {
+        assert!(run.stderr.contains(part), "`{part}` is not in: {}", run.stderr);
     }
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn two_processes_give_what_two_threads_give() {
+fn two_processes_give_the_bits_of_two_threads() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
     let lines: String = (1..7).map(|id| format!("{{\"input_ids\":[{id},2,3,4,{id}]}}\n")).collect();
@@ -120,18 +120,18 @@ fn start_both_and_score(address: &str, lines: &str) -> ([Child; 2], impl BufRead
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_process_that_is_killed_ends_the_other_one() {
-    // One line: the ranks wait for the next. Many: passes are running.
+fn a_killed_process_ends_the_other_one() {
+    // With one line the ranks wait for the next; with many, passes are running.
     for (killed, lines) in [(0, 1), (1, 1), (0, 300), (1, 300)] {
         let lines: String =
             (0..lines).map(|id| format!("{{\"input_ids\":[{id},2,3,4,{id},6,7]}}\n")).collect();
         let (mut both, results) = start_both_and_score(&free_address(), &lines);
         let begun = Instant::now();
         both[killed].kill().unwrap();
-        // Its input stays open.
+        // Rank 0's input stays open.
         let input = both[0].stdin.take();
         let [first, second] = both.map(end);
-        assert_failed(&[second, first][killed], &[&format!("rank {killed} of 2 went away")]);
+        assert_failed(&[second, first][killed], &[&format!("rank {killed} of 2 disconnected")]);
         drop((input, results));
         assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
     }
@@ -139,7 +139,7 @@ fn a_process_that_is_killed_ends_the_other_one() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_reader_who_has_had_enough_is_no_failure_of_any_rank() {
+fn a_closed_output_ends_all_ranks_without_an_error() {
     let lines: String = (0..300).map(|id| format!("{{\"input_ids\":[{id},2,3,4,{id},6,7]}}\n")).collect();
     let (mut both, results) = start_both_and_score(&free_address(), &lines);
     let input = both[0].stdin.take();
@@ -153,7 +153,7 @@ fn a_reader_who_has_had_enough_is_no_failure_of_any_rank() {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn ranks_with_unlike_memory_keep_as_many_layers_as_the_fullest_gpu() {
     let dir = tempfile::tempdir().unwrap();
-    // Layers of 8 MiB, of which a rank has half.
+    // Layers of 8 MiB, half of them on each rank.
     random_model(dir.path(), ModelSizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });
     let input = dir.path().join("in.jsonl");
     fs::write(&input, LINE).unwrap();
@@ -172,57 +172,58 @@ fn ranks_with_unlike_memory_keep_as_many_layers_as_the_fullest_gpu() {
         let runs = run(memory_gib);
         assert_eq!(runs[0].stdout, expected.stdout);
         assert!(runs[fullest].stderr.contains("of 8 layers stay on it"), "{runs:?}");
-        assert!(runs[1 - fullest].stderr.contains("another rank's GPU has room for "), "{runs:?}");
+        assert!(runs[1 - fullest].stderr.contains("another rank's GPU has memory for "), "{runs:?}");
     }
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn who_is_missing_or_of_another_world_is_named_and_strangers_are_not_waited_for() {
+fn missing_and_mismatched_ranks_are_named() {
     let address = free_address();
     let second = start_of("4", &root().join(MODEL), 1, &address, &["--peer-timeout", "6"], &[]);
     let first = start(0, &address, &["-", "--peer-timeout", "6"], &[]);
     let [first, second] = [first, second].map(end);
-    assert_failed(&first, &["rank 1 of 2 did not come within 6 s", "its world size is 4, and rank 0's is 2"]);
+    assert_failed(&first, &["rank 1 of 2 did not join within 6 s", "its world size is 4, and rank 0's is 2"]);
     assert_failed(&second, &["rank 0 refused rank 1 of 4: its world size is 4, and rank 0's is 2"]);
 
     let address = free_address();
     let alone = [start(0, &address, &["-", "--peer-timeout", "1"], &[])].map(end);
-    assert_failed(&alone[0], &["rank 1 of 2 did not come within 1 s", "hint: start them with the same"]);
+    assert_failed(&alone[0], &["rank 1 of 2 did not join within 1 s", "hint: start them with the same"]);
     let alone = [start(1, &address, &["--peer-timeout", "1"], &[])].map(end);
     assert_failed(&alone[0], &["rank 0 was not found within 1 s", "hint: start rank 0 with the same"]);
 
     let address = free_address();
     let mut first = start(0, &address, &["-", "--peer-timeout", "20"], &[]);
-    let mut stranger = loop {
+    // Clients of another protocol delay no rank.
+    let mut client = loop {
         match TcpStream::connect(&address) {
             Ok(stream) => break stream,
             Err(_) => thread::sleep(Duration::from_millis(20)),
         }
     };
-    stranger.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let silent = TcpStream::connect(&address).unwrap();
     let second = start(1, &address, &["--peer-timeout", "20"], &[]);
     first.stdin.take().unwrap().write_all(LINE.as_bytes()).unwrap();
     let runs = [first, second].map(end);
     assert!(runs.iter().all(|run| run.status == Some(0)), "{runs:?}");
     assert!(runs[0].stdout.contains("\"reward\""), "{runs:?}");
-    drop((stranger, silent));
+    drop((client, silent));
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn ranks_that_do_not_belong_together_say_what_differs() {
+fn mismatched_ranks_report_their_differences() {
     let address = free_address();
     let second = start(1, &address, &["--peer-timeout", "6", "--all-reduce", "nccl"], &[]);
     let first = start(0, &address, &["-", "--peer-timeout", "6"], &[]);
-    assert_failed(&end(first), &["rank 1 of 2 did not come within 6 s", "its all-reduce is nccl"]);
+    assert_failed(&end(first), &["rank 1 of 2 did not join within 6 s", "its all-reduce is nccl"]);
     assert_failed(&end(second), &["rank 0 refused rank 1 of 2", "its all-reduce is nccl"]);
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn what_cannot_be_is_refused_before_anybody_is_waited_for() {
+fn impossible_options_are_refused_before_ranks_are_waited_for() {
     let address = free_address();
     let begun = Instant::now();
     assert_failed(&end(start(0, &address, &[], &[])), &["rank 0 has no input"]);

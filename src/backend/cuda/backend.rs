@@ -34,8 +34,8 @@ use super::uploader::Uploader;
 use super::weight::{Weight, WeightLayout};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
-    Ahead, Backend, Capacity, Features, Footprint, GemmTuning, Geometry, HostWeight, LayerWeights, Matrix,
-    Reduction, Role, Rotate, Tokens,
+    Backend, Capacity, Features, Footprint, GemmTuning, Geometry, HostWeight, LayerWeights, Matrix,
+    NextBatch, Reduction, Role, Rotate, Tokens,
 };
 use crate::batch::Packed;
 use crate::config::ModelConfig;
@@ -396,8 +396,8 @@ impl Backend for Cuda {
         self.staging.copy_rows(self.ops.context(), &mut residual.buffer, &packed.tokens, fill)
     }
 
-    fn embed_ahead(&mut self, table: &HostTensor, next: Ahead<'_>) -> Result<()> {
-        let Some(packed) = next() else { return Ok(()) };
+    fn prefetch_embeddings(&mut self, table: &HostTensor, next_batch: NextBatch<'_>) -> Result<()> {
+        let Some(packed) = next_batch() else { return Ok(()) };
         let fill = embedding(table, self.format());
         self.staging.prefetch(&packed.tokens, fill)
     }

@@ -1,4 +1,4 @@
-//! The interface of `enabled` in a build of one process.
+//! The interface of `enabled` in a build without the feature `cluster`.
 
 use std::sync::Arc;
 
@@ -7,12 +7,12 @@ use crate::engine::parts::Parts;
 use crate::engine::ranks::Rank;
 use crate::error::{Error, Result};
 
-/// A link to another process, of which there are none.
+/// A link to another process: none exists in this build.
 #[derive(Debug)]
 pub(in crate::engine) enum Link {}
 
 impl Link {
-    pub(in crate::engine) fn end(&self, _: Option<&Error>) {
+    pub(in crate::engine) fn close(&self, _: Option<&Error>) {
         match *self {}
     }
 }

@@ -1,4 +1,4 @@
-//! Ranks in other processes, as the engine uses them.
+//! The functions by which the engine runs ranks in other processes.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use sha2::{Digest, Sha256};
 
 use super::processes::{self, Follower, Remote};
-use super::rendezvous::{self, Facts, Link};
+use super::rendezvous::{self, Link, Settings};
 use crate::engine::options::Options;
 use crate::engine::parts::Parts;
 use crate::engine::plan::{MemoryPlan, geometry};
@@ -16,17 +16,17 @@ use crate::engine::ranks::Rank;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Shard;
 
-/// At rank 0: waits for the ranks in other processes, and agrees with them on what stays on the devices. None where
-/// there is one process.
+/// Waits at rank 0 for the ranks in other processes, agrees with them on the number of resident layers,
+/// and returns the links to them; none where there is one process.
 pub(in crate::engine) fn gather(parts: &mut Parts, options: &Options) -> Result<Vec<Arc<Link>>> {
     let Some(cluster) = options.cluster() else { return Ok(Vec::new()) };
-    let metadata = metadata(parts, options);
-    let links = rendezvous::gather(cluster, &metadata, peer_timeout(options))?;
-    parts.keep(processes::agree(&links, parts.plan.placement.resident)?, options)?;
+    let settings = settings(parts, options);
+    let links = rendezvous::gather(cluster, &settings, peer_timeout(options))?;
+    parts.limit_resident(processes::agree(&links, parts.plan.placement.resident)?, options)?;
     Ok(links.into_iter().map(Arc::new).collect())
 }
 
-/// The rank at the other end of a link. All ranks will meet at this NCCL id.
+/// Returns the rank at the other end of a link. All ranks will connect by `nccl_id`.
 pub(in crate::engine) fn remote(link: Arc<Link>, nccl_id: Vec<u8>) -> Result<Box<dyn Rank>> {
     Ok(Box::new(Remote::open(link, nccl_id)?))
 }
@@ -38,20 +38,20 @@ pub(in crate::engine) fn serve(
     began: impl FnOnce(&DeviceInfo, &[String]),
 ) -> Result<()> {
     let Some(cluster) = options.cluster().filter(|cluster| cluster.rank > 0).cloned() else {
-        return Err(Error::new(ErrorKind::Options, "rank 0 opens the engine, and serves none")
+        return Err(Error::new(ErrorKind::Options, "rank 0 opens the engine and cannot serve it")
             .with_hint("`EngineBuilder::open` runs rank 0"));
     };
     let mut parts = Parts::in_folder(dir, &options)?;
-    let metadata = metadata(&parts, &options);
-    let link = rendezvous::join(&cluster, &metadata, peer_timeout(&options))?;
-    parts.keep(processes::agreed(&link, parts.plan.placement.resident)?, &options)?;
+    let settings = settings(&parts, &options);
+    let link = rendezvous::join(&cluster, &settings, peer_timeout(&options))?;
+    parts.limit_resident(processes::accept_resident(&link, parts.plan.placement.resident)?, &options)?;
     began(&parts.device(), &parts.warnings);
     let Parts { config, platform, ranks, mut tensors, plan, .. } = parts;
     let tensors = tensors.swap_remove(0);
     let geometry = geometry(&config, &options, Shard::new(&config, cluster.rank, ranks)?);
     let (vocab, capacity) = (config.vocab, plan.capacity);
     let (abort, platform) = (platform.abort(), Arc::new(platform));
-    let meeting = Arc::clone(&platform);
+    let connecting = Arc::clone(&platform);
     let open = move || -> Result<Box<dyn Rank>> {
         let MemoryPlan { capacity, footprint, placement, .. } = plan;
         platform.open_rank(RankSetup {
@@ -66,25 +66,25 @@ pub(in crate::engine) fn serve(
             warn: &|_| {},
         })
     };
-    let meet = move |nccl_id: &[u8]| meeting.meet_at(nccl_id);
-    processes::follow(Follower { process: cluster, vocab, capacity, open, meet, abort }, link)
+    let set_nccl_id = move |nccl_id: &[u8]| connecting.set_nccl_id(nccl_id);
+    processes::follow(Follower { process: cluster, vocab, capacity, open, set_nccl_id, abort }, link)
 }
 
-/// Returns the time that a rank waits for another one.
+/// Returns the time for which a rank waits for another one.
 fn peer_timeout(options: &Options) -> Duration {
     options.cuda().map_or(Duration::MAX, |cuda| cuda.peer_timeout)
 }
 
-/// Settings that must be equal on all ranks, by name.
-fn metadata(parts: &Parts, options: &Options) -> Facts {
+/// Returns the settings that must be equal on all ranks, by name.
+fn settings(parts: &Parts, options: &Options) -> Settings {
     let Parts { config, platform, plan, tensors, .. } = parts;
     let cuda = options.cuda().cloned().unwrap_or_default();
-    // Rows that every rank holds whole, and in which models differ that are trained from the same one.
+    // Every rank holds these tensors whole, and fine-tuned copies of one model differ in them.
     let mut weights = Sha256::new();
     weights.update(tensors[0].final_norm.bytes());
     weights.update(tensors[0].head.bytes());
     let weights: String = weights.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    let metadata = [
+    let settings = [
         ("hidden_size", config.hidden.to_string()),
         ("layers", config.layers.to_string()),
         ("heads", format!("{} of {} with {} for keys", config.q_heads, config.head_dim, config.kv_heads)),
@@ -99,11 +99,11 @@ fn metadata(parts: &Parts, options: &Options) -> Facts {
         ("batch tokens", plan.batch_tokens.to_string()),
         ("max tokens", plan.max_tokens.to_string()),
         ("all-reduce", format!("{:?}", cuda.all_reduce).to_lowercase()),
-        // Ranks begin the same sums in the same order.
+        // All ranks must begin the same all-reduces in the same order.
         ("overlap", format!("{:?}", cuda.overlap).to_lowercase()),
-        // Signs of life are sent as often as the one who waits for them expects.
+        // Both ends of a link derive the heartbeat interval from it.
         ("peer timeout", format!("{} s", cuda.peer_timeout.as_secs_f64())),
         ("residency", format!("{:?}", options.residency).to_lowercase()),
     ];
-    metadata.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }

@@ -1,5 +1,6 @@
-//! Ranks in several processes, on one machine or several: they find each other ([`rendezvous`]), and rank 0 passes on
-//! what the others do ([`processes`]). Behind the feature `cluster`: without it every engine is of one process.
+//! Ranks in several processes, on one machine or several: [`rendezvous`] connects them to rank 0, and
+//! [`processes`] runs what rank 0 sends. Behind the feature `cluster`: without it every engine is one
+//! process.
 
 #[cfg(not(feature = "cluster"))]
 mod disabled;

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::thread;
 
-use super::{DeviceInfo, DeviceKind, Platform, RankSetup, load};
+use super::device::{DeviceInfo, DeviceKind};
+use super::interface::{Platform, RankSetup};
+use super::load::load;
 use crate::backend::cpu::{Arithmetic, Cpu, Group};
 use crate::backend::{Capacity, Footprint, Geometry};
 use crate::config::ModelConfig;
@@ -35,7 +37,10 @@ impl CpuPlatform {
         let all = || thread::available_parallelism().map_or(1, |n| n.get());
         let threads = options.threads.unwrap_or_else(all);
         if threads == 0 {
-            return Err(Error::new(ErrorKind::Options, "0 threads cannot compute anything"));
+            return Err(Error::new(
+                ErrorKind::Options,
+                "the CPU needs at least one thread, and 0 were requested",
+            ));
         }
         Ok(Self { threads, ranks: options.ranks, arithmetic, group: Arc::new(Group::new(1)) })
     }

@@ -1,14 +1,16 @@
-//! NVIDIA GPUs as a [`Platform`]: which are used, by how many ranks, and a rank's model on its GPU.
+//! NVIDIA GPUs as a [`Platform`]: the choice of GPUs and of their number, and a rank's model on its GPU.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::{DeviceInfo, DeviceKind, Platform, RankSetup, load};
+use super::device::{DeviceInfo, DeviceKind};
+use super::interface::{Platform, RankSetup};
+use super::load::load;
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::probe::{self, Capability, DeviceInfo as Gpu};
 use crate::backend::cuda::{Cuda, Setup, gemm, nccl};
 use crate::backend::tier::CudaTier;
-use crate::backend::{Ahead, Capacity, Footprint, Geometry, Overlap};
+use crate::backend::{Capacity, Footprint, Geometry, NextBatch, Overlap};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::engine::options::CudaOptions;
@@ -52,7 +54,7 @@ pub(in crate::engine) struct CudaPlatform {
 }
 
 impl CudaPlatform {
-    /// Finds the GPUs that the options ask for.
+    /// Finds the GPUs that the options name, or all.
     pub(in crate::engine) fn new(options: &CudaOptions) -> Result<Self> {
         let mut gpus = named(probe::devices()?, &options.devices)?;
         gemm::is_present()?;
@@ -205,7 +207,7 @@ impl Platform for CudaPlatform {
     }
 
     fn open_rank(&self, rank: RankSetup<'_>) -> Result<Box<dyn Rank>> {
-        // A process of several has one rank and one GPU.
+        // With several processes each has one rank and one GPU.
         let gpu = if let [gpu] = &self.gpus[..] { gpu } else { &self.gpus[rank.geometry.shard.rank] };
         let setup = Setup {
             info: gpu,
@@ -224,8 +226,8 @@ impl Platform for CudaPlatform {
             load(cuda, &rank)
         });
         model
-            .map(|model| Box::new(NamingPasses { info: gpu.clone(), model }) as Box<dyn Rank>)
-            .map_err(|error| lacking(error, rank.footprint))
+            .map(|model| Box::new(NamesPass { info: gpu.clone(), model }) as Box<dyn Rank>)
+            .map_err(|error| with_plan(error, rank.footprint))
     }
 
     fn abort(&self) -> Arc<dyn Fn() + Send + Sync> {
@@ -244,26 +246,26 @@ impl Platform for CudaPlatform {
         self.group.as_ref().map_or_else(Vec::new, |group| group.id())
     }
 
-    fn meet_at(&self, nccl_id: &[u8]) -> Result<()> {
+    fn set_nccl_id(&self, nccl_id: &[u8]) -> Result<()> {
         self.group.as_ref().map_or(Ok(()), |group| group.meet_at(nccl_id))
     }
 }
 
 /// A model whose errors name the GPU and the pass in which it failed.
-struct NamingPasses {
+struct NamesPass {
     info: Gpu,
     model: Box<dyn Rank>,
 }
 
-impl Rank for NamingPasses {
+impl Rank for NamesPass {
     fn connect(&mut self) -> Result<()> {
         self.model
             .connect()
             .map_err(|error| error.at(format!("GPU {} ({})", self.info.ordinal, self.info.name)))
     }
 
-    fn forward(&mut self, packed: &Packed, ahead: Ahead<'_>) -> Result<Vec<f32>> {
-        self.model.forward(packed, ahead).map_err(|error| {
+    fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
+        self.model.forward(packed, next_batch).map_err(|error| {
             let gpu = format!("GPU {} ({})", self.info.ordinal, self.info.name);
             let (sequences, tokens) = (packed.last.len(), packed.tokens.len());
             let error = error.at(format!("{gpu}, in a pass of {tokens} tokens and {sequences} last tokens"));
@@ -277,14 +279,14 @@ impl Rank for NamingPasses {
     }
 }
 
-/// Adds the planned bytes to an allocation's failure: they were free when the engine began to load.
-fn lacking(error: Error, footprint: &Footprint) -> Error {
+/// Adds the planned bytes, which were free when the engine began to load, to a failed allocation.
+fn with_plan(error: Error, footprint: &Footprint) -> Error {
     if error.kind() != ErrorKind::Memory || error.hint().is_some() {
         return error;
     }
     let bytes = footprint.total();
     error.with_hint(format!(
-        "{bytes} bytes are needed in all and were free at first; is another program using this GPU?"
+        "{bytes} bytes are needed in all and were free when loading began: another program may be using this GPU"
     ))
 }
 
@@ -294,22 +296,22 @@ fn free_on(info: &Gpu, known: Option<usize>) -> Result<usize> {
     known.map_or_else(|| Context::open(info)?.free_bytes(), Ok)
 }
 
-/// Returns the GPU of a process of several.
+/// Returns the GPU of this process, where there are several processes.
 fn local(gpus: Vec<Gpu>, named: &[usize], local_rank: usize) -> Result<Gpu> {
     let (there, named) = (gpus.len(), named.len());
     if named > 1 {
-        let message = format!("a process of several has one rank and one GPU, and {named} are named");
+        let message = format!("with several processes each has one GPU, and {named} are named");
         return Err(Error::new(ErrorKind::Options, message));
     }
     // Slurm and containers may show each process its own GPU only.
     let index = if there == 1 { 0 } else { local_rank };
     gpus.into_iter().nth(index).ok_or_else(|| {
-        let message = format!("this is process {local_rank} of its machine, which has {there} GPUs");
-        Error::new(ErrorKind::Options, message).with_hint("start as many processes there as it has GPUs")
+        let message = format!("local rank {local_rank} needs a GPU of its own, and its machine has {there}");
+        Error::new(ErrorKind::Options, message).with_hint("start at most one process per GPU on each machine")
     })
 }
 
-/// Returns the GPUs with these numbers, in their order; all GPUs where there are no numbers.
+/// Returns the GPUs with these numbers, in this order; all GPUs where no number is given.
 fn named(gpus: Vec<Gpu>, numbers: &[usize]) -> Result<Vec<Gpu>> {
     if numbers.is_empty() {
         return Ok(gpus);
@@ -323,7 +325,7 @@ fn named(gpus: Vec<Gpu>, numbers: &[usize]) -> Result<Vec<Gpu>> {
             let there: Vec<String> = gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
             let message = format!("there is no GPU {number} that this build supports");
             return Err(Error::new(ErrorKind::Options, message)
-                .with_hint(format!("GPUs that are there: {}", there.join(", "))));
+                .with_hint(format!("available GPUs: {}", there.join(", "))));
         };
         chosen.push(gpu.clone());
     }

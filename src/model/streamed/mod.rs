@@ -1,8 +1,8 @@
-//! [`Streamed`]: layers that need not all fit on the device.
+//! [`Streamed`]: layers of which not all fit on the device.
 //!
-//! Some layers are resident. The others lie between them as evenly as can be, and pass through a few slots in turn: while
-//! one layer computes, the next streamed one is copied. At the end of a pass the first streamed layers follow the last
-//! ones into the slots, so that the next pass finds them there.
+//! Some layers are resident. The others are spread evenly between them and copied into a few slots in turn:
+//! while one layer is computed, the next streamed one is copied. At the end of a pass the first streamed layers
+//! are copied again, for the next pass.
 //!
 //! ```text
 //! layer            0          1          2          3          4          5     | 0  of the next pass
@@ -12,27 +12,27 @@
 
 use std::fmt;
 
-use super::LayerSource;
+use super::source::LayerSource;
 use crate::backend::{Backend, LayerWeights};
 use crate::error::Result;
 use crate::weights::{LayerTensors, ModelTensors};
 
-/// Slots that streamed layers pass through: one computes while the next is filled.
+/// Number of slots: one is computed with while the next is filled.
 pub const SLOTS: usize = 2;
 
-/// Where a layer is.
+/// The place of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// This one of the resident layers.
+    /// Index among the resident layers.
     Resident(usize),
-    /// This one of the streamed layers, in a slot when its turn comes.
+    /// Index among the streamed layers.
     Streamed(usize),
 }
 
-/// Layers of which some stay on the device, and the others pass through it in every pass.
+/// Layers of which some stay on the device, and the others are streamed through it in every pass.
 ///
-/// Streamed layers are staged in the order of their use, pass after pass without an end: staging number `n` puts streamed
-/// layer `n % streamed` into slot `n % slots`. Every slot but the one in use is always staged ahead.
+/// Streamed layers are staged in the order of their use, over all passes: staging number `n` copies streamed
+/// layer `n % streamed` into slot `n % slots`. Every slot except the one in use is always staged.
 pub struct Streamed<B: Backend> {
     places: Vec<Place>,
     resident: Vec<LayerWeights<B::Weight>>,
@@ -40,18 +40,18 @@ pub struct Streamed<B: Backend> {
     slots: Vec<B::Slot>,
     /// Stagings so far.
     staged: usize,
-    /// Streamed layers that were given out so far.
+    /// Streamed layers returned so far.
     used: usize,
-    /// Whether the slot that was given out last may still be used by ops to come.
+    /// Whether further ops may use the slot of the layer returned last.
     in_use: bool,
 }
 
 impl<B: Backend> Streamed<B> {
-    /// Loads `resident_layers` layers to stay, and begins to stage the others.
+    /// Loads `resident_layers` resident layers, and begins to stage the others.
     ///
     /// # Panics
     ///
-    /// When no layer is left to be streamed.
+    /// If no layer is streamed.
     pub fn load(backend: &mut B, tensors: &ModelTensors, resident_layers: usize) -> Result<Self> {
         let layers = tensors.layers.len();
         assert!(resident_layers < layers, "{resident_layers} of {layers} layers resident: none to stream");
@@ -80,7 +80,7 @@ impl<B: Backend> Streamed<B> {
         backend.stage(&mut self.slots[slot], &self.streamed[layer])
     }
 
-    /// Stages the next layer into the slot that was given out last: all ops that use it are queued.
+    /// Stages the next layer into the slot that was in use: all ops that use it are queued.
     fn release(&mut self, backend: &mut B) -> Result<()> {
         if std::mem::take(&mut self.in_use) { self.stage_next(backend) } else { Ok(()) }
     }
@@ -97,7 +97,7 @@ impl<B: Backend> LayerSource<B> for Streamed<B> {
             Place::Resident(resident) => Ok(&self.resident[resident]),
             Place::Streamed(streamed) => {
                 let next = self.used % self.streamed.len();
-                assert_eq!(streamed, next, "layer {index} is asked for out of order");
+                assert_eq!(streamed, next, "layer {index} was requested out of order");
                 let slot = self.used % self.slots.len();
                 self.used += 1;
                 self.in_use = true;
@@ -117,8 +117,8 @@ impl<B: Backend> fmt::Debug for Streamed<B> {
     }
 }
 
-/// Whether layer `index` is among the `streamed` of `layers` layers that are streamed: they lie as evenly as whole numbers
-/// allow, also from the end of one pass to the start of the next.
+/// Whether layer `index` is among the `streamed` of `layers` layers that are streamed: they are spread as
+/// evenly as integers allow, also from the end of one pass to the start of the next.
 fn is_streamed(index: usize, layers: usize, streamed: usize) -> bool {
     (index + 1) * streamed / layers > index * streamed / layers
 }

@@ -1,4 +1,4 @@
-//! Streaming over a backend that computes nothing and writes down what it is asked for.
+//! Streaming over a backend that only records its calls.
 
 use std::ops::Range;
 use std::path::Path;
@@ -19,7 +19,7 @@ struct Recorder {
 
 #[derive(Clone, Debug, PartialEq)]
 enum Event {
-    /// A slot begins to be filled with a layer.
+    /// The copy of a layer into a slot begins.
     Stage {
         slot: usize,
         layer: usize,
@@ -27,11 +27,11 @@ enum Event {
     Await {
         slot: usize,
     },
-    /// A layer computes.
+    /// A layer is computed.
     Use {
         layer: usize,
     },
-    /// A layer that is streamed was looked at in advance.
+    /// A streamed layer is checked at load.
     Check {
         layer: usize,
     },
@@ -42,7 +42,7 @@ struct Slot {
     holds: Option<LayerWeights<String>>,
 }
 
-/// The number in `model.layers.N.`
+/// Parses N from `model.layers.N.`.
 fn layer_of(name: &str) -> usize {
     name.split('.').nth(2).unwrap().parse().unwrap()
 }
@@ -174,7 +174,7 @@ fn streamed_layers_lie_evenly_between_resident_ones() {
         for streamed in 1..=layers {
             let at = streamed_of(layers, streamed);
             assert_eq!(at.len(), streamed);
-            // The way from the last one to the first one of the next pass counts too.
+            // The gap from the last one to the first one of the next pass counts too.
             let next = at[1..].iter().copied().chain([at[0] + layers]);
             let gaps: Vec<usize> = at.iter().zip(next).map(|(at, next)| next - at).collect();
             let (least, most) = (layers / streamed, layers.div_ceil(streamed));
@@ -184,7 +184,7 @@ fn streamed_layers_lie_evenly_between_resident_ones() {
 }
 
 #[test]
-fn every_pass_finds_each_layer_and_stages_each_streamed_one_once() {
+fn every_pass_stages_each_streamed_layer_once() {
     const PASSES: usize = 4;
     for layers in 1..=tensors(usize::MAX).layers.len() {
         for resident in 0..layers {
@@ -205,16 +205,17 @@ fn every_pass_finds_each_layer_and_stages_each_streamed_one_once() {
 }
 
 #[test]
-#[should_panic(expected = "layer 2 is asked for out of order")]
-fn a_layer_that_is_left_out_is_our_bug() {
+#[should_panic(expected = "layer 2 was requested out of order")]
+fn a_skipped_layer_panics() {
     let (mut backend, tensors) = (Recorder::default(), tensors(3));
     let mut source = Streamed::load(&mut backend, &tensors, 0).unwrap();
     source.layer(&mut backend, 0).unwrap();
     let _ = source.layer(&mut backend, 2);
 }
 
-/// What a log must show: each streamed layer checked once; stagings in the order of use, from one pass to the next; slots
-/// in turn, awaited before use and staged again only afterwards; no more stagings than passes need, and a slot each.
+/// Asserts of a log: each streamed layer is checked once; stagings are in the order of use, over all passes;
+/// slots are used in turn, awaited before use and staged again only afterwards; there is one staging per
+/// streamed layer and pass, and one more per slot.
 fn assert_order(log: &[Event], streamed: &[usize], passes: usize, what: &str) {
     let checked = log.iter().filter_map(|event| match event {
         Event::Check { layer } => Some(*layer),
@@ -228,7 +229,7 @@ fn assert_order(log: &[Event], streamed: &[usize], passes: usize, what: &str) {
     let count = passes * streamed.len() + SLOTS;
     let expected: Vec<_> = (0..count).map(|n| (n % SLOTS, streamed[n % streamed.len()])).collect();
     assert_eq!(staged.collect::<Vec<_>>(), expected, "{what}");
-    // What is in each slot, and whether it was awaited.
+    // The layer in each slot, and the slot that was awaited last.
     let mut slots = [None; SLOTS];
     let mut current = None;
     for event in log {

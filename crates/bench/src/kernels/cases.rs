@@ -19,6 +19,7 @@ use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
 use kudos::internals::backend::cuda::tiles::{TILE_KEYS, Tiles};
 use kudos::internals::batch::{Batch, Budget, Sharing};
 use kudos::internals::config::ModelConfig;
+use kudos::internals::engine::TOKENS_PER_SEQUENCE;
 use kudos::{GemmTuning, Result};
 
 /// Bytes of all sets of operands, which launches take in turn: far more than the second-level cache
@@ -28,9 +29,6 @@ const ROTATED_BYTES: usize = 512 << 20;
 /// The yardsticks: bytes of the copy, and M = N = K of the matmul.
 const COPY_BYTES: usize = 512 << 20;
 const SQUARE: usize = 8192;
-
-/// Rows of a pass per sequence that ends in it, for which passes are sized.
-const TOKENS_PER_SEQUENCE: usize = 16;
 
 /// A launch that can be repeated.
 pub(super) struct Case {

@@ -1,8 +1,9 @@
-//! How ranks in several processes find each other: over TCP, at an address that rank 0 listens at.
+//! The rendezvous of ranks in several processes: over TCP, at an address that rank 0 listens at.
 //!
-//! Each other rank connects to it, says who it is and with what it was started, and is let in or told why not. A
-//! shared secret, if there is one, is proved by both without being sent. Only control goes over these connections;
-//! tensors are NCCL's. Neither is encrypted: this is for networks whose machines trust each other.
+//! Every other rank connects there, sends its rank and the settings that it was started with, and is
+//! accepted, or refused with the reason. If there is a secret, both ends prove by HMAC that they know it.
+//! Only control messages use these connections; tensors use NCCL's. Neither is encrypted: this is for
+//! networks whose machines trust each other.
 
 mod link;
 #[cfg(test)]
@@ -25,31 +26,32 @@ use crate::engine::options::{Cluster, Secret};
 use crate::error::{Error, ErrorKind, Result};
 pub(in crate::engine) use link::Link;
 pub(super) use wire::Message;
-use wire::{GREETING_BYTES_MAX, Told, Until};
+use wire::{DeadlineReader, HANDSHAKE_BYTES_MAX, WireError};
 
-/// What a greeting begins with.
+/// Marks a join request of kudos.
 const MAGIC: &str = "kudos ranks";
 
-/// The version of what is said; others are refused.
-const PROTOCOL: u32 = 1;
+/// Version of the messages; rank 0 refuses every other one.
+const PROTOCOL: u32 = 2;
 
-/// How long somebody who connects may take to say who he is.
-const GREETING_TIME: Duration = Duration::from_secs(5);
+/// Handshake timeout.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Strangers that are listened to at one time; more are turned away.
-const STRANGERS_MAX: usize = 64;
+/// Handshakes that may be in progress at a time. Connections beyond them are closed.
+const HANDSHAKES_MAX: usize = 64;
 
-/// How long a rank waits before it tries to connect again.
-const RETRY: Duration = Duration::from_millis(100);
+/// Interval between a rank's attempts to join.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Interval at which rank 0 polls for connections.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 impl Secret {
-    /// What only somebody who knows the secret can say of a greeting and the number it was asked with.
-    fn seal(&self, whose: &[u8], nonce: &[u8], hello: &[u8]) -> Hmac<Sha256> {
+    /// Makes the MAC by which the end called `role` proves that it knows the secret, for rank 0's
+    /// `nonce` and the bytes of the join request.
+    fn mac(&self, role: &[u8], nonce: &[u8], request: &[u8]) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(self.bytes()).expect("a key may have any length");
-        for part in [whose, nonce, hello] {
+        for part in [role, nonce, request] {
             mac.update(&(part.len() as u64).to_le_bytes());
             mac.update(part);
         }
@@ -57,41 +59,41 @@ impl Secret {
     }
 }
 
-/// What must be the same on all ranks, by name.
-pub(super) type Facts = Vec<(String, String)>;
+/// Settings that must be equal on all ranks, by name.
+pub(super) type Settings = Vec<(String, String)>;
 
-/// A rank's first words.
+/// A rank's first message.
 #[derive(Debug, Serialize, Deserialize)]
-struct Hello {
+struct JoinRequest {
     magic: String,
     protocol: u32,
     version: String,
     rank: usize,
     world_size: usize,
-    facts: Facts,
+    settings: Settings,
     has_secret: bool,
     nonce: [u8; 32],
 }
 
-/// Of a greeting in any protocol.
+/// The fields that a join request has in every version of the protocol.
 #[derive(Debug, Deserialize)]
-struct Opening {
+struct Preamble {
     magic: String,
     protocol: u32,
 }
 
-/// What rank 0 answers.
+/// A message of rank 0 to a rank that joins.
 #[derive(Debug, Serialize, Deserialize)]
-enum Answer {
-    /// Prove that you know the secret.
+enum JoinReply {
+    /// A nonce for the rank's proof that it knows the secret.
     Challenge([u8; 32]),
-    /// You are one of us; here is my proof, if there is a secret.
-    Welcome(Option<Vec<u8>>),
-    /// You are not, and why.
-    Refused(Told),
+    /// The rank is accepted; holds rank 0's proof, if there is a secret.
+    Accepted(Option<Vec<u8>>),
+    /// The rank is refused for this reason.
+    Refused(WireError),
 }
 
-/// A rank's answer to the challenge.
+/// A rank's proof that it knows the secret, if it has one.
 #[derive(Debug, Serialize, Deserialize)]
 struct Proof(Option<Vec<u8>>);
 
@@ -101,8 +103,8 @@ fn nonce() -> io::Result<[u8; 32]> {
     Ok(nonce)
 }
 
-fn say(stream: &mut TcpStream, value: &impl Serialize) -> io::Result<()> {
-    wire::send(stream, &wire::encode(value)?, GREETING_BYTES_MAX)
+fn send(stream: &mut TcpStream, value: &impl Serialize) -> io::Result<()> {
+    wire::send(stream, &wire::encode(value)?, HANDSHAKE_BYTES_MAX)
 }
 
 fn refusal(message: impl Into<String>) -> Error {
@@ -115,93 +117,93 @@ impl Cluster {
     }
 }
 
-/// Waits at rank 0 for all others; they come back in their order, the first being rank 1. An error when one does not
-/// come in time, after those that came were told.
-pub(super) fn gather(process: &Cluster, facts: &Facts, timeout: Duration) -> Result<Vec<Link>> {
+/// Waits at rank 0 for all other ranks, and returns the links to them, from rank 1 on. If one has not
+/// joined by the timeout, sends the error to those that have.
+pub(super) fn gather(process: &Cluster, settings: &Settings, timeout: Duration) -> Result<Vec<Link>> {
     let listener = TcpListener::bind(&process.rendezvous).map_err(|error| {
         Error::new(ErrorKind::Io, format!("rank 0 cannot listen at {}", process.rendezvous))
             .caused_by(error)
-            .with_hint("the address is one of this machine's, HOST:PORT, where no other program listens")
+            .with_hint("name an address of this machine, HOST:PORT, at which no other program listens")
     })?;
-    gather_at(&listener, process, facts, timeout)
+    gather_at(&listener, process, settings, timeout)
 }
 
-/// Somebody who was greeted properly, or refused for a reason that rank 0 should tell.
-enum Guest {
-    Rank { rank: usize, stream: TcpStream, proof: Option<Vec<u8>> },
+/// The outcome of a handshake with a rank.
+enum Handshake {
+    Accepted { rank: usize, stream: TcpStream, proof: Option<Vec<u8>> },
     Refused { rank: usize, reason: String },
 }
 
 fn gather_at(
     listener: &TcpListener,
     process: &Cluster,
-    facts: &Facts,
+    settings: &Settings,
     timeout: Duration,
 ) -> Result<Vec<Link>> {
     let cannot = |error: io::Error| Error::new(ErrorKind::Io, "rank 0 cannot listen").caused_by(error);
     listener.set_nonblocking(true).map_err(cannot)?;
-    let host = Arc::new(Host { process: process.clone(), facts: facts.clone() });
-    let (guests, arrivals) = channel();
-    let strangers = Arc::new(AtomicUsize::new(0));
-    let mut seats: Vec<Option<Link>> = (1..process.world_size).map(|_| None).collect();
+    let acceptor = Arc::new(Acceptor { process: process.clone(), settings: settings.clone() });
+    let (sender, handshakes) = channel();
+    let in_progress = Arc::new(AtomicUsize::new(0));
+    let mut links: Vec<Option<Link>> = (1..process.world_size).map(|_| None).collect();
     let mut refused: Vec<String> = Vec::new();
     let deadline = Instant::now() + timeout;
-    while seats.iter().any(Option::is_none) {
-        // An error is that of one who connected and is gone.
+    while links.iter().any(Option::is_none) {
+        // An error is that of a connection that was closed before it was accepted.
         if let Ok((stream, _)) = listener.accept() {
-            greet(&host, stream, timeout, &strangers, &guests);
+            start_handshake(&acceptor, stream, timeout, &in_progress, &sender);
         }
-        seat(&arrivals, process, timeout, &mut seats, &mut refused);
+        update_links(&handshakes, process, timeout, &mut links, &mut refused);
         if Instant::now() >= deadline {
-            let error = missing(process, &seats, &refused, timeout);
-            seats.iter().flatten().for_each(|link| link.end(Some(&error)));
+            let error = missing(process, &links, &refused, timeout);
+            links.iter().flatten().for_each(|link| link.close(Some(&error)));
             return Err(error);
         }
         thread::sleep(POLL_INTERVAL);
     }
-    Ok(seats.into_iter().flatten().collect())
+    Ok(links.into_iter().flatten().collect())
 }
 
-/// Gives those who arrived their seats, and frees the seats of those who left.
-fn seat(
-    arrivals: &Receiver<Guest>,
+/// Adds links to ranks whose handshake is complete, and removes those to ranks that disconnected.
+fn update_links(
+    handshakes: &Receiver<Handshake>,
     process: &Cluster,
     timeout: Duration,
-    seats: &mut [Option<Link>],
+    links: &mut [Option<Link>],
     refused: &mut Vec<String>,
 ) {
-    for (index, seat) in seats.iter_mut().enumerate() {
-        if seat.take_if(|link| link.is_lost()).is_some() {
-            refused.push(format!("{} came and went away", process.name(index + 1)));
+    for (index, link) in links.iter_mut().enumerate() {
+        if link.take_if(|link| link.is_disconnected()).is_some() {
+            refused.push(format!("{} joined and disconnected", process.name(index + 1)));
         }
     }
-    for guest in arrivals.try_iter() {
-        match guest {
-            Guest::Refused { rank, reason } => {
+    for handshake in handshakes.try_iter() {
+        match handshake {
+            Handshake::Refused { rank, reason } => {
                 let reason = format!("rank {rank} was refused: {reason}");
                 if !refused.contains(&reason) {
                     refused.push(reason);
                 }
             }
-            Guest::Rank { rank, mut stream, proof } => {
-                let seat = &mut seats[rank - 1];
-                if seat.is_some() {
-                    let reason = refusal(format!("another process is rank {rank} already"));
-                    let _ = say(&mut stream, &Answer::Refused(Told::from(&reason)));
-                } else if say(&mut stream, &Answer::Welcome(proof)).is_ok() {
-                    *seat = Link::new(process.name(rank), stream, timeout).ok();
+            Handshake::Accepted { rank, mut stream, proof } => {
+                let link = &mut links[rank - 1];
+                if link.is_some() {
+                    let reason = refusal(format!("another process has joined as rank {rank}"));
+                    let _ = send(&mut stream, &JoinReply::Refused(WireError::from(&reason)));
+                } else if send(&mut stream, &JoinReply::Accepted(proof)).is_ok() {
+                    *link = Link::new(process.name(rank), stream, timeout).ok();
                 }
             }
         }
     }
 }
 
-fn missing(process: &Cluster, seats: &[Option<Link>], refused: &[String], timeout: Duration) -> Error {
-    let absent = seats.iter().enumerate().filter(|(_, seat)| seat.is_none());
+fn missing(process: &Cluster, links: &[Option<Link>], refused: &[String], timeout: Duration) -> Error {
+    let absent = links.iter().enumerate().filter(|(_, link)| link.is_none());
     let absent: Vec<String> = absent.map(|(index, _)| (index + 1).to_string()).collect();
     let ranks = if absent.len() == 1 { "rank" } else { "ranks" };
     let message = format!(
-        "{ranks} {} of {} did not come within {} s",
+        "{ranks} {} of {} did not join within {} s",
         absent.join(", "),
         process.world_size,
         timeout.as_secs_f32()
@@ -213,97 +215,104 @@ fn missing(process: &Cluster, seats: &[Option<Link>], refused: &[String], timeou
     error.with_hint(refused.join("; "))
 }
 
-/// Listens to somebody on a thread of his own, so that one who says nothing keeps nobody waiting.
-fn greet(
-    host: &Arc<Host>,
+/// Runs the handshake of a connection on a thread of its own: a silent client delays no other.
+fn start_handshake(
+    acceptor: &Arc<Acceptor>,
     stream: TcpStream,
     timeout: Duration,
-    strangers: &Arc<AtomicUsize>,
-    guests: &Sender<Guest>,
+    in_progress: &Arc<AtomicUsize>,
+    handshakes: &Sender<Handshake>,
 ) {
-    if strangers.fetch_add(1, Ordering::SeqCst) >= STRANGERS_MAX {
-        strangers.fetch_sub(1, Ordering::SeqCst);
+    if in_progress.fetch_add(1, Ordering::SeqCst) >= HANDSHAKES_MAX {
+        in_progress.fetch_sub(1, Ordering::SeqCst);
         return;
     }
-    let (host, count, guests) = (Arc::clone(host), Arc::clone(strangers), guests.clone());
-    let started = thread::Builder::new().name("kudos-greeting".to_owned()).spawn(move || {
-        // Whoever does not speak the language gets no answer.
-        if let Ok(guest) = host.greet(stream, GREETING_TIME.min(timeout)) {
-            let _ = guests.send(guest);
+    let (acceptor, count, handshakes) = (Arc::clone(acceptor), Arc::clone(in_progress), handshakes.clone());
+    let started = thread::Builder::new().name("kudos-handshake".to_owned()).spawn(move || {
+        // A client that sends no join request gets no reply.
+        if let Ok(handshake) = acceptor.handshake(stream, HANDSHAKE_TIMEOUT.min(timeout)) {
+            let _ = handshakes.send(handshake);
         }
         count.fetch_sub(1, Ordering::SeqCst);
     });
     if started.is_err() {
-        strangers.fetch_sub(1, Ordering::SeqCst);
+        in_progress.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// What rank 0 compares greetings with.
-struct Host {
+/// Rank 0's side of handshakes: accepts or refuses ranks.
+struct Acceptor {
     process: Cluster,
-    facts: Facts,
+    settings: Settings,
 }
 
-impl Host {
-    /// Hears out one who connected.
-    fn greet(&self, mut stream: TcpStream, time: Duration) -> io::Result<Guest> {
+impl Acceptor {
+    /// Runs the handshake of a connection, for at most `time`.
+    fn handshake(&self, mut stream: TcpStream, time: Duration) -> io::Result<Handshake> {
         let deadline = Instant::now() + time;
         stream.set_nonblocking(false)?;
         stream.set_write_timeout(Some(time.max(Duration::from_millis(1))))?;
-        let body = wire::receive(&mut Until { stream: &stream, deadline }, GREETING_BYTES_MAX)?;
-        let opening: Opening = wire::decode(&body)?;
-        if opening.magic != MAGIC {
+        let body = wire::receive(&mut DeadlineReader { stream: &stream, deadline }, HANDSHAKE_BYTES_MAX)?;
+        let preamble: Preamble = wire::decode(&body)?;
+        if preamble.magic != MAGIC {
             return Err(io::ErrorKind::InvalidData.into());
         }
-        if opening.protocol != PROTOCOL {
-            let reason = refusal(format!("it speaks protocol {}, rank 0 {PROTOCOL}", opening.protocol));
-            say(&mut stream, &Answer::Refused(Told::from(&reason)))?;
+        if preamble.protocol != PROTOCOL {
+            let reason =
+                refusal(format!("its protocol version is {}, and rank 0's is {PROTOCOL}", preamble.protocol));
+            send(&mut stream, &JoinReply::Refused(WireError::from(&reason)))?;
             return Err(io::ErrorKind::InvalidData.into());
         }
-        let hello: Hello = wire::decode(&body)?;
+        let request: JoinRequest = wire::decode(&body)?;
         let nonce = nonce()?;
-        say(&mut stream, &Answer::Challenge(nonce))?;
-        let proof = wire::receive(&mut Until { stream: &stream, deadline }, GREETING_BYTES_MAX)?;
+        send(&mut stream, &JoinReply::Challenge(nonce))?;
+        let proof = wire::receive(&mut DeadlineReader { stream: &stream, deadline }, HANDSHAKE_BYTES_MAX)?;
         let Proof(proof) = wire::decode(&proof)?;
-        let rank = hello.rank;
+        let rank = request.rank;
         let checked =
-            self.check_secret(&hello, proof.as_deref(), &nonce, &body).and_then(|()| self.check(&hello));
+            self.check_secret(&request, proof.as_deref(), &nonce, &body).and_then(|()| self.check(&request));
         if let Err(reason) = checked {
-            say(&mut stream, &Answer::Refused(Told::from(&reason)))?;
-            return Ok(Guest::Refused { rank, reason: reason.message().to_owned() });
+            send(&mut stream, &JoinReply::Refused(WireError::from(&reason)))?;
+            return Ok(Handshake::Refused { rank, reason: reason.message().to_owned() });
         }
         let secret = self.process.secret.as_ref();
         let proof =
-            secret.map(|secret| secret.seal(b"rank 0", &nonce, &body).finalize().into_bytes().to_vec());
-        Ok(Guest::Rank { rank, stream, proof })
+            secret.map(|secret| secret.mac(b"rank 0", &nonce, &body).finalize().into_bytes().to_vec());
+        Ok(Handshake::Accepted { rank, stream, proof })
     }
 
-    fn check_secret(&self, hello: &Hello, proof: Option<&[u8]>, nonce: &[u8], body: &[u8]) -> Result<()> {
+    fn check_secret(
+        &self,
+        request: &JoinRequest,
+        proof: Option<&[u8]>,
+        nonce: &[u8],
+        body: &[u8],
+    ) -> Result<()> {
         match (&self.process.secret, proof) {
-            (None, None) if !hello.has_secret => Ok(()),
+            (None, None) if !request.has_secret => Ok(()),
             (None, _) => Err(refusal("it has a secret, and rank 0 has none")),
             (Some(_), None) => Err(refusal("it has no secret, and rank 0 has one")),
             (Some(secret), Some(proof)) => {
-                let sealed = secret.seal(b"rank", nonce, body).verify_slice(proof);
-                sealed.map_err(|_| refusal("its secret is another one"))
+                let verified = secret.mac(b"rank", nonce, body).verify_slice(proof);
+                verified.map_err(|_| refusal("its secret differs from rank 0's"))
             }
         }
     }
 
-    fn check(&self, hello: &Hello) -> Result<()> {
+    fn check(&self, request: &JoinRequest) -> Result<()> {
         let Cluster { world_size, .. } = self.process;
         let version = env!("CARGO_PKG_VERSION");
-        if hello.version != version {
-            return Err(refusal(format!("it is kudos {}, and rank 0 is {version}", hello.version)));
+        if request.version != version {
+            return Err(refusal(format!("it is kudos {}, and rank 0 is {version}", request.version)));
         }
-        if hello.world_size != world_size {
-            let message = format!("its world size is {}, and rank 0's is {world_size}", hello.world_size);
+        if request.world_size != world_size {
+            let message = format!("its world size is {}, and rank 0's is {world_size}", request.world_size);
             return Err(refusal(message));
         }
-        if hello.rank == 0 || hello.rank >= world_size {
-            return Err(refusal(format!("ranks from 1 to {} are waited for", world_size - 1)));
+        if request.rank == 0 || request.rank >= world_size {
+            return Err(refusal(format!("rank 0 accepts ranks from 1 to {}", world_size - 1)));
         }
-        let differs = differences(&hello.facts, &self.facts);
+        let differs = differences(&request.settings, &self.settings);
         if differs.is_empty() {
             return Ok(());
         }
@@ -311,10 +320,10 @@ impl Host {
     }
 }
 
-/// What of a rank's facts is not as rank 0's, in words.
-fn differences(theirs: &Facts, ours: &Facts) -> Vec<String> {
-    let find = |facts: &Facts, name: &str| {
-        facts.iter().find(|(known, _)| known == name).map_or("nothing", |(_, value)| value).to_owned()
+/// Returns one message per setting in which a rank differs from rank 0.
+fn differences(theirs: &Settings, ours: &Settings) -> Vec<String> {
+    let find = |settings: &Settings, name: &str| {
+        settings.iter().find(|(known, _)| known == name).map_or("nothing", |(_, value)| value).to_owned()
     };
     let mut names: Vec<&String> = ours.iter().chain(theirs).map(|(name, _)| name).collect();
     let mut seen = Vec::new();
@@ -329,82 +338,87 @@ fn differences(theirs: &Facts, ours: &Facts) -> Vec<String> {
     differing.map(|(name, theirs, ours)| format!("its {name} is {theirs}, and rank 0's is {ours}")).collect()
 }
 
-/// Why a rank was not let in: for good, or for this time.
-enum Turned {
-    Away(Error),
-    Later(String),
+/// The failure of an attempt to join.
+enum JoinError {
+    /// Rank 0 refused this rank: a further attempt would fail too.
+    Refused(Error),
+    /// A further attempt may succeed.
+    Retry(String),
 }
 
-impl From<io::Error> for Turned {
+impl From<io::Error> for JoinError {
     fn from(error: io::Error) -> Self {
-        Self::Later(match error.kind() {
-            io::ErrorKind::UnexpectedEof => "whoever listens there hung up".to_owned(),
-            io::ErrorKind::InvalidData => "whoever listens there is not rank 0 of kudos".to_owned(),
-            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "it does not answer".to_owned(),
+        Self::Retry(match error.kind() {
+            io::ErrorKind::UnexpectedEof => "the service at this address closed the connection".to_owned(),
+            io::ErrorKind::InvalidData => "the service at this address is not kudos rank 0".to_owned(),
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                "the service at this address does not respond".to_owned()
+            }
             _ => error.to_string(),
         })
     }
 }
 
-/// Finds rank 0 and is let in; tries again until the time limit.
-pub(super) fn join(process: &Cluster, facts: &Facts, timeout: Duration) -> Result<Link> {
+/// Joins rank 0. Tries again until the timeout, unless it is refused.
+pub(super) fn join(process: &Cluster, settings: &Settings, timeout: Duration) -> Result<Link> {
     let deadline = Instant::now() + timeout;
     loop {
-        let left = deadline.saturating_duration_since(Instant::now()).max(RETRY);
-        match knock(process, facts, left) {
+        let left = deadline.saturating_duration_since(Instant::now()).max(RETRY_INTERVAL);
+        match try_join(process, settings, left) {
             Ok(stream) => {
                 return Link::new(process.name(0), stream, timeout).map_err(|error| {
-                    Error::new(ErrorKind::Io, "cannot watch the connection to rank 0").caused_by(error)
+                    Error::new(ErrorKind::Io, "cannot monitor the connection to rank 0").caused_by(error)
                 });
             }
-            Err(Turned::Away(error)) => return Err(error.at(&process.rendezvous)),
-            Err(Turned::Later(reason)) if Instant::now() + RETRY >= deadline => {
+            Err(JoinError::Refused(error)) => return Err(error.at(&process.rendezvous)),
+            Err(JoinError::Retry(reason)) if Instant::now() + RETRY_INTERVAL >= deadline => {
                 let message = format!("rank 0 was not found within {} s: {reason}", timeout.as_secs_f32());
                 return Err(Error::new(ErrorKind::Io, message).at(&process.rendezvous).with_hint(
                     "start rank 0 with the same `--rendezvous`; its port must be reachable from here",
                 ));
             }
-            Err(Turned::Later(_)) => thread::sleep(RETRY),
+            Err(JoinError::Retry(_)) => thread::sleep(RETRY_INTERVAL),
         }
     }
 }
 
-fn knock(process: &Cluster, facts: &Facts, time: Duration) -> Result<TcpStream, Turned> {
+fn try_join(process: &Cluster, settings: &Settings, time: Duration) -> Result<TcpStream, JoinError> {
     let mut stream = connect(&process.rendezvous, time)?;
-    // Rank 0 answers at once, unless it is not rank 0.
-    let time = time.min(GREETING_TIME);
+    // Rank 0 replies at once; another service may never reply.
+    let time = time.min(HANDSHAKE_TIMEOUT);
     let deadline = Instant::now() + time;
     stream.set_write_timeout(Some(time))?;
     let secret = process.secret.as_ref();
-    let hello = wire::encode(&Hello {
+    let request = wire::encode(&JoinRequest {
         magic: MAGIC.to_owned(),
         protocol: PROTOCOL,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         rank: process.rank,
         world_size: process.world_size,
-        facts: facts.clone(),
+        settings: settings.clone(),
         has_secret: secret.is_some(),
         nonce: nonce()?,
     })?;
-    wire::send(&mut stream, &hello, GREETING_BYTES_MAX)?;
-    let hear = |stream: &TcpStream| -> Result<Answer, Turned> {
-        Ok(wire::decode(&wire::receive(&mut Until { stream, deadline }, GREETING_BYTES_MAX)?)?)
+    wire::send(&mut stream, &request, HANDSHAKE_BYTES_MAX)?;
+    let receive = |stream: &TcpStream| -> Result<JoinReply, JoinError> {
+        Ok(wire::decode(&wire::receive(&mut DeadlineReader { stream, deadline }, HANDSHAKE_BYTES_MAX)?)?)
     };
-    let asked = match hear(&stream)? {
-        Answer::Challenge(nonce) => nonce,
-        other => return Err(turned_away(other, process)),
+    let challenge = match receive(&stream)? {
+        JoinReply::Challenge(nonce) => nonce,
+        other => return Err(rejected(other, process)),
     };
-    let proof = secret.map(|secret| secret.seal(b"rank", &asked, &hello).finalize().into_bytes().to_vec());
-    say(&mut stream, &Proof(proof))?;
-    match (hear(&stream)?, secret) {
-        (Answer::Welcome(_), None) => Ok(stream),
-        (Answer::Welcome(Some(proof)), Some(secret)) => {
-            let sealed = secret.seal(b"rank 0", &asked, &hello).verify_slice(&proof);
-            let other = |_| refusal("whoever answers as rank 0 does not know the secret");
-            sealed.map_err(other).map_err(Turned::Away)?;
+    let proof =
+        secret.map(|secret| secret.mac(b"rank", &challenge, &request).finalize().into_bytes().to_vec());
+    send(&mut stream, &Proof(proof))?;
+    match (receive(&stream)?, secret) {
+        (JoinReply::Accepted(_), None) => Ok(stream),
+        (JoinReply::Accepted(Some(proof)), Some(secret)) => {
+            let verified = secret.mac(b"rank 0", &challenge, &request).verify_slice(&proof);
+            let impostor = |_| refusal("the service at this address does not know the secret");
+            verified.map_err(impostor).map_err(JoinError::Refused)?;
             Ok(stream)
         }
-        (other, _) => Err(turned_away(other, process)),
+        (other, _) => Err(rejected(other, process)),
     }
 }
 
@@ -419,11 +433,12 @@ fn connect(address: &str, time: Duration) -> io::Result<TcpStream> {
     Err(last)
 }
 
-fn turned_away(answer: Answer, process: &Cluster) -> Turned {
-    match answer {
-        Answer::Refused(told) => {
-            Turned::Away(told.into_error().prefixed(format!("rank 0 refused {}", process.name(process.rank))))
-        }
-        _ => Turned::Later("whoever listens there does not speak as rank 0 does".to_owned()),
+/// Makes the error for a reply that does not accept this rank.
+fn rejected(reply: JoinReply, process: &Cluster) -> JoinError {
+    match reply {
+        JoinReply::Refused(error) => JoinError::Refused(
+            error.into_error().prefixed(format!("rank 0 refused {}", process.name(process.rank))),
+        ),
+        _ => JoinError::Retry("the service at this address sent an unexpected reply".to_owned()),
     }
 }

@@ -1,4 +1,4 @@
-//! What processes say to each other, and how: JSON behind its length, with a limit on that.
+//! Messages between processes, and their encoding: JSON after its length in bytes, which is limited.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -10,43 +10,44 @@ use serde::{Deserialize, Serialize};
 use crate::batch::Packed;
 use crate::error::{Error, ErrorKind};
 
-/// The most that somebody may say who has not shown yet that he is a rank.
-pub(super) const GREETING_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a message of the handshake, at most.
+pub(super) const HANDSHAKE_BYTES_MAX: usize = 64 << 10;
 
-/// The most that a rank may say at a time. A batch of 100,000 tokens takes about 2 MiB.
+/// Bytes of a message of an accepted rank, at most. A batch of 100,000 tokens takes about 2 MiB.
 pub(super) const MESSAGE_BYTES_MAX: usize = 256 << 20;
 
-/// What is said between rank 0 and another one that was let in.
+/// A message between rank 0 and another rank, after the handshake.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::engine) enum Message {
-    /// From either: nothing to say, but well.
-    Alive,
-    /// To rank 0: how many layers can stay on this rank's GPU; from it: how many do on every one.
+    /// From either: the process is alive.
+    Heartbeat,
+    /// To rank 0: the number of layers that this rank's GPU can keep; from rank 0: the number that every
+    /// GPU keeps.
     Resident(usize),
-    /// To rank 0: all that this rank needs is allocated; and, the second time, it has met the others.
+    /// To rank 0: this rank has allocated its memory; the second time: it is connected to the others.
     Ready,
-    /// From rank 0: all are ready, and meet at this NCCL id.
-    Meet(Vec<u8>),
+    /// From rank 0: all ranks are ready, and connect by this NCCL id.
+    NcclId(Vec<u8>),
     /// From rank 0: a batch to run.
-    Pass(Packed),
-    /// To rank 0: it has run.
+    Batch(Packed),
+    /// To rank 0: the batch has run.
     Done,
-    /// From either: why all of them end.
-    Failed(Told),
-    /// From rank 0: there will be no more batches.
-    Goodbye,
+    /// From either: the cause with which all ranks end.
+    Failed(WireError),
+    /// From rank 0: no further batches follow.
+    Close,
 }
 
-/// An error on its way to another process.
+/// An [`Error`] as it is sent to another process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(in crate::engine) struct Told {
+pub(in crate::engine) struct WireError {
     kind: String,
     message: String,
     place: Option<String>,
     hint: Option<String>,
 }
 
-/// The kinds of errors that may befall a rank. Any other one arrives as [`ErrorKind::Stopped`].
+/// The kinds of errors that a rank can fail with. Any other one is received as [`ErrorKind::Stopped`].
 const KINDS: [ErrorKind; 8] = [
     ErrorKind::Io,
     ErrorKind::Options,
@@ -58,7 +59,7 @@ const KINDS: [ErrorKind; 8] = [
     ErrorKind::Stopped,
 ];
 
-impl From<&Error> for Told {
+impl From<&Error> for WireError {
     fn from(error: &Error) -> Self {
         Self {
             kind: error.kind().name().to_owned(),
@@ -69,8 +70,8 @@ impl From<&Error> for Told {
     }
 }
 
-impl Told {
-    /// The error, here.
+impl WireError {
+    /// Converts the error back.
     pub(super) fn into_error(self) -> Error {
         let kind = KINDS.into_iter().find(|kind| kind.name() == self.kind).unwrap_or(ErrorKind::Stopped);
         let mut error = Error::new(kind, self.message);
@@ -84,12 +85,12 @@ impl Told {
     }
 }
 
-/// The JSON of what is to be said.
+/// Returns the JSON of a message.
 pub(super) fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(serde_json::to_vec(value)?)
 }
 
-/// What was said in JSON.
+/// Parses a message.
 pub(super) fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
     Ok(serde_json::from_slice(body)?)
 }
@@ -99,18 +100,18 @@ pub(super) fn send(to: &mut impl Write, body: &[u8], bytes_max: usize) -> io::Re
     if body.len() > bytes_max {
         return Err(io::Error::other(format!("a message of {} bytes is over the limit", body.len())));
     }
-    // In one piece: two small writes would wait for each other's acknowledgement.
+    // In one write: the second of two small ones would wait for the acknowledgement of the first.
     to.write_all(&[&(body.len() as u32).to_le_bytes(), body].concat())?;
     to.flush()
 }
 
-/// A connection that has to say what it says before a deadline, however it spreads its bytes.
-pub(super) struct Until<'a> {
+/// A reader of a stream that fails with `TimedOut` after a deadline, however the bytes are spread.
+pub(super) struct DeadlineReader<'a> {
     pub(super) stream: &'a TcpStream,
     pub(super) deadline: Instant,
 }
 
-impl Read for Until<'_> {
+impl Read for DeadlineReader<'_> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
         let left = self.deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -121,7 +122,7 @@ impl Read for Until<'_> {
     }
 }
 
-/// Receives a body of up to `bytes_max` bytes, and allocates no more than arrives.
+/// Receives a body of up to `bytes_max` bytes. Allocates as the bytes arrive, not by the announced length.
 pub(super) fn receive(from: &mut impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
