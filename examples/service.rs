@@ -5,9 +5,9 @@
 //! echo '{"prompt": "What is 1+1?", "response": "1+1=2"}' | nc -N 127.0.0.1 8000
 //! ```
 //!
-//! The engine needs no runtime, and blocks none: `submit(..).await` waits while the engine's queue is
-//! full, so a client that sends faster than the device scores is not read from meanwhile. Rendering and
-//! tokenizing take CPU time, so they run where blocking work belongs.
+//! The engine needs no runtime, and blocks none: `submit(..).await` waits while the engine's queue
+//! is full, and nothing is read meanwhile from a client that sends faster than the device scores.
+//! Rendering and tokenizing take CPU time, so they run in `spawn_blocking`.
 
 use std::io;
 use std::sync::Arc;
@@ -18,26 +18,26 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::spawn_blocking;
 
-/// Answers connections until the listener fails.
+/// Serves connections until the listener fails.
 pub(crate) async fn serve(engine: Arc<Engine>, listener: TcpListener) -> io::Result<()> {
     loop {
         let (stream, _) = listener.accept().await?;
         let engine = Arc::clone(&engine);
-        // A connection that fails ends alone.
-        tokio::spawn(async move { drop(answer(&engine, stream).await) });
+        // A failed connection does not affect the others.
+        tokio::spawn(async move { drop(serve_connection(&engine, stream).await) });
     }
 }
 
-/// Answers the lines of one connection, in their order.
-async fn answer(engine: &Arc<Engine>, stream: TcpStream) -> io::Result<()> {
+/// Replies to the lines of one connection, in their order.
+async fn serve_connection(engine: &Arc<Engine>, stream: TcpStream) -> io::Result<()> {
     let (reader, mut writer) = stream.into_split();
     let mut lines = BufReader::new(reader).lines();
     while let Some(line) = lines.next_line().await? {
-        let answer = match score(engine, &line).await {
+        let reply = match score(engine, &line).await {
             Ok(score) => json!({"reward": score.reward, "tokens": score.tokens}),
             Err(error) => json!({"error": error.kind().name(), "message": error.message()}),
         };
-        writer.write_all(format!("{answer}\n").as_bytes()).await?;
+        writer.write_all(format!("{reply}\n").as_bytes()).await?;
     }
     Ok(())
 }
@@ -49,7 +49,7 @@ async fn score(engine: &Arc<Engine>, line: &str) -> Result<Score> {
     let preparing = Arc::clone(engine);
     let tokens =
         spawn_blocking(move || preparing.prepare(exchange)).await.expect("preparation does not panic");
-    // Waits for a place in the queue, then for the score.
+    // Waits for capacity of the queue, then for the score.
     engine.submit(tokens).await?.await
 }
 

@@ -115,15 +115,15 @@ pub mod internals {
             _ => None,
         };
 
-    macro_rules! rooms {
-        ($($room:ident)*) => {
+    macro_rules! modules {
+        ($($module:ident)*) => {
             $(
                 #[allow(missing_docs, reason = "the module has its own")]
-                pub mod $room {
-                    pub use crate::$room::*;
+                pub mod $module {
+                    pub use crate::$module::*;
                 }
             )*
         };
     }
-    rooms!(backend batch config conversation engine error files fuzzing model prompt random request shard units weights);
+    modules!(backend batch config conversation engine error files fuzzing model prompt random request shard units weights);
 }

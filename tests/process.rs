@@ -1,4 +1,5 @@
-//! Allocations and memory of a whole process: one test in a binary of its own, because other tests would be counted.
+//! Allocations and memory of a whole process: one test in a binary of its own, because those of
+//! other tests would be counted.
 
 mod common;
 
@@ -12,7 +13,7 @@ use kudos::internals::config::ModelConfig;
 use kudos::{CpuMath, CpuOptions, Engine};
 use serde_json::json;
 
-/// The system's allocator, with a count.
+/// The system's allocator, with a count of allocations.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
@@ -40,7 +41,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Random weights in so many layers.
+/// Opens an engine with random weights in `layers` layers.
 fn engine(layers: usize, ranks: usize) -> Engine {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 128,
@@ -53,7 +54,8 @@ fn engine(layers: usize, ranks: usize) -> Engine {
     Engine::builder_random(config, 1).device(options).open().unwrap()
 }
 
-/// The fewest allocations of several equal calls: other threads of the harness allocate as well.
+/// Returns the fewest allocations of several equal calls: other threads of the harness allocate
+/// too.
 fn allocations_of_a_call(engine: &Engine, sequences: &[Vec<u32>]) -> usize {
     let call = |_| {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
@@ -78,26 +80,29 @@ fn a_pass_allocates_as_much_with_many_layers_as_with_few() {
         let few = allocations_of_a_call(&engine(2, ranks), &sequences);
         let many = allocations_of_a_call(&engine(12, ranks), &sequences);
         println!("{ranks} ranks: {few} allocations a call with 2 layers, {many} with 12");
-        // Ten more layers would allocate ten times more at least; what passes batches on does so now and then.
+        // An allocation per layer would add at least ten; the channels between ranks allocate now
+        // and then.
         assert!(many < few + 5, "{ranks} ranks: {few} allocations with 2 layers, {many} with 12");
     }
 }
 
-/// Anonymous memory of this process that is in RAM, in bytes; `None` where the system does not say.
+/// Returns the anonymous memory of this process in RAM, in bytes; `None` where the system does not
+/// report it.
 fn anonymous_bytes() -> Option<usize> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
     Some(line.trim().trim_end_matches(" kB").parse::<usize>().ok()? * 1024)
 }
 
-/// Weights are used where they are mapped: opening and scoring makes no copy of them.
+/// Asserts that opening and scoring make no copy of the weights, which are used where they are
+/// mapped.
 fn anonymous_memory_stays_within_the_plan_and_32_mib() {
     let dir = tempfile::tempdir().unwrap();
     let sizes = ModelSizes { hidden: 1024, ffn: 4096, layers: 6, vocab: 16_384 };
     let weight_bytes = random_model(dir.path(), sizes);
     assert!(weight_bytes > 200 << 20);
     let Some(before) = anonymous_bytes() else {
-        eprintln!("not run: this system does not tell how much anonymous memory a process has");
+        eprintln!("not run: this system does not report the anonymous memory of a process");
         return;
     };
     let engine = on_cpu(dir.path()).open().unwrap();
@@ -109,9 +114,9 @@ fn anonymous_memory_stays_within_the_plan_and_32_mib() {
         grown <= workspace + (32 << 20),
         "{grown} bytes grown, {workspace} planned, {weight_bytes} of weights"
     );
-    // With a workspace of this size the bound above would hide a copy of the weights if it were not far below them.
+    // The bound above would hide a copy of the weights if it were not below their size.
     assert!(
         workspace + (32 << 20) < weight_bytes,
-        "{workspace} planned: too much for this test to tell anything"
+        "{workspace} planned: too much for this test to detect a copy"
     );
 }

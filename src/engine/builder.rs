@@ -105,7 +105,7 @@ impl EngineBuilder {
         self
     }
 
-    /// Records times of passes in `profile` on request: keep a clone and ask it.
+    /// Records times of passes in `profile` on request: keep a clone and read it.
     #[doc(hidden)]
     pub fn profile(mut self, profile: Option<Profile>) -> Self {
         self.options.profile = profile;

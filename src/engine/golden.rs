@@ -1,5 +1,6 @@
-//! Golden bits of every CPU arithmetic, through the engine, on any machine: with the instructions where
-//! this CPU has them, and with their emulation everywhere. `tests/golden/` has and describes the file.
+//! Golden bits of every CPU arithmetic, through the engine, on any machine: with the instructions
+//! where this CPU has them, and with their emulation everywhere. `tests/golden/` has and describes
+//! the file.
 
 #[path = "../../tests/golden/bits.rs"]
 #[allow(dead_code, reason = "only tests/golden/main.rs uses all of it")]

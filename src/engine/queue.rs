@@ -1,5 +1,4 @@
-//! [`Queue`]: sequences on their way to the ranks, bounded in tokens, and [`Pending`] scores on their way
-//! back.
+//! [`Queue`]: sequences that wait for the ranks, bounded in tokens, and their [`Pending`] scores.
 //!
 //! There is no timer: an idle rank takes everything that is queued, in order, up to the batch budget.
 //! Submissions beyond the capacity wait in line and enter in their order as ranks take jobs. Every job is
@@ -349,7 +348,7 @@ impl Future for Submit {
     }
 }
 
-/// A score on its way: a future that needs no runtime, or [`wait`](Pending::wait) for it.
+/// A score that is pending: a future that needs no runtime, or [`wait`](Pending::wait) for it.
 ///
 /// Dropping it cancels the request, unless the pass that runs, or a full batch that comes next, has it.
 #[derive(Debug)]

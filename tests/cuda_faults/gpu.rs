@@ -1,4 +1,4 @@
-//! The software GPU of this process: faults on demand, and what is allocated.
+//! The software GPU of this process: planned faults, and counts of allocations and calls.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
@@ -14,12 +14,12 @@ pub(crate) struct Gpu {
     _turn: MutexGuard<'static, ()>,
 }
 
-/// What is allocated, on all devices together, as the software GPU counts it.
+/// The allocations on all devices together, as the software GPU counts them.
 #[derive(Debug)]
 pub(crate) struct Held {
     pub(crate) live_bytes: u64,
     pub(crate) peak_bytes: u64,
-    /// What was freed by the context's end instead of by the program.
+    /// Bytes that the end of the context freed instead of the program.
     pub(crate) reclaimed_bytes: u64,
     pub(crate) context_references: u64,
     pub(crate) pinned_bytes: u64,
@@ -43,7 +43,7 @@ impl Gpu {
             let library = unsafe { Library::new("libcuda.so") };
             library.expect("libcuda.so is not on LD_LIBRARY_PATH: `make test` sets it")
         });
-        // A test that failed has dropped its engines on the way.
+        // A test that failed has dropped its engines as it unwound.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let gpu = Self { library, _turn: turn };
         gpu.plan("");
@@ -51,10 +51,11 @@ impl Gpu {
         gpu
     }
 
-    /// Plans faults, counted from here.
+    /// Plans faults, counted from this call on.
     pub(crate) fn plan(&self, plan: &str) {
         let plan = CString::new(plan).unwrap();
-        // SAFETY: the function has this type in softgpu, which alone has one of this name; the string ends in zero.
+        // SAFETY: the function has this type in softgpu, which alone has one of this name; the
+        // string ends in zero.
         unsafe {
             let function: Symbol<'_, unsafe extern "C" fn(*const c_char)> =
                 self.library.get(b"softgpu_plan_faults").expect("libcuda.so is the software GPU");
@@ -62,7 +63,7 @@ impl Gpu {
         }
     }
 
-    /// What ran from here on, and which calls asked for it.
+    /// Clears the trace and the counts of calls.
     pub(crate) fn reset_trace(&self) {
         // SAFETY: the function has this type in softgpu, which alone has one of this name.
         unsafe {
@@ -72,27 +73,27 @@ impl Gpu {
         }
     }
 
-    /// The entries that ran.
+    /// Returns the work that ran since the last reset.
     pub(crate) fn trace(&self) -> Vec<Entry> {
         serde_json::from_value(self.json("softgpu_trace_json")).unwrap()
     }
 
-    /// How often an entry point was called.
+    /// Returns the number of calls of an entry point.
     pub(crate) fn calls(&self, name: &str) -> u64 {
         self.json("softgpu_calls_json")["calls"][name].as_u64().unwrap_or(0)
     }
 
-    /// All calls of entry points, by name.
+    /// Returns the numbers of calls of all entry points, by name.
     pub(crate) fn all_calls(&self) -> BTreeMap<String, u64> {
         serde_json::from_value(self.json("softgpu_calls_json")["calls"].clone()).unwrap()
     }
 
-    /// Bytes that were copied to the device from memory that is not pinned.
+    /// Returns the bytes that were copied to the device from memory that is not pinned.
     pub(crate) fn copied_in_pageable(&self) -> u64 {
         self.json("softgpu_calls_json")["copied_in"]["pageable"].as_u64().unwrap()
     }
 
-    /// Bytes that were copied to the device from pinned memory, as the program asked for it.
+    /// Returns the bytes that were copied to the device from pinned memory.
     pub(crate) fn copied_in_pinned(&self) -> u64 {
         self.json("softgpu_calls_json")["copied_in"]["pinned"].as_u64().unwrap()
     }
@@ -101,15 +102,15 @@ impl Gpu {
         // SAFETY: the functions named here have this type in softgpu.
         let function: Symbol<'_, unsafe extern "C" fn(*mut c_char, usize) -> usize> =
             unsafe { self.library.get(function) }.expect("libcuda.so is the software GPU");
-        let mut text = vec![0_u8; 1 << 16];
+        let mut json = vec![0_u8; 1 << 16];
         loop {
             // SAFETY: the buffer has that length.
-            let length = unsafe { function(text.as_mut_ptr().cast(), text.len()) };
-            // A thread of the engine may be at work, and there be more to tell the next time.
-            if length < text.len() {
-                return serde_json::from_slice(&text[..length]).unwrap();
+            let length = unsafe { function(json.as_mut_ptr().cast(), json.len()) };
+            // A thread of the engine may be running, and the JSON longer at the next call.
+            if length < json.len() {
+                return serde_json::from_slice(&json[..length]).unwrap();
             }
-            text.resize(2 * length, 0);
+            json.resize(2 * length, 0);
         }
     }
 
@@ -126,14 +127,14 @@ impl Gpu {
         }
     }
 
-    /// That nothing is held, and that it was freed by whoever allocated it.
+    /// Asserts that the program has freed everything, and that no context had to.
     pub(crate) fn assert_free(&self) {
         let held = self.held();
         let sum = held.live_bytes + held.reclaimed_bytes + held.context_references + held.pinned_bytes;
         assert_eq!(sum, 0, "{held:?}");
     }
 
-    /// Kernels launched so far.
+    /// Returns the number of kernels launched so far.
     pub(crate) fn launches(&self) -> usize {
         self.json("softgpu_counters_json").as_array().unwrap().len()
     }

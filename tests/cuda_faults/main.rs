@@ -1,7 +1,8 @@
-//! What happens when the GPU fails: the cause reaches everybody, memory goes back, and the process lives on.
+//! Failures of the GPU: every caller gets the cause, memory is freed, and the process continues.
 //!
-//! These run on the software GPU, which fails as planned and counts what is allocated. Its state is the process's, so
-//! the tests that share this process take turns; those that need other settings run the command.
+//! These tests run on the software GPU, which fails as planned and counts allocations. Its state is
+//! one per process: tests in this process run one at a time, and tests that need other settings run
+//! the command.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -30,7 +31,7 @@ fn open(model: &str) -> kudos::Result<Engine> {
 }
 
 fn open_with(model: &str, residency: Residency) -> kudos::Result<Engine> {
-    // A small batch: some of what is submitted waits while a pass runs.
+    // A small batch: some sequences stay queued while a pass runs.
     let builder = Engine::builder(root().join(model)).device(CudaOptions::default());
     builder.residency(residency).max_tokens(64).batching(batches_of(16)).open()
 }
@@ -43,14 +44,14 @@ fn rewards(engine: &Engine) -> Vec<u32> {
     engine.score(&sequences()).into_iter().map(|score| score.unwrap().reward.to_bits()).collect()
 }
 
-/// Submits, waits, and returns the one error that everybody got.
+/// Submits sequences, and returns the error with which all of them are completed.
 fn failure_of_all(engine: &Engine) -> Error {
     let pending: Vec<kudos::Result<Pending>> =
         sequences().into_iter().map(|ids| engine.submit(ids).wait()).collect();
     let errors: Vec<Error> =
         pending.into_iter().map(|pending| pending.and_then(Pending::wait).unwrap_err()).collect();
     let first = errors[0].clone();
-    let known = engine.failure().expect("the engine knows why it stopped");
+    let known = engine.failure().expect("the engine reports why it stopped");
     let late = engine.submit(vec![1]).wait().map(drop).unwrap_err();
     for error in errors.iter().chain([&known, &late]) {
         assert_eq!(error.report(), first.report());
@@ -61,10 +62,10 @@ fn failure_of_all(engine: &Engine) -> Error {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn every_allocation_that_fails_at_load_is_named_and_leaves_nothing_behind() {
+fn a_failed_allocation_at_load_is_named_and_leaks_nothing() {
     let gpu = Gpu::take();
     every_allocation_fails_once(&gpu, Residency::Resident);
-    // A copy into a slot may be under way then.
+    // With streaming, a copy into a slot may be in progress at the failure.
     every_allocation_fails_once(&gpu, Residency::Streamed { resident_layers: Some(1) });
 }
 
@@ -80,13 +81,15 @@ fn every_allocation_fails_once(gpu: &Gpu, residency: Residency) {
         };
         failed += 1;
         assert_eq!(error.kind(), ErrorKind::Memory, "{error}");
-        let text = error.message();
-        assert!(text.starts_with("allocating ") && text.contains(" bytes on GPU 0 failed"), "{text}");
-        assert!(text.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{text}");
+        let message = error.message();
+        let names_allocation =
+            message.starts_with("allocating ") && message.contains(" bytes on GPU 0 failed");
+        assert!(names_allocation, "{message}");
+        assert!(message.contains("CUDA_ERROR_OUT_OF_MEMORY"), "{message}");
         assert!(error.hint().is_some_and(|hint| hint.contains("are needed in all")), "{error}");
         gpu.assert_free();
     };
-    // Seven matrices and vectors in each of three layers at the least.
+    // At least seven matrices and vectors in each of three layers.
     assert!(failed > 15, "{failed} allocations");
     assert_eq!(rewards(&engine), expected);
     drop(engine);
@@ -95,7 +98,7 @@ fn every_allocation_fails_once(gpu: &Gpu, residency: Residency) {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn passes_allocate_nothing_so_that_no_batch_can_run_out_of_memory() {
+fn passes_allocate_nothing() {
     let gpu = Gpu::take();
     for residency in [Residency::Resident, Residency::Streamed { resident_layers: Some(1) }] {
         let engine = open_with(MODEL, residency).unwrap();
@@ -111,13 +114,15 @@ fn passes_allocate_nothing_so_that_no_batch_can_run_out_of_memory() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn the_plan_covers_what_is_allocated() {
+fn the_plan_covers_all_allocations() {
     let gpu = Gpu::take();
-    // Padded heads, f32 files, biases, heads that need no padding: none may take more than its plan says.
+    // Padded heads, f32 files, biases, heads without padding: none may take more than planned.
     let models = ["mha_hd16_bf16", "gqa3_hd64_f32", "kv8_hd32_attention_bias_bf16", "gqa8_hd128_llama3_bf16"];
     let streamed = |count| Residency::Streamed { resident_layers: Some(count) };
     let residencies = [Residency::Resident, streamed(0), streamed(1)];
-    for (model, residency) in models.into_iter().flat_map(|model| residencies.map(|how| (model, how))) {
+    for (model, residency) in
+        models.into_iter().flat_map(|model| residencies.map(|residency| (model, residency)))
+    {
         let engine = open_with(&format!("tests/fixtures/models/{model}"), residency).unwrap();
         engine.score(&[vec![1, 2, 3]]).pop().unwrap().unwrap();
         let (footprint, held) = (engine.plan().footprint, gpu.held());
@@ -129,7 +134,7 @@ fn the_plan_covers_what_is_allocated() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn the_plan_counts_weights_as_the_gpu_holds_them_however_they_are_stored() {
+fn the_plan_counts_weights_in_the_format_of_the_gpu() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     for name in ["config.json", "model.safetensors"] {
         fs::copy(root().join(MODEL).join(name), dir.path().join(name)).unwrap();
@@ -147,7 +152,7 @@ fn the_plan_counts_weights_as_the_gpu_holds_them_however_they_are_stored() {
         let (resident, all, _, resident_bytes) = held(Residency::Resident);
         let (streamed, some, copied_bytes, streamed_bytes) =
             held(Residency::Streamed { resident_layers: Some(0) });
-        // The workspace is the same for both: what is left are layers, one more than there are slots.
+        // Both have one workspace; the difference is in layers, which are one more than the slots.
         assert_eq!((resident.workspace, all.resident), (streamed.workspace, some.slots + 1), "{dtype}");
         let layer_bytes = resident_bytes - streamed_bytes;
         assert_eq!((resident.weights - streamed.weights) as u64, layer_bytes, "{dtype}");
@@ -159,7 +164,7 @@ fn the_plan_counts_weights_as_the_gpu_holds_them_however_they_are_stored() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn memory_that_runs_out_at_the_first_launch_names_the_kernel_and_spares_the_next_engine() {
+fn memory_that_runs_out_at_the_first_launch_names_the_kernel() {
     let gpu = Gpu::take();
     let expected = rewards(&open(MODEL).unwrap());
     let engine = open(MODEL).unwrap();
@@ -172,7 +177,8 @@ fn memory_that_runs_out_at_the_first_launch_names_the_kernel_and_spares_the_next
     assert_eq!(rewards(&open(MODEL).unwrap()), expected);
 }
 
-/// Fails the first, a middle and the last kernel of a first pass.
+/// Fails the first, a middle and the last kernel of an engine's first pass, and opens the next
+/// engine.
 fn a_failed_pass(fault: &str, code: &str) {
     let gpu = Gpu::take();
     let healthy = open(MODEL).unwrap();
@@ -190,7 +196,8 @@ fn a_failed_pass(fault: &str, code: &str) {
         assert!(error.message().ends_with(&format!("failed: {code}")), "{error}");
         assert!(error.place().is_some_and(|place| place.contains("GPU 0 (softgpu")), "{error}");
         assert!(error.place().is_some_and(|place| place.contains("in a pass of ")), "{error}");
-        // Callers are told after the memory is back, and the failed engine need not be dropped before the next opens.
+        // Callers are notified after the memory is freed: the next engine opens beside the failed
+        // one.
         gpu.assert_free();
         let next = open(MODEL).unwrap();
         assert_eq!(rewards(&next), expected, "after {fault}:{at}");
@@ -202,11 +209,11 @@ fn a_failed_pass(fault: &str, code: &str) {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_lost_device_ends_an_engine_that_streams_and_an_idle_one_ends_by_itself() {
+fn a_lost_device_ends_an_engine_that_streams() {
     let gpu = Gpu::take();
     let residency = Residency::Streamed { resident_layers: None };
     let expected = rewards(&open(MODEL).unwrap());
-    // The next pass's layers are staged, and no pass comes.
+    // An engine without a pass ends although layers are staged for one.
     drop(open_with(MODEL, residency).unwrap());
     gpu.assert_free();
     let engine = open_with(MODEL, residency).unwrap();
@@ -221,44 +228,44 @@ fn a_lost_device_ends_an_engine_that_streams_and_an_idle_one_ends_by_itself() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_launch_that_fails_in_the_middle_of_a_batch_answers_everybody_and_spares_the_next_engine() {
+fn a_failed_launch_completes_all_and_spares_the_next_engine() {
     a_failed_pass("launch", "CUDA_ERROR_LAUNCH_FAILED");
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_lost_device_answers_everybody_and_spares_the_next_engine() {
+fn a_lost_device_completes_all_and_spares_the_next_engine() {
     a_failed_pass("lost", "CUDA_ERROR_UNKNOWN");
 }
 
-/// The command on one line of token ids, on a machine with one GPU.
+/// Runs the command on one line of token ids, on a machine with one GPU.
 fn score(device: &str, variables: &[(&str, Option<&str>)]) -> Run {
     let model = root().join(MODEL);
     let variables = [&[("SOFTGPU_DEVICES", Some("1"))], variables].concat();
     kudos_in(&variables, &["score", "--device", device, "--model", model.to_str().unwrap(), "-"], LINE)
 }
 
-fn assert_error(run: &Run, words: &[&str]) {
+fn assert_error(run: &Run, parts: &[&str]) {
     assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
-    for word in words {
-        assert!(run.stderr.contains(word), "`{word}` is not in: {}", run.stderr);
+    for part in parts {
+        assert!(run.stderr.contains(part), "`{part}` is not in: {}", run.stderr);
     }
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_failed_kernel_is_named_where_launches_block_and_hinted_at_where_not() {
+fn a_failed_kernel_is_named_where_launches_block() {
     let run = score("cuda", &[("SOFTGPU_FAIL", Some("launch:4"))]);
     assert_error(&run, &["CUDA_ERROR_LAUNCH_FAILED", "in a pass of 3 tokens", "CUDA_LAUNCH_BLOCKING=1"]);
-    // A layer begins with its norm; then, after a product, rope.
+    // The first launches of a layer are the norm and, after a matmul, rope.
     let run = score("cuda", &[("SOFTGPU_FAIL", Some("launch:2")), ("CUDA_LAUNCH_BLOCKING", Some("1"))]);
     assert_error(&run, &["launching `rope` failed: CUDA_ERROR_LAUNCH_FAILED"]);
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_model_that_does_not_fit_is_refused_with_the_sum_before_anything_is_allocated() {
-    // The first allocation would fail with another error.
+fn a_model_that_does_not_fit_is_refused_before_any_allocation() {
+    // An allocation would fail with another error.
     let run = score("cuda", &[("SOFTGPU_MEMORY_GIB", Some("0.02")), ("SOFTGPU_FAIL", Some("alloc:1"))]);
     assert_error(
         &run,
@@ -269,16 +276,17 @@ fn a_model_that_does_not_fit_is_refused_with_the_sum_before_anything_is_allocate
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_model_too_large_for_the_gpu_is_streamed_with_as_many_resident_layers_as_fit_and_says_so() {
+fn a_model_too_large_for_the_gpu_is_streamed_with_a_warning() {
     let dir = tempfile::tempdir().unwrap();
-    // Layers of 8 MiB: 64 in all, beside 32 of workspace for products, 2 for trying them out, and a little more.
+    // Layers of 8 MiB: 64 MiB in all, besides 32 of workspace for matmuls, 2 for tuning them, and a
+    // little more.
     let weight_bytes = random_model(dir.path(), ModelSizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });
     assert!(weight_bytes > 64 << 20);
     let run = |gib: &str, residency: &str| {
         let model = ["--model", dir.path().to_str().unwrap(), "-", "--residency", residency];
         let small = ["--batch-tokens", "16", "--max-tokens", "16"];
         let arguments = [&["score", "--device", "cuda"][..], &model, &small].concat();
-        // On one GPU: with more, it would be divided before it is streamed.
+        // On one GPU: with more, the model would be divided among them instead of streamed.
         kudos_in(&[("SOFTGPU_MEMORY_GIB", Some(gib)), ("SOFTGPU_DEVICES", Some("1"))], &arguments, LINE)
     };
     let expected = run("8", "auto");
@@ -287,8 +295,8 @@ fn a_model_too_large_for_the_gpu_is_streamed_with_as_many_resident_layers_as_fit
     for (gib, resident) in [("0.092", 5), ("0.072", 2), ("0.055", 0)] {
         let streamed = run(gib, "auto");
         assert_eq!((streamed.status, &streamed.stdout), (Some(0), &expected.stdout), "{streamed:?}");
-        let said = format!("{resident} of 8 layers stay on it, the other {} are streamed", 8 - resident);
-        assert!(streamed.stderr.contains(&said), "{gib} GiB: {streamed:?}");
+        let warning = format!("{resident} of 8 layers stay on it, the other {} are streamed", 8 - resident);
+        assert!(streamed.stderr.contains(&warning), "{gib} GiB: {streamed:?}");
         assert_error(&run(gib, "resident"), &["the model needs 0.10", "`--residency auto`"]);
     }
     let arguments = ["plan", "--json", "--model", dir.path().to_str().unwrap(), "--max-tokens", "16"];
@@ -299,37 +307,37 @@ fn a_model_too_large_for_the_gpu_is_streamed_with_as_many_resident_layers_as_fit
         here.contains("\"gpu\":\"here: softgpu") && here.contains("\"layers_resident\":5"),
         "{planned:?}"
     );
-    // Room for everything, but some layers are to be streamed.
+    // Everything fits, but streaming is requested.
     let streamed = run("8", "streamed");
     assert_eq!((streamed.status, &streamed.stdout), (Some(0), &expected.stdout), "{streamed:?}");
     assert_error(&run("0.04", "auto"), &["the model needs 0.0", "the GPU has 0.04 free"]);
 }
 
-/// Both answers to a device that is not there: asked for by name, and left to the engine.
-fn assert_missing(variables: &[(&str, Option<&str>)], what: &str) {
-    assert_error(&score("cuda", variables), &[what, "hint: "]);
+/// Asserts both outcomes for a missing device: an error where it is named, the CPU where it is not.
+fn assert_missing(variables: &[(&str, Option<&str>)], reason: &str) {
+    assert_error(&score("cuda", variables), &[reason, "hint: "]);
     let run = score("auto", variables);
     assert_eq!(run.status, Some(0), "{run:?}");
     assert!(run.stdout.contains("\"reward\""), "{run:?}");
     let lines: Vec<&str> = run.stderr.lines().collect();
     assert!(
-        matches!(lines[..], [line] if line.starts_with("running on CPU, ") && line.contains(what)),
+        matches!(lines[..], [line] if line.starts_with("running on CPU, ") && line.contains(reason)),
         "{run:?}"
     );
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_machine_without_a_gpu_gets_an_error_or_the_cpu_with_one_line() {
+fn a_machine_without_a_gpu_is_an_error_or_uses_the_cpu() {
     assert_missing(&[("SOFTGPU_DEVICES", Some("0"))], "the CUDA driver finds no GPU");
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_machine_without_a_driver_or_cublaslt_gets_an_error_or_the_cpu_with_one_line() {
+fn a_machine_without_a_library_is_an_error_or_uses_the_cpu() {
     // SAFETY: the libraries' initialisers are the vendor's own.
     let system_has = |name: &str| unsafe { Library::new(name) }.is_ok();
-    // The software GPU has no names with a version.
+    // The software GPU's libraries have no version in their names.
     if !system_has("libcuda.so.1") {
         assert_missing(&[("LD_LIBRARY_PATH", None)], "no CUDA driver on this machine");
     }
@@ -346,7 +354,7 @@ fn a_machine_without_a_driver_or_cublaslt_gets_an_error_or_the_cpu_with_one_line
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn on_turing_a_weight_beyond_f16_is_refused_by_name_and_subnormal_ones_are_counted() {
+fn turing_refuses_weights_beyond_f16_and_counts_subnormal_ones() {
     const TENSOR: &str = "model.layers.0.mlp.up_proj.weight";
     let dir = tempfile::tempdir().unwrap();
     for name in ["config.json", "model.safetensors"] {
@@ -359,15 +367,16 @@ fn on_turing_a_weight_beyond_f16_is_refused_by_name_and_subnormal_ones_are_count
         let model = ["--model", dir.path().to_str().unwrap(), "--residency", residency, "-"];
         kudos_in(&[("SOFTGPU_CC", Some("75"))], &[&["score", "--device", "cuda"][..], &model].concat(), LINE)
     };
-    // A streamed layer is looked at before the first pass, and counted once however often it is copied.
+    // A streamed layer is checked before the first pass, and counted once however often it is
+    // copied.
     for residency in ["resident", "streamed"] {
         let beyond = run_with(70_000.0, residency);
         assert_eq!(beyond.status, Some(2), "{beyond:?}");
-        for word in [TENSOR, "70000", "f16", "model.safetensors", "hint: "] {
-            assert!(beyond.stderr.contains(word), "`{word}` is not in: {}", beyond.stderr);
+        for part in [TENSOR, "70000", "f16", "model.safetensors", "hint: "] {
+            assert!(beyond.stderr.contains(part), "`{part}` is not in: {}", beyond.stderr);
         }
     }
-    // Between two subnormal numbers of f16, and a normal number of f32.
+    // Between two subnormal values of f16, and a normal value of f32.
     let [resident, streamed] = ["resident", "streamed"].map(|residency| run_with(1.00001e-6, residency));
     assert_eq!(resident.status, Some(0), "{resident:?}");
     assert!(resident.stderr.contains("warning: ") && resident.stderr.contains("subnormal"), "{resident:?}");

@@ -1,4 +1,5 @@
-//! Ranks in several processes: the rewards of one process, and one cause with which all end when one fails.
+//! Ranks in several processes: the rewards of one process, and one cause with which all end when
+//! one fails.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -151,7 +152,7 @@ fn a_closed_output_ends_all_ranks_without_an_error() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn ranks_with_unlike_memory_keep_as_many_layers_as_the_fullest_gpu() {
+fn all_ranks_keep_as_many_layers_as_the_fullest_gpu() {
     let dir = tempfile::tempdir().unwrap();
     // Layers of 8 MiB, half of them on each rank.
     random_model(dir.path(), ModelSizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });

@@ -1,5 +1,5 @@
-//! What happens when one of several ranks fails: its error reaches everybody, with its number, nobody waits for ever,
-//! memory goes back, and another engine can be opened.
+//! Failures of one of several ranks: every caller gets its error, with the rank's number, no rank
+//! hangs, memory is freed, and another engine can be opened.
 
 use std::cell::Cell;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ use crate::common::{batches_of, kudos_in, root};
 use crate::gpu::Gpu;
 use crate::{LINE, MODEL, failure_of_all, rewards};
 
-/// Far more than any of these takes, and far less than a hang.
+/// Far more than any of these tests takes, and far less than a hang.
 const SOON: Duration = Duration::from_secs(30);
 
 fn options(all_reduce: AllReduce) -> CudaOptions {
@@ -41,10 +41,11 @@ fn open(all_reduce: AllReduce) -> kudos::Result<Engine> {
     open_with(options(all_reduce))
 }
 
-/// Both ways of taking sums: the faults are those of two kinds of collectives.
-const WAYS: [AllReduce; 2] = [AllReduce::Ordered, AllReduce::Nccl];
+/// Both algorithms of the all-reduce, which use different collectives.
+const ALGORITHMS: [AllReduce; 2] = [AllReduce::Ordered, AllReduce::Nccl];
 
-/// After a failure: nothing is held, and the next engine gives what the first one gave.
+/// Asserts after a failure that nothing is allocated, and that the next engine gives the same
+/// rewards.
 fn assert_recovered(gpu: &Gpu, all_reduce: AllReduce, expected: &[u32]) {
     gpu.plan("");
     gpu.assert_free();
@@ -64,9 +65,9 @@ fn assert_names_rank_1(error: &Error) {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_rank_out_of_memory_is_named_and_nobody_waits_for_it() {
+fn a_rank_out_of_memory_is_named_and_delays_no_other() {
     let gpu = Gpu::take();
-    for all_reduce in WAYS {
+    for all_reduce in ALGORITHMS {
         let expected = expected(&gpu, all_reduce);
         let begun = Instant::now();
         for at in [1, 5, 12] {
@@ -84,9 +85,9 @@ fn a_rank_out_of_memory_is_named_and_nobody_waits_for_it() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_rank_that_fails_in_a_pass_is_named_and_ends_what_the_others_wait_for() {
+fn a_rank_that_fails_in_a_pass_is_named_and_ends_the_others() {
     let gpu = Gpu::take();
-    for all_reduce in WAYS {
+    for all_reduce in ALGORITHMS {
         let expected = expected(&gpu, all_reduce);
         for (fault, code) in [
             ("1/launch:1", "CUDA_ERROR_LAUNCH_FAILED"),
@@ -114,7 +115,7 @@ fn a_rank_that_fails_in_a_pass_is_named_and_ends_what_the_others_wait_for() {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_rank_that_hangs_ends_the_engine_within_the_time_limit() {
     let gpu = Gpu::take();
-    for all_reduce in WAYS {
+    for all_reduce in ALGORITHMS {
         let expected = expected(&gpu, all_reduce);
         let engine = open(all_reduce).unwrap();
         gpu.plan("1/hang:2");
@@ -136,22 +137,22 @@ fn devices_are_chosen_by_number_and_refused_by_name() {
         open_with(CudaOptions { devices: devices.to_vec(), ranks, ..options(AllReduce::Ordered) })
     };
     assert!(open(&[2, 0], Some(2)).unwrap().device().to_string().contains("GPUs 2, 0 (softgpu"));
-    // As few as it fits on.
+    // The fewest GPUs that the model fits on.
     assert!(open(&[2, 0], None).unwrap().device().to_string().contains("GPU 2 (softgpu"));
-    for (devices, ranks, words) in [
+    for (devices, ranks, expected) in [
         (&[0, 9][..], None, "there is no GPU 9"),
         (&[1, 1], Some(2), "GPU 1 is named twice"),
         (&[1], Some(2), "2 ranks need as many GPUs, and there are 1"),
     ] {
         let error = open(devices, ranks).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Options, "{error}");
-        assert!(error.message().contains(words), "{error}");
+        assert!(error.message().contains(expected), "{error}");
     }
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_model_too_large_for_one_gpu_gets_as_few_as_it_fits_on() {
+fn a_model_too_large_for_one_gpu_gets_the_fewest_it_fits_on() {
     // 0.143 GiB on one GPU, 0.088 on each of two, 0.061 on each of four.
     let model = root().join("tests/fixtures/models/kv4_hd128_tied_f16");
     let arguments =
@@ -172,7 +173,7 @@ fn a_model_too_large_for_one_gpu_gets_as_few_as_it_fits_on() {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn the_plan_covers_what_each_rank_allocates() {
     let gpu = Gpu::take();
-    for all_reduce in WAYS {
+    for all_reduce in ALGORITHMS {
         let engine = open(all_reduce).unwrap();
         rewards(&engine);
         let planned = engine.plan().ranks * engine.plan().footprint.total();
@@ -182,8 +183,9 @@ fn the_plan_covers_what_each_rank_allocates() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn an_abort_that_leaves_no_error_on_the_stream_is_no_result() {
-    // Unchecked, an aborted sum ends its stream like any other, as NCCL's does: what is there then is no sum.
+fn an_aborted_all_reduce_gives_no_reward() {
+    // Without the software GPU's checks an aborted all-reduce leaves no error on its stream, as
+    // with NCCL, and its result is undefined.
     let model = root().join(MODEL);
     let arguments = ["score", "--device", "cuda", "--ranks", "2", "--model", model.to_str().unwrap(), "-"];
     for fault in ["1/launch:5", "1/nccl:2"] {
@@ -196,7 +198,7 @@ fn an_abort_that_leaves_no_error_on_the_stream_is_no_result() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_rank_whose_group_has_failed_loads_no_further() {
+fn a_rank_stops_loading_when_its_group_has_failed() {
     let _gpu = Gpu::take();
     let folder = root().join(MODEL);
     let config = ModelConfig::read(&folder).unwrap();
@@ -222,13 +224,13 @@ fn a_rank_whose_group_has_failed_loads_no_further() {
     let mut cuda = open().unwrap();
     LayerWeights::load(&mut cuda, &tensors.layers[0]).map(drop).unwrap();
     group.abort();
-    assert_gave_up(LayerWeights::load(&mut cuda, &tensors.layers[1]));
+    assert_aborted(LayerWeights::load(&mut cuda, &tensors.layers[1]));
     drop(cuda);
-    // Nor does it prepare products.
-    assert_gave_up(open());
+    // It prepares no matmuls either.
+    assert_aborted(open());
 }
 
-fn assert_gave_up<T>(result: kudos::Result<T>) {
+fn assert_aborted<T>(result: kudos::Result<T>) {
     let error = result.map(drop).unwrap_err();
     assert_eq!((error.kind(), error.message()), (ErrorKind::Stopped, "another rank of this engine failed"));
 }
@@ -236,7 +238,7 @@ fn assert_gave_up<T>(result: kudos::Result<T>) {
 /// A stopwatch during whose first measurement another rank fails.
 struct Fails<'a> {
     group: &'a Group,
-    asked: &'a Cell<usize>,
+    calls: &'a Cell<usize>,
 }
 
 impl Stopwatch for Fails<'_> {
@@ -246,7 +248,7 @@ impl Stopwatch for Fails<'_> {
         _: &Config,
         run: &mut dyn FnMut() -> kudos::Result<()>,
     ) -> kudos::Result<f32> {
-        self.asked.set(self.asked.get() + 1);
+        self.calls.set(self.calls.get() + 1);
         self.group.abort();
         run().map(|()| 1.0)
     }
@@ -254,17 +256,17 @@ impl Stopwatch for Fails<'_> {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_rank_whose_group_has_failed_measures_no_further() {
+fn a_rank_stops_tuning_when_its_group_has_failed() {
     let _gpu = Gpu::take();
     let (info, format) = (devices().unwrap().remove(0), ActivationFormat::Bf16);
     let context = Context::open(&info).unwrap();
     let lt = Lt::new(&context, format).unwrap();
     let group = Arc::new(Group::new(2, Duration::from_secs(20)).unwrap());
-    let asked = Cell::new(0);
+    let calls = Cell::new(0);
     let cache = Cache::new(None, &info, format).unwrap();
     let tuner =
         Tuner::new(&context, &lt, GemmTuning::Auto, cache).unwrap().with_group(Some(Arc::clone(&group)));
-    let mut tuner = tuner.with_stopwatch(Fails { group: &group, asked: &asked });
+    let mut tuner = tuner.with_stopwatch(Fails { group: &group, calls: &calls });
     let shape = MatmulShape {
         features: 96,
         width: 64,
@@ -273,6 +275,6 @@ fn a_rank_whose_group_has_failed_measures_no_further() {
         out: Out::Activation,
         bias: false,
     };
-    assert_gave_up(tuner.matmul(shape, 256));
-    assert_eq!(asked.get(), 1);
+    assert_aborted(tuner.matmul(shape, 256));
+    assert_eq!(calls.get(), 1);
 }

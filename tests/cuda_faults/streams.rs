@@ -1,4 +1,5 @@
-//! What passes ask of the driver and what runs beside what, by the software GPU's counts and its logical times.
+//! Calls of the driver by passes, and overlap of their work, by the software GPU's counts and
+//! logical times.
 
 use std::path::Path;
 use std::pin::Pin;
@@ -24,7 +25,7 @@ fn open_with(model: &Path, residency: Residency, ranks: usize, profile: Option<P
     builder.max_tokens(TOKENS).batching(batches_of(TOKENS)).open().unwrap()
 }
 
-/// One pass for each of some sequences; the rewards' bits.
+/// Scores sequences in a pass each, and returns the bits of the rewards.
 fn score(engine: &Engine) -> Vec<u32> {
     let one = |seed: usize| engine.score(&[ids(seed as u64 + 1, TOKENS, SIZES.vocab as u32)]).remove(0);
     (0..PASSES).map(|seed| one(seed).unwrap().reward.to_bits()).collect()
@@ -32,7 +33,7 @@ fn score(engine: &Engine) -> Vec<u32> {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_pass_allocates_and_makes_nothing_and_waits_once() {
+fn a_pass_creates_nothing_and_waits_once() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
     let engine = open(dir.path(), Residency::Resident, 1);
@@ -52,7 +53,7 @@ fn a_pass_allocates_and_makes_nothing_and_waits_once() {
     assert_eq!(gpu.calls("cuStreamSynchronize"), PASSES as u64);
     assert_eq!(gpu.calls("cuCtxSynchronize"), 0);
     assert_eq!(gpu.copied_in_pageable(), 0);
-    // Its tokens' rows of the embeddings, and its tables, of which a row has no more than this; no weights.
+    // Rows of the embeddings, and at most 64 bytes of tables per row; no weights.
     let (embeddings, tables_max) = (PASSES * TOKENS * SIZES.hidden * 2, PASSES * TOKENS * 64);
     let copied = gpu.copied_in_pinned() as usize;
     assert!((embeddings..embeddings + tables_max).contains(&copied), "{copied}");
@@ -60,7 +61,7 @@ fn a_pass_allocates_and_makes_nothing_and_waits_once() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn the_calls_of_a_pass_are_as_many_as_its_layers_need() {
+fn a_pass_makes_no_more_calls_than_its_layers_need() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
     let engine = open(dir.path(), Residency::Resident, 1);
@@ -68,16 +69,17 @@ fn the_calls_of_a_pass_are_as_many_as_its_layers_need() {
     gpu.reset_trace();
     score(&engine);
     let (layers, passes) = (SIZES.layers as u64, PASSES as u64);
-    // A layer: two norms, rope, attention, silu; four products. The last one has rope and the product of q, k and v in
-    // two, and gathers the last rows of two activations. Behind it a norm and the head.
+    // A layer: two norms, rope, attention, silu; four matmuls. The last layer has rope and the
+    // matmul of q, k and v in two, and gathers the last rows of two activations. Then a norm and
+    // the head.
     let launches = 5 * layers + 5;
-    let products = 4 * layers + 1;
+    let matmuls = 4 * layers + 1;
     let expected = [
         ("cuLaunchKernel", launches),
-        ("cublasLtMatmul", products),
-        // The number of rows of x and of out.
-        ("cublasLtMatrixLayoutSetAttribute", 2 * products),
-        // Tables, and rows of embeddings. Each waits for the slot that it goes through, which is long free.
+        ("cublasLtMatmul", matmuls),
+        // The rows of x and of out.
+        ("cublasLtMatrixLayoutSetAttribute", 2 * matmuls),
+        // Tables, and rows of embeddings. Each waits for its staging slot, which is free by then.
         ("cuMemcpyHtoDAsync_v2", 2),
         ("cuEventRecord", 2),
         ("cuEventSynchronize", 2),
@@ -85,7 +87,7 @@ fn the_calls_of_a_pass_are_as_many_as_its_layers_need() {
         ("cuMemcpyDtoHAsync_v2", 1),
         ("cuStreamSynchronize", 1),
     ];
-    // Which context is the thread's is asked and set beside each of them, in the host's memory alone.
+    // The thread's context is read and set with each of them, in the host's memory alone.
     let mut calls = gpu.all_calls();
     calls.retain(|name, _| !matches!(&**name, "cuCtxGetCurrent" | "cuCtxSetCurrent"));
     let expected = expected.into_iter().map(|(name, count)| (name.to_owned(), count * passes)).collect();
@@ -94,7 +96,7 @@ fn the_calls_of_a_pass_are_as_many_as_its_layers_need() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_profiled_pass_has_a_mark_behind_every_op_and_one_that_is_not_profiled_has_none() {
+fn only_a_profiled_pass_has_marks_and_one_after_every_op() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
     let calls_of = |engine: &Engine| {
@@ -109,7 +111,7 @@ fn a_profiled_pass_has_a_mark_behind_every_op_and_one_that_is_not_profiled_has_n
     let profile = Profile::default();
     let engine = open_with(dir.path(), Residency::Resident, 1, Some(profile.clone()));
     score(&engine);
-    assert_eq!(calls_of(&engine), expected, "a profile that nobody asks changes nothing");
+    assert_eq!(calls_of(&engine), expected, "a profile that is off adds no calls");
 
     profile.start();
     let (calls, rewards) = calls_of(&engine);
@@ -133,25 +135,26 @@ fn a_profiled_pass_has_a_mark_behind_every_op_and_one_that_is_not_profiled_has_n
         ("score", 1),
     ];
     assert_eq!(ops, classes);
-    // They cover the pass: every launch, product and copy to the GPU is one op's.
+    // They cover the pass: every launch, matmul and copy to the GPU belongs to one op.
     let of = |name: &str| calls[name] as usize / PASSES;
     let count =
         |kind: &str| classes.iter().filter(|(class, _)| class.starts_with(kind)).map(|(_, ops)| ops).sum();
-    let (all, products): (usize, usize) = (count(""), count("product"));
-    assert_eq!((of("cublasLtMatmul"), of("cuLaunchKernel")), (products, all - products - 2));
+    let (all, matmuls): (usize, usize) = (count(""), count("product"));
+    assert_eq!((of("cublasLtMatmul"), of("cuLaunchKernel")), (matmuls, all - matmuls - 2));
     assert_eq!(of("cuMemcpyHtoDAsync_v2"), 2);
-    // One at the beginning, one behind each op, and the two of any pass; made in the first pass, and then used again.
+    // One at the beginning, one after each op, and the two of any pass; created in the first pass,
+    // then reused.
     assert_eq!(of("cuEventRecord"), all + 1 + 2);
     assert_eq!(calls["cuEventCreate"] as usize, all + 1);
     assert_eq!(of("cuEventElapsedTime_v2"), all);
     assert!(spent.iter().all(|spent| spent.seconds >= 0.0));
 
-    assert_eq!(calls_of(&engine), expected, "and it leaves nothing behind");
+    assert_eq!(calls_of(&engine), expected, "a profile that was stopped adds no calls");
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn profiled_ranks_and_streamed_layers_give_the_same_bits_and_have_classes_of_their_own() {
+fn profiled_all_reduces_and_streamed_layers_keep_the_bits() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
     let ops_of = |spent: &[Spent], class: Class| {
@@ -176,7 +179,7 @@ fn profiled_ranks_and_streamed_layers_give_the_same_bits_and_have_classes_of_the
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn streamed_layers_are_copied_once_a_pass_under_the_computation_of_those_before() {
+fn streamed_layers_are_copied_once_a_pass_during_computation() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     let layer_bytes = (random_model(dir.path(), SIZES) / SIZES.layers) as u64;
     for resident in [0, 3] {
@@ -184,7 +187,7 @@ fn streamed_layers_are_copied_once_a_pass_under_the_computation_of_those_before(
         score(&engine);
         gpu.reset_trace();
         score(&engine);
-        // The copies for the passes to come may have been asked for, or not yet: two slots' worth.
+        // The copies for the next pass, of up to two slots, may be queued or not.
         let (copied, streamed) = (gpu.copied_in_pinned() / layer_bytes, SIZES.layers - resident);
         let expected = (PASSES * streamed) as u64;
         assert!(
@@ -197,18 +200,19 @@ fn streamed_layers_are_copied_once_a_pass_under_the_computation_of_those_before(
         };
         let (copies, compute) = (of(&["copy_in"]), of(&["kernel", "library"]));
         let total: u64 = compute.iter().map(|entry| entry.end - entry.start).sum();
-        let beside: u64 = compute.iter().map(|entry| overlap_of(entry, &copies)).sum();
-        // Copies take longer here than what is computed: nearly all of that can lie beside them. Seen: 0.96 to 1.
+        let overlapped: u64 = compute.iter().map(|entry| overlap_of(entry, &copies)).sum();
+        // Copies take longer here than computation, nearly all of which can overlap with them.
+        // Seen: 0.96 to 1.
         assert!(
-            beside * 10 >= total * 9,
-            "{resident} resident: {beside} of {total} ns of computation beside copies"
+            overlapped * 10 >= total * 9,
+            "{resident} resident: {overlapped} of {total} ns of computation overlap with copies"
         );
     }
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn sums_over_ranks_run_beside_the_computation_of_other_rows_where_they_may() {
+fn all_reduces_overlap_with_computation_where_they_may() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
     let share = |overlap, all_reduce| {
@@ -223,25 +227,27 @@ fn sums_over_ranks_run_beside_the_computation_of_other_rows_where_they_may() {
         let of = |kinds: &[&str]| {
             trace.iter().filter(|entry| kinds.contains(&&*entry.kind)).cloned().collect::<Vec<_>>()
         };
-        let (sums, compute) = (of(&["collective"]), of(&["kernel", "library"]));
-        let time = |sum: &Entry| sum.end - sum.start;
-        assert!(sums.len() >= 2 * SIZES.layers, "{sums:?}");
-        let beside: u64 = sums.iter().map(|sum| overlap_of(sum, &compute)).sum();
-        (beside as f64 / sums.iter().map(time).sum::<u64>() as f64, reward)
+        let (all_reduces, compute) = (of(&["collective"]), of(&["kernel", "library"]));
+        let time = |entry: &Entry| entry.end - entry.start;
+        assert!(all_reduces.len() >= 2 * SIZES.layers, "{all_reduces:?}");
+        let overlapped: u64 = all_reduces.iter().map(|entry| overlap_of(entry, &compute)).sum();
+        (overlapped as f64 / all_reduces.iter().map(time).sum::<u64>() as f64, reward)
     };
     for all_reduce in [AllReduce::Ordered, AllReduce::Nccl] {
-        let ((beside, reward), (alone, expected)) =
+        let ((overlapped, reward), (alone, expected)) =
             (share(Overlap::Always, all_reduce), share(Overlap::Never, all_reduce));
         println!(
-            "{all_reduce:?}: {beside:.3} of the sums' time beside computation, {alone:.3} without parts"
+            "{all_reduce:?}: {overlapped:.3} of the all-reduces' time overlaps, {alone:.3} without parts"
         );
         assert_eq!(reward, expected, "{all_reduce:?}");
-        // All but those of the last layer, which has one row. Seen: 0.98, and 0.14 without parts.
-        assert!(beside >= 0.8 && alone <= 0.3, "{all_reduce:?}: {beside}, {alone}");
+        // All except those of the last layer, which has one row. Seen: 0.98, and 0.14 without
+        // parts.
+        assert!(overlapped >= 0.8 && alone <= 0.3, "{all_reduce:?}: {overlapped}, {alone}");
     }
 }
 
-/// How much of an entry's time some of the others run, which are of one stream and follow one another.
+/// Returns the part of an entry's time in which one of the others runs; those are of one stream, in
+/// order.
 fn overlap_of(entry: &Entry, others: &[Entry]) -> u64 {
     let part = |other: &Entry| other.end.min(entry.end).saturating_sub(other.start.max(entry.start));
     others.iter().map(part).sum::<u64>().min(entry.end - entry.start)
@@ -249,19 +255,20 @@ fn overlap_of(entry: &Entry, others: &[Entry]) -> u64 {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn while_a_pass_runs_the_next_full_batch_is_taken_out_of_the_queue() {
+fn the_next_full_batch_leaves_the_queue_while_a_pass_runs() {
     let (_gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
     for ranks in [1, 2] {
-        // The probe has room once two of three batches are taken, and not before.
+        // The probe enters the queue once two of three batches are taken, and not before.
         let (tokens, probe_tokens) = (256, 512);
         let options = CudaOptions { ranks: Some(ranks), ..CudaOptions::default() };
         let batching = Batching { queue_tokens: tokens + probe_tokens, ..batches_of(tokens) };
         let builder = Engine::builder(dir.path()).device(options).batching(batching);
         let engine = builder.max_tokens(probe_tokens).open().unwrap();
         let sequence = |seed, length| ids(seed, length, SIZES.vocab as u32);
-        // Were the second batch taken when the first pass is over, that would be answered by then, however slow this
-        // thread is; as it is, the thread has the time of a pass to look, which may once be too little for it.
+        // If the second batch were taken after the first pass, the first score would be complete by
+        // then, however slow this thread is. Otherwise this thread has the time of a pass to poll,
+        // which may be too short once.
         let taken_meanwhile = (0..5).any(|_| {
             let mut pending = engine.submit_all((1..4).map(|seed| sequence(seed, tokens)));
             let probe = engine.submit(sequence(4, probe_tokens)).wait().unwrap();

@@ -1,5 +1,5 @@
-//! The file of golden bits, the cases in it, and the comparison with it. Used by `tests/golden/main.rs` and, for what only
-//! the inside of the library can make a CPU compute in, by `src/engine/golden.rs`.
+//! The file of golden bits, its cases, and the comparison with it. Used by `tests/golden/main.rs`
+//! and, for arithmetics that only the library's internals can select, by `src/engine/golden.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::{env, fs};
 
 use serde_json::{Map, Value};
 
-/// Every section of the file, in its order, and in how many ranks its bits are computed.
+/// Every section of the file, in its order, and the ranks that its bits are computed with.
 pub(crate) const SECTIONS: [(&str, usize); 11] = [
     ("portable", 1),
     ("f32-vector", 1),
@@ -23,16 +23,16 @@ pub(crate) const SECTIONS: [(&str, usize); 11] = [
     ("softgpu sm80, 2 ranks", 2),
 ];
 
-/// Set to write the sections that run instead of comparing them.
+/// The environment variable by which sections are written instead of compared.
 const WRITE: &str = "KUDOS_WRITE_GOLDEN";
 
-/// Differences that a failure prints.
+/// Number of differences that a failure prints, at most.
 const PRINTED_MAX: usize = 12;
 
-/// Model -> case -> its logits, each as bits and value, the reward first.
+/// Maps model and case to the logits, each as bits and value, the reward first.
 type Section = Map<String, Value>;
 
-/// A model, token ids that are scored alone, and a batch of sequences that share their starts.
+/// A model, token ids that are scored alone, and a batch of sequences that share prefixes.
 pub(crate) struct Model {
     pub(crate) name: String,
     pub(crate) folder: PathBuf,
@@ -44,30 +44,31 @@ impl Model {
     fn new(name: &str, folder: PathBuf, alone: Vec<(String, Vec<u32>)>) -> Self {
         let mut ids: Vec<&[u32]> = alone.iter().map(|(_, ids)| &ids[..]).collect();
         ids.sort_by_key(|ids| ids.len());
-        // A shared start, one that is a prefix of another, a duplicate, one token: as `family` of tests/common.
+        // A shared prefix, a sequence that is another's prefix, a duplicate, one token: like
+        // `family` of tests/common.
         assert_eq!(ids.len(), 9, "cases of {name}");
         let (tail, long) = (ids[3], ids[6]);
         let prompt = &long[..long.len() / 2 + 5];
-        let answered = [prompt, tail].concat();
+        let response = [prompt, tail].concat();
         let together = vec![
-            answered.clone(),
+            response.clone(),
             long.to_vec(),
             prompt.to_vec(),
             [prompt, &tail[..tail.len() / 2], long].concat(),
-            answered,
+            response,
             long[..1].to_vec(),
         ];
         Self { name: name.to_owned(), folder, alone, together }
     }
 
-    /// The names of its cases, in the file's order.
+    /// Returns the names of its cases, in the file's order.
     fn cases(&self) -> Vec<String> {
         let together = (0..self.together.len()).map(|index| format!("together {index}"));
         self.alone.iter().map(|(name, _)| name.clone()).chain(together).collect()
     }
 }
 
-/// As `root` of tests/common.
+/// Returns the repository's root, like `root` of tests/common.
 fn root() -> PathBuf {
     env::var_os("KUDOS_TEST_ROOT").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into()).into()
 }
@@ -81,7 +82,8 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
 
-/// Every checkpoint of tests/fixtures/models with all its cases, and the demo with nine of its conversations.
+/// Returns every checkpoint of tests/fixtures/models with all its cases, and the demo with nine of
+/// its conversations.
 pub(crate) fn models() -> Vec<Model> {
     let folder = root().join("tests/fixtures/models");
     let mut folders: Vec<PathBuf> = fs::read_dir(&folder)
@@ -106,7 +108,7 @@ pub(crate) fn models() -> Vec<Model> {
     fixtures.chain([demo]).collect()
 }
 
-/// The logits of models' cases as the file has them.
+/// Computes the logits of models' cases in the file's format.
 fn record<S>(models: &[Model], open: impl Fn(&Path) -> Option<S>) -> Section
 where
     S: Fn(&[Vec<u32>]) -> Vec<Vec<f32>>,
@@ -123,7 +125,7 @@ where
         let cases = model.cases();
         assert_eq!(cases.len(), logits.len(), "{}", model.name);
         let cases: Section = cases.into_iter().zip(logits.iter().map(written)).collect();
-        assert_eq!(cases.len(), logits.len(), "{}: cases have names of their own", model.name);
+        assert_eq!(cases.len(), logits.len(), "{}: the names of cases are not unique", model.name);
         section.insert(model.name.clone(), Value::Object(cases));
     }
     section
@@ -133,7 +135,7 @@ fn path() -> PathBuf {
     root().join("tests/golden/bits.json")
 }
 
-/// The file; empty where it is to be written and is not there.
+/// Reads the file; returns an empty one where it does not exist and will be written.
 fn file() -> Map<String, Value> {
     if env::var_os(WRITE).is_some() && !path().exists() {
         return Map::new();
@@ -142,12 +144,13 @@ fn file() -> Map<String, Value> {
     sections
 }
 
-/// Compares the logits that `way` computes with a section of the file, or writes that. `open` gives what scores sequences
-/// by a model, or nothing where it cannot be divided among so many ranks.
+/// Compares the logits that `arithmetic` computes with a section of the file, or writes the
+/// section. `open` returns a function that scores sequences with a model, or `None` where the model
+/// cannot be divided among the ranks.
 ///
-/// Cases longer than `tokens_max` are left out of a comparison. Ways that have one section have the same bits, also when it
-/// is written: the first one does, the others are compared.
-pub(crate) fn hold<S>(name: &str, way: &str, tokens_max: usize, open: impl Fn(&Path) -> Option<S>)
+/// A comparison leaves out cases longer than `tokens_max`. All arithmetics of one section have
+/// equal bits: when it is written, the first one writes it and the others are compared.
+pub(crate) fn hold<S>(name: &str, arithmetic: &str, tokens_max: usize, open: impl Fn(&Path) -> Option<S>)
 where
     S: Fn(&[Vec<u32>]) -> Vec<Vec<f32>>,
 {
@@ -162,41 +165,41 @@ where
     let mut expected = file().remove(name).unwrap_or_else(|| panic!("bits.json has no section `{name}`"));
     for model in &mut models {
         for (case, _) in model.alone.extract_if(.., |(_, ids)| ids.len() > tokens_max) {
-            if let Some(of_model) = expected.get_mut(&model.name) {
-                of_model.as_object_mut().unwrap().remove(&case);
+            if let Some(cases) = expected.get_mut(&model.name) {
+                cases.as_object_mut().unwrap().remove(&case);
             }
         }
     }
     let (all, differences) = differences(expected.as_object().unwrap(), &record(&models, open));
     assert!(
         differences.is_empty(),
-        "`{name}` as computed by {way}: {} of {all} cases are not those of tests/golden/bits.json\n{}{}\n\
-         No bit changes but where the commit says that it does, and why; `make golden` then writes the file anew.",
+        "`{name}` as computed by {arithmetic}: {} of {all} cases differ from tests/golden/bits.json\n{}{}\n\
+         If the commit message says which bits change and why, run `make golden` to write the file again.",
         differences.len(),
         differences[..differences.len().min(PRINTED_MAX)].join("\n"),
         if differences.len() > PRINTED_MAX { "\n  .." } else { "" },
     );
 }
 
-/// Number of cases on either side, and the cases that differ.
+/// Returns the number of cases on either side, and the cases that differ.
 fn differences(expected: &Section, found: &Section) -> (usize, Vec<String>) {
     let mut cases: BTreeMap<(&str, &str), [Option<&str>; 2]> = BTreeMap::new();
     for (side, section) in [expected, found].into_iter().enumerate() {
-        for (model, of_model) in section {
-            for (case, logits) in of_model.as_object().unwrap() {
+        for (model, model_cases) in section {
+            for (case, logits) in model_cases.as_object().unwrap() {
                 cases.entry((model, case)).or_default()[side] = logits.as_str();
             }
         }
     }
-    let word = |logits: Option<&str>| logits.unwrap_or("nothing").to_owned();
+    let shown = |logits: Option<&str>| logits.unwrap_or("nothing").to_owned();
     let differs = cases.iter().filter(|(_, [expected, found])| expected.is_none() || expected != found);
     let line = |(&(model, case), &[expected, found]): (&(&str, &str), &[Option<&str>; 2])| {
-        format!("  {model}, {case}: expected {}, found {}", word(expected), word(found))
+        format!("  {model}, {case}: expected {}, found {}", shown(expected), shown(found))
     };
     (cases.len(), differs.map(line).collect())
 }
 
-/// Checks that the file has all sections, and each section all cases of its models.
+/// Asserts that the file has all sections, and each section all cases of its models.
 pub(crate) fn is_whole() {
     let file = file();
     let names: Vec<&str> = file.keys().map(String::as_str).collect();
@@ -204,14 +207,14 @@ pub(crate) fn is_whole() {
     let models: BTreeMap<String, Vec<String>> =
         models().into_iter().map(|model| (model.name.clone(), model.cases())).collect();
     for (section, ranks) in SECTIONS {
-        let of_section = file[section].as_object().unwrap();
-        for (model, cases) in of_section {
+        let recorded = file[section].as_object().unwrap();
+        for (model, cases) in recorded {
             let cases: Vec<&String> = cases.as_object().unwrap().keys().collect();
             let expected = models.get(model).unwrap_or_else(|| panic!("`{section}`: no model is {model}"));
             assert_eq!(cases, expected.iter().collect::<Vec<_>>(), "`{section}`, {model}");
         }
-        let whole = if ranks == 1 { of_section.len() == models.len() } else { !of_section.is_empty() };
-        assert!(whole, "`{section}` has {} models of {}", of_section.len(), models.len());
+        let whole = if ranks == 1 { recorded.len() == models.len() } else { !recorded.is_empty() };
+        assert!(whole, "`{section}` has {} models of {}", recorded.len(), models.len());
     }
 }
 

@@ -1,22 +1,24 @@
-//! Golden bits: every logit of every model of `tests/fixtures/models` and of the demo, in every arithmetic, bit for bit as
-//! `bits.json` has them.
+//! Golden bits: every logit of every model of `tests/fixtures/models` and of the demo, in every
+//! arithmetic, compared bit for bit with `bits.json`.
 //!
-//! **No bit changes unless the commit says that it does, and why.** Other tests compare runs with each other, or allow 1e-4
-//! beside Transformers; this one holds the numbers from one commit to the next. `make golden` writes the file anew: what
-//! AMX computes, by emulation where there is no AMX. With `KUDOS_WRITE_GOLDEN=1` either test binary alone writes the
-//! sections that it can compute, and keeps the others. The sections:
+//! **No bit changes unless the commit says that it does, and why.** Other tests compare runs with
+//! each other, or allow 1e-4 against Transformers; this one compares logits from one commit to the
+//! next. `make golden` writes the file again, with AMX emulated where the CPU lacks it. With
+//! `KUDOS_WRITE_GOLDEN=1` either test binary alone writes the sections that it can compute, and
+//! keeps the others. The sections:
 //!
 //! | section | arithmetic | computed |
 //! |---|---|---|
-//! | `portable` | f32, products rounded before they are added | anywhere, by the library's own tests; here without AVX2 |
-//! | `f32-vector` | f32, multiply and add fused: the same bits on AVX2 and AVX-512 | with AVX2 |
-//! | `f32-amx` | f32 as exact sums of three bf16 values, on AMX | emulated anywhere, by the library's own tests; here with AMX |
-//! | `bf16-avx512` | bf16 products by VDPBF16PS, attention in f32 | emulated anywhere, as above; here on AMD's CPUs that have it |
+//! | `portable` | f32, products rounded before they are added | anywhere, by the library's unit tests; here without AVX2 |
+//! | `f32-vector` | f32, multiply and add fused: equal bits on AVX2 and AVX-512 | with AVX2 |
+//! | `f32-amx` | f32 as exact sums of three bf16 values, on AMX | emulated anywhere, by the library's unit tests; here with AMX |
+//! | `bf16-avx512` | bf16 products by VDPBF16PS, attention in f32 | emulated anywhere, as above; here on AMD's CPUs with that instruction |
 //! | `bf16-amx` | bf16 products and attention on AMX | emulated anywhere, as above; here with AMX |
-//! | `softgpu sm75`, `softgpu sm80` | each tier's kernels on the software GPU, of any compute capability | there alone: sums of tensor cores and approximate functions of hardware have bits of their own |
+//! | `softgpu sm75`, `softgpu sm80` | each tier's kernels on the software GPU, of any compute capability | only there: tensor cores and approximate functions of hardware give other bits |
 //!
-//! The library's own tests (`src/engine/golden.rs`) choose instructions by force and emulate those that this CPU lacks;
-//! here the engine chooses, as it does for its users, and a section that it does not choose is reported as ignored.
+//! The library's unit tests (`src/engine/golden.rs`) select instructions and emulate those that
+//! this CPU lacks; here the engine selects them, as it does for its users, and a section that it
+//! does not select is reported as ignored.
 
 mod bits;
 
@@ -31,18 +33,19 @@ use libtest_mimic::{Arguments, Failed, Trial};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let ways = [cpu_ways(), cuda::ways()].concat();
+    let arithmetics = [cpu_arithmetics(), cuda::arithmetics()].concat();
     let mut trials = vec![Trial::test("the_file_has_every_section_model_and_case", || {
         bits::is_whole();
         Ok(())
     })];
     for (section, ranks) in bits::SECTIONS {
-        let of = section.strip_suffix(", 2 ranks").unwrap_or(section);
-        let way = ways.iter().find(|way| way.section == of && ranks <= way.ranks_max).cloned();
-        let ignored = way.is_none() && !(of.ends_with("-amx") && amx_is_required());
+        let name = section.strip_suffix(", 2 ranks").unwrap_or(section);
+        let found =
+            arithmetics.iter().find(|found| found.section == name && ranks <= found.ranks_max).cloned();
+        let ignored = found.is_none() && !(name.ends_with("-amx") && amx_is_required());
         let run = move || {
-            let way = way.ok_or("nothing here computes in this arithmetic")?;
-            way.hold(section, ranks);
+            let arithmetic = found.ok_or("no device of this machine computes in this arithmetic")?;
+            arithmetic.hold(section, ranks);
             Ok::<(), Failed>(())
         };
         trials.push(Trial::test(format!("bits are golden: {section}"), run).with_ignored_flag(ignored));
@@ -55,9 +58,9 @@ fn amx_is_required() -> bool {
     std::env::var("KUDOS_TEST_REQUIRE").is_ok_and(|required| required.split(',').any(|name| name == "amx"))
 }
 
-/// An arithmetic that is here.
+/// An arithmetic that this machine has.
 #[derive(Clone)]
-struct Way {
+struct Arithmetic {
     section: String,
     /// The device that computes it.
     name: String,
@@ -65,9 +68,9 @@ struct Way {
     ranks_max: usize,
 }
 
-impl Way {
+impl Arithmetic {
     fn hold(&self, section: &str, ranks: usize) {
-        // Sums of two engines on the same GPUs could wait for each other for ever.
+        // All-reduces of two engines on the same GPUs could wait for each other for ever.
         static TURN: Mutex<()> = Mutex::new(());
         let _turn = (ranks > 1).then(|| TURN.lock().unwrap_or_else(PoisonError::into_inner));
         bits::hold(section, &self.name, usize::MAX, |folder| {
@@ -80,7 +83,7 @@ impl Way {
 
     fn open(&self, folder: &Path, ranks: usize) -> Option<Engine> {
         let config = ModelConfig::read(folder).unwrap();
-        // On GPUs a rank's part of the ffn is whole vectors.
+        // On GPUs a rank's part of the MLP is a multiple of a vector's elements.
         let divides = matches!(self.device, Device::Cpu(_)) || (config.ffn / ranks).is_multiple_of(8);
         if ranks > 1 && !(allowed_ranks(&config).contains(&ranks) && divides) {
             return None;
@@ -95,9 +98,9 @@ impl Way {
     }
 }
 
-/// The sections that the engine computes on this CPU, by the instructions that it reports.
-fn cpu_ways() -> Vec<Way> {
-    let ways = [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16].map(|cpu_math| {
+/// Returns the arithmetics of this CPU, with sections by the instructions that the engine reports.
+fn cpu_arithmetics() -> Vec<Arithmetic> {
+    let arithmetics = [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16].map(|cpu_math| {
         let device = Device::Cpu(CpuOptions { math: cpu_math, threads: Some(1), ranks: None });
         let engine = Engine::builder(&bits::models()[0].folder).device(device.clone()).open().unwrap();
         let instructions = &engine.device().name;
@@ -109,14 +112,14 @@ fn cpu_ways() -> Vec<Way> {
             ("avx512+amx", CpuMath::Bf16) => "bf16-amx",
             other => panic!("no section has the bits of {other:?}"),
         };
-        Way { section: section.to_owned(), name: instructions.clone(), device, ranks_max: 2 }
+        Arithmetic { section: section.to_owned(), name: instructions.clone(), device, ranks_max: 2 }
     });
-    ways.into()
+    arithmetics.into()
 }
 
 #[cfg(not(feature = "cuda"))]
 mod cuda {
-    pub(super) fn ways() -> Vec<super::Way> {
+    pub(super) fn arithmetics() -> Vec<super::Arithmetic> {
         Vec::new()
     }
 }
@@ -126,10 +129,10 @@ mod cuda {
     use kudos::internals::backend::cuda::probe::devices;
     use kudos::{CudaOptions, CudaTier, GemmTuning};
 
-    use super::Way;
+    use super::Arithmetic;
 
-    /// Each tier that the software GPU runs.
-    pub(super) fn ways() -> Vec<Way> {
+    /// Returns the arithmetic of each tier that the software GPU runs.
+    pub(super) fn arithmetics() -> Vec<Arithmetic> {
         let found = match devices() {
             Ok(found) => found,
             Err(error) => {
@@ -143,17 +146,17 @@ mod cuda {
         if info.has_clock {
             let required = std::env::var("KUDOS_TEST_GPU").is_ok_and(|gpu| gpu == "softgpu");
             assert!(!required, "the software GPU is required");
-            eprintln!("golden: hardware has bits of its own, which the file has not");
+            eprintln!("golden: not run: the file has no bits of hardware GPUs");
             return Vec::new();
         }
         let tiers = CudaTier::ALL.into_iter().filter(|&tier| info.capability.runs(tier));
-        let way = |tier: CudaTier| Way {
+        let arithmetic = |tier: CudaTier| Arithmetic {
             section: format!("softgpu {}", tier.name()),
             name: format!("{}, compute capability {}", info.name, info.capability),
             device: CudaOptions { tier: Some(tier), gemm_tuning: GemmTuning::Off, ..CudaOptions::default() }
                 .into(),
             ranks_max: found.len(),
         };
-        tiers.map(way).collect()
+        tiers.map(arithmetic).collect()
     }
 }

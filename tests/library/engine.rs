@@ -1,4 +1,4 @@
-//! The engine as a service uses it: many threads, futures, cancellation, iterators, the end.
+//! The engine under many threads, futures, cancellation and iterators, and its end.
 
 use crate::common;
 
@@ -16,7 +16,7 @@ fn demo() -> Engine {
     on_cpu(demo_model()).open().unwrap()
 }
 
-/// The smallest executor: polls where it is woken.
+/// A minimal executor, which polls the future whenever it is woken.
 fn block_on<F: Future>(future: F) -> F::Output {
     struct Unpark(Thread);
     impl Wake for Unpark {
@@ -44,7 +44,7 @@ fn an_engine_may_be_shared_and_sent() {
 }
 
 #[test]
-fn many_threads_get_the_rewards_that_one_gets() {
+fn many_threads_get_the_rewards_of_one() {
     let engine = demo();
     let vocab = engine.config().vocab as u32;
     let sequences: Vec<Vec<u32>> = (0..40).map(|seed| ids(seed, 1 + seed as usize, vocab)).collect();
@@ -64,7 +64,7 @@ fn many_threads_get_the_rewards_that_one_gets() {
 }
 
 #[test]
-fn score_all_keeps_order_and_errors_and_reads_only_so_far_ahead() {
+fn score_iter_keeps_order_and_errors_and_bounds_its_lookahead() {
     let engine = on_cpu(demo_model()).batching(batches_of(64)).open().unwrap();
     let pulled = AtomicUsize::new(0);
     let source = (0..2000).map(|index| {
@@ -75,8 +75,8 @@ fn score_all_keeps_order_and_errors_and_reads_only_so_far_ahead() {
     let mut scores = engine.score_iter(source);
     let first = scores.next().unwrap().unwrap();
     let tokens = first.tokens;
-    let ahead = pulled.load(Ordering::Relaxed);
-    assert!(ahead <= 2 + 64 * 64 / tokens + 1, "{ahead} conversations were read for the first result");
+    let read = pulled.load(Ordering::Relaxed);
+    assert!(read <= 2 + 64 * 64 / tokens + 1, "{read} conversations were read for the first result");
     assert!(matches!(scores.next().unwrap().unwrap_err().kind(), ErrorKind::TooLong { .. }));
     let third = scores.next().unwrap().unwrap();
     assert_eq!(third, engine.score(&[Conversation::exchange("What is 1+1?", "1+1=2")]).remove(0).unwrap());
@@ -84,7 +84,7 @@ fn score_all_keeps_order_and_errors_and_reads_only_so_far_ahead() {
 }
 
 #[test]
-fn dropping_the_engine_answers_everything_that_waits() {
+fn dropping_the_engine_completes_all_pending_scores() {
     let engine = demo();
     let vocab = engine.config().vocab as u32;
     let pending: Vec<_> = (0..64).map(|seed| engine.submit(ids(seed, 500, vocab)).wait().unwrap()).collect();
@@ -110,12 +110,12 @@ fn closing_scores_what_was_submitted_and_refuses_the_rest() {
         submit.wait().unwrap().wait().unwrap();
     }
     assert_eq!(engine.stats().sequences, 20);
-    // No failure: it was closed.
+    // Closing is no failure.
     assert!(engine.failure().is_none());
 }
 
 #[test]
-fn aborting_leaves_what_is_queued_and_ends_a_close_that_waits() {
+fn aborting_fails_what_is_queued_and_ends_a_waiting_close() {
     let engine = Arc::new(on_cpu(demo_model()).batching(batches_of(64)).open().unwrap());
     let vocab = engine.config().vocab as u32;
     let pending: Vec<_> = (0..500).map(|seed| engine.submit(ids(seed, 500, vocab)).wait().unwrap()).collect();
@@ -132,18 +132,18 @@ fn aborting_leaves_what_is_queued_and_ends_a_close_that_waits() {
 }
 
 #[test]
-fn dropped_futures_are_not_computed_and_harm_nobody() {
+fn dropped_futures_are_not_computed() {
     let engine = demo();
     let vocab = engine.config().vocab as u32;
     for seed in 0..200 {
         drop(engine.submit(ids(seed, 900, vocab)).wait().unwrap());
     }
-    // 180,000 tokens would take minutes; that this ends at all within a test run shows that they were left out.
+    // 180,000 tokens would take minutes: the test ends soon because they are left out.
     assert!(engine.submit(vec![1, 2, 3]).wait().unwrap().wait().is_ok());
 }
 
 #[test]
-fn a_full_queue_refuses_those_who_do_not_want_to_wait() {
+fn try_submit_is_refused_by_a_full_queue() {
     let engine =
         on_cpu(demo_model()).batching(Batching { queue_tokens: 1, ..Batching::default() }).open().unwrap();
     let long = Conversation::exchange("What is 1+1?", "1+1=2 ".repeat(100));
@@ -160,7 +160,7 @@ fn a_full_queue_refuses_those_who_do_not_want_to_wait() {
 }
 
 #[test]
-fn a_classifier_that_ends_in_padding_is_scored_before_it_and_says_so_once() {
+fn a_sequence_that_ends_in_padding_is_scored_before_it() {
     let dir = fixtures().into_iter().find(|dir| dir.ends_with("seqcls_pad_hd36_f32")).unwrap();
     let engine = on_cpu(dir).open().unwrap();
     let kudos::internals::config::Head::Score { pad_token_id: Some(pad), .. } = engine.config().head else {
@@ -172,17 +172,17 @@ fn a_classifier_that_ends_in_padding_is_scored_before_it_and_says_so_once() {
     let scores: Vec<_> = scores.into_iter().map(Result::unwrap).collect();
     assert_eq!(scores[0].reward, scores[1].reward);
     assert_eq!((scores[1].scored_token, scores[1].tokens), (1, 4));
-    assert_eq!(scores[2].scored_token, 0, "nothing but padding: the first token, as in Transformers");
+    assert_eq!(scores[2].scored_token, 0, "padding only: the first token, as in Transformers");
     assert_eq!(engine.warnings().len(), 1);
 }
 
 #[test]
-fn layers_stay_on_a_cpu_unless_they_are_to_be_streamed() {
+fn layers_stay_on_a_cpu_unless_streaming_is_requested() {
     let placement = |residency| {
         let engine = on_cpu(demo_model()).residency(residency).open()?;
         assert!(
             !engine.warnings().iter().any(|warning| warning.contains("streamed")),
-            "nobody asked to be told"
+            "streaming that was requested is no warning"
         );
         let placement = engine.plan().placement;
         Ok::<_, kudos::Error>((placement.resident, placement.streamed))
@@ -197,7 +197,8 @@ fn layers_stay_on_a_cpu_unless_they_are_to_be_streamed() {
 
 #[test]
 fn ranks_agree_with_one_rank() {
-    // Partial sums are rounded before they are added, so bits may differ; measured on these models: at most 4.1e-6.
+    // Partial results are rounded before they are added, so bits may differ. Measured on these
+    // models: at most 4.1e-6.
     const BOUND: f32 = 1e-5;
     let mut worst = 0.0_f32;
     let mut tried = 0;
@@ -229,7 +230,7 @@ fn ranks_agree_with_one_rank() {
 }
 
 #[test]
-fn what_is_submitted_together_shares_from_the_first_pass() {
+fn sequences_submitted_together_share_from_the_first_pass() {
     let engine = on_cpu(demo_model()).open().unwrap();
     let prepare = |index: u64| engine.prepare(("What is 1+1? ".repeat(20), index.to_string()));
     let sequences: Vec<_> = (0..8).map(prepare).collect();
@@ -244,7 +245,7 @@ fn what_is_submitted_together_shares_from_the_first_pass() {
 }
 
 #[test]
-fn responses_to_one_long_prompt_share_it_in_few_passes_and_the_counts_say_so() {
+fn responses_share_their_long_prompt_and_the_counts_show_it() {
     let engine = on_cpu(demo_model()).batching(batches_of(1024)).open().unwrap();
     let prompt = "What is 1+1? ".repeat(50);
     let count = 60;
@@ -253,7 +254,8 @@ fn responses_to_one_long_prompt_share_it_in_few_passes_and_the_counts_say_so() {
     let stats = engine.stats();
     assert_eq!(stats.sequences, count);
     assert_eq!(stats.tokens, scores.iter().map(|score| score.tokens as u64).sum::<u64>());
-    // The prompt once for each of the few passes that its responses need; the first may have found a single one waiting.
+    // The prompt once for each of the few passes that its responses need, of which the first may
+    // hold a single one.
     let longest = scores.iter().map(|score| score.tokens as u64).max().unwrap();
     assert!(longest > 300, "{longest}");
     assert!(stats.passes <= 6 && stats.unique_tokens < 8 * longest, "{stats:?}, of at most {longest} each");

@@ -1,11 +1,10 @@
-//! The floors of the building: a module of `src/` may use only what stands before it.
+//! The order of modules: a module of `src/` may use only those on lower floors.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the ground up. Modules on one line stand on the same floor and do not use each other, except where a
-/// module's parts use the module itself.
+/// The floors, from the lowest up. Modules of one floor do not use each other.
 const FLOORS: [&[&str]; 8] = [
     &["error", "lock", "random", "units"],
     &["files"],
@@ -17,14 +16,14 @@ const FLOORS: [&[&str]; 8] = [
     &["engine"],
 ];
 
-/// The top: may use everything.
+/// Modules above all floors, which may use every module.
 const TOP: [&str; 2] = ["fuzzing", "lib"];
 
 fn floor_of(module: &str) -> Option<usize> {
     FLOORS.iter().position(|floor| floor.contains(&module)).or(TOP.contains(&module).then_some(FLOORS.len()))
 }
 
-/// Every Rust file below `dir`.
+/// Returns every Rust file below `dir`.
 fn sources(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries
@@ -33,12 +32,13 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The modules that `text` names as `crate::module`, or within `use crate::{...}`. Comments may point upwards.
-fn used_modules(text: &str) -> BTreeSet<String> {
-    let text: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+/// Returns the modules that `source` names as `crate::module`, or within `use crate::{...}`,
+/// outside of comments.
+fn used_modules(source: &str) -> BTreeSet<String> {
+    let code: String = source.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
     let name =
-        |text: &str| text.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>();
-    text.split("crate::")
+        |rest: &str| rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect::<String>();
+    code.split("crate::")
         .skip(1)
         .flat_map(|rest| match rest.strip_prefix('{') {
             None => vec![name(rest)],
@@ -59,13 +59,12 @@ fn no_floor_uses_a_higher_one() {
         let relative = path.strip_prefix(&src).unwrap();
         let module =
             relative.components().next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs");
-        let floor =
-            floor_of(module).unwrap_or_else(|| panic!("`{module}` stands on no floor: add it to FLOORS"));
+        let floor = floor_of(module).unwrap_or_else(|| panic!("`{module}` has no floor: add it to FLOORS"));
         for used in used_modules(&fs::read_to_string(&path).unwrap()) {
             match floor_of(&used) {
                 Some(below) if below < floor || used == module => {}
                 Some(_) => wrong.push(format!("src/{}: uses `crate::{used}`", relative.display())),
-                None => wrong.push(format!("src/{}: `crate::{used}` stands on no floor", relative.display())),
+                None => wrong.push(format!("src/{}: `crate::{used}` has no floor", relative.display())),
             }
         }
     }
@@ -73,7 +72,7 @@ fn no_floor_uses_a_higher_one() {
 }
 
 #[test]
-fn uses_are_found_in_either_spelling() {
+fn used_modules_finds_both_spellings() {
     let text = "use crate::error::Result;\nuse crate::{batch::Packed, shard};\nlet x = crate::engine::y();";
     let names: Vec<String> = used_modules(text).into_iter().collect();
     assert_eq!(names, ["batch", "engine", "error", "shard"]);

@@ -1,5 +1,6 @@
-//! What must not change a reward, bit for bit, on every model of `tests/fixtures/models`: its neighbours in the batch,
-//! sharing prefixes with them, the number of threads, the size of batches, streaming layers, running again.
+//! Invariants of rewards, bit for bit, on every model of `tests/fixtures/models`: they do not
+//! depend on the other sequences of the batch, shared prefixes, the number of threads, the size of
+//! batches, streamed layers, or earlier runs.
 
 use crate::common;
 
@@ -28,8 +29,9 @@ fn a_reward_depends_on_its_own_tokens_alone() {
     }
 }
 
-/// Sequences that share 900 tokens or more, and others, in what is several parts of a pass on the CPU: of 1,024 rows at most.
-fn company_of_several_parts(vocab: u32) -> Vec<Vec<u32>> {
+/// Returns sequences, some sharing 900 tokens or more, that make several parts of a pass on the
+/// CPU, which have at most 1,024 rows.
+fn sequences_of_several_parts(vocab: u32) -> Vec<Vec<u32>> {
     let prompt = ids(11, 900, vocab);
     let longer = [&prompt[..], &ids(12, 40, vocab)].concat();
     vec![
@@ -48,7 +50,7 @@ fn a_pass_of_several_parts_changes_no_bit() {
     let mut tried = 0;
     for dir in fixtures() {
         let config = kudos::internals::config::ModelConfig::read(&dir).unwrap();
-        let sequences = company_of_several_parts(config.vocab as u32);
+        let sequences = sequences_of_several_parts(config.vocab as u32);
         for ranks in kudos::internals::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks <= 2) {
             for math in [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16] {
                 let options = CpuOptions { math, ..cpu_ranks(ranks) };
@@ -58,7 +60,7 @@ fn a_pass_of_several_parts_changes_no_bit() {
                 let before = engine.stats();
                 assert_eq!(bits(&engine, &sequences), alone, "{dir:?}, {ranks} ranks, {math:?}");
                 let after = engine.stats();
-                assert_eq!(after.passes - before.passes, 1, "all are together");
+                assert_eq!(after.passes - before.passes, 1, "one pass has all sequences");
                 assert_eq!(
                     after.unique_tokens - before.unique_tokens,
                     700 + 900 + 81 + 40 + 17 + 1001 + 66 + 333
@@ -82,7 +84,7 @@ fn threads(threads: usize) -> CpuOptions {
 }
 
 #[test]
-fn options_that_are_about_speed_change_no_bit() {
+fn options_of_speed_change_no_bit() {
     let variants: [(&str, Variant); 10] = [
         ("prefixes not shared", |builder| {
             builder.batching(Batching { sharing: Sharing::Nothing, ..Batching::default() })
@@ -103,9 +105,9 @@ fn options_that_are_about_speed_change_no_bit() {
         let engine = on_cpu(&dir).device(cpu_ranks(1)).open().unwrap();
         let sequences = family(engine.config().vocab as u32);
         let expected = bits(&engine, &sequences);
-        for (what, variant) in variants {
+        for (name, variant) in variants {
             let engine = variant(on_cpu(&dir)).open().unwrap();
-            assert_eq!(bits(&engine, &sequences), expected, "{dir:?}: {what}");
+            assert_eq!(bits(&engine, &sequences), expected, "{dir:?}: {name}");
         }
     }
 }

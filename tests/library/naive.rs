@@ -1,21 +1,21 @@
-//! The f64 oracle against Hugging Face, on every checkpoint of tests/fixtures/models: who judges the backends has to
-//! be judged first.
+//! The f64 oracle, which other tests compare the backends with, against Hugging Face, on every
+//! checkpoint of tests/fixtures/models.
 
 use crate::oracle;
 
 use oracle::model::Oracle;
 use oracle::{Fixture, fixtures, naive, relative_error};
 
-/// Longer sequences cost the oracle seconds each and show nothing that 400 tokens do not.
+/// Tokens of the longest case: longer ones take the oracle seconds each and cover nothing more.
 const TOKENS_MAX: usize = 400;
 
 /// Oracle against HF with everything in float64. Measured floor over all cases: 8.1e-15.
 const BOUND_F64: f64 = 1e-12;
 
-/// Oracle against HF in float32, whose own error this is. Measured floor over all cases: 7.7e-6.
+/// Oracle against HF in float32: the error is HF's. Measured floor over all cases: 7.7e-6.
 const BOUND_F32: f64 = 3e-5;
 
-/// The largest distance of the oracle's logits from HF's, in float64 and in float32.
+/// Returns the largest errors of the oracle's logits against HF's in float64 and in float32.
 fn errors(fixture: &Fixture) -> (f64, f64) {
     let oracle = Oracle::open(&fixture.folder);
     let mut worst = (0.0f64, 0.0f64);
@@ -54,7 +54,7 @@ fn naive_attention_of_equal_scores_is_the_mean_of_the_values() {
 }
 
 #[test]
-fn naive_rope_turns_a_pair_by_its_angle_and_leaves_position_0_alone() {
+fn naive_rope_rotates_pairs_by_their_angle() {
     let mut row = [1.0, 0.0, 0.0, 0.0];
     let frequencies = naive::rope_frequencies(4, 100.0, None);
     assert_eq!(frequencies, [1.0, 0.1]);

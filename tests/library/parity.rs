@@ -1,5 +1,5 @@
-//! Rewards against Hugging Face's float32 ones, on every checkpoint of tests/fixtures/models and every case, and the
-//! same over tensor-parallel ranks.
+//! Rewards against Hugging Face's float32 ones, on every checkpoint of tests/fixtures/models and
+//! every case, with one rank and with several tensor-parallel ones.
 
 use crate::oracle;
 
@@ -28,12 +28,12 @@ fn scores(fixture: &Fixture, ranks: usize) -> Vec<Score> {
     engine.score(&sequences).into_iter().map(Result::unwrap).collect()
 }
 
-/// Mean and maximum of `errors`.
+/// Returns the mean and the maximum of `errors`.
 fn summary(errors: &[f64]) -> (f64, f64) {
     (errors.iter().sum::<f64>() / errors.len() as f64, errors.iter().copied().fold(0.0, f64::max))
 }
 
-/// The error of every case, after checking what has to be exact.
+/// Returns the error of every case, after checking what must be exact.
 fn errors(fixture: &Fixture, ranks: usize) -> Vec<f64> {
     let scores = scores(fixture, ranks);
     assert_eq!(scores.len(), fixture.cases.len());
@@ -65,7 +65,7 @@ fn rewards_equal_hugging_face_in_float32() {
 }
 
 #[test]
-fn rewards_over_ranks_equal_hugging_face_wherever_the_model_can_be_divided() {
+fn rewards_over_all_allowed_ranks_equal_hugging_face() {
     let mut divided = 0;
     for fixture in fixtures() {
         let engine = open(&fixture.folder, 1);
@@ -78,8 +78,8 @@ fn rewards_over_ranks_equal_hugging_face_wherever_the_model_can_be_divided() {
     assert_eq!(divided, 26);
 }
 
-/// A copy of a model whose tensors, in the order of their names, have the names that `spelled`
-/// gives them, in `files` files.
+/// Copies a model into `files` files, with each tensor, in the order of their names, renamed by
+/// `spelled`.
 fn respelled(model: &Path, files: usize, spelled: impl Fn(usize, &str) -> String) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let mut stored = Vec::new();
@@ -110,15 +110,15 @@ fn respelled(model: &Path, files: usize, spelled: impl Fn(usize, &str) -> String
     dir
 }
 
-/// The name as a checkpoint of the inner model has it.
+/// Returns a tensor's name in a checkpoint of the inner model.
 fn bare(name: &str) -> String {
     name.strip_prefix("model.").unwrap_or(name).to_owned()
 }
 
-/// Three spellings in turn, each of which transformers 5.24.0 loads whole (no missing keys) and
-/// with these rewards.
+/// Uses three spellings in turn, each of which transformers 5.24.0 loads whole (no missing keys)
+/// and with these rewards.
 #[test]
-fn rewards_are_the_same_however_the_tensors_are_named() {
+fn rewards_do_not_depend_on_the_spelling_of_tensor_names() {
     for (index, fixture) in fixtures().into_iter().enumerate() {
         let (model, every_other) = (&fixture.folder, |index: usize| index.is_multiple_of(2));
         let dir = match index % 3 {
@@ -130,8 +130,8 @@ fn rewards_are_the_same_however_the_tensors_are_named() {
     }
 }
 
-/// The reward that transformers 5.24.0 has in float32 for the demo without `model.` in its names,
-/// as for the demo.
+/// Compares with the reward of transformers 5.24.0 in float32 for the demo, which is equal without
+/// `model.` in its names.
 #[test]
 fn the_demo_without_a_prefix_has_its_reward_from_text() {
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/demo/model");
@@ -144,7 +144,7 @@ fn the_demo_without_a_prefix_has_its_reward_from_text() {
     }
 }
 
-/// The model that the repository ships, from text to reward: ids equal, rewards within the same bound.
+/// Compares the repository's model from text to reward: ids equal, rewards within the bound.
 #[test]
 fn the_demo_equals_hugging_face_from_text_to_reward() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/demo");

@@ -1,4 +1,5 @@
-//! The engine under an async runtime: `examples/service.rs`, and backpressure that blocks no thread.
+//! The engine under an async runtime: `examples/service.rs`, and backpressure that blocks no
+//! thread.
 
 #[path = "../../examples/service.rs"]
 mod example;
@@ -16,7 +17,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
 use tokio::task::{JoinSet, yield_now};
 
-/// An engine whose queue is full after one sequence.
+/// Opens an engine whose queue is full after one sequence.
 fn engine() -> Arc<Engine> {
     let batching = Batching { queue_tokens: 1, ..batches_of(64) };
     Arc::new(on_cpu(demo_model()).batching(batching).open().unwrap())
@@ -61,7 +62,7 @@ fn submissions_wait_without_blocking_the_runtime() {
 }
 
 #[test]
-fn the_example_answers_each_connection_in_order() {
+fn the_example_replies_to_each_connection_in_order() {
     let engine = engine();
     let expected = engine.score([("What is 1+1?", "1+1=2")]).remove(0).unwrap().reward;
     let runtime = Builder::new_multi_thread().worker_threads(2).enable_io().build().unwrap();
@@ -80,19 +81,19 @@ fn the_example_answers_each_connection_in_order() {
                 }
                 drop(writer);
                 let mut lines = BufReader::new(reader).lines();
-                let mut answers: Vec<Value> = Vec::new();
+                let mut replies: Vec<Value> = Vec::new();
                 while let Some(line) = lines.next_line().await.unwrap() {
-                    answers.push(serde_json::from_str(&line).unwrap());
+                    replies.push(serde_json::from_str(&line).unwrap());
                 }
-                answers
+                replies
             });
         }
-        for answers in clients.join_all().await {
-            assert_eq!(answers.len(), 3);
-            for answer in [&answers[0], &answers[2]] {
-                assert_eq!(answer["reward"].as_f64().unwrap() as f32, expected);
+        for replies in clients.join_all().await {
+            assert_eq!(replies.len(), 3);
+            for reply in [&replies[0], &replies[2]] {
+                assert_eq!(reply["reward"].as_f64().unwrap() as f32, expected);
             }
-            assert_eq!(answers[1]["error"], "too_long");
+            assert_eq!(replies[1]["error"], "too_long");
         }
     });
 }

@@ -1,6 +1,7 @@
-//! What waits is served in order: nobody is starved, and how long anybody waits is bounded by the queue.
+//! The queue is fair: requests are served in order, and the wait of each is bounded by the queue's
+//! capacity.
 //!
-//! Time is counted in passes, which unlike seconds are the same on a busy machine.
+//! Time is counted in passes, which do not depend on the load of the machine.
 
 use crate::common;
 
@@ -22,60 +23,60 @@ fn engine(queue_tokens: usize) -> Arc<Engine> {
     Arc::new(builder.open().unwrap())
 }
 
-/// A sequence that shares nothing with those of other seeds: its first token is its own.
+/// Returns a sequence that shares no prefix with those of other seeds: its first token differs.
 fn sequence(engine: &Engine, seed: usize, tokens: usize) -> Vec<u32> {
     let vocab = engine.config().vocab as u32;
     [&[seed as u32 % vocab], &ids(seed as u64, tokens - 1, vocab)[..]].concat()
 }
 
-/// Notes how many passes are through when it is woken, which is on the thread that answers.
-struct Answered {
+/// A waker that records the number of completed passes, on the thread that completes the score.
+struct PassRecorder {
     engine: Arc<Engine>,
     passes: OnceLock<u64>,
 }
 
-impl Wake for Answered {
+impl Wake for PassRecorder {
     fn wake(self: Arc<Self>) {
         let _ = self.passes.set(self.engine.stats().passes);
     }
 }
 
-/// The passes that are through when the answer comes.
-fn passes_at_answer(engine: &Arc<Engine>, mut pending: Pending) -> u64 {
-    let answered = Arc::new(Answered { engine: Arc::clone(engine), passes: OnceLock::new() });
-    let waker = Waker::from(Arc::clone(&answered));
+/// Waits for a score, and returns the number of passes that were complete when it was.
+fn passes_at_completion(engine: &Arc<Engine>, mut pending: Pending) -> u64 {
+    let recorder = Arc::new(PassRecorder { engine: Arc::clone(engine), passes: OnceLock::new() });
+    let waker = Waker::from(Arc::clone(&recorder));
     match Pin::new(&mut pending).poll(&mut Context::from_waker(&waker)) {
-        // Too many, if anything.
+        // An upper bound: a further pass may be complete by now.
         Poll::Ready(score) => score.map(|_| engine.stats().passes).unwrap(),
-        Poll::Pending => *answered.passes.wait(),
+        Poll::Pending => *recorder.passes.wait(),
     }
 }
 
 #[test]
-fn a_small_request_among_large_ones_is_served_when_those_before_it_are() {
+fn a_small_request_is_served_right_after_those_before_it() {
     let engine = engine(1 << 20);
     let large = |seed: usize| engine.submit(sequence(&engine, seed, BATCH_TOKENS)).wait().unwrap();
     let before: Vec<Pending> = (0..8).map(large).collect();
     let small = engine.submit(sequence(&engine, 8, 3)).wait().unwrap();
     let served = AtomicBool::new(false);
     let passes = thread::scope(|scope| {
-        // More large ones than could ever be scored meanwhile.
+        // More large requests than can be scored meanwhile.
         scope.spawn(|| {
             let mut after = Vec::new();
             while !served.load(Ordering::Relaxed) && after.len() < 2000 {
                 after.push(large(9 + after.len()));
             }
         });
-        let passes = passes_at_answer(&engine, small);
+        let passes = passes_at_completion(&engine, small);
         served.store(true, Ordering::Relaxed);
         passes
     });
-    assert!(passes <= 9, "answered after pass {passes}; the eight before it fill a pass each");
+    assert!(passes <= 9, "completed after pass {passes}; the eight before it fill a pass each");
     before.into_iter().for_each(|pending| drop(pending.wait().unwrap()));
 }
 
 #[test]
-fn how_long_a_request_waits_is_bounded_by_the_queue() {
+fn the_wait_of_a_request_is_bounded_by_the_queue() {
     const QUEUE_TOKENS: usize = 256;
     const TOKENS: usize = 32;
     let engine = engine(QUEUE_TOKENS);
@@ -88,7 +89,7 @@ fn how_long_a_request_waits_is_bounded_by_the_queue() {
                         let ids = sequence(engine, client * 20 + request, TOKENS);
                         let pending = engine.submit(ids).wait().unwrap();
                         let entered = engine.stats().passes;
-                        passes_at_answer(engine, pending).saturating_sub(entered)
+                        passes_at_completion(engine, pending).saturating_sub(entered)
                     };
                     (0..20).map(wait).max().unwrap()
                 })
@@ -96,7 +97,7 @@ fn how_long_a_request_waits_is_bounded_by_the_queue() {
             .collect();
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
-    // Whatever waits before it, itself included, and the pass that ran when it came.
+    // The passes of a full queue, which includes it, and the pass that ran when it was submitted.
     let bound = (QUEUE_TOKENS / BATCH_TOKENS + 1) as u64;
     let longest = waits.iter().max().unwrap();
     assert!(

@@ -180,7 +180,7 @@ impl Options {
         self.cuda().and_then(CudaOptions::cluster)
     }
 
-    /// Returns the counts of ranks that were asked for, of which the device's will be used.
+    /// Returns the requested numbers of ranks, of which the device's will be used.
     pub(super) fn requested_ranks(&self) -> impl Iterator<Item = usize> {
         let (cpu, cuda) = match &self.device {
             Device::Auto { cpu, cuda } => (cpu.ranks, cuda.ranks),

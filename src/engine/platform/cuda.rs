@@ -144,10 +144,10 @@ impl Platform for CudaPlatform {
             Some(ranks) if ranks > gpus => {
                 let message = format!("{ranks} ranks need as many GPUs, and there are {gpus}");
                 return Err(Error::new(ErrorKind::Options, message)
-                    .with_hint("ask for fewer (`--ranks`), or let processes on several machines share the model (`--rendezvous`)"));
+                    .with_hint("request fewer (`--ranks`), or let processes on several machines share the model (`--rendezvous`)"));
             }
             Some(ranks) => return Ok(ranks),
-            // Streaming is asked for to do without more GPUs.
+            // A user who requests streaming wants no further GPUs.
             None if matches!(residency, Residency::Streamed { .. }) => return Ok(1),
             None => {}
         }
