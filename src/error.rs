@@ -39,7 +39,8 @@ struct Inner {
 pub enum ErrorKind {
     /// A file or folder could not be read or written.
     Io,
-    /// An option has a value that cannot work (a rank count that the model does not divide into, zero threads).
+    /// An option has a value that cannot work (a rank count that the model does not divide into,
+    /// zero threads).
     Options,
     /// `config.json` is missing something, contradicts itself, or is not JSON.
     Config,
@@ -96,8 +97,8 @@ impl ErrorKind {
 }
 
 impl Error {
-    /// Makes an error of `kind`. `message` is one sentence without a period: what was found, and what was
-    /// expected.
+    /// Makes an error of `kind`. `message` is one sentence without a period: what was found, and
+    /// what was expected.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let summary = message.into();
         let message = summary.clone();

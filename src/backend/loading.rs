@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::lock::lock;
 
-/// Bytes of weights that an opening engine has uploaded to its devices, and their total. Clones share the
-/// counters: keep one, give the other to the engine. Both stay 0 on the CPU, which uses weights where they are
-/// mapped, and leave out layers that are streamed.
+/// Bytes of weights that an opening engine has uploaded to its devices, and their total. Clones
+/// share the counters: keep one, give the other to the engine. Both stay 0 on the CPU, which uses
+/// weights where they are mapped, and leave out layers that are streamed.
 #[derive(Clone, Debug, Default)]
 pub struct Loading(Arc<Counts>);
 

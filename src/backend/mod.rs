@@ -1,11 +1,11 @@
 //! The seam between the model and the hardware: trait [`Backend`], one method per op.
 //!
-//! Above it is one forward pass for every device ([`crate::model`]); below it each device has its own layout
-//! and precision of activations, whose elements the model never reads. A backend belongs to one rank and is
-//! used on that rank's thread only; it need not be `Send`.
+//! Above it is one forward pass for every device ([`crate::model`]); below it each device has its
+//! own layout and precision of activations, whose elements the model never reads. A backend belongs
+//! to one rank and is used on that rank's thread only; it need not be `Send`.
 //!
-//! Shapes are written `[rows, width]`, and widths are this rank's: `q_width`, `kv_width` and `ffn` stand for
-//! [`Geometry`]'s local sizes, `qkv_width = q_width + 2 * kv_width`.
+//! Shapes are written `[rows, width]`, and widths are this rank's: `q_width`, `kv_width` and `ffn`
+//! stand for [`Geometry`]'s local sizes, `qkv_width = q_width + 2 * kv_width`.
 
 pub mod cpu;
 #[cfg(feature = "cuda")]
@@ -103,8 +103,9 @@ impl Geometry {
         self.hidden.max(self.shard.q_width_local())
     }
 
-    /// Returns the rows of `hidden` elements that a rank buffers for all-reduces: outputs of projections, until
-    /// the next norm adds them. None where there is one rank, which adds at once.
+    /// Returns the rows of `hidden` elements that a rank buffers for all-reduces: outputs of
+    /// projections, until the next norm adds them. None where there is one rank, which adds at
+    /// once.
     pub fn all_reduce_rows(&self, capacity: &Capacity) -> usize {
         if self.shard.ranks > 1 { capacity.tokens.max(capacity.sequences) } else { 0 }
     }
@@ -141,10 +142,11 @@ pub enum Matrix {
 pub enum Role {
     /// `[rows, hidden]` the residual stream.
     Residual,
-    /// `[rows, max(hidden, q_width)]` the output of a norm or of attention, which a linear layer reads.
+    /// `[rows, max(hidden, q_width)]` the output of a norm or of attention, which a linear layer
+    /// reads.
     Normed,
-    /// `[rows, qkv_width]`, then a chunk's `[mlp_tokens, 2 * ffn]` in the same buffer, which is large enough for
-    /// either at full [`Capacity`].
+    /// `[rows, qkv_width]`, then a chunk's `[mlp_tokens, 2 * ffn]` in the same buffer, which is
+    /// large enough for either at full [`Capacity`].
     Scratch,
 }
 
@@ -184,7 +186,8 @@ pub enum Features {
 pub enum Reduction {
     /// The result is in the residual stream.
     InResidual,
-    /// In progress: the next norm of the same rows waits for the result and adds it to the residual stream.
+    /// In progress: the next norm of the same rows waits for the result and adds it to the residual
+    /// stream.
     Pending,
 }
 
@@ -209,20 +212,22 @@ pub type NextBatch<'a> = &'a mut dyn FnMut() -> Option<Arc<Packed>>;
 
 /// The operations that a Llama forward pass consists of, on one device, for one rank.
 ///
-/// Ops are queued in the order of the calls; only [`head`](Backend::head) waits for their results. After an
-/// error the activations are undefined.
+/// Ops are queued in the order of the calls; only [`head`](Backend::head) waits for their results.
+/// After an error the activations are undefined.
 pub trait Backend: Sized {
     /// An activation: rows of elements on the device.
     type Act;
-    /// A weight on the device: a matrix `[out_features, in_features]` with an optional bias, or a vector.
+    /// A weight on the device: a matrix `[out_features, in_features]` with an optional bias, or a
+    /// vector.
     type Weight;
     /// The metadata of a pass on the device: positions, spans, last rows.
     type Metadata;
-    /// A device buffer for the weights of one layer, into which one layer after the other is copied.
+    /// A device buffer for the weights of one layer, into which one layer after the other is
+    /// copied.
     type Slot;
 
-    /// Connects to the other ranks. Called once on each rank, after all have allocated their memory: if one
-    /// fails to, no rank gets here and waits for it.
+    /// Connects to the other ranks. Called once on each rank, after all have allocated their
+    /// memory: if one fails to, no rank gets here and waits for it.
     fn connect(&mut self) -> Result<()> {
         Ok(())
     }
@@ -242,24 +247,26 @@ pub trait Backend: Sized {
     /// Loads a vector `[width]`: the weight of a norm.
     fn vector(&mut self, tensor: &HostTensor) -> Result<Self::Weight>;
 
-    /// Allocates a slot for layers with the shapes of `like`, which all layers of a rank have; its contents are
-    /// undefined.
+    /// Allocates a slot for layers with the shapes of `like`, which all layers of a rank have; its
+    /// contents are undefined.
     fn slot(&mut self, like: &LayerTensors) -> Result<Self::Slot>;
 
-    /// Checks a layer that will be staged as loading would: an error for a weight that the device's format
-    /// cannot represent, and warnings. Called once for each such layer at load, so that no pass fails with it.
+    /// Checks a layer that will be staged as loading would: an error for a weight that the device's
+    /// format cannot represent, and warnings. Called once for each such layer at load, so that no
+    /// pass fails with it.
     fn check(&mut self, _layer: &LayerTensors) -> Result<()> {
         Ok(())
     }
 
-    /// Begins to copy a layer into a slot, and does not wait for the copy. Ops that were queued before this call
-    /// still use the slot's previous layer; later ones may use the slot after
-    /// [`await_slot`](Backend::await_slot). Slots are awaited in the order in which they were staged, and the
-    /// copies overlap with the ops that are queued meanwhile. An error may be returned only by `await_slot`.
+    /// Begins to copy a layer into a slot, and does not wait for the copy. Ops that were queued
+    /// before this call still use the slot's previous layer; later ones may use the slot after
+    /// [`await_slot`](Backend::await_slot). Slots are awaited in the order in which they were
+    /// staged, and the copies overlap with the ops that are queued meanwhile. An error may be
+    /// returned only by `await_slot`.
     fn stage(&mut self, slot: &mut Self::Slot, layer: &LayerTensors) -> Result<()>;
 
-    /// Returns the layer that was last staged into the slot, for ops that are queued from now on. May block
-    /// until the copies are queued, but waits for no op.
+    /// Returns the layer that was last staged into the slot, for ops that are queued from now on.
+    /// May block until the copies are queued, but waits for no op.
     fn await_slot<'a>(&mut self, slot: &'a mut Self::Slot) -> Result<&'a LayerWeights<Self::Weight>>;
 
     /// Returns warnings about the loaded weights.
@@ -270,25 +277,26 @@ pub trait Backend: Sized {
     /// Uploads the metadata of the pass over `packed`.
     fn metadata(&mut self, packed: &Packed) -> Result<Self::Metadata>;
 
-    /// Returns the parts into which the pass's rows are cut, in order. All layers except the last run
-    /// attention for one part after the other, so that the all-reduce of one overlaps with the ops of the next.
-    /// One part where that gains nothing.
+    /// Returns the parts into which the pass's rows are cut, in order. All layers except the last
+    /// run attention for one part after the other, so that the all-reduce of one overlaps with the
+    /// ops of the next. One part where that gains nothing.
     fn parts(metadata: &Self::Metadata) -> &[Range<usize>];
 
-    /// Computes `residual[t, :] = table[tokens[t], :]`; the table `[vocab, hidden]` is used where it is mapped.
+    /// Computes `residual[t, :] = table[tokens[t], :]`; the table `[vocab, hidden]` is used where
+    /// it is mapped.
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Self::Act) -> Result<()>;
 
-    /// Called when all ops of a pass except its head are queued. With an asynchronous device it calls
-    /// `next_batch` and gathers on the host the rows that [`embed`](Backend::embed) will need for that batch. The
-    /// next pass may have another batch nevertheless.
+    /// Called when all ops of a pass except its head are queued. With an asynchronous device it
+    /// calls `next_batch` and gathers on the host the rows that [`embed`](Backend::embed) will need
+    /// for that batch. The next pass may have another batch nevertheless.
     fn prefetch_embeddings(&mut self, _table: &HostTensor, _next_batch: NextBatch<'_>) -> Result<()> {
         Ok(())
     }
 
     /// Computes `residual += before` and
-    /// `out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight` for rows `rows`, where
-    /// `before` is the pending all-reduce of these rows, if there is one. `residual` and `out` are
-    /// `[.., hidden]`.
+    /// `out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight`
+    /// for rows `rows`, where `before` is the pending all-reduce of these rows, if there is one.
+    /// `residual` and `out` are `[.., hidden]`.
     fn add_rms_norm(
         &mut self,
         residual: &mut Self::Act,
@@ -298,8 +306,9 @@ pub trait Backend: Sized {
         out: &mut Self::Act,
     ) -> Result<()>;
 
-    /// Computes `out[out_first + i, features] = x[rows[i], :] * weight[features, :]^T + bias[features]`, where
-    /// `out` is `[.., out_features]`; its columns outside of `features` stay unchanged.
+    /// Computes
+    /// `out[out_first + i, features] = x[rows[i], :] * weight[features, :]^T + bias[features]`,
+    /// where `out` is `[.., out_features]`; its columns outside of `features` stay unchanged.
     fn linear(
         &mut self,
         x: &Self::Act,
@@ -310,9 +319,10 @@ pub trait Backend: Sized {
         out_first: usize,
     ) -> Result<()>;
 
-    /// Computes the MLP's gate and up with its activation: `out[i, j] = silu(gate[i, j]) * up[i, j]` for
-    /// `j < ffn`, where gate and up are the halves of the output of [`linear`](Backend::linear) for `rows` rows.
-    /// `out` is at least `[rows, 2 * ffn]`.
+    /// Computes the MLP's gate and up with its activation:
+    /// `out[i, j] = silu(gate[i, j]) * up[i, j]` for `j < ffn`, where gate and up are the halves of
+    /// the output of [`linear`](Backend::linear) for `rows` rows. `out` is at least
+    /// `[rows, 2 * ffn]`.
     fn gate_up(
         &mut self,
         x: &Self::Act,
@@ -329,9 +339,10 @@ pub trait Backend: Sized {
         false
     }
 
-    /// Rotates heads of `qkv` in place by their positions, in the half-split layout: for a head `v` at position `p`,
-    /// `v[i], v[i + d/2] = v[i] cos - v[i + d/2] sin, v[i + d/2] cos + v[i] sin` with the angle
-    /// `p * rope_frequencies[i]`. With [`Tokens::Last`], row `i` of `qkv` has the position of last row `i`.
+    /// Rotates heads of `qkv` in place by their positions, in the half-split layout: for a head `v`
+    /// at position `p`, `v[i], v[i + d/2] = v[i] cos - v[i + d/2] sin, v[i + d/2] cos + v[i] sin`
+    /// with the angle `p * rope_frequencies[i]`. With [`Tokens::Last`], row `i` of `qkv` has the
+    /// position of last row `i`.
     fn rope(
         &mut self,
         qkv: &mut Self::Act,
@@ -340,12 +351,14 @@ pub trait Backend: Sized {
         heads: Rotate,
     ) -> Result<()>;
 
-    /// Computes causal grouped-query attention along each row's path:
-    /// `out[i, h, :] = softmax(q[i, h, :] . k[path, h / group, :] / sqrt(head_dim)) * v[path, h / group, :]`, where
-    /// the path is the keys at positions up to the query's own. With [`Tokens::Last`], the query of last row `i`
-    /// is row `i` of `qkv`; keys and values stay in the rows that they were computed in, which for a part are
-    /// those up to its last row. `qkv` is `[tokens, qkv_width]`, `out` `[rows, q_width]`. A backend may write
-    /// copies of keys and values after the last row of `qkv`.
+    /// Computes causal grouped-query attention along each row's path, which is the keys at
+    /// positions up to the query's own. For `g = h / group`:
+    /// `out[i, h, :] = softmax(q[i, h, :] . k[path, g, :] / sqrt(head_dim)) * v[path, g, :]`.
+    ///
+    /// With [`Tokens::Last`], the query of last row `i` is row `i` of `qkv`; keys and values stay in
+    /// the rows that they were computed in, which for a part are those up to its last row. `qkv` is
+    /// `[tokens, qkv_width]`, `out` is `[rows, q_width]`. A backend may write copies of keys and
+    /// values after the last row of `qkv`.
     fn attention(
         &mut self,
         qkv: &mut Self::Act,
@@ -354,9 +367,10 @@ pub trait Backend: Sized {
         out: &mut Self::Act,
     ) -> Result<()>;
 
-    /// Computes this rank's part of an output projection `x * weight^T + bias`, whose input features are divided
-    /// among ranks. With one rank it is added to rows `rows` of `residual`; with several it is buffered for
-    /// [`all_reduce`](Backend::all_reduce). `x` is read from row `x_first` on.
+    /// Computes this rank's part of an output projection `x * weight^T + bias`, whose input
+    /// features are divided among ranks. With one rank it is added to rows `rows` of `residual`;
+    /// with several it is buffered for [`all_reduce`](Backend::all_reduce). `x` is read from row
+    /// `x_first` on.
     fn row_parallel(
         &mut self,
         x: &Self::Act,
@@ -366,17 +380,19 @@ pub trait Backend: Sized {
         residual: &mut Self::Act,
     ) -> Result<()>;
 
-    /// Begins the all-reduce of an output projection's rows `rows`. Every rank begins the same all-reduces in
-    /// the same order, and norms add their results in that order.
+    /// Begins the all-reduce of an output projection's rows `rows`. Every rank begins the same
+    /// all-reduces in the same order, and norms add their results in that order.
     fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction>;
 
-    /// Computes `gate_up[i, j] = silu(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn` and rows `0..rows`,
-    /// with `silu(x) = x / (1 + exp(-x))`. `gate_up` is `[rows, 2 * ffn]`; the results overwrite the gate.
+    /// Computes `gate_up[i, j] = silu(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn` and rows
+    /// `0..rows`, with `silu(x) = x / (1 + exp(-x))`. `gate_up` is `[rows, 2 * ffn]`; the results
+    /// overwrite the gate.
     fn silu_mul(&mut self, gate_up: &mut Self::Act, rows: usize) -> Result<()>;
 
     /// Computes `out[i, :] = x[last[i], :]`, `[sequences, hidden]`.
     fn gather_last(&mut self, x: &Self::Act, metadata: &Self::Metadata, out: &mut Self::Act) -> Result<()>;
 
-    /// Returns `x[i, :] . head[label, :]` in f32 for rows `0..rows`, `[rows, labels]`. Waits for all queued ops.
+    /// Returns `x[i, :] . head[label, :]` in f32 for rows `0..rows`, `[rows, labels]`. Waits for
+    /// all queued ops.
     fn head(&mut self, x: &Self::Act, head: &Self::Weight, rows: usize) -> Result<Vec<f32>>;
 }

@@ -25,7 +25,8 @@ use crate::weights::RandomWeights;
 
 impl Engine {
     /// Returns a builder of an engine for the model in folder `dir`, in Hugging Face's layout:
-    /// `config.json`, safetensors files, and, to score conversations, `tokenizer.json` and a chat template.
+    /// `config.json`, safetensors files, and, to score conversations, `tokenizer.json` and a chat
+    /// template.
     pub fn builder(dir: impl AsRef<Path>) -> EngineBuilder {
         EngineBuilder::new(dir)
     }
@@ -35,9 +36,9 @@ impl Engine {
         Self::builder(dir).open()
     }
 
-    /// Returns a builder of an engine without files, to be measured: sizes as in `config`, weights random
-    /// from `seed`. A device that can make the weights does so, with other values than the host. The
-    /// engine scores token ids only, in this process only.
+    /// Returns a builder of an engine without files, to be measured: sizes as in `config`, weights
+    /// random from `seed`. A device that can make the weights does so, with other values than the
+    /// host. The engine scores token ids only, in this process only.
     #[doc(hidden)]
     pub fn builder_random(config: ModelConfig, seed: u64) -> EngineBuilder {
         EngineBuilder::random(config, seed)
@@ -75,7 +76,8 @@ impl EngineBuilder {
         self
     }
 
-    /// Sets the longest sequence that is scored, in tokens; by default, and at most, the model's limit.
+    /// Sets the longest sequence that is scored, in tokens; by default, and at most, the model's
+    /// limit.
     pub fn max_tokens(mut self, max_tokens: impl Into<Option<usize>>) -> Self {
         self.options.max_tokens = max_tokens.into();
         self
@@ -115,8 +117,8 @@ impl EngineBuilder {
     /// Opens the model.
     ///
     /// Checks everything that can be checked: the config against what is implemented, every tensor
-    /// against the config, the ranks against the model. Where the ranks are in several processes, this is
-    /// rank 0, and waits for the others.
+    /// against the config, the ranks against the model. Where the ranks are in several processes,
+    /// this is rank 0, and waits for the others.
     pub fn open(self) -> Result<Engine> {
         let Self { source, options } = self;
         match source {
@@ -145,9 +147,10 @@ impl EngineBuilder {
         }
     }
 
-    /// Runs a rank other than 0 of several processes ([`Cluster`](crate::Cluster)), until the engine that
-    /// rank 0 opened is dropped. Calls `began` with the device and the warnings when rank 0 has accepted
-    /// this rank. Returns the first cause for which all ranks end, on whichever rank.
+    /// Runs a rank other than 0 of several processes ([`Cluster`](crate::Cluster)), until the
+    /// engine that rank 0 opened is dropped. Calls `began` with the device and the warnings when
+    /// rank 0 has accepted this rank. Returns the first cause for which all ranks end, on whichever
+    /// rank.
     #[cfg(feature = "cluster")]
     pub fn serve(self, began: impl FnOnce(&crate::DeviceInfo, &[String])) -> Result<()> {
         match self.source {
@@ -156,16 +159,16 @@ impl EngineBuilder {
         }
     }
 
-    /// Returns the memory plan of the engine on GPUs that need not exist, and its device memory in bytes.
-    /// Reads `config.json` and the headers of the weights.
+    /// Returns the memory plan of the engine on GPUs that need not exist, and its device memory in
+    /// bytes. Reads `config.json` and the headers of the weights.
     #[cfg(feature = "cuda")]
     pub fn plan_for(&self, gpus: &PlannedGpus) -> Result<MemoryPlan> {
         let options = self.options.cuda().cloned().unwrap_or_default();
         self.plan_on(&CudaPlatform::imagined(gpus, &options))
     }
 
-    /// Returns the memory plan of the engine on this machine's GPUs, and those GPUs with their free bytes;
-    /// `None` where there is no usable GPU.
+    /// Returns the memory plan of the engine on this machine's GPUs, and those GPUs with their free
+    /// bytes; `None` where there is no usable GPU.
     #[cfg(feature = "cuda")]
     pub fn plan_here(&self) -> Result<Option<(PlannedGpus, MemoryPlan)>> {
         let options = self.options.cuda().cloned().unwrap_or_default();

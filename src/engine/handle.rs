@@ -95,8 +95,8 @@ impl Engine {
         Ok(Self { config, prompt, plan, device, queue, threads, rank_threads, links, warnings })
     }
 
-    /// Returns the model's chat template and tokenizer, or the error for which they cannot be used: then only
-    /// token ids can be scored.
+    /// Returns the model's chat template and tokenizer, or the error for which they cannot be used:
+    /// then only token ids can be scored.
     pub fn prompt(&self) -> Result<&Prompt> {
         self.prompt.as_ref().map_err(Error::clone)
     }
@@ -123,9 +123,9 @@ impl Engine {
         &self.device
     }
 
-    /// Returns the warnings, each once: settings of the model folder that other programs obey and this one
-    /// does not, a template that read the clock, inputs that ended in padding, layers that do not fit on the
-    /// device.
+    /// Returns the warnings, each once: settings of the model folder that other programs obey and
+    /// this one does not, a template that read the clock, inputs that ended in padding, layers that
+    /// do not fit on the device.
     pub fn warnings(&self) -> Vec<String> {
         lock(&self.warnings).clone()
     }
@@ -140,8 +140,8 @@ impl Engine {
         self.queue.closed()
     }
 
-    /// Closes the engine for all who share it: refuses new submissions with [`ErrorKind::Stopped`], scores
-    /// what is queued, and returns when the ranks have ended, those in other processes too.
+    /// Closes the engine for every thread: refuses new submissions with [`ErrorKind::Stopped`],
+    /// scores what is queued, and returns when the ranks have ended, those in other processes too.
     ///
     /// In a waker, which may run on a rank's thread, it does not wait.
     pub fn close(&self) {
@@ -151,16 +151,17 @@ impl Engine {
         }
     }
 
-    /// Stops the engine for all who share it after the pass that runs: completes what is queued, and every
-    /// later submission, with [`ErrorKind::Stopped`]. Ranks in other processes end without an error.
+    /// Stops the engine for every thread after the pass that runs: completes what is queued,
+    /// and every later submission, with [`ErrorKind::Stopped`]. Ranks in other processes end
+    /// without an error.
     pub fn abort(&self) {
         self.queue.close(Error::new(ErrorKind::Stopped, "the engine was stopped before this was scored"));
         self.join();
         self.close_links();
     }
 
-    /// Waits for the ranks to end, and returns true; returns false at once on a rank's own thread, where a
-    /// waker may run.
+    /// Waits for the ranks to end, and returns true; returns false at once on a rank's own thread,
+    /// where a waker may run.
     fn join(&self) -> bool {
         if self.rank_threads.contains(&thread::current().id()) {
             return false;

@@ -4,8 +4,8 @@ use crate::conversation::Conversation;
 use crate::error::Result;
 use crate::prompt::PromptTokens;
 
-/// One sequence to score, made by `From`: a [`Conversation`], a prompt and its response, token ids, or
-/// what [`Engine::prepare`](crate::Engine::prepare) returned.
+/// One sequence to score, made by `From`: a [`Conversation`], a prompt and its response, token ids,
+/// or what [`Engine::prepare`](crate::Engine::prepare) returned.
 #[derive(Clone, Debug)]
 pub struct Input(pub(super) Kind);
 

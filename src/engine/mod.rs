@@ -1,8 +1,8 @@
 //! [`Engine`]: an open model, from conversations to rewards.
 //!
-//! `builder` collects options, `parts` checks config and weights, `plan` sizes memory, `platform` is the
-//! device. `handle` has the open engine: `ranks` runs one thread per rank; rank 0 takes batches from
-//! `queue`, which `scoring` fills.
+//! `builder` collects options, `parts` checks config and weights, `plan` sizes memory, `platform`
+//! is the device. `handle` has the open engine: `ranks` runs one thread per rank; rank 0 takes
+//! batches from `queue`, which `scoring` fills.
 
 mod builder;
 mod cluster;

@@ -7,7 +7,8 @@ use std::task::{Context, Poll, Waker};
 
 use crate::lock::lock;
 
-/// The sending end. A value that is never sent leaves the receiver waiting: its owner sends one on drop.
+/// The sending end. A value that is never sent leaves the receiver waiting: its owner sends one on
+/// drop.
 #[derive(Debug)]
 pub(super) struct Sender<T>(Arc<Slot<T>>);
 

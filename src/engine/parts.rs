@@ -1,4 +1,5 @@
-//! [`Parts`]: the components of an engine, or of one of its ranks, checked before anything is allocated.
+//! [`Parts`]: the components of an engine, or of one of its ranks, checked before anything is
+//! allocated.
 
 use std::path::Path;
 

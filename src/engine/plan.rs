@@ -13,25 +13,26 @@ use crate::shard::Shard;
 use crate::units::gib;
 use crate::weights::{ModelTensors, WeightBytes};
 
-/// Tokens of a batch per sequence with a last token of its own, at least. The unshared part of a sequence is
-/// rarely shorter; the last layer's rows and, on GPUs, the seam tiles of shared prefixes are sized by it.
+/// Tokens of a batch per sequence with a last token of its own, at least. The unshared part of a
+/// sequence is rarely shorter; the last layer's rows and, on GPUs, the seam tiles of shared
+/// prefixes are sized by it.
 pub const TOKENS_PER_SEQUENCE: usize = 16;
 
 /// Unique tokens of a pass by default: matmuls are at full speed from this size on.
 const BATCH_TOKENS: usize = 4096;
 
-/// Unique tokens of a pass by default where layers are streamed: the first value that leaves half of the
-/// free memory to layers. Each layer is copied once a pass, while that many tokens are computed: 13,000 hide
-/// the copies over PCIe 5 behind an H200's bf16.
+/// Unique tokens of a pass by default where layers are streamed: the first value that leaves half
+/// of the free memory to layers. Each layer is copied once a pass, while that many tokens are
+/// computed: 13,000 hide the copies over PCIe 5 behind an H200's bf16.
 const BATCH_TOKENS_STREAMED: [usize; 2] = [16_384, 8192];
 
 /// The memory of an engine, and its limits.
 ///
-/// Leaves out NCCL's memory for several ranks on GPUs, which is unknown beforehand: by its source, about
-/// 10 MiB of buffers for each channel and each neighbour that a channel receives from. NCCL chooses both
-/// numbers by its version, its algorithm and the links between the GPUs (channels are at most 8 here, unless
-/// overlap is off), and multicast over NVLink has further buffers. One communicator with 1.6 GB was reported;
-/// NVIDIA's tests of NCCL reserve 1 GB of a GPU for it.
+/// Leaves out NCCL's memory for several ranks on GPUs, which is unknown beforehand: by its source,
+/// about 10 MiB of buffers for each channel and each neighbour that a channel receives from. NCCL
+/// chooses both numbers by its version, its algorithm and the links between the GPUs (channels are
+/// at most 8 here, unless overlap is off), and multicast over NVLink has further buffers. One
+/// communicator with 1.6 GB was reported; NVIDIA's tests of NCCL reserve 1 GB of a GPU for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Ranks that share the model.
@@ -84,7 +85,8 @@ impl MemoryPlan {
         let sizing = Sizing { config, geometry, residency, platform, stored, on_device, max_tokens, free };
         let plan = sizing.plan(batch_tokens)?;
         let plan = match free {
-            // Ranks in other processes may have less or more memory free, and all need the same batch size.
+            // Ranks in other processes may have less or more memory free, and all need the same
+            // batch size.
             Some(free)
                 if plan.placement.streamed > 0
                     && options.batching.batch_tokens.is_none()
@@ -114,8 +116,8 @@ impl MemoryPlan {
         self.placement.streamed * self.layer_bytes
     }
 
-    /// Returns the tokens to keep in the queue: enough for a full batch in every pass, even where sequences
-    /// share nearly all of their tokens.
+    /// Returns the tokens to keep in the queue: enough for a full batch in every pass, even where
+    /// sequences share nearly all of their tokens.
     pub fn lookahead_tokens(&self) -> usize {
         64 * self.batch_tokens
     }

@@ -1,9 +1,9 @@
 //! [`Queue`]: sequences that wait for the ranks, bounded in tokens, and their [`Pending`] scores.
 //!
-//! There is no timer: an idle rank takes everything that is queued, in order, up to the batch budget.
-//! Submissions beyond the capacity wait in line and enter in their order as ranks take jobs. Every job is
-//! completed exactly once, by a score, by an error, or, if all else fails, by the drop of its [`Reply`]:
-//! no caller hangs.
+//! There is no timer: an idle rank takes everything that is queued, in order, up to the batch
+//! budget. Submissions beyond the capacity wait in line and enter in their order as ranks take
+//! jobs. Every job is completed exactly once, by a score, by an error, or, if all else fails, by
+//! the drop of its [`Reply`]: no caller hangs.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -63,7 +63,8 @@ impl State {
         self.closed.as_ref().or(self.draining.as_ref())
     }
 
-    /// Whether a job of `tokens` tokens may enter now: there is capacity, or nothing else is queued.
+    /// Whether a job of `tokens` tokens may enter now: there is capacity, or nothing else is
+    /// queued.
     fn has_capacity(&self, tokens: usize, tokens_max: usize) -> bool {
         self.tokens == 0 || self.tokens + tokens <= tokens_max
     }
@@ -73,9 +74,8 @@ impl State {
         self.jobs.push_back(job);
     }
 
-    /// Moves jobs from the line into the queue as far as there is capacity, and returns the senders by which
-    /// their submitters are notified.
-    /// Leaves out those whose submitter dropped the future.
+    /// Moves jobs from the line into the queue as far as there is capacity, and returns the senders
+    /// by which their submitters are notified. Leaves out those whose submitter dropped the future.
     fn admit(&mut self, tokens_max: usize) -> Vec<Sender<Result<()>>> {
         let mut entered = Vec::new();
         while let Some(Arrival { job, .. }) = self.line.front() {
@@ -92,8 +92,8 @@ impl State {
         entered
     }
 
-    /// Returns as many jobs from the front as fit into one batch, and whether each of them is in it: the
-    /// batch leaves out cancelled jobs.
+    /// Returns as many jobs from the front as fit into one batch, and whether each of them is in
+    /// it: the batch leaves out cancelled jobs.
     fn first_batch(&self, budget: Budget, sharing: Sharing) -> (Batch, Vec<bool>) {
         let (mut batch, mut is_in) = (Batch::new(budget, sharing), Vec::new());
         for job in &self.jobs {
@@ -106,7 +106,8 @@ impl State {
         (batch, is_in)
     }
 
-    /// Takes `is_in.len()` jobs from the front, and returns the replies of those that are in the batch.
+    /// Takes `is_in.len()` jobs from the front, and returns the replies of those that are in the
+    /// batch.
     fn take(&mut self, is_in: &[bool]) -> Vec<Reply> {
         self.tokens -= self.jobs.iter().take(is_in.len()).map(|job| job.ids.len()).sum::<usize>();
         let jobs = self.jobs.drain(..is_in.len());
@@ -115,8 +116,8 @@ impl State {
 }
 
 impl Queue {
-    /// Makes an empty queue with a capacity of `tokens_max` tokens. A longer job enters when the queue is
-    /// empty.
+    /// Makes an empty queue with a capacity of `tokens_max` tokens. A longer job enters when the
+    /// queue is empty.
     pub(super) fn new(tokens_max: usize) -> Self {
         let (state, computed) = (Mutex::default(), Counters::default());
         Self { state, changed: Condvar::new(), tokens_max, computed }
@@ -155,9 +156,9 @@ impl Queue {
         Submit(Stage::InLine(receiver, pending))
     }
 
-    /// Puts jobs at the end, and returns when all have entered. Ranks see none before there are as many as
-    /// the queue holds: an idle rank would take the first alone, and compute what it shares with the others
-    /// once more with them. A closed queue completes them with its error.
+    /// Puts jobs at the end, and returns when all have entered. Ranks see none before there are as
+    /// many as the queue holds: an idle rank would take the first alone, and compute what it shares
+    /// with the others once more with them. A closed queue completes them with its error.
     pub(super) fn push_all(&self, jobs: impl IntoIterator<Item = Job>) {
         let mut last = None;
         let mut state = self.lock();
@@ -182,8 +183,8 @@ impl Queue {
         }
     }
 
-    /// Waits for jobs and takes as many as fit into one batch, without cancelled ones. `None` once the
-    /// queue is closed, or drained and empty.
+    /// Waits for jobs and takes as many as fit into one batch, without cancelled ones. `None` once
+    /// the queue is closed, or drained and empty.
     pub(super) fn next_batch(&self, budget: Budget, sharing: Sharing) -> Option<(Packed, Vec<Reply>)> {
         let mut state = self.lock();
         loop {
@@ -208,8 +209,9 @@ impl Queue {
         }
     }
 
-    /// Returns the next batch if it is full, without waiting: one that is not full may find more to share
-    /// before it is needed. What is taken is computed, even where its caller drops the future by then.
+    /// Returns the next batch if it is full, without waiting: one that is not full may find more to
+    /// share before it is needed. What is taken is computed, even where its caller drops the future
+    /// by then.
     pub(super) fn full_batch(&self, budget: Budget, sharing: Sharing) -> Option<(Packed, Vec<Reply>)> {
         let mut state = self.lock();
         let (batch, is_in) = state.first_batch(budget, sharing);
@@ -235,8 +237,8 @@ impl Queue {
         self.changed.notify_all();
     }
 
-    /// Completes everything that is queued, and everything that is submitted later, with `error`. The first
-    /// error to close the queue stays, and is returned.
+    /// Completes everything that is queued, and everything that is submitted later, with `error`.
+    /// The first error to close the queue stays, and is returned.
     pub(super) fn close(&self, error: Error) -> Error {
         let (error, replies) = self.stop(error);
         for reply in replies {
@@ -245,7 +247,8 @@ impl Queue {
         error
     }
 
-    /// Like [`close`](Self::close), but returns the replies of what is queued, for the caller to complete.
+    /// Like [`close`](Self::close), but returns the replies of what is queued, for the caller to
+    /// complete.
     pub(super) fn stop(&self, error: Error) -> (Error, Vec<Reply>) {
         let mut state = self.lock();
         let error = state.closed.get_or_insert(error).clone();
@@ -350,7 +353,8 @@ impl Future for Submit {
 
 /// A score that is pending: a future that needs no runtime, or [`wait`](Pending::wait) for it.
 ///
-/// Dropping it cancels the request, unless the pass that runs, or a full batch that comes next, has it.
+/// Dropping it cancels the request, unless the pass that runs, or a full batch that comes next, has
+/// it.
 #[derive(Debug)]
 #[must_use = "a pending score that is dropped is cancelled"]
 pub struct Pending(Receiver<Result<Score>>);

@@ -1,10 +1,11 @@
 //! One thread per rank: the threads start together, score batches, and end together.
 //!
-//! Rank 0 takes batches from the queue, sends them to the other ranks, and completes the scores. The
-//! first failure of any rank, error or panic, closes the queue with its cause and aborts the other ranks'
-//! collectives, so that no rank waits for one that has failed.
+//! Rank 0 takes batches from the queue, sends them to the other ranks, and completes the scores.
+//! The first failure of any rank, error or panic, closes the queue with its cause and aborts the
+//! other ranks' collectives, so that no rank waits for one that has failed.
 //!
-//! A rank in another process has a thread here too, which sends it the batches (`cluster/processes.rs`).
+//! A rank in another process has a thread here too, which sends it the batches
+//! (`cluster/processes.rs`).
 
 use std::any::Any;
 use std::convert::Infallible;
@@ -22,8 +23,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// Interval at which a rank that waits for a batch checks itself ([`Rank::check_idle`]).
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Time for which a rank whose failure is a consequence of another one's waits for that one's error, where
-/// ranks are in several processes: the end of a process may be noticed before its error arrives.
+/// Time for which a rank whose failure is a consequence of another one's waits for that one's
+/// error, where ranks are in several processes: the end of a process may be noticed before its
+/// error arrives.
 pub(super) const CAUSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// One rank's model on its device.
@@ -33,8 +35,9 @@ pub(super) trait Rank {
         Ok(())
     }
 
-    /// Runs one pass: from a packed batch to `[packed.last.len(), labels]` logits. A rank whose device is
-    /// asynchronous calls `next_batch` once, when the pass is queued, to prefetch for the next one.
+    /// Runs one pass: from a packed batch to `[packed.last.len(), labels]` logits. A rank whose
+    /// device is asynchronous calls `next_batch` once, when the pass is queued, to prefetch for the
+    /// next one.
     fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>>;
 
     /// Checks the rank while it waits for a batch.
@@ -54,27 +57,29 @@ pub(super) struct Team {
     pub(super) labels: usize,
     /// Aborts the collectives that ranks wait in, for a cause that the queue has been closed with.
     pub(super) abort: Arc<dyn Fn(&Error) + Send + Sync>,
-    /// Time for which a rank whose failure is a consequence of another one's waits for that one's error.
+    /// Time for which a rank whose failure is a consequence of another one's waits for that one's
+    /// error.
     pub(super) cause_timeout: Duration,
 }
 
 impl Team {
-    /// Ends all ranks because one failed with `error`. Returns the first cause, and the replies of what is
-    /// queued.
+    /// Ends all ranks because one failed with `error`. Returns the first cause, and the replies of
+    /// what is queued.
     fn fail(&self, error: Error) -> (Error, Vec<Reply>) {
         if error.kind() == ErrorKind::Stopped {
             let _ = self.queue.closed_within(self.cause_timeout);
         }
-        // The queue keeps the first error: if this one is a consequence of another rank's, that is the cause.
+        // The queue keeps the first error: if this one is a consequence of another rank's, that is
+        // the cause.
         let (cause, queued) = self.queue.stop(error);
         (self.abort)(&cause);
         (cause, queued)
     }
 }
 
-/// Starts one thread per rank. `open(rank)` runs on that rank's thread; when all have opened they connect,
-/// and when all are connected they take batches. Returns an error of either step after all threads have
-/// ended.
+/// Starts one thread per rank. `open(rank)` runs on that rank's thread; when all have opened they
+/// connect, and when all are connected they take batches. Returns an error of either step after all
+/// threads have ended.
 pub(super) fn start(
     team: &Team,
     open: impl Fn(usize) -> Result<Box<dyn Rank>> + Send + Sync + 'static,
@@ -122,15 +127,16 @@ pub(super) fn start(
             return abort_start(error, go, threads);
         }
         for sender in &go {
-            // A rank that has exited reported its error in its next vote, or closed the queue with it.
+            // A rank that has exited reported its error in its next vote, or closed the queue with
+            // it.
             let _ = sender.send(());
         }
     }
     Ok(threads)
 }
 
-/// Waits for every rank's vote. Returns the first error that is a cause, rather than its consequence on
-/// another rank.
+/// Waits for every rank's vote. Returns the first error that is a cause, rather than its
+/// consequence on another rank.
 fn collect_votes(votes: &[Receiver<Result<()>>]) -> Result<()> {
     let lost = || Err(Error::new(ErrorKind::Stopped, "a rank thread exited without reporting an error"));
     let mut errors = votes.iter().filter_map(|vote| vote.recv().unwrap_or_else(|_| lost()).err());
@@ -151,7 +157,8 @@ fn abort_start<T>(error: Error, go: Vec<Sender<()>>, threads: Vec<JoinHandle<()>
 
 /// A rank's ends of the channels between rank 0 and the followers.
 enum Channels {
-    /// Senders of commands, one per follower. The receiver disconnects when all followers have ended.
+    /// Senders of commands, one per follower. The receiver disconnects when all followers have
+    /// ended.
     Leader(Vec<Sender<Command>>, Receiver<Infallible>),
     /// The receiver of commands. The sender is dropped when the follower ends.
     Follower(Receiver<Command>, Sender<Infallible>),
@@ -162,7 +169,8 @@ enum Channels {
 enum Command {
     /// Run a pass over this batch.
     Pass(Arc<Packed>),
-    /// Prefetch for the next pass, whose batch this is where it is known. Sent once per pass, while it runs.
+    /// Prefetch for the next pass, whose batch this is where it is known. Sent once per pass, while
+    /// it runs.
     Prefetch(Option<Arc<Packed>>),
 }
 
@@ -208,8 +216,9 @@ fn run(
     });
     if let Err(error) = result {
         let (cause, queued) = team.fail(error);
-        // The device is released before any caller is notified: one that then opens another engine finds the
-        // memory free, and on a GPU a new context instead of the one that this failure has corrupted.
+        // The device is released before any caller is notified: one that then opens another engine
+        // finds the memory free, and on a GPU a new context instead of the one that this failure
+        // has corrupted.
         drop(forward);
         for reply in in_flight.into_iter().chain(queued) {
             reply.complete(Err(cause.clone()));
@@ -217,8 +226,8 @@ fn run(
     }
 }
 
-/// Scores batches until the queue is closed. `in_flight` holds the replies of the pass that runs, then
-/// those of the next batch where it was taken already.
+/// Scores batches until the queue is closed. `in_flight` holds the replies of the pass that runs,
+/// then those of the next batch where it was taken already.
 fn lead(
     team: &Team,
     forward: &mut dyn Rank,
@@ -227,7 +236,8 @@ fn lead(
 ) -> Result<()> {
     let broadcast = |command: &Command| {
         for follower in followers {
-            // A follower that has failed has closed the queue and aborted the collectives: the pass ends at once.
+            // A follower that has failed has closed the queue and aborted the collectives: the pass
+            // ends at once.
             let _ = follower.send(command.clone());
         }
     };
@@ -291,7 +301,8 @@ fn follow(forward: &mut dyn Rank, commands: &Receiver<Command>) -> Result<()> {
     }
 }
 
-/// Runs `work`. Turns a panic into an error, and prefixes an error with the rank where there are several.
+/// Runs `work`. Turns a panic into an error, and prefixes an error with the rank where there are
+/// several.
 pub(super) fn guarded<T>(rank: usize, ranks: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         Err(Error::new(
@@ -462,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_are_notified_of_a_failure_after_the_device_is_released() {
+    fn callers_are_notified_after_the_device_is_released() {
         let team = team(1);
         let device = Arc::new(());
         let held = Arc::clone(&device);
@@ -481,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn callers_get_the_cause_of_a_follower_while_rank_0_is_in_a_collective() {
+    fn a_failed_follower_aborts_the_collective_of_rank_0() {
         let gate = Arc::new((Mutex::new(false), Condvar::new()));
         let abort = Arc::clone(&gate);
         let team = Team {

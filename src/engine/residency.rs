@@ -5,18 +5,20 @@ use crate::model::streamed::SLOTS;
 
 /// Whether all layers stay on the device, or some are streamed through it in every pass.
 ///
-/// On the CPU weights are used where they are mapped: streaming only changes the order of operations there.
+/// On the CPU weights are used where they are mapped: streaming only changes the order of
+/// operations there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residency {
-    /// All layers stay if they fit into the device's memory; otherwise as many as fit, and the others are
-    /// streamed.
+    /// All layers stay if they fit into the device's memory; otherwise as many as fit, and the
+    /// others are streamed.
     #[default]
     Auto,
     /// All layers stay. An error if they do not fit.
     Resident,
     /// Some layers are streamed.
     Streamed {
-        /// Number of layers that stay, less than all. By default as many as fit, and none on the CPU.
+        /// Number of layers that stay, less than all. By default as many as fit, and none on the
+        /// CPU.
         resident_layers: Option<usize>,
     },
 }
@@ -42,8 +44,8 @@ impl Placement {
         Self { resident, streamed: layers - resident, slots: SLOTS }
     }
 
-    /// Returns the placement that `residency` asks for. `free` is the device's free bytes, where they are
-    /// known and matter; `needed` returns the bytes that a placement takes in all.
+    /// Returns the placement that `residency` asks for. `free` is the device's free bytes, where
+    /// they are known and matter; `needed` returns the bytes that a placement takes in all.
     pub(super) fn choose(
         residency: Residency,
         layers: usize,
@@ -51,7 +53,8 @@ impl Placement {
         needed: impl Fn(Self) -> usize,
     ) -> Result<Self> {
         let fitting = |free: usize| {
-            // The driver loads code at its first use, and its size is unknown: 1/32 of the free memory is reserved.
+            // The driver loads code at its first use, and its size is unknown: 1/32 of the free
+            // memory is reserved.
             let usable = free - free / 32;
             let fits = |&resident: &usize| needed(Self::streamed(resident, layers)) <= usable;
             let most = layers.saturating_sub(SLOTS);

@@ -18,8 +18,8 @@ pub struct Score {
     pub tokens: usize,
     /// Whether the conversation was cut to the limit.
     pub truncated: bool,
-    /// Index of the token whose logits these are, from 0: the last one, except for a classifier whose
-    /// input ends in `pad_token_id`.
+    /// Index of the token whose logits these are, from 0: the last one, except for a classifier
+    /// whose input ends in `pad_token_id`.
     pub scored_token: usize,
 }
 

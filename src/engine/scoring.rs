@@ -10,7 +10,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::prompt::{self, DoubleBos, PromptTokens, Truncate};
 
 impl Engine {
-    /// Scores inputs and returns the results in their order. The failure of one leaves the others alone.
+    /// Scores inputs and returns the results in their order. The failure of one leaves the others
+    /// alone.
     ///
     /// ```no_run
     /// # fn main() -> kudos::Result<()> {
@@ -25,8 +26,8 @@ impl Engine {
         self.submit_all(inputs).into_iter().map(|pending| pending?.wait()).collect()
     }
 
-    /// Scores inputs as they come and returns the results in their order. Reads ahead far enough to fill
-    /// batches, so memory is bounded whatever the number of inputs.
+    /// Scores inputs as they come and returns the results in their order. Reads ahead far enough to
+    /// fill batches, so memory is bounded whatever the number of inputs.
     pub fn score_iter<I>(&self, inputs: I) -> ScoreIter<'_, I::IntoIter>
     where
         I: IntoIterator,
@@ -40,8 +41,8 @@ impl Engine {
         }
     }
 
-    /// Renders, tokenizes and checks an input: the part of a submission that takes the caller's time and
-    /// none of the engine's. Threads can prepare inputs for one that submits them.
+    /// Renders, tokenizes and checks an input: the part of a submission that takes the caller's
+    /// time and none of the engine's. Threads can prepare inputs for one that submits them.
     pub fn prepare(&self, input: impl Into<Input>) -> Result<PromptTokens> {
         let max_tokens = self.plan.max_tokens;
         match input.into().0 {
@@ -53,17 +54,19 @@ impl Engine {
             }
             Kind::Tokens(ids) => match &self.prompt {
                 Ok(prompt) => prompt.limit(ids, max_tokens),
-                // Without a tokenizer the token that must stay at the start is unknown: nothing is cut off.
+                // Without a tokenizer the token that must stay at the start is unknown: nothing is
+                // cut off.
                 Err(_) => prompt::limited(ids, max_tokens, Truncate::Refuse, DoubleBos::Refuse, None),
             },
         }
     }
 
-    /// Prepares an input at once, and returns a future of its place in the queue, which waits while the
-    /// queue is full. An async caller awaits it, and a thread blocks on [`Submit::wait`]; then the
-    /// [`Pending`] score is awaited or waited for in the same way. No runtime is needed.
+    /// Prepares an input at once, and returns a future of its place in the queue, which waits while
+    /// the queue is full. An async caller awaits it, and a thread blocks on [`Submit::wait`]; then
+    /// the [`Pending`] score is awaited or waited for in the same way. No runtime is needed.
     ///
-    /// Submissions enter the queue in the order of the calls. Dropping the future takes the input back.
+    /// Submissions enter the queue in the order of the calls. Dropping the future takes the input
+    /// back.
     pub fn submit(&self, input: impl Into<Input>) -> Submit {
         match self.prepare(input).and_then(|tokens| self.job(tokens)) {
             Ok((job, pending)) => self.queue.submit(job, pending),
@@ -71,16 +74,17 @@ impl Engine {
         }
     }
 
-    /// Like [`submit`](Self::submit), with an error of kind [`ErrorKind::QueueFull`] instead of waiting.
+    /// Like [`submit`](Self::submit), with an error of kind [`ErrorKind::QueueFull`] instead of
+    /// waiting.
     pub fn try_submit(&self, input: impl Into<Input>) -> Result<Pending> {
         let (job, pending) = self.job(self.prepare(input)?)?;
         self.queue.try_push(job)?;
         Ok(pending)
     }
 
-    /// Submits inputs together, so that the first pass finds what they share; very many in groups that
-    /// fill several passes, so that the first pass need not wait for the last input. Returns pending
-    /// scores in the order of the inputs. Blocks while the queue is full.
+    /// Submits inputs together, so that the first pass finds what they share; very many in groups
+    /// that fill several passes, so that the first pass need not wait for the last input. Returns
+    /// pending scores in the order of the inputs. Blocks while the queue is full.
     pub fn submit_all<I: Into<Input>>(&self, inputs: impl IntoIterator<Item = I>) -> Vec<Result<Pending>> {
         let (mut pending, mut group, mut group_tokens) = (Vec::new(), Vec::new(), 0);
         for input in inputs {

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::Packed;
 
-/// Counts of what an engine has queued now, and of what it has computed since it was opened. A pass counts
-/// when it is through.
+/// Counts of what an engine has queued now, and of what it has computed since it was opened. A pass
+/// counts when it is through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -19,7 +19,8 @@ pub struct Stats {
     pub sequences: u64,
     /// Tokens of those sequences, up to the scored one.
     pub tokens: u64,
-    /// Tokens that were computed for them: those that sequences of a pass share from their start count once.
+    /// Tokens that were computed for them: those that sequences of a pass share from their start
+    /// count once.
     pub unique_tokens: u64,
 }
 

@@ -4,9 +4,9 @@
 //! x += o(attention(rope(qkv(norm(x)))))        x += down(silu(gate(norm(x))) * up(norm(x)))
 //! ```
 //!
-//! With several ranks the two outputs are not added to the residual stream `x` at once: they are all-reduced
-//! while other rows are computed, and the next norm adds them. So a pass runs attention for one part of its
-//! rows after the other, then the MLP.
+//! With several ranks the two outputs are not added to the residual stream `x` at once: they are
+//! all-reduced while other rows are computed, and the next norm adds them. So a pass runs attention
+//! for one part of its rows after the other, then the MLP.
 
 use std::ops::Range;
 
@@ -60,7 +60,8 @@ pub fn forward<B: Backend>(
     Ok(reduction)
 }
 
-/// Runs the last layer: keys and values for every row, and the rest for the rows in which sequences end.
+/// Runs the last layer: keys and values for every row, and the rest for the rows in which sequences
+/// end.
 pub fn forward_last<B: Backend>(
     backend: &mut B,
     weights: &LayerWeights<B::Weight>,

@@ -1,9 +1,9 @@
 //! The Llama forward pass, written once for every device.
 //!
-//! [`Model`] holds a rank's weights and activations; [`Model::forward`] computes one row of logits per
-//! distinct last token of a packed batch. [`layer`] has one decoder layer; [`source`] keeps all layers on the
-//! device and [`streamed`] streams them through one that cannot hold them all; [`rope`] has RoPE's
-//! frequencies.
+//! [`Model`] holds a rank's weights and activations; [`Model::forward`] computes one row of logits
+//! per distinct last token of a packed batch. [`layer`] has one decoder layer; `source` keeps all
+//! layers on the device and [`streamed`] streams them through one that cannot hold them all;
+//! [`rope`] has RoPE's frequencies.
 
 pub mod layer;
 pub mod rope;
@@ -62,8 +62,9 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         self.backend.connect()
     }
 
-    /// Runs one pass, and returns `[packed.last.len(), labels]` logits. When all ops but the head are queued,
-    /// a backend with an asynchronous device calls `next_batch` and prefetches embeddings for that batch.
+    /// Runs one pass, and returns `[packed.last.len(), labels]` logits. When all ops but the head
+    /// are queued, a backend with an asynchronous device calls `next_batch` and prefetches
+    /// embeddings for that batch.
     pub fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
         let metadata = &self.backend.metadata(packed)?;
         let pass = Pass {

@@ -7,13 +7,14 @@ use crate::config::{Rope, RopeScaling};
 /// Returns `[head_dim / 2]` radians per position, in f32 and by the same steps as Transformers.
 ///
 /// They are `theta^(-2i / head_dim)`, then Llama 3.1's rule by wavelength `2 pi / frequency`: below
-/// `original / high_freq_factor` kept, above `original / low_freq_factor` divided by `factor`, between the two a
-/// linear blend.
+/// `original / high_freq_factor` kept, above `original / low_freq_factor` divided by `factor`,
+/// between the two a linear blend.
 pub fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
     (0..head_dim / 2)
         .map(|pair| {
             let exponent = (2 * pair) as f32 / head_dim as f32;
-            // In f64 and rounded once: f32 powers differ by a unit in the last place between libraries.
+            // In f64 and rounded once: f32 powers differ by a unit in the last place between
+            // libraries.
             let frequency = 1.0 / rope.theta.powf(f64::from(exponent)) as f32;
             scaled(frequency, &rope.scaling)
         })
@@ -43,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn llama_3_frequencies_are_kept_blended_and_divided_by_wavelength() {
+    fn llama_3_scales_frequencies_by_wavelength() {
         let scaling = RopeScaling::Llama3 {
             factor: 8.0,
             low_freq_factor: 1.0,

@@ -1,5 +1,5 @@
-//! [`LayerSource`]: the source of a forward pass's layers, and [`Resident`]: the one that keeps all of them
-//! on the device.
+//! [`LayerSource`]: the source of a forward pass's layers, and [`Resident`]: the one that keeps all
+//! of them on the device.
 
 use crate::backend::{Backend, LayerWeights};
 use crate::error::Result;
@@ -10,8 +10,8 @@ pub trait LayerSource<B: Backend> {
     /// Returns the number of layers.
     fn layers(&self) -> usize;
 
-    /// Returns layer `index`, ready for ops that are queued before the next call. Called once per layer and
-    /// pass, in ascending order.
+    /// Returns layer `index`, ready for ops that are queued before the next call. Called once per
+    /// layer and pass, in ascending order.
     fn layer(&mut self, backend: &mut B, index: usize) -> Result<&LayerWeights<B::Weight>>;
 
     /// Called when the last op of a pass that uses a layer is queued.

@@ -16,8 +16,8 @@ use crate::engine::ranks::Rank;
 use crate::error::{Error, ErrorKind, Result};
 use crate::shard::Shard;
 
-/// Waits at rank 0 for the ranks in other processes, agrees with them on the number of resident layers,
-/// and returns the links to them; none where there is one process.
+/// Waits at rank 0 for the ranks in other processes, agrees with them on the number of resident
+/// layers, and returns the links to them; none where there is one process.
 pub(in crate::engine) fn gather(parts: &mut Parts, options: &Options) -> Result<Vec<Arc<Link>>> {
     let Some(cluster) = options.cluster() else { return Ok(Vec::new()) };
     let settings = settings(parts, options);

@@ -1,6 +1,6 @@
-//! Ranks in several processes, on one machine or several: [`rendezvous`] connects them to rank 0, and
-//! [`processes`] runs what rank 0 sends. Behind the feature `cluster`: without it every engine is one
-//! process.
+//! Ranks in several processes, on one machine or several: [`rendezvous`] connects them to rank 0,
+//! and [`processes`] runs what rank 0 sends. Behind the feature `cluster`: without it every engine
+//! is one process.
 
 #[cfg(not(feature = "cluster"))]
 mod disabled;

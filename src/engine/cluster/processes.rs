@@ -1,8 +1,8 @@
 //! Ranks in several processes, once [`super::rendezvous`] has connected them.
 //!
-//! In rank 0's process each other rank is a [`Remote`]: a rank with a thread like the local ones, which
-//! sends what it receives to its process. There [`follow`] runs it. The first failure that reaches
-//! rank 0 is the cause with which every process ends.
+//! In rank 0's process each other rank is a [`Remote`]: a rank with a thread like the local ones,
+//! which sends what it receives to its process. There [`follow`] runs it. The first failure that
+//! reaches rank 0 is the cause with which every process ends.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -17,15 +17,15 @@ use crate::engine::ranks::{CAUSE_TIMEOUT, Rank, guarded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
 
-/// Interval at which a process checks whether its own rank has failed, while it waits for a message of
-/// rank 0.
+/// Interval at which a process checks whether its own rank has failed, while it waits for a message
+/// of rank 0.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Time for which a process that ends waits for its rank to release the GPU.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Agrees at rank 0 on the number of resident layers, of which this rank can keep `resident`: every GPU
-/// keeps as many as the one with the least free memory.
+/// Agrees at rank 0 on the number of resident layers, of which this rank can keep `resident`: every
+/// GPU keeps as many as the one with the least free memory.
 pub(super) fn agree(links: &[Link], resident: usize) -> Result<usize> {
     let mut least = resident;
     let result = links.iter().try_for_each(|link| match link.receive()? {
@@ -44,7 +44,8 @@ pub(super) fn agree(links: &[Link], resident: usize) -> Result<usize> {
     }
 }
 
-/// Reports to rank 0 the number of layers that this rank can keep, and returns the number agreed on.
+/// Reports to rank 0 the number of layers that this rank can keep, and returns the number agreed
+/// on.
 pub(super) fn accept_resident(link: &Link, resident: usize) -> Result<usize> {
     link.send(&Message::Resident(resident))?;
     match link.receive()? {
@@ -183,7 +184,8 @@ fn work(
     commands: &Receiver<RemoteCommand>,
     failure: &Failure,
 ) {
-    // Dropped after the failure is reported: the other ranks notice the drop, and need the cause first.
+    // Dropped after the failure is reported: the other ranks notice the drop, and need the cause
+    // first.
     let mut model = None;
     let result = guarded(process.rank, process.world_size, || {
         let model = model.insert(open()?);

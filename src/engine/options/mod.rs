@@ -1,4 +1,5 @@
-//! The options of an engine, in groups: device, batching, and what [`Options`] holds of all of them.
+//! The options of an engine, in groups: device, batching, and what [`Options`] holds of all of
+//! them.
 //!
 //! Groups have public fields and a default for each. New fields may come with any version: end a
 //! literal with `..Default::default()`.
@@ -67,9 +68,9 @@ pub struct CpuOptions {
 /// Options of a model on NVIDIA GPUs.
 #[derive(Clone, Debug)]
 pub struct CudaOptions {
-    /// Ranks that share every layer (tensor parallel), a GPU each; by default the fewest GPUs that the
-    /// model fits on. Two engines of several ranks must not run on the same GPUs at one time: an NCCL
-    /// collective of one could wait for the other's for ever.
+    /// Ranks that share every layer (tensor parallel), a GPU each; by default the fewest GPUs that
+    /// the model fits on. Two engines of several ranks must not run on the same GPUs at one time:
+    /// an NCCL collective of one could wait for the other's for ever.
     pub ranks: Option<usize>,
     /// The GPUs to use, by number, in the order of ranks; all GPUs if empty.
     pub devices: Vec<usize>,
@@ -80,12 +81,13 @@ pub struct CudaOptions {
     /// Whether matmul algorithms are timed at load.
     pub gemm_tuning: GemmTuning,
     /// The folder for timings of matmuls. By default the one that `KUDOS_CACHE_DIR` names in the
-    /// environment (none if it is empty), or `kudos` in the user's cache folder. A folder that cannot be
-    /// used is no error.
+    /// environment (none if it is empty), or `kudos` in the user's cache folder. A folder that
+    /// cannot be used is no error.
     pub cache_dir: Option<PathBuf>,
     /// The generation of kernels to run; by default the GPU's own, which is fastest.
     pub tier: Option<CudaTier>,
-    /// The attention kernel to run, by name; by default the first in the table that fits, which is fastest.
+    /// The attention kernel to run, by name; by default the first in the table that fits, which is
+    /// fastest.
     pub attention: Option<String>,
     /// Time that a rank waits for another one before the engine gives up.
     pub peer_timeout: Duration,
@@ -133,8 +135,8 @@ impl CudaOptions {
 /// How sequences are queued and put together in passes.
 #[derive(Clone, Debug)]
 pub struct Batching {
-    /// Unique tokens of one pass; by default 4,096, or up to 16,384 where layers are streamed through a
-    /// GPU. A longer sequence makes a pass of its own.
+    /// Unique tokens of one pass; by default 4,096, or up to 16,384 where layers are streamed
+    /// through a GPU. A longer sequence makes a pass of its own.
     pub batch_tokens: Option<usize>,
     /// Capacity of the queue in tokens. Submissions beyond it wait.
     pub queue_tokens: usize,

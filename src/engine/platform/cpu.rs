@@ -15,8 +15,8 @@ use crate::engine::residency::Residency;
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::{ModelTensors, WeightBytes};
 
-/// Rows that go through the MLP at a time: gate and up of a chunk stay near the cache, while a weight
-/// block is packed once for many rows.
+/// Rows that go through the MLP at a time: gate and up of a chunk stay near the cache, while a
+/// weight block is packed once for many rows.
 const MLP_TOKENS: usize = 512;
 
 pub(in crate::engine) struct CpuPlatform {

@@ -1,4 +1,5 @@
-//! NVIDIA GPUs as a [`Platform`]: the choice of GPUs and of their number, and a rank's model on its GPU.
+//! NVIDIA GPUs as a [`Platform`]: the choice of GPUs and of their number, and a rank's model on its
+//! GPU.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,8 +21,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::shard::allowed_ranks;
 use crate::weights::{ModelTensors, WeightBytes};
 
-/// Multiprocessors that an all-reduce may occupy where other kernels run beside it: NCCL's is as fast
-/// with 4 to 8 as with more where the switch adds (published); an all-gather of 8 was not measured.
+/// Multiprocessors that an all-reduce may occupy where it overlaps with other kernels: NCCL's is as
+/// fast with 4 to 8 as with more where the switch adds (published); an all-gather of 8 was not
+/// measured.
 const ALL_REDUCE_BLOCKS_MAX: u8 = 8;
 
 /// Rows that go through the MLP at a time, at least: enough for matmuls at full speed.
@@ -290,8 +292,8 @@ fn with_plan(error: Error, footprint: &Footprint) -> Error {
     ))
 }
 
-/// Returns the bytes that are free on a GPU. A context takes memory itself, so they are read within one,
-/// as they are by the rank that will load.
+/// Returns the bytes that are free on a GPU. A context takes memory itself, so they are read within
+/// one, as they are by the rank that will load.
 fn free_on(info: &Gpu, known: Option<usize>) -> Result<usize> {
     known.map_or_else(|| Context::open(info)?.free_bytes(), Ok)
 }

@@ -16,8 +16,9 @@ pub(in crate::engine) trait Platform: Send + Sync {
     /// Returns the device's description.
     fn device(&self) -> DeviceInfo;
 
-    /// Returns the number of ranks: as requested, or the fewest that the model fits on, or the most there
-    /// can be where it fits on none. `footprint(ranks)` is what one of so many ranks will allocate.
+    /// Returns the number of ranks: as requested, or the fewest that the model fits on, or the most
+    /// there can be where it fits on none. `footprint(ranks)` is what one of so many ranks will
+    /// allocate.
     fn ranks(
         &self,
         config: &ModelConfig,
@@ -34,11 +35,12 @@ pub(in crate::engine) trait Platform: Send + Sync {
     /// Returns the bytes of a rank's weights on the device: none where they are used as mapped.
     fn weight_bytes(&self, geometry: &Geometry, tensors: &ModelTensors) -> WeightBytes;
 
-    /// Returns the bytes that one rank will allocate, where its weights take `weights` bytes on the device.
+    /// Returns the bytes that one rank will allocate, where its weights take `weights` bytes on the
+    /// device.
     fn footprint(&self, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint;
 
-    /// Returns the bytes that are free on the device, the least of several; `None` where weights need no
-    /// device memory.
+    /// Returns the bytes that are free on the device, the least of several; `None` where weights
+    /// need no device memory.
     fn free_bytes(&self) -> Result<Option<usize>>;
 
     /// Opens one rank, on the thread that will run it.
@@ -52,7 +54,8 @@ pub(in crate::engine) trait Platform: Send + Sync {
         "none"
     }
 
-    /// Returns the id by which ranks in other processes connect to this one; empty where there are none.
+    /// Returns the id by which ranks in other processes connect to this one; empty where there are
+    /// none.
     fn nccl_id(&self) -> Vec<u8> {
         Vec::new()
     }

@@ -1,8 +1,8 @@
-//! [`Platform`]: a kind of device as the engine uses it: [`choose`] selects it, the engine queries its
-//! sizes to plan memory, and opens it once per rank.
+//! [`Platform`]: a kind of device as the engine uses it: [`choose`] selects it, the engine queries
+//! its sizes to plan memory, and opens it once per rank.
 //!
-//! A platform is part of the engine, not of its backend: opening a rank builds the model, which is above
-//! the backends. This is the only module of the engine that names them.
+//! A platform is part of the engine, not of its backend: opening a rank builds the model, which is
+//! above the backends. This is the only module of the engine that names them.
 
 mod cpu;
 #[cfg(feature = "cuda")]

@@ -1,8 +1,8 @@
 //! [`Streamed`]: layers of which not all fit on the device.
 //!
-//! Some layers are resident. The others are spread evenly between them and copied into a few slots in turn:
-//! while one layer is computed, the next streamed one is copied. At the end of a pass the first streamed layers
-//! are copied again, for the next pass.
+//! Some layers are resident. The others are spread evenly between them and copied into a few slots
+//! in turn: while one layer is computed, the next streamed one is copied. At the end of a pass the
+//! first streamed layers are copied again, for the next pass.
 //!
 //! ```text
 //! layer            0          1          2          3          4          5     | 0  of the next pass
@@ -31,8 +31,9 @@ enum Place {
 
 /// Layers of which some stay on the device, and the others are streamed through it in every pass.
 ///
-/// Streamed layers are staged in the order of their use, over all passes: staging number `n` copies streamed
-/// layer `n % streamed` into slot `n % slots`. Every slot except the one in use is always staged.
+/// Streamed layers are staged in the order of their use, over all passes: staging number `n` copies
+/// streamed layer `n % streamed` into slot `n % slots`. Every slot except the one in use is always
+/// staged.
 pub struct Streamed<B: Backend> {
     places: Vec<Place>,
     resident: Vec<LayerWeights<B::Weight>>,
@@ -117,8 +118,8 @@ impl<B: Backend> fmt::Debug for Streamed<B> {
     }
 }
 
-/// Whether layer `index` is among the `streamed` of `layers` layers that are streamed: they are spread as
-/// evenly as integers allow, also from the end of one pass to the start of the next.
+/// Whether layer `index` is among the `streamed` of `layers` layers that are streamed: they are
+/// spread as evenly as integers allow, also from the end of one pass to the start of the next.
 fn is_streamed(index: usize, layers: usize, streamed: usize) -> bool {
     (index + 1) * streamed / layers > index * streamed / layers
 }

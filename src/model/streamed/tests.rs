@@ -213,9 +213,9 @@ fn a_skipped_layer_panics() {
     let _ = source.layer(&mut backend, 2);
 }
 
-/// Asserts of a log: each streamed layer is checked once; stagings are in the order of use, over all passes;
-/// slots are used in turn, awaited before use and staged again only afterwards; there is one staging per
-/// streamed layer and pass, and one more per slot.
+/// Asserts of a log: each streamed layer is checked once; stagings are in the order of use, over
+/// all passes; slots are used in turn, awaited before use and staged again only afterwards; there
+/// is one staging per streamed layer and pass, and one more per slot.
 fn assert_order(log: &[Event], streamed: &[usize], passes: usize, what: &str) {
     let checked = log.iter().filter_map(|event| match event {
         Event::Check { layer } => Some(*layer),

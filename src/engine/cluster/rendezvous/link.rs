@@ -17,8 +17,8 @@ const HEARTBEAT_INTERVAL_MAX: Duration = Duration::from_secs(5);
 
 /// The connection to a rank in another process.
 ///
-/// Both ends send heartbeats, so that a process that hangs, or a machine that is cut off, is noticed
-/// after the timeout, while a long load is not mistaken for one.
+/// Both ends send heartbeats, so that a process that hangs, or a machine that is cut off, is
+/// noticed after the timeout, while a long load is not mistaken for one.
 pub(in crate::engine) struct Link {
     /// The rank at the other end, such as `rank 1 of 2`.
     name: String,
@@ -80,8 +80,8 @@ impl Link {
         let _ = self.send(&Message::Failed(WireError::from(error)));
     }
 
-    /// Sends `cause`, or [`Message::Close`] without one, as the last message; has no effect after the
-    /// first call.
+    /// Sends `cause`, or [`Message::Close`] without one, as the last message; has no effect after
+    /// the first call.
     pub(in crate::engine) fn close(&self, cause: Option<&Error>) {
         if !self.closed.swap(true, Ordering::SeqCst) {
             match cause {

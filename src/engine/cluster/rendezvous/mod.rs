@@ -1,9 +1,9 @@
 //! The rendezvous of ranks in several processes: over TCP, at an address that rank 0 listens at.
 //!
-//! Every other rank connects there, sends its rank and the settings that it was started with, and is
-//! accepted, or refused with the reason. If there is a secret, both ends prove by HMAC that they know it.
-//! Only control messages use these connections; tensors use NCCL's. Neither is encrypted: this is for
-//! networks whose machines trust each other.
+//! Every other rank connects there, sends its rank and the settings that it was started with, and
+//! is accepted, or refused with the reason. If there is a secret, both ends prove by HMAC that they
+//! know it. Only control messages use these connections; tensors use NCCL's. Neither is encrypted:
+//! this is for networks whose machines trust each other.
 
 mod link;
 #[cfg(test)]
@@ -117,8 +117,8 @@ impl Cluster {
     }
 }
 
-/// Waits at rank 0 for all other ranks, and returns the links to them, from rank 1 on. If one has not
-/// joined by the timeout, sends the error to those that have.
+/// Waits at rank 0 for all other ranks, and returns the links to them, from rank 1 on. If one has
+/// not joined by the timeout, sends the error to those that have.
 pub(super) fn gather(process: &Cluster, settings: &Settings, timeout: Duration) -> Result<Vec<Link>> {
     let listener = TcpListener::bind(&process.rendezvous).map_err(|error| {
         Error::new(ErrorKind::Io, format!("rank 0 cannot listen at {}", process.rendezvous))

@@ -1,4 +1,5 @@
-//! Messages between processes, and their encoding: JSON after its length in bytes, which is limited.
+//! Messages between processes, and their encoding: JSON after its length in bytes, which is
+//! limited.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -21,10 +22,11 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 256 << 20;
 pub(in crate::engine) enum Message {
     /// From either: the process is alive.
     Heartbeat,
-    /// To rank 0: the number of layers that this rank's GPU can keep; from rank 0: the number that every
-    /// GPU keeps.
+    /// To rank 0: the number of layers that this rank's GPU can keep; from rank 0: the number that
+    /// every GPU keeps.
     Resident(usize),
-    /// To rank 0: this rank has allocated its memory; the second time: it is connected to the others.
+    /// To rank 0: this rank has allocated its memory; the second time: it is connected to the
+    /// others.
     Ready,
     /// From rank 0: all ranks are ready, and connect by this NCCL id.
     NcclId(Vec<u8>),
@@ -47,7 +49,8 @@ pub(in crate::engine) struct WireError {
     hint: Option<String>,
 }
 
-/// The kinds of errors that a rank can fail with. Any other one is received as [`ErrorKind::Stopped`].
+/// The kinds of errors that a rank can fail with. Any other one is received as
+/// [`ErrorKind::Stopped`].
 const KINDS: [ErrorKind; 8] = [
     ErrorKind::Io,
     ErrorKind::Options,
@@ -122,7 +125,8 @@ impl Read for DeadlineReader<'_> {
     }
 }
 
-/// Receives a body of up to `bytes_max` bytes. Allocates as the bytes arrive, not by the announced length.
+/// Receives a body of up to `bytes_max` bytes. Allocates as the bytes arrive, not by the announced
+/// length.
 pub(super) fn receive(from: &mut impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
