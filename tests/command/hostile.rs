@@ -1,5 +1,5 @@
-//! Files and lines from strangers: damaged, mutated, or written to do harm. None may panic, hang, or take memory without
-//! bound. Seeded and short; `fuzz/` feeds the same entry points without end.
+//! Untrusted files and lines: damaged, mutated, or hostile. None may panic, hang, or use memory
+//! without bound. Seeded and short; the fuzzers in `fuzz/` have the same entry points.
 
 use crate::common;
 
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use common::{demo_model, ids, kudos, root};
 use kudos::internals::fuzzing;
-use kudos_cli::fuzzing as lines_of;
+use kudos_cli::fuzzing as line_fuzzing;
 
-/// One call may take so long, on a busy machine and in a build that checks overflows. Measured: at most 4.3 s,
-/// and 8.0 s while other tests had both cores.
+/// Time limit of one call, on a busy machine and in a build that checks overflows. Measured: at
+/// most 4.3 s, and 8.0 s while other tests used both cores.
 const CALL_MAX: Duration = Duration::from_secs(20);
 
-/// What mutations put in: words of every format, and numbers at the edges.
+/// Insertions of mutations: words of every format, and numbers at the limits of types.
 const PIECES: [&str; 24] = [
     "0",
     "-1",
@@ -43,7 +43,7 @@ const PIECES: [&str; 24] = [
     "\u{1F600}",
 ];
 
-/// Random numbers below a bound, the same for the same seed.
+/// Random numbers below a bound; equal seeds give equal numbers.
 struct Random {
     numbers: std::vec::IntoIter<u32>,
     seed: u64,
@@ -83,7 +83,7 @@ fn mutated(good: &[u8], random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// Feeds mutations of good files, and says which seed and text did harm.
+/// Passes mutations of good files to `accepts`, and reports the round and text that failed.
 #[track_caller]
 fn survives(name: &str, goods: &[Vec<u8>], rounds: usize, accepts: fn(&[u8]) -> bool) {
     let mut accepted = 0;
@@ -100,11 +100,11 @@ fn survives(name: &str, goods: &[Vec<u8>], rounds: usize, accepts: fn(&[u8]) -> 
                 "{name} {index}, round {round}: {:?}: {text}",
                 began.elapsed()
             );
-            assert!(round > 0 || result, "{name} {index}: the good one is refused: {text}");
+            assert!(round > 0 || result, "{name} {index}: the original is refused: {text}");
             accepted += usize::from(result);
         }
     }
-    assert!(accepted > goods.len(), "{name}: every mutation is refused, so little is tried");
+    assert!(accepted > goods.len(), "{name}: every mutation is refused, so little is tested");
 }
 
 /// The files of this name in the model folders of the repository.
@@ -125,7 +125,7 @@ fn safetensors_files_and_indices() {
     let mut file = fs::read(demo_model().join("model.safetensors")).unwrap();
     let header = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
     file.truncate(8 + header);
-    // Too short for its tensors: refused, but only when the header has been understood.
+    // Too short for its tensors: refused, but only after the header is parsed.
     for round in 0..300 {
         let bytes = mutated(&file, &mut Random::new(round));
         assert!(catch_unwind(|| fuzzing::safetensors(&bytes)).is_ok(), "round {round}");
@@ -172,23 +172,23 @@ fn lines() {
         r#"{"messages": [{"role": "user", "content": "q"}], "responses": ["a"], "add_generation_prompt": false, "system": null}"#,
     ];
     let goods: Vec<Vec<u8>> = goods.iter().map(|line| line.replace('\n', " ").into_bytes()).collect();
-    survives("line", &goods, 20_000, lines_of::line);
+    survives("line", &goods, 20_000, line_fuzzing::line);
     let mut random = Random::new(0x5eed_0003);
     let mut accepted = 0;
     for _ in 0..40_000 {
         let choices: Vec<u8> = (0..2 * (1 + random.below(5))).map(|_| random.below(256) as u8).collect();
-        accepted += usize::from(lines_of::request(&choices));
+        accepted += usize::from(line_fuzzing::request(&choices));
     }
     assert!(accepted > 100, "{accepted} accepted");
     // Deeper than any parser recurses.
     for open in ["[", "{\"a\":", "{\"messages\":["] {
-        assert!(!lines_of::line(open.repeat(1_000_000).as_bytes()));
+        assert!(!line_fuzzing::line(open.repeat(1_000_000).as_bytes()));
     }
 }
 
-/// Each would end the process, or never end, if it were simply carried out.
+/// Each would end the process, or never end, if it were executed without limits.
 #[test]
-fn templates_written_to_do_harm_are_refused_in_time() {
+fn hostile_templates_are_refused_in_time() {
     let grow = |start: &str, times: usize, step: &str| {
         format!(
             "{{% set ns = namespace(x={start}) %}}{{% for i in range({times}) %}}{{% set ns.x = {step} %}}{{% endfor %}}"
@@ -227,7 +227,7 @@ fn templates_written_to_do_harm_are_refused_in_time() {
         many("", "{{a}}", "{{"),
         many("{% raw %}", "{% ", ""),
         " ".repeat(2 << 20),
-        // Lists that are longer than they cost.
+        // Lists that are long for their cost.
         grow("[1]", 60, "ns.x + ns.x") + "{{ ns.x|length }}",
         "{% macro f(x, n) %}{% if n %}{{ f(x + x, n - 1) }}{% endif %}{% endmacro %}{{ f([1], 40) }}"
             .to_owned(),
@@ -240,17 +240,17 @@ fn templates_written_to_do_harm_are_refused_in_time() {
         "{{ (' a' * 40000000).split()|length }}".to_owned(),
         "{{ ('a,' * 40000000).rsplit(',')|length }}".to_owned(),
         "{{ ('\n' * 90000000)|indent(0) }}".to_owned(),
-        // Lists that are deeper than the stack, or larger than what they are made of.
+        // Lists that are nested deeper than the stack allows, or larger than their parts.
         many("", "{% set x=[x] %}", "").chars().take(900_000).collect::<String>(),
         "{% for x in [1] recursive %}{{ loop([[[[[[[[[[x]]]]]]]]]]) }}{% endfor %}".to_owned(),
-        // What would never be freed.
+        // Cycles, which would never be freed.
         "{% set ns = namespace() %}{% set ns.x = [ns] %}".to_owned(),
         "{% for x in [1] %}{{ loop.changed([loop]) }}{% endfor %}".to_owned(),
         grow("[1]", 60, "[ns.x, ns.x]") + "{{ ns.x == [ns.x] }}",
         grow("[1]", 20, "[ns.x, ns.x]") + "{{ ns.x * 1000000 ~ '' }}",
         grow("['a' * 1000000]", 15, "[ns.x, ns.x]") + "{{ ns.x in 'a' }}",
         "{{ {[1]: 1} }}".to_owned(),
-        // Texts and names that are read again and again.
+        // Strings and names that are read many times.
         "{{ ('a' * 5000000).startswith(('a' * 4999999 ~ 'b',) * 1000000) }}".to_owned(),
         "{{ ([{}] * 5000000)|map(attribute='a' * 5000000)|list|length }}".to_owned(),
     ];
@@ -263,12 +263,12 @@ fn templates_written_to_do_harm_are_refused_in_time() {
     }
 }
 
-/// Each does what takes long as often as its fuel lasts.
+/// Each repeats a slow operation until its fuel is spent.
 #[test]
-fn templates_that_do_again_and_again_what_takes_long_run_out_of_fuel_in_time() {
+fn slow_operations_in_loops_run_out_of_fuel_in_time() {
     const TWINS: &str = "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(17) %}\
         {% set ns.x = [ns.x, ns.x] %}{% set ns.y = [ns.y, ns.y] %}{% endfor %}";
-    const TEXTS: &str = "{% set x = 'a' * 50000000 %}{% set y = 'a' * 50000000 %}";
+    const STRINGS: &str = "{% set x = 'a' * 50000000 %}{% set y = 'a' * 50000000 %}";
     let entries: String = (0..80_000).map(|index| format!("'{index}':1,")).collect();
     let mapping = format!("{{% set d = {{{entries}}} %}}");
     let work = [
@@ -281,10 +281,10 @@ fn templates_that_do_again_and_again_what_takes_long_run_out_of_fuel_in_time() {
         (TWINS, "{% if [ns.x].count(ns.y) %}{% endif %}"),
         (TWINS, "{% if {(ns.x, 1): 1} %}{% endif %}"),
         ("{% set x = [1] * 1000000 %}", "{{ x }}{{ x|tojson }}"),
-        (TEXTS, "{% if x == y %}{% endif %}"),
-        (TEXTS, "{% if x is lower %}{% endif %}"),
-        (TEXTS, "{% if {'a': 1}[x] or {}.get(x) %}{% endif %}"),
-        (TEXTS, "{% if 'b'.find(x) %}{% endif %}"),
+        (STRINGS, "{% if x == y %}{% endif %}"),
+        (STRINGS, "{% if x is lower %}{% endif %}"),
+        (STRINGS, "{% if {'a': 1}[x] or {}.get(x) %}{% endif %}"),
+        (STRINGS, "{% if 'b'.find(x) %}{% endif %}"),
         (
             "{% set x = 'a' * 3000000 %}{% set y = 'b' * 3000000 ~ 'a' %}",
             "{% if x.strip(y) or x|trim(y) %}{% endif %}",
@@ -292,8 +292,8 @@ fn templates_that_do_again_and_again_what_takes_long_run_out_of_fuel_in_time() {
         ("{% set x = [''] * 1000000 %}", "{% if x|join or ''.join(x) %}{% endif %}"),
         ("{% set x = [1] * 1000000 %}", "{% if x|trim('[]1, ') or x is upper %}{% endif %}"),
         (&mapping, "{% if namespace(d) %}{% endif %}"),
-        (TEXTS, "{% if x|safe == y %}{% endif %}"),
-        (TEXTS, "{% if x|safe|trim|upper is string %}{% endif %}"),
+        (STRINGS, "{% if x|safe == y %}{% endif %}"),
+        (STRINGS, "{% if x|safe|trim|upper is string %}{% endif %}"),
         ("{% set x = ('a' * 50000000)|safe %}", "{% if x|length or x.find('b') or x.strip() %}{% endif %}"),
     ];
     for (start, body) in work {
@@ -326,7 +326,7 @@ fn a_damaged_tokenizer_is_an_error_and_not_a_panic() {
 }
 
 #[test]
-fn long_text_without_an_end_to_its_words_is_tokenized_in_time() {
+fn long_text_without_word_boundaries_is_tokenized_in_time() {
     for text in [
         "a".repeat(300_000),
         " ".repeat(300_000),

@@ -1,4 +1,5 @@
-//! The command as people and scripts use it: lines in and out, in order, by id; rendering; names in the local cache.
+//! The command in use: lines in and out, in order, by id; rendering; names in the local cache;
+//! plans.
 
 use crate::common;
 
@@ -16,7 +17,7 @@ fn demo() -> String {
     demo_model().to_str().unwrap().to_owned()
 }
 
-/// The lines of a run on the CPU that is expected to succeed.
+/// Runs `kudos score` on the CPU, which must succeed, and returns its output lines.
 #[track_caller]
 fn scored(options: &[&str], input: &str) -> Vec<Value> {
     let model = demo();
@@ -26,7 +27,7 @@ fn scored(options: &[&str], input: &str) -> Vec<Value> {
 }
 
 #[test]
-fn the_three_ways_to_say_a_conversation_have_one_reward() {
+fn the_three_forms_of_a_conversation_have_one_reward() {
     let messages = json!([
         {"role": "user", "content": "What is 1+1?"},
         {"role": "assistant", "content": "1+1=2"},
@@ -56,25 +57,25 @@ fn lines_keep_their_order_and_their_names() {
     let results = scored(&["-"], input);
     let names: Vec<_> =
         results.iter().map(|line| line.get("id").or(line.get("index")).unwrap().clone()).collect();
-    assert_eq!(names, [json!("b"), json!(2), json!(3)], "an empty line is passed over, but counted");
+    assert_eq!(names, [json!("b"), json!(2), json!(3)], "an empty line is skipped, but counted");
     assert_eq!(results[0]["reward"], results[2]["reward"]);
 }
 
 #[test]
-fn files_in_and_out_are_the_same_as_standard_input_and_output() {
+fn files_give_the_results_of_standard_input_and_output() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
     let lines = "{\"input_ids\": [5, 6]}\n{\"input_ids\": [7]}";
     fs::write(&input, lines).unwrap();
-    let nothing = scored(&[input.to_str().unwrap(), "-o", output.to_str().unwrap()], "");
-    assert!(nothing.is_empty());
+    let printed = scored(&[input.to_str().unwrap(), "-o", output.to_str().unwrap()], "");
+    assert!(printed.is_empty());
     let written: Vec<Value> =
         fs::read_to_string(output).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(written, scored(&["-"], lines));
 }
 
 #[test]
-fn where_layers_are_changes_no_number() {
+fn residency_changes_no_reward() {
     let lines = "{\"input_ids\": [5, 6]}\n{\"input_ids\": [7, 8, 9]}";
     let [auto, resident, streamed] =
         ["auto", "resident", "streamed"].map(|residency| scored(&["--residency", residency, "-"], lines));
@@ -82,7 +83,7 @@ fn where_layers_are_changes_no_number() {
 }
 
 #[test]
-fn a_reader_that_feeds_one_line_at_a_time_gets_each_result_at_once() {
+fn each_line_has_its_result_before_the_next_line_is_sent() {
     let mut child = Command::new(common::kudos_path())
         .args(["score", "--device", "cpu", "--model", &demo(), "-"])
         .stdin(Stdio::piped())
@@ -94,7 +95,7 @@ fn a_reader_that_feeds_one_line_at_a_time_gets_each_result_at_once() {
     for id in 0..3 {
         writeln!(stdin, "{{\"id\": {id}, \"input_ids\": [5, {id}]}}").unwrap();
         let mut line = String::new();
-        // Would wait for ever if the command waited for the end of its input.
+        // Blocks for ever if the command waits for the end of its input.
         stdout.read_line(&mut line).unwrap();
         assert_eq!(serde_json::from_str::<Value>(&line).unwrap()["id"], id);
     }
@@ -103,7 +104,7 @@ fn a_reader_that_feeds_one_line_at_a_time_gets_each_result_at_once() {
 }
 
 #[test]
-fn a_reader_that_has_had_enough_ends_the_command_quietly() {
+fn a_closed_output_pipe_ends_the_command_without_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let input = dir.path().join("in.jsonl");
     fs::write(&input, "{\"input_ids\": [5, 6]}\n".repeat(20_000)).unwrap();
@@ -122,7 +123,7 @@ fn a_reader_that_has_had_enough_ends_the_command_quietly() {
 }
 
 #[test]
-fn rendering_needs_no_weights_and_shows_what_is_scored() {
+fn render_shows_text_and_ids_without_weights() {
     let dir = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(demo_model()).unwrap() {
         let entry = entry.unwrap();
@@ -166,7 +167,7 @@ fn a_model_is_found_by_its_name_in_the_local_cache() {
 }
 
 #[test]
-fn bf16_arithmetic_is_used_where_the_cpu_is_faster_with_it_and_f32_elsewhere() {
+fn bf16_is_used_only_where_the_cpu_is_faster_with_it() {
     let model = demo();
     let reward = |arithmetic: &str| {
         let arguments = ["score", "--device", "cpu", "--cpu-math", arithmetic, "--model", &model, "-"];
@@ -174,16 +175,15 @@ fn bf16_arithmetic_is_used_where_the_cpu_is_faster_with_it_and_f32_elsewhere() {
         assert_eq!(run.status, Some(0), "{run:?}");
         (run.stdout, run.stderr)
     };
-    let ((f32, quiet), (bf16, said)) = (reward("f32"), reward("bf16"));
+    let ((f32, quiet), (bf16, warned)) = (reward("f32"), reward("bf16"));
     let faster = Math::bf16(Isa::detect()).is_some();
-    assert_eq!(said.contains("matmuls are computed in f32, not bf16"), !faster, "{said}");
+    assert_eq!(warned.contains("matmuls are computed in f32, not bf16"), !faster, "{warned}");
     assert!(!quiet.contains("bf16"), "{quiet}");
     assert_eq!(f32 == bf16, !faster, "{f32} and {bf16}");
 }
 
 #[test]
-fn products_by_vector_instructions_alone_give_nearly_the_same_reward_and_the_same_bits_without_a_matrix_unit()
-{
+fn f32_vector_gives_the_reward_of_f32() {
     let model = demo();
     let reward = |arithmetic: &str| {
         let arguments = ["score", "--device", "cpu", "--cpu-math", arithmetic, "--model", &model, "-"];
@@ -193,16 +193,16 @@ fn products_by_vector_instructions_alone_give_nearly_the_same_reward_and_the_sam
         line["reward"].as_f64().unwrap()
     };
     let (fastest, vector) = (reward("f32"), reward("f32-vector"));
-    // Measured: 3.7e-7 with AMX.
+    // Measured: 3.7e-7 with AMX. Without a matrix unit both are the same arithmetic.
     assert!((fastest - vector).abs() <= 1e-6 * fastest.abs().max(1.0), "{fastest} and {vector}");
     if Isa::detect().matrix_unit().is_none() {
         assert_eq!(fastest, vector);
     }
 }
 
-/// A checkpoint of the 70B's shapes, whose file is all hole: only its header is there.
+/// Writes a checkpoint of the 70B's shapes as a sparse file, of which only the header is stored.
 #[cfg(feature = "cuda")]
-fn sparse_70b(dir: &std::path::Path, (dtype, number_bytes): (&str, u64)) {
+fn sparse_70b(dir: &std::path::Path, (dtype, element_bytes): (&str, u64)) {
     let (hidden, ffn, kv, layers, vocab) = (8192_u64, 28_672_u64, 1024_u64, 80, 128_256_u64);
     let config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": hidden,
@@ -235,7 +235,7 @@ fn sparse_70b(dir: &std::path::Path, (dtype, number_bytes): (&str, u64)) {
     }
     let (mut header, mut offset) = (serde_json::Map::new(), 0);
     for (name, shape) in tensors {
-        let end = offset + number_bytes * shape.iter().product::<u64>();
+        let end = offset + element_bytes * shape.iter().product::<u64>();
         let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": [offset, end]});
         header.insert(format!("{name}.weight"), entry);
         offset = end;
@@ -249,7 +249,7 @@ fn sparse_70b(dir: &std::path::Path, (dtype, number_bytes): (&str, u64)) {
 
 #[cfg(feature = "cuda")]
 #[test]
-fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
+fn plan_shows_where_a_70b_fits_without_a_gpu_or_weights() {
     let dir = tempfile::tempdir().unwrap();
     sparse_70b(dir.path(), ("BF16", 2));
     let plan = |arguments: &[&str]| {
@@ -258,33 +258,34 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
         assert_eq!(run.status, Some(0), "{run:?}");
         run.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
     };
-    // What it is made for: all of it on one GPU of 141 GB, at the model's own limit of 131,072 tokens.
+    // All of it on one GPU of 141 GB, at the model's own limit of 131,072 tokens.
     let rows = plan(&[]);
     let of =
         |gpu: &str| rows.iter().find(|row| row["gpu"] == gpu).unwrap_or_else(|| panic!("{gpu}: {rows:?}"));
-    let facts = |gpu: &str| {
+    let fit = |gpu: &str| {
         (of(gpu)["ranks"].as_u64(), of(gpu)["layers_resident"].as_u64(), of(gpu)["fits"].as_bool())
     };
-    assert_eq!(facts("H200"), (Some(1), Some(80), Some(true)), "{rows:?}");
-    assert_eq!(facts("H100"), (Some(2), Some(80), Some(true)), "{rows:?}");
-    assert_eq!(facts("A100 40GB"), (Some(8), Some(80), Some(true)), "{rows:?}");
-    let table = |gpus: &str| {
+    assert_eq!(fit("H200"), (Some(1), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(fit("H100"), (Some(2), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(fit("A100 40GB"), (Some(8), Some(80), Some(true)), "{rows:?}");
+    let mentions_nccl = |gpus: &str| {
         let sized = ["--gpus", gpus, "--gpu-memory-gib", "80"];
         let run = kudos(&[&["plan", "--model", dir.path().to_str().unwrap()], &sized[..]].concat(), "");
         run.stdout.contains("NCCL")
     };
-    assert_eq!((table("8"), table("1")), (true, false), "what several GPUs take besides is said");
+    assert_eq!((mentions_nccl("8"), mentions_nccl("1")), (true, false));
     assert_eq!(of("H200")["tokens_that_hide_the_link"], Value::Null);
     assert_eq!(of("H200")["passes_per_million_tokens"], 1_000_000_u64.div_ceil(4096));
     assert_eq!(of("H200")["max_tokens"], 131_072);
-    // 80 layers of 855,654,400 numbers, the final norm and one row of the head.
+    // 80 layers of 855,654,400 elements, the final norm and one row of the head.
     assert_eq!(of("H200")["weight_bytes"], 2 * (80 * 855_654_400_u64 + 2 * 8192));
     for wrong in [["--gpus", "0"], ["--gpu-memory-gib", "nan"], ["--gpu-memory-gib", "much"]] {
         let run = kudos(&[&["plan", "--model", dir.path().to_str().unwrap()], &wrong[..]].concat(), "");
         assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
         assert!(run.stderr.contains(wrong[0]), "{run:?}");
     }
-    // What 12.6 GB/s of weights and 49 TFLOP/s come to: 2 * 80 * 855,638,016 operations a token, 2 bytes a weight and pass.
+    // 12.6 GB/s of weights and 49 TFLOP/s, with 2 * 80 * 855,638,016 operations per token, and 2
+    // bytes per weight and pass.
     let rows = plan(&["--gpus", "1", "--max-tokens", "8192"]);
     let row = rows.iter().find(|row| row["gpu"] == "T4").unwrap();
     let streamed = row["layers_streamed"].as_f64().unwrap();
@@ -292,7 +293,7 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
     let hiding = (streamed / 80.0) * (0.75 * 65e12) / (0.8 * 15.75e9);
     assert!((row["tokens_that_hide_the_link"].as_f64().unwrap() - hiding).abs() <= 2.0, "{row} {hiding}");
     assert_eq!(row["batch_tokens"], 16_384, "larger passes where layers are streamed: {row}");
-    // One small GPU: layer after layer through it, with short conversations.
+    // One small GPU: streamed layers, with short conversations.
     let rows = plan(&["--gpus", "1", "--gpu-memory-gib", "15", "--max-tokens", "4096"]);
     assert_eq!((rows.len(), rows[0]["fits"].as_bool()), (1, Some(true)), "{rows:?}");
     assert!(rows[0]["layers_streamed"].as_u64().unwrap() > 70, "{rows:?}");
@@ -300,7 +301,7 @@ fn plan_says_where_a_70b_fits_without_a_gpu_or_its_weights() {
 
 #[cfg(feature = "cuda")]
 #[test]
-fn a_checkpoint_in_f32_is_planned_for_as_the_same_one_in_16_bits() {
+fn a_checkpoint_in_f32_has_the_plan_of_one_in_bf16() {
     let [wide, narrow] = [("F32", 4), ("BF16", 2)].map(|dtype| {
         let dir = tempfile::tempdir().unwrap();
         sparse_70b(dir.path(), dtype);
@@ -312,7 +313,7 @@ fn a_checkpoint_in_f32_is_planned_for_as_the_same_one_in_16_bits() {
 }
 
 #[test]
-fn the_version_says_what_was_built_and_every_shell_and_man_are_served() {
+fn version_completions_and_manual_pages_are_printed() {
     let short = kudos(&["-V"], "");
     assert_eq!(short.stdout, format!("kudos {}\n", env!("CARGO_PKG_VERSION")));
     let long = kudos(&["--version"], "").stdout;
@@ -335,7 +336,7 @@ fn the_version_says_what_was_built_and_every_shell_and_man_are_served() {
     assert!(unknown.stderr.contains("there is no command `paint`"), "{unknown:?}");
 }
 
-/// Rewards are those of transformers 5.24 in float32.
+/// Compares rewards with those of transformers 5.24 in float32.
 #[track_caller]
 fn assert_rewards(found: &Value, expected: &[f64]) {
     let found: Vec<f64> = match found {
@@ -349,7 +350,7 @@ fn assert_rewards(found: &Value, expected: &[f64]) {
 }
 
 #[test]
-fn responses_behind_messages_have_their_own_rewards() {
+fn responses_after_messages_have_their_own_rewards() {
     let lines = r#"{"messages": [{"role": "user", "content": "What is 1+1?"}], "responses": ["1+1=2", "1+1=3"]}
 {"messages": [{"role": "user", "content": "What is 1+1?"}], "response": "1+1=2"}
 {"prompt": "What is 1+1?", "response": "1+1=2", "responses": null}
@@ -362,7 +363,7 @@ fn responses_behind_messages_have_their_own_rewards() {
 }
 
 #[test]
-fn ids_that_a_tokenizer_padded_have_the_reward_of_the_ids() {
+fn padding_does_not_change_the_reward_of_ids() {
     let (ids, pads) = ("1008, 1014, 306, 1015, 280, 261, 257, 220, 16, 10, 16, 30, 1017", "1012, 1012, 1012");
     let (ones, zeros) = ("1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1", "0, 0, 0");
     let lines = [
@@ -393,7 +394,7 @@ fn text_that_begins_with_a_dash_is_text() {
 }
 
 #[test]
-fn an_id_comes_back_letter_by_letter_also_when_a_run_is_resumed() {
+fn an_id_keeps_its_spelling_also_when_a_run_is_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
     let ids = [
@@ -416,7 +417,7 @@ fn an_id_comes_back_letter_by_letter_also_when_a_run_is_resumed() {
 }
 
 #[test]
-fn byte_order_marks_in_concatenated_files_are_passed_over() {
+fn byte_order_marks_of_concatenated_files_are_skipped() {
     let line = "{\"id\": 1, \"input_ids\": [5, 6]}\n";
     let results = scored(&["-"], &format!("\u{feff}{line}\u{feff}\n\u{feff}{line}\u{feff}"));
     assert_eq!(results.len(), 2);
@@ -424,7 +425,7 @@ fn byte_order_marks_in_concatenated_files_are_passed_over() {
 }
 
 #[test]
-fn rendering_names_the_token_that_is_scored_and_why() {
+fn render_names_the_scored_token_and_the_reason() {
     let rendered = |model: &Path, line: &str| {
         let run = kudos(&["render", "--model", model.to_str().unwrap(), "-"], line);
         assert_eq!(run.status, Some(0), "{run:?}");
@@ -457,7 +458,7 @@ fn rendering_names_the_token_that_is_scored_and_why() {
     );
 }
 
-/// Runs `kudos` by a shell with what is behind it on the command line, in a folder.
+/// Runs `kudos score` with the arguments and redirections `rest` in a shell, in a folder.
 #[cfg(unix)]
 fn shell(folder: &Path, rest: &str) -> common::Run {
     let command = format!("exec \"$0\" score --device cpu --model \"$1\" {rest}");
@@ -475,7 +476,7 @@ fn shell(folder: &Path, rest: &str) -> common::Run {
 
 #[cfg(unix)]
 #[test]
-fn an_output_that_is_an_input_by_any_name_is_refused_and_left_alone() {
+fn an_output_that_is_an_input_by_any_name_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let line = "{\"input_ids\": [5, 6]}\n";
     fs::write(dir.path().join("in.jsonl"), line).unwrap();
@@ -513,7 +514,7 @@ fn an_output_that_is_an_input_by_any_name_is_refused_and_left_alone() {
         .unwrap();
     assert_eq!(rendered.status.code(), Some(2), "{rendered:?}");
     assert_eq!(fs::read_to_string(dir.path().join("in.jsonl")).unwrap(), line);
-    // Nor the files of the model, which would take the model along.
+    // The files of the model are inputs as well.
     for entry in fs::read_dir(demo_model()).unwrap() {
         let entry = entry.unwrap();
         fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
@@ -527,7 +528,7 @@ fn an_output_that_is_an_input_by_any_name_is_refused_and_left_alone() {
         assert!(run.stderr.contains("is the input and the output at once"), "{name}: {run:?}");
         assert_eq!(fs::read(&path).unwrap(), before, "{name}");
     }
-    // Results that lie beside a model are an output like any other.
+    // A file beside the model's own is accepted.
     let beside = dir.path().join("rewards.json");
     for _ in 0..2 {
         let run = kudos(&["score", "--model", model, "-", "-o", beside.to_str().unwrap()], line);
@@ -537,7 +538,7 @@ fn an_output_that_is_an_input_by_any_name_is_refused_and_left_alone() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn a_standard_stream_that_is_closed_from_the_start_is_an_error() {
+fn a_standard_stream_closed_from_the_start_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("in.jsonl"), "{\"input_ids\": [5, 6]}\n").unwrap();
     for (rest, name) in
@@ -559,7 +560,7 @@ fn a_standard_stream_that_is_closed_from_the_start_is_an_error() {
 }
 
 #[test]
-fn input_of_other_formats_is_named_before_anything_is_scored() {
+fn other_input_formats_are_named_before_anything_is_scored() {
     let dir = tempfile::tempdir().unwrap();
     let input = dir.path().join("in");
     let utf16: Vec<u8> = "{\"input_ids\": [5]}\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
@@ -605,7 +606,7 @@ fn page_blocks(language: &str) -> Vec<Vec<String>> {
     blocks.map(|block| block.lines().map(str::to_owned).collect()).collect()
 }
 
-/// Numbers may differ in the last digits that an f32 is printed with: from one kind of CPU to another they do.
+/// Rewards may differ in the last digits of an f32, as they do between kinds of CPUs.
 #[test]
 fn the_page_of_the_command_shows_its_output() {
     let blocks = page_blocks("json");

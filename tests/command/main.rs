@@ -1,4 +1,4 @@
-//! The `kudos` command, run as people and scripts run it.
+//! The `kudos` command, run as a process.
 
 #[path = "../common/mod.rs"]
 mod common;

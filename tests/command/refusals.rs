@@ -1,4 +1,4 @@
-//! What the command refuses, and in which words: each case is the demo model with one thing wrong.
+//! Errors of the command and their messages: each case is the demo model with one fault.
 
 use crate::common;
 
@@ -9,7 +9,7 @@ use common::{Run, demo_model, kudos, rewrite_tensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A copy of the demo model to damage.
+/// Returns a copy of the demo model, for a test to damage.
 fn copy() -> TempDir {
     let dir = TempDir::new().unwrap();
     for entry in fs::read_dir(demo_model()).unwrap() {
@@ -40,7 +40,7 @@ fn score_lines(dir: &Path, options: &[&str], input: &str) -> Run {
     kudos(&arguments, input)
 }
 
-/// The run failed with status 2, wrote no data, and said all of `words`.
+/// Asserts that the run failed with status 2, wrote no data, and reported all of `words`.
 #[track_caller]
 fn assert_refused(run: &Run, words: &[&str]) {
     assert_eq!(run.status, Some(2), "{run:?}");
@@ -52,7 +52,8 @@ fn assert_refused(run: &Run, words: &[&str]) {
     }
 }
 
-/// Line `index` of the output is an error of `kind` that says all of `words`; the status is 1.
+/// Asserts that line `index` of the output is an error of `kind` with all of `words`, and the
+/// status 1.
 #[track_caller]
 fn assert_line_refused(run: &Run, index: usize, kind: &str, words: &[&str]) {
     assert_eq!(run.status, Some(1), "{run:?}");
@@ -67,7 +68,7 @@ fn assert_line_refused(run: &Run, index: usize, kind: &str, words: &[&str]) {
 #[test]
 fn a_missing_folder_is_named() {
     assert_refused(&score(Path::new("no/such/folder/here")), &["no/such/folder/here", "hint: "]);
-    assert_refused(&score(Path::new("nobody/has-this-model")), &["nobody/has-this-model", "hint: "]);
+    assert_refused(&score(Path::new("owner/unknown-model")), &["owner/unknown-model", "hint: "]);
 }
 
 #[test]
@@ -116,7 +117,7 @@ fn a_truncated_file_is_named() {
 }
 
 #[test]
-fn a_wrong_shape_says_both_shapes() {
+fn a_wrong_shape_is_reported_with_the_expected_one() {
     let dir = edit_config(|config| {
         config["intermediate_size"] = json!(config["intermediate_size"].as_u64().unwrap() * 2)
     });
@@ -153,7 +154,7 @@ fn an_unknown_rope_type_is_named() {
 }
 
 #[test]
-fn a_head_that_is_missing_is_refused_and_never_made_up() {
+fn a_missing_head_is_refused() {
     let dir = edit_config(|config| {
         config["architectures"] = json!(["LlamaForSequenceClassification"]);
         config["id2label"] = json!({"0": "LABEL_0"});
@@ -184,7 +185,7 @@ fn token_ids_are_scored_without_tokenizer_and_template() {
 }
 
 #[test]
-fn nan_weights_are_an_error_of_the_conversation_and_never_a_reward() {
+fn nan_weights_are_an_error_of_the_conversation() {
     let dir = copy();
     rewrite_tensors(&dir.path().join("model.safetensors"), |_| {});
     common::poison_tensor(&dir.path().join("model.safetensors"), "model.norm.weight");
@@ -193,13 +194,13 @@ fn nan_weights_are_an_error_of_the_conversation_and_never_a_reward() {
 }
 
 #[test]
-fn a_missing_input_is_named_with_what_would_do() {
+fn a_missing_input_is_named_with_a_hint() {
     let run = kudos(&["score", "--model", demo_model().to_str().unwrap(), "no-such-file.jsonl"], "");
     assert_refused(&run, &["cannot open the input", "no-such-file.jsonl", "hint: name a file"]);
 }
 
 #[test]
-fn bad_lines_are_errors_of_their_own_and_the_others_are_scored() {
+fn bad_lines_are_errors_and_the_others_are_scored() {
     let lines = [
         r#"{"id": "good", "prompt": "What is 1+1?", "response": "1+1=2"}"#,
         r#"{"id": "torn", "prompt": "#,
@@ -238,7 +239,7 @@ fn bad_lines_are_errors_of_their_own_and_the_others_are_scored() {
 }
 
 #[test]
-fn an_over_long_conversation_is_refused_with_both_numbers_or_truncated_with_a_flag() {
+fn an_over_long_conversation_is_refused_or_truncated() {
     let line = r#"{"prompt": "What is 1+1?", "response": "1+1=2"}"#;
     let run = score_lines(&demo_model(), &["--max-tokens", "9"], line);
     assert_line_refused(&run, 0, "too_long", &["9", "tokens"]);
@@ -274,7 +275,7 @@ fn impossible_options_are_refused() {
 }
 
 #[test]
-fn a_model_that_cannot_be_opened_leaves_earlier_results_alone() {
+fn a_model_that_cannot_be_opened_keeps_earlier_results() {
     let (dir, results) = (copy(), tempfile::NamedTempFile::new().unwrap());
     fs::write(results.path(), "earlier results").unwrap();
     fs::remove_file(dir.path().join("model.safetensors")).unwrap();
@@ -288,7 +289,7 @@ fn a_model_that_cannot_be_opened_leaves_earlier_results_alone() {
 }
 
 #[test]
-fn an_output_that_cannot_be_written_is_an_error_before_anything_is_scored() {
+fn an_unwritable_output_is_an_error_before_scoring() {
     let run = score_lines(&demo_model(), &["-o", "no/such/folder/out.jsonl"], r#"{"input_ids": [1]}"#);
     assert_refused(&run, &["cannot write `no/such/folder/out.jsonl`", "hint: name a file"]);
     let folder = demo_model();

@@ -1,4 +1,4 @@
-//! Long inputs: they neither sit in memory nor wait for their end.
+//! Long inputs are scored in bounded memory.
 
 #![cfg(target_os = "linux")]
 
@@ -14,7 +14,7 @@ use std::time::Duration;
 use common::{demo_model, kudos_path};
 use serde_json::json;
 
-/// Scores a file into another one. The most memory that the command held at any time, in bytes.
+/// Scores a file into another one, and returns the command's peak resident memory in bytes.
 fn peak_bytes(input: &Path, output: &Path) -> u64 {
     let mut child = Command::new(kudos_path())
         .args(["score", "--device", "cpu", "--model", demo_model().to_str().unwrap()])
@@ -41,7 +41,7 @@ fn peak_bytes(input: &Path, output: &Path) -> u64 {
 fn memory_does_not_grow_with_the_input() {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
-    // Two thirds of a line are nothing to score: far more text is read in the time than is computed.
+    // A note that is not scored: lines are read far faster than they are computed.
     let note = "n".repeat(4000);
     let mut peaks = Vec::new();
     for lines in [8_000, 32_000] {
@@ -57,7 +57,7 @@ fn memory_does_not_grow_with_the_input() {
         let ids = results.lines().map(|line| {
             line.strip_prefix("{\"id\":").unwrap().split(',').next().unwrap().parse::<usize>().unwrap()
         });
-        assert!(ids.eq(0..lines), "the order is not kept");
+        assert!(ids.eq(0..lines), "results are out of order");
     }
     println!("{peaks:?}");
     let [few, many] = peaks[..] else { panic!() };

@@ -1,4 +1,4 @@
-//! What a person sees at a terminal, which is a pseudo-terminal that python3 makes here: the build needs that anyway.
+//! Output on a terminal: a pseudo-terminal of python3, which the build needs in any case.
 
 use crate::common;
 
@@ -7,10 +7,12 @@ use std::process::{Command, Stdio};
 
 use common::{demo_model, kudos_path};
 
-/// Runs a program with a terminal for its streams, copies what appears there to standard output, and ends as it did.
+/// Runs a program on a terminal, copies the terminal to standard output, and exits with the
+/// program's status.
 const ON_TERMINAL: &str = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
 
-/// The screen after `kudos score` of `lines` lines, with output to a file or to the terminal itself.
+/// Returns the terminal's text after `kudos score` of `lines` lines, with output to a file or to
+/// the terminal itself.
 fn screen(lines: usize, to_file: bool) -> String {
     let dir = tempfile::tempdir().unwrap();
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
@@ -29,7 +31,7 @@ fn screen(lines: usize, to_file: bool) -> String {
 }
 
 #[test]
-fn a_bar_shows_rates_what_is_shared_and_the_time_left_and_is_taken_away() {
+fn a_bar_shows_rates_sharing_and_time_left_then_is_removed() {
     let screen = screen(60_000, true);
     let drawn: Vec<&str> =
         screen.split(['\r', '\n']).filter(|line| line.contains("% ") && line.contains(" left")).collect();
@@ -39,11 +41,11 @@ fn a_bar_shows_rates_what_is_shared_and_the_time_left_and_is_taken_away() {
     }
     let last = screen.trim_end().lines().last().unwrap();
     assert!(last.contains("60,000 conversations, ") && last.contains(", in "), "{last}");
-    assert!(!screen.contains("GB of weights"), "nothing is brought anywhere on the CPU: {screen}");
+    assert!(!screen.contains("GB of weights"), "no weights are loaded to a device on the CPU: {screen}");
 }
 
 #[test]
-fn results_that_appear_on_the_terminal_themselves_have_no_bar_among_them() {
+fn no_bar_is_drawn_where_results_go_to_the_terminal() {
     let screen = screen(3, false);
     assert_eq!(screen.lines().filter(|line| line.starts_with("{\"index\":")).count(), 3, "{screen}");
     assert!(!screen.contains("conversations") && !screen.contains('\u{1b}'), "{screen}");
