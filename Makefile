@@ -1,7 +1,7 @@
-# Two commands matter: `make demo` and `make test`. Both do all the set-up they need.
+# The two main commands are `make demo` and `make test`. Both do all the set-up that they need.
 
-# One set of features and one profile for everything that is built here, so that the library is compiled once: the
-# features that the workspace's packages ask for together.
+# One set of features and one profile for everything that is built here, so that the library is compiled
+# once: the union of the features that the workspace's packages need.
 CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
@@ -19,7 +19,7 @@ test: fmt lint doc
 	cargo test $(CARGO_FLAGS) --no-fail-fast
 	$(MAKE) test-gpu
 
-# What needs a GPU: on the software one, or with KUDOS_TEST_GPU=real on the first real one.
+# Tests that need a GPU: on the software GPU, or with KUDOS_TEST_GPU=real on the first real one.
 test-gpu: softgpu
 	tests/gpu.sh
 
@@ -27,14 +27,14 @@ test-gpu: softgpu
 test-real: cuda-toolchain
 	tests/real/run.sh
 
-# A folder to take to a machine with a GPU and without Rust: tools/gpu-bundle/README.md.
+# A folder for a machine with a GPU and without Rust: tools/gpu-bundle/README.md.
 gpu-bundle: cuda-toolchain
 	tools/gpu-bundle/make.sh target/gpu-bundle
 
 gpu-bundle-check: gpu-bundle softgpu
 	tools/gpu-bundle/check.sh target/gpu-bundle target/softgpu
 
-# The engine against Hugging Face transformers on this CPU, and a record of it: benches/README.md.
+# Measures the engine and Hugging Face transformers on this CPU, and writes a record: benches/README.md.
 bench-cpu:
 	benches/cpu.sh
 
@@ -47,18 +47,18 @@ fmt:
 
 lint: cuda-toolchain
 	cargo clippy $(CARGO_FLAGS) --all-targets -- -D warnings
-	@# The library as services link it: with nothing, and with each feature alone.
+	@# The library as services link it: without features, and with each feature alone.
 	cargo clippy --release --locked --package kudos -- -D warnings
 	cargo clippy --release --locked --package kudos --features cuda -- -D warnings
 	cargo clippy --release --locked --package kudos --features cluster -- -D warnings
 	cargo clippy --release --locked --package kudos --features internals -- -D warnings
 
 doc: cuda-toolchain
-	@# As hosted documentation has it, then all of it.
+	@# The library as hosted documentation has it, then all packages.
 	RUSTDOCFLAGS='-D warnings' cargo doc --release --locked --package kudos --no-deps --quiet
 	RUSTDOCFLAGS='-D warnings' cargo doc $(CARGO_FLAGS) --no-deps --quiet
 
-# The pinned nvcc, where the machine has none that will do.
+# Installs the pinned nvcc if the machine has no suitable one.
 cuda-toolchain:
 	tools/cuda-toolchain.sh
 
@@ -66,12 +66,12 @@ softgpu: cuda-toolchain
 	cargo build --release --locked --package softgpu
 	crates/softgpu/link target/softgpu
 
-# Counts the figures of kernels/README.md anew.
+# Counts the figures of kernels/README.md again.
 kernels-page: softgpu
 	KUDOS_WRITE_KERNELS_PAGE=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=80 \
 		cargo test $(CARGO_FLAGS) --test kernels -- figures_of_the_page
 
-# Writes tests/golden/bits.json anew, which a commit does only where it says that bits change, and why.
+# Rewrites tests/golden/bits.json, which a commit does only if it says which bits change, and why.
 golden: softgpu
 	KUDOS_WRITE_GOLDEN=1 cargo test $(CARGO_FLAGS) --lib golden
 	KUDOS_WRITE_GOLDEN=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=80 \
@@ -81,7 +81,7 @@ golden: softgpu
 DEVICES := 1
 SOFTGPU_CC := 80
 ifeq ($(origin CC),command line)
-# A compute capability here; to the builds below it would be the name of a C compiler.
+# A compute capability here; the builds below would take it for the name of a C compiler.
 unexport CC
 SOFTGPU_CC := $(CC)
 endif

@@ -4,7 +4,7 @@
     -   a - b with 0 <= b <= a <= 99
     *   a * b with a, b in 0..12
 
-What is held out is decided here, once, for operand pairs and before any sentence is made of them (`split`). Standard library only.
+`split` holds out operand pairs, before any sentence is made of them. Standard library only.
 """
 import itertools
 import random
@@ -42,7 +42,7 @@ TRAINING_ERRORS = ERRORS | {"wrong copy": 12}
 
 
 class Pair(NamedTuple):
-    """A right and a wrong answer to one prompt; `error` says how the wrong one came about."""
+    """A right and a wrong answer to one prompt; `error` is the kind of mistake in the wrong one."""
 
     operator: str
     error: str
@@ -139,7 +139,7 @@ def training_operands(rng, seed):
 
 
 def training_facts(seed, count):
-    """`count` pairs of bare equations with no prompt: what is right about them stands in the equation alone."""
+    """`count` pairs of bare equations with no prompt: the equation alone is right or wrong."""
     rng = random.Random(f"facts {seed}")
     allowed, _ = split(seed)
     for operator, a, b in itertools.islice(training_operands(rng, seed), count):

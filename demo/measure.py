@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures the demo model through transformers and records what it says of 50 held-out pairs.
+"""Measures the demo model with transformers, and records its rewards of 50 held-out pairs.
 
     OMP_NUM_THREADS=1 python3 demo/measure.py --model demo/model
 
@@ -132,7 +132,7 @@ def main():
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    
+
     def load(dtype):
         return AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype, attn_implementation="eager").eval()
 

@@ -1,7 +1,7 @@
 """The demo's tokenizer: byte-level BPE in the shape of Llama 3's, learned from the demo's own words.
 
 The pre-tokenizer, the special tokens' names and their offsets after the base vocabulary are Llama 3's; the vocabulary is
-not. Digits never merge: a number is read digit by digit, which is what makes carrying learnable for a model this small.
+not. Digits never merge: each digit of a number is a token, so that a model this small can learn to carry.
 """
 import json
 import re
@@ -28,7 +28,7 @@ NAMED = {
     10: "<|python_tag|>",
 }
 TEMPLATE = ["system", "user", "assistant", "ipython", "\n\n", "Today is 1 January 2025.\n\n"]
-# Common words, so that a vocabulary of about a thousand is filled with something that is met in ordinary text.
+# Common words, to fill a vocabulary of about a thousand with pieces of ordinary text.
 WORDS = """
 the of and to in a is that for it as was with be by on not he his but at are this have from or had an they which one you
 were all her she there would their we him been has when who will no more if out so up said what its about than into them can
@@ -74,7 +74,7 @@ def build():
     )
     pieces = (piece for line in corpus() for piece in re.split(r"\d+", line) if piece)
     tokenizer.train_from_iterator(pieces, trainer)
-    # Added by editing the JSON: `add_special_tokens` would put them at the end just the same, but not mark all of them alike.
+    # Added by editing the JSON: `add_special_tokens` also puts them at the end, but does not mark all of them alike.
     tree = json.loads(tokenizer.to_str())
     base = len(tree["model"]["vocab"])
     assert base == BASE_TOKENS, f"the corpus gives only {base} base tokens"

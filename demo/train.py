@@ -9,7 +9,7 @@ Three steps. A language-model loss on the results of bare equations ("17+25=42")
 wrong equation teach judging, and pairs of templated conversations to judge an answer by its question. Pairs are trained with the
 Bradley-Terry loss, -log sigmoid(reward(right) - reward(wrong)), for each pair and, because it says more per step, for every
 right answer of a batch against every wrong one; the results' loss goes on beside it. The reward is logit 0 of the last token, as
-in the large model this one stands in for: row 0 of lm_head is the reward head, the other rows serve the language-model loss.
+in the large model that this one represents: row 0 of lm_head is the reward head, the other rows serve the language-model loss.
 
 One thread, one seed, deterministic algorithms, no network.
 """
@@ -37,8 +37,8 @@ RESULT_STEPS, RESULT_RATE = 1700, 2e-3
 REWARD_STEPS, REWARD_RATE = 1400, 1.5e-3
 BATCH = 64  # answers in the first phase, pairs in the second
 # In the first phase one step in RESULT_QUESTIONS is on templated conversations, the others are on bare equations, which are
-# shorter: what is learned on the short ones is carried over as it grows. (Without it, it had to be learned again.) In the
-# second phase the two take turns until step FACTS_UNTIL; conversations alone follow.
+# shorter, so that skills carry over while they are learned. (Otherwise they had to be learned again.) In the second phase
+# the two alternate until step FACTS_UNTIL; after it all steps are on conversations.
 RESULT_QUESTIONS, FACTS_UNTIL = 8, 700
 WARM_UP = 50  # steps at the very start
 WEIGHT_DECAY = 0.05  # of matrices; norm weights have none
@@ -57,7 +57,7 @@ def model_config(tokenizer):
         max_position_embeddings=2048,
         rms_norm_eps=1e-5,
         initializer_range=0.06,
-        # With 256 original positions the scaling is in effect: wavelengths above 256 are stretched 8 times, below 64 kept.
+        # With 256 original positions the scaling has an effect: wavelengths above 256 are stretched 8 times, below 64 kept.
         rope_parameters={
             "rope_type": "llama3",
             "rope_theta": 10000.0,
@@ -96,8 +96,8 @@ def encode_facts(tokenizer, facts):
 def encode_questions(tokenizer, pairs):
     """-> (header that every conversation starts with, [(rest of the right conversation, of the wrong one)]), all as ids.
 
-    The conversations are put together from pieces, which is much faster than rendering each; the first 200 are compared with
-    what the template gives.
+    The conversations are concatenated from pieces, which is much faster than rendering each; the first 200 are compared with
+    the rendered ones.
     """
     frame = conversation_ids(tokenizer, "?", "!")
     # A role is followed by <|end_header_id|> and the empty line, one token each, as "?" is.
@@ -112,10 +112,10 @@ def encode_questions(tokenizer, pairs):
 
 
 def run_model(model, header, rows):
-    """-> (ids [rows, longest], final hidden states [rows, longest, hidden]) of `rows`, each standing after `header`.
+    """-> (ids [rows, longest], final hidden states [rows, longest, hidden]) of `rows`, each after `header`.
 
-    The header's keys and values are computed once for all rows. Rows are padded on the right, where a causal model cannot
-    see it.
+    The header's keys and values are computed once for all rows. Rows are padded on the right, where a causal model does not
+    read it.
     """
     length = max(map(len, rows))
     ids = torch.tensor([row + [model.config.pad_token_id] * (length - len(row)) for row in rows])
@@ -127,7 +127,7 @@ def run_model(model, header, rows):
 
 
 def result_span(row, digits):
-    """Positions of the last number in `row`, and of the token after it, which says that the number is over."""
+    """Positions of the last number in `row`, and of the token after it, which ends the number."""
     end = max(j for j, token in enumerate(row) if token in digits)
     first = end
     while row[first - 1] in digits:
@@ -136,7 +136,7 @@ def result_span(row, digits):
 
 
 def result_loss(model, ids, hidden, rows, digits):
-    """Cross entropy of the results in `rows`, given what stands before them."""
+    """Cross entropy of the results in `rows`, given the tokens before them."""
     i, j = torch.tensor([(i, j) for i, row in enumerate(rows) for j in result_span(row, digits)]).T
     # Row 0 of lm_head is the reward head; its token, "!", is never part of a result.
     logits = hidden[i, j - 1] @ model.lm_head.weight[1:].T
@@ -204,12 +204,12 @@ class Trainer:
         for key, value in values.items():
             self.seen.setdefault(f"{name} {key}", []).append(value.item())
         if step % 50 == 0:
-            told = "  ".join(f"{key} {sum(v) / len(v):.3f}" for key, v in self.seen.items())
-            print(f"step {step:4}  {told}  {time.monotonic() - self.began:.0f} s", flush=True)
+            means = "  ".join(f"{key} {sum(v) / len(v):.3f}" for key, v in self.seen.items())
+            print(f"step {step:4}  {means}  {time.monotonic() - self.began:.0f} s", flush=True)
             self.seen = {}
 
     def learn_results(self):
-        """To compute: right answers, for the loss of their results alone."""
+        """Trains computing: right answers, with the loss of their results alone."""
         for i in range(RESULT_STEPS):
             name = "facts" if (i + 1) % RESULT_QUESTIONS else "questions"
             header, pairs = self.take(name)
@@ -219,7 +219,7 @@ class Trainer:
             self.log(name, i + 1, result=loss)
 
     def learn_rewards(self):
-        """To judge: pairs of a right and a wrong answer."""
+        """Trains judging: pairs of a right and a wrong answer."""
         for i in range(REWARD_STEPS):
             name = "facts" if i < FACTS_UNTIL and i % 2 == 0 else "questions"
             header, pairs = self.take(name)

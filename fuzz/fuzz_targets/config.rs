@@ -1,4 +1,4 @@
-//! Any bytes as `kudos::internals::fuzzing::config` takes them.
+//! Fuzzes `kudos::internals::fuzzing::config`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

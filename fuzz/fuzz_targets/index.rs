@@ -1,4 +1,4 @@
-//! Any bytes as `kudos::internals::fuzzing::index` takes them.
+//! Fuzzes `kudos::internals::fuzzing::index`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,5 +1,5 @@
-//! Any bytes as `kudos_cli::fuzzing::line` takes them, and the line that they choose from all keys
-//! and values.
+//! Fuzzes `kudos_cli::fuzzing::line` with the bytes, and with the line of known keys and values
+//! that they select.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! Any bytes as `kudos::internals::fuzzing::safetensors` takes them.
+//! Fuzzes `kudos::internals::fuzzing::safetensors`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

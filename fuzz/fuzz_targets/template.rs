@@ -1,4 +1,4 @@
-//! Any bytes as `kudos::internals::fuzzing::template` takes them.
+//! Fuzzes `kudos::internals::fuzzing::template`.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {

@@ -1,6 +1,7 @@
-//! Real weights: SmolLM2-135M with a trained reward head, in both layouts, against Hugging Face's ids and float32
-//! rewards. `make test-real` builds the models (tests/real/smollm2.py) and runs this; KUDOS_REAL_DIR says where they
-//! lie. KUDOS_TEST_DATA names a folder with a longer list of such rows, which is not ours to ship.
+//! Real weights: SmolLM2-135M with a trained reward head, in both layouts, against Hugging Face's
+//! ids and float32 rewards. `make test-real` builds the models (tests/real/smollm2.py) in the
+//! folder KUDOS_REAL_DIR and runs this. KUDOS_TEST_DATA is a folder with a longer list of such
+//! rows, which we may not redistribute.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -14,8 +15,8 @@ use kudos::{Conversation, CpuOptions, Engine};
 use oracle::{ids, read_json, relative_error};
 use serde_json::Value;
 
-/// |ours - HF float32| / max(1, |reward|). Measured floor: 1.4e-5 on 30 conversations; running
-/// transformers a second time moved its own rewards by up to 7.6e-6.
+/// Bound on |ours - HF float32| / max(1, |reward|). Measured floor: 1.4e-5 on 30 conversations; a
+/// second run of transformers moved its own rewards by up to 7.6e-6.
 const BOUND: f64 = 1e-4;
 
 fn model(name: &str) -> PathBuf {
@@ -28,7 +29,7 @@ fn shipped_rows() -> Vec<Value> {
     read_json(&path)["rows"].as_array().unwrap().clone()
 }
 
-/// Scores every row's conversation; its ids have to be equal and its reward within the bound.
+/// Scores the conversation of every row, and requires equal ids and a reward within the bound.
 fn check(model_name: &str, rows: &[Value]) {
     let engine = Engine::builder(model(model_name)).device(CpuOptions::default()).open().unwrap();
     let prompt = engine.prompt().unwrap();

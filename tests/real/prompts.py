@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""What transformers makes of odd conversations under Meta's own templates, for `tests/real_prompts.rs`.
+"""Records how transformers renders odd conversations under Meta's own templates, for `tests/real/prompts.rs`.
 
     KUDOS_TEST_DATA=DATA python tests/real/prompts.py OUT      # a Python with transformers 5.23 and jinja2
 
 DATA holds build_llama3_tokenizer.py, chat_templates/*.jinja and llama3_chat_ids.json. OUT gets one model folder per
-template (the Llama 3 tokenizer, rebuilt from a wheel once) and goldens.json. Nothing of it is ours to commit.
+template (the Llama 3 tokenizer, rebuilt from a wheel once) and goldens.json. We may not redistribute any of it.
 """
 
 import json

@@ -1,5 +1,5 @@
-//! Prompts under real Llama templates and the real Llama 3 tokenizer, which are not ours to ship: `tests/real/prompts.py`
-//! makes the folder that `KUDOS_REAL_DIR` names.
+//! Prompts under real Llama templates and the real Llama 3 tokenizer, which we may not
+//! redistribute: `tests/real/prompts.py` makes the folder `KUDOS_REAL_DIR`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 fn real_dir() -> PathBuf {
     PathBuf::from(
-        std::env::var_os("KUDOS_REAL_DIR").expect("KUDOS_REAL_DIR names the folder of tests/real/prompts.py"),
+        std::env::var_os("KUDOS_REAL_DIR").expect("KUDOS_REAL_DIR is not set; run `make test-real`"),
     )
 }
 
@@ -22,7 +22,7 @@ fn read_json(name: &str) -> Vec<Value> {
 }
 
 fn open(model: &str, sanitize_control_tokens: bool) -> Prompt {
-    // The time that prompts.py gives to transformers.
+    // The fixed time of prompts.py.
     let clock = Clock::Fixed { year: 2024, month: 7, day: 6, hour: 9, minute: 5 };
     let options = PromptOptions { clock, sanitize_control_tokens, ..Default::default() };
     Prompt::open(&real_dir().join("models").join(model), options).unwrap()
@@ -44,7 +44,7 @@ fn ids(value: &Value) -> Vec<u32> {
 
 #[test]
 #[ignore = "needs KUDOS_REAL_DIR, made by tests/real/prompts.py"]
-fn odd_conversations_equal_transformers_under_each_real_template() {
+fn odd_conversations_equal_transformers_under_real_templates() {
     let mut prompts = BTreeMap::new();
     let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
     for row in read_json("goldens.json") {
@@ -74,7 +74,7 @@ fn odd_conversations_equal_transformers_under_each_real_template() {
 
 #[test]
 #[ignore = "needs KUDOS_REAL_DIR, made by tests/real/prompts.py"]
-fn kept_llama_conversations_have_the_ids_that_transformers_gave() {
+fn recorded_llama_conversations_have_the_ids_of_transformers() {
     let models = [("llama-3.3", "meta-llama-Llama-3.3-70B-Instruct"), ("llama-3.0", "llama-3.0-instruct")];
     let rows = read_json("llama3_chat_ids.json");
     for (key, model) in models {

