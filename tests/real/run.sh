@@ -1,7 +1,7 @@
 #!/bin/sh
-# Runs the tests on real weights and the real Llama 3 tokenizer. Builds their models (about 200 MB of
-# downloads, once) in KUDOS_REAL_DIR, by default target/real. KUDOS_REAL_PYTHON is a python3 that already
-# has gguf, transformers and jinja2.
+# Runs the tests on real weights and the real Llama 3 tokenizer. Builds their models (about 200 MB
+# of downloads, once) in KUDOS_REAL_DIR, by default target/real. KUDOS_REAL_PYTHON is a python3 that
+# already has gguf, transformers and jinja2.
 set -eu
 cd "$(dirname "$0")/../.."
 KUDOS_REAL_DIR=${KUDOS_REAL_DIR:-$PWD/target/real}
