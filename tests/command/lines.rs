@@ -333,7 +333,7 @@ fn version_completions_and_manual_pages_are_printed() {
     assert!(pages[1].contains(".TH kudos-score 1") && pages[1].contains("\\-\\-resume"), "{}", pages[1]);
     let unknown = kudos(&["man", "paint"], "");
     assert_eq!(unknown.status, Some(2));
-    assert!(unknown.stderr.contains("there is no command `paint`"), "{unknown:?}");
+    assert!(unknown.stderr.contains("there is no command `paint`\n\nhint: "), "{unknown:?}");
 }
 
 /// Compares rewards with those of transformers 5.24 in float32.

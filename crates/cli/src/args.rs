@@ -119,7 +119,7 @@ pub(super) struct ScoreArgs {
     #[command(flatten)]
     pub(super) process: ProcessArgs,
 
-    /// Timeout for a rank that waits for another one, after which all ranks fail
+    /// Timeout for a rank that waits for another one, after which all ranks fail [default: 600]
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(super) peer_timeout: Option<Duration>,
 

@@ -1,11 +1,11 @@
 //! `kudos completions` and `kudos man`: completion scripts and manual pages, made by clap.
 
-use anyhow::Context;
 use clap::CommandFactory;
 
 use crate::Outcome;
 use crate::args::{Args, CompletionsArgs, ManArgs};
 use crate::output::Output;
+use kudos::{Error, ErrorKind};
 
 /// Prints a completion script.
 pub(super) fn completions(args: &CompletionsArgs) -> anyhow::Result<Outcome> {
@@ -19,8 +19,11 @@ pub(super) fn man(args: &ManArgs) -> anyhow::Result<Outcome> {
     let mut command = Args::command();
     command.build();
     if let Some(name) = &args.command {
-        let found = command.find_subcommand(name).with_context(|| format!("there is no command `{name}`"))?;
-        command = found.clone();
+        let unknown = || {
+            let error = Error::new(ErrorKind::Options, format!("there is no command `{name}`"));
+            error.with_hint("`kudos --help` lists the commands")
+        };
+        command = command.find_subcommand(name).ok_or_else(unknown)?.clone();
     }
     let mut text = Vec::new();
     clap_mangen::Man::new(command).render(&mut text)?;

@@ -59,7 +59,8 @@ fn find(args: &ProcessArgs, variable: impl Fn(&str) -> Option<String>) -> Result
     let text = |name: &str| {
         variable(name).ok_or_else(|| {
             mistake(format!("`--rendezvous env`: {name} is not set")).with_hint(
-                "torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; under Slurm export the last two",
+                "start it by torchrun, which sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; under Slurm, export \
+                 the last two",
             )
         })
     };
