@@ -1,8 +1,22 @@
 //! [`LayerWeights`]: one layer's weights on a device, and [`HostWeight`]: one of them on the host.
 
-use crate::backend::{Backend, Matrix};
 use crate::error::Result;
 use crate::weights::{HostTensor, LayerTensors};
+
+/// The matrix of the model that a weight is. Backends may choose the layout of heads by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matrix {
+    /// Queries, keys and values, `[qkv_width, hidden]`.
+    Qkv,
+    /// From attention back to the residual stream, `[hidden, q_width]`.
+    O,
+    /// Gate and up, `[2 * ffn, hidden]`.
+    GateUp,
+    /// From the MLP back to the residual stream, `[hidden, ffn]`.
+    Down,
+    /// From the final norm to the logits, `[labels, hidden]`.
+    Head,
+}
 
 /// One layer's weights on a device; matrices are this rank's shard.
 #[derive(Debug)]
@@ -59,14 +73,6 @@ impl<'a> HostWeight<'a> {
 }
 
 impl<W> LayerWeights<W> {
-    /// Loads one layer into the backend, to stay.
-    pub fn load<B: Backend<Weight = W>>(backend: &mut B, layer: &LayerTensors) -> Result<Self> {
-        Self::make(layer, |weight| match weight.matrix {
-            Some(matrix) => backend.matrix(matrix, weight.pieces, weight.bias),
-            None => backend.vector(&weight.pieces[0]),
-        })
-    }
-
     /// Calls `make` for each weight of a layer, in the order of the fields.
     pub fn make(layer: &LayerTensors, mut make: impl FnMut(HostWeight<'_>) -> Result<W>) -> Result<Self> {
         let [input_norm, qkv, o, mlp_norm, gate_up, down] = HostWeight::all_of(layer);

@@ -25,7 +25,7 @@ use crate::error::Result;
 use crate::shard::Shard;
 use crate::weights::{HostTensor, LayerTensors};
 
-pub use layer::{HostWeight, LayerWeights};
+pub use layer::{HostWeight, LayerWeights, Matrix};
 pub use loading::Loading;
 
 /// The sizes and constants of the model, and of this rank's part of it, that ops use.
@@ -120,21 +120,6 @@ pub struct Capacity {
     pub sequences: usize,
     /// Rows that go through the MLP at a time.
     pub mlp_tokens: usize,
-}
-
-/// The matrix of the model that a weight is. Backends may choose the layout of heads by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Matrix {
-    /// Queries, keys and values, `[qkv_width, hidden]`.
-    Qkv,
-    /// From attention back to the residual stream, `[hidden, q_width]`.
-    O,
-    /// Gate and up, `[2 * ffn, hidden]`.
-    GateUp,
-    /// From the MLP back to the residual stream, `[hidden, ffn]`.
-    Down,
-    /// From the final norm to the logits, `[labels, hidden]`.
-    Head,
 }
 
 /// The role of an activation. Backends choose its precision by it.
@@ -246,6 +231,14 @@ pub trait Backend: Sized {
 
     /// Loads a vector `[width]`: the weight of a norm.
     fn vector(&mut self, tensor: &HostTensor) -> Result<Self::Weight>;
+
+    /// Loads one layer to stay.
+    fn load_layer(&mut self, layer: &LayerTensors) -> Result<LayerWeights<Self::Weight>> {
+        LayerWeights::make(layer, |weight| match weight.matrix {
+            Some(matrix) => self.matrix(matrix, weight.pieces, weight.bias),
+            None => self.vector(&weight.pieces[0]),
+        })
+    }
 
     /// Allocates a slot for layers with the shapes of `like`, which all layers of a rank have; its
     /// contents are undefined.

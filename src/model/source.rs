@@ -29,8 +29,7 @@ pub struct Resident<W> {
 impl<W> Resident<W> {
     /// Loads all layers into the backend.
     pub fn load<B: Backend<Weight = W>>(backend: &mut B, tensors: &ModelTensors) -> Result<Self> {
-        let layers =
-            tensors.layers.iter().map(|layer| LayerWeights::load(backend, layer)).collect::<Result<_>>()?;
+        let layers = tensors.layers.iter().map(|layer| backend.load_layer(layer)).collect::<Result<_>>()?;
         Ok(Self { layers })
     }
 }

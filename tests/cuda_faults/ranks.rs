@@ -13,7 +13,7 @@ use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Out};
 use kudos::internals::backend::cuda::nccl::Group;
 use kudos::internals::backend::cuda::probe::devices;
 use kudos::internals::backend::cuda::{Cuda, Setup, format::ActivationFormat};
-use kudos::internals::backend::{Capacity, Footprint, Geometry, LayerWeights};
+use kudos::internals::backend::{Backend, Capacity, Footprint, Geometry};
 use kudos::internals::config::ModelConfig;
 use kudos::internals::model::rope::frequencies;
 use kudos::internals::shard::Shard;
@@ -222,9 +222,9 @@ fn a_rank_stops_loading_when_its_group_has_failed() {
         Cuda::new(setup, geometry.clone(), capacity)
     };
     let mut cuda = open().unwrap();
-    LayerWeights::load(&mut cuda, &tensors.layers[0]).map(drop).unwrap();
+    cuda.load_layer(&tensors.layers[0]).map(drop).unwrap();
     group.abort();
-    assert_aborted(LayerWeights::load(&mut cuda, &tensors.layers[1]));
+    assert_aborted(cuda.load_layer(&tensors.layers[1]));
     drop(cuda);
     // It prepares no matmuls either.
     assert_aborted(open());

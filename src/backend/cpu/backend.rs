@@ -177,7 +177,7 @@ impl Backend for Cpu {
     }
 
     fn stage(&mut self, slot: &mut Self::Slot, layer: &LayerTensors) -> Result<()> {
-        *slot = Some(LayerWeights::load(self, layer)?);
+        *slot = Some(self.load_layer(layer)?);
         Ok(())
     }
 

@@ -64,7 +64,7 @@ impl<B: Backend> Streamed<B> {
                 streamed.push(layer.clone());
             } else {
                 places.push(Place::Resident(resident.len()));
-                resident.push(LayerWeights::load(backend, layer)?);
+                resident.push(backend.load_layer(layer)?);
             }
         }
         let slots = (0..SLOTS).map(|_| backend.slot(&streamed[0])).collect::<Result<_>>()?;

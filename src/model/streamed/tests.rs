@@ -72,7 +72,7 @@ impl Backend for Recorder {
     }
 
     fn stage(&mut self, slot: &mut Slot, layer: &LayerTensors) -> Result<()> {
-        slot.holds = Some(LayerWeights::load(self, layer)?);
+        slot.holds = Some(self.load_layer(layer)?);
         self.log.push(Event::Stage { slot: slot.number, layer: layer_of(layer.o.name()) });
         Ok(())
     }
