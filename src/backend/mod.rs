@@ -51,7 +51,7 @@ pub struct Geometry {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum AllReduce {
-    /// In the order of ranks: a reward does not depend on what shares its batch
+    /// In the order of ranks, so that a reward does not depend on what shares its batch
     ///
     /// Every rank gets what each has computed, and adds it in f32 with one rounding. Over N ranks this
     /// moves N / 2 times the bytes of [`Nccl`](Self::Nccl).
@@ -74,7 +74,7 @@ pub enum Overlap {
     Auto,
     /// In every pass that can be cut into parts
     Always,
-    /// Never: an all-reduce begins when all rows are computed, and the next op waits for it
+    /// In no pass: an all-reduce begins when all rows are computed, and the next op waits for it
     Never,
 }
 
@@ -83,10 +83,10 @@ pub enum Overlap {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
 pub enum GemmTuning {
-    /// Where no timings of this kind of GPU are kept: seconds at the first start
+    /// They are timed if no timings of this kind of GPU are kept: seconds at the first start
     #[default]
     Auto,
-    /// Never: cublasLt's own proposal for a usual batch is used for all
+    /// They are not timed: cublasLt's own proposal for a usual batch is used for all
     Off,
 }
 

@@ -233,7 +233,7 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "N")]
     pub(super) max_tokens: Option<usize>,
 
-    /// Policy for a conversation of more tokens
+    /// Policy for a conversation beyond that limit
     #[arg(long, value_enum, default_value = "refuse")]
     pub(super) truncate: Truncate,
 
