@@ -41,7 +41,7 @@ fn sequences() -> Vec<Vec<u32>> {
 }
 
 fn rewards(engine: &Engine) -> Vec<u32> {
-    engine.score(&sequences()).into_iter().map(|score| score.unwrap().reward.to_bits()).collect()
+    engine.score(sequences()).into_iter().map(|score| score.unwrap().reward.to_bits()).collect()
 }
 
 /// Submits sequences, and returns the error with which all of them are completed.
