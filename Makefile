@@ -53,6 +53,7 @@ lint: cuda-toolchain
 	cargo clippy --release --locked --package kudos --features cuda -- -D warnings
 	cargo clippy --release --locked --package kudos --features cluster -- -D warnings
 	cargo clippy --release --locked --package kudos --features internals -- -D warnings
+	cargo clippy --release --locked --package kudos --features clap -- -D warnings
 
 doc: cuda-toolchain
 	@# The library as hosted documentation has it, then all packages.

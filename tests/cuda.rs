@@ -361,7 +361,7 @@ fn random_weights_take_the_memory_of_a_checkpoint() {
                 builder.residency(residency).open().unwrap()
             };
             let rewards = |engine: &Engine| -> Vec<f32> {
-                let scores = engine.score(&family(config.vocab as u32));
+                let scores = engine.score(family(config.vocab as u32));
                 scores.into_iter().map(|score| score.unwrap().reward).collect()
             };
             let engine = open(1);

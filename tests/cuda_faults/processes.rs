@@ -233,6 +233,6 @@ fn impossible_options_are_refused_before_ranks_are_waited_for() {
     let cpu = ["score", "--device", "cpu", "--model", model.to_str().unwrap(), "-"];
     let process = ["--rank", "0", "--world-size", "2", "--rendezvous", &address];
     let run = kudos_in(&[], &[&cpu[..], &process].concat(), LINE);
-    assert_failed(&run, &["ranks on the CPU share one process", "hint: "]);
+    assert_failed(&run, &["`--rendezvous` is an option of GPUs, and `--device cpu` was given", "hint: "]);
     assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
 }

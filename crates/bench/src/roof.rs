@@ -51,7 +51,7 @@ impl Rates {
         }
         let all = || thread::available_parallelism().map_or(1, NonZeroUsize::get);
         let (isa, threads) = (Isa::detect(), args.threads.unwrap_or_else(all));
-        let math = Math::of(isa, args.cpu_math.into());
+        let math = Math::of(isa, args.cpu_math);
         // Ranks share the threads.
         let of_rank = |flop: f64| flop / engine.plan().ranks as f64;
         let measured = |math| Ok(peak::flop_per_second(isa, math, threads, TIME)?.map(of_rank));

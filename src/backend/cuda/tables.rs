@@ -77,7 +77,7 @@ pub struct WorkList {
 
 impl HostTables {
     /// No table yet.
-    #[expect(clippy::new_without_default, reason = "no two are equal")]
+    #[allow(clippy::new_without_default, reason = "no two are equal")]
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(NONE + 1);
         Self { id: NEXT.fetch_add(1, Ordering::Relaxed), words: Vec::new() }

@@ -240,6 +240,7 @@ impl Platform for CudaPlatform {
         }
     }
 
+    #[cfg(feature = "cluster")]
     fn kernels(&self) -> &'static str {
         self.tier.name()
     }
@@ -248,6 +249,7 @@ impl Platform for CudaPlatform {
         self.group.as_ref().map_or_else(Vec::new, |group| group.id())
     }
 
+    #[cfg(feature = "cluster")]
     fn set_nccl_id(&self, nccl_id: &[u8]) -> Result<()> {
         self.group.as_ref().map_or(Ok(()), |group| group.meet_at(nccl_id))
     }

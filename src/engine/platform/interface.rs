@@ -50,6 +50,7 @@ pub(in crate::engine) trait Platform: Send + Sync {
     fn abort(&self) -> Arc<dyn Fn() + Send + Sync>;
 
     /// Returns the name of the kernels, which must be equal on all ranks.
+    #[cfg(feature = "cluster")]
     fn kernels(&self) -> &'static str {
         "none"
     }
@@ -61,6 +62,7 @@ pub(in crate::engine) trait Platform: Send + Sync {
     }
 
     /// Sets the id that [`nccl_id`](Self::nccl_id) returned at rank 0.
+    #[cfg(feature = "cluster")]
     fn set_nccl_id(&self, _nccl_id: &[u8]) -> Result<()> {
         Ok(())
     }
@@ -74,8 +76,10 @@ pub(in crate::engine) struct RankSetup<'a> {
     /// Layers that stay on the device.
     pub(in crate::engine) resident_layers: usize,
     /// The planned allocations.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the CPU uses weights where they are"))]
     pub(in crate::engine) footprint: &'a Footprint,
     /// Counts the weights that reach the device.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "the CPU uses weights where they are"))]
     pub(in crate::engine) loading: &'a Loading,
     /// Records times of passes on request.
     pub(in crate::engine) profile: Option<&'a Profile>,
