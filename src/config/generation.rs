@@ -113,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn generation_settings_that_alter_scores_are_said_once() {
+    fn generation_settings_that_alter_scores_are_warned_of_once() {
         let causal = Head::LogitZero { tied: false };
         let warnings = |settings: Value| {
             let dir = tempfile::tempdir().unwrap();

@@ -26,8 +26,8 @@ impl Engine {
         self.submit_all(inputs).into_iter().map(|pending| pending?.wait()).collect()
     }
 
-    /// Scores inputs as they come and returns the results in their order. Reads ahead far enough to
-    /// fill batches, so memory is bounded whatever the number of inputs.
+    /// Scores inputs as they come and returns the results in their order. Reads as many inputs as fill
+    /// batches, so memory is bounded whatever the number of inputs.
     pub fn score_iter<I>(&self, inputs: I) -> ScoreIter<'_, I::IntoIter>
     where
         I: IntoIterator,

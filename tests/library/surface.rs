@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// What services import: few enough to read.
+/// The most names that a reader takes in.
 const NAMES_MAX: usize = 60;
 
 /// Returns `kind path` of every item in rustdoc's list of all items.
@@ -15,7 +15,11 @@ fn exported(page: &str) -> BTreeSet<String> {
             let (path, file) = link.rsplit_once('/').map_or(("", link), |(path, file)| (path, file));
             let (kind, name) = file.strip_suffix(".html")?.split_once('.')?;
             let kinds = ["struct", "enum", "trait", "fn", "type", "constant", "static", "macro", "union"];
-            let path = if path.is_empty() { name.to_owned() } else { format!("{}::{name}", path.replace('/', "::")) };
+            let path = if path.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{}::{name}", path.replace('/', "::"))
+            };
             kinds.contains(&kind).then(|| format!("{kind} {path}"))
         })
         .collect()
@@ -27,7 +31,8 @@ fn the_public_api_is_the_committed_list() {
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), Into::into);
     let page = target.join("doc/kudos/all.html");
     let Ok(page) = fs::read_to_string(&page) else {
-        let required = std::env::var("KUDOS_TEST_REQUIRE").is_ok_and(|names| names.split(',').any(|name| name == "doc"));
+        let required =
+            std::env::var("KUDOS_TEST_REQUIRE").is_ok_and(|names| names.split(',').any(|name| name == "doc"));
         assert!(!required, "{} is missing: `make doc` writes it", page.display());
         return eprintln!("not run: {} is missing, which `make doc` writes", page.display());
     };

@@ -8,7 +8,7 @@ use kudos::Stats;
 /// An arrival process of requests.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Load {
-    /// `rate` a second, whether earlier ones are answered or not; `share` of the capacity where it
+    /// `rate` a second, whether earlier ones are completed or not; `share` of the capacity where it
     /// was given as one.
     Open { rate: f64, share: Option<f64> },
     /// From this number of clients, each of which waits for its answer.

@@ -1,4 +1,4 @@
-//! Reading, rendering and tokenizing ahead of the engine, in order and in bounded memory.
+//! Reading, rendering and tokenizing while the engine scores, in order and in bounded memory.
 //!
 //! ```text
 //! reader --raw lines--> workers: parse, render, tokenize

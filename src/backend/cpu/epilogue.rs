@@ -13,8 +13,8 @@ pub enum Store {
     Replace,
     /// The matmul is added to the output.
     Add,
-    /// Of a weight of gate and, behind it, up, both equally many rows, `gate(..) * up` overwrites
-    /// the output: half as many columns. By a matrix unit only.
+    /// `gate(..) * up` overwrites the output. The weight is gate and, behind it, up, with equally many rows
+    /// each; the output has half as many columns. By a matrix unit only.
     Gated(Gate),
 }
 

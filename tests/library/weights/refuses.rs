@@ -96,7 +96,7 @@ fn a_classifier_with_other_labels_than_the_config_is_refused() {
 }
 
 #[test]
-fn a_config_without_labels_is_told_how_many_there_are() {
+fn a_config_without_labels_is_refused_with_their_count() {
     let unnamed = Head::Score { labels: 2, labels_named: false, pad_token_id: None };
     let unnamed = ModelConfig { head: unnamed, ..config() };
     let place = "DIR/model.safetensors (config.json: num_labels 2 by default, hidden_size 10)";

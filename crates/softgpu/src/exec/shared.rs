@@ -3,7 +3,7 @@
 use crate::check::Violation;
 use crate::device::Access;
 
-const NOBODY: u8 = u8::MAX;
+const NO_LANE: u8 = u8::MAX;
 const SEVERAL: u8 = u8::MAX - 1;
 const WARPS_MAX: usize = 32;
 const ALL_BYTES: u8 = 0xF;
@@ -47,12 +47,12 @@ struct Shadow {
 const FRESH: Shadow = Shadow {
     written_at: 0,
     read_at: 0,
-    writer: NOBODY,
-    reader: NOBODY,
+    writer: NO_LANE,
+    reader: NO_LANE,
     written: 0,
     in_flight: 0,
-    writer_lanes: [NOBODY; 4],
-    reader_lanes: [NOBODY; 4],
+    writer_lanes: [NO_LANE; 4],
+    reader_lanes: [NO_LANE; 4],
 };
 
 /// The shared memory of one block.
@@ -233,7 +233,7 @@ impl Shared {
                 }
                 shadow.reader = if other_read { SEVERAL } else { actor.warp };
                 if !read {
-                    shadow.reader_lanes = [NOBODY; 4];
+                    shadow.reader_lanes = [NO_LANE; 4];
                 }
                 note(&mut shadow.reader_lanes, mask, actor.lane);
                 shadow.read_at = now;
@@ -241,7 +241,7 @@ impl Shared {
             Access::Write => {
                 shadow.writer = actor.warp;
                 if !wrote {
-                    shadow.writer_lanes = [NOBODY; 4];
+                    shadow.writer_lanes = [NO_LANE; 4];
                 }
                 note(&mut shadow.writer_lanes, mask, actor.lane);
                 shadow.written_at = now;
@@ -284,7 +284,7 @@ impl Shared {
 fn note(lanes: &mut [u8; 4], mask: u8, lane: u8) {
     for (byte, noted) in lanes.iter_mut().enumerate() {
         if mask >> byte & 1 == 1 {
-            *noted = if *noted == NOBODY || *noted == lane { lane } else { SEVERAL };
+            *noted = if *noted == NO_LANE || *noted == lane { lane } else { SEVERAL };
         }
     }
 }
@@ -293,7 +293,7 @@ fn note(lanes: &mut [u8; 4], mask: u8, lane: u8) {
 #[inline]
 fn clash(lanes: [u8; 4], mask: u8, lane: u8) -> Option<u8> {
     let of_mask = (0..4).filter(|byte| mask >> byte & 1 == 1).map(|byte| lanes[byte]);
-    of_mask.into_iter().find(|&noted| noted != NOBODY && (noted != lane || noted == SEVERAL))
+    of_mask.into_iter().find(|&noted| noted != NO_LANE && (noted != lane || noted == SEVERAL))
 }
 
 #[cold]

@@ -98,7 +98,7 @@ impl Parser<'_> {
                 body.entry.threads_max = Some(product);
             }
         }
-        body.enter(&self.labels_ahead());
+        body.enter(&self.following_labels());
         while !body.scopes.is_empty() {
             self.statement(&mut body)?;
         }
@@ -137,7 +137,7 @@ impl Parser<'_> {
 
     fn statement(&mut self, body: &mut Body) -> Result<(), String> {
         if self.eat('{') {
-            body.enter(&self.labels_ahead());
+            body.enter(&self.following_labels());
             return Ok(());
         }
         if self.eat('}') {
@@ -352,7 +352,7 @@ impl Parser<'_> {
     }
 
     /// Labels defined directly in the block that starts here: a label may be used before it stands.
-    fn labels_ahead(&self) -> Vec<String> {
+    fn following_labels(&self) -> Vec<String> {
         let (mut depth, mut out) = (0, Vec::new());
         for (i, token) in self.tokens[self.at..].iter().enumerate() {
             match &token.kind {

@@ -99,7 +99,7 @@ impl Ops {
         let row_stride = needs.int("row_stride", row_stride)?;
         let (head_dim, first_head, heads) = (head_dim as i32, first_head as i32, heads as i32);
         // SAFETY: types: four addresses, four ints. bounds: a block for each position, for whose
-        // row qkv has room; heads lie within a row; positions are below their limit, and the
+        // row fits into qkv; heads lie within a row; positions are below their limit, and the
         // cosines and sines are of as many. aliases: qkv is borrowed mutably, no two threads take
         // the same pairs. lives: see above.
         unsafe {

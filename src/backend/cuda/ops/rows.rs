@@ -56,8 +56,8 @@ impl Ops {
         let rows = needs.table("rows", tables, &rows.table)?;
         let (x, out) = (x.address(), out.address());
         let words = needs.int("words of a row", row_bytes / WORD_BYTES)?;
-        // SAFETY: types: three addresses, an int. bounds: a block for each index, for whose row out
-        // has room; the indices are below their limit, and x covers as many rows. aliases: out is
+        // SAFETY: types: three addresses, an int. bounds: a block for each index, whose row fits
+        // into out; the indices are below their limit, and x covers as many rows. aliases: out is
         // borrowed mutably, so it is neither x nor the tables, as the kernel's __restrict__
         // demands. lives: see above.
         unsafe {
