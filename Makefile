@@ -16,7 +16,8 @@ build: cuda-toolchain
 	cargo build $(CARGO_FLAGS) --bin kudos
 
 test: fmt lint doc
-	cargo test $(CARGO_FLAGS) --no-fail-fast
+	@# The list of the public API is compared with the documentation just made.
+	KUDOS_TEST_REQUIRE="$${KUDOS_TEST_REQUIRE:+$$KUDOS_TEST_REQUIRE,}doc" cargo test $(CARGO_FLAGS) --no-fail-fast
 	$(MAKE) test-gpu
 
 # Tests that need a GPU: on the software GPU, or with KUDOS_TEST_GPU=real on the first real one.

@@ -368,7 +368,7 @@ fn random_weights_take_the_memory_of_a_checkpoint() {
             assert_eq!(rewards(&engine), rewards(&open(1)), "the same seed");
             assert_ne!(rewards(&engine), rewards(&open(2)), "another seed");
             if residency == Residency::Resident {
-                let plan = |engine: &Engine| (engine.plan().capacity, engine.plan().placement);
+                let plan = |engine: &Engine| (engine.plan().sequences, engine.plan().placement);
                 assert_eq!(plan(&engine), plan(&stored));
                 assert_eq!(engine.plan().footprint.workspace, stored.plan().footprint.workspace);
             }

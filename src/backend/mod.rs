@@ -181,7 +181,7 @@ pub enum Reduction {
 pub struct Footprint {
     /// Weights copied to the device; zero where they are used from the mapping.
     pub weights: usize,
-    /// Activations and other buffers that are sized by [`Capacity`].
+    /// Activations and other buffers that are sized for the largest pass.
     pub workspace: usize,
 }
 

@@ -56,7 +56,7 @@ impl Engine {
         let team = Team {
             queue: Arc::clone(&queue),
             ranks,
-            budget: Budget { tokens: plan.batch_tokens, sequences: plan.capacity.sequences },
+            budget: Budget { tokens: plan.batch_tokens, sequences: plan.sequences },
             sharing: options.batching.sharing,
             labels: config.labels(),
             abort: Arc::new(move |cause| {

@@ -47,10 +47,12 @@ pub struct MemoryPlan {
     pub footprint: Footprint,
     /// Unique tokens that one pass takes together.
     pub batch_tokens: usize,
+    /// Sequences with different last tokens that one pass takes together.
+    pub sequences: usize,
     /// The longest sequence, in tokens.
     pub max_tokens: usize,
     /// The largest pass, for which activations are sized.
-    pub capacity: Capacity,
+    pub(crate) capacity: Capacity,
     /// Floating-point operations of one rank's matmuls for one token.
     pub flops_per_token: u64,
 }
@@ -177,6 +179,7 @@ impl Sizing<'_> {
             placement,
             footprint,
             batch_tokens,
+            sequences: capacity.sequences,
             max_tokens,
             capacity,
             flops_per_token,
@@ -213,11 +216,7 @@ impl fmt::Display for MemoryPlan {
         let Placement { resident, streamed, slots } = self.placement;
         writeln!(f, "layers           {resident} resident, {streamed} streamed through {slots} slots")?;
         writeln!(f, "workspace        {:.2} GiB a rank", gib(self.footprint.workspace))?;
-        writeln!(
-            f,
-            "batch            {} unique tokens, {} sequences",
-            self.batch_tokens, self.capacity.sequences
-        )?;
+        writeln!(f, "batch            {} unique tokens, {} sequences", self.batch_tokens, self.sequences)?;
         write!(f, "longest sequence {} tokens", self.max_tokens)
     }
 }

@@ -1,6 +1,6 @@
 //! The `bench` command: how many tokens a second the engine scores here.
 //!
-//! It measures what a program that links the engine sees: one call of [`Engine::score_tokens`] with
+//! It measures what a program that links the engine sees: one call of [`Engine::score`] with
 //! all sequences of a test, from queue to rewards, without tokenization; the same code on every
 //! device. `benches/schema.md` describes its reports. `serve-like` measures requests that arrive
 //! one by one, `tokenize` rendering and tokenization, `kernels` single kernels, and `--compare`

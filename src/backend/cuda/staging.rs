@@ -1,5 +1,5 @@
 //! Copies of a pass's inputs through pinned memory: rows of embeddings, and tables. Weights go
-//! through the [`uploader`](super::uploader).
+//! through the `uploader`.
 //!
 //! A copy reads pinned memory while the host goes on, so that memory is cut into slots that take
 //! turns, each with an event that completes when the slot may be filled again. While a pass runs,

@@ -28,7 +28,7 @@ pub enum Delta<'a> {
 /// `residual += delta; out = residual / rms(residual) * weight`, row by row.
 #[derive(Debug)]
 pub struct AddRmsNorm<'a> {
-    /// `[.., hidden]` bf16, or f32 with [`ActivationFormat::F16`].
+    /// `[.., hidden]` bf16, or f32 with `ActivationFormat::F16`.
     pub residual: &'a mut DeviceBuffer,
     /// Added first.
     pub delta: Delta<'a>,
