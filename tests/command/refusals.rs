@@ -263,7 +263,7 @@ fn impossible_options_are_refused() {
     let one = r#"{"input_ids": [1]}"#;
     assert_refused(&score_lines(&model, &["--ranks", "3"], one), &["3 ranks", "1, 2, 4"]);
     assert_refused(&score_lines(&model, &["--ranks", "0"], one), &["0 ranks"]);
-    assert_refused(&score_lines(&model, &["--threads", "0"], one), &["0 threads"]);
+    assert_refused(&score_lines(&model, &["--threads", "0"], one), &["0 were requested"]);
     let of_gpus = score_lines(&model, &["--device", "cpu", "--devices", "0"], one);
     let message = "`--devices` is an option of GPUs, and `--device cpu` was given";
     assert_refused(&of_gpus, &[message, "hint: leave out one of the two"]);
