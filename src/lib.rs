@@ -14,14 +14,15 @@
 //! # }
 //! ```
 //!
-//! A [`Score`] has the reward in f32, the raw logit, and the same rounded to bf16. A reward does not
-//! depend by a single bit on what else is scored at the time; what inputs share from their start is
-//! computed once.
+//! A [`Score`] has the reward, which is the raw logit in f32, and that value rounded to bf16. A reward
+//! does not depend by a single bit on what else is scored at the time (except with
+//! [`AllReduce::Nccl`]); what inputs share from their start is computed once.
 //!
 //! # Devices
 //!
-//! [`Engine::builder`] takes the device with its options: the GPUs that the build supports or else the
-//! CPU by default, [`CpuOptions`], or [`CudaOptions`]. [`Engine::plan`] is the engine's memory.
+//! [`Engine::builder`] takes a [`Device`] with its options: [`CpuOptions`] or [`CudaOptions`]. By default
+//! the engine uses the GPUs that the build supports, or the CPU where CUDA cannot be used.
+//! [`Engine::plan`] returns the memory that it takes.
 //!
 //! ```no_run
 //! use kudos::{CudaOptions, Engine};
@@ -37,11 +38,12 @@
 //! # Services
 //!
 //! Threads and tasks share one engine, and what they submit is batched together.
-//! [`submit`](Engine::submit) returns a future of a place in the bounded queue, which resolves to the
-//! [`Pending`] score; both need no runtime, and both can be waited for by a thread instead.
+//! [`submit`](Engine::submit) returns a future that resolves, when the bounded queue has capacity, to the
+//! [`Pending`] score, which is a future too; neither needs a runtime, and a thread can wait for both.
 //! [`try_submit`](Engine::try_submit) refuses when the queue is full, and
 //! [`score_iter`](Engine::score_iter) scores any number of inputs in bounded memory.
-//! [`close`](Engine::close) scores what is queued and ends, [`abort`](Engine::abort) ends at once.
+//! [`close`](Engine::close) scores what is queued and ends; [`abort`](Engine::abort) ends after the pass
+//! that runs.
 //!
 //! # Errors
 //!
@@ -51,7 +53,7 @@
 //!
 //! | feature | adds |
 //! |---|---|
-//! | `cuda` | NVIDIA GPUs; the build needs nvcc, running needs a driver only where GPUs are used |
+//! | `cuda` | NVIDIA GPUs; the build needs nvcc, running on them needs a driver, cuBLASLt 13, and NCCL 2 for several |
 //! | `cluster` | ranks in several processes, on one machine or several |
 //! | `clap` | `clap::ValueEnum` for the enums among the options |
 #![cfg_attr(

@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Score {
     /// The reward in f32, as computed: the raw logit 0, finite.
     pub reward: f32,
-    /// The reward rounded to bf16: the value that Transformers reports for a bf16 model.
+    /// The reward rounded to bf16, the precision in which Transformers reports a bf16 model's.
     pub reward_bf16: f32,
     /// The logit of every label, the reward first: one, but for classifiers with several labels.
     pub logits: Vec<f32>,
