@@ -21,7 +21,7 @@ const UTF8_MARK: &[u8] = b"\xEF\xBB\xBF";
 /// either.
 pub(crate) fn read_text(file: &Path, bytes_max: u64, kind: ErrorKind) -> Result<String> {
     let failed = |error: std::io::Error| {
-        Error::new(ErrorKind::Io, format!("the file cannot be read: {error}")).at(file.display())
+        Error::new(ErrorKind::Io, "the file cannot be read").caused_by(error).at(file.display())
     };
     // Asked before opening: opening a named pipe would wait for its writer.
     if !std::fs::metadata(file).map_err(failed)?.is_file() {

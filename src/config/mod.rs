@@ -115,7 +115,8 @@ impl ModelConfig {
     /// implemented.
     pub fn parse(text: &str, file: &Path) -> Result<Self> {
         let values: Map<String, Value> = serde_json::from_str(text).map_err(|error| {
-            Error::new(ErrorKind::Config, format!("config.json is not a JSON object: {error}"))
+            Error::new(ErrorKind::Config, "config.json is not a JSON object")
+                .caused_by(error)
                 .at(file.display())
         })?;
         let fields = Fields::new(&values, file);

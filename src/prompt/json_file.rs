@@ -16,7 +16,7 @@ pub(super) fn read_object(path: &Path) -> Result<Option<Map<String, Json>>> {
     let parsed = serde_json::from_slice(&bytes);
     parsed
         .map(Some)
-        .map_err(|error| broken(format!("not a JSON object: {error}"), &path.display().to_string()))
+        .map_err(|error| broken("not a JSON object".to_owned(), &path.display().to_string()).caused_by(error))
 }
 
 /// Reads a JSON file, and refuses a placeholder; `None` if the file is missing.
@@ -24,7 +24,7 @@ pub(super) fn read_file(path: &Path) -> Result<Option<Vec<u8>>> {
     let refused = |what: String| broken(what, &path.display().to_string());
     let bytes = match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(refused(format!("the file cannot be read: {error}"))),
+        Err(error) => return Err(refused("the file cannot be read".to_owned()).caused_by(error)),
         Ok(bytes) => bytes,
     };
     refuse_other_than_json(&bytes, ErrorKind::Tokenizer).map_err(|error| error.at(path.display()))?;

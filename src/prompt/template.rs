@@ -177,10 +177,10 @@ fn from_files(dir: &Path) -> Result<Vec<(String, Source)>> {
     let entries = match fs::read_dir(&folder) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(named),
-        Err(error) => return Err(unreadable(&folder, &error)),
+        Err(error) => return Err(unreadable(&folder, error)),
     };
     for entry in entries {
-        let path = entry.map_err(|error| unreadable(&folder, &error))?.path();
+        let path = entry.map_err(|error| unreadable(&folder, error))?.path();
         let name =
             path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(".jinja"));
         if let Some((name, source)) = name.map(str::to_owned).zip(read(path)?) {
@@ -224,12 +224,12 @@ fn read(path: PathBuf) -> Result<Option<Source>> {
             Ok(Some(Source { text, place: path.display().to_string() }))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(unreadable(&path, &error)),
+        Err(error) => Err(unreadable(&path, error)),
     }
 }
 
-fn unreadable(path: &Path, error: &io::Error) -> Error {
-    Error::new(ErrorKind::Template, format!("the chat template cannot be read: {error}")).at(path.display())
+fn unreadable(path: &Path, error: io::Error) -> Error {
+    Error::new(ErrorKind::Template, "the chat template cannot be read").caused_by(error).at(path.display())
 }
 
 /// Converts a message, whose `content` may be a list of text parts unless a tool returned it.

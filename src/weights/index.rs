@@ -28,7 +28,7 @@ impl Index {
                 .with_hint("the index is damaged; download it again")
         };
         let parsed: Text = serde_json::from_str(text)
-            .map_err(|error| failed(format!("the index cannot be parsed: {error}")))?;
+            .map_err(|error| failed("the index cannot be parsed".to_owned()).caused_by(error))?;
         let WeightMap(map) = parsed.weight_map;
         if map.is_empty() {
             return Err(failed("the index lists no tensor".to_owned()));

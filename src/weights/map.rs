@@ -23,7 +23,7 @@ impl MappedFile {
     /// Maps a file; [`ErrorKind::Io`] when that fails.
     pub fn open(path: &Path) -> Result<Self> {
         let failed = |error: std::io::Error| {
-            Error::new(ErrorKind::Io, format!("the file cannot be read: {error}")).at(path.display())
+            Error::new(ErrorKind::Io, "the file cannot be read").caused_by(error).at(path.display())
         };
         // Asked before opening: opening a named pipe would wait for its writer.
         if !std::fs::metadata(path).map_err(failed)?.is_file() {

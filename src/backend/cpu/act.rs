@@ -158,10 +158,8 @@ impl RopeTables {
         let more = (positions - self.positions) * self.frequencies.len();
         for table in [&mut self.cos, &mut self.sin] {
             table.try_reserve_exact(more).map_err(|error| {
-                Error::new(
-                    ErrorKind::Memory,
-                    format!("no memory for RoPE tables of {positions} positions: {error}"),
-                )
+                Error::new(ErrorKind::Memory, format!("no memory for RoPE tables of {positions} positions"))
+                    .caused_by(error)
             })?;
         }
         for position in self.positions..positions {

@@ -71,7 +71,7 @@ impl Pool {
                 .name(format!("kudos-cpu-{index}"))
                 .spawn(move || shared.work(index))
                 .map_err(|error| {
-                    Error::new(ErrorKind::Memory, format!("cannot start {count} threads: {error}"))
+                    Error::new(ErrorKind::Memory, format!("cannot start {count} threads")).caused_by(error)
                 })?;
             pool.threads.push(thread);
         }

@@ -52,7 +52,8 @@ impl Ring {
             .thread_name(|index| format!("kudos-reader-{index}"))
             .build();
         let readers = pool.map_err(|error| {
-            Error::new(ErrorKind::Io, format!("cannot start {readers} threads that read weights: {error}"))
+            Error::new(ErrorKind::Io, format!("cannot start {readers} threads that read weights"))
+                .caused_by(error)
         })?;
         let chunk = || -> Result<Chunk> {
             // Its waiter sleeps: the core is a reader's.

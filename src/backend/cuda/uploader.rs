@@ -85,7 +85,7 @@ impl Uploader {
         };
         let thread = thread::Builder::new().name("kudos-uploader".to_owned()).spawn(work);
         let thread = thread.map_err(|error| {
-            Error::new(ErrorKind::Io, format!("cannot start a thread that copies weights: {error}"))
+            Error::new(ErrorKind::Io, "cannot start a thread that copies weights").caused_by(error)
         })?;
         Receipt(is_ready).wait()?;
         Ok(Self { jobs: Some(jobs), thread: Some(thread), state, loaded })

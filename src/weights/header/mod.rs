@@ -41,7 +41,7 @@ pub(super) struct Stored {
 pub(super) fn parse(file: &[u8], path: &Path) -> Result<Vec<Stored>> {
     let text = header_text(file).map_err(|error| error.at(path.display()))?;
     let Header(mut tensors) = serde_json::from_str(&text).map_err(|error| {
-        damaged(format!("the safetensors header cannot be parsed: {error}")).at(path.display())
+        damaged("the safetensors header cannot be parsed".to_owned()).caused_by(error).at(path.display())
     })?;
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let start = LENGTH_BYTES + text.len();
