@@ -270,7 +270,7 @@ fn impossible_options_are_refused() {
     let of_cpu = score_lines(&model, &["--device", "cuda", "--threads", "1"], one);
     let message = "`--threads` is an option of the CPU, and `--device cuda` was given";
     assert_refused(&of_cpu, &[message, "hint: leave out one of the two"]);
-    assert_refused(&score_lines(&model, &["--batch-tokens", "0"], one), &["0 tokens"]);
+    assert_refused(&score_lines(&model, &["--batch-tokens", "0"], one), &["at least 1 token"]);
     assert_refused(&score_lines(&model, &["--device", "cuda"], one), &["CUDA"]);
 }
 
