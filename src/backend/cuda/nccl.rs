@@ -27,6 +27,9 @@ use crate::lock::lock;
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
 
 const SUCCESS: c_int = 0;
+
+/// `ncclUnhandledCudaError`
+const UNHANDLED_CUDA_ERROR: c_int = 1;
 const IN_PROGRESS: c_int = 7;
 
 /// `ncclRemoteError`: another rank's process ended, or cannot be reached.
@@ -71,6 +74,7 @@ struct Functions {
         unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, c_int, RawComm, *mut c_void) -> c_int,
     all_gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, RawComm, *mut c_void) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
+    last_error: unsafe extern "C" fn(RawComm) -> *const c_char,
     /// The library of the functions. Never unloaded.
     _library: Library,
 }
@@ -78,38 +82,69 @@ struct Functions {
 impl Functions {
     /// NCCL, loaded on first use.
     fn get() -> Result<&'static Self> {
-        static FUNCTIONS: OnceLock<Option<Functions>> = OnceLock::new();
-        FUNCTIONS.get_or_init(Self::load).as_ref().ok_or_else(|| {
-            Error::new(ErrorKind::Device, format!("NCCL is not on this machine (no {} was found)", NAMES[0]))
-                .with_hint("several ranks need it: install NCCL 2, or put its folder on the loader's path")
-        })
+        static FUNCTIONS: OnceLock<Result<Functions>> = OnceLock::new();
+        FUNCTIONS.get_or_init(|| Self::load(&NAMES)).as_ref().map_err(Error::clone)
     }
 
-    fn load() -> Option<Self> {
+    /// Loads the first library of these names that is on the loader's path.
+    fn load(names: &[&str]) -> Result<Self> {
         // SAFETY: the library's initialisers are the vendor's own.
-        let library = NAMES.into_iter().find_map(|name| unsafe { Library::new(name) }.ok())?;
+        let loaded = names.iter().find_map(|&name| Some((name, unsafe { Library::new(name) }.ok()?)));
+        let Some((name, library)) = loaded else {
+            let message = format!("NCCL is not on this machine (no {} was found)", names[0]);
+            return Err(Error::new(ErrorKind::Device, message)
+                .with_hint("several ranks need it: install NCCL 2, or put its folder on the loader's path"));
+        };
+        let old = |error: libloading::Error| {
+            Error::new(ErrorKind::Device, format!("{name} is not NCCL, or is older than 2.14"))
+                .caused_by(error)
+                .with_hint("install a newer NCCL 2, or put its folder first on the loader's path")
+        };
         // SAFETY: these are the functions' types in nccl.h; they do not outlive the library, which
         // is kept beside them.
         unsafe {
-            Some(Self {
-                version: *library.get(b"ncclGetVersion\0").ok()?,
-                unique_id: *library.get(b"ncclGetUniqueId\0").ok()?,
-                init: *library.get(b"ncclCommInitRankConfig\0").ok()?,
-                async_error: *library.get(b"ncclCommGetAsyncError\0").ok()?,
-                abort: *library.get(b"ncclCommAbort\0").ok()?,
-                all_reduce: *library.get(b"ncclAllReduce\0").ok()?,
-                all_gather: *library.get(b"ncclAllGather\0").ok()?,
-                error_string: *library.get(b"ncclGetErrorString\0").ok()?,
+            Ok(Self {
+                version: *library.get(b"ncclGetVersion\0").map_err(old)?,
+                unique_id: *library.get(b"ncclGetUniqueId\0").map_err(old)?,
+                init: *library.get(b"ncclCommInitRankConfig\0").map_err(old)?,
+                async_error: *library.get(b"ncclCommGetAsyncError\0").map_err(old)?,
+                abort: *library.get(b"ncclCommAbort\0").map_err(old)?,
+                all_reduce: *library.get(b"ncclAllReduce\0").map_err(old)?,
+                all_gather: *library.get(b"ncclAllGather\0").map_err(old)?,
+                error_string: *library.get(b"ncclGetErrorString\0").map_err(old)?,
+                last_error: *library.get(b"ncclGetLastError\0").map_err(old)?,
                 _library: library,
             })
         }
     }
 
+    /// Makes the error of a failed call, with NCCL's last message. An allocation of NCCL's that
+    /// fails is an error of memory.
     fn error(&self, doing: &str, code: c_int) -> Error {
-        // SAFETY: the function returns a string that lives as long as the library, for any number.
-        let words = unsafe { CStr::from_ptr((self.error_string)(code)) };
-        Error::new(ErrorKind::Device, format!("{doing} failed: NCCL says `{}`", words.to_string_lossy()))
+        // SAFETY: the functions return strings that live as long as the library: for any number, and
+        // without a communicator, which is unused.
+        let words = unsafe { [(self.error_string)(code), (self.last_error)(ptr::null_mut())] };
+        let [what, last] = words.map(|text| match text.is_null() {
+            true => String::new(),
+            // SAFETY: a string with an end, as above.
+            false => unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned(),
+        });
+        let (kind, hint) = kind_and_hint(code, &last);
+        let detail = if last.is_empty() { last } else { format!(" ({last})") };
+        Error::new(kind, format!("{doing} failed: NCCL says `{what}`{detail}")).with_hint(hint)
     }
+}
+
+/// Returns the kind of a failure by its code and NCCL's last message, and what to do.
+fn kind_and_hint(code: c_int, last: &str) -> (ErrorKind, &'static str) {
+    if code == UNHANDLED_CUDA_ERROR && last.to_lowercase().contains("out of memory") {
+        return (
+            ErrorKind::Memory,
+            "NCCL's buffers did not fit: use smaller passes (`--batch-tokens`), or stop other programs on these GPUs",
+        );
+    }
+    let hint = "`NCCL_DEBUG=WARN` in the environment prints more; in a container NCCL needs shared memory (`--shm-size=1g`)";
+    (ErrorKind::Device, hint)
 }
 
 /// NCCL's version, such as 2.28.3; an error where it cannot be loaded.
@@ -444,5 +479,28 @@ impl fmt::Debug for Group {
 impl fmt::Debug for Comm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Comm").field("rank", &self.rank).field("ranks", &self.group.ranks).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_library_without_nccl_s_functions_is_not_missing() {
+        let missing = Functions::load(&["libkudos-has-no-such-library.so"]).err().unwrap();
+        assert!(missing.message().starts_with("NCCL is not on this machine"), "{missing}");
+        // The C library is everywhere, and has none of them.
+        let other = Functions::load(&["libkudos-has-no-such-library.so", "libc.so.6"]).err().unwrap();
+        assert!(other.message().starts_with("libc.so.6 is not NCCL, or is older than 2.14: "), "{other}");
+        assert!(other.message().contains("ncclGetVersion"), "{other}");
+    }
+
+    #[test]
+    fn memory_that_nccl_lacks_is_an_error_of_memory() {
+        let kind = |code, last| kind_and_hint(code, last).0;
+        assert_eq!(kind(UNHANDLED_CUDA_ERROR, "Cuda failure 2 'out of memory'"), ErrorKind::Memory);
+        assert_eq!(kind(UNHANDLED_CUDA_ERROR, "Cuda failure 700"), ErrorKind::Device);
+        assert_eq!(kind(REMOTE_ERROR, ""), ErrorKind::Device);
     }
 }
