@@ -118,7 +118,8 @@ impl Parts {
             None => (0..ranks).map(|rank| part(rank, ranks)).collect::<Result<_>>()?,
         };
         let (plan, streaming) = MemoryPlan::new(&config, options, &*platform, ranks, &tensors[0])?;
-        let warnings = tensors[0].warnings.iter().cloned().chain(streaming).collect();
+        let of_tensors = tensors[0].warnings.iter().cloned();
+        let warnings = platform.warnings().into_iter().chain(of_tensors).chain(streaming).collect();
         Ok(Self { config, platform, reason, ranks, tensors, plan, warnings })
     }
 

@@ -93,7 +93,7 @@ fn a_rank_that_fails_in_a_pass_is_named_and_ends_the_others() {
             ("1/launch:1", "CUDA_ERROR_LAUNCH_FAILED"),
             ("1/launch:9", "CUDA_ERROR_LAUNCH_FAILED"),
             ("1/lost:4", "CUDA_ERROR_UNKNOWN"),
-            ("1/nccl:1", "NCCL says"),
+            ("1/nccl:1", "(softgpu printed the details on stderr)"),
             ("1/nccl:3", "NCCL says"),
         ] {
             let engine = open(all_reduce).unwrap();
@@ -167,6 +167,43 @@ fn a_model_too_large_for_one_gpu_gets_the_fewest_it_fits_on() {
     let run = kudos_in(&variables, &[&arguments[..], &["--ranks", "1"]].concat(), LINE);
     assert_eq!(run.status, Some(2), "{run:?}");
     assert!(run.stderr.contains("the model needs 0.14 GiB"), "{run:?}");
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn gpus_of_another_kind_are_left_out_unless_they_are_named() {
+    let model = root().join(MODEL);
+    let model = model.to_str().unwrap();
+    let run = |capabilities: &str, options: &[&str]| {
+        let variables = [("SOFTGPU_CC", Some(capabilities)), ("SOFTGPU_DEVICES", Some("2"))];
+        kudos_in(&variables, &[&["score", "--device", "cuda", "--model", model, "-"], options].concat(), LINE)
+    };
+    for (capabilities, used, left_out) in [("80,75", 0, 1), ("75,80", 1, 0)] {
+        let found = run(capabilities, &[]);
+        assert_eq!(found.status, Some(0), "{found:?}");
+        let device = format!("GPU {used} (softgpu sm_80, compute capability 8.0, sm80 kernels)");
+        assert!(found.stderr.contains(&device), "{found:?}");
+        let warning = format!("so that these are not used: GPU {left_out} (softgpu sm_75)");
+        assert!(found.stderr.contains(&warning), "{found:?}");
+    }
+    let found = run("80,75", &["--ranks", "2"]);
+    assert_eq!(found.status, Some(2), "{found:?}");
+    assert!(
+        found.stderr.contains("there are 1 of one kind; GPU 1 (softgpu sm_75) is of another"),
+        "{found:?}"
+    );
+    // Named ones share the kernels that both run, and one of them has its own.
+    let found = run("80,75", &["--ranks", "2", "--devices", "0,1"]);
+    assert_eq!(found.status, Some(0), "{found:?}");
+    assert!(
+        found.stderr.contains("GPUs 0, 1 (softgpu sm_80, compute capability 8.0, sm75 kernels)"),
+        "{found:?}"
+    );
+    let found = run("80,75", &["--ranks", "1", "--devices", "0,1"]);
+    assert!(
+        found.stderr.contains("GPU 0 (softgpu sm_80, compute capability 8.0, sm80 kernels)"),
+        "{found:?}"
+    );
 }
 
 #[test]

@@ -43,8 +43,10 @@ pub struct PlannedGpus {
 }
 
 pub(in crate::engine) struct CudaPlatform {
-    /// One per rank, and the rest.
+    /// One per rank, and the rest: of one kind, unless the options name others.
     gpus: Vec<Gpu>,
+    /// GPUs of other kinds.
+    left_out: Vec<Gpu>,
     tier: CudaTier,
     options: CudaOptions,
     /// The ranks, where there are several.
@@ -56,25 +58,19 @@ pub(in crate::engine) struct CudaPlatform {
 }
 
 impl CudaPlatform {
-    /// Finds the GPUs that the options name, or all.
+    /// Finds the GPUs that the options name, or those of the best kind.
     pub(in crate::engine) fn new(options: &CudaOptions) -> Result<Self> {
-        let mut gpus = named(probe::devices()?, &options.devices)?;
+        let gpus = named(probe::devices()?, &options.devices)?;
         gemm::is_present()?;
-        if let Some(cluster) = options.cluster() {
-            gpus = vec![local(gpus, &options.devices, cluster.local_rank)?];
-        }
-        // All ranks use one format for elements: the oldest GPU decides.
-        let oldest = gpus.iter().min_by_key(|gpu| gpu.capability).expect("there is at least one GPU");
-        let tier = options.tier.unwrap_or_else(|| oldest.capability.tier());
-        if !oldest.capability.runs(tier) {
-            let (capability, tier) = (oldest.capability, tier.name());
-            let message = format!("a GPU of compute capability {capability} cannot run {tier} kernels");
-            return Err(Error::new(ErrorKind::Options, message)
-                .at(&oldest.name)
-                .with_hint("leave the tier out"));
-        }
+        let (gpus, left_out) = match options.cluster() {
+            Some(cluster) => (vec![local(gpus, &options.devices, cluster.local_rank)?], Vec::new()),
+            None if options.devices.is_empty() => of_best_kind(gpus),
+            None => (gpus, Vec::new()),
+        };
+        let tier = options.tier.unwrap_or_else(|| oldest(&gpus).capability.tier());
         let cache_dir = options.cache_dir.clone().or_else(gemm::cache::user_folder);
-        Ok(Self { gpus, tier, options: options.clone(), group: None, cache_dir, free_bytes: None })
+        let options = options.clone();
+        Ok(Self { gpus, left_out, tier, options, group: None, cache_dir, free_bytes: None })
     }
 
     /// Makes a platform of GPUs that need not exist.
@@ -94,6 +90,7 @@ impl CudaPlatform {
         };
         Self {
             gpus: (0..planned.count).map(gpu).collect(),
+            left_out: Vec::new(),
             tier: planned.tier,
             options: options.clone(),
             group: None,
@@ -145,6 +142,11 @@ impl Platform for CudaPlatform {
         match self.options.ranks {
             Some(ranks) if ranks > gpus => {
                 let message = format!("{ranks} ranks need as many GPUs, and there are {gpus}");
+                let other = self.left_out.first().map(|gpu| format!("GPU {} ({})", gpu.ordinal, gpu.name));
+                let message = match other {
+                    Some(other) => format!("{message} of one kind; {other} is of another"),
+                    None => message,
+                };
                 return Err(Error::new(ErrorKind::Options, message)
                     .with_hint("request fewer (`--ranks`), or let processes on several machines share the model (`--rendezvous`)"));
             }
@@ -172,6 +174,15 @@ impl Platform for CudaPlatform {
 
     fn divide(&mut self, ranks: usize) -> Result<()> {
         self.gpus.truncate(ranks);
+        // All ranks use one format for elements: the oldest of their GPUs decides.
+        let Gpu { name, capability, .. } = oldest(&self.gpus);
+        let tier = self.options.tier.unwrap_or_else(|| capability.tier());
+        if !capability.runs(tier) {
+            let tier = tier.name();
+            let message = format!("a GPU of compute capability {capability} cannot run {tier} kernels");
+            return Err(Error::new(ErrorKind::Options, message).at(name).with_hint("leave the tier out"));
+        }
+        self.tier = tier;
         if ranks == 1 {
             return Ok(());
         }
@@ -230,6 +241,17 @@ impl Platform for CudaPlatform {
         model
             .map(|model| Box::new(NamesPass { info: gpu.clone(), model }) as Box<dyn Rank>)
             .map_err(|error| with_plan(error, rank.footprint))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        if self.left_out.is_empty() {
+            return Vec::new();
+        }
+        let names = self.left_out.iter().map(|gpu| format!("GPU {} ({})", gpu.ordinal, gpu.name));
+        let names = names.collect::<Vec<_>>().join(", ");
+        vec![format!(
+            "ranks share GPUs of one kind, so that these are not used: {names}; `--devices` names others"
+        )]
     }
 
     fn abort(&self) -> Arc<dyn Fn() + Send + Sync> {
@@ -300,6 +322,20 @@ fn free_on(info: &Gpu, known: Option<usize>) -> Result<usize> {
     known.map_or_else(|| Context::open(info)?.free_bytes(), Ok)
 }
 
+/// Returns the GPU with the lowest compute capability.
+fn oldest(gpus: &[Gpu]) -> &Gpu {
+    gpus.iter().min_by_key(|gpu| gpu.capability).expect("there is at least one GPU")
+}
+
+/// Divides GPUs, in their order, into those of the best kind and the others. A kind is a compute
+/// capability and a size of memory in GiB: GPUs with bf16 come before those without, then more
+/// memory before less, then the newer ones.
+fn of_best_kind(gpus: Vec<Gpu>) -> (Vec<Gpu>, Vec<Gpu>) {
+    let kind = |gpu: &Gpu| (gpu.capability.runs(CudaTier::Sm80), gpu.memory_bytes >> 30, gpu.capability);
+    let best = gpus.iter().map(kind).max();
+    gpus.into_iter().partition(|gpu| Some(kind(gpu)) == best)
+}
+
 /// Returns the GPU of this process, where there are several processes.
 fn local(gpus: Vec<Gpu>, named: &[usize], local_rank: usize) -> Result<Gpu> {
     let (there, named) = (gpus.len(), named.len());
@@ -334,4 +370,36 @@ fn named(gpus: Vec<Gpu>, numbers: &[usize]) -> Result<Vec<Gpu>> {
         chosen.push(gpu.clone());
     }
     Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_display_card_is_left_out_and_the_largest_memory_comes_first() {
+        let gpu = |ordinal, (major, minor), gib: f64| Gpu {
+            ordinal,
+            name: String::new(),
+            capability: Capability { major, minor },
+            memory_bytes: (gib * f64::from(1 << 30)) as usize,
+            multiprocessors: 1,
+            shared_bytes_max: 0,
+            has_clock: true,
+        };
+        let chosen = |gpus: &[((u32, u32), f64)]| {
+            let gpus = gpus.iter().enumerate().map(|(index, (cc, gib))| gpu(index, *cc, *gib)).collect();
+            let (used, left_out) = of_best_kind(gpus);
+            let numbers = |gpus: Vec<Gpu>| gpus.iter().map(|gpu| gpu.ordinal).collect::<Vec<_>>();
+            (numbers(used), numbers(left_out))
+        };
+        // The driver's totals of equal cards can differ by some MiB.
+        let [ada, turing] = [((8, 9), 23.6), ((7, 5), 3.8)];
+        assert_eq!(chosen(&[ada]), (vec![0], vec![]));
+        assert_eq!(chosen(&[ada, turing, ((8, 9), 23.5)]), (vec![0, 2], vec![1]));
+        assert_eq!(chosen(&[turing, ada]), (vec![1], vec![0]));
+        assert_eq!(chosen(&[((7, 5), 47.4), ada]), (vec![1], vec![0]), "bf16 before memory");
+        assert_eq!(chosen(&[ada, ((8, 0), 79.1), ((8, 0), 79.1)]), (vec![1, 2], vec![0]));
+        assert_eq!(chosen(&[((8, 0), 79.1), ((9, 0), 79.3)]), (vec![1], vec![0]), "then the newer one");
+    }
 }

@@ -46,6 +46,11 @@ pub(in crate::engine) trait Platform: Send + Sync {
     /// Opens one rank, on the thread that will run it.
     fn open_rank(&self, rank: RankSetup<'_>) -> Result<Box<dyn Rank>>;
 
+    /// Returns what the caller should know of the choice of devices.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Returns a function that aborts the collectives in which ranks wait for each other.
     fn abort(&self) -> Arc<dyn Fn() + Send + Sync>;
 

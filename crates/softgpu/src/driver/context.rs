@@ -54,10 +54,10 @@ pub unsafe extern "C" fn cuDeviceGet(device: *mut c_int, ordinal: c_int) -> CuRe
 /// # Safety
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, length: c_int, _device: c_int) -> CuResult {
+pub unsafe extern "C" fn cuDeviceGetName(name: *mut c_char, length: c_int, device: c_int) -> CuResult {
     called("cuDeviceGetName");
     code(world().and_then(|w| {
-        let text = format!("softgpu sm_{}", w.settings.cc);
+        let text = format!("softgpu sm_{}", w.settings.cc_of(device as usize));
         let count = text.len().min((length.max(1) - 1) as usize);
         if name.is_null() || length < 1 {
             return Err(Status::InvalidValue);
@@ -109,11 +109,11 @@ pub unsafe extern "C" fn cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: c_int) 
 pub unsafe extern "C" fn cuDeviceGetAttribute(
     value: *mut c_int,
     attribute: c_uint,
-    _device: c_int,
+    device: c_int,
 ) -> CuResult {
     called("cuDeviceGetAttribute");
     code(world().and_then(|w| {
-        let Some(found) = attribute_of(w.settings.cc, attribute) else {
+        let Some(found) = attribute_of(w.settings.cc_of(device as usize), attribute) else {
             eprintln!("softgpu: device attribute {attribute} is not known");
             return Err(Status::InvalidValue);
         };

@@ -32,10 +32,11 @@ pub unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_vo
             return Err(Status::InvalidValue);
         }
         // SAFETY: the caller's image is a whole fatbin or a string with an end.
-        let text = unsafe { ptx::ptx_for(image.cast(), world()?.settings.cc) }.map_err(|why| {
-            eprintln!("softgpu: cuModuleLoadData: {why}");
-            Status::NoBinary
-        })?;
+        let text =
+            unsafe { ptx::ptx_for(image.cast(), world()?.settings.cc_of(d.index)) }.map_err(|why| {
+                eprintln!("softgpu: cuModuleLoadData: {why}");
+                Status::NoBinary
+            })?;
         let refuse = |why: String| {
             eprintln!("softgpu: cuModuleLoadData: {why}");
             Status::InvalidPtx
@@ -117,7 +118,7 @@ pub unsafe extern "C" fn cuFuncGetAttribute(
 pub extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_uint, value: c_int) -> CuResult {
     called("cuFuncSetAttribute");
     code(device_of(function).and_then(enter).and_then(|mut d| {
-        let opt_in = limits(world()?.settings.cc).0 as usize;
+        let opt_in = limits(world()?.settings.cc_of(d.index)).0 as usize;
         let f = d.functions.get_mut(&function).ok_or(Status::InvalidHandle)?;
         if attribute == ATTRIBUTE_DYNAMIC_SHARED_MAX {
             let wanted = usize::try_from(value).map_err(|_| Status::InvalidValue)?;
@@ -145,7 +146,7 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     called("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags");
     code(device_of(function).and_then(enter).and_then(|d| {
         let f = d.functions.get(&function).ok_or(Status::InvalidHandle)?;
-        let (opt_in, _, threads) = limits(world()?.settings.cc);
+        let (opt_in, _, threads) = limits(world()?.settings.cc_of(d.index));
         let shared = f.program.shared_bytes + dynamic_shared_bytes + 1024;
         let by_shared = (opt_in as usize + 1024) / shared;
         let by_threads = (threads / block_size.max(1)) as usize;

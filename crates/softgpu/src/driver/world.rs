@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 /// Handles carry their device's index plus one above this bit.
 pub const HANDLE_SHIFT: u32 = 40;
+const DEFAULT_CC: u32 = 80;
 const DEFAULT_MEMORY_GIB: f64 = 16.0;
 /// PCIe 4 with 16 lanes.
 const DEFAULT_LINK_BYTES_PER_NS: f64 = 25.0;
@@ -91,8 +92,8 @@ impl DeviceState {
 /// Settings from the environment.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `SOFTGPU_CC`: 75, 80, 86 or 90.
-    pub cc: u32,
+    /// `SOFTGPU_CC`: 75, 80, 86 or 90, one a device; the last one applies to the rest.
+    pub cc: Vec<u32>,
     /// `SOFTGPU_DEVICES`.
     pub devices: usize,
     /// `SOFTGPU_MEMORY_GIB`: decimals, one a device; the last one applies to the rest.
@@ -106,9 +107,19 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The compute capability of a device.
+    pub fn cc_of(&self, device: usize) -> u32 {
+        self.cc[device.min(self.cc.len() - 1)]
+    }
+
     fn memory_of(&self, device: usize) -> usize {
         self.memory_bytes[device.min(self.memory_bytes.len() - 1)]
     }
+}
+
+/// `80,75` as numbers; items that are not numbers count as the default.
+fn capabilities(text: &str) -> Vec<u32> {
+    text.split(',').map(|item| item.trim().parse().unwrap_or(DEFAULT_CC)).collect()
 }
 
 /// `16,0.25` in bytes; items that are not numbers count as the default.
@@ -194,7 +205,7 @@ pub fn initialise() -> &'static World {
     WORLD.get_or_init(|| {
         let read = |name: &str| std::env::var(name).ok();
         let settings = Settings {
-            cc: read("SOFTGPU_CC").and_then(|v| v.parse().ok()).unwrap_or(80),
+            cc: capabilities(&read("SOFTGPU_CC").unwrap_or_default()),
             devices: read("SOFTGPU_DEVICES").and_then(|v| v.parse().ok()).unwrap_or(1),
             memory_bytes: memory_bytes(&read("SOFTGPU_MEMORY_GIB").unwrap_or_default()),
             checked: read("SOFTGPU_CHECK").as_deref() != Some("0"),
