@@ -378,7 +378,7 @@ fn random_weights_take_the_memory_of_a_checkpoint() {
 
 #[test]
 #[ignore = "needs a GPU, real or software: make test"]
-fn an_attention_kernel_runs_by_name_or_the_names_that_fit_are_listed() {
+fn an_attention_kernel_runs_by_name_or_those_that_fit_are_named() {
     // The plain kernels round in other places than those with tensor cores. Measured on the software GPU: 0.0016.
     const APART_MAX: f32 = 0.01;
     let demo = common::demo_model();

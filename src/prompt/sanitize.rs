@@ -102,7 +102,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn longest_control_tokens_are_wrapped_and_forged_markers_dropped() {
+    fn long_control_tokens_are_wrapped_and_forged_markers_dropped() {
         let tokens = ["<a>", "<a><b>", "<"].map(str::to_owned);
         assert_eq!(marked("x<a><b>é<a>", &tokens), "x\u{f0000}<a><b>\u{f0001}é\u{f0000}<a>\u{f0001}");
         let mut vars = Map::from_iter([("m".to_owned(), json!([{"<a>": "\u{f0000}<\u{f0001}a>", "n": 1}]))]);

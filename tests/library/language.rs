@@ -183,3 +183,17 @@ fn phrases_are_found_as_whole_words() {
     assert_eq!(phrases("/// The same, for longer."), ["The same, "]);
     assert!(phrases("let classroom = untold; // mushrooms").is_empty());
 }
+
+#[test]
+fn names_of_tests_are_clauses_of_at_most_60_characters() {
+    const CHARS_MAX: usize = 60;
+    let is_rust = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "rs");
+    let mut long = Vec::new();
+    for path in written().into_iter().filter(is_rust) {
+        let text = fs::read_to_string(&path).unwrap();
+        let after_test = text.split("#[test]\n").skip(1);
+        let names = after_test.filter_map(|rest| rest.split_once("fn ")?.1.split_once('('));
+        long.extend(names.map(|(name, _)| name.to_owned()).filter(|name| name.len() > CHARS_MAX));
+    }
+    assert!(long.is_empty(), "{long:?}");
+}

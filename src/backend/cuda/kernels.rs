@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn every_attention_kernel_is_in_its_fatbin_and_named_after_what_it_is() {
+    fn every_attention_kernel_is_in_the_fatbin_of_its_name() {
         for kernel in &ATTENTION {
             let (_, bytes) = FATBINS.iter().find(|(stem, _)| *stem == kernel.stem).unwrap();
             let entry = format!(".entry {}(", kernel.name);

@@ -377,7 +377,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_display_card_is_left_out_and_the_largest_memory_comes_first() {
+    fn a_display_card_is_left_out_and_more_memory_comes_first() {
         let gpu = |ordinal, (major, minor), gib: f64| Gpu {
             ordinal,
             name: String::new(),
