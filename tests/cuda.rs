@@ -16,7 +16,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use common::{family, kudos};
 use kudos::internals::config::ModelConfig;
 use kudos::{
-    AllReduce, Batching, CudaOptions, CudaTier, Engine, EngineBuilder, Loading, Overlap, Residency, Sharing,
+    AllReduce, Batching, CudaOptions, CudaTier, Engine, EngineBuilder, GemmTuning, Loading, Overlap,
+    Residency, Sharing,
 };
 use oracle::{Fixture, fixtures};
 use serde_json::{Value, json};
@@ -384,8 +385,8 @@ fn an_attention_kernel_runs_by_name_or_those_that_fit_are_named() {
     let demo = common::demo_model();
     let sequences = family(ModelConfig::read(&demo).unwrap().vocab as u32);
     let rewards = |attention: Option<&str>| -> kudos::Result<Vec<f32>> {
-        let options = CudaOptions { attention: attention.map(str::to_owned), ..options() };
-        let engine = on_gpus(&demo).device(options).open()?;
+        let (attention, gemm_tuning) = (attention.map(str::to_owned), GemmTuning::Off);
+        let engine = on_gpus(&demo).device(CudaOptions { attention, gemm_tuning, ..options() }).open()?;
         engine.score(&sequences).into_iter().map(|score| Ok(score?.reward)).collect()
     };
     let error = rewards(Some("no_such_kernel")).unwrap_err();
