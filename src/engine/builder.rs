@@ -149,8 +149,8 @@ impl EngineBuilder {
 
     /// Runs a rank other than 0 of several processes ([`Cluster`](crate::Cluster)), until the
     /// engine that rank 0 opened is dropped. Calls `began` with the device and the warnings when
-    /// rank 0 has accepted this rank. Returns the first cause for which all ranks end, on whichever
-    /// rank.
+    /// rank 0 has accepted this rank. An error is the first cause for which the ranks end,
+    /// of this rank or of another.
     #[cfg(feature = "cluster")]
     pub fn serve(self, began: impl FnOnce(&crate::DeviceInfo, &[String])) -> Result<()> {
         match self.source {
@@ -159,8 +159,8 @@ impl EngineBuilder {
         }
     }
 
-    /// Returns the memory plan of the engine on GPUs that need not exist, and its device memory in
-    /// bytes. Reads `config.json` and the headers of the weights.
+    /// Returns the memory plan of the engine on GPUs that need not exist. Reads `config.json` and the
+    /// headers of the weights.
     #[cfg(feature = "cuda")]
     pub fn plan_for(&self, gpus: &PlannedGpus) -> Result<MemoryPlan> {
         let options = self.options.cuda().cloned().unwrap_or_default();

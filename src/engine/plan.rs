@@ -74,7 +74,8 @@ impl MemoryPlan {
                 format!(
                     "batches and sequences need at least 1 token, and the limits are {batch_tokens} and {max_tokens}"
                 ),
-            ));
+            )
+            .with_hint("leave the limits out (`--batch-tokens`, `--max-tokens`) for their defaults"));
         }
         let free = match options.residency {
             // Opening the device takes time: done only where its free memory matters.

@@ -254,7 +254,7 @@ pub(super) struct ModelArgs {
 /// The device to run on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceArg {
-    /// GPUs that this build supports; the CPU where there is none
+    /// GPUs that this build supports, or the CPU on a machine where CUDA cannot be used
     Auto,
     /// The CPU
     Cpu,

@@ -23,7 +23,7 @@ use crate::prompt::PromptOptions;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Device {
-    /// The GPUs that this build supports; the CPU where there is none.
+    /// The GPUs that this build supports, or the CPU on a machine where CUDA cannot be used.
     Auto {
         /// Options of the CPU, where that is chosen.
         cpu: CpuOptions,

@@ -40,7 +40,8 @@ impl CpuPlatform {
             return Err(Error::new(
                 ErrorKind::Options,
                 "the CPU needs at least one thread, and 0 were requested",
-            ));
+            )
+            .with_hint("leave the number of threads out for as many as the machine has"));
         }
         Ok(Self { threads, ranks: options.ranks, arithmetic, group: Arc::new(Group::new(1)) })
     }

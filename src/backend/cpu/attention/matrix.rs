@@ -71,8 +71,8 @@ pub(super) struct Tiles<'b, const TERMS: usize> {
     scores: &'b mut [f32],
     /// 32 keys before they are transposed, `[tiles of dims, TERMS, 32, 32]` values.
     split: &'b mut [f32],
-    /// The first key with a value that is not finite, for each dimension; empty while there is none
-    /// at all.
+    /// The first key with a value that is not finite, for each dimension; empty as long as all
+    /// are finite.
     non_finite: Vec<usize>,
 }
 
