@@ -66,7 +66,8 @@ cuda-toolchain:
 	tools/cuda-toolchain.sh
 
 softgpu: cuda-toolchain
-	cargo build --release --locked --package softgpu
+	@# With the features of the tests, which have built it then.
+	cargo build $(CARGO_FLAGS) --lib
 	crates/softgpu/link target/softgpu
 
 # Counts the figures of kernels/README.md again.
