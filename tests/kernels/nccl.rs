@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kudos::internals::backend::cuda::nccl::{Comm, Element, Group, version};
+use kudos::internals::backend::cuda::nccl::{Comm, Element, Group, library};
 use kudos::internals::backend::cuda::ops::Ops;
 
 use crate::numbers::{Random, download, upload, upload_raw};
@@ -21,9 +21,9 @@ pub(crate) const TESTS: &[Test] = &[
 
 /// Whether NCCL can be loaded.
 pub(crate) fn is_present() -> bool {
-    match version() {
-        Ok(version) => {
-            eprintln!("kernels: NCCL {version}");
+    match library() {
+        Ok(library) => {
+            eprintln!("kernels: {library}");
             true
         }
         Err(error) => {

@@ -30,6 +30,7 @@ pub mod tables;
 pub mod tiles;
 mod upload_job;
 mod uploader;
+mod vendor;
 mod weight;
 
 pub use backend::{Act, Cuda, Metadata, Setup};

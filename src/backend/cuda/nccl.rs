@@ -9,17 +9,17 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use cudarc::driver::{CudaEvent, CudaStream};
-use libloading::Library;
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
 
 use super::buffer::DeviceBuffer;
 use super::context::Context;
 use super::fault::OrFault;
 use super::format::ActivationFormat;
+use super::vendor::{VendorLibrary, file_of};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
 
@@ -75,8 +75,6 @@ struct Functions {
     all_gather: unsafe extern "C" fn(*const c_void, *mut c_void, usize, c_int, RawComm, *mut c_void) -> c_int,
     error_string: unsafe extern "C" fn(c_int) -> *const c_char,
     last_error: unsafe extern "C" fn(RawComm) -> *const c_char,
-    /// The library of the functions. Never unloaded.
-    _library: Library,
 }
 
 impl Functions {
@@ -87,35 +85,32 @@ impl Functions {
     }
 
     /// Loads the first library of these names that is on the loader's path.
-    fn load(names: &[&str]) -> Result<Self> {
-        // SAFETY: the library's initialisers are the vendor's own.
-        let loaded = names.iter().find_map(|&name| Some((name, unsafe { Library::new(name) }.ok()?)));
-        let Some((name, library)) = loaded else {
+    fn load(names: &[&'static str]) -> Result<Self> {
+        let Some(library) = VendorLibrary::load(names) else {
             let message = format!("NCCL is not on this machine (no {} was found)", names[0]);
             return Err(Error::new(ErrorKind::Device, message)
                 .with_hint("several ranks need it: install NCCL 2, or put its folder on the loader's path"));
         };
-        let old = |error: libloading::Error| {
-            Error::new(ErrorKind::Device, format!("{name} is not NCCL, or is older than 2.14"))
+        // SAFETY: these are the functions' types in nccl.h.
+        let functions = || unsafe {
+            Ok(Self {
+                version: library.function("ncclGetVersion")?,
+                unique_id: library.function("ncclGetUniqueId")?,
+                init: library.function("ncclCommInitRankConfig")?,
+                async_error: library.function("ncclCommGetAsyncError")?,
+                abort: library.function("ncclCommAbort")?,
+                all_reduce: library.function("ncclAllReduce")?,
+                all_gather: library.function("ncclAllGather")?,
+                error_string: library.function("ncclGetErrorString")?,
+                last_error: library.function("ncclGetLastError")?,
+            })
+        };
+        functions().map_err(|error: libloading::Error| {
+            let message = format!("{} is not NCCL, or is older than 2.14", library.name());
+            Error::new(ErrorKind::Device, message)
                 .caused_by(error)
                 .with_hint("install a newer NCCL 2, or put its folder first on the loader's path")
-        };
-        // SAFETY: these are the functions' types in nccl.h; they do not outlive the library, which
-        // is kept beside them.
-        unsafe {
-            Ok(Self {
-                version: *library.get(b"ncclGetVersion\0").map_err(old)?,
-                unique_id: *library.get(b"ncclGetUniqueId\0").map_err(old)?,
-                init: *library.get(b"ncclCommInitRankConfig\0").map_err(old)?,
-                async_error: *library.get(b"ncclCommGetAsyncError\0").map_err(old)?,
-                abort: *library.get(b"ncclCommAbort\0").map_err(old)?,
-                all_reduce: *library.get(b"ncclAllReduce\0").map_err(old)?,
-                all_gather: *library.get(b"ncclAllGather\0").map_err(old)?,
-                error_string: *library.get(b"ncclGetErrorString\0").map_err(old)?,
-                last_error: *library.get(b"ncclGetLastError\0").map_err(old)?,
-                _library: library,
-            })
-        }
+        })
     }
 
     /// Makes the error of a failed call, with NCCL's last message. An allocation of NCCL's that
@@ -147,15 +142,18 @@ fn kind_and_hint(code: c_int, last: &str) -> (ErrorKind, &'static str) {
     (ErrorKind::Device, hint)
 }
 
-/// NCCL's version, such as 2.28.3; an error where it cannot be loaded.
-pub fn version() -> Result<String> {
+/// Loads NCCL and returns its version and file, such as `NCCL 2.28.3 (/usr/lib/libnccl.so.2)`; an
+/// error where it cannot be loaded.
+pub fn library() -> Result<String> {
     let nccl = Functions::get()?;
     let mut code = 0;
     // SAFETY: the call writes one int.
     match unsafe { (nccl.version)(&mut code) } {
-        SUCCESS => Ok(format!("{}.{}.{}", code / 10_000, code / 100 % 100, code % 100)),
-        error => Err(nccl.error("asking NCCL for its version", error)),
+        SUCCESS => {}
+        error => return Err(nccl.error("querying NCCL's version", error)),
     }
+    let file = file_of(nccl.version as *const () as usize).unwrap_or_else(|| NAMES[0].into());
+    Ok(format!("NCCL {}.{}.{} ({})", code / 10_000, code / 100 % 100, code % 100, file.display()))
 }
 
 /// The ranks of one engine on GPUs: their id, and how they abort each other's collectives.
@@ -172,8 +170,11 @@ pub struct Group {
     aborted: AtomicBool,
 }
 
-/// One rank's communicator, until it is aborted.
-struct End(Mutex<Option<NonNull<c_void>>>);
+/// One rank's communicator, until it is aborted, and the context of its GPU.
+struct End {
+    comm: Mutex<Option<NonNull<c_void>>>,
+    cuda: Weak<CudaContext>,
+}
 
 // SAFETY: NCCL lets any thread use a communicator, one at a time, which the lock sees to.
 unsafe impl Send for End {}
@@ -182,12 +183,16 @@ unsafe impl Sync for End {}
 
 impl End {
     fn lock(&self) -> MutexGuard<'_, Option<NonNull<c_void>>> {
-        lock(&self.0)
+        lock(&self.comm)
     }
 
     /// Aborts the communicator, and with it collectives on its stream that wait for other ranks.
     fn abort(&self, nccl: &Functions) {
         if let Some(comm) = self.lock().take() {
+            // NCCL selects the thread's GPU again before it returns, which makes a context on the
+            // first GPU where the thread has none. A rank drops its communicator before its
+            // context.
+            let _ = self.cuda.upgrade().map(|cuda| cuda.bind_to_thread());
             // SAFETY: the communicator is alive, and was taken out, so no other thread uses it.
             let _ = unsafe { (nccl.abort)(comm.as_ptr()) };
         }
@@ -271,7 +276,7 @@ impl Group {
         // SAFETY: out parameter and configuration are locals; the id is one that NCCL made; the
         // context of the rank's GPU is current.
         let code = unsafe { (self.nccl.init)(&mut raw, ranks, id, rank_index, &mut config) };
-        let end = Arc::new(End(Mutex::new(NonNull::new(raw))));
+        let end = Arc::new(End { comm: Mutex::new(NonNull::new(raw)), cuda: Arc::downgrade(context.cuda()) });
         lock(&self.ends).push(Arc::clone(&end));
         let done = context.cuda().new_event(None).or_fault("creating an event")?;
         let comm = Comm { group: Arc::clone(self), end, rank, done };
@@ -402,12 +407,18 @@ impl Comm {
     /// Waits until everything queued on the compute stream is done; an error when a rank failed or
     /// does not come in time.
     pub fn wait(&self, context: &Context) -> Result<()> {
+        self.done.record(context.compute()).or_fault("waiting for the other ranks")?;
+        self.wait_for(&self.done)
+    }
+
+    /// Waits for an event that was recorded behind collectives; an error when a rank failed or does
+    /// not come in time.
+    pub(super) fn wait_for(&self, event: &CudaEvent) -> Result<()> {
         let doing = "waiting for the other ranks";
-        self.done.record(context.compute()).or_fault(doing)?;
         self.poll(doing, || {
             self.healthy(doing)?;
             // An abort completes the event, too, without results.
-            Ok(self.done.try_is_complete().or_fault(doing)? && self.healthy(doing)?)
+            Ok(event.try_is_complete().or_fault(doing)? && self.healthy(doing)?)
         })
     }
 

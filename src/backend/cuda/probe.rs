@@ -106,7 +106,7 @@ fn missing(message: impl Into<String>) -> Error {
 }
 
 /// 13010 -> 13.1
-fn cuda_version(version: i32) -> String {
+pub(super) fn cuda_version(version: i32) -> String {
     format!("{}.{}", version / 1000, version % 1000 / 10)
 }
 

@@ -48,6 +48,8 @@ pub(in crate::engine) struct CudaPlatform {
     /// GPUs of other kinds.
     left_out: Vec<Gpu>,
     tier: CudaTier,
+    /// Versions and files of the libraries in use; empty where the GPUs need not exist.
+    libraries: String,
     options: CudaOptions,
     /// The ranks, where there are several.
     group: Option<Arc<nccl::Group>>,
@@ -61,7 +63,7 @@ impl CudaPlatform {
     /// Finds the GPUs that the options name, or those of the best kind.
     pub(in crate::engine) fn new(options: &CudaOptions) -> Result<Self> {
         let gpus = named(probe::devices()?, &options.devices)?;
-        gemm::is_present()?;
+        let libraries = gemm::library()?;
         let (gpus, left_out) = match options.cluster() {
             Some(cluster) => (vec![local(gpus, &options.devices, cluster.local_rank)?], Vec::new()),
             None if options.devices.is_empty() => of_best_kind(gpus),
@@ -70,7 +72,7 @@ impl CudaPlatform {
         let tier = options.tier.unwrap_or_else(|| oldest(&gpus).capability.tier());
         let cache_dir = options.cache_dir.clone().or_else(gemm::cache::user_folder);
         let options = options.clone();
-        Ok(Self { gpus, left_out, tier, options, group: None, cache_dir, free_bytes: None })
+        Ok(Self { gpus, left_out, tier, libraries, options, group: None, cache_dir, free_bytes: None })
     }
 
     /// Makes a platform of GPUs that need not exist.
@@ -95,6 +97,7 @@ impl CudaPlatform {
             options: options.clone(),
             group: None,
             cache_dir: None,
+            libraries: String::new(),
             free_bytes: Some(planned.free_bytes),
         }
     }
@@ -120,6 +123,8 @@ impl Platform for CudaPlatform {
         DeviceInfo {
             kind: DeviceKind::Cuda,
             name: name.clone(),
+        let libraries = if self.libraries.is_empty() { "" } else { ", " };
+        let libraries = format!("{libraries}{}", self.libraries);
             count,
             reason: None,
             simulated: !self.gpus.iter().all(|gpu| gpu.has_clock),
@@ -189,6 +194,7 @@ impl Platform for CudaPlatform {
         let timeout = self.options.peer_timeout;
         let group = match self.options.cluster() {
             Some(cluster) if cluster.rank > 0 => nccl::Group::elsewhere(ranks, timeout)?,
+        self.libraries = format!("{}, {}", self.libraries, nccl::library()?);
             _ => nccl::Group::new(ranks, timeout)?,
         };
         let group = match self.options.overlap {

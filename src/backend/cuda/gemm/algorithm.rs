@@ -6,6 +6,8 @@ use std::fmt;
 use cudarc::cublaslt::sys;
 use serde::{Deserialize, Serialize};
 
+use super::library::LtLibrary;
+
 /// An algorithm of the library for a matmul.
 #[derive(Clone, Copy)]
 pub struct Algorithm {
@@ -30,8 +32,8 @@ pub struct Config {
 }
 
 impl Algorithm {
-    pub(super) fn new(raw: sys::cublasLtMatmulAlgo_t) -> Self {
-        Self { raw, config: Config::of(&raw) }
+    pub(super) fn new(lt: &LtLibrary, raw: sys::cublasLtMatmulAlgo_t) -> Self {
+        Self { raw, config: Config::of(lt, &raw) }
     }
 
     /// The library's description.
@@ -51,7 +53,7 @@ impl Algorithm {
 }
 
 impl Config {
-    fn of(raw: &sys::cublasLtMatmulAlgo_t) -> Self {
+    fn of(lt: &LtLibrary, raw: &sys::cublasLtMatmulAlgo_t) -> Self {
         use sys::cublasLtMatmulAlgoConfigAttributes_t as Attribute;
         // The last two are of 16 bits, the others of 32.
         let attribute = |attribute, bytes: usize| {
@@ -59,7 +61,7 @@ impl Config {
             // SAFETY: the value holds `bytes` bytes, 4 at most, and the call writes no more.
             let status = unsafe {
                 let value = (&raw mut value).cast();
-                sys::cublasLtMatmulAlgoConfigGetAttribute(raw, attribute, value, bytes, &mut written)
+                (lt.config_get)(raw, attribute, value, bytes, &mut written)
             };
             status.result().is_ok().then_some(value)
         };

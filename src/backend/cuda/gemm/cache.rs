@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::algorithm::Config;
-use super::lt::version;
+use super::library::LtLibrary;
 use super::shape::MatmulShape;
 use crate::backend::cuda::format::ActivationFormat;
 use crate::backend::cuda::probe::{DeviceInfo, driver_version};
@@ -101,7 +101,7 @@ impl Cache {
             capability: gpu.capability.to_string(),
             multiprocessors: gpu.multiprocessors,
             activations: format!("{format:?}"),
-            cublaslt: version(),
+            cublaslt: LtLibrary::get()?.version(),
             driver: driver_version()?,
         };
         Ok(Self { folder, ordinal: gpu.ordinal, machine })

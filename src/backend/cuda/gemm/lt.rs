@@ -3,14 +3,15 @@
 
 use std::ffi::c_void;
 use std::fmt;
+use std::ptr;
 use std::sync::Arc;
 
-use cudarc::cublaslt::result::{self as lt, CublasError};
 use cudarc::cublaslt::sys;
 use cudarc::driver::CudaStream;
 
 use super::algorithm::Algorithm;
 use super::handles::{Desc, MatrixLayout, OrFault, Preference, WORKSPACE_BYTES};
+use super::library::{HeuristicResult, LtLibrary, Status};
 use super::shape::{MatmulShape, activation_type, weight_type};
 use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::context::Context;
@@ -22,6 +23,7 @@ const PROPOSALS: usize = 16;
 
 /// A handle on cublasLt with its workspace, for the matmuls of one rank's compute stream.
 pub struct Lt {
+    library: &'static LtLibrary,
     handle: sys::cublasLtHandle_t,
     workspace: DeviceBuffer,
     stream: Arc<CudaStream>,
@@ -58,31 +60,23 @@ pub struct Operands<'a> {
     pub alpha: f32,
 }
 
-/// Checks that cublasLt can be loaded; [`ErrorKind::Device`] where it cannot.
-pub fn is_present() -> Result<()> {
-    // SAFETY: loads the library by name and releases it again; its initialisers are the vendor's
-    // own.
-    if unsafe { sys::is_culib_present() } {
-        return Ok(());
-    }
-    Err(Error::new(ErrorKind::Device, "cublasLt is not on this machine (no libcublasLt was found)")
-        .with_hint("install CUDA's cuBLAS library of version 13, or put its folder on the loader's path"))
-}
-
-/// The version of the library, as it writes it: 130000 is 13.0.
-pub(super) fn version() -> usize {
-    // SAFETY: the library is there, or a handle could not have been made; the call takes nothing.
-    unsafe { sys::cublasLtGetVersion() }
+/// Loads cublasLt and returns its version and file, such as
+/// `cublasLt 13.4.1 (/usr/lib/libcublasLt.so.13)`; [`ErrorKind::Device`] where it is missing or
+/// does not fit the driver.
+pub fn library() -> Result<String> {
+    LtLibrary::get().map(ToString::to_string)
 }
 
 impl Lt {
     /// cublasLt in this context; [`ErrorKind::Device`] where the library is missing.
     pub fn new(context: &Context, format: ActivationFormat) -> Result<Self> {
-        is_present()?;
+        let library = LtLibrary::get()?;
         context.bind()?;
         let workspace = context.allocate(WORKSPACE_BYTES)?;
-        let handle = lt::create_handle().or_fault("starting cublasLt")?;
-        Ok(Self { handle, workspace, stream: context.compute().clone(), format })
+        let mut handle = ptr::null_mut();
+        // SAFETY: the out parameter is a local.
+        unsafe { (library.create)(&mut handle) }.result().or_fault("starting cublasLt")?;
+        Ok(Self { library, handle, workspace, stream: context.compute().clone(), format })
     }
 
     /// The layouts of a matmul.
@@ -96,12 +90,13 @@ impl Lt {
         let format = self.format;
         let (weights, x) = (weight_type(WeightFormat::beside(format)), activation_type(format));
         let layout = |element, rows: usize, cols: usize, stride: usize| {
-            MatrixLayout::new(element, rows, cols, stride).or_fault(doing())
+            MatrixLayout::new(self.library, element, rows, cols, stride).or_fault(doing())
         };
+        let bias = shape.bias.then(|| shape.alignments(format).bias);
         Ok(Problem {
             shape,
             format,
-            desc: Desc::new(shape.bias).or_fault(doing())?,
+            desc: Desc::new(self.library, bias).or_fault(doing())?,
             weight: layout(weights, shape.width, shape.features, shape.width)?,
             x: layout(x, shape.width, 1, shape.x_stride)?,
             out: layout(shape.out.data_type(format), shape.features, 1, shape.out_stride)?,
@@ -114,7 +109,7 @@ impl Lt {
         problem: &mut Problem,
         algorithm: &Algorithm,
         operands: &mut Operands<'_>,
-    ) -> Result<std::result::Result<(), CublasError>> {
+    ) -> Result<std::result::Result<(), Status>> {
         problem.check(operands)?;
         let Operands { x, weight, bias, ref mut out, out_first, rows, alpha } = *operands;
         let shape = problem.shape;
@@ -131,25 +126,26 @@ impl Lt {
         // descriptor says; the workspace is this handle's own and used on this one stream; buffers
         // outlive the work, since dropping one waits for it.
         Ok(unsafe {
-            lt::matmul(
+            (self.library.matmul)(
                 self.handle,
-                problem.desc.0,
+                problem.desc.raw,
                 (&raw const alpha).cast(),
-                (&raw const beta).cast(),
                 pointer(weight.address()),
-                problem.weight.0,
+                problem.weight.raw,
                 pointer(x.address()),
-                problem.x.0,
+                problem.x.raw,
+                (&raw const beta).cast(),
                 to,
-                problem.out.0,
+                problem.out.raw,
                 to,
-                problem.out.0,
+                problem.out.raw,
                 algorithm.raw(),
                 pointer(self.workspace.address()),
                 WORKSPACE_BYTES,
                 self.stream.cu_stream().cast(),
             )
-        })
+        }
+        .result())
     }
 
     /// The library's proposals for a matmul of `rows` rows, the best first. They are the same in
@@ -157,35 +153,35 @@ impl Lt {
     pub fn proposals(&self, problem: &mut Problem, rows: usize) -> Result<Vec<Algorithm>> {
         let shape = problem.shape;
         let doing = || format!("querying algorithms for {shape}");
-        let preference = Preference::new(shape.alignments(self.format)).or_fault(doing())?;
+        let preference = Preference::new(self.library, shape.alignments(self.format)).or_fault(doing())?;
         problem.set_rows(rows).or_fault(doing())?;
-        let mut found = Vec::<sys::cublasLtMatmulHeuristicResult_t>::with_capacity(PROPOSALS);
+        let mut found = Vec::<HeuristicResult>::with_capacity(PROPOSALS);
         let mut count = 0;
         // SAFETY: every handle is alive, made by the same library; `found` has capacity for
         // `PROPOSALS`.
         let status = unsafe {
-            sys::cublasLtMatmulAlgoGetHeuristic(
+            (self.library.heuristic)(
                 self.handle,
-                problem.desc.0,
-                problem.weight.0,
-                problem.x.0,
-                problem.out.0,
-                problem.out.0,
-                preference.0,
+                problem.desc.raw,
+                problem.weight.raw,
+                problem.x.raw,
+                problem.out.raw,
+                problem.out.raw,
+                preference.raw,
                 PROPOSALS as i32,
                 found.as_mut_ptr(),
                 &mut count,
             )
         };
         // No proposal for this count of rows is no error: those for others may do.
-        if status == sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED {
+        if status == Status::NOT_SUPPORTED {
             return Ok(Vec::new());
         }
         status.result().or_fault(doing())?;
         // SAFETY: the library wrote the first `count` of them, which is at most `PROPOSALS`.
         unsafe { found.set_len((count.max(0) as usize).min(PROPOSALS)) };
-        found.retain(|proposal| proposal.state == sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS);
-        Ok(found.iter().map(|proposal| Algorithm::new(proposal.algo)).collect())
+        found.retain(|proposal| proposal.state == Status::SUCCESS);
+        Ok(found.iter().map(|proposal| Algorithm::new(self.library, proposal.algorithm)).collect())
     }
 
     /// Whether an algorithm computes the matmul of `rows` rows within the workspace. This runs the
@@ -194,29 +190,23 @@ impl Lt {
         let shape = problem.shape;
         let doing = || format!("checking an algorithm for {shape}");
         problem.set_rows(rows).or_fault(doing())?;
-        let mut result = sys::cublasLtMatmulHeuristicResult_t {
-            algo: *algorithm.raw(),
-            workspaceSize: 0,
-            state: sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS,
-            wavesCount: 0.0,
-            reserved: [0; 4],
-        };
+        let mut result = HeuristicResult::of(*algorithm.raw());
         // SAFETY: every handle is alive, made by the same library, and so is the algorithm, which a
         // heuristic gave; the result is written to a local.
         let status = unsafe {
-            sys::cublasLtMatmulAlgoCheck(
+            (self.library.check)(
                 self.handle,
-                problem.desc.0,
-                problem.weight.0,
-                problem.x.0,
-                problem.out.0,
-                problem.out.0,
+                problem.desc.raw,
+                problem.weight.raw,
+                problem.x.raw,
+                problem.out.raw,
+                problem.out.raw,
                 algorithm.raw(),
                 &mut result,
             )
         };
-        let success = sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS;
-        Ok(status == success && result.state == success && result.workspaceSize <= WORKSPACE_BYTES)
+        let success = status == Status::SUCCESS && result.state == Status::SUCCESS;
+        Ok(success && result.workspace_bytes <= WORKSPACE_BYTES)
     }
 }
 
@@ -227,7 +217,7 @@ impl Problem {
     }
 
     /// Sets the count of rows of `x` and `out`.
-    fn set_rows(&mut self, rows: usize) -> Result<(), CublasError> {
+    fn set_rows(&mut self, rows: usize) -> Result<(), Status> {
         self.x.set_cols(rows)?;
         self.out.set_cols(rows)
     }
@@ -264,6 +254,7 @@ impl Problem {
             ("weight", weight.address(), aligned.weight),
             ("x", x.address(), aligned.x),
             ("out", out, aligned.out),
+            ("bias", bias.map_or(0, |bias| bias.address()), aligned.bias),
         ] {
             if !address.is_multiple_of(u64::from(to)) {
                 let message = format!("{shape}: {name} at {address:#x} is not aligned to {to} bytes");
@@ -276,8 +267,8 @@ impl Problem {
 
 impl Drop for Lt {
     fn drop(&mut self) {
-        // SAFETY: made by create_handle and destroyed here only. A failure leaves nothing to do.
-        let _ = unsafe { lt::destroy_handle(self.handle) };
+        // SAFETY: made by the same library and destroyed here only. A failure leaves nothing to do.
+        let _ = unsafe { (self.library.destroy)(self.handle) };
     }
 }
 

@@ -25,8 +25,11 @@
 //! equal machines could differ. So ranks need not agree on measurements, and a file of times can
 //! make a matmul slow, but not wrong.
 //!
-//! (The library has had a mode of its own for batch invariance since 13.4, which is newer than the
-//! version built against.)
+//! (The library has a mode of its own for batch invariance since that of CUDA 13.4, which is newer
+//! than the one built against.)
+//!
+//! `KUDOS_CHECK_BITS=1` in the environment checks the bits of every matmul of every pass
+//! ([`BitCheck`]).
 //!
 //! An algorithm is checked for each count of rows before it is used for it, once, by the library's
 //! host code. Rows that no member of the class takes at once are computed in several pieces, which
@@ -38,6 +41,7 @@ pub mod cache;
 pub mod classes;
 mod handles;
 mod lt;
+mod library;
 mod matmul;
 mod shape;
 pub mod trial;
@@ -45,6 +49,6 @@ pub mod tuning;
 
 pub use classes::ROWS_NOMINAL;
 pub use handles::WORKSPACE_BYTES;
-pub use lt::{Lt, Operands, Problem, is_present};
+pub use lt::{Lt, Operands, Problem, library};
 pub use matmul::Matmul;
 pub use shape::{MatmulShape, Out};

@@ -46,6 +46,7 @@ pub(super) struct Alignments {
     pub(super) weight: u32,
     pub(super) x: u32,
     pub(super) out: u32,
+    pub(super) bias: u32,
 }
 
 impl Out {
@@ -92,14 +93,15 @@ pub(super) fn weight_type(format: WeightFormat) -> sys::cudaDataType {
 
 impl MatmulShape {
     /// The alignments that any operands have: any row of an operand may be its first one, and `out`
-    /// may start where the features before it end.
+    /// and the bias may start where the features before them end.
     pub(super) fn alignments(&self, format: ActivationFormat) -> Alignments {
         let of = |bytes: usize| 1 << bytes.trailing_zeros().min(ALIGNMENT_MAX.trailing_zeros());
-        let out_elements = self.out_stride | (self.out_stride - self.features);
+        let before = self.out_stride - self.features;
         Alignments {
             weight: of(self.width * WeightFormat::beside(format).bytes()),
             x: of(self.x_stride * format.bytes()),
-            out: of(out_elements * self.out.bytes(format)),
+            out: of((self.out_stride | before) * self.out.bytes(format)),
+            bias: of(before * self.out.bytes(format)),
         }
     }
 }
