@@ -31,6 +31,11 @@ use crate::error::Result;
 
 const DOING: &str = "all-reducing over ranks";
 
+/// Collectives between two checkpoints. At most twice as many are queued and not done, with fewer
+/// than 10 launches each: a driver's queue holds some 1,024 launches of a stream, and a launch that
+/// waits for room in it heeds no timeout and no abort.
+const CHECKPOINT_INTERVAL: usize = 32;
+
 /// One rank's all-reduces.
 pub(super) struct AllReducer {
     // Dropped first: that ends collectives that wait for other ranks.
@@ -55,6 +60,8 @@ pub(super) struct AllReducer {
     computed: CudaEvent,
     /// Recorded on this stream behind it.
     reduced: Vec<CudaEvent>,
+    /// Recorded on this stream, in turn, behind every [`CHECKPOINT_INTERVAL`] collectives.
+    checkpoints: [CudaEvent; 2],
 }
 
 impl AllReducer {
@@ -95,13 +102,18 @@ impl AllReducer {
             taken_ever: 0,
             computed: event()?,
             reduced: (0..events).map(|_| event()).collect::<Result<_>>()?,
+            checkpoints: [event()?, event()?],
         })
     }
 
-    /// Joins the other ranks.
+    /// Joins the other ranks, and runs a first collective: NCCL connects its transports and
+    /// allocates their buffers then, which takes seconds and can fail.
     pub(super) fn connect(&mut self, context: &Context) -> Result<()> {
         self.comm = Some(self.group.join(context, self.rank)?);
-        Ok(())
+        self.partial.fill(0, context.compute())?;
+        self.begin(context, 0..1)?;
+        self.take(context, 0..1, |_, _| Ok(()))?;
+        self.wait(context)
     }
 
     /// The buffer for this rank's part of the rows of output projections.
@@ -136,6 +148,11 @@ impl AllReducer {
             self.reduced[slot].record(&self.stream).or_fault(DOING)?;
             self.begun += 1;
             self.begun_ever += 1;
+            if self.begun_ever.is_multiple_of(CHECKPOINT_INTERVAL) {
+                let checkpoint = &self.checkpoints[self.begun_ever / CHECKPOINT_INTERVAL % 2];
+                comm.wait_for(checkpoint)?;
+                checkpoint.record(&self.stream).or_fault(DOING)?;
+            }
         }
         Ok(())
     }
