@@ -6,6 +6,7 @@ use cudarc::driver::sys::CUevent_flags;
 
 use super::backend::Cuda;
 use super::fault::OrFault;
+use super::stopwatch::seconds_between;
 use super::weight::Weight;
 use crate::backend::timed::{Clock, ElementBytes};
 use crate::backend::{Geometry, Matrix};
@@ -28,7 +29,7 @@ impl Clock for Cuda {
     }
 
     fn seconds(&self, from: &CudaEvent, to: &CudaEvent) -> Result<f64> {
-        Ok(f64::from(from.elapsed_ms(to).or_fault(DOING)?) / 1e3)
+        seconds_between(from, to)
     }
 
     fn geometry(&self) -> &Geometry {
