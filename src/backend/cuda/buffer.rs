@@ -58,8 +58,8 @@ impl DeviceBuffer {
         DeviceSlice { buffer: self, first: bytes.start, bytes: bytes.len() }
     }
 
-    /// Queues a copy of `values` to byte `first` and on. They may be changed as soon as this
-    /// returns: ordinary memory is staged by the driver before it does.
+    /// Copies `values` to byte `first` and on, behind what is queued on `stream`, and waits for the
+    /// copy: a driver may read ordinary memory as late as the copy runs.
     ///
     /// # Panics
     ///
@@ -72,14 +72,15 @@ impl DeviceBuffer {
         }
         self.cuda.bind_to_thread().or_fault("copying to the GPU")?;
         // SAFETY: the destination was checked to lie in this buffer, which is borrowed mutably;
-        // work on the same stream is ordered before it. The source is pageable, so the driver has
-        // read it at return.
+        // work on the same stream is ordered before it. The source is borrowed until the stream was
+        // waited for; when that fails the device is lost.
         unsafe { result::memcpy_htod_async(self.start + first as u64, bytes, stream.cu_stream()) }
-            .or_fault("copying to the GPU")
+            .or_fault("copying to the GPU")?;
+        stream.synchronize().or_fault("copying to the GPU")
     }
 
-    /// Queues copies of `values` until the whole buffer is filled with them: one from the host, the
-    /// others on the device.
+    /// Fills the whole buffer with copies of `values`: one from the host, which is waited for, the
+    /// others queued on the device.
     ///
     /// # Panics
     ///
