@@ -217,8 +217,7 @@ fn run(
     if let Err(error) = result {
         let (cause, queued) = team.fail(error);
         // The device is released before any caller is notified: one that then opens another engine
-        // finds the memory free, and on a GPU a new context instead of the one that this failure
-        // has corrupted.
+        // finds the memory free.
         drop(forward);
         for reply in in_flight.into_iter().chain(queued) {
             reply.complete(Err(cause.clone()));

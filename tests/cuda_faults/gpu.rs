@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char};
+use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use libloading::{Library, Symbol};
@@ -137,6 +138,26 @@ impl Gpu {
     /// Returns the number of kernels launched so far.
     pub(crate) fn launches(&self) -> usize {
         self.json("softgpu_counters_json").as_array().unwrap().len()
+    }
+}
+
+/// The variable of the environment that names the case that a process is to run.
+const CASE: &str = "KUDOS_TEST_CASE";
+
+/// Runs each case of a test in a process of its own: a GPU that fails ends the use of CUDA in its
+/// process. `test` is the test's name, with its module.
+pub(crate) fn in_own_processes(test: &str, cases: &[&str], body: impl FnOnce(&str)) {
+    if let Ok(case) = std::env::var(CASE) {
+        return body(&case);
+    }
+    for case in cases {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let output = command.args([test, "--exact", "--ignored", "--nocapture"]).env(CASE, case).output();
+        let output = output.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+        let ran = stdout.contains("1 passed");
+        assert!(output.status.success() && ran, "{test}, case {case}:\n{stdout}\n{stderr}");
     }
 }
 

@@ -1,4 +1,5 @@
-//! Failures of the GPU: every caller gets the cause, memory is freed, and the process continues.
+//! Failures of the GPU: every caller gets the cause, and memory is freed. The process continues,
+//! without CUDA where a driver does not recover.
 //!
 //! These tests run on the software GPU, which fails as planned and counts allocations. Its state is
 //! one per process: tests in this process run one at a time, and tests that need other settings run
@@ -18,7 +19,7 @@ use libloading::Library;
 use common::{
     ModelSizes, Run, batches_of, ids, kudos_in, overwrite_tensor, random_model, root, widen_to_f32,
 };
-use gpu::Gpu;
+use gpu::{Gpu, in_own_processes};
 use kudos::{CudaOptions, Engine, Error, ErrorKind, Pending, Residency};
 
 const MODEL: &str = "tests/fixtures/models/mha_hd16_bf16";
@@ -177,65 +178,79 @@ fn memory_that_runs_out_at_the_first_launch_names_the_kernel() {
     assert_eq!(rewards(&open(MODEL).unwrap()), expected);
 }
 
-/// Fails the first, a middle and the last kernel of an engine's first pass, and opens the next
-/// engine.
-fn a_failed_pass(fault: &str, code: &str) {
-    let gpu = Gpu::take();
-    let healthy = open(MODEL).unwrap();
-    let before = gpu.launches();
-    healthy.score(&[vec![1, 2, 3]]).pop().unwrap().unwrap();
-    let launches = gpu.launches() - before;
-    assert!(launches > 10, "{launches}");
-    let expected = rewards(&healthy);
-    drop(healthy);
-    for at in [1, launches / 2, launches] {
+/// Asserts that the failure of GPU 0 ended the use of CUDA in this process: a later engine says so
+/// at once, with the cause, and does not run on the CPU instead.
+fn assert_lost(gpu: &Gpu, cause: &Error) {
+    gpu.assert_free();
+    let builder = || Engine::builder(root().join(MODEL)).max_tokens(64);
+    for error in [builder().device(CudaOptions::default()).open(), builder().open()].map(Result::unwrap_err) {
+        assert_eq!(error.kind(), ErrorKind::Device, "{error}");
+        assert!(error.message().contains("CUDA cannot be used in this process any more"), "{error}");
+        // Another call may have failed first, on the thread of copies.
+        let code = cause.message().rsplit(' ').next().unwrap();
+        assert!(error.message().ends_with(&format!(" failed: {code}")), "{error}, caused by {cause}");
+        assert_eq!(error.place(), cause.place());
+        assert_eq!(error.hint(), Some("start the process again"));
+    }
+    gpu.assert_free();
+}
+
+/// Fails the first, a middle and the last kernel of an engine's first pass.
+fn a_failed_pass(test: &str, fault: &str, code: &str) {
+    in_own_processes(test, &["first", "middle", "last"], |case| {
+        let gpu = Gpu::take();
+        let healthy = open(MODEL).unwrap();
+        let before = gpu.launches();
+        healthy.score(&[vec![1, 2, 3]]).pop().unwrap().unwrap();
+        let launches = gpu.launches() - before;
+        assert!(launches > 10, "{launches}");
+        drop(healthy);
         let failed = open(MODEL).unwrap();
+        let at = [("first", 1), ("middle", launches / 2), ("last", launches)];
+        let (_, at) = at.into_iter().find(|(name, _)| *name == case).unwrap();
         gpu.plan(&format!("{fault}:{at}"));
         let error = failure_of_all(&failed);
         assert_eq!(error.kind(), ErrorKind::Device, "{error}");
         assert!(error.message().ends_with(&format!("failed: {code}")), "{error}");
         assert!(error.place().is_some_and(|place| place.contains("GPU 0 (softgpu")), "{error}");
         assert!(error.place().is_some_and(|place| place.contains("in a pass of ")), "{error}");
-        // Callers are notified after the memory is freed: the next engine opens beside the failed
-        // one.
-        gpu.assert_free();
-        let next = open(MODEL).unwrap();
-        assert_eq!(rewards(&next), expected, "after {fault}:{at}");
-        assert!(failed.failure().is_some() && next.failure().is_none());
-        drop((failed, next));
-        gpu.assert_free();
-    }
+        // Callers are notified after the memory is freed.
+        assert_lost(&gpu, &error);
+        assert!(failed.failure().is_some());
+    });
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_lost_device_ends_an_engine_that_streams() {
-    let gpu = Gpu::take();
-    let residency = Residency::Streamed { resident_layers: None };
-    let expected = rewards(&open(MODEL).unwrap());
-    // An engine without a pass ends although layers are staged for one.
-    drop(open_with(MODEL, residency).unwrap());
-    gpu.assert_free();
-    let engine = open_with(MODEL, residency).unwrap();
-    assert_eq!(rewards(&engine), expected);
-    gpu.plan("lost:9");
-    let error = failure_of_all(&engine);
-    assert_eq!(error.kind(), ErrorKind::Device, "{error}");
-    assert!(error.message().ends_with("failed: CUDA_ERROR_UNKNOWN"), "{error}");
-    gpu.assert_free();
-    assert_eq!(rewards(&open_with(MODEL, residency).unwrap()), expected);
+    in_own_processes("a_lost_device_ends_an_engine_that_streams", &["streamed"], |_| {
+        let gpu = Gpu::take();
+        let residency = Residency::Streamed { resident_layers: None };
+        let expected = rewards(&open(MODEL).unwrap());
+        // An engine without a pass ends although layers are staged for one.
+        drop(open_with(MODEL, residency).unwrap());
+        gpu.assert_free();
+        let engine = open_with(MODEL, residency).unwrap();
+        assert_eq!(rewards(&engine), expected);
+        gpu.plan("lost:9");
+        let error = failure_of_all(&engine);
+        assert_eq!(error.kind(), ErrorKind::Device, "{error}");
+        assert!(error.message().ends_with("failed: CUDA_ERROR_UNKNOWN"), "{error}");
+        assert_lost(&gpu, &error);
+    });
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_failed_launch_completes_all_and_spares_the_next_engine() {
-    a_failed_pass("launch", "CUDA_ERROR_LAUNCH_FAILED");
+fn a_failed_launch_ends_cuda_and_completes_all_callers() {
+    let test = "a_failed_launch_ends_cuda_and_completes_all_callers";
+    a_failed_pass(test, "launch", "CUDA_ERROR_LAUNCH_FAILED");
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn a_lost_device_completes_all_and_spares_the_next_engine() {
-    a_failed_pass("lost", "CUDA_ERROR_UNKNOWN");
+fn a_lost_device_ends_cuda_and_completes_all_callers() {
+    a_failed_pass("a_lost_device_ends_cuda_and_completes_all_callers", "lost", "CUDA_ERROR_UNKNOWN");
 }
 
 /// Runs the command on one line of token ids, on a machine with one GPU.

@@ -21,7 +21,7 @@ use kudos::internals::weights::{Checkpoint, ModelTensors};
 use kudos::{AllReduce, CudaOptions, CudaTier, Engine, Error, ErrorKind, GemmTuning};
 
 use crate::common::{batches_of, kudos_in, root};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, in_own_processes};
 use crate::{LINE, MODEL, failure_of_all, rewards};
 
 /// Far more than any of these tests takes, and far less than a hang.
@@ -83,20 +83,25 @@ fn a_rank_out_of_memory_is_named_and_delays_no_other() {
     }
 }
 
+/// Faults of rank 1 in a pass, with a part of their message, and whether the GPU recovers.
+const FAULTS: [(&str, &str, bool); 5] = [
+    ("1/launch:1", "CUDA_ERROR_LAUNCH_FAILED", false),
+    ("1/launch:9", "CUDA_ERROR_LAUNCH_FAILED", false),
+    ("1/lost:4", "CUDA_ERROR_UNKNOWN", false),
+    ("1/nccl:1", "(softgpu printed the details on stderr)", true),
+    ("1/nccl:3", "NCCL says", true),
+];
+
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_rank_that_fails_in_a_pass_is_named_and_ends_the_others() {
-    let gpu = Gpu::take();
-    for all_reduce in ALGORITHMS {
-        let expected = expected(&gpu, all_reduce);
-        for (fault, code) in [
-            ("1/launch:1", "CUDA_ERROR_LAUNCH_FAILED"),
-            ("1/launch:9", "CUDA_ERROR_LAUNCH_FAILED"),
-            ("1/lost:4", "CUDA_ERROR_UNKNOWN"),
-            ("1/nccl:1", "(softgpu printed the details on stderr)"),
-            ("1/nccl:3", "NCCL says"),
-        ] {
-            let engine = open(all_reduce).unwrap();
+    let test = "ranks::a_rank_that_fails_in_a_pass_is_named_and_ends_the_others";
+    in_own_processes(test, &FAULTS.map(|(fault, ..)| fault), |fault| {
+        let gpu = Gpu::take();
+        let (_, code, recovers) = FAULTS.into_iter().find(|(name, ..)| *name == fault).unwrap();
+        for all_reduce in if recovers { &ALGORITHMS[..] } else { &ALGORITHMS[..1] } {
+            let expected = expected(&gpu, *all_reduce);
+            let engine = open(*all_reduce).unwrap();
             gpu.plan(fault);
             let begun = Instant::now();
             let error = failure_of_all(&engine);
@@ -106,9 +111,17 @@ fn a_rank_that_fails_in_a_pass_is_named_and_ends_the_others() {
             assert!(error.message().contains(code), "{fault}: {error}");
             assert!(error.place().is_some_and(|place| place.starts_with("GPU 1 (softgpu")), "{error}");
             drop(engine);
-            assert_recovered(&gpu, all_reduce, &expected);
+            if recovers {
+                assert_recovered(&gpu, *all_reduce, &expected);
+            } else {
+                gpu.plan("");
+                gpu.assert_free();
+                let later = open(*all_reduce).unwrap_err();
+                assert!(later.message().contains("CUDA cannot be used in this process any more"), "{later}");
+                assert!(later.place().is_some_and(|place| place.starts_with("GPU 1 (softgpu")), "{later}");
+            }
         }
-    }
+    });
 }
 
 #[test]

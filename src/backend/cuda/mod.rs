@@ -9,7 +9,7 @@ mod backend;
 pub mod buffer;
 mod clock;
 pub mod context;
-mod fault;
+pub mod fault;
 mod footprint;
 pub mod format;
 pub mod gemm;

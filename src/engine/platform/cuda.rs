@@ -9,7 +9,7 @@ use super::interface::{Platform, RankSetup};
 use super::load::load;
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::probe::{self, Capability, DeviceInfo as Gpu};
-use crate::backend::cuda::{Cuda, Setup, gemm, nccl};
+use crate::backend::cuda::{Cuda, Setup, fault, gemm, nccl};
 use crate::backend::tier::CudaTier;
 use crate::backend::{Capacity, Footprint, Geometry, NextBatch, Overlap};
 use crate::batch::Packed;
@@ -62,6 +62,9 @@ pub(in crate::engine) struct CudaPlatform {
 impl CudaPlatform {
     /// Finds the GPUs that the options name, or those of the best kind.
     pub(in crate::engine) fn new(options: &CudaOptions) -> Result<Self> {
+        if let Some(error) = fault::lost() {
+            return Err(error);
+        }
         let gpus = named(probe::devices()?, &options.devices)?;
         let libraries = gemm::library()?;
         let (gpus, left_out) = match options.cluster() {
@@ -94,10 +97,10 @@ impl CudaPlatform {
             gpus: (0..planned.count).map(gpu).collect(),
             left_out: Vec::new(),
             tier: planned.tier,
+            libraries: String::new(),
             options: options.clone(),
             group: None,
             cache_dir: None,
-            libraries: String::new(),
             free_bytes: Some(planned.free_bytes),
         }
     }
@@ -120,16 +123,16 @@ impl Platform for CudaPlatform {
         let numbers: Vec<String> = self.gpus.iter().map(|gpu| gpu.ordinal.to_string()).collect();
         let (gpus, numbers) = (if count == 1 { "GPU" } else { "GPUs" }, numbers.join(", "));
         let tier = self.tier.name();
+        let libraries = if self.libraries.is_empty() { "" } else { ", " };
+        let libraries = format!("{libraries}{}", self.libraries);
         DeviceInfo {
             kind: DeviceKind::Cuda,
             name: name.clone(),
-        let libraries = if self.libraries.is_empty() { "" } else { ", " };
-        let libraries = format!("{libraries}{}", self.libraries);
             count,
             reason: None,
             simulated: !self.gpus.iter().all(|gpu| gpu.has_clock),
             description: format!(
-                "CUDA, {gpus} {numbers} ({name}, compute capability {capability}, {tier} kernels)"
+                "CUDA, {gpus} {numbers} ({name}, compute capability {capability}, {tier} kernels){libraries}"
             ),
         }
     }
@@ -147,7 +150,7 @@ impl Platform for CudaPlatform {
         match self.options.ranks {
             Some(ranks) if ranks > gpus => {
                 let message = format!("{ranks} ranks need as many GPUs, and there are {gpus}");
-                let other = self.left_out.first().map(|gpu| format!("GPU {} ({})", gpu.ordinal, gpu.name));
+                let other = self.left_out.first().map(name_of);
                 let message = match other {
                     Some(other) => format!("{message} of one kind; {other} is of another"),
                     None => message,
@@ -191,10 +194,10 @@ impl Platform for CudaPlatform {
         if ranks == 1 {
             return Ok(());
         }
+        self.libraries = format!("{}, {}", self.libraries, nccl::library()?);
         let timeout = self.options.peer_timeout;
         let group = match self.options.cluster() {
             Some(cluster) if cluster.rank > 0 => nccl::Group::elsewhere(ranks, timeout)?,
-        self.libraries = format!("{}, {}", self.libraries, nccl::library()?);
             _ => nccl::Group::new(ranks, timeout)?,
         };
         let group = match self.options.overlap {
@@ -245,16 +248,21 @@ impl Platform for CudaPlatform {
             load(cuda, &rank)
         });
         model
-            .map(|model| Box::new(NamesPass { info: gpu.clone(), model }) as Box<dyn Rank>)
-            .map_err(|error| with_plan(error, rank.footprint))
+            .map(|model| {
+                let (name, ranks) = (name_of(gpu), rank.geometry.shard.ranks);
+                Box::new(NamesPass { gpu: name, ranks, model }) as Box<dyn Rank>
+            })
+            .map_err(|error| {
+                fault::name_place(&name_of(gpu));
+                with_plan(error, rank.footprint)
+            })
     }
 
     fn warnings(&self) -> Vec<String> {
         if self.left_out.is_empty() {
             return Vec::new();
         }
-        let names = self.left_out.iter().map(|gpu| format!("GPU {} ({})", gpu.ordinal, gpu.name));
-        let names = names.collect::<Vec<_>>().join(", ");
+        let names = self.left_out.iter().map(name_of).collect::<Vec<_>>().join(", ");
         vec![format!(
             "ranks share GPUs of one kind, so that these are not used: {names}; `--devices` names others"
         )]
@@ -285,34 +293,49 @@ impl Platform for CudaPlatform {
 
 /// A model whose errors name the GPU and the pass in which it failed.
 struct NamesPass {
-    info: Gpu,
+    gpu: String,
+    ranks: usize,
     model: Box<dyn Rank>,
 }
 
 impl Rank for NamesPass {
     fn connect(&mut self) -> Result<()> {
-        self.model
-            .connect()
-            .map_err(|error| error.at(format!("GPU {} ({})", self.info.ordinal, self.info.name)))
+impl NamesPass {
+    /// Names the place of an error, and of the GPU's failure, if this is one.
+    fn at(&self, error: Error, place: String) -> Error {
+        fault::name_place(&place);
+        error.at(place)
+    }
+}
+
+        self.model.connect().map_err(|error| self.at(error, self.gpu.clone()))
     }
 
     fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
         self.model.forward(packed, next_batch).map_err(|error| {
-            let gpu = format!("GPU {} ({})", self.info.ordinal, self.info.name);
-            let (sequences, tokens) = (packed.last.len(), packed.tokens.len());
-            let error = error.at(format!("{gpu}, in a pass of {tokens} tokens and {sequences} last tokens"));
-            if error.kind() != ErrorKind::Device {
+            let (gpu, sequences, tokens) = (&self.gpu, packed.last.len(), packed.tokens.len());
+            let place = format!("{gpu}, in a pass of {tokens} tokens and {sequences} last tokens");
+            let error = self.at(error, place);
+            if error.kind() != ErrorKind::Device || error.hint().is_some() {
                 return error;
             }
-            error.with_hint(
-                "a kernel's failure shows at a later call; run with `CUDA_LAUNCH_BLOCKING=1` in the environment and the error names the kernel",
-            )
+            // With several ranks, launches that block can keep NCCL from making progress.
+            let hint = match self.ranks {
+                1 => "a kernel's failure shows at a later call; run with `CUDA_LAUNCH_BLOCKING=1` in the environment and the error names the kernel",
+                _ => "a kernel's failure shows at a later call; the system's log has the driver's own message (`dmesg`, `Xid`)",
+            };
+            error.with_hint(hint)
         })
     }
 }
 
 /// Adds the planned bytes, which were free when the engine began to load, to a failed allocation.
 fn with_plan(error: Error, footprint: &Footprint) -> Error {
+/// Returns the number and the name of a GPU.
+fn name_of(gpu: &Gpu) -> String {
+    format!("GPU {} ({})", gpu.ordinal, gpu.name)
+}
+
     if error.kind() != ErrorKind::Memory || error.hint().is_some() {
         return error;
     }

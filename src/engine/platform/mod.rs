@@ -36,8 +36,9 @@ pub(super) fn choose(device: &Device) -> Result<(Box<dyn Platform>, Option<Strin
         },
         Device::Auto { cpu, cuda: options } => match cuda(options) {
             Ok(platform) => Ok((platform, Some("the first GPU that this build supports".to_owned()))),
-            // Options that name GPUs or processes rule the CPU out.
-            Err(error) if options.devices.is_empty() && options.cluster().is_none() => {
+            // Options that name GPUs or processes rule the CPU out, and so does a GPU that has failed:
+            // an engine that ran on it would be slower by orders of magnitude on the CPU.
+            Err(error) if options.devices.is_empty() && options.cluster().is_none() && !has_failed() => {
                 Ok((Box::new(CpuPlatform::new(cpu)?), Some(error.message().to_owned())))
             }
             Err(error) => Err(error),
@@ -48,6 +49,17 @@ pub(super) fn choose(device: &Device) -> Result<(Box<dyn Platform>, Option<Strin
 #[cfg(feature = "cuda")]
 fn cuda(options: &CudaOptions) -> Result<Box<dyn Platform>> {
     Ok(Box::new(CudaPlatform::new(options)?))
+}
+
+/// Whether a GPU has failed in this process.
+#[cfg(feature = "cuda")]
+fn has_failed() -> bool {
+    crate::backend::cuda::fault::lost().is_some()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn has_failed() -> bool {
+    false
 }
 
 #[cfg(not(feature = "cuda"))]
