@@ -12,7 +12,7 @@ use kudos::internals::backend::cuda::gemm::cache::Cache;
 use kudos::internals::backend::cuda::gemm::classes::{BUCKETS, Proposals, Schedule, choose, classes};
 use kudos::internals::backend::cuda::gemm::trial::Trial;
 use kudos::internals::backend::cuda::gemm::tuning::{Stopwatch, Tuner};
-use kudos::internals::backend::cuda::gemm::{Lt, Matmul, MatmulShape, Operands, Out};
+use kudos::internals::backend::cuda::gemm::{BitCheck, Lt, Matmul, MatmulShape, Operands, Out};
 use kudos::internals::backend::cuda::ops::Ops;
 use kudos::{GemmTuning, Result};
 
@@ -24,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("matmuls_with_a_bias_match_naive", matmuls_with_a_bias_match_naive),
     ("a_row_of_a_matmul_does_not_depend_on_the_count_of_rows", a_row_does_not_depend_on_the_count_of_rows),
     ("favourites_of_other_classes_are_seen", favourites_of_other_classes_are_seen),
+    ("a_check_of_bits_finds_an_algorithm_that_changes", a_check_of_bits_finds_one_that_changes),
     ("rows_that_are_refused_are_computed_in_pieces", rows_that_are_refused_are_computed_in_pieces),
     ("times_choose_within_a_class_and_are_kept", times_choose_within_a_class_and_are_kept),
 ];
@@ -50,6 +51,17 @@ fn old(format: ActivationFormat, out: Out, count: usize) -> Vec<f64> {
 
 /// Runs the matmul into column 16 of rows 1 and on of `old`, and returns all of it.
 fn run(ops: &Ops, lt: &Lt, matmul: &mut Matmul, shape: MatmulShape, rows: usize, alpha: f32) -> Vec<f64> {
+    run_by(ops, shape, rows, alpha, |operands| lt.run(matmul, operands)).unwrap()
+}
+
+/// The same, by any function.
+fn run_by(
+    ops: &Ops,
+    shape: MatmulShape,
+    rows: usize,
+    alpha: f32,
+    launch: impl FnOnce(Operands<'_>) -> Result<()>,
+) -> Result<Vec<f64>> {
     let format = ops.format();
     let x = upload(ops, &x(format, rows));
     let weight = upload(ops, &weight(format));
@@ -69,14 +81,12 @@ fn run(ops: &Ops, lt: &Lt, matmul: &mut Matmul, shape: MatmulShape, rows: usize,
         rows,
         alpha,
     };
-    lt.run(matmul, operands).unwrap();
+    launch(operands)?;
     let stream = ops.context().compute();
-    match is_f32 {
-        true => out.all().download::<f32>(stream).unwrap().into_iter().map(f64::from).collect(),
-        false => {
-            out.all().download::<u16>(stream).unwrap().into_iter().map(|bits| value(format, bits)).collect()
-        }
-    }
+    Ok(match is_f32 {
+        true => out.all().download::<f32>(stream)?.into_iter().map(f64::from).collect(),
+        false => out.all().download::<u16>(stream)?.into_iter().map(|bits| value(format, bits)).collect(),
+    })
 }
 
 fn x(format: ActivationFormat, rows: usize) -> Vec<f64> {
@@ -199,6 +209,34 @@ fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
     assert!(found.len() >= 2, "{found:?}");
     let mut matmul = Matmul::new(problem, Schedule::new(proposals.buckets));
     assert!(rows_that_differ(&ops, &lt, &mut matmul, shape).is_some(), "{:?}", matmul.schedule());
+}
+
+/// Rows that are computed again, alone, have the bits of a class, and other bits where an algorithm
+/// changes its order of sums with the count of rows.
+fn a_check_of_bits_finds_one_that_changes(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let lt = Lt::new(ops.context(), gpu.format).unwrap();
+    // What a result is added to is that of its rows, too.
+    let shape = MatmulShape { out: Out::AddF32, ..SHAPE };
+    let mut problem = lt.problem(shape).unwrap();
+    let mut trial = Trial::new(ops.context(), gpu.format, shape, 0).unwrap();
+    let proposals = Proposals::of(&lt, &mut problem).unwrap();
+    let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
+    let in_class = |config| found.iter().flat_map(|class| &class.members).any(|one| one.config() == config);
+    let changing = proposals.buckets.iter().flatten().find(|algorithm| !in_class(algorithm.config()));
+    let mut check = BitCheck::new(ops.context(), gpu.format, [shape].into_iter()).unwrap();
+    let mut checked = |matmul: &mut Matmul| {
+        run_by(&ops, shape, 300, 0.5, |operands| check.run(ops.context(), &lt, matmul, operands))
+    };
+    let mut steady = prepared(&ops, &lt, shape);
+    assert_eq!(checked(&mut steady).unwrap(), run(&ops, &lt, &mut steady, shape, 300, 0.5));
+    let Some(&changing) = changing else {
+        assert!(gpu.info().has_clock, "the software GPU has one that changes: {found:?}");
+        return;
+    };
+    let error =
+        checked(&mut Matmul::new(problem, Schedule::new(vec![vec![changing]; BUCKETS.len()]))).unwrap_err();
+    assert!(error.message().contains("other bits than one of "), "{error}");
 }
 
 /// Rows that no algorithm takes at once are computed in pieces, with the same bits.

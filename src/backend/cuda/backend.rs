@@ -17,7 +17,7 @@ use super::context::Context;
 use super::format::ActivationFormat;
 use super::gemm::cache::Cache;
 use super::gemm::tuning::Tuner;
-use super::gemm::{Lt, Matmul, MatmulShape, Operands};
+use super::gemm::{BitCheck, Lt, Matmul, MatmulShape, Operands};
 use super::heads::HeadLayout;
 use super::kernels::{AttentionFeatures, AttentionKernel};
 use super::matmuls::{self, Biases, WeightShape, features_of};
@@ -59,6 +59,8 @@ pub struct Cuda {
     lt: Lt,
     /// Those of a layer: all layers have the same shapes.
     matmuls: HashMap<MatmulShape, Matmul>,
+    /// Compares bits of matmuls, where that is requested.
+    bit_check: Option<BitCheck>,
     staging: Staging,
     rope_tables: RopeTables,
     /// Tables of the present pass.
@@ -155,11 +157,13 @@ impl Cuda {
         // Before weights and activations are allocated: the trials of matmuls use that memory.
         let tuner = Tuner::new(context, &lt, tuning, cache)?.with_group(group);
         let matmuls = prepare(tuner, &shapes)?;
+        let bit_check = BitCheck::from_environment(context, format, shapes.iter().map(|(shape, _)| *shape))?;
         Ok(Self {
             all_reducer,
             uploader,
             lt,
             matmuls,
+            bit_check,
             staging,
             rope_tables,
             tables,
@@ -222,8 +226,11 @@ impl Cuda {
     ///
     /// When its shape was not prepared.
     fn multiply(&mut self, shape: MatmulShape, operands: Operands<'_>) -> Result<()> {
-        let matmul = self.matmuls.get_mut(&shape);
-        self.lt.run(matmul.unwrap_or_else(|| panic!("{shape:?} was not prepared")), operands)
+        let matmul = self.matmuls.get_mut(&shape).unwrap_or_else(|| panic!("{shape:?} was not prepared"));
+        match &mut self.bit_check {
+            Some(check) => check.run(self.ops.context(), &self.lt, matmul, operands),
+            None => self.lt.run(matmul, operands),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::algorithm::Algorithm;
 use super::classes::Schedule;
 use super::handles::OrFault;
 use super::lt::{Lt, Operands, Problem};
+use super::shape::MatmulShape;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A matmul with its algorithms, ready to run.
@@ -65,6 +66,11 @@ impl Matmul {
     /// A matmul that is computed by this schedule.
     pub fn new(problem: Problem, schedule: Schedule) -> Self {
         Self { problem, schedule, pieces: HashMap::new() }
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> MatmulShape {
+        self.problem.shape
     }
 
     /// The algorithms for counts of rows.

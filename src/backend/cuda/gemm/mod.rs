@@ -38,15 +38,17 @@
 
 pub mod algorithm;
 pub mod cache;
+mod check;
 pub mod classes;
 mod handles;
-mod lt;
 mod library;
+mod lt;
 mod matmul;
 mod shape;
 pub mod trial;
 pub mod tuning;
 
+pub use check::BitCheck;
 pub use classes::ROWS_NOMINAL;
 pub use handles::WORKSPACE_BYTES;
 pub use lt::{Lt, Operands, Problem, library};

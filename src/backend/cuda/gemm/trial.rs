@@ -101,8 +101,8 @@ impl Trial {
         Ok(known)
     }
 
-    /// Whether an algorithm takes `rows` rows and computes these bits, in the first and the last of
-    /// them.
+    /// Whether an algorithm takes `rows` rows and computes these bits, in the first, the middle and
+    /// the last of them.
     pub fn confirms(
         &mut self,
         lt: &Lt,
@@ -113,8 +113,12 @@ impl Trial {
     ) -> Result<bool> {
         let count = rows.min(PERIOD);
         let Some(first) = self.digests(lt, problem, algorithm, rows, 0..count)? else { return Ok(false) };
-        let last = self.row_digests(problem.shape, rows - count..rows)?;
-        Ok(bits.are_those_of(&first, 0) && bits.are_those_of(&last, rows - count))
+        let mut all = bits.are_those_of(&first, 0);
+        for from in [(rows - count) / 2, rows - count] {
+            let digests = self.row_digests(problem.shape, from..from + count)?;
+            all &= bits.are_those_of(&digests, from);
+        }
+        Ok(all)
     }
 
     /// Queues a matmul of `rows` rows; `false` where the library refuses.

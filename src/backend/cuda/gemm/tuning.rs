@@ -7,6 +7,10 @@
 //! Nth. Sorting algorithms into classes takes 403 rows of each, less than one such batch. Later
 //! starts read files ([`cache`](super::cache)), and run 403 rows of each algorithm and one matmul
 //! of each size. [`SECONDS_MAX`] bounds the time on a slow GPU.
+//!
+//! The algorithm that is used first for a size of batch is run for a few more counts of rows of
+//! that size, measured or not: one that splits sums by the number of tiles on the GPU's
+//! multiprocessors would change its bits between the counts above.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +26,8 @@ use crate::backend::GemmTuning;
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::nccl::Group;
 use crate::backend::cuda::stopwatch;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
+use crate::random::Random;
 
 /// Seconds after which nothing more is measured: sizes that are left use the library's order.
 pub const SECONDS_MAX: u64 = 30;
@@ -97,16 +102,19 @@ impl<'a> Tuner<'a> {
     pub fn matmul(&mut self, shape: MatmulShape, rows_max: usize) -> Result<Matmul> {
         self.check_group()?;
         let mut problem = self.lt.problem(shape)?;
-        let rows = if self.stopwatch.is_some() { rows_max.min(BUCKETS[BUCKETS.len() - 1]) } else { 0 };
+        // A GPU without a clock is a simulated one, on which so many rows take too long.
+        let is_fast = self.stopwatch.is_some() || self.context.info().has_clock;
+        let rows = if is_fast { rows_max.min(BUCKETS[BUCKETS.len() - 1]) } else { 0 };
         let mut trial = Trial::new(self.context, self.lt.format, shape, rows)?;
         let proposals = Proposals::of(self.lt, &mut problem)?;
         let found = classes::classes(self.lt, &mut problem, &mut trial, &proposals)?;
         let class = classes::choose(self.lt, &mut problem, found)?;
-        let schedule = match self.tuning {
-            GemmTuning::Off => Schedule::new(vec![class.members; BUCKETS.len()]),
-            GemmTuning::Auto => self.schedule(&mut problem, &mut trial, &proposals, class, rows)?,
+        let mut orders = match self.tuning {
+            GemmTuning::Off => vec![class.members.clone(); BUCKETS.len()],
+            GemmTuning::Auto => self.orders(&mut problem, &mut trial, &proposals, &class, rows)?,
         };
-        Ok(Matmul::new(problem, schedule))
+        self.drop_changing(&mut problem, &mut trial, &class, rows, &mut orders)?;
+        Ok(Matmul::new(problem, Schedule::new(orders)))
     }
 
     /// An error when a rank of the group has failed.
@@ -114,14 +122,15 @@ impl<'a> Tuner<'a> {
         self.group.as_ref().and_then(|group| group.failure()).map_or(Ok(()), Err)
     }
 
-    fn schedule(
+    /// The order of the class's members for each of [`BUCKETS`].
+    fn orders(
         &mut self,
         problem: &mut Problem,
         trial: &mut Trial,
         proposals: &Proposals,
-        class: Class,
+        class: &Class,
         rows_max: usize,
-    ) -> Result<Schedule> {
+    ) -> Result<Vec<Vec<Algorithm>>> {
         let kept = self.cache.load(problem.shape);
         let mut stopwatch = self.stopwatch.take();
         let (mut fastest, mut orders, mut below) = (Vec::new(), Vec::new(), 0);
@@ -132,7 +141,7 @@ impl<'a> Tuner<'a> {
             let rows = most.min(rows_max);
             orders.push(match &mut stopwatch {
                 Some(stopwatch) if rows > below => {
-                    let mut size = Size { rows, lt: self.lt, class: &class, problem, trial };
+                    let mut size = Size { rows, lt: self.lt, class, problem, trial };
                     let (order, found) = self.measure(&mut size, &favourites, &kept, &mut **stopwatch)?;
                     fastest.extend(found);
                     order
@@ -145,7 +154,51 @@ impl<'a> Tuner<'a> {
         if !fastest.is_empty() && fastest != kept {
             self.cache.store(problem.shape, &fastest);
         }
-        Ok(Schedule::new(orders))
+        Ok(orders)
+    }
+
+    /// Drops members that give other bits for one of [`more_rows`], until the first of each order
+    /// gives those of the class.
+    fn drop_changing(
+        &self,
+        problem: &mut Problem,
+        trial: &mut Trial,
+        class: &Class,
+        rows_max: usize,
+        orders: &mut [Vec<Algorithm>],
+    ) -> Result<()> {
+        let (shape, multiprocessors) = (problem.shape, self.context.info().multiprocessors);
+        let mut below = 0;
+        for (bucket, &most) in BUCKETS.iter().enumerate() {
+            let most = most.min(rows_max);
+            if most <= below {
+                break;
+            }
+            self.check_group()?;
+            let counts = more_rows(shape, multiprocessors, below, most);
+            below = most;
+            loop {
+                let Some(first) = orders[bucket].first().copied() else {
+                    let message = format!(
+                        "cublasLt has no algorithm for {shape} with the same bits for all counts of rows"
+                    );
+                    return Err(Error::new(ErrorKind::Device, message));
+                };
+                let mut keeps_bits = true;
+                for &rows in &counts {
+                    // Rows that it does not take are another's.
+                    keeps_bits &= !self.lt.accepts(problem, &first, rows)?
+                        || trial.confirms(self.lt, problem, &first, rows, &class.bits)?;
+                }
+                if keeps_bits {
+                    break;
+                }
+                for order in orders.iter_mut() {
+                    order.retain(|algorithm| algorithm.config() != first.config());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The order of algorithms for one size of batch, the fastest first, and that one: by the
@@ -211,6 +264,22 @@ impl Size<'_> {
         let mut run = || trial.launch(lt, problem, algorithm, rows).map(drop);
         stopwatch.time(rows, algorithm.config(), &mut run)
     }
+}
+
+/// Counts of rows above `below` and up to `most` that are checked beside those that are measured:
+/// two that a fixed seed draws, and the one whose tiles leave the fewest multiprocessors busy in
+/// the last round.
+fn more_rows(shape: MatmulShape, multiprocessors: usize, below: usize, most: usize) -> [usize; 3] {
+    /// Rows and columns of a usual tile.
+    const TILE: usize = 128;
+    let mut random = Random::new(most as u64);
+    let mut drawn = || below + 1 + random.next_bits() as usize % (most - below);
+    let in_last_round = |rows: &usize| {
+        let tiles = rows.div_ceil(TILE) * shape.features.div_ceil(TILE);
+        (tiles - 1) % multiprocessors.max(1)
+    };
+    let whole = (below / TILE + 1..=most / TILE).map(|tiles| tiles * TILE);
+    [drawn(), drawn(), whole.min_by_key(in_last_round).unwrap_or(most)]
 }
 
 /// An order, followed by the algorithms that are not in it.
