@@ -183,12 +183,15 @@ pub struct Footprint {
     pub weights: usize,
     /// Activations and other buffers that are sized for the largest pass.
     pub workspace: usize,
+    /// Memory that is left to the vendor's libraries, which take it while the engine opens: for the
+    /// code of their kernels and for buffers between ranks. It is an estimate.
+    pub libraries: usize,
 }
 
 impl Footprint {
     /// Returns the bytes in all.
     pub fn total(&self) -> usize {
-        self.weights + self.workspace
+        self.weights + self.workspace + self.libraries
     }
 }
 

@@ -76,8 +76,9 @@ impl EngineBuilder {
         self
     }
 
-    /// Sets the longest sequence that is scored, in tokens; by default, and at most, the model's
-    /// limit.
+    /// Sets the longest sequence that is scored, in tokens; at most, and by default, the model's
+    /// limit. On GPUs the default is less where not all layers could stay on them otherwise, but at
+    /// least 8,192, unless longer sequences are to be truncated or ranks are in several processes.
     pub fn max_tokens(mut self, max_tokens: impl Into<Option<usize>>) -> Self {
         self.options.max_tokens = max_tokens.into();
         self

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::config::ModelConfig;
 use crate::engine::options::Options;
-use crate::engine::plan::MemoryPlan;
+use crate::engine::plan::{MAX_TOKENS_MIN, MemoryPlan};
 use crate::engine::platform::{self, DeviceInfo, Platform};
 use crate::engine::residency::Residency;
 use crate::error::{Error, ErrorKind, Result};
@@ -38,7 +38,11 @@ pub(super) fn ranks_of(
 ) -> Result<usize> {
     platform.ranks(config, options.residency, &|ranks| {
         let tensors = weights.part(config, 0, ranks)?;
-        let resident = Options { residency: Residency::Resident, ..options.clone() };
+        let max_tokens = match options.max_tokens_may_follow_memory() {
+            true => Some(MAX_TOKENS_MIN),
+            false => options.max_tokens,
+        };
+        let resident = Options { residency: Residency::Resident, max_tokens, ..options.clone() };
         Ok(MemoryPlan::new(config, &resident, platform, ranks, &tensors)?.0.footprint)
     })
 }

@@ -26,13 +26,13 @@ const BATCH_TOKENS: usize = 4096;
 /// computed: 13,000 hide the copies over PCIe 5 behind an H200's bf16.
 const BATCH_TOKENS_STREAMED: [usize; 2] = [16_384, 8192];
 
+/// The longest sequence by default, at least, where the device's memory limits it.
+pub(super) const MAX_TOKENS_MIN: usize = 8192;
+
+/// Step of the longest sequence where the device's memory limits it.
+const MAX_TOKENS_STEP: usize = 1024;
+
 /// The memory of an engine, and its limits.
-///
-/// Leaves out NCCL's memory for several ranks on GPUs, which is unknown beforehand: by its source,
-/// about 10 MiB of buffers for each channel and each neighbour that a channel receives from. NCCL
-/// chooses both numbers by its version, its algorithm and the links between the GPUs (channels are
-/// at most 8 here, unless overlap is off), and multicast over NVLink has further buffers. One
-/// communicator with 1.6 GB was reported; NVIDIA's tests of NCCL reserve 1 GB of a GPU for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
     /// Ranks that share the model.
@@ -51,6 +51,9 @@ pub struct MemoryPlan {
     pub sequences: usize,
     /// The longest sequence, in tokens.
     pub max_tokens: usize,
+    /// Whether `max_tokens` follows from the device's memory, and is less than the model's limit:
+    /// with longer sequences, not all layers would stay on the device.
+    pub limited_by_memory: bool,
     /// The largest pass, for which activations are sized.
     pub(crate) capacity: Capacity,
     /// Floating-point operations of one rank's matmuls for one token.
@@ -85,7 +88,23 @@ impl MemoryPlan {
         let geometry = geometry(config, options, Shard::new(config, 0, ranks)?);
         let (stored, on_device) = (tensors.bytes(), platform.weight_bytes(&geometry, tensors));
         let residency = options.residency;
-        let sizing = Sizing { config, geometry, residency, platform, stored, on_device, max_tokens, free };
+        let mut sizing = Sizing {
+            config,
+            geometry,
+            residency,
+            platform,
+            stored,
+            on_device,
+            max_tokens,
+            limited_by_memory: false,
+            free,
+        };
+        if options.max_tokens_may_follow_memory()
+            && let Some(free) = if free.is_some() { free } else { platform.free_bytes()? }
+        {
+            sizing.max_tokens = sizing.longest_that_fits(free, batch_tokens);
+            sizing.limited_by_memory = sizing.max_tokens < max_tokens;
+        }
         let plan = sizing.plan(batch_tokens)?;
         let plan = match free {
             // Ranks in other processes may have less or more memory free, and all need the same
@@ -138,13 +157,18 @@ struct Sizing<'a> {
     /// Rank 0's weights on the device.
     on_device: WeightBytes,
     max_tokens: usize,
+    limited_by_memory: bool,
     /// Free bytes on the device, where they matter.
     free: Option<usize>,
 }
 
 impl Sizing<'_> {
     fn capacity(&self, batch_tokens: usize) -> Capacity {
-        let tokens = batch_tokens.max(self.max_tokens);
+        self.capacity_for(batch_tokens, self.max_tokens)
+    }
+
+    fn capacity_for(&self, batch_tokens: usize, max_tokens: usize) -> Capacity {
+        let tokens = batch_tokens.max(max_tokens);
         let mlp_tokens = self.platform.mlp_tokens(&self.geometry, tokens);
         Capacity { tokens, sequences: batch_tokens.div_ceil(TOKENS_PER_SEQUENCE), mlp_tokens }
     }
@@ -182,9 +206,38 @@ impl Sizing<'_> {
             batch_tokens,
             sequences: capacity.sequences,
             max_tokens,
+            limited_by_memory: self.limited_by_memory,
             capacity,
             flops_per_token,
         })
+    }
+
+    /// Returns the longest sequence with which all layers stay on the device, or as many as are
+    /// requested: the model's limit, or a multiple of [`MAX_TOKENS_STEP`], or [`MAX_TOKENS_MIN`]
+    /// where that is too long, too.
+    fn longest_that_fits(&self, free: usize, batch_tokens: usize) -> usize {
+        let (most, layers) = (self.max_tokens, self.config.layers);
+        let placement = match self.residency {
+            Residency::Auto | Residency::Resident => Placement::resident(layers),
+            Residency::Streamed { resident_layers: Some(count) } if count < layers => {
+                Placement::streamed(count, layers)
+            }
+            // As many stay as fit beside the shortest.
+            Residency::Streamed { .. } => return MAX_TOKENS_MIN.min(most),
+        };
+        let fits = |tokens| {
+            let capacity = self.capacity_for(batch_tokens, tokens);
+            self.footprint(&capacity, placement).total() <= free
+        };
+        if fits(most) {
+            return most;
+        }
+        let (mut fit, mut too_long) = (MAX_TOKENS_MIN / MAX_TOKENS_STEP, most.div_ceil(MAX_TOKENS_STEP));
+        while fit + 1 < too_long {
+            let middle = (fit + too_long) / 2;
+            *(if fits(middle * MAX_TOKENS_STEP) { &mut fit } else { &mut too_long }) = middle;
+        }
+        (fit * MAX_TOKENS_STEP).min(most)
     }
 
     /// Makes the plan for the largest passes that leave half of `free` to streamed layers.
@@ -217,8 +270,10 @@ impl fmt::Display for MemoryPlan {
         let Placement { resident, streamed, slots } = self.placement;
         writeln!(f, "layers           {resident} resident, {streamed} streamed through {slots} slots")?;
         writeln!(f, "workspace        {:.2} GiB a rank", gib(self.footprint.workspace))?;
+        writeln!(f, "libraries        {:.2} GiB a rank", gib(self.footprint.libraries))?;
         writeln!(f, "batch            {} unique tokens, {} sequences", self.batch_tokens, self.sequences)?;
-        write!(f, "longest sequence {} tokens", self.max_tokens)
+        let why = if self.limited_by_memory { ", by the device's memory" } else { "" };
+        write!(f, "longest sequence {} tokens{why}", self.max_tokens)
     }
 }
 

@@ -40,7 +40,8 @@ impl Placement {
         Self { resident: layers, streamed: 0, slots: 0 }
     }
 
-    fn streamed(resident: usize, layers: usize) -> Self {
+    /// Returns the placement in which `resident` layers stay.
+    pub(super) fn streamed(resident: usize, layers: usize) -> Self {
         Self { resident, streamed: layers - resident, slots: SLOTS }
     }
 
@@ -53,10 +54,7 @@ impl Placement {
         needed: impl Fn(Self) -> usize,
     ) -> Result<Self> {
         let fitting = |free: usize| {
-            // The driver loads code at its first use, and its size is unknown: 1/32 of the free
-            // memory is reserved.
-            let usable = free - free / 32;
-            let fits = |&resident: &usize| needed(Self::streamed(resident, layers)) <= usable;
+            let fits = |&resident: &usize| needed(Self::streamed(resident, layers)) <= free;
             let most = layers.saturating_sub(SLOTS);
             Self::streamed((0..=most).rev().find(fits).unwrap_or(0), layers)
         };
@@ -100,9 +98,10 @@ mod tests {
     fn auto_keeps_as_many_layers_as_fit_beside_the_slots() {
         assert_eq!(resident(Residency::Auto, 10, None), 10);
         assert_eq!(resident(Residency::Auto, 10, Some(2_000)), 10);
-        // 1,999 less 62 for the driver: 9 layers, of which 2 are slots.
+        // 9 layers, of which 2 are slots.
         assert_eq!(resident(Residency::Auto, 10, Some(1_999)), 7);
-        assert_eq!(resident(Residency::Auto, 10, Some(1_300)), 0);
+        assert_eq!(resident(Residency::Auto, 10, Some(1_899)), 6);
+        assert_eq!(resident(Residency::Auto, 10, Some(1_299)), 0);
         // Too little for any layer: the allocation will fail and report the bytes that are missing.
         assert_eq!(resident(Residency::Auto, 10, Some(0)), 0);
     }

@@ -44,8 +44,17 @@ impl Engine {
     /// Renders, tokenizes and checks an input: the part of a submission that takes the caller's
     /// time and none of the engine's. Threads can prepare inputs for one that submits them.
     pub fn prepare(&self, input: impl Into<Input>) -> Result<PromptTokens> {
+        self.limited(input.into()).map_err(|error| match error.kind() {
+            ErrorKind::TooLong { .. } if self.plan.limited_by_memory => error.with_hint(
+                "the limit follows from the GPU's memory, with all layers on it: `--max-tokens` sets another, up to the model's",
+            ),
+            _ => error,
+        })
+    }
+
+    fn limited(&self, input: Input) -> Result<PromptTokens> {
         let max_tokens = self.plan.max_tokens;
-        match input.into().0 {
+        match input.0 {
             Kind::Conversation(conversation) => self.prompt()?.tokens(&conversation, max_tokens),
             Kind::Prepared(tokens) => {
                 let PromptTokens { ids, truncated } = tokens?;

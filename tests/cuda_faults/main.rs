@@ -284,7 +284,14 @@ fn a_model_that_does_not_fit_is_refused_before_any_allocation() {
     let run = score("cuda", &[("SOFTGPU_MEMORY_GIB", Some("0.02")), ("SOFTGPU_FAIL", Some("alloc:1"))]);
     assert_error(
         &run,
-        &["the model needs 0.0", "of weights", "of workspace", "the GPU has 0.02 free", "hint: "],
+        &[
+            "the model needs 0.3",
+            "of weights",
+            "of workspace",
+            "for libraries",
+            "the GPU has 0.02 free",
+            "hint: ",
+        ],
     );
     assert!(!run.stderr.contains("planned fault"), "{}", run.stderr);
 }
@@ -300,7 +307,9 @@ fn a_model_too_large_for_the_gpu_is_streamed_with_a_warning() {
     let run = |gib: &str, residency: &str| {
         let model = ["--model", dir.path().to_str().unwrap(), "-", "--residency", residency];
         let small = ["--batch-tokens", "16", "--max-tokens", "16"];
-        let arguments = [&["score", "--device", "cuda"][..], &model, &small].concat();
+        // The memory here is about that of the layers, and libraries take none of it.
+        let reserve = ["--gpu-reserve-gib", "0"];
+        let arguments = [&["score", "--device", "cuda"][..], &model, &small, &reserve].concat();
         // On one GPU: with more, the model would be divided among them instead of streamed.
         kudos_in(&[("SOFTGPU_MEMORY_GIB", Some(gib)), ("SOFTGPU_DEVICES", Some("1"))], &arguments, LINE)
     };
@@ -316,7 +325,11 @@ fn a_model_too_large_for_the_gpu_is_streamed_with_a_warning() {
     }
     let arguments = ["plan", "--json", "--model", dir.path().to_str().unwrap(), "--max-tokens", "16"];
     let variables = [("SOFTGPU_MEMORY_GIB", Some("0.092")), ("SOFTGPU_DEVICES", Some("1"))];
-    let planned = kudos_in(&variables, &[&arguments[..], &["--batch-tokens", "16"]].concat(), "");
+    let planned = kudos_in(
+        &variables,
+        &[&arguments[..], &["--batch-tokens", "16", "--gpu-reserve-gib", "0"]].concat(),
+        "",
+    );
     let here = planned.stdout.lines().last().unwrap();
     assert!(
         here.contains("\"gpu\":\"here: softgpu") && here.contains("\"layers_resident\":5"),

@@ -160,7 +160,7 @@ fn all_ranks_keep_as_many_layers_as_the_fullest_gpu() {
     fs::write(&input, LINE).unwrap();
     let run = |memory_gib: &str| {
         let (address, variables) = (free_address(), [("SOFTGPU_MEMORY_GIB", memory_gib)]);
-        let timeout = ["--peer-timeout", "20"];
+        let timeout = ["--peer-timeout", "20", "--gpu-reserve-gib", "0"];
         let second = start_of("2", dir.path(), 1, &address, &timeout, &variables);
         let more = [&timeout[..], &[input.to_str().unwrap()]].concat();
         let first = start_of("2", dir.path(), 0, &address, &more, &variables);

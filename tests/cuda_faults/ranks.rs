@@ -168,8 +168,8 @@ fn devices_are_chosen_by_number_and_refused_by_name() {
 fn a_model_too_large_for_one_gpu_gets_the_fewest_it_fits_on() {
     // 0.143 GiB on one GPU, 0.088 on each of two, 0.061 on each of four.
     let model = root().join("tests/fixtures/models/kv4_hd128_tied_f16");
-    let arguments =
-        ["score", "--device", "cuda", "--max-tokens", "512", "--model", model.to_str().unwrap(), "-"];
+    let arguments = ["score", "--device", "cuda", "--max-tokens", "512", "--gpu-reserve-gib", "0", "--model"];
+    let arguments = [&arguments[..], &[model.to_str().unwrap(), "-"]].concat();
     for (memory_gib, gpus) in [("0.15", "GPU 0 ("), ("0.1", "GPUs 0, 1 ("), ("0.07", "GPUs 0, 1, 2, 3 (")] {
         let variables = [("SOFTGPU_MEMORY_GIB", Some(memory_gib)), ("SOFTGPU_DEVICES", Some("5"))];
         let run = kudos_in(&variables, &arguments, LINE);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use kudos::internals::units::GIB;
 use kudos::{
     AllReduce, Batching, Cluster, CpuMath, CpuOptions, CudaOptions, CudaTier, Device, DoubleBos,
     EngineBuilder, Error, ErrorKind, GemmTuning, Overlap, PromptOptions, Residency, Result, Truncate,
@@ -123,6 +124,11 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(super) peer_timeout: Option<Duration>,
 
+    /// Memory of each GPU that is left to CUDA's libraries and other programs, in GiB [default:
+    /// 0.25, and 1 more for several ranks]
+    #[arg(long, value_name = "X", value_parser = gib)]
+    pub(super) gpu_reserve_gib: Option<f64>,
+
     /// Limit on unique tokens per pass [default: 4096, up to 16384 where layers are streamed
     /// through a GPU]
     #[arg(long, value_name = "N")]
@@ -196,7 +202,8 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) model: String,
 
-    /// Limit on the tokens of a conversation [default: the model's own limit]
+    /// Limit on the tokens of a conversation [default: the model's own limit, or as many as let all
+    /// layers stay on the GPU, at least 8192]
     #[arg(long, value_name = "N")]
     pub(super) max_tokens: Option<usize>,
 
@@ -208,6 +215,11 @@ pub(super) struct PlanArgs {
     /// Ranks that share every layer (tensor parallel) [default: as few GPUs as the model fits on]
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
+
+    /// Memory of each GPU that is left to CUDA's libraries and other programs, in GiB [default:
+    /// 0.25, and 1 more for several ranks]
+    #[arg(long, value_name = "X", value_parser = gib)]
+    pub(super) gpu_reserve_gib: Option<f64>,
 
     /// Number of GPUs of each kind
     #[arg(long, value_name = "N", default_value = "8")]
@@ -229,7 +241,8 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) model: String,
 
-    /// Limit on the tokens of a conversation [default: the model's own limit]
+    /// Limit on the tokens of a conversation [default: the model's own limit, or as many as let all
+    /// layers stay on the GPU, at least 8192]
     #[arg(long, value_name = "N")]
     pub(super) max_tokens: Option<usize>,
 
@@ -319,6 +332,7 @@ impl ScoreArgs {
             ("--gemm-tuning", self.gemm_tuning.is_some()),
             ("--cuda-tier", self.cuda_tier.is_some()),
             ("--cuda-attention", self.cuda_attention.is_some()),
+            ("--gpu-reserve-gib", self.gpu_reserve_gib.is_some()),
             ("--peer-timeout", self.peer_timeout.is_some()),
             ("--rendezvous", cluster.is_some()),
         ];
@@ -330,6 +344,7 @@ impl ScoreArgs {
             gemm_tuning: self.gemm_tuning.unwrap_or_default(),
             tier: self.cuda_tier,
             attention: self.cuda_attention.clone(),
+            reserved_bytes: self.gpu_reserve_gib.map(bytes_of),
             peer_timeout: self.peer_timeout.unwrap_or(defaults.peer_timeout),
             cluster,
             ..defaults
@@ -349,7 +364,11 @@ fn refuse(options: &[(&str, bool)], other: &str, chosen: &str) -> Result<()> {
     Err(Error::new(ErrorKind::Options, message).with_hint("leave out one of the two"))
 }
 
-#[cfg(feature = "cuda")]
+/// Returns the bytes of so many GiB.
+pub(super) fn bytes_of(gib: f64) -> usize {
+    (gib * GIB as f64) as usize
+}
+
 fn gib(text: &str) -> Result<f64, String> {
     let gib = text.parse::<f64>().ok().filter(|gib| gib.is_finite() && *gib >= 0.0);
     gib.ok_or_else(|| "expected a number of GiB, such as 23.5".to_owned())

@@ -3,11 +3,11 @@
 
 use serde_json::{Value, json};
 
-use crate::args::PlanArgs;
+use crate::args::{PlanArgs, bytes_of};
 use crate::gpus::{GPUS, KnownGpu};
 use crate::output::Output;
 use crate::{Outcome, model_dir};
-use kudos::internals::units::{GIB, gib};
+use kudos::internals::units::gib;
 use kudos::{Batching, CudaOptions, CudaTier, Engine, MemoryPlan, PlannedGpus};
 
 /// Share of the tensor cores' data sheet rate that matmuls of this size reach, by published
@@ -18,7 +18,7 @@ const TFLOPS_REACHED: f64 = 0.75;
 /// measurements.
 const LINK_REACHED: f64 = 0.8;
 
-/// Memory that the CUDA context and the libraries use.
+/// Memory that the driver and a CUDA context use.
 const CONTEXT_MIB: usize = 800;
 
 const MIB: usize = 1 << 20;
@@ -35,7 +35,11 @@ struct GpuPlan {
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model)?;
     let builder = Engine::builder(&dir)
-        .device(CudaOptions { ranks: args.ranks, ..CudaOptions::default() })
+        .device(CudaOptions {
+            ranks: args.ranks,
+            reserved_bytes: args.gpu_reserve_gib.map(bytes_of),
+            ..CudaOptions::default()
+        })
         .max_tokens(args.max_tokens)
         .batching(Batching { batch_tokens: args.batch_tokens, ..Batching::default() });
     let mut plans = Vec::new();
@@ -45,7 +49,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     };
     let count = args.gpus.get();
     if let Some(gib) = args.gpu_memory_gib {
-        let (name, free_bytes) = (format!("{gib} GiB"), (gib * GIB as f64) as usize);
+        let (name, free_bytes) = (format!("{gib} GiB"), bytes_of(gib));
         let gpus = PlannedGpus { name, tier: CudaTier::Sm80, free_bytes, count };
         let plan = builder.plan_for(&gpus)?;
         add(gpus, plan, None);
@@ -69,20 +73,26 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     }
     let free =
         if args.gpu_memory_gib.is_some() { "what is free" } else { "its memory less 0.8 for the driver" };
-    let longest = plans[0].plan.max_tokens;
     output.line(&format!(
-        "sequences of up to {longest} tokens; GiB per GPU, of {free}; batch: tokens per pass"
+        "GiB per GPU, of {free}; longest: tokens of a conversation; batch: tokens per pass"
     ))?;
     output.line("")?;
-    output.line("GPU             free   GPUs   weights   workspace     left   batch   layers on it")?;
+    output.line(
+        "GPU             free   GPUs   weights   workspace   libraries     left   longest   batch   layers on it",
+    )?;
     for plan in &plans {
         output.line(&plan.line())?;
     }
-    if plans.iter().any(|plan| plan.plan.ranks > 1) {
+    output.line("")?;
+    output.line(
+        "Libraries: reserved for the code of cuBLAS and, on several GPUs, for NCCL's buffers, which depend on its version \
+         and on the links between the GPUs.",
+    )?;
+    if plans.iter().any(|plan| plan.plan.limited_by_memory) {
         output.line("")?;
         output.line(
-            "On several GPUs, NCCL takes more memory, which is not counted here: it depends on NCCL's version and on the \
-             links between the GPUs.",
+            "* As long as all layers stay on the GPU, but at least 8192; the model takes longer ones, and `--max-tokens` sets \
+             another limit.",
         )?;
     }
     if plans.iter().any(|plan| plan.hiding_tokens().is_some()) {
@@ -125,13 +135,15 @@ impl GpuPlan {
         if *fits && plan.placement.streamed > 0 {
             placement.push(')');
         }
+        let longest = format!("{}{}", if plan.limited_by_memory { "*" } else { "" }, plan.max_tokens);
         format!(
-            "{:<13}{:>7.2}{:>7}{:>10.2}{:>12.2}{left:>9.2}{:>8}   {placement}",
+            "{:<13}{:>7.2}{:>7}{:>10.2}{:>12.2}{:>12.2}{left:>9.2}{longest:>10}{:>8}   {placement}",
             gpus.name,
             gib(gpus.free_bytes),
             plan.ranks,
             gib(plan.footprint.weights),
             gib(plan.footprint.workspace),
+            gib(plan.footprint.libraries),
             plan.batch_tokens
         )
     }
@@ -145,6 +157,7 @@ impl GpuPlan {
             "fits": fits,
             "weight_bytes": plan.footprint.weights,
             "workspace_bytes": plan.footprint.workspace,
+            "library_bytes": plan.footprint.libraries,
             "layers_resident": plan.placement.resident,
             "layers_streamed": plan.placement.streamed,
             "streamed_bytes_per_pass": plan.streamed_bytes(),
@@ -152,6 +165,7 @@ impl GpuPlan {
             "batch_tokens": plan.batch_tokens,
             "passes_per_million_tokens": 1_000_000_usize.div_ceil(plan.batch_tokens),
             "max_tokens": plan.max_tokens,
+            "limited_by_memory": plan.limited_by_memory,
         })
     }
 }

@@ -50,7 +50,7 @@ impl Cpu {
             + scratch_floats(geometry, capacity)
             + reduced
             + tables;
-        Footprint { weights: 0, workspace: floats * size_of::<f32>() }
+        Footprint { weights: 0, workspace: floats * size_of::<f32>(), libraries: 0 }
     }
 
     /// Creates a backend for the rank of `geometry` and passes of up to `capacity`, with `threads`

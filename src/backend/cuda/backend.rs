@@ -271,10 +271,11 @@ fn fits(context: &Context, planned: &Footprint) -> Result<()> {
         return Ok(());
     }
     let message = format!(
-        "the model needs {:.2} GiB ({:.2} of weights, {:.2} of workspace), the GPU has {:.2} free",
+        "the model needs {:.2} GiB ({:.2} of weights, {:.2} of workspace, {:.2} for libraries), the GPU has {:.2} free",
         gib(total),
         gib(planned.weights),
         gib(planned.workspace),
+        gib(planned.libraries),
         gib(free)
     );
     let workspace = "a smaller longest sequence (`--max-tokens`) and fewer tokens per batch (`--batch-tokens`) need less workspace; ";

@@ -14,6 +14,18 @@ use crate::backend::tier::CudaTier;
 use crate::backend::{Capacity, Footprint, Geometry, HostWeight, Matrix};
 use crate::weights::{ModelTensors, WeightBytes};
 
+/// Memory for the code of cublasLt's kernels, of which trials load dozens, and for the driver's.
+const CODE_BYTES: usize = 256 << 20;
+
+/// Memory for NCCL's channels: reports name 0.5 to 1.1 GB of a communicator, by its version and the
+/// links between the GPUs.
+const NCCL_BYTES: usize = 1 << 30;
+
+/// Bytes to leave to the vendor's libraries on each of so many ranks' GPUs.
+fn libraries_bytes(ranks: usize) -> usize {
+    CODE_BYTES + if ranks > 1 { NCCL_BYTES } else { 0 }
+}
+
 impl Cuda {
     /// Bytes of a rank's weights on the device, whatever format they are stored in. The embeddings
     /// stay on the host.
@@ -49,6 +61,6 @@ impl Cuda {
         let trial = shapes.iter().map(|(shape, _)| Trial::least_bytes(format, *shape)).max().unwrap_or(0);
         let activations = (rows * row_bytes + scratch).max(trial);
         let workspace = activations + all_reduce + tables + rope_tables + logits + WORKSPACE_BYTES;
-        Footprint { weights, workspace }
+        Footprint { weights, workspace, libraries: libraries_bytes(geometry.shard.ranks) }
     }
 }

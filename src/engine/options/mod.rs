@@ -17,7 +17,7 @@ use crate::backend::tier::CudaTier;
 use crate::backend::{AllReduce, GemmTuning, Loading, Overlap};
 use crate::batch::Sharing;
 use crate::engine::residency::Residency;
-use crate::prompt::PromptOptions;
+use crate::prompt::{PromptOptions, Truncate};
 
 /// The device that a model runs on, with the device's own options.
 #[derive(Clone, Debug)]
@@ -89,6 +89,9 @@ pub struct CudaOptions {
     /// The attention kernel to run, by name; by default the first in the table that fits, which is
     /// fastest.
     pub attention: Option<String>,
+    /// Bytes of each GPU that are left to CUDA's libraries and to other programs; by default 256
+    /// MiB, and 1 GiB more where several ranks connect through NCCL.
+    pub reserved_bytes: Option<usize>,
     /// Time that a rank waits for another one before the engine gives up.
     pub peer_timeout: Duration,
     /// This process's rank, where the ranks are in several processes.
@@ -107,6 +110,7 @@ impl Default for CudaOptions {
             cache_dir: None,
             tier: None,
             attention: None,
+            reserved_bytes: None,
             peer_timeout: Duration::from_secs(600),
             #[cfg(feature = "cluster")]
             cluster: None,
@@ -180,6 +184,14 @@ impl Options {
     /// Returns this process's rank, where there is more than one process.
     pub(super) fn cluster(&self) -> Option<&Cluster> {
         self.cuda().and_then(CudaOptions::cluster)
+    }
+
+    /// Returns whether the longest sequence may follow from the device's memory: where none is
+    /// given, and a longer one is refused. The reward of a sequence that is cut must not depend on
+    /// the machine, and ranks in several processes must agree on the limit.
+    pub(super) fn max_tokens_may_follow_memory(&self) -> bool {
+        let refuses = self.prompt.truncate == Truncate::Refuse;
+        self.max_tokens.is_none() && refuses && self.cluster().is_none()
     }
 
     /// Returns the requested numbers of ranks, of which the device's will be used.

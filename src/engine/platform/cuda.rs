@@ -220,7 +220,9 @@ impl Platform for CudaPlatform {
     }
 
     fn footprint(&self, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
-        Cuda::footprint(self.tier, geometry, capacity, weights)
+        let footprint = Cuda::footprint(self.tier, geometry, capacity, weights);
+        let libraries = self.options.reserved_bytes.unwrap_or(footprint.libraries);
+        Footprint { libraries, ..footprint }
     }
 
     fn free_bytes(&self) -> Result<Option<usize>> {
@@ -298,8 +300,6 @@ struct NamesPass {
     model: Box<dyn Rank>,
 }
 
-impl Rank for NamesPass {
-    fn connect(&mut self) -> Result<()> {
 impl NamesPass {
     /// Names the place of an error, and of the GPU's failure, if this is one.
     fn at(&self, error: Error, place: String) -> Error {
@@ -308,6 +308,8 @@ impl NamesPass {
     }
 }
 
+impl Rank for NamesPass {
+    fn connect(&mut self) -> Result<()> {
         self.model.connect().map_err(|error| self.at(error, self.gpu.clone()))
     }
 
@@ -329,19 +331,21 @@ impl NamesPass {
     }
 }
 
-/// Adds the planned bytes, which were free when the engine began to load, to a failed allocation.
-fn with_plan(error: Error, footprint: &Footprint) -> Error {
 /// Returns the number and the name of a GPU.
 fn name_of(gpu: &Gpu) -> String {
     format!("GPU {} ({})", gpu.ordinal, gpu.name)
 }
 
+/// Adds the planned bytes, which were free when the engine began to load, to a failed allocation.
+fn with_plan(error: Error, footprint: &Footprint) -> Error {
     if error.kind() != ErrorKind::Memory || error.hint().is_some() {
         return error;
     }
     let bytes = footprint.total();
     error.with_hint(format!(
-        "{bytes} bytes are needed in all and were free when loading began: another program may be using this GPU"
+        "{bytes} bytes are needed in all and were free when loading began: another program may be using this GPU, or \
+         CUDA's libraries take more than the {} that are reserved for them (`--gpu-reserve-gib`)",
+        footprint.libraries
     ))
 }
 
