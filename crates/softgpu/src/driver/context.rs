@@ -7,24 +7,11 @@ use super::world::{initialise, world};
 use super::{CURRENT, CuResult, code, current_device, enter, lock, store};
 use std::ffi::{c_char, c_int, c_uint};
 
-const DRIVER_VERSION: c_int = 13000;
-
 /// Reads the settings. Fails without a device, as the driver does.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuInit(_flags: c_uint) -> CuResult {
     called("cuInit");
     if initialise().devices.is_empty() { Status::NoDevice as u32 } else { 0 }
-}
-
-/// 13.0.
-///
-/// # Safety
-/// As the CUDA driver documents.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn cuDriverGetVersion(version: *mut c_int) -> CuResult {
-    called("cuDriverGetVersion");
-    // SAFETY: the caller's out parameter.
-    code(unsafe { store(version, DRIVER_VERSION) })
 }
 
 /// `SOFTGPU_DEVICES`.

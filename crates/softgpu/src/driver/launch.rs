@@ -4,6 +4,7 @@ use super::calls::called;
 use super::context::limits;
 use super::op::Op;
 use super::status::Status;
+use super::version::{driver_version, ptx_version_max};
 use super::wait::push_launch;
 use super::world::{Function, world};
 use super::{CuResult, code, current_device, device_of, enter, store};
@@ -32,16 +33,17 @@ pub unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_vo
             return Err(Status::InvalidValue);
         }
         // SAFETY: the caller's image is a whole fatbin or a string with an end.
-        let text =
+        let image =
             unsafe { ptx::ptx_for(image.cast(), world()?.settings.cc_of(d.index)) }.map_err(|why| {
                 eprintln!("softgpu: cuModuleLoadData: {why}");
                 Status::NoBinary
             })?;
+        loads(&image)?;
         let refuse = |why: String| {
             eprintln!("softgpu: cuModuleLoadData: {why}");
             Status::InvalidPtx
         };
-        let mut parsed = ptx::parse(&text).map_err(refuse)?;
+        let mut parsed = ptx::parse(&image.text).map_err(refuse)?;
         world()?.plant(&mut parsed).map_err(refuse)?;
         let programs = decode_module(&parsed).map_err(|lines| {
             eprintln!("softgpu: cuModuleLoadData: {} instructions are not supported:", lines.len());
@@ -53,6 +55,36 @@ pub unsafe extern "C" fn cuModuleLoadData(module: *mut usize, image: *const c_vo
         // SAFETY: the caller's out parameter.
         unsafe { store(module, handle) }
     }))
+}
+
+/// Whether the driver has code for the device: machine code of its own major version or an older
+/// one, or PTX that it knows.
+fn loads(image: &ptx::Image) -> Result<(), Status> {
+    let major = driver_version() / 1000;
+    let mut refused = "it has no machine code for this device".to_string();
+    if let Some(code) = image.machine_code {
+        match code.toolkit {
+            Some(toolkit) if toolkit as c_int / 10 > major => {
+                refused = format!("its machine code is of CUDA {}.{}", toolkit / 10, toolkit % 10);
+            }
+            _ => return Ok(()),
+        }
+    }
+    let newest = ptx_version_max();
+    let numbers = |text: &str| -> Option<(u32, u32)> {
+        let (major, minor) = text.split_once(".version")?.1.split_whitespace().next()?.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    match numbers(&image.text) {
+        Some((major, minor)) if (major, minor) > newest => {
+            eprintln!(
+                "softgpu: cuModuleLoadData: {refused}, and its PTX {major}.{minor} is newer than this driver's {}.{}",
+                newest.0, newest.1
+            );
+            Err(Status::UnsupportedPtx)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Unloads the module; queued launches keep their functions.

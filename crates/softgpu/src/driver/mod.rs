@@ -10,9 +10,11 @@ pub mod launch;
 pub mod memory;
 pub mod op;
 pub mod queue;
+pub mod settings;
 pub mod status;
 pub mod stream;
 pub mod trace;
+pub mod version;
 pub(crate) mod wait;
 pub mod world;
 

@@ -4,6 +4,7 @@ use super::calls::called;
 use super::op::{Event, Op, Stream};
 use super::queue::Progress;
 use super::status::Status;
+use super::version::{ELAPSED_TIME_V2_SINCE, driver_version};
 use super::wait::{drain, finish, help};
 use super::world::world;
 use super::{CuResult, code, current_device, device_of, enter, lock, store};
@@ -147,13 +148,38 @@ pub extern "C" fn cuEventSynchronize(event: usize) -> CuResult {
 /// # Safety
 /// As the CUDA driver documents.
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuEventElapsedTime(ms: *mut f32, start: usize, end: usize) -> CuResult {
+    called("cuEventElapsedTime");
+    // SAFETY: the caller's out parameter.
+    code(unsafe { elapsed(ms, start, end) })
+}
+
+/// As [`cuEventElapsedTime`], on drivers that have it; with an older one of `SOFTGPU_DRIVER`, its
+/// call ends the process, as a call through a null pointer would.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuEventElapsedTime_v2(ms: *mut f32, start: usize, end: usize) -> CuResult {
     called("cuEventElapsedTime_v2");
-    code(device_of(start).and_then(enter).and_then(|d| {
-        let passed =
-            |event: usize| d.events.get(&event).ok_or(Status::InvalidHandle)?.passed.ok_or(Status::NotReady);
-        let elapsed = passed(end)?.saturating_duration_since(passed(start)?);
-        // SAFETY: the caller's out parameter.
-        unsafe { store(ms, elapsed.as_secs_f32() * 1e3) }
-    }))
+    if driver_version() < ELAPSED_TIME_V2_SINCE {
+        eprintln!(
+            "softgpu: this driver has no cuEventElapsedTime_v2 (SOFTGPU_DRIVER is {})",
+            driver_version()
+        );
+        std::process::abort();
+    }
+    // SAFETY: the caller's out parameter.
+    code(unsafe { elapsed(ms, start, end) })
+}
+
+/// # Safety
+/// As [`store`], for `ms`.
+unsafe fn elapsed(ms: *mut f32, start: usize, end: usize) -> Result<(), Status> {
+    let d = device_of(start).and_then(enter)?;
+    let passed =
+        |event: usize| d.events.get(&event).ok_or(Status::InvalidHandle)?.passed.ok_or(Status::NotReady);
+    let elapsed = passed(end)?.saturating_duration_since(passed(start)?);
+    // SAFETY: the caller's promise.
+    unsafe { store(ms, elapsed.as_secs_f32() * 1e3) }
 }

@@ -1,6 +1,7 @@
-//! The process's devices, its settings, its planned faults and its planted bugs.
+//! The process's devices, its planned faults and its planted bugs.
 
 use super::op::{Event, Stream};
+use super::settings::{Settings, variable};
 use super::status::Status;
 use super::trace::Trace;
 use crate::decode::Program;
@@ -13,10 +14,6 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 /// Handles carry their device's index plus one above this bit.
 pub const HANDLE_SHIFT: u32 = 40;
-const DEFAULT_CC: u32 = 80;
-const DEFAULT_MEMORY_GIB: f64 = 16.0;
-/// PCIe 4 with 16 lanes.
-const DEFAULT_LINK_BYTES_PER_NS: f64 = 25.0;
 
 /// A kernel of a loaded module.
 pub struct Function {
@@ -87,45 +84,6 @@ impl DeviceState {
         self.functions.clear();
         self.error = None;
     }
-}
-
-/// Settings from the environment.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// `SOFTGPU_CC`: 75, 80, 86 or 90, one a device; the last one applies to the rest.
-    pub cc: Vec<u32>,
-    /// `SOFTGPU_DEVICES`.
-    pub devices: usize,
-    /// `SOFTGPU_MEMORY_GIB`: decimals, one a device; the last one applies to the rest.
-    pub memory_bytes: Vec<usize>,
-    /// `SOFTGPU_CHECK`.
-    pub checked: bool,
-    /// `SOFTGPU_LINK_GBPS`: gigabytes a second between host and device, in logical time.
-    pub link_bytes_per_ns: f64,
-    /// `CUDA_LAUNCH_BLOCKING`, the driver's own variable: launches wait for themselves.
-    pub launch_blocking: bool,
-}
-
-impl Settings {
-    /// The compute capability of a device.
-    pub fn cc_of(&self, device: usize) -> u32 {
-        self.cc[device.min(self.cc.len() - 1)]
-    }
-
-    fn memory_of(&self, device: usize) -> usize {
-        self.memory_bytes[device.min(self.memory_bytes.len() - 1)]
-    }
-}
-
-/// `80,75` as numbers; items that are not numbers count as the default.
-fn capabilities(text: &str) -> Vec<u32> {
-    text.split(',').map(|item| item.trim().parse().unwrap_or(DEFAULT_CC)).collect()
-}
-
-/// `16,0.25` in bytes; items that are not numbers count as the default.
-fn memory_bytes(text: &str) -> Vec<usize> {
-    let gib = text.split(',').map(|item| item.trim().parse().unwrap_or(DEFAULT_MEMORY_GIB));
-    gib.map(|gib| (gib * (1u64 << 30) as f64) as usize).collect()
 }
 
 /// Calls that can be planned to fail.
@@ -203,23 +161,12 @@ pub fn world() -> Result<&'static World, Status> {
 /// Makes the world from the environment, once.
 pub fn initialise() -> &'static World {
     WORLD.get_or_init(|| {
-        let read = |name: &str| std::env::var(name).ok();
-        let settings = Settings {
-            cc: capabilities(&read("SOFTGPU_CC").unwrap_or_default()),
-            devices: read("SOFTGPU_DEVICES").and_then(|v| v.parse().ok()).unwrap_or(1),
-            memory_bytes: memory_bytes(&read("SOFTGPU_MEMORY_GIB").unwrap_or_default()),
-            checked: read("SOFTGPU_CHECK").as_deref() != Some("0"),
-            link_bytes_per_ns: read("SOFTGPU_LINK_GBPS")
-                .and_then(|v| v.parse().ok())
-                .filter(|&rate| rate > 0.0)
-                .unwrap_or(DEFAULT_LINK_BYTES_PER_NS),
-            launch_blocking: read("CUDA_LAUNCH_BLOCKING").as_deref() == Some("1"),
-        };
+        let settings = Settings::from_environment();
         let devices: Vec<_> = (0..settings.devices).map(|index| DeviceState::new(index, &settings)).collect();
         let addresses = devices.iter().map(|d| d.memory.addresses()).collect();
         let devices = devices.into_iter().map(Mutex::new).collect();
-        let faults = Mutex::new(Faults::new(&read("SOFTGPU_FAIL").unwrap_or_default()));
-        let plants = Mutex::new(Plants::parse(&read("SOFTGPU_PLANT").unwrap_or_default()));
+        let faults = Mutex::new(Faults::new(&variable("SOFTGPU_FAIL").unwrap_or_default()));
+        let plants = Mutex::new(Plants::parse(&variable("SOFTGPU_PLANT").unwrap_or_default()));
         World {
             settings,
             devices,

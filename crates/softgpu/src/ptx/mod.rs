@@ -9,6 +9,6 @@ mod parse;
 mod plant;
 
 pub use ast::{Entry, Instruction, Module, Operand, Param, RegClass, RegId, Source, Variable};
-pub use fatbin::ptx_for;
+pub use fatbin::{Image, MachineCode, ptx_for};
 pub use parse::parse;
 pub use plant::{DROPPED, Plants};

@@ -6,6 +6,7 @@ use softgpu::driver::{context::*, launch::*, memory::*, stream::*};
 use softgpu::nccl::*;
 use std::ffi::{CString, c_void};
 use std::path::PathBuf;
+use std::process::{Command, Output};
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
@@ -180,6 +181,21 @@ impl Gpu {
         };
         String::from_utf8_lossy(&buffer[..length.min(buffer.len())]).into_owned()
     }
+}
+
+/// Runs an ignored test of this binary in a process of its own, whose settings are read anew.
+pub fn child(test: &str, settings: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(std::env::current_exe().expect("the test's own path"));
+    command.args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"]);
+    command.envs(settings.iter().copied()).output().expect("the child starts")
+}
+
+/// Asserts that the test of [`child`] ran and passed, and returns what it wrote to stderr.
+pub fn assert_passed(output: &Output) -> String {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}{stderr}");
+    stderr
 }
 
 /// A communicator's configuration: init and collectives return at once.

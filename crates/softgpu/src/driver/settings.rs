@@ -1,0 +1,64 @@
+//! Settings, read from the environment once.
+
+const DEFAULT_CC: u32 = 80;
+const DEFAULT_MEMORY_GIB: f64 = 16.0;
+/// PCIe 4 with 16 lanes.
+const DEFAULT_LINK_BYTES_PER_NS: f64 = 25.0;
+
+/// The value of an environment variable.
+pub(crate) fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// Settings of all devices.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `SOFTGPU_CC`: 75, 80, 86 or 90, one a device; the last one applies to the rest.
+    pub cc: Vec<u32>,
+    /// `SOFTGPU_DEVICES`.
+    pub devices: usize,
+    /// `SOFTGPU_MEMORY_GIB`: decimals, one a device; the last one applies to the rest.
+    pub memory_bytes: Vec<usize>,
+    /// `SOFTGPU_CHECK`.
+    pub checked: bool,
+    /// `SOFTGPU_LINK_GBPS`: gigabytes a second between host and device, in logical time.
+    pub link_bytes_per_ns: f64,
+    /// `CUDA_LAUNCH_BLOCKING`, the driver's own variable: launches wait for themselves.
+    pub launch_blocking: bool,
+}
+
+impl Settings {
+    pub(super) fn from_environment() -> Self {
+        Self {
+            cc: capabilities(&variable("SOFTGPU_CC").unwrap_or_default()),
+            devices: variable("SOFTGPU_DEVICES").and_then(|v| v.parse().ok()).unwrap_or(1),
+            memory_bytes: memory_bytes(&variable("SOFTGPU_MEMORY_GIB").unwrap_or_default()),
+            checked: variable("SOFTGPU_CHECK").as_deref() != Some("0"),
+            link_bytes_per_ns: variable("SOFTGPU_LINK_GBPS")
+                .and_then(|v| v.parse().ok())
+                .filter(|&rate| rate > 0.0)
+                .unwrap_or(DEFAULT_LINK_BYTES_PER_NS),
+            launch_blocking: variable("CUDA_LAUNCH_BLOCKING").as_deref() == Some("1"),
+        }
+    }
+
+    /// The compute capability of a device.
+    pub fn cc_of(&self, device: usize) -> u32 {
+        self.cc[device.min(self.cc.len() - 1)]
+    }
+
+    pub(super) fn memory_of(&self, device: usize) -> usize {
+        self.memory_bytes[device.min(self.memory_bytes.len() - 1)]
+    }
+}
+
+/// `80,75` as numbers; items that are not numbers count as the default.
+fn capabilities(text: &str) -> Vec<u32> {
+    text.split(',').map(|item| item.trim().parse().unwrap_or(DEFAULT_CC)).collect()
+}
+
+/// `16,0.25` in bytes; items that are not numbers count as the default.
+fn memory_bytes(text: &str) -> Vec<usize> {
+    let gib = text.split(',').map(|item| item.trim().parse().unwrap_or(DEFAULT_MEMORY_GIB));
+    gib.map(|gib| (gib * (1u64 << 30) as f64) as usize).collect()
+}
