@@ -1,9 +1,11 @@
 //! The entry points. Descriptors are boxes behind the opaque pointers.
 
 use super::algorithm::Algorithm;
+use super::elsewhere::{driver_suffices, forward, version};
 use super::gemm::{Element, Gemm, Matrix};
 use crate::driver::calls::called;
 use crate::driver::op::Op;
+use crate::driver::version::driver_version;
 use crate::driver::wait::push_launch;
 use crate::driver::{device_of, enter};
 use std::ffi::{c_int, c_uint, c_void};
@@ -12,6 +14,7 @@ use std::ffi::{c_int, c_uint, c_void};
 pub type LtStatus = c_uint;
 
 const SUCCESS: LtStatus = 0;
+const NOT_INITIALIZED: LtStatus = 1;
 const INVALID_VALUE: LtStatus = 7;
 const EXECUTION_FAILED: LtStatus = 13;
 const NOT_SUPPORTED: LtStatus = 15;
@@ -26,6 +29,10 @@ const DESC_EPILOGUE: c_uint = 7;
 const DESC_BIAS_POINTER: c_uint = 8;
 const EPILOGUE_DEFAULT: i32 = 1;
 const EPILOGUE_BIAS: i32 = 4;
+
+/// The oldest library that knows the devices here; an older one has no algorithm for any shape.
+const VERSION_MIN: usize = 120_000;
+
 /// `cublasLtMatrixLayout_t`.
 pub struct Layout {
     element: Option<Element>,
@@ -66,6 +73,21 @@ impl HeuristicResult {
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtCreate(handle: *mut usize) -> LtStatus {
+    if !driver_suffices() {
+        eprintln!("softgpu: cublasLt {} does not start on a driver of {}", version(), driver_version());
+        return NOT_INITIALIZED;
+    }
+    // SAFETY: the caller's promises.
+    unsafe { softgpu_cublasLtCreate(handle) }
+}
+
+/// [`cublasLtCreate`] by a library of any version.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softgpu_cublasLtCreate(handle: *mut usize) -> LtStatus {
+    forward!(softgpu_cublasLtCreate(handle));
     called("cublasLtCreate");
     // SAFETY: the caller's out parameter.
     unsafe { handle.write(1) };
@@ -74,16 +96,17 @@ pub unsafe extern "C" fn cublasLtCreate(handle: *mut usize) -> LtStatus {
 
 /// Does nothing.
 #[unsafe(no_mangle)]
-pub extern "C" fn cublasLtDestroy(_handle: usize) -> LtStatus {
+pub extern "C" fn cublasLtDestroy(handle: usize) -> LtStatus {
+    forward!(cublasLtDestroy(handle));
     called("cublasLtDestroy");
     SUCCESS
 }
 
-/// 13.0.
+/// 130000 is 13.0: `SOFTGPU_CUBLASLT`, or what the name says under which the library was loaded.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtGetVersion() -> usize {
     called("cublasLtGetVersion");
-    130_000
+    version()
 }
 
 /// A layout in column order.
@@ -98,6 +121,7 @@ pub unsafe extern "C" fn cublasLtMatrixLayoutCreate(
     columns: u64,
     stride: i64,
 ) -> LtStatus {
+    forward!(cublasLtMatrixLayoutCreate(layout, kind, rows, columns, stride));
     called("cublasLtMatrixLayoutCreate");
     let made = Layout { element: Element::from_number(kind), rows, columns, stride, row_order: false };
     // SAFETY: the caller's out parameter.
@@ -114,8 +138,9 @@ pub unsafe extern "C" fn cublasLtMatrixLayoutSetAttribute(
     layout: *mut Layout,
     attribute: c_uint,
     value: *const c_void,
-    _bytes: usize,
+    bytes: usize,
 ) -> LtStatus {
+    forward!(cublasLtMatrixLayoutSetAttribute(layout, attribute, value, bytes));
     called("cublasLtMatrixLayoutSetAttribute");
     if matches!(attribute, LAYOUT_ROWS | LAYOUT_COLUMNS) {
         // SAFETY: the caller's layout, and a value of the attribute's size, 8 bytes for these two.
@@ -140,6 +165,7 @@ pub unsafe extern "C" fn cublasLtMatrixLayoutSetAttribute(
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtMatrixLayoutDestroy(layout: *mut Layout) -> LtStatus {
+    forward!(cublasLtMatrixLayoutDestroy(layout));
     called("cublasLtMatrixLayoutDestroy");
     // SAFETY: made by `cublasLtMatrixLayoutCreate`, destroyed once.
     drop(unsafe { Box::from_raw(layout) });
@@ -157,6 +183,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescCreate(
     compute: c_uint,
     scale: c_uint,
 ) -> LtStatus {
+    forward!(cublasLtMatmulDescCreate(desc, compute, scale));
     called("cublasLtMatmulDescCreate");
     const COMPUTE_32F: c_uint = 68;
     const COMPUTE_32F_PEDANTIC: c_uint = 69;
@@ -184,8 +211,9 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
     desc: *mut Description,
     attribute: c_uint,
     value: *const c_void,
-    _bytes: usize,
+    bytes: usize,
 ) -> LtStatus {
+    forward!(cublasLtMatmulDescSetAttribute(desc, attribute, value, bytes));
     called("cublasLtMatmulDescSetAttribute");
     let pointer = value;
     // SAFETY: the caller's description, and a value of the attribute's size, 4 bytes at least for
@@ -213,6 +241,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtMatmulDescDestroy(desc: *mut Description) -> LtStatus {
+    forward!(cublasLtMatmulDescDestroy(desc));
     called("cublasLtMatmulDescDestroy");
     // SAFETY: made by `cublasLtMatmulDescCreate`, destroyed once.
     drop(unsafe { Box::from_raw(desc) });
@@ -225,6 +254,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescDestroy(desc: *mut Description) -> Lt
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtMatmulPreferenceCreate(preference: *mut usize) -> LtStatus {
+    forward!(cublasLtMatmulPreferenceCreate(preference));
     called("cublasLtMatmulPreferenceCreate");
     // SAFETY: the caller's out parameter.
     unsafe { preference.write(1) };
@@ -234,18 +264,20 @@ pub unsafe extern "C" fn cublasLtMatmulPreferenceCreate(preference: *mut usize) 
 /// Does nothing.
 #[unsafe(no_mangle)]
 pub extern "C" fn cublasLtMatmulPreferenceSetAttribute(
-    _preference: usize,
-    _attribute: c_uint,
-    _value: *const c_void,
-    _bytes: usize,
+    preference: usize,
+    attribute: c_uint,
+    value: *const c_void,
+    bytes: usize,
 ) -> LtStatus {
+    forward!(cublasLtMatmulPreferenceSetAttribute(preference, attribute, value, bytes));
     called("cublasLtMatmulPreferenceSetAttribute");
     SUCCESS
 }
 
 /// Does nothing.
 #[unsafe(no_mangle)]
-pub extern "C" fn cublasLtMatmulPreferenceDestroy(_preference: usize) -> LtStatus {
+pub extern "C" fn cublasLtMatmulPreferenceDestroy(preference: usize) -> LtStatus {
+    forward!(cublasLtMatmulPreferenceDestroy(preference));
     called("cublasLtMatmulPreferenceDestroy");
     SUCCESS
 }
@@ -256,17 +288,46 @@ pub extern "C" fn cublasLtMatmulPreferenceDestroy(_preference: usize) -> LtStatu
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
-    _handle: usize,
+    handle: usize,
     desc: *const Description,
     a: *const Layout,
     b: *const Layout,
     c: *const Layout,
     d: *const Layout,
-    _preference: usize,
+    preference: usize,
     wanted: c_int,
     results: *mut HeuristicResult,
     found: *mut c_int,
 ) -> LtStatus {
+    if version() < VERSION_MIN {
+        return refuse(&format!("cublasLt {} has no algorithm for this device", version()));
+    }
+    // SAFETY: the caller's promises.
+    unsafe {
+        softgpu_cublasLtMatmulAlgoGetHeuristic(handle, desc, a, b, c, d, preference, wanted, results, found)
+    }
+}
+
+/// [`cublasLtMatmulAlgoGetHeuristic`] by a library of any version.
+///
+/// # Safety
+/// As cublasLt documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn softgpu_cublasLtMatmulAlgoGetHeuristic(
+    handle: usize,
+    desc: *const Description,
+    a: *const Layout,
+    b: *const Layout,
+    c: *const Layout,
+    d: *const Layout,
+    preference: usize,
+    wanted: c_int,
+    results: *mut HeuristicResult,
+    found: *mut c_int,
+) -> LtStatus {
+    forward!(softgpu_cublasLtMatmulAlgoGetHeuristic(
+        handle, desc, a, b, c, d, preference, wanted, results, found
+    ));
     called("cublasLtMatmulAlgoGetHeuristic");
     // SAFETY: the caller's descriptors.
     let sizes = unsafe { gemm(desc, [a, b, c, d], [0; 4]) }.and_then(|gemm| gemm.sizes());
@@ -291,7 +352,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtMatmulAlgoCheck(
-    _handle: usize,
+    handle: usize,
     desc: *const Description,
     a: *const Layout,
     b: *const Layout,
@@ -300,6 +361,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoCheck(
     algorithm: *const Algorithm,
     result: *mut HeuristicResult,
 ) -> LtStatus {
+    forward!(cublasLtMatmulAlgoCheck(handle, desc, a, b, c, d, algorithm, result));
     called("cublasLtMatmulAlgoCheck");
     // SAFETY: the caller's descriptors and algorithm.
     let (gemm, algorithm) = unsafe { (gemm(desc, [a, b, c, d], [0; 4]), *algorithm) };
@@ -330,6 +392,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigGetAttribute(
     bytes: usize,
     written: *mut usize,
 ) -> LtStatus {
+    forward!(cublasLtMatmulAlgoConfigGetAttribute(algorithm, attribute, value, bytes, written));
     called("cublasLtMatmulAlgoConfigGetAttribute");
     // SAFETY: the caller's algorithm.
     let found = unsafe { *algorithm }.attribute(attribute);
@@ -362,6 +425,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigSetAttribute(
     value: *const c_void,
     bytes: usize,
 ) -> LtStatus {
+    forward!(cublasLtMatmulAlgoConfigSetAttribute(algorithm, attribute, value, bytes));
     called("cublasLtMatmulAlgoConfigSetAttribute");
     if bytes < 4 {
         return INVALID_VALUE;
@@ -377,7 +441,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigSetAttribute(
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cublasLtMatmul(
-    _handle: usize,
+    handle: usize,
     desc: *const Description,
     alpha: *const f32,
     a: u64,
@@ -390,10 +454,28 @@ pub unsafe extern "C" fn cublasLtMatmul(
     d: u64,
     d_layout: *const Layout,
     algorithm: *const Algorithm,
-    _workspace: u64,
-    _workspace_bytes: usize,
+    workspace: u64,
+    workspace_bytes: usize,
     stream: usize,
 ) -> LtStatus {
+    forward!(cublasLtMatmul(
+        handle,
+        desc,
+        alpha,
+        a,
+        a_layout,
+        b,
+        b_layout,
+        beta,
+        c,
+        c_layout,
+        d,
+        d_layout,
+        algorithm,
+        workspace,
+        workspace_bytes,
+        stream
+    ));
     called("cublasLtMatmul");
     // SAFETY: the caller's descriptors and scalars; the algorithm may be null.
     let (gemm, alpha, beta, algorithm) = unsafe {

@@ -6,6 +6,7 @@
 
 pub mod algorithm;
 mod api;
+mod elsewhere;
 pub mod gemm;
 
 pub use api::*;
