@@ -85,8 +85,8 @@ pub unsafe extern "C" fn softgpu_calls_json(buffer: *mut c_char, length: usize) 
 
 /// Allocated memory, as one JSON object: `pinned_bytes` on the host, and of each device
 /// `live_bytes` and `allocations` not freed, `peak_bytes`, `reclaimed_bytes` that only the last
-/// release of a context freed (both over the process), and `context_references`. Returns and writes
-/// as [`softgpu_counters_json`] does.
+/// release of a context freed (both over the process), `context_references` of the program, and
+/// whether a library holds the context, and `library_bytes` that libraries have taken. Returns and writes as [`softgpu_counters_json`] does.
 ///
 /// # Safety
 /// `buffer` is null or holds `length` bytes.
@@ -99,14 +99,15 @@ pub unsafe extern "C" fn softgpu_memory_json(buffer: *mut c_char, length: usize)
         pinned_bytes = world.pinned.lock().unwrap_or_else(std::sync::PoisonError::into_inner).values().sum();
         for device in &world.devices {
             let device = device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let (free, total) = device.memory.free_and_total();
             items.push(format!(
-                "{{\"live_bytes\":{},\"allocations\":{},\"peak_bytes\":{},\"reclaimed_bytes\":{},\"context_references\":{}}}",
-                total - free,
+                "{{\"live_bytes\":{},\"allocations\":{},\"peak_bytes\":{},\"reclaimed_bytes\":{},\"context_references\":{},\"held_by_library\":{},\"library_bytes\":{}}}",
+                device.memory.live_bytes(),
                 device.memory.allocations(),
                 device.memory.peak_bytes(),
                 device.memory.reclaimed_bytes(),
-                device.context_references
+                device.context_references,
+                device.held_by_library,
+                device.memory.reserved_bytes()
             ));
         }
     }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{BLOCKING, Gpu, NON_BLOCKING, join, state, unique_id};
-use softgpu::driver::{memory::*, stream::*};
+use softgpu::driver::{context::*, memory::*, stream::*};
 use softgpu::nccl::*;
 use softgpu::report::*;
 use std::ffi::CString;
@@ -96,6 +96,19 @@ fn one_ranks_abort_frees_that_rank_only() {
         assert_eq!(ncclCommAbort(second.comm), 0);
         assert_eq!(waiting.join().expect("it ends"), LAUNCH_FAILED);
     });
+}
+
+#[test]
+fn undefined_output_of_an_abort_ends_with_the_context() {
+    let [first, second] = Rank::all();
+    assert_eq!(first.sum(), 0);
+    assert_eq!((ncclCommAbort(second.comm), ncclCommAbort(first.comm)), (0, 0));
+    assert_eq!(first.synchronize(), LAUNCH_FAILED);
+    // NCCL's reference to the context keeps the memory, but hardware has no such error.
+    assert_eq!(cuDevicePrimaryCtxRelease_v2(first.gpu.device), 0);
+    let gpu = Gpu::on(first.gpu.device);
+    assert_eq!(gpu.synchronize(), 0);
+    first.assert_holds(1.0);
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::Gpu;
+use common::{Gpu, assert_passed, child};
+use softgpu::blas::{cublasLtCreate, cublasLtDestroy};
 use softgpu::driver::{context::*, memory::*, stream::*};
 use softgpu::report::*;
 
@@ -23,6 +24,19 @@ fn kernel(declarations: &str, body: &str) -> String {
 }
 
 const COPY: &str = "ld.global.u32 %r2, [%d2];\nst.global.u32 [%d1], %r2;";
+
+/// A number in the report of the device's memory.
+fn of_device(gpu: &Gpu, field: &str) -> usize {
+    let mut buffer = vec![0_u8; 1 << 14];
+    // SAFETY: the buffer has that length.
+    let length = unsafe { softgpu_memory_json(buffer.as_mut_ptr().cast(), buffer.len()) };
+    let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
+    let device = text.split("{\"live_bytes\"").nth(gpu.device as usize + 1).expect("an object a device");
+    let fields = format!("\"live_bytes\"{device}");
+    let (_, after) = fields.split_once(&format!("\"{field}\":")).expect("the field is there");
+    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().expect("a number")
+}
 
 fn assert_fault(gpu: &Gpu, status: u32, words: &[&str]) {
     assert_eq!(gpu.synchronize(), status);
@@ -134,13 +148,34 @@ fn barrier_met_by_half_a_warp_is_reported() {
 }
 
 #[test]
-fn last_release_of_the_context_clears_memory_and_the_error() {
+fn last_release_of_the_context_frees_memory_and_keeps_a_fault() {
     let gpu = Gpu::new();
-    let output = gpu.allocate(128);
-    let function = gpu.function(&kernel("", COPY), "planted");
-    assert_eq!(gpu.launch(function, 1, 32, &[output, 64]), 0);
-    assert_fault(&gpu, ILLEGAL_ADDRESS, &["out of bounds"]);
-    assert_eq!(cuDevicePrimaryCtxRelease_v2(gpu.device), 0);
+    fault_and_release(&gpu);
+    // The context is there again, and so is the fault.
+    let (mut context, mut free, mut total) = (0, 0, 0);
+    // SAFETY: the out parameters are locals.
+    unsafe {
+        assert_eq!(cuDevicePrimaryCtxRetain(&mut context, gpu.device), 0);
+        assert_eq!(cuMemGetInfo_v2(&mut free, &mut total), ILLEGAL_ADDRESS);
+    }
+    assert_eq!(of_device(&gpu, "live_bytes"), 0);
+    // It is that device's alone.
+    Gpu::new().allocate(128);
+}
+
+#[test]
+fn faults_end_with_the_context_where_that_is_set() {
+    assert_passed(&child("child_whose_faults_end", &[("SOFTGPU_STICKY", "context")]));
+}
+
+#[test]
+#[ignore = "runs in a child process, started by faults_end_with_the_context_where_that_is_set"]
+fn child_whose_faults_end() {
+    let gpu = Gpu::new();
+    let mut handle = 0;
+    // SAFETY: the out parameter is a local.
+    assert_eq!(unsafe { cublasLtCreate(&mut handle) }, 0);
+    fault_and_release(&gpu);
     let (mut context, mut free, mut total) = (0, 0, 0);
     // SAFETY: the out parameters are locals.
     unsafe {
@@ -148,6 +183,35 @@ fn last_release_of_the_context_clears_memory_and_the_error() {
         assert_eq!(cuMemGetInfo_v2(&mut free, &mut total), 0);
     }
     assert_eq!((free, total), (256 << 20, 256 << 20));
+}
+
+/// Reads out of bounds, and releases the context with memory in it.
+fn fault_and_release(gpu: &Gpu) {
+    let output = gpu.allocate(128);
+    let function = gpu.function(&kernel("", COPY), "planted");
+    assert_eq!(gpu.launch(function, 1, 32, &[output, 64]), 0);
+    assert_fault(gpu, ILLEGAL_ADDRESS, &["out of bounds"]);
+    assert_eq!(cuDevicePrimaryCtxRelease_v2(gpu.device), 0);
+}
+
+#[test]
+fn memory_stays_taken_where_a_library_holds_the_context() {
+    let gpu = Gpu::new();
+    let mut handle = 0;
+    // SAFETY: the out parameter is a local.
+    assert_eq!(unsafe { cublasLtCreate(&mut handle) }, 0);
+    let (kept, freed) = (gpu.allocate(1000), gpu.allocate(500));
+    assert_eq!(cuMemFree_v2(freed), 0);
+    let stream = 0;
+    assert_eq!(cuMemsetD8Async(kept, 7, 1000, stream), 0);
+    assert_eq!(cublasLtDestroy(handle), 0);
+    assert_eq!(cuDevicePrimaryCtxRelease_v2(gpu.device), 0);
+    assert_eq!((of_device(&gpu, "live_bytes"), of_device(&gpu, "reclaimed_bytes")), (1000, 0));
+    assert_eq!(of_device(&gpu, "context_references"), 0);
+    let gpu = Gpu::on(gpu.device);
+    assert_eq!(gpu.download(kept, 250), Ok(vec![0x0707_0707; 250]));
+    assert_eq!(cuMemFree_v2(kept), 0);
+    assert_eq!(of_device(&gpu, "live_bytes"), 0);
 }
 
 #[test]
@@ -249,17 +313,7 @@ fn unknown_instructions_are_listed_all_at_once() {
 #[test]
 fn memory_is_reported_while_live_and_once_reclaimed() {
     let gpu = Gpu::new();
-    let of_device = |field: &str| {
-        let mut buffer = vec![0_u8; 8192];
-        // SAFETY: the buffer has that length.
-        let length = unsafe { softgpu_memory_json(buffer.as_mut_ptr().cast(), buffer.len()) };
-        let text = String::from_utf8_lossy(&buffer[..length]).into_owned();
-        let device = text.split("{\"live_bytes\"").nth(gpu.device as usize + 1).expect("an object a device");
-        let fields = format!("\"live_bytes\"{device}");
-        let (_, after) = fields.split_once(&format!("\"{field}\":")).expect("the field is there");
-        let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
-        digits.parse::<usize>().expect("a number")
-    };
+    let of_device = |field: &str| of_device(&gpu, field);
     let (kept, freed) = (gpu.allocate(1000), gpu.allocate(500));
     assert_ne!(kept, freed);
     assert_eq!(cuMemFree_v2(freed), 0);

@@ -117,6 +117,10 @@ impl Algorithm {
         }
     }
 
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
     fn kind(&self) -> Option<&'static Kind> {
         ALGORITHMS.get(self.id as usize)
     }

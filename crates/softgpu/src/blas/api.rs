@@ -5,9 +5,11 @@ use super::elsewhere::{driver_suffices, forward, version};
 use super::gemm::{Element, Gemm, Matrix};
 use crate::driver::calls::called;
 use crate::driver::op::Op;
+use crate::driver::status::Status;
 use crate::driver::version::driver_version;
-use crate::driver::wait::push_launch;
-use crate::driver::{device_of, enter};
+use crate::driver::wait::{Device, push_launch};
+use crate::driver::world::{initialise, world};
+use crate::driver::{current_device, device_of, enter};
 use std::ffi::{c_int, c_uint, c_void};
 
 /// `cublasStatus_t`.
@@ -15,6 +17,7 @@ pub type LtStatus = c_uint;
 
 const SUCCESS: LtStatus = 0;
 const NOT_INITIALIZED: LtStatus = 1;
+const ALLOC_FAILED: LtStatus = 3;
 const INVALID_VALUE: LtStatus = 7;
 const EXECUTION_FAILED: LtStatus = 13;
 const NOT_SUPPORTED: LtStatus = 15;
@@ -67,7 +70,8 @@ impl HeuristicResult {
     }
 }
 
-/// A handle holds nothing.
+/// A handle holds nothing, but the library holds the primary context of the current device from
+/// then on, or that of device 0 where none is current, as the CUDA runtime within it does.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -89,6 +93,17 @@ pub unsafe extern "C" fn cublasLtCreate(handle: *mut usize) -> LtStatus {
 pub unsafe extern "C" fn softgpu_cublasLtCreate(handle: *mut usize) -> LtStatus {
     forward!(softgpu_cublasLtCreate(handle));
     called("cublasLtCreate");
+    let world = initialise();
+    let Ok(mut device) = enter(current_device().unwrap_or(0)) else { return NOT_INITIALIZED };
+    device.held_by_library = true;
+    if device.cublas.library.is_none() {
+        let bytes = world.settings.library_bytes.cublas;
+        device.cublas.library = device.memory.reserve(bytes);
+        if device.cublas.library.is_none() {
+            eprintln!("softgpu: cublasLtCreate: {bytes} bytes do not fit on device {}", device.index);
+            return ALLOC_FAILED;
+        }
+    }
     // SAFETY: the caller's out parameter.
     unsafe { handle.write(1) };
     SUCCESS
@@ -496,9 +511,35 @@ pub unsafe extern "C" fn cublasLtMatmul(
     let gemm = Gemm { alpha, beta, k_block: algorithm.k_block(n, k), ..gemm };
     let call = Box::new(move |memory: &mut crate::device::DeviceMemory| gemm.run(memory));
     let queued = device_of(stream).and_then(enter).and_then(|device| {
+        let device = loaded(device, &algorithm)?;
         push_launch(device, stream, Op::Library { name: "cublasLtMatmul", multiplications, call })
     });
-    if queued.is_ok() { SUCCESS } else { EXECUTION_FAILED }
+    match queued {
+        Ok(()) => SUCCESS,
+        Err(Status::OutOfMemory) => ALLOC_FAILED,
+        Err(_) => EXECUTION_FAILED,
+    }
+}
+
+/// Loads an algorithm's kernels at its first use on the device, which takes memory.
+///
+/// # Errors
+/// Out of memory.
+fn loaded(mut device: Device, algorithm: &Algorithm) -> Result<Device, Status> {
+    let id = algorithm.id();
+    if device.cublas.algorithms.contains_key(&id) {
+        return Ok(device);
+    }
+    let bytes = world()?.settings.library_bytes.algorithm;
+    let Some(memory) = device.memory.reserve(bytes) else {
+        eprintln!(
+            "softgpu: cublasLtMatmul: {bytes} bytes of code of algorithm {id} do not fit on device {}",
+            device.index
+        );
+        return Err(Status::OutOfMemory);
+    };
+    device.cublas.algorithms.insert(id, memory);
+    Ok(device)
 }
 
 fn refuse(why: &str) -> LtStatus {

@@ -6,6 +6,8 @@
 
 use super::counters::Counters;
 use crate::check::Violation;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Address space reserved for each device; only what is allocated becomes memory.
 const RESERVED_BYTES: usize = 2 << 40;
@@ -33,12 +35,27 @@ struct Allocation {
     touched: [Vec<u32>; 2],
 }
 
+/// Memory that a library takes beside the program's; it comes back when this is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    bytes: usize,
+    reserved: Arc<AtomicUsize>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// The memory of one device.
 pub struct DeviceMemory {
     base: usize,
     next: usize,
     limit: usize,
     used: usize,
+    /// Bytes of all reservations.
+    reserved: Arc<AtomicUsize>,
     peak: usize,
     reclaimed: usize,
     checked: bool,
@@ -70,6 +87,7 @@ impl DeviceMemory {
             next: base + GAP_BYTES,
             limit,
             used: 0,
+            reserved: Arc::default(),
             peak: 0,
             reclaimed: 0,
             checked,
@@ -82,7 +100,26 @@ impl DeviceMemory {
 
     /// Bytes free and in all.
     pub fn free_and_total(&self) -> (usize, usize) {
-        (self.limit - self.used, self.limit)
+        (self.limit - self.used - self.reserved_bytes(), self.limit)
+    }
+
+    /// Takes memory that no allocation of the program has then; `None` when it is out.
+    pub fn reserve(&mut self, bytes: usize) -> Option<Reservation> {
+        if bytes > self.free_and_total().0 {
+            return None;
+        }
+        self.reserved.fetch_add(bytes, Ordering::Relaxed);
+        Some(Reservation { bytes, reserved: self.reserved.clone() })
+    }
+
+    /// Bytes that libraries have reserved.
+    pub fn reserved_bytes(&self) -> usize {
+        self.reserved.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the program's allocations.
+    pub fn live_bytes(&self) -> usize {
+        self.used
     }
 
     /// The addresses that belong to this device.
@@ -92,7 +129,7 @@ impl DeviceMemory {
 
     /// A new allocation, 512-byte aligned; `None` when memory is out.
     pub fn allocate(&mut self, size: usize) -> Option<u64> {
-        if size == 0 || size > self.limit - self.used {
+        if size == 0 || size > self.free_and_total().0 {
             return None;
         }
         let mapped = size.next_multiple_of(PAGE_BYTES);

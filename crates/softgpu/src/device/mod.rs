@@ -4,4 +4,4 @@ mod counters;
 mod memory;
 
 pub use counters::{Counters, Launch};
-pub use memory::{Access, DeviceMemory};
+pub use memory::{Access, DeviceMemory, Reservation};

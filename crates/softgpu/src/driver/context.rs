@@ -163,7 +163,8 @@ pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c
     }))
 }
 
-/// The last release frees everything and ends a sticky error.
+/// The last release frees everything, unless a library holds the context. A device's fault remains,
+/// but with `SOFTGPU_STICKY=context`.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> CuResult {
     called("cuDevicePrimaryCtxRelease_v2");
@@ -173,7 +174,7 @@ pub extern "C" fn cuDevicePrimaryCtxRelease_v2(device: c_int) -> CuResult {
         }
         d.context_references -= 1;
         if d.context_references == 0 {
-            d.reset();
+            d.release(world()?.settings.sticky);
         }
         Ok(())
     }))

@@ -69,7 +69,7 @@ pub(crate) fn device_of(handle: usize) -> Result<usize, Status> {
     }
 }
 
-/// Locks a device. A sticky error comes back until the context is reset.
+/// Locks a device. A sticky error comes back for as long as it lasts.
 pub(crate) fn enter(device: usize) -> Result<MutexGuard<'static, DeviceState>, Status> {
     let state = lock(device)?;
     match state.error {

@@ -8,8 +8,38 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The device's status and the message that is printed.
-pub type Failure = (Status, String);
+/// How long a device returns an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lasts {
+    /// A fault of the device: for the life of the process, whatever becomes of the context.
+    Process,
+    /// An output that is undefined, which hardware does not report: until the program has released
+    /// the primary context.
+    Context,
+}
+
+/// The end of an entry that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The device's status from then on.
+    pub status: Status,
+    /// The message that is printed.
+    pub why: String,
+    /// How long the device returns it.
+    pub lasts: Lasts,
+}
+
+impl Failure {
+    /// A fault of the device.
+    pub fn fault(status: Status, why: impl Into<String>) -> Self {
+        Self { status, why: why.into(), lasts: Lasts::Process }
+    }
+
+    /// An undefined output.
+    pub fn undefined(status: Status, why: impl Into<String>) -> Self {
+        Self { status, why: why.into(), lasts: Lasts::Context }
+    }
+}
 
 /// Work of a library (a GEMM) on the device's memory; an error describes the failure.
 pub type LibraryCall = Box<dyn FnOnce(&mut DeviceMemory) -> Result<(), String> + Send>;

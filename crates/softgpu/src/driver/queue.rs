@@ -74,7 +74,10 @@ impl DeviceState {
                 }
                 Op::Collective { name, group, poll, .. } => match poll(&mut self.memory, ready) {
                     Some(ended) => {
-                        start = ended.map_err(|(status, why)| (status, format!("{name}: {why}")));
+                        start = ended.map_err(|failure| Failure {
+                            why: format!("{name}: {}", failure.why),
+                            ..failure
+                        });
                         None
                     }
                     None => Some(Progress::Waits { group: *group }),
@@ -90,9 +93,10 @@ impl DeviceState {
             let label = Label::new(&op);
             let end = match start.and_then(|start| self.perform(world, op).map(|()| start)) {
                 Ok(start) => label.map_or(start, |label| self.record(world, stream, label, start)),
-                Err((status, why)) => {
+                Err(Failure { status, why, lasts }) => {
                     eprintln!("softgpu: device {}: {why}", self.index);
                     self.error = Some(status);
+                    self.error_lasts = lasts;
                     self.message = why;
                     0
                 }
@@ -124,7 +128,7 @@ impl DeviceState {
     fn perform(&mut self, world: &World, op: Op) -> Result<(), Failure> {
         let memory = &mut self.memory;
         let in_copy = |(violation, detail): (Violation, String)| {
-            (status_of(violation), format!("{violation} in a copy: {detail}"))
+            Failure::fault(status_of(violation), format!("{violation} in a copy: {detail}"))
         };
         match op {
             Op::CopyIn { to, bytes } => {
@@ -136,9 +140,9 @@ impl DeviceState {
             Op::CopyInPinned { to, from, bytes } => {
                 memory.range(to, bytes, Access::Write).map_err(in_copy)?;
                 if !world.is_pinned(from, bytes) {
-                    return Err((
+                    return Err(Failure::fault(
                         Status::IllegalAddress,
-                        "use after free of pinned memory in a copy to the device".into(),
+                        "use after free of pinned memory in a copy to the device",
                     ));
                 }
                 // SAFETY: `range` found the target inside a live allocation, and the source is
@@ -172,7 +176,8 @@ impl DeviceState {
             }
             Op::Wait { .. } | Op::Collective { .. } => {}
             Op::Library { name, call, .. } => {
-                call(memory).map_err(|why| (Status::IllegalAddress, format!("{name}: {why}")))?;
+                call(memory)
+                    .map_err(|why| Failure::fault(Status::IllegalAddress, format!("{name}: {why}")))?;
             }
         }
         Ok(())
@@ -186,13 +191,16 @@ impl DeviceState {
         params: &[u8],
     ) -> Result<(), Failure> {
         if world.fails("lost", self.index) {
-            return Err((
+            return Err(Failure::fault(
                 Status::Unknown,
                 format!("the device was lost before kernel `{}`, as planned", program.name),
             ));
         }
         if world.fails("launch", self.index) {
-            return Err((Status::LaunchFailed, format!("kernel `{}` failed, as planned", program.name)));
+            return Err(Failure::fault(
+                Status::LaunchFailed,
+                format!("kernel `{}` failed, as planned", program.name),
+            ));
         }
         let outcome = exec::launch(program, config, params, &mut self.memory);
         self.launches.push(Launch {
@@ -202,7 +210,7 @@ impl DeviceState {
             block: config.block,
             counters: self.memory.counters,
         });
-        outcome.map_err(|Fault { violation, message }| (status_of(violation), message))
+        outcome.map_err(|Fault { violation, message }| Failure::fault(status_of(violation), message))
     }
 }
 

@@ -2,12 +2,45 @@
 
 const DEFAULT_CC: u32 = 80;
 const DEFAULT_MEMORY_GIB: f64 = 16.0;
+/// Far less than hardware's hundreds, so that small devices can be tested.
+const DEFAULT_LIBRARY_MIB: [f64; 3] = [32.0, 1.0, 64.0];
 /// PCIe 4 with 16 lanes.
 const DEFAULT_LINK_BYTES_PER_NS: f64 = 25.0;
 
 /// The value of an environment variable.
 pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+/// What ends the fault of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sticky {
+    /// The end of the process, as on hardware.
+    Process,
+    /// The program's last release of the primary context, which frees all memory, too.
+    Context,
+}
+
+/// Memory that libraries take beside the program's.
+#[derive(Clone, Copy, Debug)]
+pub struct LibraryBytes {
+    /// By cublasLt on a device.
+    pub cublas: usize,
+    /// By the first use of each of its algorithms on a device.
+    pub algorithm: usize,
+    /// By a communicator when it is made, and as much again by its first collective.
+    pub nccl: usize,
+}
+
+impl LibraryBytes {
+    /// From `32,1,64` in MiB; items that are missing or not numbers count as the default.
+    fn new(text: &str) -> Self {
+        let mut items = text.split(',').map(|item| item.trim().parse::<f64>().ok());
+        let mut next =
+            |default: f64| (items.next().flatten().unwrap_or(default) * (1u64 << 20) as f64) as usize;
+        let [cublas, algorithm, nccl] = DEFAULT_LIBRARY_MIB.map(&mut next);
+        Self { cublas, algorithm, nccl }
+    }
 }
 
 /// Settings of all devices.
@@ -23,6 +56,10 @@ pub struct Settings {
     pub checked: bool,
     /// `SOFTGPU_LINK_GBPS`: gigabytes a second between host and device, in logical time.
     pub link_bytes_per_ns: f64,
+    /// `SOFTGPU_LIBRARY_MIB`.
+    pub library_bytes: LibraryBytes,
+    /// `SOFTGPU_STICKY`.
+    pub sticky: Sticky,
     /// `CUDA_LAUNCH_BLOCKING`, the driver's own variable: launches wait for themselves.
     pub launch_blocking: bool,
 }
@@ -38,6 +75,11 @@ impl Settings {
                 .and_then(|v| v.parse().ok())
                 .filter(|&rate| rate > 0.0)
                 .unwrap_or(DEFAULT_LINK_BYTES_PER_NS),
+            library_bytes: LibraryBytes::new(&variable("SOFTGPU_LIBRARY_MIB").unwrap_or_default()),
+            sticky: match variable("SOFTGPU_STICKY").as_deref() {
+                Some("context") => Sticky::Context,
+                _ => Sticky::Process,
+            },
             launch_blocking: variable("CUDA_LAUNCH_BLOCKING").as_deref() == Some("1"),
         }
     }

@@ -1,11 +1,11 @@
 //! The process's devices, its planned faults and its planted bugs.
 
-use super::op::{Event, Stream};
-use super::settings::{Settings, variable};
+use super::op::{Event, Lasts, Stream};
+use super::settings::{Settings, Sticky, variable};
 use super::status::Status;
 use super::trace::Trace;
 use crate::decode::Program;
-use crate::device::{DeviceMemory, Launch};
+use crate::device::{DeviceMemory, Launch, Reservation};
 use crate::ptx::{Module, Plants};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
@@ -21,6 +21,15 @@ pub struct Function {
     pub program: Arc<Program>,
     /// Limit of dynamic shared memory, as `cuFuncSetAttribute` raised it.
     pub dynamic_shared_max: usize,
+}
+
+/// What cublasLt has loaded on a device, as memory that it takes and keeps.
+#[derive(Debug, Default)]
+pub struct Cublas {
+    /// The library.
+    pub library: Option<Reservation>,
+    /// Each algorithm that was used, by its id.
+    pub algorithms: HashMap<u64, Reservation>,
 }
 
 /// Everything of one device.
@@ -39,10 +48,17 @@ pub struct DeviceState {
     pub functions: HashMap<usize, Function>,
     /// The sticky error.
     pub error: Option<Status>,
+    /// How long it lasts.
+    pub error_lasts: Lasts,
     /// The message that was printed with it.
     pub message: String,
-    /// References to the primary context.
+    /// References of the program to the primary context.
     pub context_references: usize,
+    /// Whether a library has taken a reference to the primary context, which it never releases: the
+    /// CUDA runtime that is linked into cublasLt and NCCL does.
+    pub held_by_library: bool,
+    /// Memory of cublasLt: its own, and by algorithm that of those that were used.
+    pub cublas: Cublas,
     /// The entries that ran, in logical time.
     pub trace: Trace,
     /// Counters of every launch since they were last reset.
@@ -60,8 +76,11 @@ impl DeviceState {
             modules: HashMap::new(),
             functions: HashMap::new(),
             error: None,
+            error_lasts: Lasts::Context,
             message: String::new(),
             context_references: 0,
+            held_by_library: false,
+            cublas: Cublas::default(),
             trace: Trace::default(),
             launches: Vec::new(),
             next: 1,
@@ -74,15 +93,27 @@ impl DeviceState {
         (self.index + 1) << HANDLE_SHIFT | self.next << 4
     }
 
-    /// Frees everything and clears the sticky error, as the last release of a primary context does.
-    pub fn reset(&mut self) {
+    /// Ends what ends with the program's last reference to the primary context. A fault remains, and
+    /// where a library holds the context, all that the program has not freed remains, too.
+    pub fn release(&mut self, sticky: Sticky) {
+        if sticky == Sticky::Context || self.error_lasts == Lasts::Context {
+            self.error = None;
+        }
+        if sticky == Sticky::Context || !self.held_by_library {
+            self.held_by_library = false;
+            self.cublas = Cublas::default();
+            self.reset();
+        }
+    }
+
+    /// Frees everything.
+    fn reset(&mut self) {
         self.memory.clear();
         self.streams.values().for_each(|stream| self.trace.forget(stream));
         self.streams = HashMap::from([(0, Stream::default())]);
         self.events.clear();
         self.modules.clear();
         self.functions.clear();
-        self.error = None;
     }
 }
 

@@ -6,7 +6,7 @@ use super::abi::{
     SYSTEM_ERROR, UNHANDLED_CUDA_ERROR, UniqueId,
 };
 use super::call::{Call, NAMES};
-use super::comm::{Collective, Comm, deadline};
+use super::comm::{Collective, Comm, deadline, last_error};
 use super::element::Element;
 use super::group::{DeviceId, Group};
 use super::remote::{Link, Remote, serve, wake};
@@ -16,7 +16,7 @@ use crate::driver::calls::called;
 use crate::driver::op::Op;
 use crate::driver::wait::{changed, changes, wait_for_change};
 use crate::driver::world::world;
-use crate::driver::{current_device, device_of, enter};
+use crate::driver::{current_device, device_of, enter, lock};
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_uint};
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -119,6 +119,11 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
 ) -> NcclResult {
     called("ncclCommInitRankConfig");
     let Ok(device) = current_device() else { return INVALID_USAGE };
+    // The CUDA runtime within NCCL holds the context from now on.
+    match lock(device) {
+        Ok(mut state) => state.held_by_library = true,
+        Err(_) => return UNHANDLED_CUDA_ERROR,
+    }
     if comm.is_null() || ranks < 1 || !(0..ranks).contains(&rank) {
         return INVALID_ARGUMENT;
     }
@@ -140,13 +145,31 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
         error: AtomicU32::new(SUCCESS),
         next: AtomicU64::new(0),
         join_by: deadline(),
+        memory: Mutex::default(),
+    });
+    let memory = enter(device).map_err(|_| made.fail(UNHANDLED_CUDA_ERROR)).and_then(|mut state| {
+        let bytes = world().map_or(0, |world| world.settings.library_bytes.nccl);
+        made.take_memory(&mut state, bytes, 1)
     });
     let number = NEXT_COMM.fetch_add(16, Ordering::Relaxed);
     COMMS.lock().unwrap_or_else(PoisonError::into_inner).insert(number, made.clone());
     // SAFETY: the caller's out parameter, which is not null.
     unsafe { comm.write(number) };
+    let forget = || {
+        if remove(number).is_ok() {
+            made.link.leave(rank);
+            made.free_memory();
+        }
+        // SAFETY: as above.
+        unsafe { comm.write(0) };
+    };
+    // An init that is in progress reports this as the communicator's async error.
     if !blocking {
         return IN_PROGRESS;
+    }
+    if let Err(error) = memory {
+        forget();
+        return error;
     }
     loop {
         let seen = changes();
@@ -157,11 +180,7 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
             IN_PROGRESS => wait_for_change(seen),
             SUCCESS => return SUCCESS,
             error => {
-                if remove(number).is_ok() {
-                    made.link.leave(rank);
-                }
-                // SAFETY: as above.
-                unsafe { comm.write(0) };
+                forget();
                 return error;
             }
         }
@@ -197,6 +216,7 @@ pub extern "C" fn ncclCommAbort(comm: usize) -> NcclResult {
         Ok(comm) => {
             comm.aborted.store(true, Ordering::Release);
             comm.link.leave(comm.rank);
+            comm.free_memory();
             SUCCESS
         }
         Err(result) => result,
@@ -207,7 +227,13 @@ pub extern "C" fn ncclCommAbort(comm: usize) -> NcclResult {
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclCommDestroy(comm: usize) -> NcclResult {
     called("ncclCommDestroy");
-    remove(comm).map_or_else(|result| result, |_| SUCCESS)
+    match remove(comm) {
+        Ok(comm) => {
+            comm.free_memory();
+            SUCCESS
+        }
+        Err(result) => result,
+    }
 }
 
 /// Queues an all-reduce of bf16, f16 or f32.
@@ -277,6 +303,10 @@ fn collective(
     if count == 0 {
         return SUCCESS;
     }
+    // Connections are made at the first collective.
+    if let Err(error) = comm.take_memory(&mut device, world.settings.library_bytes.nccl, 2) {
+        return error;
+    }
     let mut queued = Collective {
         sequence: comm.next.fetch_add(1, Ordering::Relaxed),
         call: Call { name, element, count },
@@ -320,9 +350,9 @@ pub extern "C" fn ncclGetErrorString(result: NcclResult) -> *const c_char {
     text.as_ptr()
 }
 
-/// Details are on stderr.
+/// "out of memory", or that details are on stderr.
 #[unsafe(no_mangle)]
 pub extern "C" fn ncclGetLastError(_comm: usize) -> *const c_char {
     called("ncclGetLastError");
-    c"softgpu printed the details on stderr".as_ptr()
+    last_error().as_ptr()
 }

@@ -1,15 +1,31 @@
 //! A rank's end of a communicator, and its collectives.
 
-use super::abi::{IN_PROGRESS, NcclResult, REMOTE_ERROR, SUCCESS, SYSTEM_ERROR};
+use super::abi::{IN_PROGRESS, NcclResult, REMOTE_ERROR, SUCCESS, SYSTEM_ERROR, UNHANDLED_CUDA_ERROR};
 use super::call::{Call, Contribution};
 use super::element::Element;
 use super::remote::Link;
-use crate::device::{Access, DeviceMemory};
+use crate::device::{Access, DeviceMemory, Reservation};
 use crate::driver::op::Failure;
 use crate::driver::status::Status;
-use std::sync::Arc;
+use crate::driver::world::DeviceState;
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// What `ncclGetLastError` returns where no more is known.
+const DETAILS_ON_STDERR: &CStr = c"softgpu printed the details on stderr";
+
+static LAST_ERROR: Mutex<&CStr> = Mutex::new(DETAILS_ON_STDERR);
+
+/// The text of the last error of any communicator.
+pub(super) fn last_error() -> &'static CStr {
+    *LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn set_last_error(text: &'static CStr) {
+    *LAST_ERROR.lock().unwrap_or_else(PoisonError::into_inner) = text;
+}
 
 /// Default of `SOFTGPU_NCCL_SECONDS`.
 const DEADLINE_SECONDS: u64 = 60;
@@ -40,6 +56,8 @@ pub(super) struct Comm {
     pub(super) next: AtomicU64,
     /// The deadline for all ranks to join.
     pub(super) join_by: Instant,
+    /// Its memory on the device.
+    pub(super) memory: Mutex<Vec<Reservation>>,
 }
 
 impl Comm {
@@ -60,8 +78,39 @@ impl Comm {
         self.fail(SYSTEM_ERROR)
     }
 
+    /// Takes memory for the communicator when it is made and, as much again, for its connections at
+    /// the first collective.
+    ///
+    /// # Errors
+    /// The communicator's error, where the memory does not fit.
+    pub(super) fn take_memory(
+        &self,
+        device: &mut DeviceState,
+        bytes: usize,
+        times: usize,
+    ) -> Result<(), NcclResult> {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        while memory.len() < times {
+            let Some(reservation) = device.memory.reserve(bytes) else {
+                set_last_error(c"Cuda failure 2 'out of memory'");
+                eprintln!("softgpu: nccl: {bytes} bytes do not fit on device {}", device.index);
+                return Err(self.fail(UNHANDLED_CUDA_ERROR));
+            };
+            memory.push(reservation);
+        }
+        Ok(())
+    }
+
+    /// Gives its memory back.
+    pub(super) fn free_memory(&self) {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Sets an error, unless there is one already; returns the first.
     pub(super) fn fail(&self, error: NcclResult) -> NcclResult {
+        if error != UNHANDLED_CUDA_ERROR {
+            set_last_error(DETAILS_ON_STDERR);
+        }
         match self.error.compare_exchange(SUCCESS, error, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => error,
             Err(first) => first,
@@ -93,13 +142,14 @@ impl Collective {
         if self.comm.aborted.load(Ordering::Acquire) {
             let why = "its communicator was aborted, and its output is undefined";
             // On hardware the stream goes on.
-            return Some(if self.checked { Err((Status::LaunchFailed, why.into())) } else { Ok(ready) });
+            let failure = Failure::undefined(Status::LaunchFailed, why);
+            return Some(if self.checked { Err(failure) } else { Ok(ready) });
         }
         let until = match self.until {
             Some(until) => until,
             None => match self.start(memory, ready) {
                 Ok(until) => until,
-                Err(why) => return Some(Err((Status::IllegalAddress, why))),
+                Err(why) => return Some(Err(Failure::fault(Status::IllegalAddress, why))),
             },
         };
         if let Some(parts) = self.contributed.then(|| self.comm.link.take(self.sequence)).flatten() {
@@ -112,7 +162,7 @@ impl Collective {
         let missing = self.comm.link.missing(self.sequence);
         self.comm.fail(SYSTEM_ERROR);
         let why = format!("rank {} timed out waiting for {missing}", self.comm.rank);
-        Some(Err((Status::LaunchTimeout, why)))
+        Some(Err(Failure::undefined(Status::LaunchTimeout, why)))
     }
 
     fn start(&mut self, memory: &mut DeviceMemory, ready: u64) -> Result<Instant, String> {
@@ -132,14 +182,14 @@ impl Collective {
         if let Some(rank) = parts.iter().position(|p| p.call != self.call) {
             let (own, mine, theirs) = (self.comm.rank, self.call, parts[rank].call);
             let why = format!("the ranks disagree: rank {own} calls {mine:?}, rank {rank} calls {theirs:?}");
-            return Err((Status::LaunchFailed, why));
+            return Err(Failure::undefined(Status::LaunchFailed, why));
         }
         let start = parts.iter().map(|p| p.ready).max().unwrap_or(0);
         let parts: Vec<&[u8]> = parts.iter().map(|p| p.bytes.as_slice()).collect();
         let result = (self.join)(self.call.element, &parts);
         memory
             .range(self.receive, result.len(), Access::Write)
-            .map_err(|(v, d)| (Status::IllegalAddress, format!("{v} in the output: {d}")))?;
+            .map_err(|(v, d)| Failure::fault(Status::IllegalAddress, format!("{v} in the output: {d}")))?;
         // SAFETY: `range` found the output inside a live allocation of this device.
         unsafe { std::ptr::copy_nonoverlapping(result.as_ptr(), self.receive as *mut u8, result.len()) };
         Ok(start)

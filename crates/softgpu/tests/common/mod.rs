@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
 /// Devices of a test binary: one for each [`Gpu`] that its tests make.
-const DEVICES: i32 = 40;
+const DEVICES: i32 = 60;
 static START: Once = Once::new();
 static NEXT: AtomicI32 = AtomicI32::new(0);
 
