@@ -7,8 +7,9 @@ use softgpu::driver::{context::*, memory::*, stream::*};
 use softgpu::nccl::*;
 use softgpu::report::*;
 use std::ffi::CString;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::scope;
+use std::time::Duration;
 
 const SYSTEM_ERROR: u32 = 2;
 const INTERNAL_ERROR: u32 = 3;
@@ -229,6 +230,59 @@ fn blocking_init_waits_for_all_and_ends_by_an_abort() {
     let late = Rank::join(id, 2, 1);
     (0..QUERIES).for_each(|_| assert_eq!(late.state(), IN_PROGRESS));
     assert_eq!(ncclCommAbort(late.comm), 0);
+}
+
+/// A kernel that writes nothing.
+const EMPTY: &str = ".version 9.0\n.target sm_80\n.address_size 64\n.visible .entry empty()\n{\nret;\n}\n";
+/// Launches of a stream that can be pending.
+const LAUNCHES_MAX: usize = 1024;
+
+#[test]
+fn launch_beyond_the_queue_blocks_until_a_peer_comes() {
+    let [first, second] = Rank::all();
+    first.gpu.enter();
+    let function = first.gpu.function(EMPTY, "empty");
+    assert_eq!(first.sum(), 0);
+    // The collective is one of them.
+    for _ in 1..LAUNCHES_MAX {
+        assert_eq!(first.gpu.launch(function, 1, 1, &[]), 0);
+    }
+    let returned = AtomicBool::new(false);
+    scope(|s| {
+        let launching = s.spawn(|| {
+            first.gpu.enter();
+            let status = first.gpu.launch(function, 1, 1, &[]);
+            returned.store(true, Ordering::Release);
+            status
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!returned.load(Ordering::Acquire), "the queue is full, and nothing of it can run");
+        assert_eq!(second.sum(), 0);
+        assert_eq!(launching.join().expect("it ends"), 0);
+    });
+    // Without a collective that waits, any number of launches can be queued.
+    for _ in 0..2 * LAUNCHES_MAX {
+        assert_eq!(first.gpu.launch(function, 1, 1, &[]), 0);
+    }
+    assert_eq!(first.synchronize(), 0);
+}
+
+#[test]
+fn abort_frees_a_launch_that_the_full_queue_blocks() {
+    let [first, second] = Rank::all();
+    first.gpu.enter();
+    let function = first.gpu.function(EMPTY, "empty");
+    assert_eq!(first.sum(), 0);
+    scope(|s| {
+        let launching = s.spawn(|| {
+            first.gpu.enter();
+            (0..).map(|_| first.gpu.launch(function, 1, 1, &[])).position(|status| status == LAUNCH_FAILED)
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!launching.is_finished());
+        assert_eq!((ncclCommAbort(first.comm), ncclCommAbort(second.comm)), (0, 0));
+        assert_eq!(launching.join().expect("it ends"), Some(LAUNCHES_MAX - 1));
+    });
 }
 
 #[test]

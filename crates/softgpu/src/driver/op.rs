@@ -73,12 +73,21 @@ pub enum Op {
     Collective { name: &'static str, bytes: usize, group: usize, poll: Poll },
 }
 
+impl Op {
+    /// Whether it takes one of the places for pending launches.
+    pub(super) fn is_launch(&self) -> bool {
+        matches!(self, Self::Launch { .. } | Self::Library { .. } | Self::Collective { .. })
+    }
+}
+
 /// A stream.
 #[derive(Default)]
 pub struct Stream {
     pub(super) queue: VecDeque<Op>,
     /// Entries pushed so far.
     pub pushed: u64,
+    /// Kernels, library calls and collectives that are pending.
+    pub(super) launches: usize,
     /// Entries done so far.
     pub done: u64,
     /// The logical time at which the last entry ended.

@@ -46,6 +46,7 @@ impl DeviceState {
             target.queue.push_back(Op::Wait { stream, sequence });
             target.pushed += 1;
         }
+        target.launches += usize::from(op.is_launch());
         target.queue.push_back(op);
         target.pushed += 1;
         Ok(())
@@ -90,7 +91,7 @@ impl DeviceState {
                 }
                 return Ok(waits);
             }
-            let label = Label::new(&op);
+            let (label, is_launch) = (Label::new(&op), op.is_launch());
             let end = match start.and_then(|start| self.perform(world, op).map(|()| start)) {
                 Ok(start) => label.map_or(start, |label| self.record(world, stream, label, start)),
                 Err(Failure { status, why, lasts }) => {
@@ -103,6 +104,7 @@ impl DeviceState {
             };
             if let Some(s) = self.streams.get_mut(&stream) {
                 s.done += 1;
+                s.launches -= usize::from(is_launch);
                 s.clock = s.clock.max(end);
                 s.ends.push(s.clock);
             }

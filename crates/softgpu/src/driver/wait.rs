@@ -12,6 +12,9 @@ use std::time::Duration;
 /// Poll interval of a waiting thread that is not notified of a change.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
+/// Pending launches of a stream, beyond which a launch blocks its caller, as on hardware.
+const LAUNCHES_MAX: usize = 1024;
+
 static CHANGES: Mutex<u64> = Mutex::new(0);
 static CHANGED: Condvar = Condvar::new();
 
@@ -75,13 +78,30 @@ pub(crate) fn drain(device: Device, stream: usize) -> Result<Device, Status> {
     ran.map(|()| device)
 }
 
-/// Appends a kernel, or a library's kernels; with `CUDA_LAUNCH_BLOCKING=1` it runs now.
+/// Appends a kernel, or a library's kernels, once there is room; with `CUDA_LAUNCH_BLOCKING=1` it
+/// runs now.
 ///
 /// # Errors
 /// As [`DeviceState::push`] and [`drain`].
-pub(crate) fn push_launch(mut device: Device, stream: usize, op: Op) -> Result<(), Status> {
+pub(crate) fn push_launch(device: Device, stream: usize, op: Op) -> Result<(), Status> {
+    let mut device = with_room(device, stream)?;
     device.push(stream, op)?;
     if world()?.settings.launch_blocking { drain(device, stream).map(|_| ()) } else { Ok(()) }
+}
+
+/// Waits until a stream has room for a launch: where it is full, until its first one has run, which a
+/// collective may delay for as long as its other ranks do not come.
+fn with_room(mut device: Device, stream: usize) -> Result<Device, Status> {
+    loop {
+        let s = device.streams.get(&stream).ok_or(Status::InvalidHandle)?;
+        if s.launches < LAUNCHES_MAX {
+            return Ok(device);
+        }
+        let first = s.queue.iter().position(Op::is_launch).map_or(s.pushed, |at| s.done + at as u64 + 1);
+        let (unlocked_meanwhile, ran) = finish(device, &[(stream, first)]);
+        ran?;
+        device = unlocked_meanwhile;
+    }
 }
 
 /// Runs everything that the device's streams hold now.
