@@ -7,14 +7,13 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod drivers;
 mod gpu;
 mod processes;
 mod ranks;
 mod streams;
 
 use std::fs;
-
-use libloading::Library;
 
 use common::{
     ModelSizes, Run, batches_of, ids, kudos_in, overwrite_tensor, random_model, root, widen_to_f32,
@@ -304,6 +303,10 @@ fn a_model_too_large_for_the_gpu_is_streamed_with_a_warning() {
     // little more.
     let weight_bytes = random_model(dir.path(), ModelSizes { hidden: 512, ffn: 2048, layers: 8, vocab: 64 });
     assert!(weight_bytes > 64 << 20);
+    fn memory(gib: &str) -> [(&str, Option<&str>); 3] {
+        let libraries = ("SOFTGPU_LIBRARY_MIB", Some("0,0,0"));
+        [("SOFTGPU_MEMORY_GIB", Some(gib)), libraries, ("SOFTGPU_DEVICES", Some("1"))]
+    }
     let run = |gib: &str, residency: &str| {
         let model = ["--model", dir.path().to_str().unwrap(), "-", "--residency", residency];
         let small = ["--batch-tokens", "16", "--max-tokens", "16"];
@@ -311,7 +314,7 @@ fn a_model_too_large_for_the_gpu_is_streamed_with_a_warning() {
         let reserve = ["--gpu-reserve-gib", "0"];
         let arguments = [&["score", "--device", "cuda"][..], &model, &small, &reserve].concat();
         // On one GPU: with more, the model would be divided among them instead of streamed.
-        kudos_in(&[("SOFTGPU_MEMORY_GIB", Some(gib)), ("SOFTGPU_DEVICES", Some("1"))], &arguments, LINE)
+        kudos_in(&memory(gib), &arguments, LINE)
     };
     let expected = run("8", "auto");
     assert_eq!(expected.status, Some(0), "{expected:?}");
@@ -324,9 +327,8 @@ fn a_model_too_large_for_the_gpu_is_streamed_with_a_warning() {
         assert_error(&run(gib, "resident"), &["the model needs 0.10", "`--residency auto`"]);
     }
     let arguments = ["plan", "--json", "--model", dir.path().to_str().unwrap(), "--max-tokens", "16"];
-    let variables = [("SOFTGPU_MEMORY_GIB", Some("0.092")), ("SOFTGPU_DEVICES", Some("1"))];
     let planned = kudos_in(
-        &variables,
+        &memory("0.092"),
         &[&arguments[..], &["--batch-tokens", "16", "--gpu-reserve-gib", "0"]].concat(),
         "",
     );
@@ -358,26 +360,6 @@ fn assert_missing(variables: &[(&str, Option<&str>)], reason: &str) {
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_machine_without_a_gpu_is_an_error_or_uses_the_cpu() {
     assert_missing(&[("SOFTGPU_DEVICES", Some("0"))], "the CUDA driver finds no GPU");
-}
-
-#[test]
-#[ignore = "needs the software GPU: `make test` runs them"]
-fn a_machine_without_a_library_is_an_error_or_uses_the_cpu() {
-    // SAFETY: the libraries' initialisers are the vendor's own.
-    let system_has = |name: &str| unsafe { Library::new(name) }.is_ok();
-    // The software GPU's libraries have no version in their names.
-    if !system_has("libcuda.so.1") {
-        assert_missing(&[("LD_LIBRARY_PATH", None)], "no CUDA driver on this machine");
-    }
-    if !["libcublasLt.so.13", "libcublasLt.so.12"].into_iter().any(system_has) {
-        let software = std::env::split_paths(&std::env::var_os("LD_LIBRARY_PATH").unwrap())
-            .map(|folder| folder.join("libcuda.so"))
-            .find_map(|path| path.canonicalize().ok())
-            .expect("libcuda.so is on LD_LIBRARY_PATH");
-        let folder = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink(software, folder.path().join("libcuda.so")).unwrap();
-        assert_missing(&[("LD_LIBRARY_PATH", folder.path().to_str())], "cublasLt is not on this machine");
-    }
 }
 
 #[test]

@@ -159,7 +159,8 @@ fn all_ranks_keep_as_many_layers_as_the_fullest_gpu() {
     let input = dir.path().join("in.jsonl");
     fs::write(&input, LINE).unwrap();
     let run = |memory_gib: &str| {
-        let (address, variables) = (free_address(), [("SOFTGPU_MEMORY_GIB", memory_gib)]);
+        let variables = [("SOFTGPU_MEMORY_GIB", memory_gib), ("SOFTGPU_LIBRARY_MIB", "0,0,0")];
+        let address = free_address();
         let timeout = ["--peer-timeout", "20", "--gpu-reserve-gib", "0"];
         let second = start_of("2", dir.path(), 1, &address, &timeout, &variables);
         let more = [&timeout[..], &[input.to_str().unwrap()]].concat();

@@ -166,18 +166,20 @@ fn devices_are_chosen_by_number_and_refused_by_name() {
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_model_too_large_for_one_gpu_gets_the_fewest_it_fits_on() {
+    fn memory(gib: &str) -> [(&str, Option<&str>); 3] {
+        let libraries = ("SOFTGPU_LIBRARY_MIB", Some("0,0,0"));
+        [("SOFTGPU_MEMORY_GIB", Some(gib)), libraries, ("SOFTGPU_DEVICES", Some("5"))]
+    }
     // 0.143 GiB on one GPU, 0.088 on each of two, 0.061 on each of four.
     let model = root().join("tests/fixtures/models/kv4_hd128_tied_f16");
     let arguments = ["score", "--device", "cuda", "--max-tokens", "512", "--gpu-reserve-gib", "0", "--model"];
     let arguments = [&arguments[..], &[model.to_str().unwrap(), "-"]].concat();
     for (memory_gib, gpus) in [("0.15", "GPU 0 ("), ("0.1", "GPUs 0, 1 ("), ("0.07", "GPUs 0, 1, 2, 3 (")] {
-        let variables = [("SOFTGPU_MEMORY_GIB", Some(memory_gib)), ("SOFTGPU_DEVICES", Some("5"))];
-        let run = kudos_in(&variables, &arguments, LINE);
+        let run = kudos_in(&memory(memory_gib), &arguments, LINE);
         assert_eq!(run.status, Some(0), "{run:?}");
         assert!(run.stderr.contains(gpus), "{memory_gib} GiB: {run:?}");
     }
-    let variables = [("SOFTGPU_MEMORY_GIB", Some("0.1")), ("SOFTGPU_DEVICES", Some("5"))];
-    let run = kudos_in(&variables, &[&arguments[..], &["--ranks", "1"]].concat(), LINE);
+    let run = kudos_in(&memory("0.1"), &[&arguments[..], &["--ranks", "1"]].concat(), LINE);
     assert_eq!(run.status, Some(2), "{run:?}");
     assert!(run.stderr.contains("the model needs 0.14 GiB"), "{run:?}");
 }

@@ -2,9 +2,9 @@
 //! process.
 
 use std::fmt::Display;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
-use cudarc::driver::{DriverError, sys::CUresult};
+use cudarc::driver::{CudaStream, DriverError, sys::CUresult};
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -39,6 +39,13 @@ impl<T> OrFault<T> for Result<T, DriverError> {
             Error::new(kind, message)
         })
     }
+}
+
+/// The driver's error where there is one behind a library's, which may say no more than that
+/// something failed. Nothing is waited for.
+pub(super) fn behind(error: Error, stream: &Arc<CudaStream>, doing: impl Display) -> Error {
+    let state = stream.record_event(None).and_then(|event| event.try_is_complete());
+    state.or_fault(doing).err().unwrap_or(error)
 }
 
 /// Whether the driver returns an error for the rest of the process once it has returned this one:

@@ -17,7 +17,7 @@ use cudarc::driver::{CudaContext, CudaEvent, CudaStream};
 
 use super::buffer::DeviceBuffer;
 use super::context::Context;
-use super::fault::OrFault;
+use super::fault::{OrFault, behind};
 use super::format::ActivationFormat;
 use super::vendor::{VendorLibrary, file_of};
 use crate::error::{Error, ErrorKind, Result};
@@ -280,7 +280,7 @@ impl Group {
         lock(&self.ends).push(Arc::clone(&end));
         let done = context.cuda().new_event(None).or_fault("creating an event")?;
         let comm = Comm { group: Arc::clone(self), end, rank, done };
-        comm.settle("joining the other ranks", code)?;
+        comm.settle("joining the other ranks", code, context.compute())?;
         Ok(comm)
     }
 
@@ -338,7 +338,7 @@ impl Comm {
         first: usize,
         count: usize,
         element: Element,
-        stream: &CudaStream,
+        stream: &Arc<CudaStream>,
     ) -> Result<()> {
         let bytes = element.bytes();
         if first.saturating_add(count).saturating_mul(bytes) > buffer.bytes() {
@@ -366,7 +366,7 @@ impl Comm {
                 )
             }
         };
-        self.settle("all-reducing over ranks", code)
+        self.settle("all-reducing over ranks", code, stream)
     }
 
     /// Queues on `stream` the all-gather into `to`, rank after rank, of every rank's `count`
@@ -379,7 +379,7 @@ impl Comm {
         to: &mut DeviceBuffer,
         count: usize,
         element: Element,
-        stream: &CudaStream,
+        stream: &Arc<CudaStream>,
     ) -> Result<()> {
         let bytes = count.saturating_mul(element.bytes());
         let first_byte = first.saturating_mul(element.bytes());
@@ -401,7 +401,7 @@ impl Comm {
                 (self.group.nccl.all_gather)(from, to, count, element.code(), comm.as_ptr(), stream)
             }
         };
-        self.settle("gathering from all ranks", code)
+        self.settle("gathering from all ranks", code, stream)
     }
 
     /// Waits until everything queued on the compute stream is done; an error when a rank failed or
@@ -423,14 +423,17 @@ impl Comm {
     }
 
     /// Waits while a call is in progress.
-    fn settle(&self, doing: &str, code: c_int) -> Result<()> {
-        match code {
+    fn settle(&self, doing: &str, code: c_int, stream: &Arc<CudaStream>) -> Result<()> {
+        let settled = match code {
             SUCCESS => return Ok(()),
-            IN_PROGRESS => {}
+            IN_PROGRESS => self.poll(doing, || self.healthy(doing)),
             REMOTE_ERROR => return Err(gave_up()),
-            error => return Err(self.group.nccl.error(doing, error)),
-        }
-        self.poll(doing, || self.healthy(doing))
+            error => Err(self.group.nccl.error(doing, error)),
+        };
+        settled.map_err(|error| match error.kind() {
+            ErrorKind::Device => behind(error, stream, doing),
+            _ => error,
+        })
     }
 
     /// Whether no call is in progress; an error that happened meanwhile, here or on another rank.

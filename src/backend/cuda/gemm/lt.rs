@@ -26,7 +26,7 @@ pub struct Lt {
     library: &'static LtLibrary,
     handle: sys::cublasLtHandle_t,
     workspace: DeviceBuffer,
-    stream: Arc<CudaStream>,
+    pub(super) stream: Arc<CudaStream>,
     pub(super) format: ActivationFormat,
 }
 

@@ -9,6 +9,7 @@ use super::classes::Schedule;
 use super::handles::OrFault;
 use super::lt::{Lt, Operands, Problem};
 use super::shape::MatmulShape;
+use crate::backend::cuda::fault::behind;
 use crate::error::{Error, ErrorKind, Result};
 
 /// A matmul with its algorithms, ready to run.
@@ -32,8 +33,10 @@ impl Lt {
             operands.x = x.after(first * shape.x_stride * matmul.problem.format.bytes());
             operands.out_first = out_first + first * shape.out_stride;
             operands.rows = count;
+            let doing = || format!("{shape} of {count} rows");
             self.launch(&mut matmul.problem, &algorithm, &mut operands)?
-                .or_fault(format!("{shape} of {count} rows"))?;
+                .or_fault(doing())
+                .map_err(|error| behind(error, &self.stream, doing()))?;
             first += count;
         }
         Ok(())
