@@ -1,6 +1,6 @@
 //! The entry points. Descriptors are boxes behind the opaque pointers.
 
-use super::algorithm::Algorithm;
+use super::algorithm::{Algorithm, Aligned, Size};
 use super::elsewhere::{driver_suffices, forward, version};
 use super::gemm::{Element, Gemm, Matrix};
 use crate::driver::calls::called;
@@ -11,6 +11,8 @@ use crate::driver::wait::{Device, push_launch};
 use crate::driver::world::{initialise, world};
 use crate::driver::{current_device, device_of, enter};
 use std::ffi::{c_int, c_uint, c_void};
+use std::ops::RangeInclusive;
+use std::sync::Once;
 
 /// `cublasStatus_t`.
 pub type LtStatus = c_uint;
@@ -22,6 +24,7 @@ const INVALID_VALUE: LtStatus = 7;
 const EXECUTION_FAILED: LtStatus = 13;
 const NOT_SUPPORTED: LtStatus = 15;
 
+const LAYOUT_TYPE: c_uint = 0;
 const LAYOUT_ORDER: c_uint = 1;
 const LAYOUT_ROWS: c_uint = 2;
 const LAYOUT_COLUMNS: c_uint = 3;
@@ -32,6 +35,15 @@ const DESC_EPILOGUE: c_uint = 7;
 const DESC_BIAS_POINTER: c_uint = 8;
 const EPILOGUE_DEFAULT: i32 = 1;
 const EPILOGUE_BIAS: i32 = 4;
+const PREFERENCE_SEARCH_MODE: c_uint = 0;
+const PREFERENCE_WORKSPACE: c_uint = 1;
+const PREFERENCE_REDUCTIONS: c_uint = 3;
+const PREFERENCE_ALIGNMENTS: RangeInclusive<c_uint> = 5..=8;
+const PREFERENCE_WAVES: c_uint = 9;
+const PREFERENCE_IMPLEMENTATIONS: c_uint = 12;
+
+/// The alignment of a workspace, and the most that the library asks of an operand.
+const ALIGNMENT_MAX: u32 = 256;
 
 /// The oldest library that knows the devices here; an older one has no algorithm for any shape.
 const VERSION_MIN: usize = 120_000;
@@ -54,6 +66,31 @@ pub struct Description {
     refused: Option<&'static str>,
 }
 
+impl Description {
+    /// The alignment of the bias, from which a heuristic concludes on that of later ones. One that is
+    /// null counts as fully aligned to the real library, which is reported once, and promises nothing
+    /// here.
+    fn bias_alignment(&self) -> u16 {
+        static REPORTED: Once = Once::new();
+        if self.bias == 0 {
+            REPORTED.call_once(|| {
+                eprintln!(
+                    "softgpu: cublasLtMatmulAlgoGetHeuristic: a bias at a null address counts as aligned to {ALIGNMENT_MAX} bytes"
+                );
+            });
+            return 0;
+        }
+        1 << self.bias.trailing_zeros().min(ALIGNMENT_MAX.trailing_zeros())
+    }
+}
+
+/// `cublasLtMatmulPreference_t`.
+pub struct Preference {
+    workspace_bytes: u64,
+    /// Bytes to which A, B, C and D are aligned.
+    alignments: [u32; 4],
+}
+
 /// `cublasLtMatmulHeuristicResult_t`.
 #[repr(C)]
 pub struct HeuristicResult {
@@ -65,8 +102,19 @@ pub struct HeuristicResult {
 }
 
 impl HeuristicResult {
+    /// The algorithm.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The workspace that it needs.
+    pub fn workspace_bytes(&self) -> usize {
+        self.workspace_bytes
+    }
+
     fn of(algorithm: Algorithm) -> Self {
-        Self { algorithm, workspace_bytes: 0, state: SUCCESS, waves: 1.0, reserved: [0; 4] }
+        let workspace_bytes = algorithm.workspace_bytes();
+        Self { algorithm, workspace_bytes, state: SUCCESS, waves: 1.0, reserved: [0; 4] }
     }
 }
 
@@ -157,14 +205,17 @@ pub unsafe extern "C" fn cublasLtMatrixLayoutSetAttribute(
 ) -> LtStatus {
     forward!(cublasLtMatrixLayoutSetAttribute(layout, attribute, value, bytes));
     called("cublasLtMatrixLayoutSetAttribute");
+    let size = if matches!(attribute, LAYOUT_TYPE | LAYOUT_ORDER | LAYOUT_BATCH_COUNT) { 4 } else { 8 };
+    if layout.is_null() || value.is_null() || bytes != size {
+        return wrong_size("cublasLtMatrixLayoutSetAttribute", attribute, bytes, size);
+    }
     if matches!(attribute, LAYOUT_ROWS | LAYOUT_COLUMNS) {
-        // SAFETY: the caller's layout, and a value of the attribute's size, 8 bytes for these two.
+        // SAFETY: the caller's layout, and a value of the 8 bytes that these two have.
         let (layout, size) = unsafe { (&mut *layout, value.cast::<u64>().read_unaligned()) };
         *(if attribute == LAYOUT_ROWS { &mut layout.rows } else { &mut layout.columns }) = size;
         return SUCCESS;
     }
-    // SAFETY: the caller's layout, and a value of the attribute's size, 4 bytes at least for both
-    // that are read.
+    // SAFETY: the caller's layout, and a value of 4 bytes at least.
     let (layout, value) = unsafe { (&mut *layout, value.cast::<i32>().read_unaligned()) };
     match (attribute, value) {
         (LAYOUT_ORDER, 0 | 1) => layout.row_order = value == 1,
@@ -230,9 +281,17 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
 ) -> LtStatus {
     forward!(cublasLtMatmulDescSetAttribute(desc, attribute, value, bytes));
     called("cublasLtMatmulDescSetAttribute");
+    // Those that are refused anyway have sizes of their own.
+    let size = match attribute {
+        DESC_TRANSPOSE_A | DESC_TRANSPOSE_B | DESC_EPILOGUE => 4,
+        DESC_BIAS_POINTER => 8,
+        _ => bytes.max(4),
+    };
+    if desc.is_null() || value.is_null() || bytes != size {
+        return wrong_size("cublasLtMatmulDescSetAttribute", attribute, bytes, size);
+    }
     let pointer = value;
-    // SAFETY: the caller's description, and a value of the attribute's size, 4 bytes at least for
-    // those that are read.
+    // SAFETY: the caller's description, and a value of 4 bytes at least.
     let (desc, value) = unsafe { (&mut *desc, value.cast::<i32>().read_unaligned()) };
     match attribute {
         DESC_TRANSPOSE_A => desc.transpose[0] = value != 0,
@@ -240,7 +299,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
         DESC_EPILOGUE if matches!(value, EPILOGUE_DEFAULT | EPILOGUE_BIAS) => {
             desc.biased = value == EPILOGUE_BIAS;
         }
-        // SAFETY: an address, which this attribute's value holds.
+        // SAFETY: an address of 8 bytes, which this attribute's value holds.
         DESC_BIAS_POINTER => desc.bias = unsafe { pointer.cast::<u64>().read_unaligned() },
         _ => {
             desc.refused = Some("an attribute that is not supported");
@@ -263,41 +322,75 @@ pub unsafe extern "C" fn cublasLtMatmulDescDestroy(desc: *mut Description) -> Lt
     SUCCESS
 }
 
-/// Preferences change nothing: every algorithm here runs without a workspace.
+/// The library's defaults: no workspace, and operands that are aligned to 256 bytes.
 ///
 /// # Safety
 /// As cublasLt documents.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cublasLtMatmulPreferenceCreate(preference: *mut usize) -> LtStatus {
+pub unsafe extern "C" fn cublasLtMatmulPreferenceCreate(preference: *mut *mut Preference) -> LtStatus {
     forward!(cublasLtMatmulPreferenceCreate(preference));
     called("cublasLtMatmulPreferenceCreate");
+    let made = Preference { workspace_bytes: 0, alignments: [ALIGNMENT_MAX; 4] };
     // SAFETY: the caller's out parameter.
-    unsafe { preference.write(1) };
+    unsafe { preference.write(Box::into_raw(Box::new(made))) };
     SUCCESS
 }
 
-/// Does nothing.
+/// The workspace and the alignments of operands; search mode, reduction schemes, waves and
+/// implementations are taken, and change nothing.
+///
+/// # Safety
+/// As cublasLt documents.
 #[unsafe(no_mangle)]
-pub extern "C" fn cublasLtMatmulPreferenceSetAttribute(
-    preference: usize,
+pub unsafe extern "C" fn cublasLtMatmulPreferenceSetAttribute(
+    preference: *mut Preference,
     attribute: c_uint,
     value: *const c_void,
     bytes: usize,
 ) -> LtStatus {
     forward!(cublasLtMatmulPreferenceSetAttribute(preference, attribute, value, bytes));
     called("cublasLtMatmulPreferenceSetAttribute");
+    let size = match attribute {
+        PREFERENCE_WORKSPACE | PREFERENCE_IMPLEMENTATIONS => 8,
+        PREFERENCE_SEARCH_MODE | PREFERENCE_REDUCTIONS | PREFERENCE_WAVES => 4,
+        _ if PREFERENCE_ALIGNMENTS.contains(&attribute) => 4,
+        _ => return refuse(&format!("cublasLtMatmulPreferenceSetAttribute: attribute {attribute}")),
+    };
+    if preference.is_null() || value.is_null() || bytes != size {
+        return wrong_size("cublasLtMatmulPreferenceSetAttribute", attribute, bytes, size);
+    }
+    // SAFETY: the caller's preference, which is not null.
+    let preference = unsafe { &mut *preference };
+    if attribute == PREFERENCE_WORKSPACE {
+        // SAFETY: a value of the attribute's 8 bytes.
+        preference.workspace_bytes = unsafe { value.cast::<u64>().read_unaligned() };
+    } else if PREFERENCE_ALIGNMENTS.contains(&attribute) {
+        // SAFETY: a value of the attribute's 4 bytes.
+        let alignment = unsafe { value.cast::<u32>().read_unaligned() };
+        if !alignment.is_power_of_two() || alignment > ALIGNMENT_MAX {
+            eprintln!("softgpu: cublasLt: operands aligned to {alignment} bytes");
+            return INVALID_VALUE;
+        }
+        preference.alignments[(attribute - PREFERENCE_ALIGNMENTS.start()) as usize] = alignment;
+    }
     SUCCESS
 }
 
-/// Does nothing.
+/// Frees a preference.
+///
+/// # Safety
+/// As cublasLt documents.
 #[unsafe(no_mangle)]
-pub extern "C" fn cublasLtMatmulPreferenceDestroy(preference: usize) -> LtStatus {
+pub unsafe extern "C" fn cublasLtMatmulPreferenceDestroy(preference: *mut Preference) -> LtStatus {
     forward!(cublasLtMatmulPreferenceDestroy(preference));
     called("cublasLtMatmulPreferenceDestroy");
+    // SAFETY: made by `cublasLtMatmulPreferenceCreate`, destroyed once.
+    drop(unsafe { Box::from_raw(preference) });
     SUCCESS
 }
 
-/// Offers algorithms that take this many columns of D, the best first.
+/// Offers algorithms that take this many columns of D and that workspace, the best first. They
+/// rest on the alignments that the preference promises, and on that of a bias which is set.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -309,7 +402,7 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoGetHeuristic(
     b: *const Layout,
     c: *const Layout,
     d: *const Layout,
-    preference: usize,
+    preference: *const Preference,
     wanted: c_int,
     results: *mut HeuristicResult,
     found: *mut c_int,
@@ -335,7 +428,7 @@ pub unsafe extern "C" fn softgpu_cublasLtMatmulAlgoGetHeuristic(
     b: *const Layout,
     c: *const Layout,
     d: *const Layout,
-    preference: usize,
+    preference: *const Preference,
     wanted: c_int,
     results: *mut HeuristicResult,
     found: *mut c_int,
@@ -350,8 +443,16 @@ pub unsafe extern "C" fn softgpu_cublasLtMatmulAlgoGetHeuristic(
         Ok(sizes) => sizes,
         Err(why) => return refuse(&why),
     };
+    if preference.is_null() {
+        return INVALID_VALUE;
+    }
+    // SAFETY: the caller's descriptors; `gemm` has found that the description is not null.
+    let (preference, desc) = unsafe { (&*preference, &*desc) };
+    let bias = if desc.biased { desc.bias_alignment() } else { 0 };
+    let aligned = Aligned::new(preference.alignments.map(|bytes| bytes as u16), bias);
+    let workspace_bytes = usize::try_from(preference.workspace_bytes).unwrap_or(usize::MAX);
     let mut count = 0;
-    for algorithm in Algorithm::proposed(columns).take(wanted.max(0) as usize) {
+    for algorithm in Algorithm::proposed(columns, workspace_bytes, aligned).take(wanted.max(0) as usize) {
         // SAFETY: the caller gives memory for `wanted` results.
         unsafe { results.add(count).write(HeuristicResult::of(algorithm)) };
         count += 1;
@@ -412,11 +513,16 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigGetAttribute(
     // SAFETY: the caller's algorithm.
     let found = unsafe { *algorithm }.attribute(attribute);
     let size = Algorithm::attribute_bytes(attribute);
-    if bytes < size {
-        return INVALID_VALUE;
+    // Without a value, its size alone is asked for.
+    if bytes == 0 && !written.is_null() {
+        // SAFETY: the caller's out parameter, which is not null.
+        unsafe { written.write(size) };
+        return SUCCESS;
     }
-    // SAFETY: the caller gives `bytes` bytes, at least as many as the attribute has; `written` may
-    // be null.
+    if value.is_null() || bytes != size {
+        return wrong_size("cublasLtMatmulAlgoConfigGetAttribute", attribute, bytes, size);
+    }
+    // SAFETY: the caller gives as many bytes as the attribute has; `written` may be null.
     unsafe {
         match size {
             2 => value.cast::<u16>().write_unaligned(found as u16),
@@ -442,10 +548,14 @@ pub unsafe extern "C" fn cublasLtMatmulAlgoConfigSetAttribute(
 ) -> LtStatus {
     forward!(cublasLtMatmulAlgoConfigSetAttribute(algorithm, attribute, value, bytes));
     called("cublasLtMatmulAlgoConfigSetAttribute");
-    if bytes < 4 {
-        return INVALID_VALUE;
+    let size = Algorithm::attribute_bytes(attribute);
+    if algorithm.is_null() || value.is_null() || bytes != size {
+        return wrong_size("cublasLtMatmulAlgoConfigSetAttribute", attribute, bytes, size);
     }
-    // SAFETY: the caller's algorithm, and a value of `bytes` bytes.
+    if size != 4 {
+        return refuse(&format!("cublasLtMatmulAlgoConfigSetAttribute: attribute {attribute}"));
+    }
+    // SAFETY: the caller's algorithm, and a value of 4 bytes.
     let (algorithm, value) = unsafe { (&mut *algorithm, value.cast::<u32>().read_unaligned()) };
     if algorithm.set(attribute, value) { SUCCESS } else { INVALID_VALUE }
 }
@@ -507,8 +617,23 @@ pub unsafe extern "C" fn cublasLtMatmul(
     if !algorithm.takes(n) {
         return refuse(&format!("cublasLtMatmul: {algorithm:?} does not take {n} columns"));
     }
+    let needed = algorithm.workspace_bytes();
+    if workspace_bytes < needed || !workspace.is_multiple_of(u64::from(ALIGNMENT_MAX)) {
+        eprintln!(
+            "softgpu: cublasLtMatmul: a workspace of {workspace_bytes} bytes at {workspace:#x}; algorithm {} needs {needed} at a multiple of {ALIGNMENT_MAX}",
+            algorithm.id()
+        );
+        return INVALID_VALUE;
+    }
+    let gemm = Gemm { alpha, beta, workspace: (needed > 0).then_some((workspace, needed)), ..gemm };
+    if let Err(why) = keeps_promises(&gemm, algorithm.aligned()) {
+        eprintln!("softgpu: cublasLtMatmul: {why}");
+        return INVALID_VALUE;
+    }
     let multiplications = (m * n * k) as u64;
-    let gemm = Gemm { alpha, beta, k_block: algorithm.k_block(n, k), ..gemm };
+    let (Ok(world), Ok(index)) = (world(), device_of(stream)) else { return NOT_INITIALIZED };
+    let size = Size { rows: m, columns: n, k, multiprocessors: world.settings.multiprocessors_of(index) };
+    let gemm = Gemm { k_block: algorithm.k_block(size), ..gemm };
     let call = Box::new(move |memory: &mut crate::device::DeviceMemory| gemm.run(memory));
     let queued = device_of(stream).and_then(enter).and_then(|device| {
         let device = loaded(device, &algorithm)?;
@@ -519,6 +644,32 @@ pub unsafe extern "C" fn cublasLtMatmul(
         Err(Status::OutOfMemory) => ALLOC_FAILED,
         Err(_) => EXECUTION_FAILED,
     }
+}
+
+/// Whether the operands are aligned as the heuristic was promised.
+fn keeps_promises(gemm: &Gemm, aligned: Aligned) -> Result<(), String> {
+    let [a, b, c, d] = aligned.matrices;
+    let c = if gemm.beta == 0.0 { 0 } else { c };
+    let bias = (gemm.bias.map_or(0, |bias| bias.address), aligned.bias);
+    let operands = [
+        ("A", (gemm.a.address, a)),
+        ("B", (gemm.b.address, b)),
+        ("C", (gemm.c.address, c)),
+        ("D", (gemm.d.address, d)),
+    ];
+    for (name, (address, bytes)) in operands.into_iter().chain([("the bias", bias)]) {
+        if bytes > 0 && !address.is_multiple_of(u64::from(bytes)) {
+            return Err(format!("{name} at {address:#x} is not aligned to the promised {bytes} bytes"));
+        }
+    }
+    Ok(())
+}
+
+fn wrong_size(function: &str, attribute: c_uint, bytes: usize, size: usize) -> LtStatus {
+    eprintln!(
+        "softgpu: {function}: {bytes} bytes for attribute {attribute}, which has {size}, or a null pointer"
+    );
+    INVALID_VALUE
 }
 
 /// Loads an algorithm's kernels at its first use on the device, which takes memory.
@@ -592,5 +743,6 @@ unsafe fn gemm(
         alpha: 1.0,
         beta: 0.0,
         k_block: 0,
+        workspace: None,
     })
 }

@@ -72,7 +72,12 @@ pub struct Gemm {
     pub beta: f32,
     /// Terms summed separately before they are added to the total; 0 sums all in order.
     pub k_block: usize,
+    /// Address and bytes that are overwritten before anything is read.
+    pub workspace: Option<(u64, usize)>,
 }
+
+/// What the workspace holds afterwards: NaN in every format.
+const WORKSPACE_BYTE: u8 = 0xFF;
 
 impl Matrix {
     /// Contiguous runs: (address, elements).
@@ -153,6 +158,13 @@ impl Gemm {
     /// Shapes that do not match, and violations of memory, named by operand.
     pub fn run(&self, memory: &mut DeviceMemory) -> Result<(), String> {
         let (m, n, k) = self.sizes()?;
+        if let Some((address, bytes)) = self.workspace {
+            memory
+                .range(address, bytes, Access::Write)
+                .map_err(|(violation, detail)| format!("{violation} in the workspace: {detail}"))?;
+            // SAFETY: `range` found all of the workspace inside a live allocation.
+            unsafe { std::ptr::write_bytes(address as *mut u8, WORKSPACE_BYTE, bytes) };
+        }
         self.a.check("A", memory, Access::Read)?;
         self.b.check("B", memory, Access::Read)?;
         if self.beta != 0.0 {

@@ -9,4 +9,5 @@ mod api;
 mod elsewhere;
 pub mod gemm;
 
+pub use algorithm::Algorithm;
 pub use api::*;

@@ -1,5 +1,7 @@
 //! Settings, read from the environment once.
 
+use super::context::limits;
+
 const DEFAULT_CC: u32 = 80;
 const DEFAULT_MEMORY_GIB: f64 = 16.0;
 /// Far less than hardware's hundreds, so that small devices can be tested.
@@ -87,6 +89,11 @@ impl Settings {
     /// The compute capability of a device.
     pub fn cc_of(&self, device: usize) -> u32 {
         self.cc[device.min(self.cc.len() - 1)]
+    }
+
+    /// Multiprocessors of a device.
+    pub(crate) fn multiprocessors_of(&self, device: usize) -> usize {
+        limits(self.cc_of(device)).1 as usize
     }
 
     pub(super) fn memory_of(&self, device: usize) -> usize {
