@@ -4,12 +4,14 @@ mod common;
 
 use common::{BLOCKING, Gpu, NON_BLOCKING, assert_passed, child, join, state, unique_id};
 use softgpu::blas::*;
-use softgpu::driver::{context::*, memory::*};
+use softgpu::driver::{context::*, memory::*, stream::*};
 use softgpu::nccl::*;
 use std::ffi::CStr;
 
 const MIB: usize = 1 << 20;
 const ALLOC_FAILED: u32 = 3;
+const EXECUTION_FAILED: u32 = 13;
+const NOT_READY: u32 = 600;
 const UNHANDLED_CUDA_ERROR: u32 = 1;
 const IN_PROGRESS: u32 = 7;
 const SUM: u32 = 0;
@@ -79,6 +81,68 @@ fn cublas_takes_memory_once_and_by_algorithm() {
     assert_eq!((cuMemFree_v2(data), cuDevicePrimaryCtxRelease_v2(gpu.device)), (0, 0));
     let other = Gpu::new();
     assert_eq!(free(), 256 * MIB, "device {} has loaded nothing", other.device);
+}
+
+#[test]
+fn the_first_use_of_an_algorithm_waits_for_the_device() {
+    let gpu = Gpu::new();
+    let data = gpu.upload(&[1.0f32.to_bits()]);
+    let handle = create().1;
+    let mut stream = 0;
+    // SAFETY: the out parameter is a local; 1 is a stream that does not wait for the default one.
+    assert_eq!(unsafe { cuStreamCreate(&mut stream, 1) }, 0);
+    for expected in [0, NOT_READY] {
+        let (mut event, spare) = (0, gpu.allocate(64));
+        // SAFETY: the out parameter is a local.
+        assert_eq!(unsafe { cuEventCreate(&mut event, 0) }, 0);
+        assert_eq!(cuMemsetD8Async(spare, 0, 64, stream), 0);
+        assert_eq!(cuEventRecord(event, stream), 0);
+        assert_eq!(multiply(handle, data), 0);
+        assert_eq!(cuEventQuery(event), expected);
+    }
+}
+
+#[test]
+fn a_first_use_behind_a_collective_without_peers_is_a_deadlock() {
+    let stderr = assert_passed(&child("child_with_a_late_first_use", &[("SOFTGPU_NCCL_SECONDS", "1")]));
+    assert!(stderr.contains("the first use of algorithm 0 on device 0 waits"), "{stderr}");
+    assert_eq!(stderr.matches("a deadlock").count(), 1, "{stderr}");
+}
+
+#[test]
+#[ignore = "runs in a child process, started by a_first_use_behind_a_collective_without_peers_is_a_deadlock"]
+fn child_with_a_late_first_use() {
+    let two = || {
+        let id = unique_id();
+        [0, 1].map(|rank| {
+            let gpu = Gpu::new();
+            let (result, comm) = join(id, 2, rank, &NON_BLOCKING);
+            assert_eq!(result, IN_PROGRESS);
+            (gpu, comm)
+        })
+    };
+    let sum = |(gpu, comm): &(Gpu, usize)| {
+        gpu.enter();
+        assert_eq!(state(*comm), 0);
+        let data = gpu.upload(&[1.0f32.to_bits()]);
+        assert_eq!(ncclAllReduce(data, data, 1, F32, SUM, *comm, 0), IN_PROGRESS);
+        data
+    };
+    let [alone, _peer] = two();
+    let data = sum(&alone);
+    let handle = create().1;
+    assert_eq!(multiply(handle, data), EXECUTION_FAILED);
+    // A peer that comes in time ends the wait.
+    let [waiting, peer] = two();
+    let data = sum(&waiting);
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            sum(&peer);
+        });
+        assert_eq!(multiply(handle, data), 0);
+    });
+    assert_eq!(waiting.0.download(data, 1), Ok(vec![4.0f32.to_bits()]));
 }
 
 #[test]

@@ -4,10 +4,10 @@ use super::algorithm::{Algorithm, Aligned, Size};
 use super::elsewhere::{driver_suffices, forward, version};
 use super::gemm::{Element, Gemm, Matrix};
 use crate::driver::calls::called;
-use crate::driver::op::Op;
+use crate::driver::op::{Lasts, Op};
 use crate::driver::status::Status;
 use crate::driver::version::driver_version;
-use crate::driver::wait::{Device, push_launch};
+use crate::driver::wait::{Device, drain_all, push_launch};
 use crate::driver::world::{initialise, world};
 use crate::driver::{current_device, device_of, enter};
 use std::ffi::{c_int, c_uint, c_void};
@@ -672,14 +672,26 @@ fn wrong_size(function: &str, attribute: c_uint, bytes: usize, size: usize) -> L
     INVALID_VALUE
 }
 
-/// Loads an algorithm's kernels at its first use on the device, which takes memory.
+/// Loads an algorithm's kernels at its first use on the device, which takes memory and waits for all
+/// that the device has to do.
 ///
 /// # Errors
-/// Out of memory.
-fn loaded(mut device: Device, algorithm: &Algorithm) -> Result<Device, Status> {
+/// Out of memory, and the device's sticky error, which that of a collective whose other ranks do
+/// not come is.
+fn loaded(device: Device, algorithm: &Algorithm) -> Result<Device, Status> {
     let id = algorithm.id();
     if device.cublas.algorithms.contains_key(&id) {
         return Ok(device);
+    }
+    let (mut device, ran) = drain_all(device);
+    if let Err(status) = ran {
+        if status == Status::LaunchTimeout && device.error_lasts == Lasts::Context {
+            eprintln!(
+                "softgpu: cublasLtMatmul: the first use of algorithm {id} on device {} waits for all of its work, and that for ranks that did not come: a deadlock",
+                device.index
+            );
+        }
+        return Err(status);
     }
     let bytes = world()?.settings.library_bytes.algorithm;
     let Some(memory) = device.memory.reserve(bytes) else {
