@@ -274,6 +274,43 @@ fn pinned_memory_is_read_by_the_copy_and_pageable_at_the_call() {
 }
 
 #[test]
+fn pageable_memory_can_be_set_to_be_read_late() {
+    let stderr = assert_passed(&child("child_that_reads_late", &[("SOFTGPU_PAGEABLE", "late")]));
+    assert_eq!(stderr.matches("4 bytes of pageable memory").count(), 1, "{stderr}");
+}
+
+#[test]
+#[ignore = "runs in a child process, started by pageable_memory_can_be_set_to_be_read_late"]
+fn child_that_reads_late() {
+    let gpu = Gpu::new();
+    let target = gpu.allocate(4096);
+    let mut changed = Box::new(1u32);
+    let copy = |from: *const u32, bytes: usize| {
+        // SAFETY: the source is read at the call, and after it only where it still is.
+        assert_eq!(unsafe { cuMemcpyHtoDAsync_v2(target, from.cast(), bytes, 0) }, 0);
+    };
+    copy(&raw const *changed, 4);
+    *changed = 5;
+    assert_eq!(gpu.download(target, 1), Ok(vec![5]));
+    // A source that waits for its copy is as good as any.
+    copy(&raw const *changed, 4);
+    assert_eq!(gpu.synchronize(), 0);
+    *changed = 6;
+    assert_eq!(gpu.download(target, 1), Ok(vec![5]));
+    // One that the process no longer has is a fault.
+    // SAFETY: a fresh anonymous mapping, of which nothing else knows, is unmapped again.
+    unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let mapped = libc::mmap(std::ptr::null_mut(), 4096, protection, flags, -1, 0);
+        assert_ne!(mapped, libc::MAP_FAILED);
+        copy(mapped.cast(), 4096);
+        assert_eq!(libc::munmap(mapped, 4096), 0);
+    }
+    assert_fault(&gpu, ILLEGAL_ADDRESS, &["pageable memory", "which is gone"]);
+}
+
+#[test]
 fn coalesced_copy_moves_each_sector_once() {
     let gpu = Gpu::new();
     let (input, output) = (gpu.upload(&[7; 64]), gpu.allocate(256));

@@ -2,6 +2,7 @@
 
 use super::calls::{Direction, called, copied};
 use super::op::Op;
+use super::settings::Pageable;
 use super::status::Status;
 use super::wait::{drain, drain_all};
 use super::world::world;
@@ -141,7 +142,11 @@ unsafe fn copy_in(to: u64, from: *const u8, bytes: usize, stream: usize) -> Resu
         Op::CopyInPinned { to, from: from as usize, bytes }
     } else {
         // SAFETY: the caller's source, read now.
-        Op::CopyIn { to, bytes: unsafe { read(from, bytes) } }
+        let held = unsafe { read(from, bytes) };
+        match world()?.settings.pageable {
+            Pageable::AtCall => Op::CopyIn { to, bytes: held },
+            Pageable::Late => Op::CopyInLate { to, from: from as usize, bytes: held },
+        }
     };
     d.push(stream, op)
 }

@@ -53,6 +53,8 @@ pub type Poll = Box<dyn FnMut(&mut DeviceMemory, u64) -> Option<Result<u64, Fail
 pub enum Op {
     /// Bytes that were read from pageable memory at the call.
     CopyIn { to: u64, bytes: Vec<u8> },
+    /// From pageable memory that is read when this runs; and what it held at the call.
+    CopyInLate { to: u64, from: usize, bytes: Vec<u8> },
     /// From pinned host memory, read when this runs.
     CopyInPinned { to: u64, from: usize, bytes: usize },
     /// To host memory.

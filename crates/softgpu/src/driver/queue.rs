@@ -8,6 +8,8 @@ use crate::check::{Fault, Violation};
 use crate::decode::Program;
 use crate::device::{Access, Launch};
 use crate::exec;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 /// The progress of a stream.
@@ -139,6 +141,23 @@ impl DeviceState {
                 // Vec of that length.
                 unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
             }
+            Op::CopyInLate { to, from, bytes: held } => {
+                memory.range(to, held.len(), Access::Write).map_err(in_copy)?;
+                let bytes = read_late(from, held.len()).map_err(|why| {
+                    let what = format!("a copy from pageable memory at {from:#x}, which is gone: {why}");
+                    Failure::fault(Status::IllegalAddress, what)
+                })?;
+                if bytes != held {
+                    eprintln!(
+                        "softgpu: device {}: {} bytes of pageable memory at {from:#x} changed before their copy ran",
+                        self.index,
+                        held.len()
+                    );
+                }
+                // SAFETY: `range` found all of the target inside a live allocation; the source is a
+                // Vec of that length.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to as *mut u8, bytes.len()) };
+            }
             Op::CopyInPinned { to, from, bytes } => {
                 memory.range(to, bytes, Access::Write).map_err(in_copy)?;
                 if !world.is_pinned(from, bytes) {
@@ -214,6 +233,13 @@ impl DeviceState {
         });
         outcome.map_err(|Fault { violation, message }| Failure::fault(status_of(violation), message))
     }
+}
+
+/// Reads memory of this process that may be gone.
+fn read_late(from: usize, bytes: usize) -> std::io::Result<Vec<u8>> {
+    let mut read = vec![0; bytes];
+    File::open("/proc/self/mem")?.read_exact_at(&mut read, from as u64)?;
+    Ok(read)
 }
 
 fn status_of(violation: Violation) -> Status {

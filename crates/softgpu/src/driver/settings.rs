@@ -23,6 +23,15 @@ pub enum Sticky {
     Context,
 }
 
+/// When the source of a copy from pageable memory is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pageable {
+    /// By the call, which stages it.
+    AtCall,
+    /// When the copy runs, as systems may whose copy engines address pageable memory.
+    Late,
+}
+
 /// Memory that libraries take beside the program's.
 #[derive(Clone, Copy, Debug)]
 pub struct LibraryBytes {
@@ -62,6 +71,8 @@ pub struct Settings {
     pub library_bytes: LibraryBytes,
     /// `SOFTGPU_STICKY`.
     pub sticky: Sticky,
+    /// `SOFTGPU_PAGEABLE`.
+    pub pageable: Pageable,
     /// `CUDA_LAUNCH_BLOCKING`, the driver's own variable: launches wait for themselves.
     pub launch_blocking: bool,
 }
@@ -81,6 +92,10 @@ impl Settings {
             sticky: match variable("SOFTGPU_STICKY").as_deref() {
                 Some("context") => Sticky::Context,
                 _ => Sticky::Process,
+            },
+            pageable: match variable("SOFTGPU_PAGEABLE").as_deref() {
+                Some("late") => Pageable::Late,
+                _ => Pageable::AtCall,
             },
             launch_blocking: variable("CUDA_LAUNCH_BLOCKING").as_deref() == Some("1"),
         }

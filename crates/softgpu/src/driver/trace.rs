@@ -44,7 +44,9 @@ impl Label {
     pub(super) fn new(op: &Op) -> Option<Self> {
         let pinned = |pinned: bool| if pinned { "pinned" } else { "pageable" };
         let (kind, name, bytes) = match op {
-            Op::CopyIn { bytes, .. } => ("copy_in", pinned(false), bytes.len()),
+            Op::CopyIn { bytes, .. } | Op::CopyInLate { bytes, .. } => {
+                ("copy_in", pinned(false), bytes.len())
+            }
             Op::CopyInPinned { bytes, .. } => ("copy_in", pinned(true), *bytes),
             Op::CopyOut { bytes, pinned: to_pinned, .. } => ("copy_out", pinned(*to_pinned), *bytes),
             Op::CopyDevice { bytes, .. } => ("copy_device", "device", *bytes),
