@@ -191,8 +191,13 @@ impl Sizing<'_> {
 
     /// Makes the plan for passes of `batch_tokens` tokens.
     fn plan(&self, batch_tokens: usize) -> Result<MemoryPlan> {
-        let Self { stored: weight_bytes, on_device, max_tokens, .. } = *self;
+        let Self { stored: weight_bytes, on_device, .. } = *self;
         let (capacity, ranks) = (self.capacity(batch_tokens), self.geometry.shard.ranks);
+        // A pass of one sequence may take what one of many takes.
+        let max_tokens = match self.limited_by_memory {
+            true => capacity.tokens.min(self.config.max_tokens),
+            false => self.max_tokens,
+        };
         let needed = |placement| self.footprint(&capacity, placement).total();
         let placement = Placement::choose(self.residency, self.config.layers, self.free, needed)?;
         let footprint = self.footprint(&capacity, placement);
@@ -206,7 +211,7 @@ impl Sizing<'_> {
             batch_tokens,
             sequences: capacity.sequences,
             max_tokens,
-            limited_by_memory: self.limited_by_memory,
+            limited_by_memory: self.limited_by_memory && max_tokens < self.config.max_tokens,
             capacity,
             flops_per_token,
         })
@@ -284,6 +289,7 @@ mod tests {
     use crate::config::Head;
     use crate::engine::options::CudaOptions;
     use crate::engine::platform::{CudaPlatform, PlannedGpus};
+    use crate::prompt::{PromptOptions, Truncate};
     use crate::weights::{Dtype, ModelTensors, RandomWeights};
 
     #[test]
@@ -311,5 +317,52 @@ mod tests {
         assert_eq!((random.placement, warning), (Placement::resident(80), None));
         assert_eq!(format!("{:.2}", gib(random.footprint.weights)), "127.50");
         assert!(random.footprint.total() <= free_bytes);
+    }
+    /// Plans a model of the sizes of Llama 3.1 8B for a GPU with so many MiB free.
+    fn plan_of_8b(free_mib: usize, tier: CudaTier, options: &Options) -> MemoryPlan {
+        let config = ModelConfig {
+            hidden: 4096,
+            layers: 32,
+            q_heads: 32,
+            kv_heads: 8,
+            head_dim: 128,
+            ffn: 14_336,
+            vocab: 4096,
+            max_tokens: 131_072,
+            head: Head::LogitZero { tied: true },
+            ..ModelConfig::tiny()
+        };
+        let gpus = PlannedGpus { name: "a GPU".to_owned(), tier, free_bytes: free_mib << 20, count: 1 };
+        let shard = Shard::new(&config, 0, 1).unwrap();
+        let tensors = ModelTensors::random(&RandomWeights::new(&config, 0), &config, &shard);
+        let platform = CudaPlatform::imagined(&gpus, &CudaOptions::default());
+        MemoryPlan::new(&config, options, &platform, 1, &tensors).unwrap().0
+    }
+
+    #[test]
+    fn the_longest_sequence_keeps_all_layers_where_that_is_possible() {
+        let options = Options::default();
+        let long = |max_tokens| Options { max_tokens: Some(max_tokens), ..Options::default() };
+        let roomy = plan_of_8b(80_000, CudaTier::Sm80, &options);
+        assert_eq!((roomy.max_tokens, roomy.limited_by_memory), (131_072, false));
+        // The layers have 13.0 GiB.
+        let tight = plan_of_8b(15_500, CudaTier::Sm80, &options);
+        assert_eq!((tight.placement, tight.limited_by_memory), (Placement::resident(32), true));
+        assert!((MAX_TOKENS_MIN..131_072).contains(&tight.max_tokens), "{tight}");
+        assert!(tight.max_tokens.is_multiple_of(MAX_TOKENS_STEP) && tight.footprint.total() <= 15_500 << 20);
+        let longer = plan_of_8b(15_500, CudaTier::Sm80, &long(tight.max_tokens + MAX_TOKENS_STEP));
+        assert!(longer.placement.streamed > 0 && !longer.limited_by_memory, "{longer}");
+        // Layers are streamed anyway.
+        let small = plan_of_8b(10_000, CudaTier::Sm80, &options);
+        assert_eq!((small.max_tokens, small.limited_by_memory), (small.batch_tokens, true), "{small}");
+        assert!(small.placement.streamed > 0 && small.max_tokens >= MAX_TOKENS_MIN);
+    }
+
+    #[test]
+    fn a_limit_to_truncate_to_does_not_depend_on_the_gpu() {
+        let prompt = PromptOptions { truncate: Truncate::Left, ..PromptOptions::default() };
+        let options = Options { prompt, ..Options::default() };
+        let plan = plan_of_8b(15_500, CudaTier::Sm80, &options);
+        assert_eq!((plan.max_tokens, plan.limited_by_memory), (131_072, false));
     }
 }

@@ -65,6 +65,30 @@ fn the_newest_cublaslt_that_the_driver_runs_is_loaded() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
+fn a_driver_for_an_older_cuda_is_refused_with_both_versions() {
+    assert_missing(&[("SOFTGPU_DRIVER", Some("11080"))], "the CUDA driver is for CUDA 11.8, but ");
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn ordinary_memory_that_is_read_late_changes_no_reward() {
+    let expected = score("cuda", &[]);
+    assert_eq!(expected.status, Some(0), "{expected:?}");
+    let late = score("cuda", &[("SOFTGPU_PAGEABLE", Some("late"))]);
+    assert_eq!((late.status, late.stdout), (expected.status, expected.stdout), "{}", late.stderr);
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn bits_of_matmuls_are_checked_on_request() {
+    let expected = score("cuda", &[]);
+    let checked = score("cuda", &[("KUDOS_CHECK_BITS", Some("1"))]);
+    assert_eq!((checked.status, checked.stdout), (Some(0), expected.stdout), "{}", checked.stderr);
+    assert_error(&score("cuda", &[("KUDOS_CHECK_BITS", Some("yes"))]), &["KUDOS_CHECK_BITS is ", "0 or 1"]);
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
 fn nccl_that_runs_out_of_memory_fails_while_the_engine_opens() {
     let model = root().join(MODEL);
     // A communicator takes 150 MiB, and as much again in its first collective.

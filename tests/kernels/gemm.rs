@@ -4,10 +4,11 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use half::f16;
 use kudos::internals::backend::cuda::format::ActivationFormat;
-use kudos::internals::backend::cuda::gemm::algorithm::Config;
+use kudos::internals::backend::cuda::gemm::algorithm::{Algorithm, Config};
 use kudos::internals::backend::cuda::gemm::cache::Cache;
 use kudos::internals::backend::cuda::gemm::classes::{BUCKETS, Proposals, Schedule, choose, classes};
 use kudos::internals::backend::cuda::gemm::trial::Trial;
@@ -26,6 +27,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("favourites_of_other_classes_are_seen", favourites_of_other_classes_are_seen),
     ("a_check_of_bits_finds_an_algorithm_that_changes", a_check_of_bits_finds_one_that_changes),
     ("rows_that_are_refused_are_computed_in_pieces", rows_that_are_refused_are_computed_in_pieces),
+    ("algorithms_that_change_between_counts_are_dropped", algorithms_that_change_are_dropped),
     ("times_choose_within_a_class_and_are_kept", times_choose_within_a_class_and_are_kept),
 ];
 
@@ -276,6 +278,58 @@ impl Stopwatch for Favours<'_> {
         run()?;
         Ok(if algorithm.tile == self.tile { 1.0 } else { 2.0 })
     }
+}
+
+/// A stopwatch by which one algorithm is the fastest.
+struct FavoursOne(u32);
+
+impl Stopwatch for FavoursOne {
+    fn time(&mut self, _: usize, algorithm: &Config, run: &mut dyn FnMut() -> Result<()>) -> Result<f32> {
+        run()?;
+        Ok(if algorithm.id == self.0 { 1.0 } else { 2.0 })
+    }
+}
+
+/// The software GPU's algorithms whose bits change at counts of rows that sorting into classes does
+/// not see: between 5,000 and 6,000, and where few tiles are left for the last round.
+const CHANGING: &str = "window,waves";
+
+fn algorithms_that_change_are_dropped(gpu: &Gpu) {
+    if gpu.info().has_clock {
+        eprintln!("only the software GPU has such algorithms");
+        return;
+    }
+    // They are offered to a process by its environment.
+    if std::env::var("SOFTGPU_ALGORITHMS").as_deref() != Ok(CHANGING) {
+        let mut own = Command::new(std::env::current_exe().unwrap());
+        let test = format!("algorithms_that_change_between_counts_are_dropped ({:?})", gpu.format);
+        own.args([&test, "--exact"]);
+        let run = own.env("SOFTGPU_ALGORITHMS", CHANGING).output().unwrap();
+        let text = String::from_utf8_lossy(&run.stdout);
+        assert!(run.status.success() && text.contains("1 passed"), "{text}");
+        return;
+    }
+    let ops = gpu.ops(64);
+    let lt = Lt::new(ops.context(), gpu.format).unwrap();
+    // In f32 every bit of the sums shows.
+    let shape = MatmulShape { out: Out::F32, ..SHAPE };
+    let ids =
+        |algorithms: &[Algorithm]| -> Vec<u32> { algorithms.iter().map(|one| one.config().id).collect() };
+    let mut problem = lt.problem(shape).unwrap();
+    let mut trial = Trial::new(ops.context(), gpu.format, shape, 0).unwrap();
+    let proposals = Proposals::of(&lt, &mut problem).unwrap();
+    let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
+    let class = choose(&lt, &mut problem, found).unwrap();
+    let window = 8;
+    assert!(ids(&class.members).contains(&window), "sorting does not see it: {class:?}");
+    const LARGE: usize = 16_384;
+    let mut matmul = tuner(&ops, &lt, None).with_stopwatch(FavoursOne(window)).matmul(shape, LARGE).unwrap();
+    for rows in [16, 4096, 5500, LARGE] {
+        assert!(!ids(matmul.schedule().at(rows)).contains(&window), "{rows}: {:?}", matmul.schedule());
+    }
+    let many = run(&ops, &lt, &mut matmul, shape, 5500, 1.0);
+    let few = run(&ops, &lt, &mut matmul, shape, 100, 1.0);
+    assert!(few == many[..few.len()]);
 }
 
 fn times_choose_within_a_class_and_are_kept(gpu: &Gpu) {

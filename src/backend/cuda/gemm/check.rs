@@ -43,10 +43,11 @@ impl BitCheck {
         match env::var(VARIABLE).as_deref() {
             Ok("1") => Self::new(context, format, shapes).map(Some),
             Ok("" | "0") | Err(env::VarError::NotPresent) => Ok(None),
-            other => {
-                let message = format!("{VARIABLE} is {other:?}, and can be 0 or 1");
+            Ok(value) => {
+                let message = format!("{VARIABLE} is `{value}`, and can be 0 or 1");
                 Err(Error::new(ErrorKind::Options, message))
             }
+            Err(error) => Err(Error::new(ErrorKind::Options, format!("{VARIABLE}: {error}"))),
         }
     }
 
