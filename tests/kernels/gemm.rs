@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use half::f16;
 use kudos::internals::backend::cuda::format::ActivationFormat;
@@ -24,6 +25,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("matmuls_match_naive", matmuls_match_naive),
     ("matmuls_with_a_bias_match_naive", matmuls_with_a_bias_match_naive),
     ("a_row_of_a_matmul_does_not_depend_on_the_count_of_rows", a_row_does_not_depend_on_the_count_of_rows),
+    ("algorithms_and_classes_are_counted", algorithms_and_classes_are_counted),
     ("favourites_of_other_classes_are_seen", favourites_of_other_classes_are_seen),
     ("a_check_of_bits_finds_an_algorithm_that_changes", a_check_of_bits_finds_one_that_changes),
     ("rows_that_are_refused_are_computed_in_pieces", rows_that_are_refused_are_computed_in_pieces),
@@ -192,7 +194,53 @@ fn a_row_does_not_depend_on_the_count_of_rows(gpu: &Gpu) {
     }
 }
 
-/// The test above can fail: with the library's first proposal for each count of rows, whatever its
+/// The matmuls of a layer of Llama 3.3 70B: q, k and v; o; gate and up; down.
+const SHAPES_70B: [(usize, usize, Out); 4] = [
+    (10_240, 8192, Out::Activation),
+    (8192, 8192, Out::AddActivation),
+    (57_344, 8192, Out::Activation),
+    (8192, 28_672, Out::AddActivation),
+];
+
+/// Every matmul has a class that is used, and the log has what the library offers: how many
+/// algorithms, in how many classes, and the seconds that sorting them takes when an engine opens.
+fn algorithms_and_classes_are_counted(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let lt = Lt::new(ops.context(), gpu.format).unwrap();
+    let shape_70b = |(features, width, out)| {
+        let out =
+            if gpu.format == ActivationFormat::F16 && out == Out::AddActivation { Out::AddF32 } else { out };
+        MatmulShape { features, width, x_stride: width, out_stride: features, out, bias: false }
+    };
+    let shapes = match gpu.info().has_clock {
+        true => SHAPES_70B.map(shape_70b).to_vec(),
+        // Larger ones take the software GPU hours.
+        false => vec![SHAPE],
+    };
+    let mut counts = Vec::new();
+    for shape in shapes {
+        let mut problem = lt.problem(shape).unwrap();
+        let proposals = Proposals::of(&lt, &mut problem).unwrap();
+        let distinct: BTreeSet<String> =
+            proposals.buckets.iter().flatten().map(|one| format!("{:?}", one.config())).collect();
+        let mut trial = Trial::new(ops.context(), gpu.format, shape, 0).unwrap();
+        let begun = Instant::now();
+        let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
+        let (seconds, members) =
+            (begun.elapsed().as_secs_f64(), found.iter().map(|class| class.members.len()));
+        let members = members.collect::<Vec<_>>();
+        let used = choose(&lt, &mut problem, found).unwrap();
+        let (features, width) = (shape.features, shape.width);
+        counts.push(format!(
+            "{features} x {width}: {} algorithms, classes of {members:?}, {} used, sorted in {seconds:.2} s",
+            distinct.len(),
+            used.members.len()
+        ));
+    }
+    println!("detail: {}", counts.join("; "));
+}
+
+/// The test of rows can fail: with the library's first proposal for each count of rows, whatever its
 /// bits, rows change with their count.
 fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
     let ops = gpu.ops(64);

@@ -485,6 +485,8 @@ case $bin in
 esac
 
 run_kernels() {
+    # What cublasLt offers, and how long sorting it takes when an engine opens.
+    step algorithms 120 "$bin/kernels" --test-threads=1 algorithms_and_classes_are_counted
     step kernels "$section_seconds" "$bin/kernels"
 }
 

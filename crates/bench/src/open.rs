@@ -1,5 +1,7 @@
 //! Opens the model that is measured.
 
+use std::time::Instant;
+
 use crate::args::ModelArgs;
 use crate::shape;
 use kudos::internals::backend::profile::Profile;
@@ -11,6 +13,7 @@ use kudos_cli::{model_dir, progress, running_on, say};
 
 /// Opens the model for sequences of up to `longest` tokens, on a device whose times mean something.
 pub(super) fn open(args: &ModelArgs, longest: usize, profile: Option<Profile>) -> Result<Engine> {
+    let begun = Instant::now();
     let loading = Loading::default();
     let with_options = |builder| options(builder, args, longest).profile(profile).loading(loading.clone());
     let engine = match (&args.model, args.shape) {
@@ -30,6 +33,7 @@ pub(super) fn open(args: &ModelArgs, longest: usize, profile: Option<Profile>) -
     };
     check(&engine, longest)?;
     say(&running_on(engine.device()));
+    say(&format!("opened in {:.1} s", begun.elapsed().as_secs_f64()));
     engine.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
     Ok(engine)
 }
