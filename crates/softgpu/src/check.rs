@@ -16,6 +16,9 @@ pub enum Violation {
     /// Two warps touched one 4-byte word of shared memory, or two lanes of a warp one byte, one of
     /// them writing, with no barrier between.
     Race,
+    /// A block touched a byte of global memory that another block of the same launch wrote, not by
+    /// atomics.
+    BlockRace,
     /// A byte was touched while an asynchronous copy into it was in flight.
     InFlight,
     /// Part of a warp reached a barrier, or warps of a block wait at different ones.
@@ -32,6 +35,7 @@ impl fmt::Display for Violation {
             Self::Misaligned => "misaligned access",
             Self::Uninitialised => "uninitialised read",
             Self::Race => "shared memory race",
+            Self::BlockRace => "race between blocks",
             Self::InFlight => "operand of an asynchronous copy in flight",
             Self::Barrier => "barrier error",
             Self::Trap => "trap",

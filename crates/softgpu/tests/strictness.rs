@@ -125,6 +125,55 @@ fn two_warps_on_one_shared_word_without_a_barrier_are_a_race() {
     assert_fault(&gpu, ILLEGAL_ADDRESS, &["shared memory race", "warp 0", "warp 1"]);
 }
 
+/// Runs a body in three blocks of a thread, over three zeros and what it reads.
+fn three_blocks(gpu: &Gpu, body: &str) -> u64 {
+    let (output, input) = (gpu.upload(&[0; 3]), gpu.upload(&[7; 3]));
+    let blocks = format!("mov.u32 %r7, %ctaid.x;\nmul.wide.u32 %d5, %r7, 4;\nadd.s64 %d6, %d1, %d5;\n{body}");
+    let function = gpu.function(&kernel(".shared .align 16 .b8 tile[16];", &blocks), "planted");
+    for _ in 0..2 {
+        // A launch after another may read and write what that one wrote.
+        assert_eq!(gpu.launch(function, 3, 1, &[output, input]), 0);
+    }
+    output
+}
+
+#[test]
+fn a_block_that_touches_what_another_block_wrote_is_a_race() {
+    // Each block writes its word first.
+    let own = "st.global.u32 [%d6], %r7;\n";
+    let first_word = |gpu: &Gpu, touch: &str| {
+        three_blocks(gpu, &format!("{own}{touch}"));
+        assert_fault(
+            gpu,
+            ILLEGAL_ADDRESS,
+            &["race between blocks", "block [1, 0, 0]", "block [0, 0, 0] wrote", "byte 0"],
+        );
+    };
+    first_word(&Gpu::new(), "ld.global.u32 %r2, [%d1];");
+    first_word(&Gpu::new(), "st.global.u32 [%d1], %r7;");
+    first_word(&Gpu::new(), "ld.global.u8 %r2, [%d1];");
+    let copy = "mov.u32 %r3, tile;\ncp.async.ca.shared.global [%r3], [%d1], 4;\ncp.async.wait_all;";
+    first_word(&Gpu::new(), copy);
+}
+
+#[test]
+fn blocks_that_share_no_byte_but_by_atomics_do_not_race() {
+    let gpu = Gpu::new();
+    let output =
+        three_blocks(&gpu, "ld.global.u32 %r2, [%d6];\nadd.s32 %r2, %r2, %r7;\nst.global.u32 [%d6], %r2;");
+    assert_eq!(gpu.download(output, 3), Ok(vec![0, 2, 4]));
+    // All read what the launch does not write.
+    let output = three_blocks(&gpu, "ld.global.u32 %r2, [%d2];\nst.global.u32 [%d6], %r2;");
+    assert_eq!(gpu.download(output, 3), Ok(vec![7; 3]));
+    let output = three_blocks(&gpu, "atom.global.add.u32 %r2, [%d1], 1;");
+    assert_eq!(gpu.download(output, 3), Ok(vec![6, 0, 0]));
+    // Bytes of one word.
+    let bytes =
+        "cvt.u64.u32 %d7, %r7;\nadd.s64 %d7, %d1, %d7;\nst.global.u8 [%d7], %r7;\nld.global.u8 %r2, [%d7];";
+    let output = three_blocks(&gpu, bytes);
+    assert_eq!(gpu.download(output, 3), Ok(vec![0x0002_0100, 0, 0]));
+}
+
 #[test]
 fn bytes_of_a_copy_in_flight_are_poison() {
     let gpu = Gpu::new();

@@ -4,6 +4,7 @@
 //! A device pointer is a host address. Addresses are never reused, so every freed one is
 //! recognised.
 
+use super::blocks::{BlockClock, BlockShadow};
 use super::counters::Counters;
 use crate::check::Violation;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub enum Access {
 struct Allocation {
     base: usize,
     size: usize,
+    /// Which block last wrote each word.
+    blocks: BlockShadow,
     /// One bit a byte: it was written.
     written: Vec<u64>,
     /// One bit a sector: read, written in this launch.
@@ -64,6 +67,8 @@ pub struct DeviceMemory {
     /// (base, size) of what was freed, sorted by base.
     freed: Vec<(usize, usize)>,
     last: usize,
+    /// The block that runs.
+    block: BlockClock,
     /// Counts since the last [`DeviceMemory::begin_launch`].
     pub counters: Counters,
 }
@@ -94,6 +99,7 @@ impl DeviceMemory {
             allocations: Vec::new(),
             freed: Vec::new(),
             last: 0,
+            block: BlockClock::default(),
             counters: Counters::default(),
         }
     }
@@ -150,6 +156,7 @@ impl DeviceMemory {
         self.allocations.push(Allocation {
             base,
             size,
+            blocks: BlockShadow::default(),
             written: vec![0; size.div_ceil(64)],
             sectors: [vec![0; sectors], vec![0; sectors]],
             touched: Default::default(),
@@ -201,8 +208,11 @@ impl DeviceMemory {
         }
     }
 
-    /// Zeroes the counters and forgets which sectors were touched.
-    pub fn begin_launch(&mut self) {
+    /// Zeroes the counters and forgets which sectors were touched, and which blocks wrote.
+    pub fn begin_launch(&mut self, grid: [u32; 3]) {
+        if !self.block.begin_launch(grid) {
+            self.allocations.iter_mut().for_each(|allocation| allocation.blocks = BlockShadow::default());
+        }
         self.counters = Counters::default();
         for allocation in &mut self.allocations {
             for kind in 0..2 {
@@ -211,6 +221,25 @@ impl DeviceMemory {
                 }
             }
         }
+    }
+
+    /// Begins the next block of the launch.
+    pub fn begin_block(&mut self) {
+        self.block.begin_block();
+    }
+
+    /// Like [`DeviceMemory::range`], for what a kernel reads.
+    ///
+    /// # Errors
+    /// As [`DeviceMemory::range`], and a race with another block of the launch.
+    pub fn kernel_read(&mut self, address: u64, bytes: usize) -> Result<(), (Violation, String)> {
+        self.range(address, bytes, Access::Read)?;
+        if !self.checked || bytes == 0 {
+            return Ok(());
+        }
+        let at = self.find(address as usize, bytes)?;
+        let allocation = &mut self.allocations[at];
+        allocation.blocks.access(&self.block, address as usize - allocation.base, bytes, Access::Read)
     }
 
     /// Checks `bytes` at `address`, and notes a write. The range is host memory that may be used
@@ -249,13 +278,32 @@ impl DeviceMemory {
         if bytes == 0 { Ok(()) } else { self.find(address as usize, bytes).map(|_| ()) }
     }
 
-    /// One lane's access of 1 to 16 bytes, a power of two. Counts its sector. Returns the host
-    /// pointer.
+    /// One lane's access of 1 to 16 bytes, a power of two. Returns the host pointer.
+    ///
+    /// # Errors
+    /// The violation and its detail, which a race with another block of the launch is, too.
+    #[inline]
+    pub fn lane(
+        &mut self,
+        address: u64,
+        bytes: usize,
+        access: Access,
+    ) -> Result<*mut u8, (Violation, String)> {
+        let pointer = self.atomic_lane(address, bytes, access)?;
+        if self.checked {
+            // The access before has found it.
+            let allocation = &mut self.allocations[self.last];
+            allocation.blocks.access(&self.block, address as usize - allocation.base, bytes, access)?;
+        }
+        Ok(pointer)
+    }
+
+    /// Like [`DeviceMemory::lane`], for atomics, which race with no other block.
     ///
     /// # Errors
     /// The violation and its detail.
     #[inline]
-    pub fn lane(
+    pub fn atomic_lane(
         &mut self,
         address: u64,
         bytes: usize,

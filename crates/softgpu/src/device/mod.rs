@@ -1,5 +1,6 @@
 //! A device's memory and its counters.
 
+mod blocks;
 mod counters;
 mod memory;
 

@@ -281,8 +281,8 @@ impl Block<'_> {
         let mut old = [0u8; 8];
         match home {
             Home::Global => {
-                let at = self.memory.lane(address, bytes, Access::Read)?;
-                self.memory.lane(address, bytes, Access::Write)?;
+                let at = self.memory.atomic_lane(address, bytes, Access::Read)?;
+                self.memory.atomic_lane(address, bytes, Access::Write)?;
                 // SAFETY: `lane` found all of [at, at + bytes) inside a live allocation; `old` has
                 // 8 bytes, bytes <= 8.
                 unsafe { std::ptr::copy_nonoverlapping(at, old.as_mut_ptr(), bytes) };

@@ -53,7 +53,7 @@ pub fn launch(
     let mut warps: Vec<Warp> =
         (0..threads.div_ceil(32)).map(|index| Warp::new(program, index as u8)).collect();
     let shared = Shared::new(program.shared_bytes + config.dynamic_shared_bytes, config.checked);
-    memory.begin_launch();
+    memory.begin_launch(config.grid);
     let mut block = Block { program, memory, shared, params };
     for z in 0..config.grid[2] {
         for y in 0..config.grid[1] {
@@ -61,6 +61,7 @@ pub fn launch(
                 let position =
                     BlockPosition { grid: config.grid, block: config.block, block_index: [x, y, z] };
                 block.shared.reset();
+                block.memory.begin_block();
                 for warp in &mut warps {
                     warp.start(program, &position);
                 }

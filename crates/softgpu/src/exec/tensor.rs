@@ -31,7 +31,7 @@ impl Block<'_> {
             let source_bytes =
                 if sized { warp.w32[inst.r[2] as usize].0[lane].min(bytes as u32) as u8 } else { bytes };
             if source_bytes > 0 {
-                self.memory.range(global, source_bytes as usize, Access::Read).map_err(at_lane(lane))?;
+                self.memory.kernel_read(global, source_bytes as usize).map_err(at_lane(lane))?;
                 reading |= 1 << lane;
             }
             let actor = Actor::lane(warp.index, lane);
