@@ -72,6 +72,10 @@ impl Gpu {
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    // Bugs are planted on the software GPU, whose faults must end with the context for the tests
+    // after them; a real GPU is given no reason to fault.
+    // SAFETY: this is the only thread.
+    unsafe { std::env::set_var("SOFTGPU_STICKY", "context") };
     let found = devices();
     if let Err(error) = &found {
         eprintln!("kernels: {error}");
