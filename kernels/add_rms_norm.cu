@@ -7,7 +7,8 @@
 //               multiple by the weight, as in Hugging Face. The order of the sum is fixed (bit-identical from run to run)
 //   grid        [tokens], one block per token; threads = hidden / 8 in whole warps, at most 256; 16 bytes of residual
 //               per thread and step (8 values of bf16, 4 of f32 and then 8 bytes of weight and out), so that a warp
-//               always loads neighbours; all steps of a row in registers, so that each byte moves once
+//               always loads neighbours; all steps of a row in registers, so that each byte moves once; several loads
+//               of a thread in flight together, and the first of the weight across the block's barrier
 //   needs       hidden % 8 == 0, hidden <= 16,384; every pointer 16-byte aligned; tokens >= 1
 //   cost        bf16: 8 * hidden bytes per token with a delta of one part, 4 * hidden without; f16: 14 and 6 * hidden;
 //               2 (f16: 4) * hidden for each further part; the weight's 2 * hidden once -> memory bound
@@ -18,11 +19,18 @@
 constexpr int THREADS_MAX = 256;
 constexpr int HIDDEN_MAX = 16384;
 
+// Words of residual and delta each, and of the weight, that a thread asks for before it uses the first of them; where
+// there is no delta, all of the residual. That is 64 bytes a thread, 64 KiB a multiprocessor with the 4 blocks that the
+// registers are limited for: memory needs 32 to 64 KiB in flight to be kept busy. With twice as many they would not do.
+constexpr int AHEAD = 2;
+constexpr int WEIGHTS_AHEAD = 4;
+
 // 16 bytes of the residual stream as they lie in memory, and as many values of weight or out.
 template <typename R> struct Word;
 
 template <> struct Word<float> {
   static constexpr int VALUES = 4;
+  using Weights = uint2;
   float4 word;
 
   __device__ __forceinline__ void unpack(float (&values)[VALUES]) const {
@@ -31,9 +39,7 @@ template <> struct Word<float> {
   __device__ __forceinline__ void pack(const float (&values)[VALUES]) {
     word = make_float4(values[0], values[1], values[2], values[3]);
   }
-  static __device__ __forceinline__ void load(const f16 *from, float (&values)[VALUES]) {
-    unpack4<f16>(__ldg(reinterpret_cast<const uint2 *>(from)), values);
-  }
+  static __device__ __forceinline__ void unpack(Weights words, float (&values)[VALUES]) { unpack4<f16>(words, values); }
   static __device__ __forceinline__ void store(f16 *to, const float (&values)[VALUES]) {
     *reinterpret_cast<uint2 *>(to) = pack4<f16>(values);
   }
@@ -42,12 +48,13 @@ template <> struct Word<float> {
 #if HAS_BF16
 template <> struct Word<bf16> {
   static constexpr int VALUES = WIDE;
+  using Weights = uint4;
   uint4 word;
 
   __device__ __forceinline__ void unpack(float (&values)[VALUES]) const { unpack8<bf16>(word, values); }
   __device__ __forceinline__ void pack(const float (&values)[VALUES]) { word = pack8<bf16>(values); }
-  static __device__ __forceinline__ void load(const bf16 *from, float (&values)[VALUES]) {
-    unpack8<bf16>(__ldg(reinterpret_cast<const uint4 *>(from)), values);
+  static __device__ __forceinline__ void unpack(Weights words, float (&values)[VALUES]) {
+    unpack8<bf16>(words, values);
   }
   static __device__ __forceinline__ void store(bf16 *to, const float (&values)[VALUES]) {
     *reinterpret_cast<uint4 *>(to) = pack8<bf16>(values);
@@ -55,73 +62,112 @@ template <> struct Word<bf16> {
 };
 #endif
 
+// A thread's words of a row: every `stride`th element from `first` on, in steps.
+template <typename R> struct Steps {
+  static constexpr int MAX = HIDDEN_MAX / (THREADS_MAX * Word<R>::VALUES);
+  int first, stride, hidden;
+
+  __device__ __forceinline__ int column(int step) const { return first + step * stride; }
+  __device__ __forceinline__ bool has(int step) const { return column(step) < hidden; }
+};
+
+// Reads the row into `kept`, adds the parts of delta to it and stores it, where ADDS; returns the sum of the thread's
+// squares of the stored values. BATCH words of each are asked for before the first of them is used.
+template <int BATCH, bool ADDS, typename R> __device__ __forceinline__ float
+take_row(Word<R> (&kept)[Steps<R>::MAX], Steps<R> steps, R *residual, const R *delta, int parts, size_t part_stride) {
+  constexpr int VALUES = Word<R>::VALUES;
+  float squares = 0.0f;
+#pragma unroll
+  for (int start = 0; start < Steps<R>::MAX; start += BATCH) {
+    if (!steps.has(start)) break;
+    Word<R> added[BATCH];
+#pragma unroll
+    for (int step = start; step < start + BATCH; ++step) {
+      if (!steps.has(step)) break;
+      kept[step] = *reinterpret_cast<const Word<R> *>(residual + steps.column(step));
+      if (ADDS) added[step - start] = *reinterpret_cast<const Word<R> *>(delta + steps.column(step));
+    }
+#pragma unroll
+    for (int step = start; step < start + BATCH; ++step) {
+      if (!steps.has(step)) break;
+      float values[VALUES];
+      kept[step].unpack(values);
+      if (ADDS) {
+        float part_values[VALUES];
+        added[step - start].unpack(part_values);
+#pragma unroll
+        for (int i = 0; i < VALUES; ++i) values[i] += part_values[i];
+        const R *from = delta + steps.column(step);
+#pragma unroll 1
+        for (int part = 1; part < parts; ++part) {
+          from += part_stride;
+          reinterpret_cast<const Word<R> *>(from)->unpack(part_values);
+#pragma unroll
+          for (int i = 0; i < VALUES; ++i) values[i] += part_values[i];
+        }
+        kept[step].pack(values);
+        *reinterpret_cast<Word<R> *>(residual + steps.column(step)) = kept[step];
+        kept[step].unpack(values); // the stored, rounded values
+      }
+#pragma unroll
+      for (int i = 0; i < VALUES; ++i) squares = fmaf(values[i], values[i], squares);
+    }
+  }
+  return squares;
+}
+
 // T is the type of weight and out, R that of residual and delta.
 template <typename T, typename R> __device__ __forceinline__ void
 add_rms_norm(R *residual, const R *delta, int parts, const T *weight, T *out, int hidden, float eps) {
   __shared__ float scratch[WARP];
+  using W = Word<R>;
   const size_t row = static_cast<size_t>(blockIdx.x) * hidden;
   const size_t part_stride = static_cast<size_t>(gridDim.x) * hidden;
-  constexpr int VALUES = Word<R>::VALUES;
-  constexpr int STEPS_MAX = HIDDEN_MAX / (THREADS_MAX * VALUES);
-  const int stride = blockDim.x * VALUES;
-  const int first = threadIdx.x * VALUES;
+  constexpr int VALUES = W::VALUES;
+  const Steps<R> steps = {static_cast<int>(threadIdx.x) * VALUES, static_cast<int>(blockDim.x) * VALUES, hidden};
 
-  Word<R> kept[STEPS_MAX];
-  float squares = 0.0f;
+  W kept[Steps<R>::MAX];
+  const float squares = parts == 0
+                            ? take_row<Steps<R>::MAX, false>(kept, steps, residual + row, delta, 0, part_stride)
+                            : take_row<AHEAD, true>(kept, steps, residual + row, delta + row, parts, part_stride);
+
+  typename W::Weights weights[WEIGHTS_AHEAD];
+  const auto load_weights = [&](int start) {
 #pragma unroll
-  for (int step = 0; step < STEPS_MAX; ++step) {
-    const int column = first + step * stride;
-    if (column >= hidden) break;
-    Word<R> *place = reinterpret_cast<Word<R> *>(residual + row + column);
-    kept[step] = *place;
-    float values[VALUES];
-    kept[step].unpack(values);
-    if (parts > 0) {
-      const R *from = delta + row + column;
-#pragma unroll 1
-      for (int part = 0; part < parts; ++part) {
-        float added[VALUES];
-        reinterpret_cast<const Word<R> *>(from)->unpack(added);
-        from += part_stride;
-#pragma unroll
-        for (int i = 0; i < VALUES; ++i) values[i] += added[i];
-      }
-      kept[step].pack(values);
-      *place = kept[step];
-      kept[step].unpack(values); // the stored, rounded values
+    for (int step = start; step < start + WEIGHTS_AHEAD; ++step) {
+      if (!steps.has(step)) break;
+      weights[step - start] = __ldg(reinterpret_cast<const typename W::Weights *>(weight + steps.column(step)));
     }
-#pragma unroll
-    for (int i = 0; i < VALUES; ++i) squares = fmaf(values[i], values[i], squares);
-  }
-
+  };
+  load_weights(0); // ahead of the barrier
   const float mean = __fdiv_rn(block_sum(squares, scratch), static_cast<float>(hidden));
   const float scale = __frcp_rn(__fsqrt_rn(mean + eps));
 
 #pragma unroll
-  for (int step = 0; step < STEPS_MAX; ++step) {
-    const int column = first + step * stride;
-    if (column >= hidden) break;
-    float values[VALUES], weights[VALUES];
+  for (int step = 0; step < Steps<R>::MAX; ++step) {
+    if (!steps.has(step)) break;
+    if (step > 0 && step % WEIGHTS_AHEAD == 0) load_weights(step);
+    float values[VALUES], factors[VALUES];
     kept[step].unpack(values);
-    Word<R>::load(weight + column, weights);
+    W::unpack(weights[step % WEIGHTS_AHEAD], factors);
 #pragma unroll
     for (int i = 0; i < VALUES; i += 2) {
       const float2 normed = round2<T>(values[i] * scale, values[i + 1] * scale);
-      values[i] = normed.x * weights[i];
-      values[i + 1] = normed.y * weights[i + 1];
+      values[i] = normed.x * factors[i];
+      values[i + 1] = normed.y * factors[i + 1];
     }
-    Word<R>::store(out + row + column, values);
+    W::store(out + row + steps.column(step), values);
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS_MAX)
+extern "C" __global__ void __launch_bounds__(THREADS_MAX, 2)
     add_rms_norm_f16(float *residual, const float *delta, int parts, const f16 *weight, f16 *out, int hidden,
                      float eps) {
   add_rms_norm<f16, float>(residual, delta, parts, weight, out, hidden, eps);
 }
 
 #if HAS_BF16
-extern "C" __global__ void __launch_bounds__(THREADS_MAX)
+extern "C" __global__ void __launch_bounds__(THREADS_MAX, 4)
     add_rms_norm_bf16(bf16 *residual, const bf16 *delta, int parts, const bf16 *weight, bf16 *out, int hidden,
                       float eps) {
   add_rms_norm<bf16, bf16>(residual, delta, parts, weight, out, hidden, eps);
