@@ -8,6 +8,10 @@
 //   cost        4 * heads * head_dim bytes per row and 4 for its position; 2 * head_dim once for each position that
 //               occurs, from the tables -> memory bound
 //   tiers       sm75 (f16), sm80+ (bf16)
+//
+// A block waits for its position before it asks for q and k. Asking for those of a thread's first pairs ahead of it was
+// tried: 40 registers instead of 32, so 6 blocks on a multiprocessor instead of 8 on sm_80, 90 and 100. That costs more
+// bytes in flight than the saved latency is worth (by ptxas' report of November 2026; not measured).
 #include "storage.cuh"
 
 constexpr int THREADS_MAX = 256;
