@@ -119,6 +119,11 @@ pub(super) fn limits(cc: u32) -> (c_int, c_int, c_int) {
     }
 }
 
+/// Shared memory of an SM that the driver keeps of each block's.
+pub(super) fn reserved(cc: u32) -> c_int {
+    if cc < 80 { 0 } else { 1024 }
+}
+
 fn attribute_of(cc: u32, attribute: c_uint) -> Option<c_int> {
     let (opt_in, multiprocessors, threads) = limits(cc);
     Some(match attribute {
@@ -141,8 +146,9 @@ fn attribute_of(cc: u32, attribute: c_uint) -> Option<c_int> {
         40 | 41 | 83 => 1,
         75 => (cc / 10) as c_int,
         76 => (cc % 10) as c_int,
-        81 => opt_in + 1024,
+        81 => opt_in + reserved(cc),
         97 => opt_in,
+        111 => reserved(cc),
         // Memory pools: not supported, so that allocations are countable calls.
         115 => 0,
         _ => return None,

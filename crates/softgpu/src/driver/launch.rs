@@ -1,7 +1,7 @@
 //! Modules, functions, launches.
 
 use super::calls::called;
-use super::context::limits;
+use super::context::{limits, reserved};
 use super::op::Op;
 use super::status::Status;
 use super::version::{driver_version, ptx_version_max};
@@ -19,6 +19,10 @@ const THREADS_MAX: u32 = 1024;
 const ATTRIBUTE_MAX_THREADS: c_uint = 0;
 const ATTRIBUTE_SHARED_BYTES: c_uint = 1;
 const ATTRIBUTE_DYNAMIC_SHARED_MAX: c_uint = 8;
+const ATTRIBUTE_CARVEOUT: c_uint = 9;
+
+/// The carve-out of a kernel for which none was asked: the driver's choice.
+const CARVEOUT_DEFAULT: c_int = -1;
 
 /// Reads a fatbin or PTX text, applies the plants of `SOFTGPU_PLANT`, and decodes every kernel;
 /// instructions that are not supported are listed on stderr.
@@ -115,7 +119,12 @@ pub unsafe extern "C" fn cuModuleGetFunction(
         let programs = d.modules.get(&module).ok_or(Status::InvalidHandle)?;
         let program = programs.iter().find(|p| p.name == name).ok_or(Status::NotFound)?.clone();
         let handle = d.handle();
-        d.functions.insert(handle, Function { program, dynamic_shared_max: DYNAMIC_SHARED_DEFAULT });
+        let found = Function {
+            program,
+            dynamic_shared_max: DYNAMIC_SHARED_DEFAULT,
+            carveout_percent: CARVEOUT_DEFAULT,
+        };
+        d.functions.insert(handle, found);
         // SAFETY: the caller's out parameter.
         unsafe { store(function, handle) }
     }))
@@ -138,6 +147,7 @@ pub unsafe extern "C" fn cuFuncGetAttribute(
             ATTRIBUTE_MAX_THREADS => f.program.threads_max.unwrap_or(THREADS_MAX) as c_int,
             ATTRIBUTE_SHARED_BYTES => f.program.shared_bytes as c_int,
             ATTRIBUTE_DYNAMIC_SHARED_MAX => f.dynamic_shared_max as c_int,
+            ATTRIBUTE_CARVEOUT => f.carveout_percent,
             _ => 0,
         };
         // SAFETY: the caller's out parameter.
@@ -145,7 +155,8 @@ pub unsafe extern "C" fn cuFuncGetAttribute(
     }))
 }
 
-/// Raises dynamic shared memory up to the device's opt-in limit; other attributes are hints.
+/// Raises dynamic shared memory up to the device's opt-in limit, and notes the carve-out, a percentage
+/// or -1; other attributes are hints.
 #[unsafe(no_mangle)]
 pub extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_uint, value: c_int) -> CuResult {
     called("cuFuncSetAttribute");
@@ -158,6 +169,12 @@ pub extern "C" fn cuFuncSetAttribute(function: usize, attribute: c_uint, value: 
                 return Err(Status::InvalidValue);
             }
             f.dynamic_shared_max = wanted;
+        }
+        if attribute == ATTRIBUTE_CARVEOUT {
+            if !(CARVEOUT_DEFAULT..=100).contains(&value) {
+                return Err(Status::InvalidValue);
+            }
+            f.carveout_percent = value;
         }
         Ok(())
     }))
@@ -178,9 +195,10 @@ pub unsafe extern "C" fn cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     called("cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags");
     code(device_of(function).and_then(enter).and_then(|d| {
         let f = d.functions.get(&function).ok_or(Status::InvalidHandle)?;
-        let (opt_in, _, threads) = limits(world()?.settings.cc_of(d.index));
-        let shared = f.program.shared_bytes + dynamic_shared_bytes + 1024;
-        let by_shared = (opt_in as usize + 1024) / shared;
+        let cc = world()?.settings.cc_of(d.index);
+        let ((opt_in, _, threads), reserved) = (limits(cc), reserved(cc) as usize);
+        let shared = f.program.shared_bytes + dynamic_shared_bytes + reserved;
+        let by_shared = (opt_in as usize + reserved).checked_div(shared).unwrap_or(usize::MAX);
         let by_threads = (threads / block_size.max(1)) as usize;
         // SAFETY: the caller's out parameter.
         unsafe { store(blocks, by_shared.min(by_threads).min(32) as c_int) }

@@ -21,6 +21,8 @@ pub struct Function {
     pub program: Arc<Program>,
     /// Limit of dynamic shared memory, as `cuFuncSetAttribute` raised it.
     pub dynamic_shared_max: usize,
+    /// Percentage of an SM's memory that should be shared memory, or -1.
+    pub carveout_percent: i32,
 }
 
 /// What cublasLt has loaded on a device, as memory that it takes and keeps.
