@@ -132,7 +132,7 @@ pub(crate) enum Queries {
 
 /// Attention of one row over its path, and `sum(p * |v|)`, which bounds the effect of rounding P on
 /// each element.
-fn naive(
+pub(crate) fn naive(
     format: ActivationFormat,
     heads: Heads,
     rows: &[u16],

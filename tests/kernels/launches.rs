@@ -1,6 +1,7 @@
 //! Functions of the software GPU alone: it counts the memory traffic of launches, plants bugs, and
 //! reports errors in words.
 
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
 
 use kudos::internals::backend::cuda::ops::Ops;
@@ -59,6 +60,12 @@ type Message = unsafe extern "C" fn(usize, *mut c_char, usize) -> usize;
 type Plant = unsafe extern "C" fn(*const c_char);
 type Planted = unsafe extern "C" fn() -> usize;
 
+/// Counts of calls.
+#[derive(Debug, Deserialize)]
+struct Calls {
+    calls: BTreeMap<String, u64>,
+}
+
 /// The driver's own functions for tests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Counters {
@@ -67,6 +74,8 @@ pub(crate) struct Counters {
     message: Message,
     plant: Plant,
     planted: Planted,
+    reset_trace: Reset,
+    calls: Json,
 }
 
 impl Counters {
@@ -83,6 +92,8 @@ impl Counters {
                 message: *driver.get::<Message>(b"softgpu_last_message\0").ok()?,
                 plant: *driver.get::<Plant>(b"softgpu_plant\0").ok()?,
                 planted: *driver.get::<Planted>(b"softgpu_planted\0").ok()?,
+                reset_trace: *driver.get::<Reset>(b"softgpu_reset_trace\0").ok()?,
+                calls: *driver.get::<Json>(b"softgpu_calls_json\0").ok()?,
             })
         };
         // Never unloaded: the functions outlive this.
@@ -102,15 +113,20 @@ impl Counters {
         unsafe { (self.reset)() };
         run();
         ops.context().synchronize().unwrap();
-        // SAFETY: a null pointer requests the length only.
-        let mut text = vec![0_u8; 1 + unsafe { (self.json)(std::ptr::null_mut(), 0) }];
-        // SAFETY: `text` holds `text.len()` bytes.
-        let length = unsafe { (self.json)(text.as_mut_ptr().cast(), text.len()) };
-        let mut launches: Vec<Launch> = serde_json::from_slice(&text[..length]).unwrap();
+        let mut launches: Vec<Launch> = serde_json::from_slice(&text_of(self.json)).unwrap();
         assert_eq!(launches.len(), 1, "{kernel}: one launch");
         let launch = launches.remove(0);
         assert!(launch.kernel.starts_with(kernel), "{} was launched, not {kernel}", launch.kernel);
         launch
+    }
+
+    /// The calls of the driver in `run`, by name. No other thread may call it meanwhile.
+    pub(crate) fn calls(self, run: impl FnOnce()) -> BTreeMap<String, u64> {
+        // SAFETY: the library is still loaded; it locks what it changes.
+        unsafe { (self.reset_trace)() };
+        run();
+        let Calls { calls } = serde_json::from_slice(&text_of(self.calls)).unwrap();
+        calls
     }
 
     /// Plants bugs into kernels that are loaded from here on, in the language of
@@ -134,4 +150,14 @@ impl Counters {
         unsafe { (self.message)(0, text.as_mut_ptr().cast(), text.len() - 1) };
         CStr::from_bytes_until_nul(&text).unwrap().to_string_lossy().into_owned()
     }
+}
+
+/// What a function of the driver writes.
+fn text_of(json: Json) -> Vec<u8> {
+    // SAFETY: a null pointer requests the length only.
+    let mut text = vec![0_u8; 1 + unsafe { json(std::ptr::null_mut(), 0) }];
+    // SAFETY: `text` holds `text.len()` bytes.
+    let length = unsafe { json(text.as_mut_ptr().cast(), text.len()) };
+    text.truncate(length);
+    text
 }

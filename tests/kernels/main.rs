@@ -7,6 +7,7 @@
 //! traffic need a GPU that counts it, and are ignored on others.
 
 mod attention;
+mod devices;
 mod gemm;
 mod launches;
 mod least;
@@ -103,6 +104,12 @@ fn main() -> ExitCode {
                 test(gpu);
             }));
         }
+        for &(name, test) in devices::ALONE {
+            trials.push(trial(&format!("{name} ({format:?})"), gpu.clone(), move |gpu| {
+                let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
+                test(gpu);
+            }));
+        }
         for &(name, test) in nccl::TESTS {
             let found = gpu.clone().filter(|_| has_nccl);
             trials.push(trial(&format!("{name} ({format:?})"), found, move |gpu| {
@@ -112,7 +119,13 @@ fn main() -> ExitCode {
         }
         let able = |kernel: &&AttentionKernel| gpu.as_ref().is_none_or(|gpu| gpu.can(kernel));
         for kernel in ATTENTION.iter().filter(|kernel| kernel.format == format).filter(able) {
-            for (name, test) in [attention::TESTS, planted::TESTS].concat() {
+            for (name, test) in [attention::TESTS, devices::TESTS, planted::TESTS].concat() {
+                trials.push(trial(&format!("{}_{name}", kernel.name), gpu.clone(), move |gpu| {
+                    let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
+                    test(gpu, kernel);
+                }));
+            }
+            for &(name, test) in devices::WITH_TENSOR_CORES.iter().filter(|_| !kernel.is_plain()) {
                 trials.push(trial(&format!("{}_{name}", kernel.name), gpu.clone(), move |gpu| {
                     let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
                     test(gpu, kernel);
@@ -135,7 +148,7 @@ fn main() -> ExitCode {
                 }));
             }
         }
-        for &(name, test) in sectors::TESTS {
+        for &(name, test) in [sectors::TESTS, devices::COUNTED].concat().iter() {
             let found = gpu.clone().zip(counters);
             trials.push(trial(&format!("{name} ({format:?})"), found, move |(gpu, counters)| {
                 let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);

@@ -91,7 +91,7 @@ pub struct AttentionKernel {
     /// Threads of a block.
     pub threads: usize,
     /// Blocks that should be on a multiprocessor together: it is not chosen where their shared
-    /// memory does not fit.
+    /// memory, with what the driver keeps of each block's, does not fit.
     pub blocks: usize,
 }
 
@@ -189,6 +189,12 @@ impl AttentionKernel {
             && self.shared_bytes <= device.shared_bytes_max
     }
 
+    /// Whether as many blocks as should be on a multiprocessor together find room in its shared
+    /// memory.
+    pub fn shares(&self, device: &DeviceInfo) -> bool {
+        self.blocks * (self.shared_bytes + device.shared_bytes_reserved) <= device.shared_bytes_sm
+    }
+
     /// The best kernel that fits, of those whose blocks share a multiprocessor as they should.
     ///
     /// [`ErrorKind::Unsupported`] when there is none.
@@ -198,10 +204,7 @@ impl AttentionKernel {
         head_dim: usize,
         needed: AttentionFeatures,
     ) -> Result<&'static Self> {
-        let fits = |kernel: &&Self| {
-            kernel.fits(device, format, head_dim, needed)
-                && kernel.blocks * kernel.shared_bytes <= device.shared_bytes_max
-        };
+        let fits = |kernel: &&Self| kernel.fits(device, format, head_dim, needed) && kernel.shares(device);
         ATTENTION.iter().find(fits).ok_or_else(|| {
             let (name, capability) = (format.name(), device.capability);
             let message = format!(
@@ -275,6 +278,30 @@ impl Kernels {
     }
 }
 
+/// The use that an attention kernel makes of a multiprocessor, as the driver has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Occupancy {
+    /// Blocks that it holds together.
+    pub blocks: usize,
+    /// The part of its memory that should be shared memory, in percent; -1 where the driver
+    /// chooses.
+    pub carveout_percent: i32,
+}
+
+impl Kernels {
+    /// The occupancy of the attention kernel.
+    pub fn attention_occupancy(&self) -> Result<Occupancy> {
+        let AttentionKernel { threads, shared_bytes, .. } = *self.attention_kernel;
+        let doing = "asking for the blocks of a multiprocessor";
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        // Binds the context, which the next call needs.
+        let carveout_percent = self.attention.get_attribute(attribute).or_fault(doing)?;
+        let blocks =
+            self.attention.occupancy_max_active_blocks_per_multiprocessor(threads as u32, shared_bytes, None);
+        Ok(Occupancy { blocks: blocks.or_fault(doing)? as usize, carveout_percent })
+    }
+}
+
 fn load_attention(context: &Context, kernel: &AttentionKernel) -> Result<CudaFunction> {
     let function = load(context, kernel.stem, kernel.name)?;
     let (needs, has) = (kernel.shared_bytes, context.info().shared_bytes_max);
@@ -285,8 +312,18 @@ fn load_attention(context: &Context, kernel: &AttentionKernel) -> Result<CudaFun
     }
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     function.set_attribute(attribute, needs as i32).or_fault("asking for shared memory")?;
+    if !kernel.is_plain() {
+        // Left to itself, the driver may give a kernel's blocks less of the memory that shared
+        // memory and the L1 cache divide than several of them need.
+        let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+        function.set_attribute(attribute, CARVEOUT_PERCENT).or_fault("asking for shared memory")?;
+    }
     Ok(function)
 }
+
+/// The part of a multiprocessor's memory that becomes shared memory for attention on tensor cores:
+/// all that can.
+const CARVEOUT_PERCENT: i32 = 100;
 
 /// An entry of the file `stem`. Its module lives as long as the function.
 fn load(context: &Context, stem: &str, entry: &str) -> Result<CudaFunction> {
@@ -294,7 +331,11 @@ fn load(context: &Context, stem: &str, entry: &str) -> Result<CudaFunction> {
     let fatbin = fatbin.unwrap_or_else(|| panic!("the build made no fatbin of `{stem}`"));
     let doing = |what: &str| format!("{what} the kernel `{entry}` on {}", context.info().name);
     let module = context.cuda().load_module(Ptx::from_binary(fatbin)).or_fault(doing("loading"))?;
-    module.load_function(entry).or_fault(doing("finding"))
+    let function = module.load_function(entry).or_fault(doing("finding"))?;
+    // Drivers load a function when it is first used, and take memory for it; asking for its
+    // registers is such a use, so that no pass has to.
+    function.num_regs().or_fault(doing("loading"))?;
+    Ok(function)
 }
 
 #[cfg(test)]
@@ -324,7 +365,9 @@ mod tests {
 
     const KIB: usize = 1 << 10;
 
+    /// A GPU whose blocks may ask for all of its shared memory but what the driver keeps of each.
     fn device((major, minor): (u32, u32), shared_kib: usize) -> DeviceInfo {
+        let shared_bytes_reserved = if major < 8 { 0 } else { KIB };
         DeviceInfo {
             ordinal: 0,
             name: "a GPU".to_owned(),
@@ -332,6 +375,8 @@ mod tests {
             memory_bytes: 0,
             multiprocessors: 1,
             shared_bytes_max: shared_kib * KIB,
+            shared_bytes_sm: shared_kib * KIB + shared_bytes_reserved,
+            shared_bytes_reserved,
             has_clock: false,
         }
     }
@@ -375,6 +420,27 @@ mod tests {
                 assert_eq!(chosen(format, head_dim), name, "{capability:?}, {format:?}, {head_dim}");
             }
         }
+    }
+
+    #[test]
+    fn blocks_share_a_multiprocessor_with_what_the_driver_keeps() {
+        let shares = |kib: usize, blocks, device: &DeviceInfo| {
+            let kernel = AttentionKernel {
+                shared_bytes: kib * KIB / 2,
+                blocks,
+                ..tensor("", "", ActivationFormat::F16, (64, 128, 64, 2, 1))
+            };
+            kernel.shares(device)
+        };
+        // In halves of a KiB. Two blocks of 49 KiB and 1 KiB each fill the 100 KiB of an RTX 30,
+        // whose blocks may have 99; two of 49.5 do not fit, although they would without it.
+        let rtx30 = device((8, 6), 99);
+        assert!(shares(98, 2, &rtx30) && !shares(99, 2, &rtx30));
+        // Three of 32 KiB and 1 KiB fit into those 100, although they are more than 99 in all.
+        assert!(shares(64, 3, &rtx30) && !shares(65, 3, &rtx30));
+        // Turing keeps nothing: two blocks of 32 KiB, or one of 64.
+        let turing = device((7, 5), 64);
+        assert!(shares(64, 2, &turing) && shares(128, 1, &turing) && !shares(65, 2, &turing));
     }
 
     #[test]

@@ -60,6 +60,10 @@ pub struct DeviceInfo {
     pub multiprocessors: usize,
     /// The most shared memory that a block may ask for, in bytes.
     pub shared_bytes_max: usize,
+    /// Shared memory of a multiprocessor, in bytes: its blocks divide it.
+    pub shared_bytes_sm: usize,
+    /// Shared memory that the driver keeps of each block's, in bytes, beside what it asks for.
+    pub shared_bytes_reserved: usize,
     /// Whether its driver names a clock rate, of cores or of memory. Hardware has one; without one,
     /// times do not measure the speed of a GPU.
     pub has_clock: bool,
@@ -147,6 +151,12 @@ fn describe(ordinal: i32) -> Result<DeviceInfo> {
         multiprocessors: positive(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_bytes_max: positive(
             CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        )?,
+        shared_bytes_sm: positive(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+        )?,
+        shared_bytes_reserved: positive(
+            CUdevice_attribute::CU_DEVICE_ATTRIBUTE_RESERVED_SHARED_MEMORY_PER_BLOCK,
         )?,
         has_clock: core_khz.max(memory_khz) > 0,
     })

@@ -91,6 +91,8 @@ impl CudaPlatform {
             memory_bytes: planned.free_bytes,
             multiprocessors: 0,
             shared_bytes_max: 0,
+            shared_bytes_sm: 0,
+            shared_bytes_reserved: 0,
             has_clock: false,
         };
         Self {
@@ -418,6 +420,8 @@ mod tests {
             memory_bytes: (gib * f64::from(1 << 30)) as usize,
             multiprocessors: 1,
             shared_bytes_max: 0,
+            shared_bytes_sm: 0,
+            shared_bytes_reserved: 0,
             has_clock: true,
         };
         let chosen = |gpus: &[((u32, u32), f64)]| {

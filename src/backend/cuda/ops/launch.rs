@@ -8,7 +8,7 @@ use cudarc::driver::sys::CUdeviceptr;
 use crate::backend::cuda::buffer::DeviceSlice;
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::format::ActivationFormat;
-use crate::backend::cuda::kernels::{AttentionFeatures, AttentionKernel, Kernels};
+use crate::backend::cuda::kernels::{AttentionFeatures, AttentionKernel, Kernels, Occupancy};
 use crate::backend::cuda::tables::{DeviceTables, Table};
 use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
@@ -44,6 +44,11 @@ impl Ops {
     /// The attention kernel.
     pub fn attention_kernel(&self) -> &'static AttentionKernel {
         self.kernels.attention_kernel
+    }
+
+    /// The use that the attention kernel makes of a multiprocessor.
+    pub fn attention_occupancy(&self) -> Result<Occupancy> {
+        self.kernels.attention_occupancy()
     }
 
     /// The context that the kernels run in.
