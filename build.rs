@@ -1,10 +1,10 @@
 //! Compiles `kernels/*.cu` with nvcc into one fatbin per file, which the library embeds.
 //!
-//! A fatbin holds machine code for every architecture of [`ARCHITECTURES`] and PTX for newer ones.
-//! It is made again only when something that goes into it changes: the outputs stay beside the
-//! `OUT_DIR`s, of which cargo has one for builds and another for checks. `KUDOS_CUDA_ARCHS` (such
-//! as `80` or `75,90a`) limits the machine code while working on a kernel. Without the cargo
-//! feature `cuda` nothing happens here.
+//! A fatbin holds machine code for every architecture of [`ARCHITECTURES`] that the nvcc knows, and
+//! PTX for newer ones. It is made again only when something that goes into it changes: the outputs
+//! stay beside the `OUT_DIR`s, of which cargo has one for builds and another for checks.
+//! `KUDOS_CUDA_ARCHS` (such as `80` or `75,90a`) limits the machine code while working on a kernel.
+//! Without the cargo feature `cuda` nothing happens here. `tests/library/build_script.rs` tests it.
 
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -13,7 +13,8 @@ use std::process::{Command, exit};
 use std::sync::Mutex;
 use std::{env, fs, thread};
 
-/// Architectures to make machine code for: Turing, A100, RTX 30, RTX 40, H100, B200, RTX 50.
+/// Architectures to make machine code for: Turing, A100, RTX 30, RTX 40, H100, B200, RTX 50. The
+/// last two have been known since CUDA 12.8.
 const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90a", "100", "120"];
 
 /// Architectures to make PTX for: the oldest that runs the fp16 entries, and the oldest that runs
@@ -24,15 +25,14 @@ const PTX: [&str; 2] = ["75", "80"];
 /// (`attention_sm80.cu`), or for that one alone where it has a letter (`attention_sm90a.cu`).
 const ARCHITECTURE_MARK: &str = "_sm";
 
-/// The first CUDA that knows all of [`ARCHITECTURES`] and writes PTX for them.
-const NVCC_MAJOR_MIN: u32 = 13;
+/// The first CUDA whose nvcc was tried.
+const NVCC_MIN: Release = (12, 4);
 
 /// `-fmad=false`: a multiplication and an addition are fused where the source has `fmaf` and
-/// nowhere else, on every architecture. `--compress-mode=none`: the PTX stays readable in the
-/// library.
+/// nowhere else, on every architecture. `--no-compress`: the PTX stays readable in the library.
 const FLAGS: [&str; 8] = [
     "-fatbin",
-    "--compress-mode=none",
+    "--no-compress",
     "-std=c++17",
     "-O3",
     "-fmad=false",
@@ -40,6 +40,23 @@ const FLAGS: [&str; 8] = [
     "-Werror=all-warnings",
     "-Xptxas=-v",
 ];
+
+/// Flags that nvcc takes from the environment, such as the host compiler to use.
+const NVCC_VARIABLES: [&str; 3] = ["NVCC_PREPEND_FLAGS", "NVCC_APPEND_FLAGS", "NVCC_CCBIN"];
+
+/// A release of CUDA, such as 13.0.
+type Release = (u32, u32);
+
+/// A compiler.
+#[derive(Debug)]
+struct Nvcc {
+    path: PathBuf,
+    /// The output of `nvcc --version`.
+    version: String,
+    release: Release,
+    /// The output of `nvcc --list-gpu-code`: `sm_75` and so on, without architectures with a letter.
+    codes: String,
+}
 
 /// One file of `kernels/`, to be compiled.
 struct Kernel {
@@ -50,7 +67,7 @@ struct Kernel {
 
 /// The compiler, and the folders of inputs and outputs.
 struct Build {
-    nvcc: PathBuf,
+    nvcc: Nvcc,
     kernels: PathBuf,
     /// The folder in which outputs stay, one for each choice of architectures.
     cache: PathBuf,
@@ -64,7 +81,7 @@ fn main() {
         return;
     }
     println!("cargo::rerun-if-changed=kernels");
-    for variable in ["NVCC", "CUDA_HOME", "PATH", "KUDOS_CUDA_ARCHS"] {
+    for variable in ["NVCC", "CUDA_HOME", "PATH", "KUDOS_CUDA_ARCHS"].iter().chain(&NVCC_VARIABLES) {
         println!("cargo::rerun-if-env-changed={variable}");
     }
     if let Err(message) = build() {
@@ -75,51 +92,36 @@ fn main() {
 
 fn build() -> Result<(), String> {
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it"));
-    let (nvcc, version) = find_nvcc(&root)?;
+    let nvcc = find_nvcc(&root)?;
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets it"));
-    let architectures = architectures()?;
+    let architectures = nvcc.architectures(env::var("KUDOS_CUDA_ARCHS").ok().as_deref())?;
     // OUT_DIR is build/kudos-<digest>/out.
     let beside = out.ancestors().nth(2).expect("cargo makes it so deep").join("kudos-kernels");
     let cache = beside.join(architectures.join("-"));
     fs::create_dir_all(&cache).map_err(|error| format!("cannot create {}: {error}", cache.display()))?;
     let build = Build { nvcc, kernels: root.join("kernels"), cache, out, architectures };
-    let kernels = build.sources(&version)?;
+    let kernels = build.sources()?;
     build.compile_all(&kernels)?;
     build.write_table(&kernels)?;
-    // For `kudos --version`. nvcc's output ends in `..., V13.0.88`.
-    let release = version.split(", V").nth(1).and_then(|rest| rest.split_whitespace().next());
-    println!("cargo::rustc-env=KUDOS_NVCC={}", release.unwrap_or("of an unknown version"));
+    // The major number decides which drivers run the kernels, the full one is for
+    // `kudos --version`.
+    println!("cargo::rustc-env=KUDOS_CUDA_MAJOR={}", build.nvcc.release.0);
+    println!("cargo::rustc-env=KUDOS_NVCC={}", build.nvcc.full_release());
     let targets: Vec<String> = build.architectures.iter().map(|name| format!("sm_{name}")).collect();
     println!("cargo::rustc-env=KUDOS_CUDA_TARGETS={}", targets.join(", "));
-    build.write_reports(&kernels, &version)
+    build.write_reports(&kernels)
 }
 
-/// The architectures to make machine code for.
-fn architectures() -> Result<Vec<String>, String> {
-    let Ok(wanted) = env::var("KUDOS_CUDA_ARCHS") else {
-        return Ok(ARCHITECTURES.map(str::to_owned).to_vec());
-    };
-    let wanted: Vec<String> = wanted.split(',').map(|name| name.trim().to_owned()).collect();
-    match wanted.iter().find(|name| !ARCHITECTURES.contains(&name.as_str())) {
-        Some(name) => {
-            Err(format!("KUDOS_CUDA_ARCHS names `{name}`, which is none of {}", ARCHITECTURES.join(", ")))
-        }
-        None => Ok(wanted),
-    }
-}
-
-/// The compiler and its version. One that a variable names must do; unsuitable ones elsewhere are
-/// skipped.
-fn find_nvcc(root: &Path) -> Result<(PathBuf, String), String> {
+/// The compiler. One that a variable names must do; unsuitable ones elsewhere are skipped.
+fn find_nvcc(root: &Path) -> Result<Nvcc, String> {
     let named = [
         ("NVCC", env::var_os("NVCC").map(PathBuf::from)),
         ("CUDA_HOME", env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"))),
     ];
     for (variable, nvcc) in named {
-        if let Some(nvcc) = nvcc {
-            let version =
-                nvcc_version(&nvcc).map_err(|why| format!("{}, from {variable}, {why}", nvcc.display()))?;
-            return Ok((nvcc, version));
+        if let Some(path) = nvcc {
+            let name = path.display().to_string();
+            return Nvcc::ask(path).map_err(|why| format!("{name}, from {variable}, {why}"));
         }
     }
     let on_path = env::var_os("PATH").unwrap_or_default();
@@ -127,31 +129,76 @@ fn find_nvcc(root: &Path) -> Result<(PathBuf, String), String> {
     places.push("/usr/local/cuda/bin/nvcc".into());
     places.push(root.join("target/cuda/nvidia/cu13/bin/nvcc"));
     let mut skipped = String::new();
-    for nvcc in places.into_iter().filter(|nvcc| nvcc.is_file()) {
-        match nvcc_version(&nvcc) {
-            Ok(version) => return Ok((nvcc, version)),
-            Err(why) => skipped += &format!("\n  {} {why}", nvcc.display()),
+    for path in places.into_iter().filter(|path| path.is_file()) {
+        let name = path.display().to_string();
+        match Nvcc::ask(path) {
+            Ok(nvcc) => return Ok(nvcc),
+            Err(why) => skipped += &format!("\n  {name} {why}"),
         }
     }
+    let (major, minor) = NVCC_MIN;
     Err(format!(
-        "found no nvcc of CUDA {NVCC_MAJOR_MIN} or later to compile the CUDA kernels with{skipped}\n\n\
+        "found no nvcc of CUDA {major}.{minor} or later to compile the CUDA kernels with{skipped}\n\n\
          hint: `make cuda-toolchain` puts one into target/cuda; or set NVCC or CUDA_HOME; or build for the CPU alone \
          with `--no-default-features`"
     ))
 }
 
-/// The output of `nvcc --version`, if the compiler is new enough; otherwise the problem.
-fn nvcc_version(nvcc: &Path) -> Result<String, String> {
-    let output =
-        Command::new(nvcc).arg("--version").output().map_err(|error| format!("cannot be run: {error}"))?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let release = text.split("release ").nth(1).and_then(|rest| rest.split(',').next());
-    let major = release.and_then(|release| release.split('.').next()?.parse::<u32>().ok());
-    match (release, major) {
-        (Some(_), Some(major)) if major >= NVCC_MAJOR_MIN => Ok(text),
-        (Some(release), Some(_)) => Err(format!("is of CUDA {release}, but {NVCC_MAJOR_MIN}.0 is needed")),
-        _ => Err("does not print its version".to_owned()),
+impl Nvcc {
+    /// The compiler at this path, if it is new enough; otherwise the problem.
+    fn ask(path: PathBuf) -> Result<Self, String> {
+        let version = output_of(&path, "--version")?;
+        let release = release_of(&version).ok_or("does not print its version")?;
+        let ((major, minor), (major_min, minor_min)) = (release, NVCC_MIN);
+        if release < NVCC_MIN {
+            return Err(format!("is of CUDA {major}.{minor}, but {major_min}.{minor_min} is needed"));
+        }
+        let codes = output_of(&path, "--list-gpu-code")?;
+        Ok(Self { path, version, release, codes })
     }
+
+    /// The release with its patch, such as 13.0.88: the output ends in `..., V13.0.88`.
+    fn full_release(&self) -> &str {
+        let rest = self.version.split(", V").nth(1).and_then(|rest| rest.split_whitespace().next());
+        rest.unwrap_or("of an unknown version")
+    }
+
+    /// The architectures to make machine code for: those of `KUDOS_CUDA_ARCHS`, or all that this
+    /// compiler knows.
+    fn architectures(&self, wanted: Option<&str>) -> Result<Vec<String>, String> {
+        // sm_90 stands for 90a as well.
+        let code = |name: &str| format!("sm_{}", architecture_number(name));
+        let knows = |name: &str| self.codes.split_whitespace().any(|known| known == code(name));
+        let Some(wanted) = wanted else {
+            return Ok(ARCHITECTURES.into_iter().filter(|name| knows(name)).map(str::to_owned).collect());
+        };
+        let wanted: Vec<String> = wanted.split(',').map(|name| name.trim().to_owned()).collect();
+        if let Some(name) = wanted.iter().find(|name| !ARCHITECTURES.contains(&name.as_str())) {
+            let all = ARCHITECTURES.join(", ");
+            return Err(format!("KUDOS_CUDA_ARCHS names `{name}`, which is none of {all}"));
+        }
+        match wanted.iter().find(|name| !knows(name)) {
+            Some(name) => Err(format!(
+                "KUDOS_CUDA_ARCHS names `{name}`, which nvcc {} does not know ({})",
+                self.full_release(),
+                self.path.display()
+            )),
+            None => Ok(wanted),
+        }
+    }
+}
+
+/// The output of the compiler with one argument.
+fn output_of(nvcc: &Path, argument: &str) -> Result<String, String> {
+    let output =
+        Command::new(nvcc).arg(argument).output().map_err(|error| format!("cannot be run: {error}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The release in the output of `nvcc --version`: `..., release 13.0, ...`.
+fn release_of(version: &str) -> Option<Release> {
+    let (major, minor) = version.split("release ").nth(1)?.split(',').next()?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 impl Kernel {
@@ -183,7 +230,7 @@ fn architecture_number(arch: &str) -> u32 {
 
 impl Build {
     /// The kernels by name, each with the digest of its inputs.
-    fn sources(&self, version: &str) -> Result<Vec<Kernel>, String> {
+    fn sources(&self) -> Result<Vec<Kernel>, String> {
         let place = |error| format!("cannot read {}: {error}", self.kernels.display());
         let mut paths = Vec::new();
         for entry in fs::read_dir(&self.kernels).map_err(place)? {
@@ -194,7 +241,8 @@ impl Build {
             paths.iter().filter(move |path| path.extension().is_some_and(|found| found == extension))
         };
         let mut common = DefaultHasher::new();
-        (version, FLAGS, PTX, &self.architectures).hash(&mut common);
+        (&self.nvcc.version, FLAGS, PTX, &self.architectures).hash(&mut common);
+        NVCC_VARIABLES.map(env::var_os).hash(&mut common);
         for header in with("cuh") {
             fs::read(header).map_err(place)?.hash(&mut common);
         }
@@ -247,7 +295,8 @@ impl Build {
         let ptx = PTX.iter().copied().filter(|arch| kernel.is_for(arch));
         let ptx = ptx.map(|arch| format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
         // Run inside `kernels/`, so that the line information holds relative paths.
-        let output = Command::new(&self.nvcc)
+        let nvcc = &self.nvcc.path;
+        let output = Command::new(nvcc)
             .current_dir(&self.kernels)
             .args(FLAGS)
             .args(machine_code.chain(ptx))
@@ -255,7 +304,7 @@ impl Build {
             .arg(self.cached(&kernel.stem, "fatbin"))
             .arg(&source)
             .output()
-            .map_err(|error| format!("cannot run {}: {error}", self.nvcc.display()))?;
+            .map_err(|error| format!("cannot run {}: {error}", nvcc.display()))?;
         let report = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
             let stdout = String::from_utf8_lossy(&output.stdout);
@@ -274,8 +323,8 @@ impl Build {
 
     /// Writes `ptxas.txt`, from which the tests make the page of the kernels: the compiler's
     /// version, then its report of each entry's registers and shared memory.
-    fn write_reports(&self, kernels: &[Kernel], version: &str) -> Result<(), String> {
-        let mut reports = format!("{}\n", version.trim());
+    fn write_reports(&self, kernels: &[Kernel]) -> Result<(), String> {
+        let mut reports = format!("{}\n", self.nvcc.version.trim());
         for Kernel { stem, .. } in kernels {
             let path = self.cached(stem, "ptxas");
             reports += &fs::read_to_string(&path)
@@ -325,3 +374,7 @@ fn check_report(source: &str, report: &str) -> Result<(), String> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "tests/library/build_script.rs"]
+mod tests;

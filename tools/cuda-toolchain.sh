@@ -7,11 +7,12 @@ cd "$(dirname "$0")/.."
 pins=tools/cuda-toolchain.txt
 dir=target/cuda
 
-# The same paths and least version as in build.rs.
+# The same paths and least version, 12.4, as in build.rs.
 new_enough() {
-    local version
-    version=$("$1" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\..*/\1/p')
-    [ "${version:-0}" -ge 13 ]
+    local release
+    release=$("$1" --version 2>/dev/null | sed -n 's/.*release \([0-9]*\)\.\([0-9]*\).*/\1 \2/p')
+    local major=${release% *} minor=${release#* }
+    [ "${major:-0}" -gt 12 ] || { [ "${major:-0}" -eq 12 ] && [ "$minor" -ge 4 ]; }
 }
 for nvcc in "${NVCC:-}" "${CUDA_HOME:+$CUDA_HOME/bin/nvcc}" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc; do
     if [ -n "$nvcc" ] && new_enough "$nvcc"; then
@@ -22,7 +23,7 @@ if cmp --silent "$pins" "$dir/pins.txt"; then
     exit 0
 fi
 
-echo "no nvcc of CUDA 13 or later on this machine: installing one into $dir" >&2
+echo "no nvcc of CUDA 12.4 or later on this machine: installing one into $dir" >&2
 pip=(python3 -m pip)
 if ! "${pip[@]}" --version >/dev/null 2>&1; then
     python3 -m venv target/cuda-pip

@@ -9,8 +9,14 @@ use super::fault::OrFault;
 use crate::backend::tier::CudaTier;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The oldest driver interface that is supported: 13.0, as `cuDriverGetVersion` writes it.
-const DRIVER_MIN: i32 = 13_000;
+/// Major number of the CUDA whose nvcc made the kernels.
+const CUDA_MAJOR: i32 = match i32::from_str_radix(env!("KUDOS_CUDA_MAJOR"), 10) {
+    Ok(major) => major,
+    Err(_) => panic!("the build script writes a number"),
+};
+
+/// The release of that nvcc, such as 13.0.88.
+const NVCC: &str = env!("KUDOS_NVCC");
 
 /// The oldest GPU that there are kernels for: Turing.
 const CAPABILITY_MIN: Capability = Capability { major: 7, minor: 5 };
@@ -79,12 +85,7 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
     if !unsafe { sys::is_culib_present() } {
         return Err(missing("there is no CUDA driver on this machine (no libcuda was found)"));
     }
-    let version = driver_version()?;
-    if version < DRIVER_MIN {
-        let (has, needs) = (cuda_version(version), cuda_version(DRIVER_MIN));
-        return Err(missing(format!("the CUDA driver is for CUDA {has}, but {needs} is needed"))
-            .with_hint("install a driver of series 580 or later"));
-    }
+    check_driver(driver_version()?, CUDA_MAJOR, NVCC)?;
     match result::init() {
         Err(DriverError(CUresult::CUDA_ERROR_NO_DEVICE)) => {
             return Err(missing("the CUDA driver finds no GPU"));
@@ -103,6 +104,26 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
             info.name, info.capability
         ))),
     }
+}
+
+/// Requires a driver that runs machine code of this nvcc: those of its major number do, whatever
+/// the minor one, and later ones.
+fn check_driver(version: i32, cuda_major: i32, nvcc: &str) -> Result<()> {
+    let least = cuda_major * 1000;
+    if version >= least {
+        return Ok(());
+    }
+    let (has, needs) = (cuda_version(version), cuda_version(least));
+    let message =
+        format!("the CUDA driver is for CUDA {has}, but kernels made with nvcc {nvcc} need {needs} or later");
+    let hint = match cuda_major {
+        12 => "install a driver of series 525 or later".to_owned(),
+        13 => "install a driver of series 580 or later, or build kudos with an nvcc of CUDA 12.4 to 12.9 for drivers from \
+               series 525 on"
+            .to_owned(),
+        _ => format!("install a driver for CUDA {needs} or later"),
+    };
+    Err(missing(message).with_hint(hint))
 }
 
 fn missing(message: impl Into<String>) -> Error {
@@ -176,6 +197,34 @@ mod tests {
             assert_eq!(capability.tier(), CudaTier::Sm80);
             assert!(CudaTier::ALL.into_iter().all(|tier| capability.runs(tier)));
         }
+    }
+
+    #[test]
+    fn drivers_run_kernels_of_their_major_number_and_older_ones() {
+        // Series 525, 550 and 570, then 580 and later.
+        for (version, runs_12, runs_13) in [
+            (11_080, false, false),
+            (12_000, true, false),
+            (12_040, true, false),
+            (12_080, true, false),
+            (13_000, true, true),
+            (13_010, true, true),
+            (14_000, true, true),
+        ] {
+            assert_eq!(check_driver(version, 12, "12.4.131").is_ok(), runs_12, "{version}");
+            assert_eq!(check_driver(version, 13, "13.0.88").is_ok(), runs_13, "{version}");
+        }
+        let error = check_driver(12_040, 13, "13.0.88").unwrap_err();
+        assert_eq!(
+            error.message(),
+            "the CUDA driver is for CUDA 12.4, but kernels made with nvcc 13.0.88 need 13.0 or later"
+        );
+        assert!(error.hint().is_some_and(|hint| hint.contains("580") && hint.contains("525")), "{error}");
+        let error = check_driver(11_080, 12, "12.4.131").unwrap_err();
+        assert!(error.message().contains("11.8") && error.message().contains("12.0"), "{error}");
+        assert!(error.hint().is_some_and(|hint| hint.contains("525")), "{error}");
+        assert!(check_driver(13_000, 14, "14.0.1").unwrap_err().hint().unwrap().contains("14.0"));
+        check_driver(CUDA_MAJOR * 1000, CUDA_MAJOR, NVCC).unwrap();
     }
 
     #[test]
