@@ -75,11 +75,26 @@ pub struct DeviceInfo {
     pub has_clock: bool,
 }
 
-/// The GPUs that this build has kernels for, in the order of their numbers.
+/// What a machine has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The GPUs that this build has kernels for, in the order of their numbers: at least one.
+    pub able: Vec<DeviceInfo>,
+    /// A line for each GPU that the driver counts and cannot describe.
+    pub warnings: Vec<String>,
+}
+
+/// The GPUs that this build has kernels for, in the order of their numbers: those that [`find`]
+/// finds.
+pub fn devices() -> Result<Vec<DeviceInfo>> {
+    find().map(|found| found.able)
+}
+
+/// The GPUs of this machine.
 ///
 /// [`ErrorKind::Device`] when one of these is missing: a driver, its version, a GPU, one that is
-/// new enough.
-pub fn devices() -> Result<Vec<DeviceInfo>> {
+/// new enough, one that the driver can describe.
+pub fn find() -> Result<Found> {
     // SAFETY: loads the driver's library by name and releases it again; its initialisers are the
     // vendor's own.
     if !unsafe { sys::is_culib_present() } {
@@ -93,17 +108,7 @@ pub fn devices() -> Result<Vec<DeviceInfo>> {
         other => other.or_fault("starting the CUDA driver")?,
     }
     let count = device::get_count().or_fault("counting GPUs")?;
-    let all = (0..count).map(describe).collect::<Result<Vec<_>>>()?;
-    let (able, too_old): (Vec<_>, Vec<_>) =
-        all.into_iter().partition(|info| info.capability >= CAPABILITY_MIN);
-    match (able.is_empty(), too_old.first()) {
-        (false, _) => Ok(able),
-        (true, None) => Err(missing("the CUDA driver finds no GPU")),
-        (true, Some(info)) => Err(missing(format!(
-            "{} has compute capability {}, but {CAPABILITY_MIN} is needed",
-            info.name, info.capability
-        ))),
-    }
+    sorted((0..count).map(|ordinal| (ordinal, describe(ordinal))))
 }
 
 /// Requires a driver that runs machine code of this nvcc: those of its major number do, whatever
@@ -124,6 +129,33 @@ fn check_driver(version: i32, cuda_major: i32, nvcc: &str) -> Result<()> {
         _ => format!("install a driver for CUDA {needs} or later"),
     };
     Err(missing(message).with_hint(hint))
+}
+
+/// Divides GPUs into those that can be used, those that are too old, and those that the driver
+/// counts and cannot describe: one that has fallen off the bus, say, which must not hide the
+/// others.
+fn sorted(described: impl Iterator<Item = (i32, Result<DeviceInfo>)>) -> Result<Found> {
+    let mut found = Found::default();
+    let (mut too_old, mut broken) = (None, None);
+    for (ordinal, described) in described {
+        match described {
+            Ok(info) if info.capability >= CAPABILITY_MIN => found.able.push(info),
+            Ok(info) => _ = too_old.get_or_insert(info),
+            Err(error) => {
+                found.warnings.push(format!("GPU {ordinal} is not used: {}", error.message()));
+                broken.get_or_insert(error);
+            }
+        }
+    }
+    match (found.able.is_empty(), broken, too_old) {
+        (false, ..) => Ok(found),
+        (true, Some(error), _) => Err(error),
+        (true, None, Some(info)) => Err(missing(format!(
+            "{} has compute capability {}, but {CAPABILITY_MIN} is needed",
+            info.name, info.capability
+        ))),
+        (true, None, None) => Err(missing("the CUDA driver finds no GPU")),
+    }
 }
 
 fn missing(message: impl Into<String>) -> Error {
@@ -225,6 +257,34 @@ mod tests {
         assert!(error.hint().is_some_and(|hint| hint.contains("525")), "{error}");
         assert!(check_driver(13_000, 14, "14.0.1").unwrap_err().hint().unwrap().contains("14.0"));
         check_driver(CUDA_MAJOR * 1000, CUDA_MAJOR, NVCC).unwrap();
+    }
+
+    #[test]
+    fn a_gpu_that_fails_does_not_hide_the_others() {
+        let gpu = |ordinal: i32, (major, minor)| DeviceInfo {
+            ordinal: ordinal as usize,
+            name: "a GPU".to_owned(),
+            capability: Capability { major, minor },
+            memory_bytes: 0,
+            multiprocessors: 1,
+            shared_bytes_max: 0,
+            shared_bytes_sm: 0,
+            shared_bytes_reserved: 0,
+            has_clock: false,
+        };
+        let ok = |ordinal, capability| (ordinal, Ok(gpu(ordinal, capability)));
+        let lost = |ordinal: i32| (ordinal, Err(missing(format!("querying GPU {ordinal}: lost"))));
+        let found =
+            sorted([lost(0), ok(1, (8, 0)), lost(2), ok(3, (6, 1)), ok(4, (9, 0))].into_iter()).unwrap();
+        assert_eq!(found.able, [gpu(1, (8, 0)), gpu(4, (9, 0))]);
+        let warnings = ["GPU 0 is not used: querying GPU 0: lost", "GPU 2 is not used: querying GPU 2: lost"];
+        assert_eq!(found.warnings, warnings);
+        // Where none is left, the error is that of the first one that failed.
+        let message =
+            |all: Vec<(i32, Result<DeviceInfo>)>| sorted(all.into_iter()).unwrap_err().message().to_owned();
+        assert_eq!(message(vec![ok(0, (6, 1)), lost(1), lost(2)]), "querying GPU 1: lost");
+        assert!(message(vec![ok(0, (6, 1))]).contains("compute capability 6.1, but 7.5 is needed"));
+        assert!(message(Vec::new()).contains("finds no GPU"));
     }
 
     #[test]

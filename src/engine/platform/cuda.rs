@@ -47,6 +47,8 @@ pub(in crate::engine) struct CudaPlatform {
     gpus: Vec<Gpu>,
     /// GPUs of other kinds.
     left_out: Vec<Gpu>,
+    /// Warnings of the search for GPUs.
+    found_warnings: Vec<String>,
     tier: CudaTier,
     /// Versions and files of the libraries in use; empty where the GPUs need not exist.
     libraries: String,
@@ -65,7 +67,8 @@ impl CudaPlatform {
         if let Some(error) = fault::lost() {
             return Err(error);
         }
-        let gpus = named(probe::devices()?, &options.devices)?;
+        let probe::Found { able, warnings: found_warnings } = probe::find()?;
+        let gpus = named(able, &options.devices)?;
         let libraries = gemm::library()?;
         let (gpus, left_out) = match options.cluster() {
             Some(cluster) => (vec![local(gpus, &options.devices, cluster.local_rank)?], Vec::new()),
@@ -75,7 +78,17 @@ impl CudaPlatform {
         let tier = options.tier.unwrap_or_else(|| oldest(&gpus).capability.tier());
         let cache_dir = options.cache_dir.clone().or_else(gemm::cache::user_folder);
         let options = options.clone();
-        Ok(Self { gpus, left_out, tier, libraries, options, group: None, cache_dir, free_bytes: None })
+        Ok(Self {
+            gpus,
+            left_out,
+            found_warnings,
+            tier,
+            libraries,
+            options,
+            group: None,
+            cache_dir,
+            free_bytes: None,
+        })
     }
 
     /// Makes a platform of GPUs that need not exist.
@@ -98,6 +111,7 @@ impl CudaPlatform {
         Self {
             gpus: (0..planned.count).map(gpu).collect(),
             left_out: Vec::new(),
+            found_warnings: Vec::new(),
             tier: planned.tier,
             libraries: String::new(),
             options: options.clone(),
@@ -264,12 +278,13 @@ impl Platform for CudaPlatform {
 
     fn warnings(&self) -> Vec<String> {
         if self.left_out.is_empty() {
-            return Vec::new();
+            return self.found_warnings.clone();
         }
         let names = self.left_out.iter().map(name_of).collect::<Vec<_>>().join(", ");
-        vec![format!(
+        let left_out = format!(
             "ranks share GPUs of one kind, so that these are not used: {names}; `--devices` names others"
-        )]
+        );
+        self.found_warnings.iter().cloned().chain([left_out]).collect()
     }
 
     fn abort(&self) -> Arc<dyn Fn() + Send + Sync> {
