@@ -104,7 +104,7 @@ fn the_first_use_of_an_algorithm_waits_for_the_device() {
 
 #[test]
 fn a_first_use_behind_a_collective_without_peers_is_a_deadlock() {
-    let stderr = assert_passed(&child("child_with_a_late_first_use", &[("SOFTGPU_NCCL_SECONDS", "1")]));
+    let stderr = assert_passed(&child("child_with_a_late_first_use", &[("SOFTGPU_NCCL_SECONDS", "2")]));
     assert!(stderr.contains("the first use of algorithm 0 on device 0 waits"), "{stderr}");
     assert_eq!(stderr.matches("a deadlock").count(), 1, "{stderr}");
 }

@@ -3,6 +3,7 @@
 use cudarc::driver::{CudaContext, CudaStream};
 use softgpu::blas::{HeuristicResult, LtStatus};
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -23,8 +24,13 @@ fn assert_child_passes(test: &str, settings: &[(&str, &str)]) {
     for _ in 0..2 {
         assert!(Command::new(&link).args([&folder, &library]).status().expect("link starts").success());
     }
+    // A link in another folder, as a program may be given one.
+    let links = folder.join("links");
+    std::fs::create_dir(&links).expect("a folder for the link");
+    symlink(folder.join("libcublasLt.so.12"), links.join("liblinked.so")).expect("a link");
+    let path = std::env::join_paths([&folder, &links]).expect("paths without a colon");
     let mut command = Command::new(exe);
-    command.args([test, "--exact", "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", &folder);
+    command.args([test, "--exact", "--ignored", "--nocapture"]).env("LD_LIBRARY_PATH", path);
     let output = command.envs(settings.iter().copied()).output().expect("the child starts");
     std::fs::remove_dir_all(&folder).expect("the folder goes");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -181,9 +187,12 @@ fn versions_differ_by_name_and_share_the_devices() {
 fn child_versions() {
     let stream = stream();
     let sixteen = half::bf16::from_f32(16.0).to_bits();
-    for (name, version) in
-        [("libcublasLt.so", 130_000), ("libcublasLt.so.12", 120_900), ("libcublasLt.so.13", 130_000)]
-    {
+    for (name, version) in [
+        ("libcublasLt.so", 130_000),
+        ("liblinked.so", 120_900),
+        ("libcublasLt.so.12", 120_900),
+        ("libcublasLt.so.13", 130_000),
+    ] {
         let lt = Lt::open(name);
         assert_eq!(lt.version(), version, "{name}");
         let (status, handle) = lt.create();

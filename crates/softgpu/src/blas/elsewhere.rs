@@ -1,6 +1,6 @@
 //! Copies of the library. Links to one file are one library to the loader, which reports the name
 //! under which it was loaded first; so the names with a version are copies of the file, whose
-//! cublasLt tells by its own name which one it is, and forwards calls to the one beside
+//! cublasLt tells by its file's name which one it is, and forwards calls to the one beside
 //! `libcuda.so`, which has the devices.
 
 use crate::driver::settings::variable;
@@ -13,7 +13,7 @@ use std::sync::OnceLock;
 /// The versions of `libcublasLt.so`, `.so.12` and `.so.13`.
 const DEFAULT_VERSIONS: [usize; 3] = [130_000, 120_900, 130_000];
 
-/// The file of this copy, by the name under which it was loaded first.
+/// The file of this copy.
 fn own_file() -> Option<PathBuf> {
     // SAFETY: all fields of a `Dl_info` are pointers, which may be null.
     let mut info: libc::Dl_info = unsafe { std::mem::zeroed() };
@@ -24,7 +24,8 @@ fn own_file() -> Option<PathBuf> {
     }
     // SAFETY: the loader's string, which lives as long as the library, and so as this code.
     let name = unsafe { CStr::from_ptr(info.dli_fname) };
-    Some(PathBuf::from(OsStr::from_bytes(name.to_bytes())))
+    // A link to a copy is that copy.
+    PathBuf::from(OsStr::from_bytes(name.to_bytes())).canonicalize().ok()
 }
 
 /// The major version in the name `libcublasLt.so.12`.

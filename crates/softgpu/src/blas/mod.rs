@@ -6,8 +6,17 @@
 
 pub mod algorithm;
 mod api;
+mod descriptors;
 mod elsewhere;
 pub mod gemm;
+mod status;
 
 pub use algorithm::Algorithm;
 pub use api::*;
+pub use descriptors::{
+    Description, Layout, Preference, cublasLtMatmulDescCreate, cublasLtMatmulDescDestroy,
+    cublasLtMatmulDescSetAttribute, cublasLtMatmulPreferenceCreate, cublasLtMatmulPreferenceDestroy,
+    cublasLtMatmulPreferenceSetAttribute, cublasLtMatrixLayoutCreate, cublasLtMatrixLayoutDestroy,
+    cublasLtMatrixLayoutSetAttribute,
+};
+pub use status::LtStatus;
