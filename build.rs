@@ -150,10 +150,7 @@ impl Nvcc {
     fn ask(path: PathBuf) -> Result<Self, String> {
         let version = output_of(&path, "--version")?;
         let release = release_of(&version).ok_or("does not print its version")?;
-        let ((major, minor), (major_min, minor_min)) = (release, NVCC_MIN);
-        if release < NVCC_MIN {
-            return Err(format!("is of CUDA {major}.{minor}, but {major_min}.{minor_min} is needed"));
-        }
+        check_release(release)?;
         let codes = output_of(&path, "--list-gpu-code")?;
         Ok(Self { path, version, release, codes })
     }
@@ -194,6 +191,15 @@ fn output_of(nvcc: &Path, argument: &str) -> Result<String, String> {
     let output =
         Command::new(nvcc).arg(argument).output().map_err(|error| format!("cannot be run: {error}"))?;
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Refuses releases before the first that was tried.
+fn check_release(release: Release) -> Result<(), String> {
+    let ((major, minor), (major_min, minor_min)) = (release, NVCC_MIN);
+    if release < NVCC_MIN {
+        return Err(format!("is of CUDA {major}.{minor}, but {major_min}.{minor_min} is needed"));
+    }
+    Ok(())
 }
 
 /// The release in the output of `nvcc --version`: `..., release 13.0, ...`.
@@ -329,7 +335,11 @@ impl Build {
         let report = String::from_utf8_lossy(&output.stderr);
         if !output.status.success() {
             let stdout = String::from_utf8_lossy(&output.stdout);
-            return Err(format!("nvcc failed on kernels/{source} ({})\n{stdout}{report}", output.status));
+            let hint = hint_for(&report);
+            return Err(format!(
+                "nvcc failed on kernels/{source} ({})\n{stdout}{report}{hint}",
+                output.status
+            ));
         }
         if !architectures.is_empty() {
             check_report(&source, &report)?;
@@ -371,6 +381,17 @@ impl Build {
         }
         let path = self.out.join("fatbins.rs");
         fs::write(&path, table + "]\n").map_err(|error| format!("cannot write {}: {error}", path.display()))
+    }
+}
+
+/// A hint for a failure of nvcc, where there is one.
+fn hint_for(report: &str) -> &'static str {
+    match report.contains("unsupported GNU version") {
+        true => {
+            "\n\nhint: this nvcc takes older compilers only: name one, such as NVCC_PREPEND_FLAGS='-ccbin g++-13'; or \
+             another nvcc with NVCC, such as that of `make cuda-toolchain`, which is in target/cuda"
+        }
+        false => "",
     }
 }
 

@@ -22,8 +22,8 @@ constexpr int HIDDEN_MAX = 16384;
 // Words of residual and delta each, and of the weight, that a thread asks for before it uses the first of them; where
 // there is no delta, all of the residual. That is 64 bytes a thread, 64 KiB a multiprocessor with the 4 blocks that the
 // registers are limited for: memory needs 32 to 64 KiB in flight to be kept busy. With twice as many they would not do.
-constexpr int AHEAD = 2;
-constexpr int WEIGHTS_AHEAD = 4;
+constexpr int DELTA_BATCH = 2;
+constexpr int WEIGHT_BATCH = 4;
 
 // 16 bytes of the residual stream as they lie in memory, and as many values of weight or out.
 template <typename R> struct Word;
@@ -129,27 +129,27 @@ add_rms_norm(R *residual, const R *delta, int parts, const T *weight, T *out, in
   W kept[Steps<R>::MAX];
   const float squares = parts == 0
                             ? take_row<Steps<R>::MAX, false>(kept, steps, residual + row, delta, 0, part_stride)
-                            : take_row<AHEAD, true>(kept, steps, residual + row, delta + row, parts, part_stride);
+                            : take_row<DELTA_BATCH, true>(kept, steps, residual + row, delta + row, parts, part_stride);
 
-  typename W::Weights weights[WEIGHTS_AHEAD];
+  typename W::Weights weights[WEIGHT_BATCH];
   const auto load_weights = [&](int start) {
 #pragma unroll
-    for (int step = start; step < start + WEIGHTS_AHEAD; ++step) {
+    for (int step = start; step < start + WEIGHT_BATCH; ++step) {
       if (!steps.has(step)) break;
       weights[step - start] = __ldg(reinterpret_cast<const typename W::Weights *>(weight + steps.column(step)));
     }
   };
-  load_weights(0); // ahead of the barrier
+  load_weights(0); // before the barrier
   const float mean = __fdiv_rn(block_sum(squares, scratch), static_cast<float>(hidden));
   const float scale = __frcp_rn(__fsqrt_rn(mean + eps));
 
 #pragma unroll
   for (int step = 0; step < Steps<R>::MAX; ++step) {
     if (!steps.has(step)) break;
-    if (step > 0 && step % WEIGHTS_AHEAD == 0) load_weights(step);
+    if (step > 0 && step % WEIGHT_BATCH == 0) load_weights(step);
     float values[VALUES], factors[VALUES];
     kept[step].unpack(values);
-    W::unpack(weights[step % WEIGHTS_AHEAD], factors);
+    W::unpack(weights[step % WEIGHT_BATCH], factors);
 #pragma unroll
     for (int i = 0; i < VALUES; i += 2) {
       const float2 normed = round2<T>(values[i] * scale, values[i + 1] * scale);

@@ -9,7 +9,7 @@
 //               occurs, from the tables -> memory bound
 //   tiers       sm75 (f16), sm80+ (bf16)
 //
-// A block waits for its position before it asks for q and k. Asking for those of a thread's first pairs ahead of it was
+// A block waits for its position before it asks for q and k. Asking for those of a thread's first pairs before it was
 // tried: 40 registers instead of 32, so 6 blocks on a multiprocessor instead of 8 on sm_80, 90 and 100. That costs more
 // bytes in flight than the saved latency is worth (by ptxas' report of November 2026; not measured).
 #include "storage.cuh"

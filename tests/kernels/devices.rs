@@ -1,4 +1,4 @@
-//! What differs between hardware and the software GPU, or between drivers: how many blocks a
+//! Tests of what hardware and drivers may do in their own way: how many blocks a
 //! multiprocessor holds, when kernels are loaded, and how long sums in tensor cores drift.
 
 use kudos::Sharing;
@@ -10,7 +10,7 @@ use kudos::internals::backend::cuda::ops::{
 use crate::attention::{Queries, heads, naive, pack, qkv_rows, try_run, width};
 use crate::launches::Counters;
 use crate::numbers::{Random, bits, half_ulp, tables, upload_raw};
-use crate::{AttentionTest, Gpu};
+use crate::{AttentionTest, Gpu, sectors};
 
 /// Tests of every attention kernel.
 pub(crate) const TESTS: &[AttentionTest] =
@@ -25,7 +25,7 @@ pub(crate) const ALONE: &[crate::Test] =
     &[("kernels_take_no_memory_at_their_first_launch", kernels_take_no_memory_at_their_first_launch)];
 
 /// Tests that need the software GPU's counts.
-pub(crate) const COUNTED: &[(&str, fn(&Gpu, Counters))] =
+pub(crate) const COUNTED: &[sectors::Test] =
     &[("every_kernel_is_loaded_with_the_others", every_kernel_is_loaded_with_the_others)];
 
 fn has_as_many_blocks_together_as_the_table_has(gpu: &Gpu, kernel: &'static AttentionKernel) {

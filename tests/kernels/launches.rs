@@ -152,7 +152,7 @@ impl Counters {
     }
 }
 
-/// What a function of the driver writes.
+/// The text that a function of the driver writes.
 fn text_of(json: Json) -> Vec<u8> {
     // SAFETY: a null pointer requests the length only.
     let mut text = vec![0_u8; 1 + unsafe { json(std::ptr::null_mut(), 0) }];

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use super::{
-    ARCHITECTURES, Build, Kernel, NVCC_MIN, Nvcc, PTX, check_report, find_nvcc, is_exact, release_of,
+    ARCHITECTURES, Build, Kernel, NVCC_MIN, Nvcc, PTX, check_release, check_report, find_nvcc, hint_for,
+    is_exact, release_of,
 };
 
 fn kernel(stem: &str) -> Kernel {
@@ -79,12 +80,25 @@ fn architectures_are_those_that_the_compiler_knows() {
 fn a_compiler_that_is_no_nvcc_or_too_old_is_refused() {
     assert_eq!(release_of("Cuda compilation tools, release 11.8, V11.8.89"), Some((11, 8)));
     assert_eq!(release_of("gcc (Debian) 12.2.0"), None);
-    assert!((11, 8) < NVCC_MIN && (12, 3) < NVCC_MIN && (12, 8) > NVCC_MIN && (13, 0) > NVCC_MIN);
+    for (release, text) in [((11, 8), "11.8"), ((12, 3), "12.3")] {
+        let error = check_release(release).unwrap_err();
+        assert_eq!(error, format!("is of CUDA {text}, but 12.4 is needed"));
+    }
+    for release in [(12, 4), (12, 8), (13, 0), (14, 0)] {
+        check_release(release).unwrap();
+    }
     // A program that prints something else, and none at all.
-    let other = Nvcc::ask("/bin/true".into()).unwrap_err();
+    let other = Nvcc::ask("true".into()).unwrap_err();
     assert_eq!(other, "does not print its version");
     let none = Nvcc::ask("/nonexistent/nvcc".into()).unwrap_err();
     assert!(none.starts_with("cannot be run"), "{none}");
+}
+
+#[test]
+fn a_host_compiler_that_is_too_new_gets_a_hint() {
+    let report = "host_config.h:143:2: error: #error -- unsupported GNU version! gcc versions later than 13 are not supported!";
+    assert!(hint_for(report).contains("NVCC_PREPEND_FLAGS='-ccbin g++-13'"));
+    assert_eq!(hint_for("rope.cu(3): error: expected a \";\""), "");
 }
 
 const ENTRY: &str =

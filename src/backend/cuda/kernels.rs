@@ -189,10 +189,11 @@ impl AttentionKernel {
             && self.shared_bytes <= device.shared_bytes_max
     }
 
-    /// Whether as many blocks as should be on a multiprocessor together find room in its shared
-    /// memory.
+    /// Whether the shared memory of a multiprocessor is enough for as many blocks as should be on it
+    /// together. For one that fits it always is.
     pub fn shares(&self, device: &DeviceInfo) -> bool {
-        self.blocks * (self.shared_bytes + device.shared_bytes_reserved) <= device.shared_bytes_sm
+        let bytes = self.blocks * (self.shared_bytes + device.shared_bytes_reserved);
+        self.blocks == 1 || bytes <= device.shared_bytes_sm
     }
 
     /// The best kernel that fits, of those whose blocks share a multiprocessor as they should.
@@ -424,23 +425,23 @@ mod tests {
 
     #[test]
     fn blocks_share_a_multiprocessor_with_what_the_driver_keeps() {
-        let shares = |kib: usize, blocks, device: &DeviceInfo| {
+        let shares = |half_kib: usize, blocks, device: &DeviceInfo| {
             let kernel = AttentionKernel {
-                shared_bytes: kib * KIB / 2,
+                shared_bytes: half_kib * KIB / 2,
                 blocks,
                 ..tensor("", "", ActivationFormat::F16, (64, 128, 64, 2, 1))
             };
             kernel.shares(device)
         };
-        // In halves of a KiB. Two blocks of 49 KiB and 1 KiB each fill the 100 KiB of an RTX 30,
-        // whose blocks may have 99; two of 49.5 do not fit, although they would without it.
+        // Two blocks of 49 KiB and 1 KiB each fill the 100 KiB of an RTX 30, whose blocks may have
+        // 99; two of 49.5 do not fit, although they would without it.
         let rtx30 = device((8, 6), 99);
         assert!(shares(98, 2, &rtx30) && !shares(99, 2, &rtx30));
-        // Three of 32 KiB and 1 KiB fit into those 100, although they are more than 99 in all.
-        assert!(shares(64, 3, &rtx30) && !shares(65, 3, &rtx30));
-        // Turing keeps nothing: two blocks of 32 KiB, or one of 64.
+        // Turing keeps nothing: two blocks of 32 KiB, or one of 64, which a driver that keeps
+        // something must not take away.
         let turing = device((7, 5), 64);
-        assert!(shares(64, 2, &turing) && shares(128, 1, &turing) && !shares(65, 2, &turing));
+        assert!(shares(64, 2, &turing) && !shares(65, 2, &turing));
+        assert!(shares(128, 1, &DeviceInfo { shared_bytes_reserved: KIB, ..turing }));
     }
 
     #[test]

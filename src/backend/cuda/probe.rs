@@ -75,7 +75,7 @@ pub struct DeviceInfo {
     pub has_clock: bool,
 }
 
-/// What a machine has.
+/// The GPUs of a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// The GPUs that this build has kernels for, in the order of their numbers: at least one.
