@@ -86,7 +86,8 @@ pub unsafe extern "C" fn softgpu_calls_json(buffer: *mut c_char, length: usize) 
 /// Allocated memory, as one JSON object: `pinned_bytes` on the host, and of each device
 /// `live_bytes` and `allocations` not freed, `peak_bytes`, `reclaimed_bytes` that only the last
 /// release of a context freed (both over the process), `context_references` of the program, and
-/// whether a library holds the context, and `library_bytes` that libraries have taken. Returns and writes as [`softgpu_counters_json`] does.
+/// whether a library holds the context, and `library_bytes` that libraries have taken. Returns and
+/// writes as [`softgpu_counters_json`] does.
 ///
 /// # Safety
 /// `buffer` is null or holds `length` bytes.

@@ -35,20 +35,20 @@ type Setter<T> = unsafe extern "C" fn(*mut T, c_uint, *const c_void, usize) -> L
 
 /// Sets an attribute to a value, given as that many bytes.
 fn set<T, V>(function: Setter<T>, object: *mut T, attribute: c_uint, value: V, bytes: usize) -> u32 {
-    let mut room = [0u8; 16];
-    assert!(size_of::<V>() <= room.len() && bytes <= room.len());
-    // SAFETY: the room has as many bytes as the value; the object lives, and the value that is read
-    // lies in the room.
+    let mut value_bytes = [0u8; 16];
+    assert!(size_of::<V>() <= value_bytes.len() && bytes <= value_bytes.len());
+    // SAFETY: the array has as many bytes as the value; the object lives, and the value that is
+    // read lies in the array.
     unsafe {
-        room.as_mut_ptr().cast::<V>().write_unaligned(value);
-        function(object, attribute, room.as_ptr().cast(), bytes)
+        value_bytes.as_mut_ptr().cast::<V>().write_unaligned(value);
+        function(object, attribute, value_bytes.as_ptr().cast(), bytes)
     }
 }
 
 /// The descriptors of D [m, n] = A [m, k] * B [k, n] in f32, columns contiguous.
 struct Problem {
     desc: *mut Description,
-    /// Of A, B, and both C and D.
+    /// A, B, and both C and D.
     layouts: [*mut Layout; 3],
     preference: *mut Preference,
 }
@@ -88,7 +88,8 @@ impl Problem {
         let [a, b, d] = self.layouts;
         let mut results = [const { std::mem::MaybeUninit::<HeuristicResult>::uninit() }; 16];
         let mut count: c_int = 0;
-        // SAFETY: the descriptors live; there is room for 16 results, of which `count` are written.
+        // SAFETY: the descriptors live; there is memory for 16 results, of which `count` are
+        // written.
         unsafe {
             let first = results.as_mut_ptr().cast();
             let preference = self.preference;
@@ -200,7 +201,7 @@ fn attributes_of_a_wrong_size_are_refused() {
     };
     assert_eq!((get(ID, 4), get(ID, 8)), ((0, 4), (INVALID_VALUE, 0)));
     assert_eq!((get(INNER_SHAPE, 2), get(INNER_SHAPE, 4)), ((0, 2), (INVALID_VALUE, 0)));
-    // Without room for a value, its size.
+    // Without memory for a value, its size.
     assert_eq!((get(ID, 0), get(INNER_SHAPE, 0)), ((0, 4), (0, 2)));
 }
 

@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Gpu, assert_passed, child};
-use softgpu::driver::{launch::*, stream::*, version::*};
+use softgpu::driver::{entry_points::*, launch::*, stream::*, version::*};
 use std::ffi::{CString, c_void};
 use std::os::unix::process::ExitStatusExt;
 

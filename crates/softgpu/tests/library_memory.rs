@@ -185,12 +185,12 @@ fn communicators_take_memory_when_made_and_when_first_used() {
 
 #[test]
 fn libraries_that_do_not_fit_say_so() {
-    assert_passed(&child("child_without_room", &[("SOFTGPU_LIBRARY_MIB", "100,20,60.5")]));
+    assert_passed(&child("child_without_memory", &[("SOFTGPU_LIBRARY_MIB", "100,20,60.5")]));
 }
 
 #[test]
 #[ignore = "runs in a child process, started by libraries_that_do_not_fit_say_so"]
-fn child_without_room() {
+fn child_without_memory() {
     let gpu = Gpu::new();
     let data = gpu.upload(&[1.0f32.to_bits()]);
     let most = gpu.allocate(157 * MIB);
@@ -217,7 +217,7 @@ fn child_without_room() {
     assert_eq!((result, state(comm)), (IN_PROGRESS, UNHANDLED_CUDA_ERROR));
     assert_eq!(ncclCommAbort(comm), 0);
     assert_eq!(cuMemFree_v2(most), 0);
-    // There is room for a communicator, and none for its connections.
+    // There is memory for a communicator, and none for its connections.
     let most = gpu.allocate(136 * MIB);
     let (result, comm) = join(unique_id(), 1, 0, &BLOCKING);
     assert_eq!(result, 0);

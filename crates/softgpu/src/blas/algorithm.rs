@@ -23,7 +23,7 @@ pub struct Algorithm {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Aligned {
-    /// Of A, B, C and D.
+    /// A, B, C and D.
     pub(super) matrices: [u16; 4],
     pub(super) bias: u16,
     unused: [u16; 3],
@@ -76,7 +76,7 @@ pub(super) struct Size {
     pub(super) rows: usize,
     pub(super) columns: usize,
     pub(super) k: usize,
-    /// Of the device.
+    /// Multiprocessors of the device.
     pub(super) multiprocessors: usize,
 }
 
@@ -162,7 +162,7 @@ impl Algorithm {
         ALGORITHMS.len() as u64 > self.id && *self == made(self.id)
     }
 
-    /// What the heuristic was promised of the operands.
+    /// The alignments that the heuristic was promised.
     pub(super) fn aligned(&self) -> Aligned {
         self.aligned
     }

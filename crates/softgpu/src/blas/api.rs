@@ -377,8 +377,8 @@ fn keeps_promises(gemm: &Gemm, aligned: Aligned) -> Result<(), String> {
     Ok(())
 }
 
-/// Loads an algorithm's kernels at its first use on the device, which takes memory and waits for all
-/// that the device has to do.
+/// Loads an algorithm's kernels at its first use on the device, which takes memory and waits for
+/// all that the device has to do.
 ///
 /// # Errors
 /// Out of memory, and the device's sticky error, which that of a collective whose other ranks do

@@ -49,9 +49,9 @@ pub struct Description {
 }
 
 impl Description {
-    /// The alignment of the bias, from which a heuristic concludes on that of later ones. One that is
-    /// null counts as fully aligned to the real library, which is reported once, and promises nothing
-    /// here.
+    /// The alignment of the bias, from which a heuristic concludes on that of later ones. One that
+    /// is null counts as fully aligned to the real library, which is reported once, and promises
+    /// nothing here.
     pub(super) fn bias_alignment(&self) -> u16 {
         static REPORTED: Once = Once::new();
         if self.bias == 0 {

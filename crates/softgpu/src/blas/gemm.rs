@@ -76,7 +76,7 @@ pub struct Gemm {
     pub workspace: Option<(u64, usize)>,
 }
 
-/// What the workspace holds afterwards: NaN in every format.
+/// Every byte of the workspace afterwards: NaN in every format.
 const WORKSPACE_BYTE: u8 = 0xFF;
 
 impl Matrix {

@@ -1,8 +1,8 @@
-//! A shadow of global memory during a launch: which block last wrote each 4-byte word. Blocks run in
-//! any order on hardware, so one that reads or writes what another one wrote is a race. Here they
-//! run one after another, which would hide it.
+//! A shadow of global memory during a launch: which block last wrote each 4-byte word. Blocks run
+//! in any order on hardware, so one that reads or writes what another one wrote is a race. Here
+//! they run one after another, which would hide it.
 
-use super::memory::Access;
+use super::access::Access;
 use crate::check::Violation;
 
 /// Words of a page, which exists from the first write on.
@@ -55,8 +55,8 @@ pub(super) struct BlockShadow {
 }
 
 impl BlockShadow {
-    /// Checks an access of the block that runs, and notes a write. Of two blocks that write different
-    /// bytes of a word the later one is remembered, which misses races and invents none.
+    /// Checks an access of the block that runs, and notes a write. Of two blocks that write
+    /// different bytes of a word the later one is remembered, which misses races and invents none.
     ///
     /// # Errors
     /// A race.

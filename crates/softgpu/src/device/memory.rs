@@ -4,6 +4,7 @@
 //! A device pointer is a host address. Addresses are never reused, so every freed one is
 //! recognised.
 
+use super::access::Access;
 use super::blocks::{BlockClock, BlockShadow};
 use super::counters::Counters;
 use crate::check::Violation;
@@ -16,14 +17,6 @@ const RESERVED_BYTES: usize = 2 << 40;
 const GAP_BYTES: usize = 64 << 10;
 const PAGE_BYTES: usize = 4096;
 const SECTOR_SHIFT: usize = 5;
-
-/// Reading or writing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum Access {
-    Read,
-    Write,
-}
 
 struct Allocation {
     base: usize,

@@ -1,8 +1,10 @@
 //! A device's memory and its counters.
 
+mod access;
 mod blocks;
 mod counters;
 mod memory;
 
+pub use access::Access;
 pub use counters::{Counters, Launch};
-pub use memory::{Access, DeviceMemory, Reservation};
+pub use memory::{DeviceMemory, Reservation};

@@ -1,6 +1,7 @@
 //! `cuInit`, devices, contexts, error texts.
 
 use super::calls::called;
+use super::limits::{limits, reserved};
 use super::status::{self, Status};
 use super::wait::drain_all;
 use super::world::{initialise, world};
@@ -107,21 +108,6 @@ pub unsafe extern "C" fn cuDeviceGetAttribute(
         // SAFETY: the caller's out parameter.
         unsafe { store(value, found) }
     }))
-}
-
-/// Opt-in shared memory of a block, SMs, threads of an SM.
-pub(super) fn limits(cc: u32) -> (c_int, c_int, c_int) {
-    match cc {
-        75 => (64 << 10, 40, 1024),
-        80 => (163 << 10, 108, 2048),
-        86 => (99 << 10, 84, 1536),
-        _ => (227 << 10, 132, 2048),
-    }
-}
-
-/// Shared memory of an SM that the driver keeps of each block's.
-pub(super) fn reserved(cc: u32) -> c_int {
-    if cc < 80 { 0 } else { 1024 }
 }
 
 fn attribute_of(cc: u32, attribute: c_uint) -> Option<c_int> {

@@ -1,7 +1,7 @@
 //! Modules, functions, launches.
 
 use super::calls::called;
-use super::context::{limits, reserved};
+use super::limits::{limits, reserved};
 use super::op::Op;
 use super::status::Status;
 use super::version::{driver_version, ptx_version_max};

@@ -6,7 +6,9 @@
 
 pub(crate) mod calls;
 pub mod context;
+pub mod entry_points;
 pub mod launch;
+mod limits;
 pub mod memory;
 pub mod op;
 pub mod queue;

@@ -1,6 +1,6 @@
 //! Settings, read from the environment once.
 
-use super::context::limits;
+use super::limits::limits;
 
 const DEFAULT_CC: u32 = 80;
 const DEFAULT_MEMORY_GIB: f64 = 16.0;
@@ -14,7 +14,7 @@ pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-/// What ends the fault of a device.
+/// The end of a device's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sticky {
     /// The end of the process, as on hardware.

@@ -78,20 +78,20 @@ pub(crate) fn drain(device: Device, stream: usize) -> Result<Device, Status> {
     ran.map(|()| device)
 }
 
-/// Appends a kernel, or a library's kernels, once there is room; with `CUDA_LAUNCH_BLOCKING=1` it
-/// runs now.
+/// Appends a kernel, or a library's kernels, once its stream has a place; with
+/// `CUDA_LAUNCH_BLOCKING=1` it runs now.
 ///
 /// # Errors
 /// As [`DeviceState::push`] and [`drain`].
 pub(crate) fn push_launch(device: Device, stream: usize, op: Op) -> Result<(), Status> {
-    let mut device = with_room(device, stream)?;
+    let mut device = with_place(device, stream)?;
     device.push(stream, op)?;
     if world()?.settings.launch_blocking { drain(device, stream).map(|_| ()) } else { Ok(()) }
 }
 
-/// Waits until a stream has room for a launch: where it is full, until its first one has run, which a
-/// collective may delay for as long as its other ranks do not come.
-fn with_room(mut device: Device, stream: usize) -> Result<Device, Status> {
+/// Waits until a stream has a place for a launch: where it is full, until its first one has run,
+/// which a collective may delay for as long as its other ranks do not come.
+fn with_place(mut device: Device, stream: usize) -> Result<Device, Status> {
     loop {
         let s = device.streams.get(&stream).ok_or(Status::InvalidHandle)?;
         if s.launches < LAUNCHES_MAX {

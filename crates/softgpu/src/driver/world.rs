@@ -25,7 +25,7 @@ pub struct Function {
     pub carveout_percent: i32,
 }
 
-/// What cublasLt has loaded on a device, as memory that it takes and keeps.
+/// Memory that cublasLt has taken on a device and keeps.
 #[derive(Debug, Default)]
 pub struct Cublas {
     /// The library.
@@ -95,8 +95,8 @@ impl DeviceState {
         (self.index + 1) << HANDLE_SHIFT | self.next << 4
     }
 
-    /// Ends what ends with the program's last reference to the primary context. A fault remains, and
-    /// where a library holds the context, all that the program has not freed remains, too.
+    /// Ends what ends with the program's last reference to the primary context. A fault remains,
+    /// and where a library holds the context, all that the program has not freed remains, too.
     pub fn release(&mut self, sticky: Sticky) {
         if sticky == Sticky::Context || self.error_lasts == Lasts::Context {
             self.error = None;

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What `ncclGetLastError` returns where no more is known.
+/// Text of `ncclGetLastError` where no more is known.
 const DETAILS_ON_STDERR: &CStr = c"softgpu printed the details on stderr";
 
 static LAST_ERROR: Mutex<&CStr> = Mutex::new(DETAILS_ON_STDERR);

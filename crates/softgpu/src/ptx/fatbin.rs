@@ -11,7 +11,7 @@ const COMPRESSED: u64 = 0xA000;
 /// type, its name. The description holds 16-bit numbers: a version, an architecture, the toolkit.
 const CUINFO: &[u8] = b"\x0C\0\0\0\x08\0\0\0\xE8\x03\0\0NVIDIA Corp\0";
 
-/// What an image holds for a device.
+/// The code that an image holds for a device.
 #[derive(Clone, Debug)]
 pub struct Image {
     /// The PTX text that is interpreted.
