@@ -46,13 +46,17 @@ impl Head {
 
 /// Reads the head from `architectures`. The two heads give different rewards, and a checkpoint can
 /// hold the tensors of both: a config that names neither is refused.
-pub(super) fn head(fields: &Fields, vocab: usize) -> Result<Head> {
-    const HINT: &str = "set \"architectures\": [\"LlamaForCausalLM\"] when the reward is logit 0 of the last token, \
-                        [\"LlamaForSequenceClassification\"] when it comes from `score.weight`";
+/// The family's classes begin with `classes`.
+pub(super) fn head(fields: &Fields, classes: &str, vocab: usize) -> Result<Head> {
+    let hint = format!(
+        "set \"architectures\": [\"{classes}ForCausalLM\"] when the reward is logit 0 of the last token, \
+         [\"{classes}ForSequenceClassification\"] when it comes from `score.weight`"
+    );
     let names = fields.texts("architectures")?;
-    match names.as_slice() {
-        ["LlamaForCausalLM"] => Ok(Head::LogitZero { tied: fields.flag("tie_word_embeddings")? }),
-        ["LlamaForSequenceClassification"] => {
+    let kinds: Vec<&str> = names.iter().map(|name| name.strip_prefix(classes).unwrap_or_default()).collect();
+    match kinds.as_slice() {
+        ["ForCausalLM"] => Ok(Head::LogitZero { tied: fields.flag("tie_word_embeddings")? }),
+        ["ForSequenceClassification"] => {
             let named = labels(fields)?;
             Ok(Head::Score {
                 labels: named.unwrap_or(LABELS_DEFAULT),
@@ -62,17 +66,18 @@ pub(super) fn head(fields: &Fields, vocab: usize) -> Result<Head> {
         }
         [] => {
             let message = "`architectures` is missing, which names the head that computes the reward";
-            Err(fields.error(ErrorKind::Config, message).with_hint(HINT))
+            Err(fields.error(ErrorKind::Config, message).with_hint(hint))
         }
-        [other] => {
+        [_] => {
             let message = format!(
-                "architecture `{other}` is not implemented (`LlamaForCausalLM` and `LlamaForSequenceClassification` are)"
+                "architecture `{}` is not implemented (`{classes}ForCausalLM` and `{classes}ForSequenceClassification` are)",
+                names[0]
             );
             Err(fields.error(ErrorKind::Unsupported, message))
         }
         several => {
             let message = format!("`architectures` names {} classes, expected one", several.len());
-            Err(fields.error(ErrorKind::Config, message).with_hint(HINT))
+            Err(fields.error(ErrorKind::Config, message).with_hint(hint))
         }
     }
 }

@@ -1,8 +1,9 @@
 //! `config.json` -> [`ModelConfig`]: every field that changes the reward, and nothing else.
 //!
-//! Defaults and spellings are those of transformers 5.23 (`LlamaConfig`), which also reads files of
-//! transformers 4 (`rope_scaling`, a top-level `rope_theta`). Three rules decide about everything
-//! else in the file:
+//! Defaults and spellings are those of transformers 5.23 (`LlamaConfig` and its like), which also
+//! reads files of transformers 4 (`rope_scaling`, a top-level `rope_theta`). Families of models
+//! differ in a few of them ([`architecture`]). Three rules decide about everything else in the
+//! file:
 //!
 //! - a field that is read is checked: type, range, and that it agrees with the others. Two
 //!   spellings that contradict each other are refused, although transformers would silently prefer
@@ -17,9 +18,11 @@
 //! stay below 2^63: arithmetic on a parsed `ModelConfig` cannot overflow `usize` on a 64-bit
 //! machine.
 
+mod architecture;
 mod fields;
 mod generation;
 mod head;
+mod limits;
 mod rope;
 mod unsupported;
 
@@ -29,23 +32,17 @@ use serde_json::{Map, Value};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::read_text;
+use architecture::Architecture;
 use fields::Fields;
+use limits::{HEAD_DIM_MAX, Q_WIDTH_MAX};
 
+pub use architecture::Biases;
 pub use generation::generation_warnings;
 pub use head::Head;
 pub use rope::{Rope, RopeScaling};
 
 /// The largest `config.json` that is read. Real ones have a few kilobytes.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
-
-const HIDDEN_MAX: usize = 1 << 20;
-const LAYERS_MAX: usize = 1 << 12;
-const HEADS_MAX: usize = 1 << 16;
-const HEAD_DIM_MAX: usize = 1 << 13;
-const Q_WIDTH_MAX: usize = 1 << 24;
-const FFN_MAX: usize = 1 << 24;
-const VOCAB_MAX: usize = 1 << 28;
-const TOKENS_MAX: usize = (1 << 31) - 1;
 
 /// A model's checked `config.json`. Sizes are those of the whole model, not of one rank.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,10 +67,8 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// The longest sequence that the model was trained for (`max_position_embeddings`).
     pub max_tokens: usize,
-    /// True if q, k, v and o have biases.
-    pub attention_bias: bool,
-    /// True if gate, up and down have biases.
-    pub mlp_bias: bool,
+    /// The linear layers that have biases.
+    pub biases: Biases,
     /// The head that computes the reward.
     pub head: Head,
 }
@@ -120,27 +115,27 @@ impl ModelConfig {
                 .at(file.display())
         })?;
         let fields = Fields::new(&values, file);
-        refuse_other_models(&fields)?;
-        unsupported::refuse_unimplemented(&fields)?;
+        let family = Architecture::of(&fields)?;
+        unsupported::refuse_unimplemented(&fields, family)?;
 
-        let hidden = fields.count("hidden_size", Some(4096), HIDDEN_MAX)?;
-        let q_heads = fields.count("num_attention_heads", Some(32), HEADS_MAX)?;
-        let vocab = fields.count("vocab_size", Some(32000), VOCAB_MAX)?;
-        let max_tokens = fields.count("max_position_embeddings", Some(2048), TOKENS_MAX)?;
+        let hidden = family.hidden(&fields)?;
+        let q_heads = family.q_heads(&fields)?;
+        let vocab = family.vocab(&fields)?;
+        let max_tokens = family.max_tokens(&fields)?;
+        unsupported::refuse_windows(&fields, family.window(&fields)?, max_tokens)?;
         Ok(Self {
             hidden,
-            layers: fields.count("num_hidden_layers", Some(32), LAYERS_MAX)?,
+            layers: family.layers(&fields)?,
             q_heads,
-            kv_heads: kv_heads(&fields, q_heads)?,
-            head_dim: head_dim(&fields, hidden, q_heads)?,
-            ffn: fields.count("intermediate_size", Some(11008), FFN_MAX)?,
+            kv_heads: family.kv_heads(&fields, q_heads)?,
+            head_dim: head_dim(&fields, family, hidden, q_heads)?,
+            ffn: family.ffn(&fields)?,
             vocab,
             rms_norm_eps: rms_norm_eps(&fields)?,
             rope: rope::rope(&fields, max_tokens)?,
             max_tokens,
-            attention_bias: fields.flag("attention_bias")?,
-            mlp_bias: fields.flag("mlp_bias")?,
-            head: head::head(&fields, vocab)?,
+            biases: family.biases(&fields)?,
+            head: head::head(&fields, family.classes, vocab)?,
         })
     }
 
@@ -158,8 +153,7 @@ impl ModelConfig {
             rms_norm_eps: 1e-5,
             rope: Rope { theta: 1e4, scaling: RopeScaling::Default },
             max_tokens: 128,
-            attention_bias: false,
-            mlp_bias: false,
+            biases: Biases { qkv: false, o: false, mlp: false },
             head: Head::LogitZero { tied: false },
         }
     }
@@ -183,34 +177,13 @@ impl ModelConfig {
     }
 }
 
-fn refuse_other_models(fields: &Fields) -> Result<()> {
-    match fields.text("model_type")? {
-        Some("llama") => Ok(()),
-        Some(other) => Err(fields
-            .error(ErrorKind::Unsupported, format!("model_type `{other}` is not implemented (`llama` is)"))),
-        None => Err(fields
-            .error(ErrorKind::Config, "`model_type` is missing")
-            .with_hint("a config.json of transformers says \"model_type\": \"llama\"")),
-    }
-}
-
-fn kv_heads(fields: &Fields, q_heads: usize) -> Result<usize> {
-    if fields.is_null("num_key_value_heads") {
-        return Ok(q_heads);
-    }
-    let kv_heads = fields.count("num_key_value_heads", None, HEADS_MAX)?;
-    if !q_heads.is_multiple_of(kv_heads) {
-        return Err(fields.error(
-            ErrorKind::Config,
-            format!("`num_key_value_heads` {kv_heads} does not divide `num_attention_heads` {q_heads}"),
-        ));
-    }
-    Ok(kv_heads)
-}
-
 /// Rotary embedding pairs the two halves of a head, so its width is even.
-fn head_dim(fields: &Fields, hidden: usize, q_heads: usize) -> Result<usize> {
-    let head_dim = if !fields.is_null("head_dim") {
+fn head_dim(fields: &Fields, family: &Architecture, hidden: usize, q_heads: usize) -> Result<usize> {
+    let names_it = match fields.value("head_dim") {
+        None => false,
+        Some(value) => !value.is_null() || !family.head_dim_null,
+    };
+    let head_dim = if names_it {
         fields.count("head_dim", None, HEAD_DIM_MAX)?
     } else if hidden.is_multiple_of(q_heads) {
         hidden / q_heads

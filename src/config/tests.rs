@@ -2,6 +2,7 @@
 
 use serde_json::json;
 
+use super::limits::*;
 use super::*;
 
 /// Llama-3.3-70B-Instruct, as transformers 4 wrote it.
@@ -83,8 +84,7 @@ fn the_70b_config_reads_the_same_in_both_spellings() {
         rms_norm_eps: 1e-5,
         rope: Rope { theta: 500_000.0, scaling: LLAMA3 },
         max_tokens: 131_072,
-        attention_bias: false,
-        mlp_bias: false,
+        biases: Biases::default(),
         head: Head::LogitZero { tied: false },
     };
     assert_eq!(parse(LLAMA_70B_V4).unwrap(), expected);
@@ -127,8 +127,7 @@ fn missing_fields_have_the_defaults_of_transformers() {
         rms_norm_eps: 1e-6,
         rope: Rope { theta: 10_000.0, scaling: RopeScaling::Default },
         max_tokens: 2048,
-        attention_bias: false,
-        mlp_bias: false,
+        biases: Biases::default(),
         head: Head::LogitZero { tied: false },
     };
     assert_eq!(parse_with(json!({})).unwrap(), expected);
@@ -180,7 +179,10 @@ fn rope_is_read_in_every_spelling() {
 #[test]
 fn unimplemented_fields_that_change_rewards_are_refused_by_name() {
     let cases = [
-        (json!({"model_type": "mistral"}), "model_type `mistral` is not implemented (`llama` is)"),
+        (
+            json!({"model_type": "gemma2"}),
+            "model_type `gemma2` is not implemented (`llama`, `mistral`, `qwen2` are)",
+        ),
         (
             json!({"architectures": ["LlamaForTokenClassification"]}),
             "architecture `LlamaForTokenClassification` is not implemented \
@@ -440,4 +442,128 @@ fn a_file_that_is_far_too_long_is_not_read_whole() {
     std::fs::File::create(&file).unwrap().set_len(1 << 40).unwrap();
     let error = ModelConfig::read(dir.path()).unwrap_err();
     assert_eq!(error.message(), "the file has more than 4194304 bytes");
+}
+
+/// Qwen2.5-7B-Instruct's config as a classifier's.
+fn qwen2(changes: Value) -> Value {
+    let mut config = json!({
+        "model_type": "qwen2", "architectures": ["Qwen2ForSequenceClassification"], "hidden_act": "silu",
+        "hidden_size": 3584, "intermediate_size": 18_944, "num_attention_heads": 28, "num_hidden_layers": 28,
+        "num_key_value_heads": 4, "max_position_embeddings": 32_768, "max_window_layers": 28,
+        "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "sliding_window": 131_072,
+        "tie_word_embeddings": false, "use_sliding_window": false, "vocab_size": 152_064,
+        "id2label": {"0": "LABEL_0"}, "pad_token_id": 151_643,
+    });
+    put(&mut config, changes);
+    config
+}
+
+/// Mistral-7B-Instruct-v0.3's config.
+fn mistral(changes: Value) -> Value {
+    let mut config = json!({
+        "model_type": "mistral", "architectures": ["MistralForCausalLM"], "hidden_act": "silu",
+        "hidden_size": 4096, "intermediate_size": 14_336, "num_attention_heads": 32, "num_hidden_layers": 32,
+        "num_key_value_heads": 8, "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5,
+        "rope_theta": 1_000_000.0, "sliding_window": null, "tie_word_embeddings": false, "vocab_size": 32_768,
+    });
+    put(&mut config, changes);
+    config
+}
+
+/// Sets fields; those that become `"absent"` are removed.
+fn put(config: &mut Value, changes: Value) {
+    let config = config.as_object_mut().unwrap();
+    for (name, value) in changes.as_object().unwrap() {
+        match value.as_str() {
+            Some("absent") => drop(config.remove(name)),
+            _ => drop(config.insert(name.clone(), value.clone())),
+        }
+    }
+}
+
+fn family(config: &Value) -> Result<ModelConfig> {
+    parse(&config.to_string())
+}
+
+#[test]
+fn qwen2_has_biases_on_q_k_and_v_alone() {
+    let config = family(&qwen2(json!({}))).unwrap();
+    assert_eq!(config.biases, Biases { qkv: true, o: false, mlp: false });
+    assert_eq!((config.head_dim, config.kv_heads, config.max_tokens), (128, 4, 32_768));
+    assert_eq!(config.head, Head::Score { labels: 1, labels_named: true, pad_token_id: Some(151_643) });
+    family(&qwen2(json!({"attention_bias": true}))).unwrap();
+    for (changes, message) in [
+        (json!({"attention_bias": false}), "`attention_bias` is false, which models of type `qwen2`"),
+        (json!({"mlp_bias": true}), "`mlp_bias` is true, which models of type `qwen2`"),
+    ] {
+        let error = family(&qwen2(changes)).unwrap_err();
+        assert!(error.message().starts_with(message), "{error}");
+    }
+}
+
+#[test]
+fn mistral_has_no_biases() {
+    let config = family(&mistral(json!({}))).unwrap();
+    assert_eq!((config.biases, config.head), (Biases::default(), Head::LogitZero { tied: false }));
+    let error = family(&mistral(json!({"attention_bias": true}))).unwrap_err();
+    assert!(error.message().starts_with("`attention_bias` is true, which models of type `mistral`"));
+}
+
+/// Checked against `MistralConfig()` and `Qwen2Config()` of transformers 5.23.0.
+#[test]
+fn absent_fields_have_the_defaults_of_their_family() {
+    let mistral_of = |changes| family(&mistral(changes));
+    let absent = mistral_of(json!({"num_key_value_heads": "absent", "max_position_embeddings": "absent"}));
+    let absent = absent.unwrap();
+    assert_eq!((absent.kv_heads, absent.max_tokens), (8, 131_072));
+    assert!(mistral_of(json!({"num_key_value_heads": null})).is_err());
+    let heads = json!({"num_attention_heads": 32, "hidden_size": 4096, "num_key_value_heads": "absent"});
+    assert_eq!(family(&qwen2(heads)).unwrap().kv_heads, 32);
+    assert_eq!(family(&qwen2(json!({"num_key_value_heads": null}))).unwrap().kv_heads, 28);
+    assert!(family(&qwen2(json!({"head_dim": null}))).is_err());
+    assert_eq!(mistral_of(json!({"head_dim": null})).unwrap().head_dim, 128);
+    // Published configs name their sizes, and defaults of sizes have changed with versions.
+    for name in ["hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size"]
+    {
+        for config in [qwen2(json!({name: "absent"})), mistral(json!({name: "absent"}))] {
+            let error = family(&config).unwrap_err();
+            assert!(error.message().starts_with(&format!("`{name}` is missing")), "{error}");
+        }
+    }
+}
+
+#[test]
+fn windows_that_a_sequence_exceeds_are_refused() {
+    let message = |config: Value| family(&config).map(drop).map_err(|error| error.message().to_owned());
+    let refused = |config: Value, width: usize| {
+        let message = message(config).unwrap_err();
+        assert!(
+            message.starts_with(&format!("the model has a sliding window of {width} tokens")),
+            "{message}"
+        );
+    };
+    // Mistral's is on where the field is absent, and has no other switch.
+    refused(mistral(json!({"sliding_window": "absent"})), 4096);
+    refused(mistral(json!({"sliding_window": 8191, "use_sliding_window": false})), 8191);
+    assert_eq!(message(mistral(json!({"sliding_window": 32_768}))), Ok(()));
+    assert_eq!(message(mistral(json!({"sliding_window": 4096, "max_position_embeddings": 4096}))), Ok(()));
+    // Qwen's has a switch, which is off where it is absent.
+    assert_eq!(message(qwen2(json!({"sliding_window": 6, "use_sliding_window": "absent"}))), Ok(()));
+    refused(qwen2(json!({"sliding_window": 6, "use_sliding_window": true})), 6);
+    assert_eq!(message(qwen2(json!({"use_sliding_window": true}))), Ok(()));
+    // Sliding layers contradict a switch that is off.
+    assert!(message(qwen2(json!({"layer_types": ["sliding_attention"]}))).is_err());
+}
+
+#[test]
+fn the_class_is_of_the_family() {
+    for config in [
+        qwen2(json!({"architectures": ["LlamaForSequenceClassification"]})),
+        mistral(json!({"architectures": ["Qwen2ForCausalLM"]})),
+        qwen2(json!({"architectures": ["Qwen2ForRewardModel"]})),
+    ] {
+        let error = family(&config).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+        assert!(error.message().contains("ForCausalLM` and `"), "{error}");
+    }
 }

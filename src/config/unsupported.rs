@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use super::architecture::Architecture;
 use super::fields::{Fields, shown};
 use crate::error::{ErrorKind, Result};
 
@@ -73,11 +74,14 @@ const UNIMPLEMENTED: &[(&str, Neutral)] = &[
 ];
 
 /// [`ErrorKind::Unsupported`], naming the first field of the list that has an effect.
-pub(super) fn refuse_unimplemented(fields: &Fields) -> Result<()> {
+pub(super) fn refuse_unimplemented(fields: &Fields, family: &Architecture) -> Result<()> {
     for (name, neutral) in UNIMPLEMENTED {
         if fields.value(name).is_some_and(|value| !neutral.covers(value)) {
             return Err(refusal(fields, name));
         }
+    }
+    if family.reads_windows() {
+        return Ok(());
     }
     // A window is off when the flag beside it is false, whatever its width.
     let window_off = fields.value("use_sliding_window") == Some(&Value::Bool(false));
@@ -85,6 +89,19 @@ pub(super) fn refuse_unimplemented(fields: &Fields) -> Result<()> {
         return Err(refusal(fields, "sliding_window"));
     }
     Ok(())
+}
+
+/// [`ErrorKind::Unsupported`] for a sliding window that a sequence of `max_tokens` tokens exceeds.
+pub(super) fn refuse_windows(fields: &Fields, window: Option<usize>, max_tokens: usize) -> Result<()> {
+    let Some(width) = window.filter(|&width| width < max_tokens) else { return Ok(()) };
+    let message = format!(
+        "the model has a sliding window of {width} tokens, and its sequences up to {max_tokens}: this changes rewards and \
+         is not implemented"
+    );
+    let error = fields.error(ErrorKind::Unsupported, message);
+    Err(error.with_hint(format!(
+        "sequences of up to {width} tokens are scored rightly without it: set \"max_position_embeddings\": {width} in config.json"
+    )))
 }
 
 fn refusal(fields: &Fields, name: &str) -> crate::error::Error {

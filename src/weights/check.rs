@@ -88,11 +88,11 @@ fn missing_error(
         _ if let Some(prefix) = prefix => prefix_hint(checkpoint, prefix),
         (SCORE, _) => {
             "the checkpoint has no reward head, and one is never made up; if the reward is logit 0 of the last token, \
-             set \"architectures\": [\"LlamaForCausalLM\"] in config.json"
+             name the `...ForCausalLM` class as \"architectures\" in config.json"
                 .to_owned()
         }
         (LM_HEAD, _) if extra.contains(&SCORE) => format!(
-            "the reward head is `{}`: set \"architectures\": [\"LlamaForSequenceClassification\"] in config.json",
+            "the reward head is `{}`: name the `...ForSequenceClassification` class as \"architectures\" in config.json",
             checkpoint.spelled(SCORE)
         ),
         (LM_HEAD, _) => {
@@ -131,8 +131,8 @@ fn refuse_extra(checkpoint: &Checkpoint, config: &ModelConfig, name: &str) -> Re
     let stored_name = checkpoint.spelled(name);
     if name == SCORE {
         let message =
-            format!("there is a classifier's head, `{stored_name}`, but config.json says `LlamaForCausalLM`");
-        let hint = "if the reward comes from it, set \"architectures\": [\"LlamaForSequenceClassification\"]; \
+            format!("there is a classifier's head, `{stored_name}`, but config.json names a causal model");
+        let hint = "if the reward comes from it, name the `...ForSequenceClassification` class as \"architectures\"; \
                     if not, remove it from the checkpoint";
         return Err(error(ErrorKind::Weights, message).with_hint(hint));
     }
@@ -147,8 +147,9 @@ fn refuse_extra(checkpoint: &Checkpoint, config: &ModelConfig, name: &str) -> Re
         };
         return Err(error(ErrorKind::Weights, message).with_hint(OTHER_MODEL));
     }
-    let message =
-        format!("tensor `{stored_name}` is of no Llama model: its effect on the reward is not implemented");
+    let message = format!(
+        "tensor `{stored_name}` is of no model of this type: its effect on the reward is not implemented"
+    );
     Err(error(ErrorKind::Unsupported, message)
         .with_hint("if the reward does not depend on it, remove it from the checkpoint"))
 }

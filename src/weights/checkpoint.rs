@@ -21,7 +21,7 @@ const NAMES_MAX: usize = 40;
 /// The weight files of a model folder, mapped, with every header checked. Only headers have been
 /// read.
 ///
-/// A tensor is named as in the table, however its file spells the name; a tensor of no Llama model
+/// A tensor is named as in the table, however its file spells the name; a tensor of no model
 /// by its stored name. Tensors that transformers ignores, because they follow from `config.json` or
 /// are empty, are not among them.
 ///
@@ -92,7 +92,7 @@ impl Checkpoint {
         &self.dir
     }
 
-    /// All tensor names, sorted: the table's, or the stored ones of tensors that no Llama model
+    /// All tensor names, sorted: the table's, or the stored ones of tensors that no model
     /// has.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -177,7 +177,7 @@ impl Checkpoint {
     }
 }
 
-/// The table's name of a stored tensor, or the stored name when no Llama model has it.
+/// The table's name of a stored tensor, or the stored name when no model has it.
 fn table_name(stored: &str) -> String {
     names::resolve(stored).map_or_else(|| stored.to_owned(), |(name, _)| name)
 }

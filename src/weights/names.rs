@@ -31,7 +31,7 @@ impl Spelling {
 }
 
 /// Returns the table's name for a tensor of a checkpoint, and its spelling there; `None` when no
-/// Llama model has it.
+/// model has it.
 pub(super) fn resolve(stored: &str) -> Option<(String, Spelling)> {
     let known = |name: String, spelling| Entry::find(&name).map(|_| (name, spelling));
     known(stored.to_owned(), Spelling::Table)

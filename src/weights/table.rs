@@ -42,7 +42,8 @@ pub(super) enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum When {
     Always,
-    AttentionBias,
+    QkvBias,
+    OBias,
     MlpBias,
     CausalHead,
     ScoreHead,
@@ -90,11 +91,11 @@ pub(super) const LAYER: &[Entry] = &[
     entry("self_attn.q_proj.weight",         Target::Qkv,               &[QWidth, Hidden],  Split::QueryRows,    When::Always),
     entry("self_attn.k_proj.weight",         Target::Qkv,               &[KvWidth, Hidden], Split::KeyValueRows, When::Always),
     entry("self_attn.v_proj.weight",         Target::Qkv,               &[KvWidth, Hidden], Split::KeyValueRows, When::Always),
-    entry("self_attn.q_proj.bias",           Target::QkvBias,           &[QWidth],          Split::QueryRows,    When::AttentionBias),
-    entry("self_attn.k_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::AttentionBias),
-    entry("self_attn.v_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::AttentionBias),
+    entry("self_attn.q_proj.bias",           Target::QkvBias,           &[QWidth],          Split::QueryRows,    When::QkvBias),
+    entry("self_attn.k_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::QkvBias),
+    entry("self_attn.v_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::QkvBias),
     entry("self_attn.o_proj.weight",         Target::O,                 &[Hidden, QWidth],  Split::QueryColumns, When::Always),
-    entry("self_attn.o_proj.bias",           Target::OBias,             &[Hidden],          Split::RankZero,     When::AttentionBias),
+    entry("self_attn.o_proj.bias",           Target::OBias,             &[Hidden],          Split::RankZero,     When::OBias),
     entry("post_attention_layernorm.weight", Target::MlpNorm,  &[Hidden],         Split::Whole,        When::Always),
     entry("mlp.gate_proj.weight",            Target::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
     entry("mlp.up_proj.weight",              Target::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
@@ -138,8 +139,9 @@ impl When {
     pub(super) fn holds(self, config: &ModelConfig) -> bool {
         match self {
             Self::Always => true,
-            Self::AttentionBias => config.attention_bias,
-            Self::MlpBias => config.mlp_bias,
+            Self::QkvBias => config.biases.qkv,
+            Self::OBias => config.biases.o,
+            Self::MlpBias => config.biases.mlp,
             Self::CausalHead => matches!(config.head, Head::LogitZero { .. }),
             Self::ScoreHead => matches!(config.head, Head::Score { .. }),
         }
@@ -148,7 +150,7 @@ impl When {
 
 impl Entry {
     /// Returns the row of a whole name, and the layer if it is a layer's; `None` for a name that no
-    /// Llama model has.
+    /// model has.
     pub(super) fn find(name: &str) -> Option<(&'static Self, Option<usize>)> {
         if let Some((layer, rest)) = name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.')) {
             let entry = LAYER.iter().find(|entry| entry.name == rest)?;

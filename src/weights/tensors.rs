@@ -80,7 +80,7 @@ impl ModelTensors {
     /// [`ErrorKind::Weights`](crate::error::ErrorKind::Weights) when a tensor is missing, has
     /// another shape, or `config.json` denies it;
     /// [`ErrorKind::Unsupported`](crate::error::ErrorKind::Unsupported) for a dtype or a tensor
-    /// that no Llama model has.
+    /// that no model has.
     pub fn open(checkpoint: &Checkpoint, config: &ModelConfig, shard: &Shard) -> Result<Self> {
         let warnings = check(checkpoint, config)?;
         let find = |name: &str| whole(checkpoint, &head_source(checkpoint, config, name));

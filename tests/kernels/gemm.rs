@@ -58,7 +58,7 @@ fn run(ops: &Ops, lt: &Lt, matmul: &mut Matmul, shape: MatmulShape, rows: usize,
     run_by(ops, shape, rows, alpha, |operands| lt.run(matmul, operands)).unwrap()
 }
 
-/// The same, by any function.
+/// Runs it by any function.
 fn run_by(
     ops: &Ops,
     shape: MatmulShape,

@@ -1,10 +1,10 @@
 //! The f64 oracle, which other tests compare the backends with, against Hugging Face, on every
-//! checkpoint of tests/fixtures/models.
+//! checkpoint of tests/fixtures.
 
 use crate::oracle;
 
 use oracle::model::Oracle;
-use oracle::{Fixture, fixtures, naive, relative_error};
+use oracle::{Fixture, families, fixtures, naive, relative_error};
 
 /// Tokens of the longest case: longer ones take the oracle seconds each and cover nothing more.
 const TOKENS_MAX: usize = 400;
@@ -34,7 +34,7 @@ fn errors(fixture: &Fixture) -> (f64, f64) {
 
 #[test]
 fn oracle_agrees_with_hugging_face_on_every_checkpoint() {
-    let fixtures = fixtures();
+    let fixtures: Vec<Fixture> = fixtures().into_iter().chain(families()).collect();
     std::thread::scope(|scope| {
         let halves = [0, 1].map(|half| {
             let fixtures = &fixtures;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use kudos::internals::shard::allowed_ranks;
 use kudos::{Conversation, CpuOptions, Engine, Score};
-use oracle::{Fixture, fixtures, relative_error};
+use oracle::{Fixture, families, fixtures, relative_error};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -76,6 +76,20 @@ fn rewards_over_all_allowed_ranks_equal_hugging_face() {
     }
     // The ranks column of tests/fixtures/models/README.md, without its ones.
     assert_eq!(divided, 26);
+}
+
+#[test]
+fn other_families_equal_hugging_face_over_all_ranks() {
+    let mut divided = 0;
+    for fixture in families() {
+        let engine = open(&fixture.folder, 1);
+        for ranks in allowed_ranks(engine.config()) {
+            errors(&fixture, ranks);
+            divided += 1;
+        }
+    }
+    // Two kv heads: on one rank and on two.
+    assert_eq!(divided, 2);
 }
 
 /// Copies a model into `files` files, with each tensor, in the order of their names, renamed by

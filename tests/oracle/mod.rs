@@ -32,26 +32,39 @@ pub struct Case {
     pub logits_f64: Vec<f64>,
 }
 
-/// Every checkpoint, by name.
+/// Every checkpoint of Llama, by name.
 pub fn fixtures() -> Vec<Fixture> {
-    let models = root().join("tests/fixtures/models");
-    let mut fixtures: Vec<Fixture> = std::fs::read_dir(&models)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.join("cases.json").exists())
-        .map(|folder| Fixture::read(&folder))
-        .collect();
-    fixtures.sort_by(|a, b| a.name.cmp(&b.name));
-    // The tests must not pass because a fixture is missing.
-    assert_eq!(fixtures.len(), 12, "checkpoints in {}", models.display());
+    let fixtures = Fixture::all_of("models", 12);
+    assert!(fixtures.iter().all(|fixture| fixture.cases.len() == 9));
     fixtures
 }
 
+/// The checkpoints of other families, by name.
+pub fn families() -> Vec<Fixture> {
+    let families = Fixture::all_of("families", 1);
+    assert!(families.iter().all(|fixture| fixture.cases.len() >= 15));
+    families
+}
+
 impl Fixture {
+    /// The `count` checkpoints of a folder of fixtures.
+    fn all_of(folder: &str, count: usize) -> Vec<Self> {
+        let models = root().join("tests/fixtures").join(folder);
+        let mut fixtures: Vec<Self> = std::fs::read_dir(&models)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.join("cases.json").exists())
+            .map(|folder| Self::read(&folder))
+            .collect();
+        fixtures.sort_by(|a, b| a.name.cmp(&b.name));
+        // The tests must not pass because a fixture is missing.
+        assert_eq!(fixtures.len(), count, "checkpoints in {}", models.display());
+        fixtures
+    }
+
     fn read(folder: &Path) -> Self {
         let cases = read_json(&folder.join("cases.json"));
         let cases: Vec<Case> = cases["cases"].as_array().unwrap().iter().map(Case::read).collect();
-        assert_eq!(cases.len(), 9, "cases of {}", folder.display());
         let name = folder.file_name().unwrap().to_str().unwrap().to_owned();
         Self { name, folder: folder.to_owned(), cases }
     }

@@ -33,7 +33,7 @@ const DOING: &str = "all-reducing over ranks";
 
 /// Collectives between two checkpoints. At most twice as many are queued and not done, with fewer
 /// than 10 launches each: a driver's queue holds some 1,024 launches of a stream, and a launch that
-/// waits for room in it heeds no timeout and no abort.
+/// waits for a full queue heeds no timeout and no abort.
 const CHECKPOINT_INTERVAL: usize = 32;
 
 /// One rank's all-reduces.

@@ -14,7 +14,7 @@ static LOST: OnceLock<Lost> = OnceLock::new();
 struct Lost {
     /// The operation and the driver's code.
     cause: String,
-    /// Where it happened, once a rank has said so.
+    /// Where it happened, once a rank has reported it.
     place: OnceLock<String>,
 }
 

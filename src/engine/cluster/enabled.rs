@@ -92,7 +92,7 @@ fn settings(parts: &Parts, options: &Options) -> Settings {
         ("vocabulary", config.vocab.to_string()),
         ("rms_norm_eps", config.rms_norm_eps.to_string()),
         ("rope", format!("{:?}", config.rope)),
-        ("biases", format!("attention {}, mlp {}", config.attention_bias, config.mlp_bias)),
+        ("biases", format!("{:?}", config.biases)),
         ("head", format!("{:?}", config.head)),
         ("digest of weights", weights),
         ("tier", platform.kernels().to_owned()),

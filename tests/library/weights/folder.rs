@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use kudos::internals::config::{Head, ModelConfig};
+use kudos::internals::config::{Biases, Head, ModelConfig};
 use kudos::internals::error::{Error, ErrorKind, Result};
 use kudos::internals::shard::Shard;
 use kudos::internals::weights::{Checkpoint, ModelTensors};
@@ -51,7 +51,7 @@ pub(crate) fn config() -> ModelConfig {
 }
 
 pub(crate) fn biased() -> ModelConfig {
-    ModelConfig { attention_bias: true, mlp_bias: true, ..config() }
+    ModelConfig { biases: Biases { qkv: true, o: true, mlp: true }, ..config() }
 }
 
 pub(crate) fn classifier(labels: usize) -> ModelConfig {
@@ -97,13 +97,13 @@ pub(crate) fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
         add("post_attention_layernorm.weight", &[hidden]);
         for (name, out, inner) in [("q", q, hidden), ("k", kv, hidden), ("v", kv, hidden), ("o", hidden, q)] {
             add(&format!("self_attn.{name}_proj.weight"), &[out, inner]);
-            if config.attention_bias {
+            if if name == "o" { config.biases.o } else { config.biases.qkv } {
                 add(&format!("self_attn.{name}_proj.bias"), &[out]);
             }
         }
         for (name, out, inner) in [("gate", ffn, hidden), ("up", ffn, hidden), ("down", hidden, ffn)] {
             add(&format!("mlp.{name}_proj.weight"), &[out, inner]);
-            if config.mlp_bias {
+            if config.biases.mlp {
                 add(&format!("mlp.{name}_proj.bias"), &[out]);
             }
         }

@@ -26,13 +26,13 @@ fn a_missing_head_is_refused_and_never_made_up() {
 
     // The known trap: a causal reward model opened as a classifier.
     let hint = "the checkpoint has no reward head, and one is never made up; if the reward is logit 0 of the last \
-                token, set \"architectures\": [\"LlamaForCausalLM\"] in config.json";
+                token, name the `...ForCausalLM` class as \"architectures\" in config.json";
     let text = printed("tensor `score.weight` is missing", "DIR", hint);
     let causal = Folder::with(&tensors(&config(), "F32"));
     assert_eq!(causal.refusal(&classifier(1)), (ErrorKind::Weights, text));
 
     // And vice versa.
-    let hint = "the reward head is `score.weight`: set \"architectures\": [\"LlamaForSequenceClassification\"] in \
+    let hint = "the reward head is `score.weight`: name the `...ForSequenceClassification` class as \"architectures\" in \
                 config.json";
     let text = printed("tensor `lm_head.weight` is missing", "DIR", hint);
     let scored = Folder::with(&tensors(&classifier(1), "F32"));
@@ -227,7 +227,7 @@ fn errors_name_tensors_as_the_file_does() {
         ),
         (
             |tensors| drop(tensors.insert("model.score.weight".into(), tensor("", "F32", &[1, 10]))),
-            "there is a classifier's head, `model.score.weight`, but config.json says `LlamaForCausalLM`",
+            "there is a classifier's head, `model.score.weight`, but config.json names a causal model",
         ),
     ];
     for (edit, message) in cases {
@@ -259,8 +259,9 @@ fn other_dtypes_are_refused_by_name() {
 #[test]
 fn tensors_that_config_or_architecture_exclude_are_refused() {
     let unknown = |name: &str| {
-        let message =
-            format!("tensor `{name}` is of no Llama model: its effect on the reward is not implemented");
+        let message = format!(
+            "tensor `{name}` is of no model of this type: its effect on the reward is not implemented"
+        );
         (
             ErrorKind::Unsupported,
             message,
@@ -269,9 +270,9 @@ fn tensors_that_config_or_architecture_exclude_are_refused() {
     };
     let bias = "model.layers.0.self_attn.q_proj.bias";
     let layer = "model.layers.2.mlp.up_proj.weight";
-    let score_hint = "if the reward comes from it, set \"architectures\": [\"LlamaForSequenceClassification\"]; if \
+    let score_hint = "if the reward comes from it, name the `...ForSequenceClassification` class as \"architectures\"; if \
                       not, remove it from the checkpoint";
-    let score = "there is a classifier's head, `score.weight`, but config.json says `LlamaForCausalLM`";
+    let score = "there is a classifier's head, `score.weight`, but config.json names a causal model";
     let named = |name: &'static str, message: String, hint| (name, (ErrorKind::Weights, message, hint));
     let mut cases = vec![
         named(
