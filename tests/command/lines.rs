@@ -267,7 +267,10 @@ fn plan_shows_where_a_70b_fits_without_a_gpu_or_weights() {
     };
     assert_eq!(fit("H200"), (Some(1), Some(80), Some(true)), "{rows:?}");
     assert_eq!(fit("H100"), (Some(2), Some(80), Some(true)), "{rows:?}");
-    assert_eq!(fit("A100 40GB"), (Some(8), Some(80), Some(true)), "{rows:?}");
+    // On four of 40 GB not at the model's limit, but far above the least.
+    assert_eq!(fit("A100 40GB"), (Some(4), Some(80), Some(true)), "{rows:?}");
+    assert_eq!(of("A100 40GB")["limited_by_memory"], true);
+    assert!((65_536..131_072).contains(&of("A100 40GB")["max_tokens"].as_u64().unwrap()), "{rows:?}");
     let mentions_nccl = |gpus: &str| {
         let sized = ["--gpus", gpus, "--gpu-memory-gib", "80"];
         let run = kudos(&[&["plan", "--model", dir.path().to_str().unwrap()], &sized[..]].concat(), "");
@@ -276,7 +279,10 @@ fn plan_shows_where_a_70b_fits_without_a_gpu_or_weights() {
     assert_eq!((mentions_nccl("8"), mentions_nccl("1")), (true, false));
     assert_eq!(of("H200")["tokens_that_hide_the_link"], Value::Null);
     assert_eq!(of("H200")["passes_per_million_tokens"], 1_000_000_u64.div_ceil(4096));
-    assert_eq!(of("H200")["max_tokens"], 131_072);
+    assert_eq!(
+        (&of("H200")["max_tokens"], &of("H200")["limited_by_memory"]),
+        (&131_072.into(), &false.into())
+    );
     // 80 layers of 855,654,400 elements, the final norm and one row of the head.
     assert_eq!(of("H200")["weight_bytes"], 2 * (80 * 855_654_400_u64 + 2 * 8192));
     for wrong in [["--gpus", "0"], ["--gpu-memory-gib", "nan"], ["--gpu-memory-gib", "much"]] {

@@ -84,10 +84,13 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         output.line(&plan.line())?;
     }
     output.line("")?;
-    output.line(
-        "Libraries: reserved for the code of cuBLAS and, on several GPUs, for NCCL's buffers, which depend on its version \
-         and on the links between the GPUs.",
-    )?;
+    output.line(match plans.iter().any(|plan| plan.plan.ranks > 1) {
+        true => {
+            "Libraries: reserved for the code of cuBLAS and, on several GPUs, for NCCL's buffers, which depend on its \
+             version and on the links between the GPUs."
+        }
+        false => "Libraries: reserved for the code of cuBLAS.",
+    })?;
     if plans.iter().any(|plan| plan.plan.limited_by_memory) {
         output.line("")?;
         output.line(
