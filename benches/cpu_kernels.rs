@@ -283,7 +283,7 @@ impl Bench {
         let (cos, sin) = (Rows::new(&table, 1, half, half), Rows::new(&table, 1, half, half));
         let seconds = self.best(|| {
             let rows = RowsMut::new(&mut qk, tokens, width, width);
-            rope(self.isa, &self.threads, rows, heads, RopeTable { cos, sin }, &positions);
+            rope(self.isa, &self.threads, rows, heads, None, RopeTable { cos, sin }, &positions);
         });
         print("rope", seconds, 2 * 4 * width);
     }

@@ -25,6 +25,8 @@ pub struct LayerWeights<W> {
     pub input_norm: W,
     /// `[qkv_width, hidden]`
     pub qkv: W,
+    /// `[head_dim]` each: the norms of query heads and of key heads, in models that have them.
+    pub head_norms: Option<[W; 2]>,
     /// `[hidden, q_width]`
     pub o: W,
     /// `[hidden]`
@@ -48,7 +50,7 @@ pub struct HostWeight<'a> {
 
 impl<'a> HostWeight<'a> {
     /// Returns the weights of a layer, in the order of [`LayerWeights`]' fields.
-    pub fn all_of(layer: &'a LayerTensors) -> [Self; 6] {
+    pub fn all_of(layer: &'a LayerTensors) -> Vec<Self> {
         let one = std::slice::from_ref;
         let norm = |tensor| Self { matrix: None, pieces: one(tensor), bias: None };
         let fused = |matrix, pieces, bias: &'a Option<Vec<HostTensor>>| Self {
@@ -61,34 +63,38 @@ impl<'a> HostWeight<'a> {
             pieces: one(tensor),
             bias: bias.as_ref().map(one),
         };
-        [
-            norm(&layer.input_norm),
-            fused(Matrix::Qkv, &layer.qkv, &layer.qkv_bias),
+        let mut all = vec![norm(&layer.input_norm), fused(Matrix::Qkv, &layer.qkv, &layer.qkv_bias)];
+        all.extend(layer.head_norms.iter().flatten().map(norm));
+        all.extend([
             single(Matrix::O, &layer.o, &layer.o_bias),
             norm(&layer.mlp_norm),
             fused(Matrix::GateUp, &layer.gate_up, &layer.gate_up_bias),
             single(Matrix::Down, &layer.down, &layer.down_bias),
-        ]
+        ]);
+        all
     }
 }
 
 impl<W> LayerWeights<W> {
     /// Calls `make` for each weight of a layer, in the order of the fields.
     pub fn make(layer: &LayerTensors, mut make: impl FnMut(HostWeight<'_>) -> Result<W>) -> Result<Self> {
-        let [input_norm, qkv, o, mlp_norm, gate_up, down] = HostWeight::all_of(layer);
+        let mut weights = HostWeight::all_of(layer).into_iter();
+        let mut next = || make(weights.next().expect("a weight for each field"));
         Ok(Self {
-            input_norm: make(input_norm)?,
-            qkv: make(qkv)?,
-            o: make(o)?,
-            mlp_norm: make(mlp_norm)?,
-            gate_up: make(gate_up)?,
-            down: make(down)?,
+            input_norm: next()?,
+            qkv: next()?,
+            head_norms: if layer.head_norms.is_some() { Some([next()?, next()?]) } else { None },
+            o: next()?,
+            mlp_norm: next()?,
+            gate_up: next()?,
+            down: next()?,
         })
     }
 
     /// Returns the weights in the order of the fields.
-    pub fn all(&self) -> [&W; 6] {
-        let Self { input_norm, qkv, o, mlp_norm, gate_up, down } = self;
-        [input_norm, qkv, o, mlp_norm, gate_up, down]
+    pub fn all(&self) -> Vec<&W> {
+        let Self { input_norm, qkv, head_norms, o, mlp_norm, gate_up, down } = self;
+        let head_norms = head_norms.iter().flatten();
+        [input_norm, qkv].into_iter().chain(head_norms).chain([o, mlp_norm, gate_up, down]).collect()
     }
 }

@@ -335,8 +335,12 @@ pub trait Backend: Sized {
         false
     }
 
-    /// Rotates heads of `qkv` in place by their positions, in the half-split layout: for a head `v`
-    /// at position `p`, `v[i], v[i + d/2] = v[i] cos - v[i + d/2] sin, v[i + d/2] cos + v[i] sin`
+    /// Norms heads of `qkv` in place, where there are norms: for a head `v` of width `d`,
+    /// `v[i] = v[i] / sqrt(mean(v^2) + eps) * weight[i]` with the first weight for query heads and
+    /// the second for key heads.
+    ///
+    /// Then rotates them by their positions, in the half-split layout: for a head `v` at position
+    /// `p`, `v[i], v[i + d/2] = v[i] cos - v[i + d/2] sin, v[i + d/2] cos + v[i] sin`
     /// with the angle `p * rope_frequencies[i]`. With [`Tokens::Last`], row `i` of `qkv` has the
     /// position of last row `i`.
     fn rope(
@@ -345,6 +349,7 @@ pub trait Backend: Sized {
         metadata: &Self::Metadata,
         tokens: Tokens,
         heads: Rotate,
+        norms: Option<&[Self::Weight; 2]>,
     ) -> Result<()>;
 
     /// Computes causal grouped-query attention along each row's path, which is the keys at

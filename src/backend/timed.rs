@@ -226,8 +226,10 @@ impl<B: Clock> Backend for Timed<B> {
             &mut self, x: &B::Act, rows: Range<usize>, weight: &B::Weight, features: Features,
             out: &mut B::Act, out_first: usize
         ) -> Result<()> => self.linear_op(weight, rows.len(), features);
-        fn rope(&mut self, qkv: &mut B::Act, metadata: &B::Metadata, tokens: Tokens, heads: Rotate) -> Result<()>
-            => (Class::Rope, self.rope_cost(metadata, tokens, heads));
+        fn rope(
+            &mut self, qkv: &mut B::Act, metadata: &B::Metadata, tokens: Tokens, heads: Rotate,
+            norms: Option<&[B::Weight; 2]>
+        ) -> Result<()> => (Class::Rope, self.rope_cost(metadata, tokens, heads));
         fn attention(
             &mut self, qkv: &mut B::Act, metadata: &B::Metadata, tokens: Tokens, out: &mut B::Act
         ) -> Result<()> => (Class::Attention, self.attention_cost(metadata, tokens));

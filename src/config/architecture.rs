@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use super::fields::Fields;
-use super::limits::{FFN_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, TOKENS_MAX, VOCAB_MAX};
+use super::limits::{FFN_MAX, HEAD_DIM_MAX, HEADS_MAX, HIDDEN_MAX, LAYERS_MAX, TOKENS_MAX, VOCAB_MAX};
 use crate::error::{ErrorKind, Result};
 
 /// A family.
@@ -26,8 +26,12 @@ pub(super) struct Architecture {
     kv_heads: Option<usize>,
     /// Whether the family takes null for `num_key_value_heads`: as many as there are query heads.
     kv_heads_null: bool,
-    /// Whether the family takes null for `head_dim`: the width divided by the query heads.
-    pub(super) head_dim_null: bool,
+    /// `head_dim` of absent fields; `None` for the width divided by the query heads.
+    head_dim: Option<usize>,
+    /// Whether the family takes null for `head_dim`, as it takes an absent field.
+    head_dim_null: bool,
+    /// Whether each query and key head has a norm.
+    pub(super) head_norms: bool,
     biases: BiasRule,
     windows: WindowRule,
 }
@@ -47,6 +51,8 @@ struct Sizes {
 enum BiasRule {
     /// Those that `attention_bias` (q, k, v and o) and `mlp_bias` name.
     Flags,
+    /// q, k, v and o if `attention_bias` says so; never those of the MLP.
+    AttentionFlag,
     /// q, k and v, whatever the fields say.
     QueriesKeysValues,
     /// None, whatever the fields say.
@@ -65,7 +71,7 @@ enum WindowRule {
     Flag(usize),
 }
 
-const ARCHITECTURES: [Architecture; 3] = [
+const ARCHITECTURES: [Architecture; 4] = [
     Architecture {
         model_type: "llama",
         classes: "Llama",
@@ -73,7 +79,9 @@ const ARCHITECTURES: [Architecture; 3] = [
         max_tokens: 2048,
         kv_heads: None,
         kv_heads_null: true,
+        head_dim: None,
         head_dim_null: true,
+        head_norms: false,
         biases: BiasRule::Flags,
         windows: WindowRule::Unread,
     },
@@ -84,7 +92,9 @@ const ARCHITECTURES: [Architecture; 3] = [
         max_tokens: 131_072,
         kv_heads: Some(8),
         kv_heads_null: false,
+        head_dim: None,
         head_dim_null: true,
+        head_norms: false,
         biases: BiasRule::Never,
         windows: WindowRule::All(4096),
     },
@@ -95,8 +105,23 @@ const ARCHITECTURES: [Architecture; 3] = [
         max_tokens: 32_768,
         kv_heads: Some(32),
         kv_heads_null: true,
+        head_dim: None,
         head_dim_null: false,
+        head_norms: false,
         biases: BiasRule::QueriesKeysValues,
+        windows: WindowRule::Flag(4096),
+    },
+    Architecture {
+        model_type: "qwen3",
+        classes: "Qwen3",
+        sizes: None,
+        max_tokens: 32_768,
+        kv_heads: Some(32),
+        kv_heads_null: true,
+        head_dim: Some(128),
+        head_dim_null: false,
+        head_norms: true,
+        biases: BiasRule::AttentionFlag,
         windows: WindowRule::Flag(4096),
     },
 ];
@@ -168,11 +193,22 @@ impl Architecture {
         Err(fields.error(ErrorKind::Config, message))
     }
 
+    /// The width of a head that the file names, or that the family gives to an absent field; `None`
+    /// for the width divided by the query heads.
+    pub(super) fn head_dim(&self, fields: &Fields) -> Result<Option<usize>> {
+        match fields.value("head_dim") {
+            None => Ok(self.head_dim),
+            Some(Value::Null) if self.head_dim_null => Ok(self.head_dim),
+            Some(_) => fields.count("head_dim", None, HEAD_DIM_MAX).map(Some),
+        }
+    }
+
     /// The biases. A flag that the family's classes do not read must not contradict them.
     pub(super) fn biases(&self, fields: &Fields) -> Result<Biases> {
         let (attention, mlp) = (fields.flag("attention_bias")?, fields.flag("mlp_bias")?);
         let (biases, contradicted) = match self.biases {
             BiasRule::Flags => return Ok(Biases { qkv: attention, o: attention, mlp }),
+            BiasRule::AttentionFlag => (Biases { qkv: attention, o: attention, mlp: false }, false),
             BiasRule::QueriesKeysValues => {
                 let off = fields.value("attention_bias").is_some() && !attention;
                 (Biases { qkv: true, ..Biases::default() }, off)

@@ -69,6 +69,8 @@ pub struct ModelConfig {
     pub max_tokens: usize,
     /// The linear layers that have biases.
     pub biases: Biases,
+    /// Whether each query and key head has an RMSNorm of its own, before it is rotated.
+    pub head_norms: bool,
     /// The head that computes the reward.
     pub head: Head,
 }
@@ -135,6 +137,7 @@ impl ModelConfig {
             rope: rope::rope(&fields, max_tokens)?,
             max_tokens,
             biases: family.biases(&fields)?,
+            head_norms: family.head_norms,
             head: head::head(&fields, family.classes, vocab)?,
         })
     }
@@ -154,6 +157,7 @@ impl ModelConfig {
             rope: Rope { theta: 1e4, scaling: RopeScaling::Default },
             max_tokens: 128,
             biases: Biases { qkv: false, o: false, mlp: false },
+            head_norms: false,
             head: Head::LogitZero { tied: false },
         }
     }
@@ -179,12 +183,8 @@ impl ModelConfig {
 
 /// Rotary embedding pairs the two halves of a head, so its width is even.
 fn head_dim(fields: &Fields, family: &Architecture, hidden: usize, q_heads: usize) -> Result<usize> {
-    let names_it = match fields.value("head_dim") {
-        None => false,
-        Some(value) => !value.is_null() || !family.head_dim_null,
-    };
-    let head_dim = if names_it {
-        fields.count("head_dim", None, HEAD_DIM_MAX)?
+    let head_dim = if let Some(head_dim) = family.head_dim(fields)? {
+        head_dim
     } else if hidden.is_multiple_of(q_heads) {
         hidden / q_heads
     } else {

@@ -85,6 +85,7 @@ fn the_70b_config_reads_the_same_in_both_spellings() {
         rope: Rope { theta: 500_000.0, scaling: LLAMA3 },
         max_tokens: 131_072,
         biases: Biases::default(),
+        head_norms: false,
         head: Head::LogitZero { tied: false },
     };
     assert_eq!(parse(LLAMA_70B_V4).unwrap(), expected);
@@ -128,6 +129,7 @@ fn missing_fields_have_the_defaults_of_transformers() {
         rope: Rope { theta: 10_000.0, scaling: RopeScaling::Default },
         max_tokens: 2048,
         biases: Biases::default(),
+        head_norms: false,
         head: Head::LogitZero { tied: false },
     };
     assert_eq!(parse_with(json!({})).unwrap(), expected);
@@ -181,7 +183,7 @@ fn unimplemented_fields_that_change_rewards_are_refused_by_name() {
     let cases = [
         (
             json!({"model_type": "gemma2"}),
-            "model_type `gemma2` is not implemented (`llama`, `mistral`, `qwen2` are)",
+            "model_type `gemma2` is not implemented (`llama`, `mistral`, `qwen2`, `qwen3` are)",
         ),
         (
             json!({"architectures": ["LlamaForTokenClassification"]}),
@@ -499,6 +501,28 @@ fn qwen2_has_biases_on_q_k_and_v_alone() {
         let error = family(&qwen2(changes)).unwrap_err();
         assert!(error.message().starts_with(message), "{error}");
     }
+}
+
+#[test]
+fn qwen3_has_a_norm_of_each_head() {
+    let qwen3 = |changes: Value| {
+        let mut config = qwen2(json!({
+            "model_type": "qwen3", "architectures": ["Qwen3ForSequenceClassification"], "hidden_size": 1024,
+            "num_attention_heads": 16, "num_key_value_heads": 8, "attention_bias": false,
+        }));
+        put(&mut config, changes);
+        config
+    };
+    let config = family(&qwen3(json!({}))).unwrap();
+    // Not 1024 / 16.
+    assert_eq!((config.head_norms, config.head_dim, config.q_width()), (true, 128, 2048));
+    assert_eq!(config.biases, Biases::default());
+    assert_eq!(family(&qwen3(json!({"head_dim": 64}))).unwrap().head_dim, 64);
+    assert!(family(&qwen3(json!({"head_dim": null}))).is_err());
+    let biased = family(&qwen3(json!({"attention_bias": true}))).unwrap();
+    assert_eq!(biased.biases, Biases { qkv: true, o: true, mlp: false });
+    assert!(family(&qwen3(json!({"mlp_bias": true}))).is_err());
+    assert!(!family(&qwen2(json!({}))).unwrap().head_norms);
 }
 
 #[test]

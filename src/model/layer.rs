@@ -1,8 +1,10 @@
-//! One decoder layer of Llama.
+//! One decoder layer.
 //!
 //! ```text
 //! x += o(attention(rope(qkv(norm(x)))))        x += down(silu(gate(norm(x))) * up(norm(x)))
 //! ```
+//!
+//! Some models norm each head of q and k before it is rotated.
 //!
 //! With several ranks the two outputs are not added to the residual stream `x` at once: they are
 //! all-reduced while other rows are computed, and the next norm adds them. So a pass runs attention
@@ -43,12 +45,12 @@ pub fn forward<B: Backend>(
     x: &mut Activations<B::Act>,
     scratch: &mut B::Act,
 ) -> Result<Reduction> {
-    let mut reduction = before;
+    let (mut reduction, norms) = (before, weights.head_norms.as_ref());
     for (index, rows) in pass.parts.iter().enumerate() {
         let (first, part) = (rows.start, Tokens::Part(index));
         backend.add_rms_norm(&mut x.residual, before, &weights.input_norm, rows.clone(), &mut x.normed)?;
         backend.linear(&x.normed, rows.clone(), &weights.qkv, Features::All, scratch, first)?;
-        backend.rope(scratch, pass.metadata, part, Rotate::QueriesAndKeys)?;
+        backend.rope(scratch, pass.metadata, part, Rotate::QueriesAndKeys, norms)?;
         backend.attention(scratch, pass.metadata, part, &mut x.normed)?;
         backend.row_parallel(&x.normed, first, &weights.o, rows.clone(), &mut x.residual)?;
         reduction = backend.all_reduce(rows.clone())?;
@@ -71,6 +73,7 @@ pub fn forward_last<B: Backend>(
     last: &mut Activations<B::Act>,
     scratch: &mut B::Act,
 ) -> Result<Reduction> {
+    let norms = weights.head_norms.as_ref();
     for (index, rows) in pass.parts.iter().enumerate() {
         backend.add_rms_norm(&mut x.residual, before, &weights.input_norm, rows.clone(), &mut x.normed)?;
         backend.linear(
@@ -81,14 +84,14 @@ pub fn forward_last<B: Backend>(
             scratch,
             rows.start,
         )?;
-        backend.rope(scratch, pass.metadata, Tokens::Part(index), Rotate::Keys)?;
+        backend.rope(scratch, pass.metadata, Tokens::Part(index), Rotate::Keys, norms)?;
     }
     backend.gather_last(&x.residual, pass.metadata, &mut last.residual)?;
     backend.gather_last(&x.normed, pass.metadata, &mut last.normed)?;
     // The queries of the last rows go into the first rows, whose queries are not computed.
     let rows = 0..pass.sequences;
     backend.linear(&last.normed, rows.clone(), &weights.qkv, Features::Queries, scratch, 0)?;
-    backend.rope(scratch, pass.metadata, Tokens::Last, Rotate::Queries)?;
+    backend.rope(scratch, pass.metadata, Tokens::Last, Rotate::Queries, norms)?;
     backend.attention(scratch, pass.metadata, Tokens::Last, &mut last.normed)?;
     backend.row_parallel(&last.normed, 0, &weights.o, rows.clone(), &mut last.residual)?;
     let reduction = backend.all_reduce(rows.clone())?;

@@ -136,15 +136,17 @@ fn refuse_extra(checkpoint: &Checkpoint, config: &ModelConfig, name: &str) -> Re
                     if not, remove it from the checkpoint";
         return Err(error(ErrorKind::Weights, message).with_hint(hint));
     }
-    if let Some((entry, Some(layer))) = Entry::find(name) {
-        let message = if entry.when.holds(config) {
-            format!(
-                "tensor `{stored_name}` is of layer {layer}, but config.json says num_hidden_layers {}",
-                config.layers
-            )
-        } else {
-            format!("there is a bias `{stored_name}`, but config.json says that there is none")
-        };
+    let message = match Entry::find(name) {
+        Some((entry, Some(layer))) if entry.when.holds(config) => Some(format!(
+            "tensor `{stored_name}` is of layer {layer}, but config.json says num_hidden_layers {}",
+            config.layers
+        )),
+        Some(_) if name.ends_with(".bias") => {
+            Some(format!("there is a bias `{stored_name}`, but config.json says that there is none"))
+        }
+        _ => None,
+    };
+    if let Some(message) = message {
         return Err(error(ErrorKind::Weights, message).with_hint(OTHER_MODEL));
     }
     let message = format!(

@@ -41,6 +41,8 @@ pub struct LayerTensors {
     pub qkv: Vec<HostTensor>,
     /// q `[q_width_local]`, k and v `[kv_width_local]`.
     pub qkv_bias: Option<Vec<HostTensor>>,
+    /// The norms of query heads and of key heads, `[head_dim]` each, in models that have them.
+    pub head_norms: Option<[HostTensor; 2]>,
     /// `[hidden, q_width_local]`, a range of columns: its rows are `q_width` apart.
     pub o: HostTensor,
     /// `[hidden]`, on rank 0 only: it is added once to the all-reduced sum.
@@ -137,6 +139,7 @@ impl LayerTensors {
             input_norm: only(parts(Target::InputNorm)),
             qkv: parts(Target::Qkv),
             qkv_bias: fused(Target::QkvBias),
+            head_norms: parts(Target::QNorm).pop().zip(parts(Target::KNorm).pop()).map(<[_; 2]>::from),
             o: only(parts(Target::O)),
             o_bias: parts(Target::OBias).pop(),
             mlp_norm: only(parts(Target::MlpNorm)),
@@ -153,7 +156,8 @@ impl LayerTensors {
         let fused =
             [Some(&self.qkv), self.qkv_bias.as_ref(), Some(&self.gate_up), self.gate_up_bias.as_ref()];
         let biases = [self.o_bias.as_ref(), self.down_bias.as_ref()];
-        single.into_iter().chain(fused.into_iter().flatten().flatten()).chain(biases.into_iter().flatten())
+        let some = fused.into_iter().flatten().flatten().chain(self.head_norms.iter().flatten());
+        single.into_iter().chain(some).chain(biases.into_iter().flatten())
     }
 
     /// Bytes of the layer's tensors.

@@ -82,30 +82,35 @@ fn ids(value: &Value) -> Vec<u32> {
     value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
 
-/// Returns every checkpoint of tests/fixtures/models with all its cases, and the demo with nine of
-/// its conversations.
-pub(crate) fn models() -> Vec<Model> {
-    let folder = root().join("tests/fixtures/models");
+/// Returns the checkpoints in a folder of tests/fixtures, with the first nine cases of each.
+fn fixtures(folder: &str) -> Vec<Model> {
+    let folder = root().join("tests/fixtures").join(folder);
     let mut folders: Vec<PathBuf> = fs::read_dir(&folder)
         .unwrap_or_else(|error| panic!("{}: {error}", folder.display()))
         .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_dir())
+        .filter(|path| path.join("cases.json").exists())
         .collect();
     folders.sort();
-    let fixtures = folders.into_iter().map(|folder| {
+    let model = |folder: PathBuf| {
         let cases = read(&folder.join("cases.json"));
-        let cases = cases["cases"].as_array().unwrap().iter().map(|case| {
+        let cases = cases["cases"].as_array().unwrap().iter().take(9).map(|case| {
             let ids = ids(&case["input_ids"]);
             (if ids.len() == 1 { "1 token".to_owned() } else { format!("{} tokens", ids.len()) }, ids)
         });
         Model::new(folder.file_name().unwrap().to_str().unwrap(), folder.clone(), cases.collect())
-    });
+    };
+    folders.into_iter().map(model).collect()
+}
+
+/// Returns every checkpoint of tests/fixtures/models with all its cases, those of other families,
+/// and the demo with nine of its conversations.
+pub(crate) fn models() -> Vec<Model> {
     let demo = root().join("demo");
     let expected = read(&demo.join("expected.json"));
     let rows = expected["rows"].as_array().unwrap().iter().step_by(12);
     let conversations = rows.map(|row| (row["id"].as_str().unwrap().to_owned(), ids(&row["input_ids"])));
     let demo = Model::new("demo", demo.join("model"), conversations.collect());
-    fixtures.chain([demo]).collect()
+    fixtures("models").into_iter().chain(fixtures("families")).chain([demo]).collect()
 }
 
 /// Computes the logits of models' cases in the file's format.

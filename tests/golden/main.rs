@@ -1,5 +1,5 @@
-//! Golden bits: every logit of every model of `tests/fixtures/models` and of the demo, in every
-//! arithmetic, compared bit for bit with `bits.json`.
+//! Golden bits: logits of every model of `tests/fixtures` and of the demo, in every arithmetic,
+//! compared bit for bit with `bits.json`.
 //!
 //! **No bit changes unless the commit says that it does, and why.** Other tests compare runs with
 //! each other, or allow 1e-4 against Transformers; this one compares logits from one commit to the

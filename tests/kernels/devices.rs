@@ -79,6 +79,7 @@ fn launch_all(ops: &Ops) {
         row_stride: hidden,
         first_head: 0,
         heads: 2,
+        norms: None,
     })
     .unwrap();
     // Attention, and the seam tiles of two conversations that share a prefix.

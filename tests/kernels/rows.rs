@@ -3,7 +3,8 @@
 use kudos::ErrorKind;
 use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Attention, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+    AddRmsNorm, Attention, Delta, GatherRows, HeadNorms, Heads, Ops, Rope, RopeTables, Score, SeamTiles,
+    SiluMul,
 };
 use kudos::internals::backend::cuda::staging::Staging;
 use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
@@ -21,6 +22,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("add_rms_norm_of_some_rows_leaves_the_others_alone", add_rms_norm_of_some_rows_leaves_the_others_alone),
     ("add_rms_norm_refuses_widths_that_it_cannot_do", add_rms_norm_refuses_widths_that_it_cannot_do),
     ("rope_has_the_bits_of_three_roundings", rope_has_the_bits_of_three_roundings),
+    ("rope_norms_heads_and_then_rotates_them", rope_norms_heads_and_then_rotates_them),
     ("silu_mul_matches_naive", silu_mul_matches_naive),
     ("gather_rows_copies_rows", gather_rows_copies_rows),
     ("score_matches_naive", score_matches_naive),
@@ -225,6 +227,7 @@ fn rope_has_the_bits_of_three_roundings(gpu: &Gpu) {
             row_stride,
             first_head,
             heads,
+            norms: None,
         })
         .unwrap();
         let mut want = before;
@@ -242,6 +245,91 @@ fn rope_has_the_bits_of_three_roundings(gpu: &Gpu) {
         }
         assert_close(&format!("head_dim {head_dim}"), row_stride, &download(&ops, &qkv), &want, 0.0, |_| 0.0);
     }
+}
+
+/// Queries have one weight and keys another; a head's bits depend on its own row and position alone.
+fn rope_norms_heads_and_then_rotates_them(gpu: &Gpu) {
+    let format = gpu.format;
+    let r = |x| round(format, x);
+    // Widths of a head; query and key heads; the first to rotate and how many.
+    for (head_dim, (q_heads, kv_heads), (first_head, heads)) in [
+        (16, (3, 2), (0, 5)),
+        (64, (4, 2), (0, 6)),
+        (128, (40, 8), (0, 48)),
+        (128, (2, 2), (2, 2)),
+        (256, (3, 1), (0, 3)),
+        (512, (2, 1), (1, 2)),
+    ] {
+        let ops = gpu.ops(head_dim.min(256));
+        let (half, eps, positions) = (head_dim / 2, 1e-5_f32, [0_u32, 3, 511]);
+        let frequencies: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
+        let rope_tables = RopeTables::new(&ops, &frequencies, 512).unwrap();
+        let row_stride = (q_heads + 2 * kv_heads) * head_dim;
+        let mut random = Random::new(head_dim as u64);
+        let before = random.rows(format, positions.len() * row_stride, 2.0);
+        let weights = [0, 1].map(|_| random.rows(format, head_dim, 1.0));
+        let [q_weight, k_weight] = [0, 1].map(|which: usize| upload(&ops, &weights[which]));
+        let mut qkv = upload(&ops, &before);
+        let (tables, indices) = tables(&ops, |tables| tables.row_indices(&positions));
+        let norms = HeadNorms { q_weight: q_weight.all(), k_weight: k_weight.all(), q_heads, eps };
+        ops.rope(Rope {
+            first_row: 0,
+            qkv: &mut qkv,
+            tables: &tables,
+            positions: &indices,
+            rope_tables: &rope_tables,
+            row_stride,
+            first_head,
+            heads,
+            norms: Some(norms),
+        })
+        .unwrap();
+        let (mut want, mut normed) = (before.clone(), before);
+        for ((row, normed), &position) in
+            want.chunks_mut(row_stride).zip(normed.chunks_mut(row_stride)).zip(&positions)
+        {
+            for head in first_head..first_head + heads {
+                let columns = head * head_dim..(head + 1) * head_dim;
+                let (row, normed) = (&mut row[columns.clone()], &mut normed[columns]);
+                let mean = row.iter().map(|x| x * x).sum::<f64>() / head_dim as f64;
+                let scale = 1.0 / (mean + f64::from(eps)).sqrt();
+                let weight = &weights[usize::from(head >= q_heads)];
+                row.iter_mut().zip(weight).for_each(|(x, w)| *x = r(r(*x * scale) * w));
+                normed.copy_from_slice(row);
+                for i in 0..half {
+                    let angle = f64::from(position as f32 * frequencies[i]);
+                    let (cos, sin) = (r(f64::from(angle.cos() as f32)), r(f64::from(angle.sin() as f32)));
+                    let (low, high) = (row[i], row[half + i]);
+                    row[i] = r(r(low * cos) - r(high * sin));
+                    row[half + i] = r(r(high * cos) + r(low * sin));
+                }
+            }
+        }
+        // A value near the middle of two may round to the other one after the norm, and that one
+        // step goes through two more roundings.
+        let size = normed.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+        let bound = 3.0 * half_ulp(format) * size;
+        let what = format!("head_dim {head_dim}");
+        assert_close(&what, row_stride, &download(&ops, &qkv), &want, 0.01, |_| bound);
+    }
+    let ops = gpu.ops(80);
+    let (tables, indices) = tables(&ops, |tables| tables.row_indices(&[0]));
+    let rope_tables = RopeTables::new(&ops, &[1.0; 40], 1).unwrap();
+    let weight = upload(&ops, &[1.0; 80]);
+    let mut qkv = upload(&ops, &[1.0; 240]);
+    let norms = HeadNorms { q_weight: weight.all(), k_weight: weight.all(), q_heads: 1, eps: 1e-5 };
+    let refused = ops.rope(Rope {
+        first_row: 0,
+        qkv: &mut qkv,
+        tables: &tables,
+        positions: &indices,
+        rope_tables: &rope_tables,
+        row_stride: 240,
+        first_head: 0,
+        heads: 2,
+        norms: Some(norms),
+    });
+    assert_refused(refused, "rope_norm", "a power of two, not 80");
 }
 
 fn silu_mul_matches_naive(gpu: &Gpu) {
@@ -421,7 +509,17 @@ fn indices_that_leave_a_buffer_are_refused(gpu: &Gpu) {
     assert_refused(gather(&outside), "gather_rows", "bytes of x");
     let mut rope = |positions, first_row| {
         let (tables, rope_tables, qkv) = (&tables, &rope_tables, &mut qkv);
-        ops.rope(Rope { qkv, first_row, tables, positions, rope_tables, row_stride, first_head: 0, heads: 3 })
+        ops.rope(Rope {
+            qkv,
+            first_row,
+            tables,
+            positions,
+            rope_tables,
+            row_stride,
+            first_head: 0,
+            heads: 3,
+            norms: None,
+        })
     };
     rope(&inside, 8).unwrap();
     assert_refused(rope(&outside, 8), "rope", "positions below 10");

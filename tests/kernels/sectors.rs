@@ -115,7 +115,17 @@ fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated) -> L
     let mut qkv = zeros(ops, positions.len() * row_stride * ops.format().bytes());
     let (tables, positions) = tables(ops, |tables| tables.row_indices(positions));
     let (qkv, tables, positions, rope_tables) = (&mut qkv, &tables, &positions, &rope_tables);
-    let args = Rope { qkv, first_row: 0, tables, positions, rope_tables, row_stride, first_head, heads };
+    let args = Rope {
+        qkv,
+        first_row: 0,
+        tables,
+        positions,
+        rope_tables,
+        row_stride,
+        first_head,
+        heads,
+        norms: None,
+    };
     counters.launch(ops, "rope", || ops.rope(args).unwrap())
 }
 

@@ -41,7 +41,7 @@ pub fn fixtures() -> Vec<Fixture> {
 
 /// The checkpoints of other families, by name.
 pub fn families() -> Vec<Fixture> {
-    let families = Fixture::all_of("families", 1);
+    let families = Fixture::all_of("families", 3);
     assert!(families.iter().all(|fixture| fixture.cases.len() >= 15));
     families
 }

@@ -79,10 +79,17 @@ impl Oracle {
     fn attention(&self, name: &str, normed: &[f64]) -> Vec<f64> {
         let (hidden, q_heads, kv_heads) =
             (self.size("hidden_size"), self.size("num_attention_heads"), self.size("num_key_value_heads"));
-        let head_dim = self.config["head_dim"].as_u64().map_or(hidden / q_heads, |dim| dim as usize);
+        // Qwen3's heads have this width where none is given.
+        let default = if self.config["model_type"] == "qwen3" { 128 } else { hidden / q_heads };
+        let head_dim = self.config["head_dim"].as_u64().map_or(default, |dim| dim as usize);
         let mut q = self.linear(&format!("{name}.q_proj"), normed, hidden);
         let mut k = self.linear(&format!("{name}.k_proj"), normed, hidden);
         let v = self.linear(&format!("{name}.v_proj"), normed, hidden);
+        for (heads, of) in [(&mut q, "q_norm"), (&mut k, "k_norm")] {
+            if self.tensors.contains_key(&format!("{name}.{of}.weight")) {
+                *heads = self.norm(&format!("{name}.{of}"), heads);
+            }
+        }
         let frequencies = self.rope_frequencies(head_dim);
         let (q_width, kv_width) = (q_heads * head_dim, kv_heads * head_dim);
         for (position, row) in q.chunks_exact_mut(q_width).enumerate() {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::act::{Act, RopeTables, Weight, row_stride};
 use super::arithmetic::{Arithmetic, Math};
 use super::attention::{self, AttentionInput, Heads, attention};
-use super::elementwise::{add_rms_norm, gate_mul, rope};
+use super::elementwise::{HeadNorms, add_rms_norm, gate_mul, rope};
 use super::gate::Gate;
 use super::gemm::{self, Gemm, Store, gemm};
 use super::group::Group;
@@ -261,7 +261,14 @@ impl Backend for Cpu {
         self.gated(weight).is_some()
     }
 
-    fn rope(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, rotate: Rotate) -> Result<()> {
+    fn rope(
+        &mut self,
+        qkv: &mut Act,
+        metadata: &Metadata,
+        tokens: Tokens,
+        rotate: Rotate,
+        norms: Option<&[Weight; 2]>,
+    ) -> Result<()> {
         let shard = self.geometry.shard;
         let (q_width, kv_width, width) =
             (shard.q_width_local(), shard.kv_width_local(), shard.qkv_width_local());
@@ -274,7 +281,13 @@ impl Backend for Cpu {
         let (rows, positions) = metadata.rows(tokens);
         let data = &mut qkv.write(rows, width)[columns.start..];
         let rows = RowsMut::new(data, positions.len(), columns.len(), stride);
-        rope(self.isa, &self.threads, rows, columns.len() / shard.head_dim, self.tables.table(), positions);
+        let norms = norms.map(|[q, k]| HeadNorms {
+            weights: [q.values(), k.values()],
+            queries: q_width.saturating_sub(columns.start) / shard.head_dim,
+            eps: self.geometry.rms_norm_eps,
+        });
+        let heads = columns.len() / shard.head_dim;
+        rope(self.isa, &self.threads, rows, heads, norms, self.tables.table(), positions);
         Ok(())
     }
 

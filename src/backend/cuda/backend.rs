@@ -22,7 +22,9 @@ use super::heads::HeadLayout;
 use super::kernels::{AttentionFeatures, AttentionKernel};
 use super::matmuls::{self, Biases, WeightShape, features_of};
 use super::nccl::Group;
-use super::ops::{self, AddRmsNorm, Attention, GatherRows, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul};
+use super::ops::{
+    self, AddRmsNorm, Attention, GatherRows, HeadNorms, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+};
 use super::probe::DeviceInfo;
 use super::sizes::{normed_width, parts, scratch_elements, tables_bytes};
 use super::slot::Slot;
@@ -130,6 +132,7 @@ impl Cuda {
         let heads = HeadLayout::new(&geometry);
         needs_multiple("hidden_size", geometry.hidden)?;
         needs_multiple("a rank's part of intermediate_size", geometry.shard.ffn_local)?;
+        needs_head_norms(layer, heads.head_dim)?;
         let (head_dim, features) = (heads.padded, AttentionFeatures::NONE);
         let attention = match attention {
             Some(name) => AttentionKernel::named(&name, info, format, head_dim, features)?,
@@ -292,6 +295,16 @@ fn needs_multiple(name: &str, size: usize) -> Result<()> {
         return Ok(());
     }
     let message = format!("{name} is {size}; the CUDA backend needs a multiple of {WIDTH_STEP}");
+    Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"))
+}
+
+/// Checks that the kernels can norm heads of this width, where the model does.
+fn needs_head_norms(layer: &LayerTensors, head_dim: usize) -> Result<()> {
+    if layer.head_norms.is_none() || ops::norms_heads_of(head_dim) {
+        return Ok(());
+    }
+    let message =
+        format!("no CUDA kernel norms heads of width {head_dim}: a power of two from 16 to 512 is needed");
     Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"))
 }
 
@@ -468,7 +481,14 @@ impl Backend for Cuda {
         self.multiply(shape, operands)
     }
 
-    fn rope(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, rotate: Rotate) -> Result<()> {
+    fn rope(
+        &mut self,
+        qkv: &mut Act,
+        metadata: &Metadata,
+        tokens: Tokens,
+        rotate: Rotate,
+        norms: Option<&[Weight; 2]>,
+    ) -> Result<()> {
         let rows = metadata.rows(tokens);
         let HeadLayout { q_heads, kv_heads, .. } = self.heads;
         let (first_head, heads) = match rotate {
@@ -485,6 +505,12 @@ impl Backend for Cuda {
             row_stride: self.heads.qkv_width(),
             first_head,
             heads,
+            norms: norms.map(|[q, k]| HeadNorms {
+                q_weight: q.values(),
+                k_weight: k.values(),
+                q_heads,
+                eps: self.geometry.rms_norm_eps,
+            }),
         })
     }
 

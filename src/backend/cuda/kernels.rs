@@ -254,6 +254,7 @@ pub struct Kernels {
     pub(super) fill_normal: CudaFunction,
     pub(super) gather_rows: CudaFunction,
     pub(super) rope: CudaFunction,
+    pub(super) rope_norm: CudaFunction,
     pub(super) score: CudaFunction,
     pub(super) seam_tiles: CudaFunction,
     pub(super) silu_mul: CudaFunction,
@@ -272,6 +273,7 @@ impl Kernels {
             fill_normal: typed("fill_normal")?,
             gather_rows: load(context, "gather_rows", "gather_rows")?,
             rope: typed("rope")?,
+            rope_norm: typed("rope_norm")?,
             score: typed("score")?,
             seam_tiles: load(context, "seam_tiles", "seam_tiles")?,
             silu_mul: typed("silu_mul")?,
@@ -345,7 +347,7 @@ mod tests {
 
     #[test]
     fn every_fatbin_is_one_and_its_ptx_can_be_read() {
-        assert_eq!(FATBINS.len(), 10);
+        assert_eq!(FATBINS.len(), 11);
         for (stem, bytes) in FATBINS {
             assert_eq!(bytes[..4], [0x50, 0xED, 0x55, 0xBA], "{stem}");
             let entry = format!(".entry {stem}");

@@ -93,6 +93,7 @@ fn settings(parts: &Parts, options: &Options) -> Settings {
         ("rms_norm_eps", config.rms_norm_eps.to_string()),
         ("rope", format!("{:?}", config.rope)),
         ("biases", format!("{:?}", config.biases)),
+        ("norms of heads", config.head_norms.to_string()),
         ("head", format!("{:?}", config.head)),
         ("digest of weights", weights),
         ("tier", platform.kernels().to_owned()),

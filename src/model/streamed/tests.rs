@@ -121,7 +121,14 @@ impl Backend for Recorder {
         unreachable!()
     }
 
-    fn rope(&mut self, (): &mut (), (): &(), _: Tokens, _: Rotate) -> Result<()> {
+    fn rope(
+        &mut self,
+        (): &mut (),
+        (): &(),
+        _: Tokens,
+        _: Rotate,
+        _: Option<&[Self::Weight; 2]>,
+    ) -> Result<()> {
         unreachable!()
     }
 

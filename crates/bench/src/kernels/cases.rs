@@ -194,6 +194,7 @@ impl Maker<'_> {
                 row_stride,
                 first_head: 0,
                 heads: turned,
+                norms: None,
             })
         }))
     }

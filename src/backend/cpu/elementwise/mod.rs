@@ -137,7 +137,18 @@ pub struct RopeTable<'a> {
     pub sin: Rows<'a>,
 }
 
-/// Rotates each head in place, halves apart (Hugging Face's `rotate_half`): `a' = a * cos - b *
+/// The norms of heads.
+#[derive(Clone, Copy)]
+pub struct HeadNorms<'a> {
+    /// `[head_dim]` each: for query heads and for key heads.
+    pub weights: [&'a [f32]; 2],
+    /// The first heads of a row, which are query heads.
+    pub queries: usize,
+    /// Added to the mean of the squares.
+    pub eps: f32,
+}
+
+/// Norms each head, where there are norms, as [`add_rms_norm`] does a row. Then rotates it in place, halves apart (Hugging Face's `rotate_half`): `a' = a * cos - b *
 /// sin`, `b' = b * cos + a * sin` for `a = head[i]`, `b = head[i + head_dim / 2]`.
 ///
 /// The first `heads` heads of every row of `rows` (in rows of `q | k | v` those are the heads of q
@@ -151,6 +162,7 @@ pub fn rope(
     threads: &Threads,
     mut rows: RowsMut,
     heads: usize,
+    norms: Option<HeadNorms>,
     table: RopeTable,
     positions: &[u32],
 ) {
@@ -158,12 +170,15 @@ pub fn rope(
     assert_eq!(table.sin.width(), half, "the tables of cosines and sines differ in width");
     assert_eq!(positions.len(), rows.rows(), "as many positions as rows");
     assert!(heads * 2 * half <= rows.width(), "{heads} heads of {} in a row of {}", 2 * half, rows.width());
+    let of_head = |weight: &&[f32]| weight.len() == 2 * half;
+    assert!(norms.is_none_or(|norms| norms.weights.iter().all(of_head)), "norms as wide as heads");
     let tokens = rows.rows();
     let rows = rows.share();
     threads.for_each_chunk(tokens, CHUNK_FLOATS / (heads * 2 * half).max(1), |chunk| {
         for token in chunk {
             let position = positions[token] as usize;
-            isa.run(Rope { rows, heads, cos: table.cos.row(position), sin: table.sin.row(position), token });
+            let (cos, sin) = (table.cos.row(position), table.sin.row(position));
+            isa.run(Rope { rows, heads, norms, cos, sin, token });
         }
     });
 }
@@ -171,6 +186,7 @@ pub fn rope(
 struct Rope<'a> {
     rows: SharedRows<'a>,
     heads: usize,
+    norms: Option<HeadNorms<'a>>,
     cos: &'a [f32],
     sin: &'a [f32],
     token: usize,
@@ -181,11 +197,27 @@ impl Kernel for Rope<'_> {
     unsafe fn run<V: Vector>(self) {
         let half = self.cos.len();
         // SAFETY: chunks do not overlap, so the row is this worker's alone; a head's halves are
-        // `half` floats each inside the part, cos and sin have `half`, and i + count <= half.
+        // `half` floats each inside the part, cos and sin have `half`, and i + count <= half; the
+        // weights of norms have `2 * half`, as `rope` has checked, and so has a whole head.
         unsafe {
             let row = self.rows.part(self.token, 0..self.heads * 2 * half).as_mut_ptr();
             for head in 0..self.heads {
                 let (a_half, b_half) = (row.add(head * 2 * half), row.add((head * 2 + 1) * half));
+                if let Some(HeadNorms { weights, queries, eps }) = self.norms {
+                    let (width, weight) = (2 * half, weights[usize::from(head >= queries)].as_ptr());
+                    let mut sums = PartialSums::<V>::zero();
+                    for i in (0..width).step_by(V::LANES) {
+                        let x = V::load_first(a_half.add(i), V::LANES.min(width - i));
+                        let sum = sums.of(i / V::LANES);
+                        *sum = x.mul_add(x, *sum);
+                    }
+                    let inverse = 1.0 / (sums.total() / width as f32 + eps).sqrt();
+                    for i in (0..width).step_by(V::LANES) {
+                        let count = V::LANES.min(width - i);
+                        let x = V::load_first(a_half.add(i), count).mul(V::splat(inverse));
+                        x.mul(V::load_first(weight.add(i), count)).store_first(a_half.add(i), count);
+                    }
+                }
                 for i in (0..half).step_by(V::LANES) {
                     let count = V::LANES.min(half - i);
                     let (a, b) = (V::load_first(a_half.add(i), count), V::load_first(b_half.add(i), count));

@@ -20,6 +20,6 @@ mod silu;
 pub use attention::{Attention, Heads, SeamTiles};
 pub use launch::Ops;
 pub use norm::{AddRmsNorm, Delta};
-pub use rope::{Rope, RopeTables};
+pub use rope::{HeadNorms, Rope, RopeTables, norms_heads_of};
 pub use rows::{GatherRows, Score};
 pub use silu::SiluMul;

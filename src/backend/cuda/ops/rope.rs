@@ -1,10 +1,10 @@
-//! `rope`
+//! `rope` and `rope_norm`
 
 use cudarc::driver::PushKernelArg;
 use half::{bf16, f16};
 
 use super::launch::{Needs, Ops, WIDE};
-use crate::backend::cuda::buffer::DeviceBuffer;
+use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::fault::OrFault;
 use crate::backend::cuda::format::ActivationFormat;
 use crate::backend::cuda::tables::{DeviceTables, RowIndices};
@@ -67,13 +67,35 @@ pub struct Rope<'a> {
     pub first_head: usize,
     /// Heads to rotate.
     pub heads: usize,
+    /// The norms of heads, which come before their rotation, where there are norms.
+    pub norms: Option<HeadNorms<'a>>,
+}
+
+/// The norms of heads.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadNorms<'a> {
+    /// `[head_dim]`: of the heads below `q_heads`.
+    pub q_weight: DeviceSlice<'a>,
+    /// `[head_dim]`: of the others.
+    pub k_weight: DeviceSlice<'a>,
+    /// Query heads of a row of `qkv`.
+    pub q_heads: usize,
+    /// Added to the mean of the squares.
+    pub eps: f32,
+}
+
+/// Whether the kernels can norm heads of this width: the threads of a head are neighbours in one
+/// warp.
+pub fn norms_heads_of(head_dim: usize) -> bool {
+    head_dim.is_power_of_two() && (2 * WIDE..=2 * WIDE * 32).contains(&head_dim)
 }
 
 impl Ops {
-    /// Launches `rope`.
+    /// Launches `rope`, or `rope_norm` where there are norms.
     pub fn rope(&self, args: Rope<'_>) -> Result<()> {
-        let Rope { qkv, first_row, tables, positions, rope_tables, row_stride, first_head, heads } = args;
-        let needs = Needs("rope");
+        let Rope { qkv, first_row, tables, positions, rope_tables, row_stride, first_head, heads, norms } =
+            args;
+        let needs = Needs(if norms.is_some() { "rope_norm" } else { "rope" });
         let (head_dim, rows) = (rope_tables.head_dim, positions.count());
         needs.that(head_dim > 0 && head_dim.is_multiple_of(2 * WIDE), || {
             format!("head_dim in multiples of {}, not {head_dim}", 2 * WIDE)
@@ -98,6 +120,38 @@ impl Ops {
         let (cos, sin) = (rope_tables.cos.address(), rope_tables.sin.address());
         let row_stride = needs.int("row_stride", row_stride)?;
         let (head_dim, first_head, heads) = (head_dim as i32, first_head as i32, heads as i32);
+        if let Some(HeadNorms { q_weight, k_weight, q_heads, eps }) = norms {
+            needs.that(norms_heads_of(head_dim as usize), || {
+                format!("a head_dim that is a power of two, not {head_dim}")
+            })?;
+            for (name, weight) in [("q_weight", q_weight), ("k_weight", k_weight)] {
+                needs.covers(name, weight, [1, head_dim as usize, self.format().bytes()])?;
+            }
+            let (q_weight, k_weight) = (q_weight.address(), k_weight.address());
+            let q_heads = needs.int("q_heads", q_heads)?;
+            // SAFETY: types: six addresses, five ints, a float. bounds: as below, and the weights
+            // are as wide as a head. aliases and lives: as below; the weights are only read.
+            return unsafe {
+                self.context
+                    .compute()
+                    .launch_builder(&self.kernels.rope_norm)
+                    .arg(&qkv)
+                    .arg(&positions)
+                    .arg(&cos)
+                    .arg(&sin)
+                    .arg(&q_weight)
+                    .arg(&k_weight)
+                    .arg(&row_stride)
+                    .arg(&head_dim)
+                    .arg(&first_head)
+                    .arg(&heads)
+                    .arg(&q_heads)
+                    .arg(&eps)
+                    .launch(config)
+            }
+            .or_fault("launching `rope_norm`")
+            .map(drop);
+        }
         // SAFETY: types: four addresses, four ints. bounds: a block for each position, for whose
         // row fits into qkv; heads lie within a row; positions are below their limit, and the
         // cosines and sines are of as many. aliases: qkv is borrowed mutably, no two threads take
