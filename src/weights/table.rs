@@ -13,12 +13,12 @@ pub(super) enum Dim {
     Hidden,
     QWidth,
     KvWidth,
-    HeadDim,
+    HeadWidth,
     Ffn,
     Vocab,
     Labels,
 }
-use Dim::{Ffn, HeadDim, Hidden, KvWidth, Labels, QWidth, Vocab};
+use Dim::{Ffn, HeadWidth, Hidden, KvWidth, Labels, QWidth, Vocab};
 
 /// The field of the model's tensors that a tensor becomes part of. Tensors with one target are
 /// fused: stacked by output rows, in the table's order.
@@ -98,8 +98,8 @@ pub(super) const LAYER: &[Entry] = &[
     entry("self_attn.q_proj.bias",           Target::QkvBias,           &[QWidth],          Split::QueryRows,    When::QkvBias),
     entry("self_attn.k_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::QkvBias),
     entry("self_attn.v_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::QkvBias),
-    entry("self_attn.q_norm.weight",         Target::QNorm,             &[HeadDim],         Split::Whole,        When::HeadNorms),
-    entry("self_attn.k_norm.weight",         Target::KNorm,             &[HeadDim],         Split::Whole,        When::HeadNorms),
+    entry("self_attn.q_norm.weight",         Target::QNorm,             &[HeadWidth],         Split::Whole,        When::HeadNorms),
+    entry("self_attn.k_norm.weight",         Target::KNorm,             &[HeadWidth],         Split::Whole,        When::HeadNorms),
     entry("self_attn.o_proj.weight",         Target::O,                 &[Hidden, QWidth],  Split::QueryColumns, When::Always),
     entry("self_attn.o_proj.bias",           Target::OBias,             &[Hidden],          Split::RankZero,     When::OBias),
     entry("post_attention_layernorm.weight", Target::MlpNorm,  &[Hidden],         Split::Whole,        When::Always),
@@ -118,7 +118,7 @@ impl Dim {
             (Hidden, _) => config.hidden,
             (QWidth, _) => config.q_width(),
             (KvWidth, _) => config.kv_width(),
-            (HeadDim, _) => config.head_dim,
+            (HeadWidth, _) => config.head_dim,
             (Ffn, _) => config.ffn,
             (Vocab, _) => config.vocab,
             (Labels, Head::Score { labels, .. }) => labels,
@@ -132,7 +132,7 @@ impl Dim {
             Hidden => format!("hidden_size {}", config.hidden),
             QWidth => format!("num_attention_heads {} * head_dim {}", config.q_heads, config.head_dim),
             KvWidth => format!("num_key_value_heads {} * head_dim {}", config.kv_heads, config.head_dim),
-            HeadDim => format!("head_dim {}", config.head_dim),
+            HeadWidth => format!("head_dim {}", config.head_dim),
             Ffn => format!("intermediate_size {}", config.ffn),
             Vocab => format!("vocab_size {}", config.vocab),
             Labels => match config.head {
