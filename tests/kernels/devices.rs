@@ -4,7 +4,7 @@
 use kudos::Sharing;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Delta, GatherRows, Ops, Rope, RopeTables, Score, SiluMul,
+    AddRmsNorm, Delta, GatherRows, HeadNorms, Ops, Rope, RopeTables, Score, SiluMul,
 };
 
 use crate::attention::{Queries, heads, naive, pack, qkv_rows, try_run, width};
@@ -36,7 +36,7 @@ fn has_as_many_blocks_together_as_the_table_has(gpu: &Gpu, kernel: &'static Atte
 }
 
 /// Kernels of a format, with one of attention.
-const KERNELS: u64 = 8;
+const KERNELS: u64 = 9;
 
 fn every_kernel_is_loaded_with_the_others(gpu: &Gpu, counters: Counters) {
     let calls = counters.calls(|| drop(gpu.ops(64)));
@@ -70,18 +70,21 @@ fn launch_all(ops: &Ops) {
     let (x, out) = (weight.all(), &mut out);
     ops.gather_rows(GatherRows { x, tables: &tables, rows: &indices, out, row_bytes }).unwrap();
     let rope_tables = RopeTables::new(ops, &vec![1.0; head_dim / 2], 1).unwrap();
-    ops.rope(Rope {
-        qkv: &mut stream,
-        first_row: 0,
-        tables: &tables,
-        positions: &indices,
-        rope_tables: &rope_tables,
-        row_stride: hidden,
-        first_head: 0,
-        heads: 2,
-        norms: None,
-    })
-    .unwrap();
+    let norms = HeadNorms { q_weight: weight.all(), k_weight: weight.all(), q_heads: 1, eps: 1e-5 };
+    for norms in [None, Some(norms)] {
+        ops.rope(Rope {
+            qkv: &mut stream,
+            first_row: 0,
+            tables: &tables,
+            positions: &indices,
+            rope_tables: &rope_tables,
+            row_stride: hidden,
+            first_head: 0,
+            heads: 2,
+            norms,
+        })
+        .unwrap();
+    }
     // Attention, and the seam tiles of two conversations that share a prefix.
     let heads = heads(1, 1, head_dim);
     let packed = pack(&[(0..70).collect(), (0..71).collect(), (1..99).collect()], Sharing::Prefixes);
