@@ -146,7 +146,9 @@ fn only_a_profiled_pass_has_marks_and_one_after_every_op() {
     // then reused.
     assert_eq!(of("cuEventRecord"), all + 1 + 2);
     assert_eq!(calls["cuEventCreate"] as usize, all + 1);
-    assert_eq!(of("cuEventElapsedTime_v2"), all);
+    // An older driver has the first version alone.
+    let elapsed = ["cuEventElapsedTime", "cuEventElapsedTime_v2"].map(|name| calls.get(name).unwrap_or(&0));
+    assert_eq!(elapsed.into_iter().sum::<u64>() as usize / PASSES, all);
     assert!(spent.iter().all(|spent| spent.seconds >= 0.0));
 
     assert_eq!(calls_of(&engine), expected, "a profile that was stopped adds no calls");
