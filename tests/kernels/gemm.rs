@@ -237,7 +237,8 @@ fn algorithms_and_classes_are_counted(gpu: &Gpu) {
             used.members.len()
         ));
     }
-    println!("detail: {}", counts.join("; "));
+    // On a line of its own, behind the name of the test.
+    println!("\ndetail: {}", counts.join("; "));
 }
 
 /// The test of rows can fail: with the library's first proposal for each count of rows, whatever its
