@@ -6,7 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaStream, result};
 
 use super::buffer::DeviceBuffer;
-use super::fault::OrFault;
+use super::fault::{OrFault, context_opened};
 use super::probe::DeviceInfo;
 use crate::error::Result;
 
@@ -31,6 +31,7 @@ impl Context {
         unsafe { cuda.disable_event_tracking() };
         let compute = cuda.new_stream().or_fault(&doing)?;
         let copy = cuda.new_stream().or_fault(&doing)?;
+        context_opened();
         Ok(Self { info: info.clone(), cuda, compute, copy })
     }
 

@@ -2,6 +2,7 @@
 //! process.
 
 use std::fmt::Display;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use cudarc::driver::{CudaStream, DriverError, sys::CUresult};
@@ -10,6 +11,10 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// The first error after which CUDA cannot be used in this process.
 static LOST: OnceLock<Lost> = OnceLock::new();
+
+/// Whether a context was opened. A driver that cannot start says `CUDA_ERROR_UNKNOWN` too, as in a
+/// container without its devices: no GPU has failed then.
+static OPENED: AtomicBool = AtomicBool::new(false);
 
 struct Lost {
     /// The operation and the driver's code.
@@ -33,7 +38,7 @@ impl<T> OrFault<T> for Result<T, DriverError> {
             };
             // The code's name, CUDA_ERROR_...: a failed driver may not give a description.
             let message = format!("{doing} failed: {code:?}");
-            if ends_cuda(code) {
+            if ends_cuda(code) && OPENED.load(Ordering::Relaxed) {
                 LOST.get_or_init(|| Lost { cause: message.clone(), place: OnceLock::new() });
             }
             Error::new(kind, message)
@@ -68,6 +73,11 @@ fn ends_cuda(code: CUresult) -> bool {
     )
 }
 
+/// Notes that a context was opened: errors from now on may be failures of its GPU.
+pub(super) fn context_opened() {
+    OPENED.store(true, Ordering::Relaxed);
+}
+
 /// Adds the place of the error that [`lost`] reports, where there is one without a place.
 pub fn name_place(place: &str) {
     if let Some(lost) = LOST.get() {
@@ -96,5 +106,13 @@ mod tests {
         assert!(!ends_cuda(CUresult::CUDA_ERROR_OUT_OF_MEMORY));
         assert!(!ends_cuda(CUresult::CUDA_ERROR_INVALID_VALUE));
         assert!(ends_cuda(CUresult::CUDA_ERROR_ILLEGAL_ADDRESS));
+    }
+
+    #[test]
+    fn a_driver_that_cannot_start_is_no_gpu_that_failed() {
+        let failed: Result<(), _> = Err(DriverError(CUresult::CUDA_ERROR_UNKNOWN));
+        assert_eq!(failed.or_fault("starting").unwrap_err().kind(), ErrorKind::Device);
+        // No unit test opens a context.
+        assert!(lost().is_none());
     }
 }
