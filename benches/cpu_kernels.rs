@@ -11,14 +11,17 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use kudos::CpuMath;
-use kudos::internals::backend::cpu::attention::{AttentionInput, AttentionPlan, Heads, Queries, attention};
+use kudos::internals::backend::cpu::attention::{
+    AttentionInput, AttentionPlan, Heads, Queries, Scoring, attention,
+};
 use kudos::internals::backend::cpu::elementwise::{RopeTable, add_rms_norm, gate_mul, rope};
-use kudos::internals::backend::cpu::gemm::{Gate, Gemm, Math, Store, gemm};
+use kudos::internals::backend::cpu::gemm::{Gemm, Math, Store, gemm};
 use kudos::internals::backend::cpu::peak;
 use kudos::internals::backend::cpu::simd::Isa;
 use kudos::internals::backend::cpu::threads::Threads;
 use kudos::internals::backend::cpu::view::{Rows, RowsMut, WeightView};
 use kudos::internals::batch::Span;
+use kudos::internals::config::{Gate, Scores};
 use kudos::internals::weights::Dtype;
 
 /// The fewest runs of each kernel.
@@ -211,7 +214,7 @@ impl Bench {
         (data.len() * 8) as f64 / seconds
     }
 
-    /// The exponential, by way of silu_mul on rows that fit into the first-level cache: an upper bound of its cost.
+    /// The exponential, by way of gate_mul on rows that fit into the first-level cache: an upper bound of its cost.
     fn exp(&self, peak: f64) {
         const FFN: usize = 1536;
         let mut rows = vec![0.5f32; 2 * FFN];
@@ -222,7 +225,7 @@ impl Bench {
         });
         let each = seconds / (1000 * FFN) as f64;
         println!(
-            "silu_mul in cache, one thread: {:.3} ns each, {:.1} FLOP of one peak",
+            "gate_mul in cache, one thread: {:.3} ns each, {:.1} FLOP of one peak",
             each * 1e9,
             each * peak
         );
@@ -239,11 +242,13 @@ impl Bench {
             k: Rows::new(&qkv[q_width..], tokens, kv_width, stride),
             v: Rows::new(&qkv[q_width + kv_width..], tokens, kv_width, stride),
         };
+        let scores = Scores { query_scalar: heads.head_dim as f64, cap: None };
+        let scoring = Scoring { scores, window: None };
         let mut out = vec![0.0; tokens * q_width];
         let flops = (4 * q_width * tokens * (tokens + 1) / 2) as f64;
         let Reached { seconds, share } = self.reached(self.peak_of_attention(), flops, || {
             let out = RowsMut::new(&mut out, tokens, q_width, q_width);
-            attention(self.isa, &self.threads, &plan, &input, self.math, out);
+            attention(self.isa, &self.threads, &plan, &input, scoring, self.math, out);
         });
         println!(
             "attention {tokens} tokens, {heads:?}: {:.2} ms, {:.1} GFLOP/s, {:.1} % of peak",
@@ -277,7 +282,7 @@ impl Bench {
                 RowsMut::new(&mut gate_up, tokens, 2 * ffn, 2 * ffn),
             );
         });
-        print("silu_mul", seconds, 3 * 4 * ffn);
+        print("gate_mul", seconds, 3 * 4 * ffn);
         let width = heads * 2 * half;
         let (mut qk, table, positions) = (vec![0.5f32; tokens * width], vec![0.7f32; half], vec![0; tokens]);
         let (cos, sin) = (Rows::new(&table, 1, half, half), Rows::new(&table, 1, half, half));

@@ -337,7 +337,7 @@ fn classes_have_every_op_of_a_run_and_all_of_its_flop() {
         let last = [("gather_rows", 2), ("score", 1)];
         // A matrix unit fuses the gate into the matmul: the weights are in bf16.
         let is_gated = math == "f32" && Isa::detect().matrix_unit().is_some();
-        let gates = if is_gated { &[][..] } else { &[("silu_mul", 4)] };
+        let gates = if is_gated { &[][..] } else { &[("gate_mul", 4)] };
         let expected: BTreeMap<&str, u64> =
             matmuls.iter().chain(&others).chain(&last).chain(gates).chain(all_reduce).copied().collect();
         let ops = classes.iter().map(|(&name, class)| (name, class["ops"].as_u64().unwrap())).collect();
@@ -592,7 +592,7 @@ fn a_dry_run_launches_every_kernel_without_speed() {
             "copy",
             "add_rms_norm",
             "rope",
-            "silu_mul",
+            "gate_mul",
             "gather_rows",
             "score",
             "seam_tiles",

@@ -29,6 +29,8 @@ pub struct LayerWeights<W> {
     pub head_norms: Option<[W; 2]>,
     /// `[hidden, q_width]`
     pub o: W,
+    /// The norm of attention's output, `[hidden]`, in models that have it.
+    pub attention_branch_norm: Option<W>,
     /// `[hidden]`
     pub mlp_norm: W,
     /// `[2 * ffn, hidden]`
@@ -65,8 +67,9 @@ impl<'a> HostWeight<'a> {
         };
         let mut all = vec![norm(&layer.input_norm), fused(Matrix::Qkv, &layer.qkv, &layer.qkv_bias)];
         all.extend(layer.head_norms.iter().flatten().map(norm));
+        all.push(single(Matrix::O, &layer.o, &layer.o_bias));
+        all.extend(layer.attention_branch_norm.iter().map(norm));
         all.extend([
-            single(Matrix::O, &layer.o, &layer.o_bias),
             norm(&layer.mlp_norm),
             fused(Matrix::GateUp, &layer.gate_up, &layer.gate_up_bias),
             single(Matrix::Down, &layer.down, &layer.down_bias),
@@ -85,6 +88,7 @@ impl<W> LayerWeights<W> {
             qkv: next()?,
             head_norms: if layer.head_norms.is_some() { Some([next()?, next()?]) } else { None },
             o: next()?,
+            attention_branch_norm: layer.attention_branch_norm.is_some().then(&mut next).transpose()?,
             mlp_norm: next()?,
             gate_up: next()?,
             down: next()?,
@@ -93,8 +97,12 @@ impl<W> LayerWeights<W> {
 
     /// Returns the weights in the order of the fields.
     pub fn all(&self) -> Vec<&W> {
-        let Self { input_norm, qkv, head_norms, o, mlp_norm, gate_up, down } = self;
-        let head_norms = head_norms.iter().flatten();
-        [input_norm, qkv].into_iter().chain(head_norms).chain([o, mlp_norm, gate_up, down]).collect()
+        let Self { input_norm, qkv, head_norms, o, attention_branch_norm, mlp_norm, gate_up, down } = self;
+        let mut all = vec![input_norm, qkv];
+        all.extend(head_norms.iter().flatten());
+        all.push(o);
+        all.extend(attention_branch_norm);
+        all.extend([mlp_norm, gate_up, down]);
+        all
     }
 }

@@ -20,7 +20,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::batch::Packed;
-use crate::config::ModelConfig;
+use crate::config::{Gate, ModelConfig, Norm, Scores};
 use crate::error::Result;
 use crate::shard::Shard;
 use crate::weights::{HostTensor, LayerTensors};
@@ -37,6 +37,19 @@ pub struct Geometry {
     pub shard: Shard,
     /// The epsilon of every RMSNorm.
     pub rms_norm_eps: f32,
+    /// What norms multiply with.
+    pub norm: Norm,
+    /// Whether the outputs of attention and of the MLP are normed before they join the residual
+    /// stream.
+    pub branch_norms: bool,
+    /// The factor of embeddings.
+    pub embedding_scale: f32,
+    /// The function of the MLP's gate.
+    pub gate: Gate,
+    /// The scores of attention.
+    pub scores: Scores,
+    /// Whether some layers have a sliding window.
+    pub has_windows: bool,
     /// `[head_dim / 2]` radians per position of each rotated pair.
     pub rope_frequencies: Vec<f32>,
     /// Rewards per sequence: rows of the head.
@@ -93,9 +106,23 @@ pub enum GemmTuning {
 impl Geometry {
     /// Makes the geometry of one rank's part of a model.
     pub fn new(config: &ModelConfig, shard: Shard, rope_frequencies: Vec<f32>, labels: usize) -> Self {
-        let (hidden, rms_norm_eps) = (config.hidden, config.rms_norm_eps);
-        let (all_reduce, overlap) = (AllReduce::Ordered, Overlap::Auto);
-        Self { hidden, shard, rms_norm_eps, rope_frequencies, labels, all_reduce, overlap }
+        let &ModelConfig { hidden, rms_norm_eps, norm, branch_norms, .. } = config;
+        let &ModelConfig { embedding_scale, gate, scores, .. } = config;
+        Self {
+            hidden,
+            shard,
+            rms_norm_eps,
+            norm,
+            branch_norms,
+            embedding_scale,
+            gate,
+            scores,
+            has_windows: config.windows.iter().any(Option::is_some),
+            rope_frequencies,
+            labels,
+            all_reduce: AllReduce::Ordered,
+            overlap: Overlap::Auto,
+        }
     }
 
     /// Returns the widest row of an activation in `normed` form: a norm's output or attention's.
@@ -103,11 +130,16 @@ impl Geometry {
         self.hidden.max(self.shard.q_width_local())
     }
 
-    /// Returns the rows of `hidden` elements that a rank buffers for all-reduces: outputs of
-    /// projections, until the next norm adds them. None where there is one rank, which adds at
-    /// once.
-    pub fn all_reduce_rows(&self, capacity: &Capacity) -> usize {
-        if self.shard.ranks > 1 { capacity.tokens.max(capacity.sequences) } else { 0 }
+    /// Whether outputs of projections are added to the residual stream as they are computed: not
+    /// where they are all-reduced or normed first, by the next norm.
+    pub fn adds_at_once(&self) -> bool {
+        self.shard.ranks == 1 && !self.branch_norms
+    }
+
+    /// Returns the rows of `hidden` elements that a rank buffers: outputs of projections, until the
+    /// next norm adds them.
+    pub fn pending_rows(&self, capacity: &Capacity) -> usize {
+        if self.adds_at_once() { 0 } else { capacity.tokens.max(capacity.sequences) }
     }
 }
 
@@ -171,8 +203,8 @@ pub enum Features {
 pub enum Reduction {
     /// The result is in the residual stream.
     InResidual,
-    /// In progress: the next norm of the same rows waits for the result and adds it to the residual
-    /// stream.
+    /// In progress, or kept for its norm: the next norm of the same rows waits for the result and
+    /// adds it to the residual stream.
     Pending,
 }
 
@@ -278,8 +310,8 @@ pub trait Backend: Sized {
     /// ops of the next. One part where that gains nothing.
     fn parts(metadata: &Self::Metadata) -> &[Range<usize>];
 
-    /// Computes `residual[t, :] = table[tokens[t], :]`; the table `[vocab, hidden]` is used where
-    /// it is mapped.
+    /// Computes `residual[t, :] = table[tokens[t], :] * embedding_scale`; the table
+    /// `[vocab, hidden]` is used where it is mapped.
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Self::Act) -> Result<()>;
 
     /// Called when all ops of a pass except its head are queued. With an asynchronous device it
@@ -292,11 +324,13 @@ pub trait Backend: Sized {
     /// Computes `residual += before` and
     /// `out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight`
     /// for rows `rows`, where `before` is the pending all-reduce of these rows, if there is one.
-    /// `residual` and `out` are `[.., hidden]`.
+    /// With a `branch_norm`, `before` is normed by that weight before it is added. With
+    /// [`Norm::OnePlus`], 1 is added to each weight. `residual` and `out` are `[.., hidden]`.
     fn add_rms_norm(
         &mut self,
         residual: &mut Self::Act,
         before: Reduction,
+        branch_norm: Option<&Self::Weight>,
         weight: &Self::Weight,
         rows: Range<usize>,
         out: &mut Self::Act,
@@ -316,8 +350,8 @@ pub trait Backend: Sized {
     ) -> Result<()>;
 
     /// Computes the MLP's gate and up with its activation:
-    /// `out[i, j] = silu(gate[i, j]) * up[i, j]` for `j < ffn`, where gate and up are the halves of
-    /// the output of [`linear`](Backend::linear) for `rows` rows. `out` is at least
+    /// `out[i, j] = f(gate[i, j]) * up[i, j]` for `j < ffn` and the model's function `f` ([`Gate`]),
+    /// where gate and up are the halves of the output of [`linear`](Backend::linear) for `rows` rows. `out` is at least
     /// `[rows, 2 * ffn]`.
     fn gate_up(
         &mut self,
@@ -327,7 +361,7 @@ pub trait Backend: Sized {
         out: &mut Self::Act,
     ) -> Result<()> {
         self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
-        self.silu_mul(out, rows.len())
+        self.gate_mul(out, rows.len())
     }
 
     /// Whether [`gate_up`](Backend::gate_up) with this weight is one op rather than two.
@@ -353,8 +387,9 @@ pub trait Backend: Sized {
     ) -> Result<()>;
 
     /// Computes causal grouped-query attention along each row's path, which is the keys at
-    /// positions up to the query's own. For `g = h / group`:
-    /// `out[i, h, :] = softmax(q[i, h, :] . k[path, g, :] / sqrt(head_dim)) * v[path, g, :]`.
+    /// positions up to the query's own, or the last `window` of these. For `g = h / group`:
+    /// `out[i, h, :] = softmax(score(q[i, h, :] . k[path, g, :])) * v[path, g, :]`, where `score`
+    /// divides and caps ([`Scores`]).
     ///
     /// With [`Tokens::Last`], the query of last row `i` is row `i` of `qkv`; keys and values stay in
     /// the rows that they were computed in, which for a part are those up to its last row. `qkv` is
@@ -365,12 +400,13 @@ pub trait Backend: Sized {
         qkv: &mut Self::Act,
         metadata: &Self::Metadata,
         tokens: Tokens,
+        window: Option<usize>,
         out: &mut Self::Act,
     ) -> Result<()>;
 
     /// Computes this rank's part of an output projection `x * weight^T + bias`, whose input
-    /// features are divided among ranks. With one rank it is added to rows `rows` of `residual`;
-    /// with several it is buffered for [`all_reduce`](Backend::all_reduce). `x` is read from row
+    /// features are divided among ranks. Where [`Geometry::adds_at_once`], it is added to rows
+    /// `rows` of `residual`; else it is buffered for [`all_reduce`](Backend::all_reduce). `x` is read from row
     /// `x_first` on.
     fn row_parallel(
         &mut self,
@@ -381,14 +417,15 @@ pub trait Backend: Sized {
         residual: &mut Self::Act,
     ) -> Result<()>;
 
-    /// Begins the all-reduce of an output projection's rows `rows`. Every rank begins the same
-    /// all-reduces in the same order, and norms add their results in that order.
+    /// Begins the all-reduce of an output projection's rows `rows`, which with one rank is only
+    /// kept. Every rank begins the same all-reduces in the same order, and norms add their results
+    /// in that order.
     fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction>;
 
-    /// Computes `gate_up[i, j] = silu(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn` and rows
-    /// `0..rows`, with `silu(x) = x / (1 + exp(-x))`. `gate_up` is `[rows, 2 * ffn]`; the results
-    /// overwrite the gate.
-    fn silu_mul(&mut self, gate_up: &mut Self::Act, rows: usize) -> Result<()>;
+    /// Computes `gate_up[i, j] = f(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn`, rows
+    /// `0..rows` and the model's function `f` ([`Gate`]). `gate_up` is `[rows, 2 * ffn]`; the
+    /// results overwrite the gate.
+    fn gate_mul(&mut self, gate_up: &mut Self::Act, rows: usize) -> Result<()>;
 
     /// Computes `out[i, :] = x[last[i], :]`, `[sequences, hidden]`.
     fn gather_last(&mut self, x: &Self::Act, metadata: &Self::Metadata, out: &mut Self::Act) -> Result<()>;

@@ -29,7 +29,7 @@ pub enum Class {
     /// Matmuls with the fused gate and up; with the MLP's activation where the backend fuses it.
     GateUp,
     /// The MLP's activation where it is an op of its own.
-    SiluMul,
+    GateMul,
     /// Output projections of the MLP.
     Down,
     /// Gathers of the rows in which sequences end.
@@ -51,7 +51,7 @@ impl Class {
         Self::O,
         Self::AllReduce,
         Self::GateUp,
-        Self::SiluMul,
+        Self::GateMul,
         Self::Down,
         Self::GatherRows,
         Self::Score,
@@ -70,7 +70,7 @@ impl Class {
             Self::O => "product_o",
             Self::AllReduce => "all_reduce",
             Self::GateUp => "product_gate_up",
-            Self::SiluMul => "silu_mul",
+            Self::GateMul => "gate_mul",
             Self::Down => "product_down",
             Self::GatherRows => "gather_rows",
             Self::Score => "score",

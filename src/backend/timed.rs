@@ -147,8 +147,8 @@ impl<B: Clock> Timed<B> {
             Matrix::O => (Class::O, shard.q_width_local()),
             _ => (Class::Down, shard.ffn_local),
         };
-        // One rank reads the residual stream to add to it.
-        let times = if shard.ranks == 1 { 2 } else { 1 };
+        // Where the residual stream is added to, it is read, too.
+        let times = if self.inner.geometry().adds_at_once() { 2 } else { 1 };
         (class, self.matmul(rows, (*hidden, width), (times * hidden, 0)))
     }
 
@@ -162,10 +162,11 @@ impl<B: Clock> Timed<B> {
         self.moved(0, 2 * self.positions(metadata, tokens).len() * width)
     }
 
-    fn attention_cost(&self, metadata: &B::Metadata, tokens: Tokens) -> Cost {
+    fn attention_cost(&self, metadata: &B::Metadata, tokens: Tokens, window: Option<usize>) -> Cost {
         let shard = &self.inner.geometry().shard;
         let (queries, q_width) = (self.positions(metadata, tokens), shard.q_width_local());
-        let keys: f64 = queries.iter().map(|&position| f64::from(position) + 1.0).sum();
+        let window = window.unwrap_or(usize::MAX);
+        let keys: f64 = queries.iter().map(|&position| (position as usize + 1).min(window) as f64).sum();
         // A part reads its own keys; the last rows read those of all parts.
         let key_rows = match tokens {
             Tokens::Part(_) => queries.len(),
@@ -215,12 +216,13 @@ impl<B: Clock> Backend for Timed<B> {
             => (Class::Embeddings, Cost::default());
         fn prefetch_embeddings(&mut self, table: &HostTensor, next_batch: NextBatch<'_>) -> Result<()>;
         fn add_rms_norm(
-            &mut self, residual: &mut B::Act, before: Reduction, weight: &B::Weight, rows: Range<usize>,
-            out: &mut B::Act
+            &mut self, residual: &mut B::Act, before: Reduction, branch_norm: Option<&B::Weight>,
+            weight: &B::Weight, rows: Range<usize>, out: &mut B::Act
         ) -> Result<()> => {
             let (hidden, rows) = (self.inner.geometry().hidden, rows.len());
             let streams = if before == Reduction::Pending { 3 } else { 1 };
-            (Class::AddRmsNorm, self.moved(streams * rows * hidden, (rows + 1) * hidden))
+            let weights = 1 + usize::from(branch_norm.is_some());
+            (Class::AddRmsNorm, self.moved(streams * rows * hidden, (rows + weights) * hidden))
         };
         fn linear(
             &mut self, x: &B::Act, rows: Range<usize>, weight: &B::Weight, features: Features,
@@ -231,14 +233,15 @@ impl<B: Clock> Backend for Timed<B> {
             norms: Option<&[B::Weight; 2]>
         ) -> Result<()> => (Class::Rope, self.rope_cost(metadata, tokens, heads));
         fn attention(
-            &mut self, qkv: &mut B::Act, metadata: &B::Metadata, tokens: Tokens, out: &mut B::Act
-        ) -> Result<()> => (Class::Attention, self.attention_cost(metadata, tokens));
+            &mut self, qkv: &mut B::Act, metadata: &B::Metadata, tokens: Tokens, window: Option<usize>,
+            out: &mut B::Act
+        ) -> Result<()> => (Class::Attention, self.attention_cost(metadata, tokens, window));
         fn row_parallel(
             &mut self, x: &B::Act, x_first: usize, weight: &B::Weight, rows: Range<usize>,
             residual: &mut B::Act
         ) -> Result<()> => self.row_parallel_op(weight, rows.len());
-        fn silu_mul(&mut self, gate_up: &mut B::Act, rows: usize) -> Result<()>
-            => (Class::SiluMul, self.moved(0, 3 * rows * self.inner.geometry().shard.ffn_local));
+        fn gate_mul(&mut self, gate_up: &mut B::Act, rows: usize) -> Result<()>
+            => (Class::GateMul, self.moved(0, 3 * rows * self.inner.geometry().shard.ffn_local));
         fn gather_last(&mut self, x: &B::Act, metadata: &B::Metadata, out: &mut B::Act) -> Result<()> => {
             // The residual stream or its normed form, counted as the narrower one.
             let rows = self.positions(metadata, Tokens::Last).len();
@@ -280,7 +283,7 @@ impl<B: Clock> Backend for Timed<B> {
     ) -> Result<()> {
         if !self.inner.gates(weight) {
             self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
-            return self.silu_mul(out, rows.len());
+            return self.gate_mul(out, rows.len());
         }
         let op = self.positions.is_some().then(|| {
             let Geometry { hidden, shard, .. } = self.inner.geometry();

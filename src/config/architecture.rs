@@ -22,18 +22,34 @@ pub(super) struct Architecture {
     sizes: Option<Sizes>,
     /// `max_position_embeddings` of absent fields.
     max_tokens: usize,
-    /// `num_key_value_heads` of absent fields; `None` for as many as there are query heads.
-    kv_heads: Option<usize>,
+    /// `num_key_value_heads` of absent fields; derived, it is as many as there are query heads.
+    kv_heads: Absent,
     /// Whether the family takes null for `num_key_value_heads`: as many as there are query heads.
     kv_heads_null: bool,
-    /// `head_dim` of absent fields; `None` for the width divided by the query heads.
-    head_dim: Option<usize>,
+    /// `head_dim` of absent fields; derived, it is the width divided by the query heads.
+    head_dim: Absent,
     /// Whether the family takes null for `head_dim`, as it takes an absent field.
     head_dim_null: bool,
     /// Whether each query and key head has a norm.
     pub(super) head_norms: bool,
+    /// Whether attention's and the MLP's outputs are normed before they join the residual stream.
+    pub(super) branch_norms: bool,
+    pub(super) norm: Norm,
+    /// Whether embeddings are multiplied by the square root of the width.
+    scaled_embeddings: bool,
+    pub(super) gate: Gate,
+    /// Whether scores are divided by the root of `query_pre_attn_scalar`, and scores and logits
+    /// capped.
+    caps: bool,
+    /// `tie_word_embeddings` of absent fields.
+    pub(super) tied: bool,
+    /// `pad_token_id` of absent fields.
+    pub(super) pad_token_id: Option<u32>,
     biases: BiasRule,
     windows: WindowRule,
+    /// Fields that other families lack, and whose values are read for this one, or are ignored as
+    /// transformers ignores them.
+    pub(super) reads: &'static [&'static str],
 }
 
 /// Sizes of absent fields.
@@ -44,6 +60,17 @@ struct Sizes {
     q_heads: usize,
     ffn: usize,
     vocab: usize,
+}
+
+/// The value of a size that a file does not name.
+#[derive(Clone, Copy, Debug)]
+enum Absent {
+    /// Follows from other sizes.
+    Derived,
+    /// This.
+    Is(usize),
+    /// None: the file must name it.
+    Refused,
 }
 
 /// Which linear layers have biases.
@@ -59,70 +86,109 @@ enum BiasRule {
     Never,
 }
 
-/// Which layers have a sliding window.
-#[derive(Debug)]
+/// Which layers have a sliding window, of the width `sliding_window`.
+#[derive(Clone, Copy, Debug)]
 enum WindowRule {
     /// None: the classes do not read the field. One that is set was written for other code.
     Unread,
-    /// All of them, of this width where `sliding_window` is absent; none where it is null.
+    /// All of them, of this width where the field is absent; none where it is null.
     All(usize),
-    /// Some of them where `use_sliding_window` is true, of this width where `sliding_window` is
-    /// absent; none otherwise.
+    /// Where `use_sliding_window` is true, those that `layer_types` names, or from
+    /// `max_window_layers` on; of this width where the field is absent. None otherwise.
     Flag(usize),
+    /// Those that `layer_types` names, or every other one from the first on.
+    Alternating,
 }
 
-const ARCHITECTURES: [Architecture; 4] = [
+/// What most families share.
+const PLAIN: Architecture = Architecture {
+    model_type: "",
+    classes: "",
+    sizes: None,
+    max_tokens: 32_768,
+    kv_heads: Absent::Is(32),
+    kv_heads_null: true,
+    head_dim: Absent::Derived,
+    head_dim_null: false,
+    head_norms: false,
+    branch_norms: false,
+    norm: Norm::Scale,
+    scaled_embeddings: false,
+    gate: Gate::Silu,
+    caps: false,
+    tied: false,
+    pad_token_id: None,
+    biases: BiasRule::Flags,
+    windows: WindowRule::Unread,
+    reads: &[],
+};
+
+const ARCHITECTURES: [Architecture; 5] = [
     Architecture {
         model_type: "llama",
         classes: "Llama",
         sizes: Some(Sizes { hidden: 4096, layers: 32, q_heads: 32, ffn: 11_008, vocab: 32_000 }),
         max_tokens: 2048,
-        kv_heads: None,
-        kv_heads_null: true,
-        head_dim: None,
+        kv_heads: Absent::Derived,
         head_dim_null: true,
-        head_norms: false,
-        biases: BiasRule::Flags,
-        windows: WindowRule::Unread,
+        ..PLAIN
     },
     Architecture {
         model_type: "mistral",
         classes: "Mistral",
-        sizes: None,
         max_tokens: 131_072,
-        kv_heads: Some(8),
+        kv_heads: Absent::Is(8),
         kv_heads_null: false,
-        head_dim: None,
         head_dim_null: true,
-        head_norms: false,
         biases: BiasRule::Never,
         windows: WindowRule::All(4096),
+        reads: &["layer_types"],
+        ..PLAIN
     },
     Architecture {
         model_type: "qwen2",
         classes: "Qwen2",
-        sizes: None,
-        max_tokens: 32_768,
-        kv_heads: Some(32),
-        kv_heads_null: true,
-        head_dim: None,
-        head_dim_null: false,
-        head_norms: false,
         biases: BiasRule::QueriesKeysValues,
         windows: WindowRule::Flag(4096),
+        reads: &["layer_types"],
+        ..PLAIN
     },
     Architecture {
         model_type: "qwen3",
         classes: "Qwen3",
-        sizes: None,
-        max_tokens: 32_768,
-        kv_heads: Some(32),
-        kv_heads_null: true,
-        head_dim: Some(128),
-        head_dim_null: false,
+        head_dim: Absent::Is(128),
         head_norms: true,
         biases: BiasRule::AttentionFlag,
         windows: WindowRule::Flag(4096),
+        reads: &["layer_types"],
+        ..PLAIN
+    },
+    // transformers' defaults of absent sizes have changed from version to version.
+    Architecture {
+        model_type: "gemma2",
+        classes: "Gemma2",
+        max_tokens: 8192,
+        kv_heads: Absent::Refused,
+        kv_heads_null: false,
+        head_dim: Absent::Refused,
+        branch_norms: true,
+        norm: Norm::OnePlus,
+        scaled_embeddings: true,
+        gate: Gate::GeluTanh,
+        caps: true,
+        tied: true,
+        pad_token_id: Some(0),
+        biases: BiasRule::AttentionFlag,
+        windows: WindowRule::Alternating,
+        reads: &[
+            "layer_types",
+            "hidden_act",
+            "hidden_activation",
+            "query_pre_attn_scalar",
+            "attn_logit_softcapping",
+            "final_logit_softcapping",
+        ],
+        ..PLAIN
     },
 ];
 
@@ -135,6 +201,36 @@ pub struct Biases {
     pub o: bool,
     /// Gate, up and down.
     pub mlp: bool,
+}
+
+/// What an RMSNorm multiplies the normed row with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Norm {
+    /// The weight.
+    #[default]
+    Scale,
+    /// 1 + the weight.
+    OnePlus,
+}
+
+/// The function of the MLP's gate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Gate {
+    /// `x / (1 + exp(-x))`
+    #[default]
+    Silu,
+    /// GELU by tanh: `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3)))`
+    GeluTanh,
+}
+
+/// The scores of attention: `q . k / sqrt(query_scalar)`, or
+/// `cap * tanh(q . k / sqrt(query_scalar) / cap)`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scores {
+    /// The square of what products are divided by: `head_dim` in most models.
+    pub query_scalar: f64,
+    /// The cap, if there is one.
+    pub cap: Option<f32>,
 }
 
 impl Architecture {
@@ -181,10 +277,10 @@ impl Architecture {
     pub(super) fn kv_heads(&self, fields: &Fields, q_heads: usize) -> Result<usize> {
         const NAME: &str = "num_key_value_heads";
         let kv_heads = match (fields.value(NAME), self.kv_heads) {
-            (None, None) => q_heads,
-            (None, Some(default)) => default,
+            (None, Absent::Derived) => q_heads,
+            (None, Absent::Is(default)) => default,
             (Some(Value::Null), _) if self.kv_heads_null => q_heads,
-            (Some(_), _) => fields.count(NAME, None, HEADS_MAX)?,
+            _ => fields.count(NAME, None, HEADS_MAX)?,
         };
         if q_heads.is_multiple_of(kv_heads) {
             return Ok(kv_heads);
@@ -196,10 +292,49 @@ impl Architecture {
     /// The width of a head that the file names, or that the family gives to an absent field; `None`
     /// for the width divided by the query heads.
     pub(super) fn head_dim(&self, fields: &Fields) -> Result<Option<usize>> {
-        match fields.value("head_dim") {
-            None => Ok(self.head_dim),
-            Some(Value::Null) if self.head_dim_null => Ok(self.head_dim),
-            Some(_) => fields.count("head_dim", None, HEAD_DIM_MAX).map(Some),
+        let named = || fields.count("head_dim", None, HEAD_DIM_MAX).map(Some);
+        match (fields.value("head_dim"), self.head_dim) {
+            (Some(Value::Null), _) if !self.head_dim_null => named(),
+            (None | Some(Value::Null), Absent::Derived) => Ok(None),
+            (None | Some(Value::Null), Absent::Is(default)) => Ok(Some(default)),
+            _ => named(),
+        }
+    }
+
+    /// The factor of embeddings.
+    pub(super) fn embedding_scale(&self, hidden: usize) -> f32 {
+        if self.scaled_embeddings { (hidden as f64).sqrt() as f32 } else { 1.0 }
+    }
+
+    /// Divisor and cap of scores.
+    pub(super) fn scores(&self, fields: &Fields, head_dim: usize) -> Result<Scores> {
+        if !self.caps {
+            return Ok(Scores { query_scalar: head_dim as f64, cap: None });
+        }
+        let query_scalar = fields.positive("query_pre_attn_scalar", None)?;
+        Ok(Scores { query_scalar, cap: cap(fields, "attn_logit_softcapping", 50.0)? })
+    }
+
+    /// The cap of a causal model's logits, if there is one.
+    pub(super) fn logit_cap(&self, fields: &Fields) -> Result<Option<f32>> {
+        if self.caps { cap(fields, "final_logit_softcapping", 30.0) } else { Ok(None) }
+    }
+
+    /// Checks that the activation function is the family's.
+    pub(super) fn check_gate(&self, fields: &Fields) -> Result<()> {
+        const NAME: &str = "hidden_activation";
+        match (self.gate, fields.value(NAME)) {
+            // `unsupported` has the list of names of SiLU.
+            (Gate::Silu, _) | (Gate::GeluTanh, None) => Ok(()),
+            (Gate::GeluTanh, Some(value)) if value == "gelu_pytorch_tanh" => Ok(()),
+            (Gate::GeluTanh, Some(value)) => {
+                let message = format!(
+                    "`{NAME}` is {}: models of type `{}` are implemented with \"gelu_pytorch_tanh\" alone",
+                    super::fields::shown(value),
+                    self.model_type
+                );
+                Err(fields.error(ErrorKind::Unsupported, message))
+            }
         }
     }
 
@@ -225,18 +360,53 @@ impl Architecture {
         Err(fields.error(ErrorKind::Config, message).with_hint("transformers ignores the field: remove it"))
     }
 
-    /// The width of the sliding window that some layers have, if any.
-    pub(super) fn window(&self, fields: &Fields) -> Result<Option<usize>> {
+    /// The width of each layer's sliding window, where it has one that a sequence of `max_tokens`
+    /// exceeds.
+    pub(super) fn windows(
+        &self,
+        fields: &Fields,
+        layers: usize,
+        max_tokens: usize,
+    ) -> Result<Vec<Option<usize>>> {
         const NAME: &str = "sliding_window";
         let of_width = |default| match fields.value(NAME) {
             Some(Value::Null) => Ok(None),
-            _ => fields.count(NAME, Some(default), TOKENS_MAX).map(Some),
+            _ => fields.count(NAME, default, TOKENS_MAX).map(Some),
         };
-        match self.windows {
-            WindowRule::Unread => Ok(None),
-            WindowRule::All(default) => of_width(default),
-            WindowRule::Flag(default) if fields.flag("use_sliding_window")? => of_width(default),
-            WindowRule::Flag(_) => Ok(None),
+        let width = match self.windows {
+            WindowRule::Unread => return Ok(vec![None; layers]),
+            WindowRule::All(default) => of_width(Some(default))?,
+            WindowRule::Flag(default) if fields.flag("use_sliding_window")? => of_width(Some(default))?,
+            WindowRule::Flag(_) => None,
+            WindowRule::Alternating => of_width(None)?,
+        };
+        let slides = |layer: usize| match self.windows {
+            WindowRule::Flag(_) => max_window_layers(fields).map(|first| layer >= first),
+            WindowRule::Alternating => Ok(layer.is_multiple_of(2)),
+            WindowRule::Unread | WindowRule::All(_) => Ok(width.is_some()),
+        };
+        let by_rule = || (0..layers).map(slides).collect::<Result<Vec<bool>>>();
+        let named = layer_types(fields, layers)?;
+        let error = |message: &str| Err(fields.error(ErrorKind::Config, message));
+        let sliding = match (named, self.windows) {
+            (Some(named), WindowRule::All(_)) if named != by_rule()? => {
+                return error(
+                    "`layer_types` contradicts `sliding_window`, which alone counts for transformers",
+                );
+            }
+            (Some(named), _) => named,
+            (None, WindowRule::Flag(_)) if width.is_none() => vec![false; layers],
+            (None, _) => by_rule()?,
+        };
+        match width {
+            None if sliding.contains(&true) => {
+                error("there are layers of type \"sliding_attention\", but no sliding window is set")
+            }
+            // One that no sequence exceeds hides nothing.
+            Some(width) if width < max_tokens => {
+                Ok(sliding.into_iter().map(|slides| slides.then_some(width)).collect())
+            }
+            _ => Ok(vec![None; layers]),
         }
     }
 
@@ -244,4 +414,53 @@ impl Architecture {
     pub(super) fn reads_windows(&self) -> bool {
         !matches!(self.windows, WindowRule::Unread)
     }
+}
+
+/// A cap, which null turns off.
+fn cap(fields: &Fields, name: &str, default: f64) -> Result<Option<f32>> {
+    match fields.value(name) {
+        Some(Value::Null) => Ok(None),
+        _ => {
+            let cap = fields.positive(name, Some(default))? as f32;
+            if cap.is_normal() {
+                Ok(Some(cap))
+            } else {
+                Err(fields.wrong(name, "a number in the range of f32"))
+            }
+        }
+    }
+}
+
+/// The first layer with a window.
+fn max_window_layers(fields: &Fields) -> Result<usize> {
+    const NAME: &str = "max_window_layers";
+    match fields.value(NAME) {
+        None => Ok(28),
+        Some(value) => {
+            let layers = value.as_u64().and_then(|layers| usize::try_from(layers).ok());
+            layers.ok_or_else(|| fields.wrong(NAME, "a number of layers"))
+        }
+    }
+}
+
+/// Whether each layer slides, where the file names the layers' types.
+fn layer_types(fields: &Fields, layers: usize) -> Result<Option<Vec<bool>>> {
+    const NAME: &str = "layer_types";
+    let types = fields.texts(NAME)?;
+    if fields.is_null(NAME) {
+        return Ok(None);
+    }
+    if types.len() != layers {
+        let message = format!("`{NAME}` names {} layers, but `num_hidden_layers` is {layers}", types.len());
+        return Err(fields.error(ErrorKind::Config, message));
+    }
+    let slides = |name: &&str| match *name {
+        "sliding_attention" => Ok(true),
+        "full_attention" => Ok(false),
+        other => {
+            let message = format!("`{NAME}` names `{other}`: this changes rewards and is not implemented");
+            Err(fields.error(ErrorKind::Unsupported, message))
+        }
+    };
+    types.iter().map(slides).collect::<Result<_>>().map(Some)
 }

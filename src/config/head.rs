@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::architecture::Architecture;
 use super::fields::Fields;
 use crate::error::{ErrorKind, Result};
 
@@ -46,8 +47,8 @@ impl Head {
 
 /// Reads the head from `architectures`. The two heads give different rewards, and a checkpoint can
 /// hold the tensors of both: a config that names neither is refused.
-/// The family's classes begin with `classes`.
-pub(super) fn head(fields: &Fields, classes: &str, vocab: usize) -> Result<Head> {
+pub(super) fn head(fields: &Fields, family: &Architecture, vocab: usize) -> Result<Head> {
+    let classes = family.classes;
     let hint = format!(
         "set \"architectures\": [\"{classes}ForCausalLM\"] when the reward is logit 0 of the last token, \
          [\"{classes}ForSequenceClassification\"] when it comes from `score.weight`"
@@ -55,13 +56,16 @@ pub(super) fn head(fields: &Fields, classes: &str, vocab: usize) -> Result<Head>
     let names = fields.texts("architectures")?;
     let kinds: Vec<&str> = names.iter().map(|name| name.strip_prefix(classes).unwrap_or_default()).collect();
     match kinds.as_slice() {
-        ["ForCausalLM"] => Ok(Head::LogitZero { tied: fields.flag("tie_word_embeddings")? }),
+        ["ForCausalLM"] => {
+            let absent = family.tied && fields.value("tie_word_embeddings").is_none();
+            Ok(Head::LogitZero { tied: absent || fields.flag("tie_word_embeddings")? })
+        }
         ["ForSequenceClassification"] => {
             let named = labels(fields)?;
             Ok(Head::Score {
                 labels: named.unwrap_or(LABELS_DEFAULT),
                 labels_named: named.is_some(),
-                pad_token_id: pad_token_id(fields, vocab)?,
+                pad_token_id: pad_token_id(fields, family.pad_token_id, vocab)?,
             })
         }
         [] => {
@@ -103,12 +107,14 @@ fn labels(fields: &Fields) -> Result<Option<usize>> {
     }
 }
 
-/// Reads `pad_token_id`. A negative id (-1 in old configs) names no token.
-fn pad_token_id(fields: &Fields, vocab: usize) -> Result<Option<u32>> {
-    if fields.is_null("pad_token_id") {
+/// Reads `pad_token_id`; `absent` where there is no such field. A negative id (-1 in old configs)
+/// names no token.
+fn pad_token_id(fields: &Fields, absent: Option<u32>, vocab: usize) -> Result<Option<u32>> {
+    let Some(value) = fields.value("pad_token_id") else { return Ok(absent) };
+    if value.is_null() {
         return Ok(None);
     }
-    match fields.value("pad_token_id").and_then(Value::as_i64) {
+    match value.as_i64() {
         Some(id) if id < 0 => Ok(None),
         Some(id) if (id as u64) < vocab as u64 => Ok(Some(id as u32)),
         _ => Err(fields.wrong("pad_token_id", &format!("a token id below `vocab_size` {vocab}"))),

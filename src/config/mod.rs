@@ -36,7 +36,7 @@ use architecture::Architecture;
 use fields::Fields;
 use limits::{HEAD_DIM_MAX, Q_WIDTH_MAX};
 
-pub use architecture::Biases;
+pub use architecture::{Biases, Gate, Norm, Scores};
 pub use generation::generation_warnings;
 pub use head::Head;
 pub use rope::{Rope, RopeScaling};
@@ -71,6 +71,22 @@ pub struct ModelConfig {
     pub biases: Biases,
     /// Whether each query and key head has an RMSNorm of its own, before it is rotated.
     pub head_norms: bool,
+    /// Whether the outputs of attention and of the MLP have RMSNorms of their own, before they join
+    /// the residual stream.
+    pub branch_norms: bool,
+    /// What norms multiply with.
+    pub norm: Norm,
+    /// The factor of embeddings.
+    pub embedding_scale: f32,
+    /// The function of the MLP's gate.
+    pub gate: Gate,
+    /// The scores of attention.
+    pub scores: Scores,
+    /// For each layer, the number of keys that a query sees, its own included; `None` for all, as
+    /// for layers past the end.
+    pub windows: Vec<Option<usize>>,
+    /// The cap of a causal model's logits, `cap * tanh(logit / cap)`, if there is one.
+    pub logit_cap: Option<f32>,
     /// The head that computes the reward.
     pub head: Head,
 }
@@ -124,13 +140,16 @@ impl ModelConfig {
         let q_heads = family.q_heads(&fields)?;
         let vocab = family.vocab(&fields)?;
         let max_tokens = family.max_tokens(&fields)?;
-        unsupported::refuse_windows(&fields, family.window(&fields)?, max_tokens)?;
+        let layers = family.layers(&fields)?;
+        let head_dim = head_dim(&fields, family, hidden, q_heads)?;
+        family.check_gate(&fields)?;
+        let head = head::head(&fields, family, vocab)?;
         Ok(Self {
             hidden,
-            layers: family.layers(&fields)?,
+            layers,
             q_heads,
             kv_heads: family.kv_heads(&fields, q_heads)?,
-            head_dim: head_dim(&fields, family, hidden, q_heads)?,
+            head_dim,
             ffn: family.ffn(&fields)?,
             vocab,
             rms_norm_eps: rms_norm_eps(&fields)?,
@@ -138,13 +157,23 @@ impl ModelConfig {
             max_tokens,
             biases: family.biases(&fields)?,
             head_norms: family.head_norms,
-            head: head::head(&fields, family.classes, vocab)?,
+            branch_norms: family.branch_norms,
+            norm: family.norm,
+            embedding_scale: family.embedding_scale(hidden),
+            gate: family.gate,
+            scores: family.scores(&fields, head_dim)?,
+            windows: family.windows(&fields, layers, max_tokens)?,
+            logit_cap: match head {
+                Head::LogitZero { .. } => family.logit_cap(&fields)?,
+                Head::Score { .. } => None,
+            },
+            head,
         })
     }
 
     /// A small causal model for tests, which change the fields that they are about.
     #[cfg(any(test, feature = "internals"))]
-    pub const fn tiny() -> Self {
+    pub fn tiny() -> Self {
         Self {
             hidden: 64,
             layers: 2,
@@ -158,8 +187,20 @@ impl ModelConfig {
             max_tokens: 128,
             biases: Biases { qkv: false, o: false, mlp: false },
             head_norms: false,
+            branch_norms: false,
+            norm: Norm::Scale,
+            embedding_scale: 1.0,
+            gate: Gate::Silu,
+            scores: Scores { query_scalar: 16.0, cap: None },
+            windows: Vec::new(),
+            logit_cap: None,
             head: Head::LogitZero { tied: false },
         }
+    }
+
+    /// The number of keys that a query of this layer sees, its own included; `None` for all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().flatten()
     }
 
     /// Logits per sequence: 1 for a causal model, a classifier's labels.

@@ -71,6 +71,11 @@ fn refusal(changes: Value) -> (ErrorKind, String) {
     (error.kind(), error.message().to_owned())
 }
 
+/// The values that are the same for every causal Llama with heads of 128.
+fn llama() -> ModelConfig {
+    ModelConfig { scores: Scores { query_scalar: 128.0, cap: None }, ..ModelConfig::tiny() }
+}
+
 #[test]
 fn the_70b_config_reads_the_same_in_both_spellings() {
     let expected = ModelConfig {
@@ -85,8 +90,8 @@ fn the_70b_config_reads_the_same_in_both_spellings() {
         rope: Rope { theta: 500_000.0, scaling: LLAMA3 },
         max_tokens: 131_072,
         biases: Biases::default(),
-        head_norms: false,
-        head: Head::LogitZero { tied: false },
+        windows: vec![None; 80],
+        ..llama()
     };
     assert_eq!(parse(LLAMA_70B_V4).unwrap(), expected);
     assert_eq!(parse(LLAMA_70B_V5).unwrap(), expected);
@@ -129,8 +134,8 @@ fn missing_fields_have_the_defaults_of_transformers() {
         rope: Rope { theta: 10_000.0, scaling: RopeScaling::Default },
         max_tokens: 2048,
         biases: Biases::default(),
-        head_norms: false,
-        head: Head::LogitZero { tied: false },
+        windows: vec![None; 32],
+        ..llama()
     };
     assert_eq!(parse_with(json!({})).unwrap(), expected);
     let classifier = parse_with(json!({"architectures": ["LlamaForSequenceClassification"]})).unwrap();
@@ -182,8 +187,8 @@ fn rope_is_read_in_every_spelling() {
 fn unimplemented_fields_that_change_rewards_are_refused_by_name() {
     let cases = [
         (
-            json!({"model_type": "gemma2"}),
-            "model_type `gemma2` is not implemented (`llama`, `mistral`, `qwen2`, `qwen3` are)",
+            json!({"model_type": "gemma"}),
+            "model_type `gemma` is not implemented (`llama`, `mistral`, `qwen2`, `qwen3`, `gemma2` are)",
         ),
         (
             json!({"architectures": ["LlamaForTokenClassification"]}),
@@ -556,27 +561,132 @@ fn absent_fields_have_the_defaults_of_their_family() {
     }
 }
 
+/// The layers that slide, and how far.
+fn windows(config: &Value) -> std::result::Result<Vec<Option<usize>>, String> {
+    family(config).map(|config| config.windows).map_err(|error| error.message().to_owned())
+}
+
+/// `layers` layers, of which those from `first` on slide.
+fn from(first: usize, layers: usize, width: usize) -> Vec<Option<usize>> {
+    (0..layers).map(|layer| (layer >= first).then_some(width)).collect()
+}
+
 #[test]
-fn windows_that_a_sequence_exceeds_are_refused() {
-    let message = |config: Value| family(&config).map(drop).map_err(|error| error.message().to_owned());
-    let refused = |config: Value, width: usize| {
-        let message = message(config).unwrap_err();
-        assert!(
-            message.starts_with(&format!("the model has a sliding window of {width} tokens")),
-            "{message}"
-        );
-    };
-    // Mistral's is on where the field is absent, and has no other switch.
-    refused(mistral(json!({"sliding_window": "absent"})), 4096);
-    refused(mistral(json!({"sliding_window": 8191, "use_sliding_window": false})), 8191);
-    assert_eq!(message(mistral(json!({"sliding_window": 32_768}))), Ok(()));
-    assert_eq!(message(mistral(json!({"sliding_window": 4096, "max_position_embeddings": 4096}))), Ok(()));
-    // Qwen's has a switch, which is off where it is absent.
-    assert_eq!(message(qwen2(json!({"sliding_window": 6, "use_sliding_window": "absent"}))), Ok(()));
-    refused(qwen2(json!({"sliding_window": 6, "use_sliding_window": true})), 6);
-    assert_eq!(message(qwen2(json!({"use_sliding_window": true}))), Ok(()));
-    // Sliding layers contradict a switch that is off.
-    assert!(message(qwen2(json!({"layer_types": ["sliding_attention"]}))).is_err());
+fn every_layer_of_mistral_slides_unless_it_says_null() {
+    let of = |changes| windows(&mistral(changes)).unwrap();
+    assert_eq!(of(json!({"sliding_window": "absent"})), from(0, 32, 4096));
+    // It has no other switch.
+    assert_eq!(of(json!({"sliding_window": 8191, "use_sliding_window": false})), from(0, 32, 8191));
+    assert_eq!(of(json!({"sliding_window": null})), vec![None; 32]);
+    // No sequence exceeds these.
+    assert_eq!(of(json!({"sliding_window": 32_768})), vec![None; 32]);
+    assert_eq!(of(json!({"sliding_window": 4096, "max_position_embeddings": 4096})), vec![None; 32]);
+    let sliding = vec!["sliding_attention"; 32];
+    assert_eq!(of(json!({"sliding_window": 9, "layer_types": sliding})), from(0, 32, 9));
+    let contradicting = windows(&mistral(json!({"sliding_window": null, "layer_types": sliding})));
+    assert!(contradicting.unwrap_err().starts_with("`layer_types` contradicts `sliding_window`"));
+}
+
+#[test]
+fn layers_of_qwen_slide_behind_a_switch() {
+    let of = |changes| windows(&qwen2(changes));
+    assert_eq!(of(json!({"sliding_window": 6, "use_sliding_window": "absent"})), Ok(vec![None; 28]));
+    let on = json!({"sliding_window": 6, "use_sliding_window": true, "max_window_layers": 20});
+    assert_eq!(of(on), Ok(from(20, 28, 6)));
+    let all = json!({"sliding_window": 6, "use_sliding_window": true, "max_window_layers": 0});
+    assert_eq!(of(all), Ok(from(0, 28, 6)));
+    // 28 where it is absent.
+    let absent = json!({"sliding_window": 6, "use_sliding_window": true, "max_window_layers": "absent",
+        "num_hidden_layers": 30});
+    assert_eq!(of(absent), Ok(from(28, 30, 6)));
+    assert_eq!(of(json!({"use_sliding_window": true, "max_window_layers": 0})), Ok(vec![None; 28]));
+    let types: Vec<&str> =
+        (0..28).map(|layer| if layer < 2 { "full_attention" } else { "sliding_attention" }).collect();
+    let named = json!({"sliding_window": 6, "use_sliding_window": true, "layer_types": types});
+    assert_eq!(of(named), Ok(from(2, 28, 6)));
+    // transformers fails on these.
+    let error = of(json!({"layer_types": types})).unwrap_err();
+    assert!(error.contains("no sliding window is set"), "{error}");
+    let error = of(json!({"layer_types": ["full_attention"]})).unwrap_err();
+    assert_eq!(error, "`layer_types` names 1 layers, but `num_hidden_layers` is 28");
+    let chunked = vec!["chunked_attention"; 28];
+    assert!(of(json!({"layer_types": chunked})).unwrap_err().contains("`chunked_attention`"));
+}
+
+/// The config of google/gemma-2-9b-it, in the spelling of transformers 4.
+fn gemma2(changes: Value) -> Value {
+    let mut config = json!({
+        "model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"], "attention_bias": false,
+        "attn_logit_softcapping": 50.0, "cache_implementation": "hybrid", "final_logit_softcapping": 30.0,
+        "head_dim": 256, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 3584, "intermediate_size": 14_336, "max_position_embeddings": 8192,
+        "num_attention_heads": 16, "num_hidden_layers": 42, "num_key_value_heads": 8, "pad_token_id": 0,
+        "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "sliding_window": 4096,
+        "sliding_window_size": 4096, "vocab_size": 256_000,
+    });
+    put(&mut config, changes);
+    config
+}
+
+#[test]
+fn gemma2_has_its_own_norms_gate_and_scores() {
+    let config = family(&gemma2(json!({}))).unwrap();
+    assert_eq!((config.norm, config.gate), (Norm::OnePlus, Gate::GeluTanh));
+    assert!(config.branch_norms && !config.head_norms);
+    assert_eq!(config.biases, Biases::default());
+    assert_eq!(config.embedding_scale, 3584f32.sqrt());
+    assert_eq!(config.scores, Scores { query_scalar: 256.0, cap: Some(50.0) });
+    assert_eq!((config.head, config.logit_cap), (Head::LogitZero { tied: true }, Some(30.0)));
+    let windows: Vec<Option<usize>> = (0..42).map(|layer| (layer % 2 == 0).then_some(4096)).collect();
+    assert_eq!(config.windows, windows);
+    let classifier = json!({"architectures": ["Gemma2ForSequenceClassification"], "num_labels": 1,
+        "pad_token_id": "absent"});
+    let classifier = family(&gemma2(classifier)).unwrap();
+    assert_eq!(classifier.head, Head::Score { labels: 1, labels_named: true, pad_token_id: Some(0) });
+    assert_eq!(classifier.logit_cap, None);
+}
+
+/// Checked against `Gemma2Config()` of transformers 5.23.0.
+#[test]
+fn absent_fields_of_gemma2_are_its_defaults_or_refused() {
+    let of = |changes| family(&gemma2(changes));
+    let absent = json!({"attn_logit_softcapping": "absent", "final_logit_softcapping": "absent",
+        "hidden_activation": "absent", "hidden_act": "relu", "max_position_embeddings": "absent"});
+    assert_eq!(of(absent).unwrap(), of(json!({})).unwrap());
+    let off = of(json!({"attn_logit_softcapping": null, "final_logit_softcapping": null})).unwrap();
+    assert_eq!((off.scores.cap, off.logit_cap), (None, None));
+    let null_pad = json!({"architectures": ["Gemma2ForSequenceClassification"], "pad_token_id": null});
+    assert_eq!(
+        of(null_pad).unwrap().head,
+        Head::Score { labels: 2, labels_named: false, pad_token_id: None }
+    );
+    for name in [
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "intermediate_size",
+        "vocab_size",
+        "query_pre_attn_scalar",
+        "sliding_window",
+    ] {
+        let error = of(json!({name: "absent"})).unwrap_err();
+        assert!(error.message().starts_with(&format!("`{name}` is missing")), "{error}");
+    }
+    for (changes, message) in [
+        (json!({"hidden_activation": "gelu"}), "`hidden_activation` is \"gelu\": models of type `gemma2`"),
+        (json!({"use_bidirectional_attention": true}), "`use_bidirectional_attention` is true"),
+        (json!({"sliding_window": null}), "there are layers of type \"sliding_attention\", but no"),
+        (json!({"mlp_bias": true}), "`mlp_bias` is true, which models of type `gemma2`"),
+        (json!({"attn_logit_softcapping": 0}), "`attn_logit_softcapping` is 0, expected a number above"),
+        (json!({"attn_logit_softcapping": 1e-60}), "`attn_logit_softcapping` is 1e-60, expected a number"),
+        (json!({"head_dim": null}), "`head_dim` is null, expected a whole number"),
+        (json!({"rope_scaling": {"type": "yarn", "factor": 2.0}}), "rope type `yarn` is not implemented"),
+    ] {
+        let error = of(changes).unwrap_err();
+        assert!(error.message().starts_with(message), "{error}");
+    }
 }
 
 #[test]

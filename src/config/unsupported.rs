@@ -76,7 +76,8 @@ const UNIMPLEMENTED: &[(&str, Neutral)] = &[
 /// [`ErrorKind::Unsupported`], naming the first field of the list that has an effect.
 pub(super) fn refuse_unimplemented(fields: &Fields, family: &Architecture) -> Result<()> {
     for (name, neutral) in UNIMPLEMENTED {
-        if fields.value(name).is_some_and(|value| !neutral.covers(value)) {
+        let is_read = family.reads.contains(name);
+        if !is_read && fields.value(name).is_some_and(|value| !neutral.covers(value)) {
             return Err(refusal(fields, name));
         }
     }
@@ -89,19 +90,6 @@ pub(super) fn refuse_unimplemented(fields: &Fields, family: &Architecture) -> Re
         return Err(refusal(fields, "sliding_window"));
     }
     Ok(())
-}
-
-/// [`ErrorKind::Unsupported`] for a sliding window that a sequence of `max_tokens` tokens exceeds.
-pub(super) fn refuse_windows(fields: &Fields, window: Option<usize>, max_tokens: usize) -> Result<()> {
-    let Some(width) = window.filter(|&width| width < max_tokens) else { return Ok(()) };
-    let message = format!(
-        "the model has a sliding window of {width} tokens, and its sequences up to {max_tokens}: this changes rewards and \
-         is not implemented"
-    );
-    let error = fields.error(ErrorKind::Unsupported, message);
-    Err(error.with_hint(format!(
-        "sequences of up to {width} tokens are scored rightly without it: set \"max_position_embeddings\": {width} in config.json"
-    )))
 }
 
 fn refusal(fields: &Fields, name: &str) -> crate::error::Error {

@@ -70,12 +70,14 @@ impl Engine {
             .map(|rank| Ok(geometry(&config, &options, Shard::new(&config, rank, ranks)?)))
             .collect::<Result<Vec<Geometry>>>()?;
         let warnings = Arc::new(Mutex::new(warnings));
+        let model_config = config.clone();
         let (shared_warnings, shared_links) = (Arc::clone(&warnings), links.clone());
         let threads = ranks::start(&team, move |rank| {
             if let Some(link) = rank.checked_sub(1).and_then(|index| shared_links.get(index)) {
                 return cluster::remote(Arc::clone(link), platform.nccl_id());
             }
             platform.open_rank(RankSetup {
+                config: &model_config,
                 geometry: geometries[rank].clone(),
                 capacity,
                 tensors: &tensors[rank],

@@ -1,4 +1,4 @@
-//! The Llama forward pass, written once for every device.
+//! The forward pass, written once for every device and every family of models.
 //!
 //! [`Model`] holds a rank's weights and activations; [`Model::forward`] computes one row of logits
 //! per distinct last token of a packed batch. [`layer`] has one decoder layer; `source` keeps all
@@ -12,9 +12,10 @@ pub mod streamed;
 
 use crate::backend::{Backend, Capacity, Matrix, NextBatch, Reduction, Role};
 use crate::batch::Packed;
+use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::weights::{HostTensor, ModelTensors};
-use layer::{Activations, Pass};
+use layer::{Activations, Branch, Pass};
 
 pub use source::{LayerSource, Resident};
 pub use streamed::Streamed;
@@ -24,6 +25,8 @@ pub struct Model<B: Backend, L> {
     backend: B,
     layers: L,
     embedding: HostTensor,
+    /// The norm of each layer's MLP's output, in models that have them.
+    mlp_branch_norms: Vec<B::Weight>,
     final_norm: B::Weight,
     head: B::Weight,
     /// Every packed row.
@@ -32,11 +35,22 @@ pub struct Model<B: Backend, L> {
     last: Activations<B::Act>,
     scratch: B::Act,
     capacity: Capacity,
+    /// For each layer, the keys that a query sees.
+    windows: Vec<Option<usize>>,
+    logit_cap: Option<f32>,
 }
 
 impl<B: Backend, L: LayerSource<B>> Model<B, L> {
     /// Allocates the buffers for passes of up to `capacity`; passes allocate no more.
-    pub fn new(mut backend: B, capacity: Capacity, tensors: &ModelTensors, layers: L) -> Result<Self> {
+    pub fn new(
+        mut backend: B,
+        config: &ModelConfig,
+        capacity: Capacity,
+        tensors: &ModelTensors,
+        layers: L,
+    ) -> Result<Self> {
+        let mlp_branch_norms =
+            tensors.mlp_branch_norms.iter().map(|norm| backend.vector(norm)).collect::<Result<_>>()?;
         let final_norm = backend.vector(&tensors.final_norm)?;
         let head = backend.matrix(Matrix::Head, std::slice::from_ref(&tensors.head), None)?;
         let mut activations = |rows| -> Result<Activations<B::Act>> {
@@ -49,7 +63,20 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         let last = activations(capacity.sequences)?;
         let scratch = backend.activation(Role::Scratch, capacity.tokens)?;
         let embedding = tensors.embedding.clone();
-        Ok(Self { backend, layers, embedding, final_norm, head, all, last, scratch, capacity })
+        Ok(Self {
+            backend,
+            layers,
+            embedding,
+            mlp_branch_norms,
+            final_norm,
+            head,
+            all,
+            last,
+            scratch,
+            capacity,
+            windows: (0..config.layers).map(|layer| config.window(layer)).collect(),
+            logit_cap: config.logit_cap,
+        })
     }
 
     /// Returns warnings about the loaded weights.
@@ -67,34 +94,49 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
     /// embeddings for that batch.
     pub fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
         let metadata = &self.backend.metadata(packed)?;
-        let pass = Pass {
+        let mut pass = Pass {
             metadata,
             parts: B::parts(metadata),
             sequences: packed.last.len(),
             mlp_tokens: self.capacity.mlp_tokens,
+            window: None,
         };
         let backend = &mut self.backend;
         backend.embed(&self.embedding, packed, &mut self.all.residual)?;
-        let mut reduction = Reduction::InResidual;
+        let mut branch = Branch { reduction: Reduction::InResidual, norm: None };
         let layers = self.layers.layers();
         for index in 0..layers - 1 {
             let weights = self.layers.layer(backend, index)?;
-            reduction = layer::forward(backend, weights, &pass, reduction, &mut self.all, &mut self.scratch)?;
+            pass.window = self.windows[index];
+            let reduction =
+                layer::forward(backend, weights, &pass, branch, &mut self.all, &mut self.scratch)?;
+            branch = Branch { reduction, norm: self.mlp_branch_norms.get(index) };
         }
         let weights = self.layers.layer(backend, layers - 1)?;
-        reduction = layer::forward_last(
+        pass.window = self.windows[layers - 1];
+        let reduction = layer::forward_last(
             backend,
             weights,
             &pass,
-            reduction,
+            branch,
             &mut self.all,
             &mut self.last,
             &mut self.scratch,
         )?;
         self.layers.end_pass(backend)?;
-        let Activations { residual, normed } = &mut self.last;
-        backend.add_rms_norm(residual, reduction, &self.final_norm, 0..pass.sequences, normed)?;
+        branch = Branch { reduction, norm: self.mlp_branch_norms.last() };
+        layer::add_rms_norm(backend, branch, &self.final_norm, 0..pass.sequences, &mut self.last)?;
         backend.prefetch_embeddings(&self.embedding, next_batch)?;
-        backend.head(normed, &self.head, pass.sequences)
+        let logits = backend.head(&self.last.normed, &self.head, pass.sequences)?;
+        Ok(match self.logit_cap {
+            Some(cap) => logits.into_iter().map(|logit| capped(logit, cap)).collect(),
+            None => logits,
+        })
     }
+}
+
+/// `cap * tanh(logit / cap)`, computed in f64 and rounded once.
+fn capped(logit: f32, cap: f32) -> f32 {
+    let (logit, cap) = (f64::from(logit), f64::from(cap));
+    (cap * (logit / cap).tanh()) as f32
 }

@@ -137,7 +137,7 @@ fn refuse_extra(checkpoint: &Checkpoint, config: &ModelConfig, name: &str) -> Re
         return Err(error(ErrorKind::Weights, message).with_hint(hint));
     }
     let message = match Entry::find(name) {
-        Some((entry, Some(layer))) if entry.when.holds(config) => Some(format!(
+        Some((_, Some(layer))) if layer >= config.layers => Some(format!(
             "tensor `{stored_name}` is of layer {layer}, but config.json says num_hidden_layers {}",
             config.layers
         )),

@@ -28,18 +28,26 @@ pub struct Normal {
     pub deviation: f32,
 }
 
+/// The distribution of elements.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Elements {
+    /// All are this.
+    Constant(f32),
+    /// Normally distributed around 0, made from this seed.
+    Normal(u64),
+}
+
 /// Elements in the host's memory, which are made when they are first read.
 pub(super) struct HostElements {
     count: usize,
-    /// `None` for ones.
-    seed: Option<u64>,
+    elements: Elements,
     bytes: OnceLock<Vec<u8>>,
 }
 
 impl HostElements {
-    /// Elements that are made when they are first read; all ones without a seed.
-    pub(super) fn new(count: usize, seed: Option<u64>) -> Self {
-        Self { count, seed, bytes: OnceLock::new() }
+    /// Elements that are made when they are first read.
+    pub(super) fn new(count: usize, elements: Elements) -> Self {
+        Self { count, elements, bytes: OnceLock::new() }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -48,9 +56,9 @@ impl HostElements {
 
     /// All elements, little-endian bf16. The first caller makes them; others wait for it.
     pub(super) fn bytes(&self) -> &[u8] {
-        self.bytes.get_or_init(|| match self.seed {
-            None => bf16::ONE.to_le_bytes().repeat(self.count),
-            Some(seed) => normal(self.count, seed),
+        self.bytes.get_or_init(|| match self.elements {
+            Elements::Constant(value) => bf16::from_f32(value).to_le_bytes().repeat(self.count),
+            Elements::Normal(seed) => normal(self.count, seed),
         })
     }
 }

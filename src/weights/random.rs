@@ -2,17 +2,17 @@
 //! measuring.
 //!
 //! Power, and with it speed, depends on the elements that are multiplied: these are distributed as
-//! in a model before training. Norms are 1. A device that makes such elements itself takes the seed
+//! in a model before training. Norms multiply with 1. A device that makes such elements itself takes the seed
 //! from [`HostTensor::normal`] and reads nothing here; the first read of a tensor's bytes makes
 //! them in ordinary memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::normal::{DEVIATION, DTYPE, HostElements, Normal};
+use super::normal::{DEVIATION, DTYPE, Elements, HostElements, Normal};
 use super::table::{EMBEDDING, Entry, LAYER_PREFIX, LM_HEAD};
 use super::tensor::HostTensor;
-use crate::config::{Head, ModelConfig};
+use crate::config::{Head, ModelConfig, Norm};
 use crate::random::Random;
 
 /// Bytes of layers that have memory of their own on the host; the layers after them repeat these in
@@ -48,13 +48,20 @@ impl RandomWeights {
             }
             let sizes = entry.sizes(config);
             let shape = if let [rows, cols] = sizes[..] { [rows, cols] } else { [1, sizes[0]] };
-            // Vectors are norms, or biases; both are ones.
-            let seed_of = |name: &str| (sizes.len() > 1).then(|| seed_of(name, seed));
+            // Vectors are norms, or biases; both are ones, or zeros where norms add 1.
+            let vectors = if config.norm == Norm::OnePlus { 0.0 } else { 1.0 };
+            let elements = |name: &str| match sizes.len() {
+                1 => Elements::Constant(vectors),
+                _ => Elements::Normal(seed_of(name, seed)),
+            };
             let count = shape[0] * shape[1];
             let repeated = repeated(&name, own);
-            let make = || Arc::new(HostElements::new(count, seed_of(&repeated)));
+            let make = || Arc::new(HostElements::new(count, elements(&repeated)));
             let numbers = numbers.entry(repeated.clone()).or_insert_with(make).clone();
-            let normal = seed_of(&name).map(|seed| Normal { seed, deviation: DEVIATION });
+            let normal = match elements(&name) {
+                Elements::Constant(_) => None,
+                Elements::Normal(seed) => Some(Normal { seed, deviation: DEVIATION }),
+            };
             tensors.insert(name.clone(), HostTensor::random(numbers, name.as_str().into(), normal, shape));
         }
         let host_bytes = numbers.values().map(|numbers| numbers.count() * DTYPE.size()).sum();
@@ -103,8 +110,9 @@ mod tests {
     use crate::shard::Shard;
     use crate::weights::{ModelTensors, WeightBytes};
 
-    const CONFIG: ModelConfig =
-        ModelConfig { layers: 5, head: Head::LogitZero { tied: true }, ..ModelConfig::tiny() };
+    fn config() -> ModelConfig {
+        ModelConfig { layers: 5, head: Head::LogitZero { tied: true }, ..ModelConfig::tiny() }
+    }
 
     fn numbers(tensor: &HostTensor) -> Vec<f32> {
         let mut all = vec![0.0; tensor.rows() * tensor.cols()];
@@ -116,13 +124,13 @@ mod tests {
 
     #[test]
     fn a_rank_has_its_part_of_the_whole_tensors() {
-        let weights = RandomWeights::new(&CONFIG, 0);
+        let weights = RandomWeights::new(&config(), 0);
         for ranks in [1, 2] {
             for rank in 0..ranks {
-                let shard = Shard::new(&CONFIG, rank, ranks).unwrap();
-                let tensors = ModelTensors::random(&weights, &CONFIG, &shard);
-                assert_eq!(tensors.bytes(), WeightBytes::of(&CONFIG, &shard, DTYPE));
-                let whole = ModelTensors::random(&weights, &CONFIG, &Shard::new(&CONFIG, 0, 1).unwrap());
+                let shard = Shard::new(&config(), rank, ranks).unwrap();
+                let tensors = ModelTensors::random(&weights, &config(), &shard);
+                assert_eq!(tensors.bytes(), WeightBytes::of(&config(), &shard, DTYPE));
+                let whole = ModelTensors::random(&weights, &config(), &Shard::new(&config(), 0, 1).unwrap());
                 let [part, all] = [&tensors, &whole].map(|tensors| &tensors.layers[1].gate_up[0]);
                 let share = all.rows() / ranks;
                 let expected = numbers(&all.row_range(rank * share..(rank + 1) * share));
@@ -133,8 +141,8 @@ mod tests {
 
     #[test]
     fn elements_depend_on_seed_and_name() {
-        let whole = Shard::new(&CONFIG, 0, 1).unwrap();
-        let of = |seed| ModelTensors::random(&RandomWeights::new(&CONFIG, seed), &CONFIG, &whole);
+        let whole = Shard::new(&config(), 0, 1).unwrap();
+        let of = |seed| ModelTensors::random(&RandomWeights::new(&config(), seed), &config(), &whole);
         let (one, again, other) = (of(1), of(1), of(2));
         assert_eq!(numbers(&one.layers[0].o), numbers(&again.layers[0].o));
         assert_ne!(numbers(&one.layers[0].o), numbers(&other.layers[0].o));
@@ -149,14 +157,14 @@ mod tests {
 
     #[test]
     fn the_host_repeats_layers_and_a_device_does_not() {
-        let layer_bytes = WeightBytes::of(&CONFIG, &Shard::new(&CONFIG, 0, 1).unwrap(), DTYPE).layer_max;
-        let weights = RandomWeights::repeating(&CONFIG, 0, layer_bytes + 1);
-        let whole = Shard::new(&CONFIG, 0, 1).unwrap();
-        let layers = ModelTensors::random(&weights, &CONFIG, &whole).layers;
+        let layer_bytes = WeightBytes::of(&config(), &Shard::new(&config(), 0, 1).unwrap(), DTYPE).layer_max;
+        let weights = RandomWeights::repeating(&config(), 0, layer_bytes + 1);
+        let whole = Shard::new(&config(), 0, 1).unwrap();
+        let layers = ModelTensors::random(&weights, &config(), &whole).layers;
         assert_eq!(numbers(&layers[0].down), numbers(&layers[2].down));
         assert_ne!(numbers(&layers[0].down), numbers(&layers[3].down));
         assert_ne!(layers[0].down.normal(), layers[2].down.normal());
-        let beside_layers = 2 * (CONFIG.vocab * CONFIG.hidden + CONFIG.hidden);
+        let beside_layers = 2 * (config().vocab * config().hidden + config().hidden);
         assert_eq!(weights.host_bytes(), 2 * layer_bytes + beside_layers);
     }
 }

@@ -34,11 +34,13 @@ pub(super) enum Target {
     KNorm,
     O,
     OBias,
+    AttentionBranchNorm,
     MlpNorm,
     GateUp,
     GateUpBias,
     Down,
     DownBias,
+    MlpBranchNorm,
 }
 
 /// Which models have a tensor.
@@ -49,6 +51,8 @@ pub(super) enum When {
     OBias,
     MlpBias,
     HeadNorms,
+    BranchNorms,
+    NoBranchNorms,
     CausalHead,
     ScoreHead,
 }
@@ -98,17 +102,21 @@ pub(super) const LAYER: &[Entry] = &[
     entry("self_attn.q_proj.bias",           Target::QkvBias,           &[QWidth],          Split::QueryRows,    When::QkvBias),
     entry("self_attn.k_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::QkvBias),
     entry("self_attn.v_proj.bias",           Target::QkvBias,           &[KvWidth],         Split::KeyValueRows, When::QkvBias),
-    entry("self_attn.q_norm.weight",         Target::QNorm,             &[HeadWidth],         Split::Whole,        When::HeadNorms),
-    entry("self_attn.k_norm.weight",         Target::KNorm,             &[HeadWidth],         Split::Whole,        When::HeadNorms),
+    entry("self_attn.q_norm.weight",         Target::QNorm,             &[HeadWidth],       Split::Whole,        When::HeadNorms),
+    entry("self_attn.k_norm.weight",         Target::KNorm,             &[HeadWidth],       Split::Whole,        When::HeadNorms),
     entry("self_attn.o_proj.weight",         Target::O,                 &[Hidden, QWidth],  Split::QueryColumns, When::Always),
     entry("self_attn.o_proj.bias",           Target::OBias,             &[Hidden],          Split::RankZero,     When::OBias),
-    entry("post_attention_layernorm.weight", Target::MlpNorm,  &[Hidden],         Split::Whole,        When::Always),
+    entry("post_attention_layernorm.weight", Target::MlpNorm,           &[Hidden],          Split::Whole,        When::NoBranchNorms),
+    // The same name for a norm at another place.
+    entry("post_attention_layernorm.weight", Target::AttentionBranchNorm, &[Hidden],        Split::Whole,        When::BranchNorms),
+    entry("pre_feedforward_layernorm.weight", Target::MlpNorm,          &[Hidden],          Split::Whole,        When::BranchNorms),
     entry("mlp.gate_proj.weight",            Target::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
     entry("mlp.up_proj.weight",              Target::GateUp,            &[Ffn, Hidden],     Split::FfnRows,      When::Always),
     entry("mlp.gate_proj.bias",              Target::GateUpBias,        &[Ffn],             Split::FfnRows,      When::MlpBias),
     entry("mlp.up_proj.bias",                Target::GateUpBias,        &[Ffn],             Split::FfnRows,      When::MlpBias),
     entry("mlp.down_proj.weight",            Target::Down,              &[Hidden, Ffn],     Split::FfnColumns,   When::Always),
     entry("mlp.down_proj.bias",              Target::DownBias,          &[Hidden],          Split::RankZero,     When::MlpBias),
+    entry("post_feedforward_layernorm.weight", Target::MlpBranchNorm,   &[Hidden],          Split::Whole,        When::BranchNorms),
 ];
 
 impl Dim {
@@ -151,6 +159,8 @@ impl When {
             Self::OBias => config.biases.o,
             Self::MlpBias => config.biases.mlp,
             Self::HeadNorms => config.head_norms,
+            Self::BranchNorms => config.branch_norms,
+            Self::NoBranchNorms => !config.branch_norms,
             Self::CausalHead => matches!(config.head, Head::LogitZero { .. }),
             Self::ScoreHead => matches!(config.head, Head::Score { .. }),
         }
@@ -158,8 +168,8 @@ impl When {
 }
 
 impl Entry {
-    /// Returns the row of a whole name, and the layer if it is a layer's; `None` for a name that no
-    /// model has.
+    /// Returns the first row of a whole name, and the layer if it is a layer's; `None` for a name
+    /// that no model has.
     pub(super) fn find(name: &str) -> Option<(&'static Self, Option<usize>)> {
         if let Some((layer, rest)) = name.strip_prefix(LAYER_PREFIX).and_then(|rest| rest.split_once('.')) {
             let entry = LAYER.iter().find(|entry| entry.name == rest)?;

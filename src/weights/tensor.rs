@@ -34,7 +34,7 @@ pub struct HostTensor {
 enum Source {
     File(Arc<MappedFile>),
     /// Elements of one whole tensor, and the seed by which a device makes them itself; `None` for
-    /// ones.
+    /// constants.
     Random(Arc<HostElements>, Option<Normal>),
 }
 

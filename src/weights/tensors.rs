@@ -20,6 +20,9 @@ pub struct ModelTensors {
     pub embedding: HostTensor,
     /// One per layer, first to last.
     pub layers: Vec<LayerTensors>,
+    /// The norms of the outputs of MLPs, `[hidden]` each, one per layer, in models that have them.
+    /// Apart from the layers, because each is used by the first op of the next layer.
+    pub mlp_branch_norms: Vec<HostTensor>,
     /// `[hidden]`.
     pub final_norm: HostTensor,
     /// `[1, hidden]`, row 0 of `lm_head` or of the embeddings; `[labels, hidden]` for a classifier.
@@ -47,6 +50,8 @@ pub struct LayerTensors {
     pub o: HostTensor,
     /// `[hidden]`, on rank 0 only: it is added once to the all-reduced sum.
     pub o_bias: Option<HostTensor>,
+    /// The norm of attention's output, `[hidden]`, in models that have it.
+    pub attention_branch_norm: Option<HostTensor>,
     /// `[hidden]`.
     pub mlp_norm: HostTensor,
     /// gate and up, each `[ffn_local, hidden]`.
@@ -66,7 +71,7 @@ pub struct WeightBytes {
     pub layers: usize,
     /// The largest single layer.
     pub layer_max: usize,
-    /// The final norm and the rows of the head that are read.
+    /// The final norm, the norms of the outputs of MLPs, and the rows of the head that are read.
     pub head: usize,
     /// The embedding table.
     pub embedding: usize,
@@ -107,13 +112,15 @@ impl ModelTensors {
                 })
                 .collect()
         };
-        let layers = (0..config.layers).map(|layer| {
-            let prefix = format!("{LAYER_PREFIX}{layer}.");
-            LayerTensors::collect(|target| parts(&prefix, LAYER, target))
-        });
+        let prefix = |layer: usize| format!("{LAYER_PREFIX}{layer}.");
+        let layers = (0..config.layers)
+            .map(|layer| LayerTensors::collect(|target| parts(&prefix(layer), LAYER, target)));
+        let mlp_branch_norms =
+            (0..config.layers).flat_map(|layer| parts(&prefix(layer), LAYER, Target::MlpBranchNorm));
         Self {
             embedding: only(parts("", MODEL, Target::Embedding)),
             layers: layers.collect(),
+            mlp_branch_norms: mlp_branch_norms.collect(),
             final_norm: only(parts("", MODEL, Target::FinalNorm)),
             head: only(parts("", MODEL, Target::Head)),
             warnings: Vec::new(),
@@ -126,9 +133,14 @@ impl ModelTensors {
         WeightBytes {
             layers: layers.clone().sum(),
             layer_max: layers.max().unwrap_or(0),
-            head: self.final_norm.size_bytes() + self.head.size_bytes(),
+            head: self.outside_layers().map(HostTensor::size_bytes).sum(),
             embedding: self.embedding.size_bytes(),
         }
+    }
+
+    /// Every tensor outside of the layers but the embedding table.
+    pub fn outside_layers(&self) -> impl Iterator<Item = &HostTensor> {
+        self.mlp_branch_norms.iter().chain([&self.final_norm, &self.head])
     }
 }
 
@@ -142,6 +154,7 @@ impl LayerTensors {
             head_norms: parts(Target::QNorm).pop().zip(parts(Target::KNorm).pop()).map(<[_; 2]>::from),
             o: only(parts(Target::O)),
             o_bias: parts(Target::OBias).pop(),
+            attention_branch_norm: parts(Target::AttentionBranchNorm).pop(),
             mlp_norm: only(parts(Target::MlpNorm)),
             gate_up: parts(Target::GateUp),
             gate_up_bias: fused(Target::GateUpBias),
@@ -155,9 +168,9 @@ impl LayerTensors {
         let single = [&self.input_norm, &self.o, &self.mlp_norm, &self.down];
         let fused =
             [Some(&self.qkv), self.qkv_bias.as_ref(), Some(&self.gate_up), self.gate_up_bias.as_ref()];
-        let biases = [self.o_bias.as_ref(), self.down_bias.as_ref()];
+        let optional = [&self.o_bias, &self.attention_branch_norm, &self.down_bias];
         let some = fused.into_iter().flatten().flatten().chain(self.head_norms.iter().flatten());
-        single.into_iter().chain(some).chain(biases.into_iter().flatten())
+        single.into_iter().chain(some).chain(optional.into_iter().flatten())
     }
 
     /// Bytes of the layer's tensors.
@@ -173,11 +186,12 @@ impl WeightBytes {
             let entries = table.iter().filter(|entry| entry.when.holds(config) && counted(entry.target));
             entries.map(|entry| entry.values(config, shard) * dtype.size()).sum()
         };
-        let layer = bytes(LAYER, |_| true);
+        let layer = bytes(LAYER, |target| target != Target::MlpBranchNorm);
+        let branch_norms = bytes(LAYER, |target| target == Target::MlpBranchNorm) * config.layers;
         Self {
             layers: layer * config.layers,
             layer_max: layer,
-            head: bytes(MODEL, |target| target != Target::Embedding),
+            head: branch_norms + bytes(MODEL, |target| target != Target::Embedding),
             embedding: bytes(MODEL, |target| target == Target::Embedding),
         }
     }
@@ -204,19 +218,18 @@ fn only(mut parts: Vec<HostTensor>) -> HostTensor {
 mod tests {
     use super::*;
 
-    const LLAMA_70B: ModelConfig = ModelConfig {
-        hidden: 8192,
-        layers: 80,
-        q_heads: 64,
-        kv_heads: 8,
-        head_dim: 128,
-        ffn: 28672,
-        vocab: 128_256,
-        ..ModelConfig::tiny()
-    };
-
     fn bytes(rank: usize, ranks: usize) -> WeightBytes {
-        WeightBytes::of(&LLAMA_70B, &Shard::new(&LLAMA_70B, rank, ranks).unwrap(), Dtype::BF16)
+        let llama_70b = ModelConfig {
+            hidden: 8192,
+            layers: 80,
+            q_heads: 64,
+            kv_heads: 8,
+            head_dim: 128,
+            ffn: 28672,
+            vocab: 128_256,
+            ..ModelConfig::tiny()
+        };
+        WeightBytes::of(&llama_70b, &Shard::new(&llama_70b, rank, ranks).unwrap(), Dtype::BF16)
     }
 
     #[test]

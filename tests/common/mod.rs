@@ -47,13 +47,22 @@ pub(crate) fn demo_model() -> PathBuf {
     root().join("demo/model")
 }
 
-/// The tiny random checkpoints with Transformers' rewards.
+/// The tiny random checkpoints of Llama with Transformers' rewards.
 pub(crate) fn fixtures() -> Vec<PathBuf> {
-    let entries =
-        fs::read_dir(root().join("tests/fixtures/models")).unwrap().map(|entry| entry.unwrap().path());
-    let mut dirs: Vec<PathBuf> = entries.filter(|path| path.join("config.json").exists()).collect();
+    fixtures_in("models", 12)
+}
+
+/// Those of several families.
+pub(crate) fn families() -> Vec<PathBuf> {
+    fixtures_in("families", 7)
+}
+
+fn fixtures_in(folder: &str, least: usize) -> Vec<PathBuf> {
+    let entries = fs::read_dir(root().join("tests/fixtures").join(folder)).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut dirs: Vec<PathBuf> = paths.filter(|path| path.join("config.json").exists()).collect();
     dirs.sort();
-    assert!(dirs.len() >= 12, "fixtures are missing: {dirs:?}");
+    assert!(dirs.len() >= least, "fixtures are missing: {dirs:?}");
     dirs
 }
 

@@ -1,10 +1,12 @@
-//! Invariants of rewards, bit for bit, on every model of `tests/fixtures/models`: they do not
+//! Invariants of rewards, bit for bit, on every model of `tests/fixtures`: they do not
 //! depend on the other sequences of the batch, shared prefixes, the number of threads, the size of
 //! batches, streamed layers, or earlier runs.
 
 use crate::common;
 
-use common::{batches_of, cpu_ranks, family, fixtures, ids, on_cpu};
+use std::path::PathBuf;
+
+use common::{batches_of, cpu_ranks, families, family, fixtures, ids, on_cpu};
 use kudos::{Batching, CpuMath, CpuOptions, Engine, EngineBuilder, Residency, Sharing};
 
 fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
@@ -15,7 +17,7 @@ fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
 
 #[test]
 fn a_reward_depends_on_its_own_tokens_alone() {
-    for dir in fixtures() {
+    for dir in fixtures().into_iter().chain(families()) {
         let engine = on_cpu(&dir).device(cpu_ranks(1)).open().unwrap();
         let sequences = family(engine.config().vocab as u32);
         let alone: Vec<Vec<u32>> =
@@ -48,7 +50,12 @@ fn sequences_of_several_parts(vocab: u32) -> Vec<Vec<u32>> {
 #[test]
 fn a_pass_of_several_parts_changes_no_bit() {
     let mut tried = 0;
-    for dir in fixtures() {
+    // Of the families, those with windows, which cross the ends of parts.
+    let has_windows = |dir: &PathBuf| {
+        let config = kudos::internals::config::ModelConfig::read(dir).unwrap();
+        config.windows.iter().any(Option::is_some)
+    };
+    for dir in fixtures().into_iter().chain(families().into_iter().filter(has_windows)) {
         let config = kudos::internals::config::ModelConfig::read(&dir).unwrap();
         let sequences = sequences_of_several_parts(config.vocab as u32);
         for ranks in kudos::internals::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks <= 2) {
@@ -101,7 +108,7 @@ fn options_of_speed_change_no_bit() {
             builder.residency(streamed(Some(1))).batching(batches_of(100))
         }),
     ];
-    for dir in fixtures() {
+    for dir in fixtures().into_iter().chain(families()) {
         let engine = on_cpu(&dir).device(cpu_ranks(1)).open().unwrap();
         let sequences = family(engine.config().vocab as u32);
         let expected = bits(&engine, &sequences);
@@ -115,7 +122,7 @@ fn options_of_speed_change_no_bit() {
 #[test]
 fn streamed_layers_change_no_bit_on_any_number_of_ranks() {
     let mut tried = 0;
-    for dir in fixtures() {
+    for dir in fixtures().into_iter().chain(families()) {
         let config = kudos::internals::config::ModelConfig::read(&dir).unwrap();
         let sequences = family(config.vocab as u32);
         for ranks in kudos::internals::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks > 1) {

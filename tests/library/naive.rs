@@ -50,7 +50,10 @@ fn oracle_agrees_with_hugging_face_on_every_checkpoint() {
 #[test]
 fn naive_attention_of_equal_scores_is_the_mean_of_the_values() {
     let (zero, one, five) = ([0.0, 0.0], [1.0, -1.0], [5.0, 7.0]);
-    assert_eq!(naive::attention(&zero, &[&one, &five], &[&one, &five], 2), [3.0, 3.0]);
+    assert_eq!(
+        naive::attention(&zero, &[&one, &five], &[&one, &five], 2, naive::Scores::plain(2)),
+        [3.0, 3.0]
+    );
 }
 
 #[test]

@@ -39,9 +39,9 @@ pub fn fixtures() -> Vec<Fixture> {
     fixtures
 }
 
-/// The checkpoints of other families, by name.
+/// The checkpoints of several families, by name.
 pub fn families() -> Vec<Fixture> {
-    let families = Fixture::all_of("families", 3);
+    let families = Fixture::all_of("families", 7);
     assert!(families.iter().all(|fixture| fixture.cases.len() >= 15));
     families
 }

@@ -41,16 +41,41 @@ impl Oracle {
         let mut residual: Vec<f64> = ids
             .iter()
             .flat_map(|&id| &embeddings[id as usize * hidden..(id as usize + 1) * hidden])
-            .copied()
+            .map(|element| if self.is_gemma() { element * (hidden as f64).sqrt() } else { *element })
             .collect();
         for layer in 0..self.size("num_hidden_layers") {
-            self.layer(&format!("model.layers.{layer}"), &mut residual);
+            self.layer(&format!("model.layers.{layer}"), self.window(layer), &mut residual);
         }
         let scored = self.scored_token(ids);
         let row = self.norm("model.norm", &residual[scored * hidden..(scored + 1) * hidden]);
         let head = ["score.weight", "lm_head.weight", "model.embed_tokens.weight"];
         let head = head.iter().find_map(|name| self.tensors.get(*name)).unwrap();
-        naive::linear(&row, head, None, hidden)
+        let logits = naive::linear(&row, head, None, hidden);
+        match self.config["final_logit_softcapping"].as_f64() {
+            Some(cap) if !self.tensors.contains_key("score.weight") => {
+                logits.into_iter().map(|logit| cap * (logit / cap).tanh()).collect()
+            }
+            _ => logits,
+        }
+    }
+
+    fn is_gemma(&self) -> bool {
+        self.config["model_type"] == "gemma2"
+    }
+
+    /// The keys that a query of this layer sees.
+    fn window(&self, layer: usize) -> usize {
+        let config = &self.config;
+        let slides = match (config["model_type"].as_str().unwrap(), &config["layer_types"][layer]) {
+            ("gemma2" | "qwen2" | "qwen3", Value::String(named)) => named == "sliding_attention",
+            ("gemma2", _) => layer % 2 == 0,
+            ("mistral", _) => true,
+            ("qwen2" | "qwen3", _) => {
+                config["use_sliding_window"] == true && layer >= self.size("max_window_layers")
+            }
+            _ => false,
+        };
+        config["sliding_window"].as_u64().filter(|_| slides).map_or(usize::MAX, |width| width as usize)
     }
 
     /// The index of the scored token.
@@ -62,21 +87,28 @@ impl Oracle {
         ids.iter().rposition(|&id| Some(u64::from(id)) != pad).unwrap_or(0)
     }
 
-    fn layer(&self, name: &str, residual: &mut [f64]) {
+    fn layer(&self, name: &str, window: usize, residual: &mut [f64]) {
         let normed = self.norm(&format!("{name}.input_layernorm"), residual);
-        let attended = self.attention(&format!("{name}.self_attn"), &normed);
+        let mut attended = self.attention(&format!("{name}.self_attn"), window, &normed);
+        let before_mlp = if self.is_gemma() {
+            attended = self.norm(&format!("{name}.post_attention_layernorm"), &attended);
+            "pre_feedforward_layernorm"
+        } else {
+            "post_attention_layernorm"
+        };
         naive::add(residual, &attended);
-        let normed = self.norm(&format!("{name}.post_attention_layernorm"), residual);
+        let normed = self.norm(&format!("{name}.{before_mlp}"), residual);
         let gate = self.linear(&format!("{name}.mlp.gate_proj"), &normed, self.size("hidden_size"));
         let up = self.linear(&format!("{name}.mlp.up_proj"), &normed, self.size("hidden_size"));
-        let product = naive::silu_mul(&gate, &up);
-        naive::add(
-            residual,
-            &self.linear(&format!("{name}.mlp.down_proj"), &product, self.size("intermediate_size")),
-        );
+        let product = if self.is_gemma() { naive::gelu_mul(&gate, &up) } else { naive::silu_mul(&gate, &up) };
+        let mut out = self.linear(&format!("{name}.mlp.down_proj"), &product, self.size("intermediate_size"));
+        if self.is_gemma() {
+            out = self.norm(&format!("{name}.post_feedforward_layernorm"), &out);
+        }
+        naive::add(residual, &out);
     }
 
-    fn attention(&self, name: &str, normed: &[f64]) -> Vec<f64> {
+    fn attention(&self, name: &str, window: usize, normed: &[f64]) -> Vec<f64> {
         let (hidden, q_heads, kv_heads) =
             (self.size("hidden_size"), self.size("num_attention_heads"), self.size("num_key_value_heads"));
         // Qwen3's heads have this width where none is given.
@@ -98,19 +130,31 @@ impl Oracle {
         for (position, row) in k.chunks_exact_mut(kv_width).enumerate() {
             naive::rope(row, position, &frequencies);
         }
+        let scores = naive::Scores {
+            scalar: self.config["query_pre_attn_scalar"].as_f64().unwrap_or(head_dim as f64),
+            cap: self.config["attn_logit_softcapping"].as_f64(),
+        };
         let keys: Vec<&[f64]> = k.chunks_exact(kv_width).collect();
         let values: Vec<&[f64]> = v.chunks_exact(kv_width).collect();
         let attended: Vec<f64> = q
             .chunks_exact(q_width)
             .enumerate()
-            .flat_map(|(token, q)| naive::attention(q, &keys[..=token], &values[..=token], head_dim))
+            .flat_map(|(token, q)| {
+                let seen = (token + 1).saturating_sub(window)..token + 1;
+                naive::attention(q, &keys[seen.clone()], &values[seen], head_dim, scores)
+            })
             .collect();
         self.linear(&format!("{name}.o_proj"), &attended, q_width)
     }
 
     fn norm(&self, name: &str, x: &[f64]) -> Vec<f64> {
         let eps = self.config["rms_norm_eps"].as_f64().unwrap();
-        naive::rms_norm(x, self.tensor(&format!("{name}.weight")), eps)
+        let weight = self.tensor(&format!("{name}.weight"));
+        if self.is_gemma() {
+            let one_more: Vec<f64> = weight.iter().map(|weight| 1.0 + weight).collect();
+            return naive::rms_norm(x, &one_more, eps);
+        }
+        naive::rms_norm(x, weight, eps)
     }
 
     /// With the bias whenever the checkpoint has one.

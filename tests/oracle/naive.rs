@@ -69,16 +69,31 @@ pub fn rope(row: &mut [f64], position: usize, frequencies: &[f64]) {
     }
 }
 
+/// The scores of attention: divided by the root of `scalar`, then `cap * tanh(score / cap)`.
+#[derive(Clone, Copy, Debug)]
+pub struct Scores {
+    pub scalar: f64,
+    pub cap: Option<f64>,
+}
+
+impl Scores {
+    /// Those of most models.
+    pub fn plain(head_dim: usize) -> Self {
+        Self { scalar: head_dim as f64, cap: None }
+    }
+}
+
 /// Attention of one token over its path. q `[q_heads · head_dim]`; keys and values: the rows
-/// `[kv_heads · head_dim]` of every token from the first up to and including this one, wherever
-/// they lie -> `[q_heads · head_dim]`. Query head h reads kv head h / (q_heads / kv_heads).
-pub fn attention(q: &[f64], keys: &[&[f64]], values: &[&[f64]], head_dim: usize) -> Vec<f64> {
+/// `[kv_heads · head_dim]` of every token that it sees, up to and including itself, wherever they
+/// lie -> `[q_heads · head_dim]`. Query head h reads kv head h / (q_heads / kv_heads).
+pub fn attention(q: &[f64], keys: &[&[f64]], values: &[&[f64]], head_dim: usize, scores: Scores) -> Vec<f64> {
+    let capped = |score: f64| scores.cap.map_or(score, |cap| cap * (score / cap).tanh());
     let group = q.len() / keys[0].len();
     let mut out = vec![0.0; q.len()];
     for (head, (q, out)) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)).enumerate() {
         let kv = head / group * head_dim..(head / group + 1) * head_dim;
         let scores: Vec<f64> =
-            keys.iter().map(|key| dot(q, &key[kv.clone()]) / (head_dim as f64).sqrt()).collect();
+            keys.iter().map(|key| capped(dot(q, &key[kv.clone()]) / scores.scalar.sqrt())).collect();
         let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|score| (score - top).exp()).collect();
         let total: f64 = weights.iter().sum();
@@ -94,6 +109,13 @@ pub fn attention(q: &[f64], keys: &[&[f64]], values: &[&[f64]], head_dim: usize)
 /// gate, up `[tokens, ffn]` -> silu(gate) · up, with silu(x) = x / (1 + e^-x).
 pub fn silu_mul(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(gate, up)| gate / (1.0 + (-gate).exp()) * up).collect()
+}
+
+/// gate, up `[tokens, ffn]` -> gelu(gate) · up, with GELU's approximation by tanh.
+pub fn gelu_mul(gate: &[f64], up: &[f64]) -> Vec<f64> {
+    let root = (2.0 / std::f64::consts::PI).sqrt();
+    let gelu = |x: f64| 0.5 * x * (1.0 + (root * (x + 0.044_715 * x.powi(3))).tanh());
+    gate.iter().zip(up).map(|(gate, up)| gelu(*gate) * up).collect()
 }
 
 /// residual += delta.

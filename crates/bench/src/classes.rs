@@ -88,7 +88,7 @@ mod tests {
         vec![
             spent(Class::Tables, 1, 0.001, 0.0, None),
             spent(Class::Qkv, 9, 0.004, 2e9, Some(1_000_000)),
-            spent(Class::SiluMul, 8, 0.005, 0.0, Some(4_000_000)),
+            spent(Class::GateMul, 8, 0.005, 0.0, Some(4_000_000)),
         ]
     }
 
@@ -107,7 +107,7 @@ mod tests {
         let expected = [
             "| 2 x 5 | tables | 1 | 1.000 | 10.0 % | - | - | - | - |",
             "| 2 x 5 | product_qkv | 9 | 4.000 | 40.0 % | 2.000 | 1.0 | 2.000 | 50.0 % |",
-            "| 2 x 5 | silu_mul | 8 | 5.000 | 50.0 % | - | 4.0 | 4.000 | 80.0 % |",
+            "| 2 x 5 | gate_mul | 8 | 5.000 | 50.0 % | - | 4.0 | 4.000 | 80.0 % |",
             "| 2 x 5 | all | 18 | 10.000 | 100.0 % | - | - | 6.000 | 60.0 % |",
         ];
         assert_eq!(table.lines().skip(2).collect::<Vec<_>>(), expected);

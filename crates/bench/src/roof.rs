@@ -104,7 +104,7 @@ mod tests {
             of(Class::Tables, 0.0, None),
             of(Class::Down, 100.0, Some(5)),
             of(Class::Attention, 100.0, Some(5)),
-            of(Class::SiluMul, 0.0, Some(20)),
+            of(Class::GateMul, 0.0, Some(20)),
         ];
         assert_eq!((gpu.seconds_of_all(&run), cpu.seconds_of_all(&run)), (4.0, 3.0));
     }

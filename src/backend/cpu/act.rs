@@ -7,6 +7,7 @@ use memmap2::{MmapMut, MmapOptions};
 use super::elementwise::RopeTable;
 use super::view::{Rows, RowsMut};
 use crate::backend::Matrix;
+use crate::config::Norm;
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::HostTensor;
 
@@ -89,8 +90,13 @@ impl Weight {
         Self(Kind::Matrix { which, pieces: pieces.to_vec(), bias })
     }
 
-    pub(super) fn vector(tensor: &HostTensor) -> Self {
-        Self(Kind::Vector(values(tensor)))
+    /// The weight of a norm, as it is multiplied with.
+    pub(super) fn vector(tensor: &HostTensor, norm: Norm) -> Self {
+        let mut values = values(tensor);
+        if norm == Norm::OnePlus {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
+        Self(Kind::Vector(values))
     }
 
     /// The projection that the matrix is.

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use super::act::{Act, RopeTables, Weight, row_stride};
 use super::arithmetic::{Arithmetic, Math};
-use super::attention::{self, AttentionInput, Heads, attention};
-use super::elementwise::{HeadNorms, add_rms_norm, gate_mul, rope};
-use super::gate::Gate;
+use super::attention::{self, AttentionInput, Heads, Scoring, attention};
+use super::elementwise::{Delta, HeadNorms, add_rms_norm, gate_mul, rope};
 use super::gemm::{self, Gemm, Store, gemm};
 use super::group::Group;
 use super::metadata::Metadata;
@@ -31,9 +30,9 @@ pub struct Cpu {
     threads: Threads,
     group: Arc<Group>,
     tables: RopeTables,
-    /// `[rows, hidden]`, where there are several ranks: what they all-reduce, and the next norm
-    /// adds.
-    reduced: Option<Act>,
+    /// `[rows, hidden]`, unless outputs of projections are added at once: what ranks all-reduce, and
+    /// the next norm adds.
+    pending: Option<Act>,
 }
 
 impl Cpu {
@@ -43,12 +42,13 @@ impl Cpu {
         let activations =
             |rows: usize| rows * (row_stride(geometry.hidden) + row_stride(geometry.normed_width()));
         // A rank's contribution to an all-reduce is copied into the group.
-        let reduced = 2 * geometry.all_reduce_rows(capacity) * row_stride(geometry.hidden);
+        let copies = if geometry.shard.ranks > 1 { 2 } else { 1 };
+        let pending = copies * geometry.pending_rows(capacity) * row_stride(geometry.hidden);
         let tables = capacity.tokens * geometry.shard.head_dim;
         let floats = activations(capacity.tokens)
             + activations(capacity.sequences)
             + scratch_floats(geometry, capacity)
-            + reduced
+            + pending
             + tables;
         Footprint { weights: 0, workspace: floats * size_of::<f32>(), libraries: 0 }
     }
@@ -70,11 +70,11 @@ impl Cpu {
             gemm::scratch_floats(isa, math).max(attention::scratch_floats(isa, math, heads(&geometry)));
         threads.reserve(scratch);
         let tables = RopeTables::new(geometry.rope_frequencies.clone());
-        let reduced = match geometry.all_reduce_rows(&capacity) {
+        let pending = match geometry.pending_rows(&capacity) {
             0 => None,
             rows => Some(Act::new(rows * row_stride(geometry.hidden))?),
         };
-        Ok(Self { geometry, capacity, isa, math, warning, threads, group, tables, reduced })
+        Ok(Self { geometry, capacity, isa, math, warning, threads, group, tables, pending })
     }
 
     /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`:
@@ -169,7 +169,7 @@ impl Backend for Cpu {
     }
 
     fn vector(&mut self, tensor: &HostTensor) -> Result<Weight> {
-        Ok(Weight::vector(tensor))
+        Ok(Weight::vector(tensor, self.geometry.norm))
     }
 
     fn slot(&mut self, _like: &LayerTensors) -> Result<Self::Slot> {
@@ -196,10 +196,13 @@ impl Backend for Cpu {
     }
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
-        let hidden = self.geometry.hidden;
+        let Geometry { hidden, embedding_scale: scale, .. } = self.geometry;
         let rows = residual.write(0..packed.tokens.len(), hidden);
         for (row, &id) in rows.chunks_exact_mut(row_stride(hidden)).zip(&packed.tokens) {
             table.row_to_f32(id as usize, &mut row[..hidden]);
+            if scale != 1.0 {
+                row[..hidden].iter_mut().for_each(|x| *x *= scale);
+            }
         }
         Ok(())
     }
@@ -208,13 +211,17 @@ impl Backend for Cpu {
         &mut self,
         residual: &mut Act,
         before: Reduction,
+        branch_norm: Option<&Weight>,
         weight: &Weight,
         rows: Range<usize>,
         out: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let pending = self.reduced.as_ref().filter(|_| before == Reduction::Pending);
-        let delta = pending.map(|reduced| reduced.rows(rows.clone(), hidden));
+        let pending = self.pending.as_ref().filter(|_| before == Reduction::Pending);
+        let delta = pending.map(|pending| Delta {
+            rows: pending.rows(rows.clone(), hidden),
+            norm: branch_norm.map(Weight::values),
+        });
         let eps = self.geometry.rms_norm_eps;
         let (residual, out) = (residual.rows_mut(rows.clone(), hidden), out.rows_mut(rows, hidden));
         add_rms_norm(self.isa, &self.threads, residual, delta, weight.values(), eps, out);
@@ -245,14 +252,19 @@ impl Backend for Cpu {
     fn gate_up(&mut self, x: &Act, rows: Range<usize>, weight: &Weight, out: &mut Act) -> Result<()> {
         let Some(both) = self.gated(weight) else {
             self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
-            return self.silu_mul(out, rows.len());
+            return self.gate_mul(out, rows.len());
         };
         let (x, out) = (
             x.rows(rows.clone(), weight.in_features()),
             out.rows_mut(0..rows.len(), self.geometry.shard.ffn_local),
         );
-        let operands =
-            Gemm { x, weight: both, bias: weight.bias(), store: Store::Gated(Gate::Silu), math: self.math };
+        let operands = Gemm {
+            x,
+            weight: both,
+            bias: weight.bias(),
+            store: Store::Gated(self.geometry.gate),
+            math: self.math,
+        };
         gemm(self.isa, &self.threads, &operands, out);
         Ok(())
     }
@@ -291,7 +303,14 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn attention(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, out: &mut Act) -> Result<()> {
+    fn attention(
+        &mut self,
+        qkv: &mut Act,
+        metadata: &Metadata,
+        tokens: Tokens,
+        window: Option<usize>,
+        out: &mut Act,
+    ) -> Result<()> {
         let shard = self.geometry.shard;
         let (q_width, kv_width, width) =
             (shard.q_width_local(), shard.kv_width_local(), shard.qkv_width_local());
@@ -306,7 +325,8 @@ impl Backend for Cpu {
             v: keys(q_width + kv_width),
         };
         let out = out.rows_mut(0..queries_end, q_width);
-        attention(self.isa, &self.threads, metadata.attention(tokens), &input, self.math, out);
+        let scoring = Scoring { scores: self.geometry.scores, window };
+        attention(self.isa, &self.threads, metadata.attention(tokens), &input, scoring, self.math, out);
         Ok(())
     }
 
@@ -321,25 +341,28 @@ impl Backend for Cpu {
         let hidden = self.geometry.hidden;
         let x = x.rows(x_first..x_first + rows.len(), weight.in_features());
         // Taken out of `self`, the rest of which the matmul reads.
-        let mut reduced = self.reduced.take();
-        match &mut reduced {
+        let mut pending = self.pending.take();
+        match &mut pending {
             None => self.matmul(x, weight, 0..hidden, Store::Add, residual.write(rows, hidden)),
-            Some(reduced) => self.matmul(x, weight, 0..hidden, Store::Replace, reduced.write(rows, hidden)),
+            Some(pending) => self.matmul(x, weight, 0..hidden, Store::Replace, pending.write(rows, hidden)),
         }
-        self.reduced = reduced;
+        self.pending = pending;
         Ok(())
     }
 
     fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
-        let Some(reduced) = &mut self.reduced else { return Ok(Reduction::InResidual) };
-        // Elements between the rows are added too, and never read.
-        self.group.all_reduce(self.geometry.shard.rank, reduced.write(rows, self.geometry.hidden))?;
+        let Some(pending) = &mut self.pending else { return Ok(Reduction::InResidual) };
+        let Geometry { hidden, shard, .. } = &self.geometry;
+        if shard.ranks > 1 {
+            // Elements between the rows are added too, and never read.
+            self.group.all_reduce(shard.rank, pending.write(rows, *hidden))?;
+        }
         Ok(Reduction::Pending)
     }
 
-    fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
+    fn gate_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
         let rows = gate_up.rows_mut(0..rows, 2 * self.geometry.shard.ffn_local);
-        gate_mul(self.isa, &self.threads, Gate::Silu, rows);
+        gate_mul(self.isa, &self.threads, self.geometry.gate, rows);
         Ok(())
     }
 

@@ -1,7 +1,8 @@
 //! The epilogue of a GEMM: from finished accumulators to the output.
 
-use super::gate::Gate;
+use super::gate;
 use super::simd::Vector;
+use crate::config::Gate;
 
 /// Floats of a cache line.
 const LINE_FLOATS: usize = 16;
@@ -98,7 +99,7 @@ impl Epilogue {
     ///
     /// As [`store_rows`](Self::store_rows).
     #[inline(always)]
-    unsafe fn store_gated<V: Vector>(&self, gate: Gate, acc: *const f32, acc_stride: usize, rows: usize) {
+    unsafe fn store_gated<V: Vector>(&self, function: Gate, acc: *const f32, acc_stride: usize, rows: usize) {
         debug_assert!(self.columns <= V::LANES);
         // SAFETY: the caller's promises; a row of accumulators has two vectors.
         unsafe {
@@ -111,7 +112,7 @@ impl Epilogue {
                     (x, up) = (x.add(gate_bias), up.add(up_bias));
                 }
                 let out = self.out.wrapping_add(row * self.out_stride);
-                gate.apply(x, up).store_first(out, self.columns);
+                gate::apply(function, x, up).store_first(out, self.columns);
             }
         }
     }

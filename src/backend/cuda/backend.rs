@@ -26,7 +26,7 @@ use super::ops::{
     self, AddRmsNorm, Attention, GatherRows, HeadNorms, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
 };
 use super::probe::DeviceInfo;
-use super::sizes::{normed_width, parts, scratch_elements, tables_bytes};
+use super::sizes::{AllReduceSizes, normed_width, parts, scratch_elements, tables_bytes};
 use super::slot::Slot;
 use super::staging::Staging;
 use super::tables::{DeviceTables, HostTables, RowIndices, SeamSources, WorkList};
@@ -40,7 +40,7 @@ use crate::backend::{
     NextBatch, Reduction, Role, Rotate, Tokens,
 };
 use crate::batch::Packed;
-use crate::config::ModelConfig;
+use crate::config::{Gate, ModelConfig, Norm};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::gib;
 use crate::weights::{Dtype, HostTensor, LayerTensors, Normal};
@@ -57,6 +57,9 @@ pub struct Cuda {
     // memory, whose drop waits for the device, before the context.
     /// `None` with one rank.
     pub(super) all_reducer: Option<AllReducer>,
+    /// `[rows, hidden]`, with one rank whose outputs of projections are normed before they are
+    /// added: these, until the next norm takes them.
+    pending: Option<DeviceBuffer>,
     uploader: Uploader,
     lt: Lt,
     /// Those of a layer: all layers have the same shapes.
@@ -133,7 +136,12 @@ impl Cuda {
         needs_multiple("hidden_size", geometry.hidden)?;
         needs_multiple("a rank's part of intermediate_size", geometry.shard.ffn_local)?;
         needs_head_norms(layer, heads.head_dim)?;
-        let (head_dim, features) = (heads.padded, AttentionFeatures::NONE);
+        if geometry.norm != Norm::Scale || geometry.gate != Gate::Silu {
+            let message = "no CUDA kernel does the norms and the gate of this model";
+            return Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"));
+        }
+        let features = AttentionFeatures { window: geometry.has_windows, cap: geometry.scores.cap.is_some() };
+        let head_dim = heads.padded;
         let attention = match attention {
             Some(name) => AttentionKernel::named(&name, info, format, head_dim, features)?,
             None => AttentionKernel::choose(info, format, head_dim, features)?,
@@ -155,6 +163,10 @@ impl Cuda {
             Some(group) => Some(AllReducer::new(context, group, &geometry, &capacity, format)?),
             None => None,
         };
+        let pending = match AllReduceSizes::bytes(&geometry, &capacity, format) {
+            bytes if bytes > 0 && all_reducer.is_none() => Some(context.allocate(bytes)?),
+            _ => None,
+        };
         let cache = Cache::new(cache, info, format)?;
         let shapes = matmuls::of_layers(&geometry, &heads, &capacity, format, Biases::of(layer));
         // Before weights and activations are allocated: the trials of matmuls use that memory.
@@ -163,6 +175,7 @@ impl Cuda {
         let bit_check = BitCheck::from_environment(context, format, shapes.iter().map(|(shape, _)| *shape))?;
         Ok(Self {
             all_reducer,
+            pending,
             uploader,
             lt,
             matmuls,
@@ -238,13 +251,21 @@ impl Cuda {
 }
 
 /// A function that writes an id's row of the embedding table in the format of the residual stream.
-fn embedding(table: &HostTensor, format: ActivationFormat) -> impl FnMut(u32, &mut [u8]) {
+/// Multiplied by a `scale` that is rounded to that format first, as in transformers.
+fn embedding(table: &HostTensor, format: ActivationFormat, scale: f32) -> impl FnMut(u32, &mut [u8]) {
     let mut scratch = vec![0.0; table.cols()];
+    let scale = match format {
+        ActivationFormat::F16 => scale,
+        ActivationFormat::Bf16 => half::bf16::from_f32(scale).to_f32(),
+    };
     move |id, bytes| {
-        if format == ActivationFormat::Bf16 && table.dtype() == Dtype::BF16 {
+        if format == ActivationFormat::Bf16 && table.dtype() == Dtype::BF16 && scale == 1.0 {
             return bytes.copy_from_slice(table.row_bytes(id as usize));
         }
         table.row_to_f32(id as usize, &mut scratch);
+        if scale != 1.0 {
+            scratch.iter_mut().for_each(|x| *x = rounded(*x, format) * scale);
+        }
         match format {
             ActivationFormat::F16 => bytes.copy_from_slice(bytemuck::cast_slice(&scratch)),
             ActivationFormat::Bf16 => {
@@ -253,6 +274,15 @@ fn embedding(table: &HostTensor, format: ActivationFormat) -> impl FnMut(u32, &m
                 }
             }
         }
+    }
+}
+
+/// An element of a table of embeddings as the model has it in a format: in bf16, the residual
+/// stream's; with f16, whose residual stream is in f32, as it is stored.
+fn rounded(value: f32, format: ActivationFormat) -> f32 {
+    match format {
+        ActivationFormat::F16 => value,
+        ActivationFormat::Bf16 => half::bf16::from_f32(value).to_f32(),
     }
 }
 
@@ -413,13 +443,13 @@ impl Backend for Cuda {
 
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Act) -> Result<()> {
         residual.width = self.geometry.hidden;
-        let fill = embedding(table, self.format());
+        let fill = embedding(table, self.format(), self.geometry.embedding_scale);
         self.staging.copy_rows(self.ops.context(), &mut residual.buffer, &packed.tokens, fill)
     }
 
     fn prefetch_embeddings(&mut self, table: &HostTensor, next_batch: NextBatch<'_>) -> Result<()> {
         let Some(packed) = next_batch() else { return Ok(()) };
-        let fill = embedding(table, self.format());
+        let fill = embedding(table, self.format(), self.geometry.embedding_scale);
         self.staging.prefetch(&packed.tokens, fill)
     }
 
@@ -427,6 +457,7 @@ impl Backend for Cuda {
         &mut self,
         residual: &mut Act,
         before: Reduction,
+        _branch_norm: Option<&Weight>,
         weight: &Weight,
         rows: Range<usize>,
         out: &mut Act,
@@ -447,7 +478,11 @@ impl Backend for Cuda {
         };
         match (before, &mut self.all_reducer) {
             (Reduction::Pending, Some(all_reducer)) => all_reducer.take(ops.context(), rows, norm),
-            _ => norm(rows, ops::Delta::None),
+            (Reduction::Pending, None) => {
+                let pending = self.pending.as_ref().expect("what is pending is kept");
+                norm(rows, ops::Delta::In(pending.all()))
+            }
+            (Reduction::InResidual, _) => norm(rows, ops::Delta::None),
         }
     }
 
@@ -514,7 +549,14 @@ impl Backend for Cuda {
         })
     }
 
-    fn attention(&mut self, qkv: &mut Act, metadata: &Metadata, tokens: Tokens, out: &mut Act) -> Result<()> {
+    fn attention(
+        &mut self,
+        qkv: &mut Act,
+        metadata: &Metadata,
+        tokens: Tokens,
+        _window: Option<usize>,
+        out: &mut Act,
+    ) -> Result<()> {
         let (heads, rows) = (self.ops_heads(), metadata.rows(tokens));
         // The last rows' keys were computed part by part, and attention is called once: all seam
         // tiles are due by then.
@@ -535,7 +577,7 @@ impl Backend for Cuda {
             tables: &self.tables,
             work: &rows.work,
             heads,
-            scale: 1.0 / (self.heads.head_dim as f32).sqrt(),
+            scale: 1.0 / (self.geometry.scores.query_scalar as f32).sqrt(),
         })
     }
 
@@ -553,10 +595,14 @@ impl Backend for Cuda {
             _ => 1.0,
         };
         let bias = weight.bias(0, hidden);
-        let shape = shape_of(weight, x).row_parallel(self.format(), self.geometry.shard.ranks);
+        let shape = shape_of(weight, x).row_parallel(self.format(), self.geometry.adds_at_once());
         // Taken out of `self` for the call, which borrows the rest.
-        let mut all_reducer = self.all_reducer.take();
-        let out = all_reducer.as_mut().map_or(&mut residual.buffer, AllReducer::partial);
+        let (mut all_reducer, mut pending) = (self.all_reducer.take(), self.pending.take());
+        let out = match (&mut all_reducer, &mut pending) {
+            (Some(all_reducer), _) => all_reducer.partial(),
+            (None, Some(pending)) => pending,
+            (None, None) => &mut residual.buffer,
+        };
         let operands = Operands {
             x: x.buffer.slice(x_first * x.width * self.format().bytes()..x.buffer.bytes()),
             weight: weight.values(),
@@ -567,17 +613,20 @@ impl Backend for Cuda {
             alpha,
         };
         let multiplied = self.multiply(shape, operands);
-        self.all_reducer = all_reducer;
+        (self.all_reducer, self.pending) = (all_reducer, pending);
         multiplied
     }
 
     fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
-        let Some(all_reducer) = &mut self.all_reducer else { return Ok(Reduction::InResidual) };
-        all_reducer.begin(self.ops.context(), rows)?;
+        match (&mut self.all_reducer, &self.pending) {
+            (Some(all_reducer), _) => all_reducer.begin(self.ops.context(), rows)?,
+            (None, Some(_)) => {}
+            (None, None) => return Ok(Reduction::InResidual),
+        }
         Ok(Reduction::Pending)
     }
 
-    fn silu_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
+    fn gate_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
         let scale = if self.format() == ActivationFormat::F16 { SWIGLU_SCALE_F16 } else { 1.0 };
         let ffn = self.geometry.shard.ffn_local;
         self.ops.silu_mul(SiluMul { gate_up: &mut gate_up.buffer, tokens: rows, ffn, scale })

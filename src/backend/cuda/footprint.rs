@@ -38,7 +38,9 @@ impl Cuda {
         let one = |matrix, tensor| HostWeight { matrix, pieces: std::slice::from_ref(tensor), bias: None };
         let layers =
             tensors.layers.iter().map(|layer| HostWeight::all_of(layer).iter().map(bytes).sum::<usize>());
-        let head = bytes(&one(None, &tensors.final_norm)) + bytes(&one(Some(Matrix::Head), &tensors.head));
+        let norms = tensors.mlp_branch_norms.iter().chain([&tensors.final_norm]);
+        let norms: usize = norms.map(|norm| bytes(&one(None, norm))).sum();
+        let head = norms + bytes(&one(Some(Matrix::Head), &tensors.head));
         let layer_max = layers.clone().max().unwrap_or(0);
         WeightBytes { layers: layers.sum(), layer_max, head, embedding: 0 }
     }

@@ -52,14 +52,14 @@ impl WeightShape {
         }
     }
 
-    /// The matmul of an output projection: added to the residual stream or, where it is then
-    /// all-reduced, written.
-    pub(super) fn row_parallel(&self, format: ActivationFormat, ranks: usize) -> MatmulShape {
-        let out = match (into_f32(self.matrix, format), ranks > 1) {
-            (true, false) => Out::AddF32,
-            (false, false) => Out::AddActivation,
-            (true, true) => Out::F32,
-            (false, true) => Out::Activation,
+    /// The matmul of an output projection: added to the residual stream or, where it is all-reduced
+    /// or normed first, written.
+    pub(super) fn row_parallel(&self, format: ActivationFormat, adds_at_once: bool) -> MatmulShape {
+        let out = match (into_f32(self.matrix, format), adds_at_once) {
+            (true, true) => Out::AddF32,
+            (false, true) => Out::AddActivation,
+            (true, false) => Out::F32,
+            (false, false) => Out::Activation,
         };
         MatmulShape { out, ..self.linear(self.out_features) }
     }
@@ -91,9 +91,9 @@ pub(super) fn of_layers(
         linear(Features::All, capacity.tokens),
         linear(Features::KeysAndValues, capacity.tokens),
         linear(Features::Queries, capacity.sequences),
-        (o.row_parallel(format, shard.ranks), capacity.tokens),
+        (o.row_parallel(format, geometry.adds_at_once()), capacity.tokens),
         (gate_up.linear(wide), capacity.mlp_tokens),
-        (down.row_parallel(format, shard.ranks), capacity.mlp_tokens),
+        (down.row_parallel(format, geometry.adds_at_once()), capacity.mlp_tokens),
     ];
     let mut distinct: Vec<(MatmulShape, usize)> = Vec::new();
     for (shape, rows) in all {

@@ -43,17 +43,17 @@ impl AllReduceSizes {
             AllReduce::Ordered => geometry.shard.ranks * piece_rows * row_bytes,
             AllReduce::Nccl => 0,
         };
-        let partial_bytes = geometry.all_reduce_rows(capacity) * row_bytes;
+        let partial_bytes = geometry.pending_rows(capacity) * row_bytes;
         Self { piece_rows, pieces: parts_max(geometry, capacity), partial_bytes, gathered_bytes }
     }
 
-    /// Bytes on the device; none with one rank.
+    /// Bytes on the device; none where outputs of projections are added at once.
     pub(super) fn bytes(geometry: &Geometry, capacity: &Capacity, format: ActivationFormat) -> usize {
         let sizes = Self::new(geometry, capacity, format);
         if geometry.shard.ranks > 1 {
             sizes.partial_bytes + PIECES_GATHERED * sizes.gathered_bytes
         } else {
-            0
+            sizes.partial_bytes
         }
     }
 }

@@ -55,6 +55,7 @@ pub(in crate::engine) fn serve(
     let open = move || -> Result<Box<dyn Rank>> {
         let MemoryPlan { capacity, footprint, placement, .. } = plan;
         platform.open_rank(RankSetup {
+            config: &config,
             geometry,
             capacity,
             tensors: &tensors,
@@ -94,6 +95,13 @@ fn settings(parts: &Parts, options: &Options) -> Settings {
         ("rope", format!("{:?}", config.rope)),
         ("biases", format!("{:?}", config.biases)),
         ("norms of heads", config.head_norms.to_string()),
+        ("norms of branches", config.branch_norms.to_string()),
+        ("norms", format!("{:?}", config.norm)),
+        ("scale of embeddings", config.embedding_scale.to_string()),
+        ("gate", format!("{:?}", config.gate)),
+        ("scores", format!("{:?}", config.scores)),
+        ("windows", format!("{:?}", config.windows)),
+        ("cap of logits", format!("{:?}", config.logit_cap)),
         ("head", format!("{:?}", config.head)),
         ("digest of weights", weights),
         ("tier", platform.kernels().to_owned()),

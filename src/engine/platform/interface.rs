@@ -75,6 +75,7 @@ pub(in crate::engine) trait Platform: Send + Sync {
 
 /// The parts of one rank, to be opened.
 pub(in crate::engine) struct RankSetup<'a> {
+    pub(in crate::engine) config: &'a ModelConfig,
     pub(in crate::engine) geometry: Geometry,
     pub(in crate::engine) capacity: Capacity,
     pub(in crate::engine) tensors: &'a ModelTensors,

@@ -30,7 +30,7 @@ where
     B: Backend + 'static,
     L: LayerSource<B> + 'static,
 {
-    let model = Model::new(backend, rank.capacity, rank.tensors, layers)?;
+    let model = Model::new(backend, rank.config, rank.capacity, rank.tensors, layers)?;
     model.warnings().into_iter().for_each(rank.warn);
     Ok(Box::new(model))
 }

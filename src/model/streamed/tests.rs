@@ -102,6 +102,7 @@ impl Backend for Recorder {
         &mut self,
         (): &mut (),
         _: Reduction,
+        _: Option<&String>,
         _: &String,
         _: Range<usize>,
         (): &mut (),
@@ -132,7 +133,7 @@ impl Backend for Recorder {
         unreachable!()
     }
 
-    fn attention(&mut self, (): &mut (), (): &(), _: Tokens, (): &mut ()) -> Result<()> {
+    fn attention(&mut self, (): &mut (), (): &(), _: Tokens, _: Option<usize>, (): &mut ()) -> Result<()> {
         unreachable!()
     }
 
@@ -144,7 +145,7 @@ impl Backend for Recorder {
         unreachable!()
     }
 
-    fn silu_mul(&mut self, (): &mut (), _: usize) -> Result<()> {
+    fn gate_mul(&mut self, (): &mut (), _: usize) -> Result<()> {
         unreachable!()
     }
 

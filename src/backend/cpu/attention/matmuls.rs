@@ -30,11 +30,12 @@ pub(super) trait Matmuls<V: Vector> {
     fn scores(&mut self) -> &mut [f32];
 
     /// Stores P of row `r` of the tile for as many keys from `key` on as two vectors hold: zeros
-    /// for those that it does not see.
+    /// for those that it does not see. Called for every pair of vectors with a key that the row
+    /// sees.
     unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]);
 
-    /// Adds P · V to `o`, the outputs `[rows, o_stride]` of all rows; overwrites them for the first
-    /// tile of keys.
+    /// Adds P · V to `o`, the outputs `[rows, o_stride]` of all rows; overwrites them where the tile
+    /// is the first.
     unsafe fn add_values(&mut self, tile: &Tile, o: &mut [f32], o_stride: usize);
 
     /// Completes the outputs after the last tile.

@@ -71,9 +71,9 @@ pub(super) struct Tiles<'b, const TERMS: usize> {
     scores: &'b mut [f32],
     /// 32 keys before they are transposed, `[tiles of dims, TERMS, 32, 32]` values.
     split: &'b mut [f32],
-    /// The first key with a value that is not finite, for each dimension; empty as long as all
-    /// are finite.
-    non_finite: Vec<usize>,
+    /// `[rows, head_dim]`: whether the row sees a value that is not finite in this dimension; empty
+    /// as long as all are finite.
+    sees_non_finite: Vec<bool>,
 }
 
 impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
@@ -89,7 +89,7 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
         let (p, rest) = rest.split_at_mut(sizes.p);
         let (scores, rest) = rest.split_at_mut(sizes.scores);
         let (split, rest) = rest.split_at_mut(sizes.split);
-        let tiles = Self { unit, head_dim, q, k, v, p, scores, split, non_finite: Vec::new() };
+        let tiles = Self { unit, head_dim, q, k, v, p, scores, split, sees_non_finite: Vec::new() };
         (tiles, Running::new(task, rows, o_stride, rest))
     }
 
@@ -138,10 +138,10 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
         }
     }
 
-    /// Zeroes the values that are not finite, and records the first key of each dimension.
+    /// Zeroes the values that are not finite, and records the rows that see them.
     #[cold]
-    fn zero_non_finite(&mut self, first_key: usize, keys: usize) {
-        self.non_finite.resize(self.head_dim, usize::MAX);
+    fn zero_non_finite(&mut self, task: &Task, first_key: usize, keys: usize) {
+        self.sees_non_finite.resize(task.rows() * self.head_dim, false);
         for key in 0..keys {
             for dim in 0..self.head_dim {
                 let at = |term: usize| pair_of_value(key, dim, TERMS, term);
@@ -153,7 +153,10 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
                         let pair = &mut self.v[at(term)];
                         *pair = f32::from_bits(pair.to_bits() & !(0xffff << shift));
                     }
-                    self.non_finite[dim] = self.non_finite[dim].min(first_key + key);
+                    for row in 0..task.rows() {
+                        let sees = (task.first_key_of(row)..task.keys_of(row)).contains(&(first_key + key));
+                        self.sees_non_finite[row * self.head_dim + dim] |= sees;
+                    }
                 }
             }
         }
@@ -207,7 +210,7 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
         // SAFETY: the caller vouches for the instructions.
         let is_finite = unsafe { self.pack_values::<V>(task, key_rows) };
         if !is_finite {
-            self.zero_non_finite(first_key, key_rows.len());
+            self.zero_non_finite(task, first_key, key_rows.len());
         }
     }
 
@@ -245,8 +248,10 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
     #[inline(always)]
     unsafe fn add_values(&mut self, tile: &Tile, o: &mut [f32], o_stride: usize) {
         let k_tiles = tile.keys().div_ceil(TILE_K);
-        for (r, seen) in tile.seen.iter().enumerate() {
-            for k_tile in seen.div_ceil(TILE_K)..k_tiles {
+        for (r, (&hidden, &seen)) in tile.hidden.iter().zip(tile.seen).enumerate() {
+            // The tiles that the softmax has written.
+            let written = if hidden < seen { hidden / TILE_K..seen.div_ceil(TILE_K) } else { 0..0 };
+            for k_tile in (0..written.start).chain(written.end..k_tiles) {
                 for term in 0..TERMS {
                     self.p[index_in_tiles(r, k_tile, TERMS, term) / 2..][..TILE_K / 2].fill(0.0);
                 }
@@ -260,22 +265,23 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
                 panel: panel.as_ptr(),
                 acc: o[tile.row * o_stride + index * NR..].as_mut_ptr(),
                 acc_stride: o_stride,
-                start: if tile.first_key == 0 { Start::Zero } else { Start::Reload },
+                start: if tile.is_first { Start::Zero } else { Start::Reload },
             };
             // SAFETY: the unit has begun; P of the tile's rows and a panel of as many keys have
             // been written (the products of rows behind the last one are not read); `o` has 32 rows
-            // from `tile.row` on, written with the first tile of keys.
+            // from `tile.row` on, written with the first tile of keys or before all.
             unsafe { self.unit.microkernel::<TERMS, TERMS>(&operands) };
         }
     }
 
     #[inline(always)]
     fn finish(&self, task: &Task, o: &mut [f32], o_stride: usize) {
-        for r in 0..task.rows() {
-            for (dim, first_key) in self.non_finite.iter().enumerate() {
-                if task.keys_of(r) > *first_key {
-                    o[r * o_stride + dim] = f32::NAN;
-                }
+        if self.sees_non_finite.is_empty() {
+            return;
+        }
+        for (r, sees) in self.sees_non_finite.chunks_exact(self.head_dim).enumerate().take(task.rows()) {
+            for (dim, _) in sees.iter().enumerate().filter(|(_, sees)| **sees) {
+                o[r * o_stride + dim] = f32::NAN;
             }
         }
     }

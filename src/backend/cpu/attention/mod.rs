@@ -15,9 +15,13 @@
 //! depend on its own path alone: not on where the path is cut into spans, which query block the row
 //! falls into, what else is in the batch, or the number of threads.
 //!
-//! A key behind a row's own position does not affect it: its score is masked before the exponential
-//! and its value is not multiplied, or, by a matrix unit, multiplied by zero only where it is
-//! finite, for zero times NaN is NaN.
+//! With a sliding window a row sees the last keys of its path alone: tiles start with the first one
+//! that any row of an item sees, and rows begin with a maximum below every score. A tile of which a
+//! row sees nothing leaves it unchanged, so its bits depend on its own window alone.
+//!
+//! A key that a row does not see does not affect it: its score is masked before the exponential and
+//! its value is not multiplied, or, by a matrix unit, multiplied by zero only where it is finite,
+//! for zero times NaN is NaN.
 
 mod matmuls;
 mod matrix;
@@ -41,7 +45,7 @@ use task::{KEYS, ROWS_MAX, Task, Tile};
 use vector::Panels;
 
 pub use plan::{AttentionPlan, Heads, Queries};
-pub use task::AttentionInput;
+pub use task::{AttentionInput, Scoring};
 
 /// Computes the attention of `plan`; `out`, `[query rows, q_heads * head_dim]`, is written in the
 /// rows of the plan's segments.
@@ -54,6 +58,7 @@ pub fn attention(
     threads: &Threads,
     plan: &AttentionPlan,
     input: &AttentionInput,
+    scoring: Scoring,
     math: Math,
     mut out: RowsMut,
 ) {
@@ -73,7 +78,7 @@ pub fn attention(
     // Within an item of the plan the heads are neighbours: they read the same rows.
     threads.for_each_item(plan.items().len() * heads.kv_heads, |index, scratch| {
         let (item, kv_head) = (&plan.items()[index / heads.kv_heads], index % heads.kv_heads);
-        let task = Task { plan, input, item, kv_head };
+        let task = Task { plan, input, item, kv_head, scoring: &scoring };
         match algorithm {
             Algorithm::Vectors => isa.run(ByVectors { task, out, scratch }),
             Algorithm::Tiles { unit, terms: 1 } => {
@@ -129,23 +134,29 @@ unsafe fn attend<V: Vector, P: Matmuls<V>>(
     mut running: Running,
     out: SharedRows,
 ) {
-    let first_position = task.item.first_position;
     // SAFETY: the caller's promises; tiles are attended in order, each gathered as far as the last
     // row sees.
     unsafe {
         matmuls.gather_queries(task);
+        let first_tile = task.first_key() / KEYS * KEYS;
         let mut path = KeyRows::new(task.plan.spans(task.item));
-        for first_key in (0..task.keys()).step_by(KEYS) {
+        path.skip(first_tile);
+        if task.scoring.window.is_some() {
+            running.begin();
+        }
+        for first_key in (first_tile..task.keys()).step_by(KEYS) {
             let mut key_rows = [0; KEYS];
             let key_rows = &mut key_rows[..KEYS.min(task.keys() - first_key)];
             path.next_rows(key_rows);
             matmuls.gather_keys(task, first_key, key_rows);
-            // Row r sees a key of this tile when first_position + r / group >= first_key.
-            let first_row = first_key.saturating_sub(first_position) * task.group();
-            for row in (first_row / P::ALIGNMENT * P::ALIGNMENT..task.rows()).step_by(P::ROWS) {
-                let seen: [usize; ROWS_MAX] =
-                    std::array::from_fn(|r| KEYS.min(task.keys_of(row + r).saturating_sub(first_key)));
-                let tile = Tile { row, first_key, seen: &seen[..P::ROWS.min(task.rows() - row)] };
+            let rows = task.rows_that_see(first_key);
+            for row in (rows.start / P::ALIGNMENT * P::ALIGNMENT..rows.end).step_by(P::ROWS) {
+                let in_tile = |key: usize| KEYS.min(key.saturating_sub(first_key));
+                let hidden: [usize; ROWS_MAX] = std::array::from_fn(|r| in_tile(task.first_key_of(row + r)));
+                let seen: [usize; ROWS_MAX] = std::array::from_fn(|r| in_tile(task.keys_of(row + r)));
+                let count = P::ROWS.min(task.rows() - row);
+                let is_first = task.scoring.window.is_none() && first_key == 0;
+                let tile = Tile { row, is_first, hidden: &hidden[..count], seen: &seen[..count] };
                 matmuls.score(&tile);
                 running.softmax::<V, P>(&mut matmuls, &tile);
                 matmuls.add_values(&tile, running.o, running.o_stride);

@@ -165,6 +165,18 @@ impl<'a> KeyRows<'a> {
         Self { spans, done: 0 }
     }
 
+    /// Leaves out the next `positions` positions, which the path must have.
+    pub(super) fn skip(&mut self, positions: usize) {
+        self.done += positions;
+        while let [first, rest @ ..] = self.spans
+            && self.done >= first.len
+            && !rest.is_empty()
+        {
+            self.done -= first.len;
+            self.spans = rest;
+        }
+    }
+
     /// Writes the rows of the next `rows.len()` positions, which the path must have.
     pub(super) fn next_rows(&mut self, rows: &mut [usize]) {
         for row in rows {

@@ -1,7 +1,10 @@
 //! One worker's task of attention, and its tiles.
 
+use std::ops::Range;
+
 use super::super::view::Rows;
 use super::plan::{AttentionPlan, Item};
+use crate::config::Scores;
 
 /// Keys of a tile: a multiple of every panel's width. The work per tile (maxima across lanes,
 /// accumulators spilled and reloaded, O rescaled to new maxima) is then little beside the matmuls,
@@ -24,6 +27,16 @@ pub struct AttentionInput<'a> {
     pub v: Rows<'a>,
 }
 
+/// How a layer scores keys, and which a query sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Scoring {
+    /// Divisor and cap.
+    pub scores: Scores,
+    /// The number of keys that a query sees, its own included, at least 1; `None` for all up to its
+    /// own.
+    pub window: Option<usize>,
+}
+
 /// One worker's task: neighbouring queries of a segment under all query heads of one kv head.
 ///
 /// Row `r` is query `r / group` under query head `kv_head * group + r % group`, so that rows that
@@ -34,6 +47,7 @@ pub(super) struct Task<'a> {
     pub(super) input: &'a AttentionInput<'a>,
     pub(super) item: &'a Item,
     pub(super) kv_head: usize,
+    pub(super) scoring: &'a Scoring,
 }
 
 impl<'a> Task<'a> {
@@ -50,13 +64,38 @@ impl<'a> Task<'a> {
         self.item.rows.len() * self.group()
     }
 
-    /// Number of keys that row `r` sees.
+    /// End of the keys that row `r` sees.
     #[inline(always)]
     pub(super) fn keys_of(&self, r: usize) -> usize {
         self.item.first_position + r / self.group() + 1
     }
 
-    /// Number of keys that any row sees: as many as the last one.
+    /// The first key that row `r` sees.
+    #[inline(always)]
+    pub(super) fn first_key_of(&self, r: usize) -> usize {
+        self.scoring.window.map_or(0, |window| self.keys_of(r).saturating_sub(window))
+    }
+
+    /// The first key that any row sees: that of the first one.
+    pub(super) fn first_key(&self) -> usize {
+        self.first_key_of(0)
+    }
+
+    /// The rows that see keys of the tile that begins at `first_key`.
+    #[inline(always)]
+    pub(super) fn rows_that_see(&self, first_key: usize) -> Range<usize> {
+        let first_position = self.item.first_position;
+        // Row r sees none before first_position + r / group >= first_key, ...
+        let start = first_key.saturating_sub(first_position) * self.group();
+        // ... and none any more when first_position + r / group + 1 - window >= first_key + KEYS.
+        let end = self.scoring.window.map_or(usize::MAX, |window| {
+            let queries = (first_key + KEYS + window - 1).saturating_sub(first_position);
+            queries.saturating_mul(self.group())
+        });
+        start..end.min(self.rows())
+    }
+
+    /// End of the keys that any row sees: that of the last one.
     pub(super) fn keys(&self) -> usize {
         self.item.first_position + self.item.rows.len()
     }
@@ -92,13 +131,17 @@ impl<'a> Task<'a> {
 pub(super) struct Tile<'a> {
     /// The first row.
     pub(super) row: usize,
-    pub(super) first_key: usize,
-    /// Number of keys of the tile that each row sees, in ascending order.
+    /// Whether it is the first tile of keys for all rows, whose states it then begins.
+    pub(super) is_first: bool,
+    /// Number of keys of the tile before those that each row sees, in ascending order.
+    pub(super) hidden: &'a [usize],
+    /// End of the keys of the tile that each row sees, in ascending order. A row for which this is
+    /// not above `hidden` sees none.
     pub(super) seen: &'a [usize],
 }
 
 impl Tile<'_> {
-    /// Number of keys that any of the rows sees.
+    /// End of the keys that any of the rows sees.
     #[inline(always)]
     pub(super) fn keys(&self) -> usize {
         self.seen[self.seen.len() - 1]

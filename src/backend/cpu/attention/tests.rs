@@ -4,6 +4,7 @@ use super::*;
 use crate::backend::cpu::testing::{Random, Worst, all_math, all_threads, assert_same_bits, name, not_run};
 use crate::backend::cpu::view::Rows;
 use crate::batch::Span;
+use crate::config::Scores;
 
 /// Largest error relative to the largest |v| that the row sees: measured 1.82e-5 by vector
 /// instructions and 6.6e-6 by tiles (scores of some thousands, whose own rounding the exponential
@@ -59,11 +60,12 @@ struct Batch {
     heads: Heads,
     rows: usize,
     qkv: Vec<f32>,
+    scoring: Scoring,
 }
 
 impl Batch {
     fn new(heads: Heads, rows: usize, seed: u64) -> Self {
-        let mut batch = Self { heads, rows, qkv: Vec::new() };
+        let mut batch = Self { heads, rows, qkv: Vec::new(), scoring: plain(heads) };
         batch.qkv = Random::new(seed).values(rows * batch.stride());
         // Equal keys, and queries and keys with a large norm.
         let (q_width, head_dim) = (heads.q_heads * heads.head_dim, heads.head_dim);
@@ -111,7 +113,8 @@ impl Batch {
         };
         let plan = AttentionPlan::new(self.heads, segments.iter().cloned());
         let mut out = vec![0.0; self.rows * q_width];
-        attention(isa, threads, &plan, &input, math, RowsMut::new(&mut out, self.rows, q_width, q_width));
+        let view = RowsMut::new(&mut out, self.rows, q_width, q_width);
+        attention(isa, threads, &plan, &input, self.scoring, math, view);
         out
     }
 
@@ -122,8 +125,10 @@ impl Batch {
         for segment in segments {
             let path = path_rows(segment.spans);
             for (i, row) in segment.rows.clone().enumerate() {
+                let end = segment.first_position + i + 1;
+                let first = self.scoring.window.map_or(0, |window| end.saturating_sub(window));
                 for head in 0..self.heads.q_heads {
-                    let (out, v_max) = self.naive(row, head, &path[..segment.first_position + i + 1]);
+                    let (out, v_max) = self.naive(row, head, &path[first..end]);
                     let at = row * self.q_width() + head * self.heads.head_dim;
                     all.extend(out.into_iter().enumerate().map(|(dim, x)| (at + dim, x, v_max)));
                 }
@@ -141,7 +146,13 @@ impl Batch {
         let k = |row: usize| &self.qkv[row * stride + self.q_width() + kv_head * d..][..d];
         let v = |row: usize| &self.qkv[row * stride + self.q_width() + self.kv_width() + kv_head * d..][..d];
         let dot = |k: &[f32]| q.iter().zip(k).map(|(q, k)| f64::from(*q) * f64::from(*k)).sum::<f64>();
-        let scores: Vec<f64> = key_rows.iter().map(|row| dot(k(*row)) / (d as f64).sqrt()).collect();
+        let Scores { query_scalar, cap } = self.scoring.scores;
+        let capped = |score: f64| match cap.map(f64::from) {
+            Some(cap) => cap * (score / cap).tanh(),
+            None => score,
+        };
+        let scores: Vec<f64> =
+            key_rows.iter().map(|row| capped(dot(k(*row)) / query_scalar.sqrt())).collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
         let sum: f64 = weights.iter().sum();
@@ -157,6 +168,11 @@ impl Batch {
     }
 }
 
+/// Scores of most models.
+fn plain(heads: Heads) -> Scoring {
+    Scoring { scores: Scores { query_scalar: heads.head_dim as f64, cap: None }, window: None }
+}
+
 fn span(start: usize, len: usize) -> Span {
     Span { start, len }
 }
@@ -168,11 +184,33 @@ fn path_rows(spans: &[Span]) -> Vec<usize> {
 
 #[test]
 fn attention_matches_naive_f64_for_every_head_shape() {
+    assert_matches_naive(&HEADS.map(|shape| (shape, plain(heads(shape)))));
+}
+
+/// Windows that end within a block of 32 keys and at its ends, within a tile and at its ends; caps
+/// that scores stay below, reach and exceed by far.
+#[test]
+fn attention_with_windows_and_caps_matches_naive_f64() {
+    let scores = |query_scalar: f64, cap| Scores { query_scalar, cap };
+    let cases = [
+        ((9, 3, 64), scores(64.0, None), Some(1)),
+        ((8, 1, 20), scores(20.0, None), Some(31)),
+        ((6, 2, 36), scores(50.0, Some(50.0)), Some(64)),
+        ((4, 4, 20), scores(20.0, Some(0.5)), Some(100)),
+        ((3, 1, 64), scores(33.0, Some(5.0)), Some(191)),
+        ((2, 1, 40), scores(40.0, None), Some(193)),
+        ((3, 1, 128), scores(144.0, Some(50.0)), None),
+        ((5, 5, 7), scores(7.0, None), Some(1000)),
+    ];
+    assert_matches_naive(&cases.map(|(shape, scores, window)| (shape, Scoring { scores, window })));
+}
+
+fn assert_matches_naive(cases: &[((usize, usize, usize), Scoring)]) {
     let threads = Threads::new(2).unwrap();
     let arithmetics = arithmetics();
     let mut worst: Vec<Worst> = arithmetics.iter().map(|_| Worst::default()).collect();
-    for shape in HEADS {
-        let batch = Batch::new(heads(shape), 270, 7);
+    for &(shape, scoring) in cases {
+        let batch = Batch { scoring, ..Batch::new(heads(shape), 270, 7) };
         // A shared prefix of 170, a child of 53 on it over the end of a tile, an unrelated 47.
         let spans = [vec![span(0, 170)], vec![span(0, 170), span(170, 53)], vec![span(223, 47)]];
         let segments = [
@@ -201,12 +239,18 @@ fn attention_matches_naive_f64_for_every_head_shape() {
 fn attention_bits_are_independent_of_how_a_path_is_cut() {
     let all_threads = all_threads();
     for (isa, math) in arithmetics() {
-        for (shape, scale) in [((9, 3, 64), 1.0), ((8, 1, 36), 1.0), ((2, 2, 80), 1e-38)] {
+        for (shape, scale, window) in [
+            ((9, 3, 64), 1.0, None),
+            ((8, 1, 36), 1.0, Some(150)),
+            ((3, 1, 20), 1.0, Some(5)),
+            ((2, 2, 80), 1e-38, None),
+        ] {
             // Fewer rows and threads where it is slow.
             let (rows, all_threads) =
                 if is_emulated(math) { (230, &all_threads[1..2]) } else { (420, &all_threads[..]) };
             let mut whole = Batch::new(heads(shape), rows, 3);
             whole.scale_values(scale);
+            whole.scoring.window = window;
             let spans = [span(0, rows)];
             let alone = Queries { rows: 0..rows, first_position: 0, spans: &spans };
             let expected = whole.run(isa, math, &all_threads[0], &[alone]);
@@ -217,7 +261,7 @@ fn attention_bits_are_independent_of_how_a_path_is_cut() {
                 &[0, 70, 210, rows],
             ] {
                 // The pieces are in reverse order, with rows of another conversation between them.
-                let mut scattered = Batch::new(whole.heads, 2 * rows, 4);
+                let mut scattered = Batch { scoring: whole.scoring, ..Batch::new(whole.heads, 2 * rows, 4) };
                 let (mut starts, mut end) = (Vec::new(), 2 * rows);
                 for piece in cuts.windows(2) {
                     end -= piece[1] - piece[0] + 1;
@@ -256,7 +300,8 @@ fn row(values: &[f32], row: usize, width: usize) -> &[f32] {
 fn last_rows_from_their_own_buffer_have_the_bits_of_all_rows() {
     let threads = Threads::new(2).unwrap();
     for (isa, math) in arithmetics() {
-        let batch = Batch::new(heads((9, 3, 64)), 290, 9);
+        let mut batch = Batch::new(heads((9, 3, 64)), 290, 9);
+        batch.scoring.window = (!is_emulated(math)).then_some(70);
         let paths = [vec![span(0, 190), span(190, 61)], vec![span(0, 190), span(251, 39)], vec![span(0, 1)]];
         let all = batch.run(
             isa,
@@ -283,9 +328,29 @@ fn last_rows_from_their_own_buffer_have_the_bits_of_all_rows() {
         });
         let plan = AttentionPlan::new(batch.heads, segments);
         let mut out = vec![0.0; 3 * q_width];
-        attention(isa, &threads, &plan, &input, math, RowsMut::new(&mut out, 3, q_width, q_width));
+        let view = RowsMut::new(&mut out, 3, q_width, q_width);
+        attention(isa, &threads, &plan, &input, batch.scoring, math, view);
         let expected: Vec<f32> = last_rows.iter().flat_map(|r| row(&all, *r, q_width)).copied().collect();
         assert_same_bits(&out, &expected, q_width, &name(isa, math));
+    }
+}
+
+#[test]
+fn a_window_that_no_row_exceeds_changes_no_bits() {
+    let threads = Threads::new(2).unwrap();
+    for (isa, math) in arithmetics().into_iter().filter(|(_, math)| !is_emulated(*math)) {
+        let mut batch = Batch::new(heads((6, 2, 40)), 230, 9);
+        let spans = [span(0, 230)];
+        let segments = [Queries { rows: 0..230, first_position: 0, spans: &spans }];
+        let without = batch.run(isa, math, &threads, &segments);
+        batch.scoring.window = Some(230);
+        let with = batch.run(isa, math, &threads, &segments);
+        assert_same_bits(&with, &without, batch.q_width(), &name(isa, math));
+        batch.scoring.window = Some(229);
+        let shorter = batch.run(isa, math, &threads, &segments);
+        let last = 229 * batch.q_width();
+        assert_same_bits(&shorter[..last], &without[..last], batch.q_width(), &name(isa, math));
+        assert_ne!(shorter[last..], without[last..], "the last row no longer sees key 0");
     }
 }
 
@@ -334,58 +399,68 @@ fn f32_attention_has_the_same_bits_beside_bf16_matmuls() {
 /// those after it must show it. For a value, no other dimension may.
 #[test]
 fn a_nan_reaches_the_rows_that_see_it_and_no_other() {
-    let threads = Threads::new(2).unwrap();
     for (isa, math) in arithmetics() {
-        let heads = heads((6, 2, 40));
-        let batch = Batch::new(heads, 280, 12);
-        let (q_width, kv_width) = (batch.q_width(), batch.kv_width());
-        let paths = [[span(0, 210)], [span(210, 70)]];
-        let segments = [
-            Queries { rows: 0..210, first_position: 0, spans: &paths[0] },
-            Queries { rows: 210..280, first_position: 0, spans: &paths[1] },
-        ];
-        let clean = batch.run(isa, math, &threads, &segments);
-        // The largest f32 is infinite in bfloat16. Rows in a block of 32 keys, and on either side
-        // of a tile's end.
-        for (bad_row, bad) in [
-            (0, f32::NAN),
-            (191, f32::INFINITY),
-            (192, f32::NAN),
-            (70, f32::NAN),
-            (75, f32::MAX),
-            (209, f32::NEG_INFINITY),
-        ] {
-            // A dimension in a whole block of 32 and one in the rest of a head.
-            let columns = [0, q_width, q_width + kv_width];
-            for (column, dim) in columns.into_iter().flat_map(|column| [(column, 5), (column, 37)]) {
-                let is_value = column == q_width + kv_width;
-                let seen_by = if column == 0 { bad_row..bad_row + 1 } else { bad_row..210 };
-                let heads_that_see = if column == 0 { 1 } else { 3 };
-                // An infinite key may rightly have a weight of zero.
-                let must_show = bad.is_nan() || is_value && (bad.is_infinite() || rounds(math));
-                let mut damaged = batch.clone();
-                damaged.qkv[bad_row * batch.stride() + column + dim] = bad;
-                let got = damaged.run(isa, math, &threads, &segments);
-                for row in 0..280 {
-                    for head in 0..heads.q_heads {
-                        let at = row * q_width + head * heads.head_dim;
-                        let range = at..at + heads.head_dim;
-                        let mut clean = clean[range.clone()].to_vec();
-                        let what = format!(
-                            "{} {bad} at [{bad_row}, {}], [{row}, {head}]",
-                            name(isa, math),
-                            column + dim
-                        );
-                        if seen_by.contains(&row) && head < heads_that_see {
-                            let shows = got[range.clone()].iter().any(|x| !x.is_finite());
-                            assert!(shows || !must_show, "{what}");
-                            if !is_value {
-                                continue;
-                            }
-                            clean[dim] = got[at + dim];
+        assert_nan_stays(isa, math, None);
+        assert_nan_stays(isa, math, Some(40));
+    }
+}
+
+fn assert_nan_stays(isa: Isa, math: Math, window: Option<usize>) {
+    let threads = Threads::new(2).unwrap();
+    let heads = heads((6, 2, 40));
+    let mut batch = Batch::new(heads, 280, 12);
+    batch.scoring.window = window;
+    let (q_width, kv_width) = (batch.q_width(), batch.kv_width());
+    let paths = [[span(0, 210)], [span(210, 70)]];
+    let segments = [
+        Queries { rows: 0..210, first_position: 0, spans: &paths[0] },
+        Queries { rows: 210..280, first_position: 0, spans: &paths[1] },
+    ];
+    let clean = batch.run(isa, math, &threads, &segments);
+    // The largest f32 is infinite in bfloat16. Rows in a block of 32 keys, and on either side
+    // of a tile's end.
+    for (bad_row, bad) in [
+        (0, f32::NAN),
+        (191, f32::INFINITY),
+        (192, f32::NAN),
+        (70, f32::NAN),
+        (75, f32::MAX),
+        (209, f32::NEG_INFINITY),
+    ] {
+        // A dimension in a whole block of 32 and one in the rest of a head.
+        let columns = [0, q_width, q_width + kv_width];
+        for (column, dim) in columns.into_iter().flat_map(|column| [(column, 5), (column, 37)]) {
+            let is_value = column == q_width + kv_width;
+            let seen_by = if column == 0 {
+                bad_row..bad_row + 1
+            } else {
+                bad_row..210.min(window.map_or(210, |window| bad_row + window))
+            };
+            let heads_that_see = if column == 0 { 1 } else { 3 };
+            // An infinite key may rightly have a weight of zero.
+            let must_show = bad.is_nan() || is_value && (bad.is_infinite() || rounds(math));
+            let mut damaged = batch.clone();
+            damaged.qkv[bad_row * batch.stride() + column + dim] = bad;
+            let got = damaged.run(isa, math, &threads, &segments);
+            for row in 0..280 {
+                for head in 0..heads.q_heads {
+                    let at = row * q_width + head * heads.head_dim;
+                    let range = at..at + heads.head_dim;
+                    let mut clean = clean[range.clone()].to_vec();
+                    let what = format!(
+                        "{} {bad} at [{bad_row}, {}], [{row}, {head}]",
+                        name(isa, math),
+                        column + dim
+                    );
+                    if seen_by.contains(&row) && head < heads_that_see {
+                        let shows = got[range.clone()].iter().any(|x| !x.is_finite());
+                        assert!(shows || !must_show, "{what}");
+                        if !is_value {
+                            continue;
                         }
-                        assert_same_bits(&got[range], &clean, heads.head_dim, &what);
+                        clean[dim] = got[at + dim];
                     }
+                    assert_same_bits(&got[range], &clean, heads.head_dim, &what);
                 }
             }
         }

@@ -163,20 +163,32 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
             epilogue: None,
             prefetch: Prefetch::NONE,
         };
-        let mut done = 0;
-        for (r, &keys) in tile.seen.iter().enumerate() {
-            // Every row after this one sees these keys too.
-            if keys > done {
-                let start = if tile.first_key + done == 0 { Start::Zero } else { Start::Reload };
-                let operands = operands(r, done, keys - done, start);
-                // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS
-                // keys, gathered as far as the last row sees; `o` rows of padded width, which every
-                // row's tile 0 has written (each sees key 0).
-                unsafe {
-                    V::run_apart(Columns::<VALUE_VECTORS> { operands, rows: rows - r, columns: head_dim });
-                }
-                done = keys;
+        let mut key = tile.hidden[0];
+        // The rows that see `key` are neighbours: those before have seen all of theirs, those after
+        // see none yet.
+        let (mut first, mut end) = (0, 0);
+        loop {
+            while first < rows && tile.seen[first] <= key {
+                first += 1;
             }
+            if first == rows {
+                break;
+            }
+            while end < rows && tile.hidden[end] <= key {
+                end += 1;
+            }
+            let next = tile.hidden.get(end).map_or(tile.seen[first], |hidden| tile.seen[first].min(*hidden));
+            if first < end {
+                let start = if tile.is_first && key == 0 { Start::Zero } else { Start::Reload };
+                let operands = operands(first, key, next - key, start);
+                // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS
+                // keys, gathered as far as the last row sees; `o` rows of padded width, which are
+                // written: in their first tile, where each sees key 0, or before all tiles.
+                unsafe {
+                    V::run_apart(Columns::<VALUE_VECTORS> { operands, rows: end - first, columns: head_dim });
+                }
+            }
+            key = next;
         }
     }
 }

@@ -1,9 +1,10 @@
 //! The operations between the matmuls: normalisation, rotation, gating. Memory-bound; cut by rows.
 
-use super::gate::Gate;
+use super::gate;
 use super::simd::{Isa, Kernel, PartialSums, Vector};
 use super::threads::Threads;
 use super::view::{Rows, RowsMut, SharedRows};
+use crate::config::Gate;
 
 #[cfg(test)]
 mod tests;
@@ -11,10 +12,19 @@ mod tests;
 /// Floats of a chunk at least: below, waking a second worker costs more than it saves.
 const CHUNK_FLOATS: usize = 16 * 1024;
 
+/// Rows that are added to the residual stream.
+#[derive(Clone, Copy)]
+pub struct Delta<'a> {
+    /// `[tokens, hidden]`.
+    pub rows: Rows<'a>,
+    /// `[hidden]`: the weight of their own norm, which comes first, where there is one.
+    pub norm: Option<&'a [f32]>,
+}
+
 /// `residual += delta;  out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight`
 ///
 /// residual and delta (or none) `[tokens, hidden]`, residual in/out, out `[tokens, hidden]`, weight
-/// `[hidden]`. The squares are added in f32 as sixteen partial sums and a tree, on every
+/// `[hidden]`. Where delta has a norm, it is normed in the same way before it is added. The squares are added in f32 as sixteen partial sums and a tree, on every
 /// instruction set; a row's bits depend on nothing else. As in Hugging Face's float32 the row is
 /// multiplied by the reciprocal root first and by the weight then.
 ///
@@ -25,7 +35,7 @@ pub fn add_rms_norm(
     isa: Isa,
     threads: &Threads,
     mut residual: RowsMut,
-    delta: Option<Rows>,
+    delta: Option<Delta>,
     weight: &[f32],
     eps: f32,
     mut out: RowsMut,
@@ -34,7 +44,9 @@ pub fn add_rms_norm(
     assert_eq!((out.rows(), out.width()), (tokens, hidden), "out and residual differ in shape");
     assert_eq!(weight.len(), hidden, "the weight is not as wide as the residual");
     if let Some(delta) = delta {
-        assert_eq!((delta.rows(), delta.width()), (tokens, hidden), "delta and residual differ in shape");
+        let rows = delta.rows;
+        assert_eq!((rows.rows(), rows.width()), (tokens, hidden), "delta and residual differ in shape");
+        assert!(delta.norm.is_none_or(|norm| norm.len() == hidden), "a norm as wide as delta");
     }
     let (residual, out) = (residual.share(), out.share());
     threads.for_each_chunk(tokens, CHUNK_FLOATS / hidden.max(1), |chunk| {
@@ -46,7 +58,7 @@ pub fn add_rms_norm(
 
 struct AddRmsNorm<'a> {
     residual: SharedRows<'a>,
-    delta: Option<Rows<'a>>,
+    delta: Option<Delta<'a>>,
     weight: &'a [f32],
     eps: f32,
     out: SharedRows<'a>,
@@ -62,13 +74,22 @@ impl Kernel for AddRmsNorm<'_> {
         unsafe {
             let residual = self.residual.part(self.token, 0..hidden).as_mut_ptr();
             let out = self.out.part(self.token, 0..hidden).as_mut_ptr();
-            let delta = self.delta.map(|rows| rows.row(self.token).as_ptr());
+            let delta = self.delta.map(|delta| delta.rows.row(self.token).as_ptr());
+            let norm = self.delta.and_then(|delta| delta.norm.map(<[f32]>::as_ptr));
+            let delta_inverse = match (delta, norm) {
+                (Some(delta), Some(_)) => inverse_root::<V>(delta, hidden, self.eps),
+                _ => 1.0,
+            };
             let mut sums = PartialSums::<V>::zero();
             for i in (0..hidden).step_by(V::LANES) {
                 let count = V::LANES.min(hidden - i);
                 let mut x = V::load_first(residual.add(i), count);
                 if let Some(delta) = delta {
-                    x = x.add(V::load_first(delta.add(i), count));
+                    let mut d = V::load_first(delta.add(i), count);
+                    if let Some(norm) = norm {
+                        d = d.mul(V::splat(delta_inverse)).mul(V::load_first(norm.add(i), count));
+                    }
+                    x = x.add(d);
                     x.store_first(residual.add(i), count);
                 }
                 let sum = sums.of(i / V::LANES);
@@ -81,6 +102,25 @@ impl Kernel for AddRmsNorm<'_> {
                 x.mul(V::load_first(self.weight.as_ptr().add(i), count)).store_first(out.add(i), count);
             }
         }
+    }
+}
+
+/// Returns `1 / sqrt(mean(row^2) + eps)`, the squares added as [`add_rms_norm`] says.
+///
+/// # Safety
+///
+/// The CPU has the instructions of `V`; `row` is valid for `width` floats.
+#[inline(always)]
+unsafe fn inverse_root<V: Vector>(row: *const f32, width: usize, eps: f32) -> f32 {
+    // SAFETY: the caller's promises; i + count <= width.
+    unsafe {
+        let mut sums = PartialSums::<V>::zero();
+        for i in (0..width).step_by(V::LANES) {
+            let x = V::load_first(row.add(i), V::LANES.min(width - i));
+            let sum = sums.of(i / V::LANES);
+            *sum = x.mul_add(x, *sum);
+        }
+        1.0 / (sums.total() / width as f32 + eps).sqrt()
     }
 }
 
@@ -120,9 +160,8 @@ impl Kernel for GateMul<'_> {
             let up = row.add(self.ffn);
             for i in (0..self.ffn).step_by(V::LANES) {
                 let count = V::LANES.min(self.ffn - i);
-                self.gate
-                    .apply(V::load_first(row.add(i), count), V::load_first(up.add(i), count))
-                    .store_first(row.add(i), count);
+                let (gate, up) = (V::load_first(row.add(i), count), V::load_first(up.add(i), count));
+                gate::apply(self.gate, gate, up).store_first(row.add(i), count);
             }
         }
     }
@@ -205,13 +244,7 @@ impl Kernel for Rope<'_> {
                 let (a_half, b_half) = (row.add(head * 2 * half), row.add((head * 2 + 1) * half));
                 if let Some(HeadNorms { weights, queries, eps }) = self.norms {
                     let (width, weight) = (2 * half, weights[usize::from(head >= queries)].as_ptr());
-                    let mut sums = PartialSums::<V>::zero();
-                    for i in (0..width).step_by(V::LANES) {
-                        let x = V::load_first(a_half.add(i), V::LANES.min(width - i));
-                        let sum = sums.of(i / V::LANES);
-                        *sum = x.mul_add(x, *sum);
-                    }
-                    let inverse = 1.0 / (sums.total() / width as f32 + eps).sqrt();
+                    let inverse = inverse_root::<V>(a_half, width, eps);
                     for i in (0..width).step_by(V::LANES) {
                         let count = V::LANES.min(width - i);
                         let x = V::load_first(a_half.add(i), count).mul(V::splat(inverse));

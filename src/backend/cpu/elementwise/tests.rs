@@ -11,6 +11,7 @@ const GAP: usize = 3;
 /// Largest errors relative to the exact value: measured 2.9e-7, 1.8e-7, 1.3e-7, 3.3e-7; twice that.
 const NORM_ERROR: f64 = 6e-7;
 const SILU_ERROR: f64 = 3.6e-7;
+const GELU_ERROR: f64 = 4e-7;
 const ROPE_ERROR: f64 = 2.6e-7;
 const NORMED_ROPE_ERROR: f64 = 6.6e-7;
 
@@ -33,7 +34,7 @@ fn add_rms_norm_matches_naive_f64_on_any_threads() {
             let mut bits = None;
             for threads in &all_threads {
                 let (mut sum, mut out) = (residual.clone(), vec![7.0; residual.len()]);
-                let rows = Some(Rows::new(&delta, tokens, width, width + GAP));
+                let rows = Some(Delta { rows: Rows::new(&delta, tokens, width, width + GAP), norm: None });
                 let (s, o) = (view(&mut sum, tokens, width), view(&mut out, tokens, width));
                 add_rms_norm(isa, threads, s, rows, &weight, eps, o);
                 for token in 0..tokens {
@@ -65,6 +66,46 @@ fn add_rms_norm_matches_naive_f64_on_any_threads() {
 }
 
 #[test]
+fn a_delta_is_normed_before_it_is_added() {
+    let (threads, eps) = (Threads::new(2).unwrap(), 1e-5f32);
+    for (tokens, width) in SHAPES {
+        let mut random = Random::new(width as u64 + 2);
+        let (residual, delta) = (rows_of(&mut random, tokens, width), rows_of(&mut random, tokens, width));
+        let (norm, weight) = (random.values(width), random.values(width));
+        let (mut worst_sum, mut worst) = (Worst::default(), Worst::default());
+        let normed = |row: &[f64], weight: &[f32]| -> Vec<f64> {
+            let mean = row.iter().map(|x| x * x).sum::<f64>() / width as f64;
+            let root = (mean + f64::from(eps)).sqrt();
+            row.iter().zip(weight).map(|(x, weight)| x / root * f64::from(*weight)).collect()
+        };
+        for isa in Isa::for_tests() {
+            let (mut sum, mut out) = (residual.clone(), vec![7.0; residual.len()]);
+            let rows = Rows::new(&delta, tokens, width, width + GAP);
+            let (s, o) = (view(&mut sum, tokens, width), view(&mut out, tokens, width));
+            add_rms_norm(isa, &threads, s, Some(Delta { rows, norm: Some(&norm) }), &weight, eps, o);
+            for token in 0..tokens {
+                let row = token * (width + GAP)..token * (width + GAP) + width;
+                let wide = |values: &[f32]| values.iter().map(|x| f64::from(*x)).collect::<Vec<f64>>();
+                let delta = normed(&wide(&delta[row.clone()]), &norm);
+                let stored = wide(&sum[row.clone()]);
+                for (i, x) in stored.iter().enumerate() {
+                    let (before, added) = (f64::from(residual[row.start + i]), delta[i]);
+                    worst_sum.record(*x as f32, before + added, before.abs() + added.abs(), || {
+                        format!("sum [{token}, {i}]")
+                    });
+                }
+                for (i, expected) in normed(&stored, &weight).into_iter().enumerate() {
+                    let got = out[row.start + i];
+                    worst.record(got, expected, expected.abs(), || format!("[{token}, {i}]"));
+                }
+            }
+        }
+        worst_sum.assert_within(NORM_ERROR, &format!("the sum [{tokens}, {width}]"));
+        worst.assert_within(NORM_ERROR, &format!("add_rms_norm [{tokens}, {width}]"));
+    }
+}
+
+#[test]
 fn add_rms_norm_without_a_delta_leaves_the_residual() {
     let threads = Threads::new(2).unwrap();
     for isa in Isa::for_tests() {
@@ -75,7 +116,7 @@ fn add_rms_norm_without_a_delta_leaves_the_residual() {
         add_rms_norm(isa, &threads, view(&mut sum, 9, 50), None, &weight, 1e-6, view(&mut out, 9, 50));
         assert_same_bits(&sum, &residual, 53, "residual");
         let (mut sum, mut out_zero) = (residual.clone(), zero.clone());
-        let delta = Some(Rows::new(&zero, 9, 50, 53));
+        let delta = Some(Delta { rows: Rows::new(&zero, 9, 50, 53), norm: None });
         add_rms_norm(isa, &threads, view(&mut sum, 9, 50), delta, &weight, 1e-6, view(&mut out_zero, 9, 50));
         assert_same_bits(&out, &out_zero, 53, "a delta of zero");
     }
@@ -96,6 +137,17 @@ fn add_rms_norm_keeps_large_rows_finite_and_a_nan_in_its_row() {
 
 #[test]
 fn gate_mul_matches_naive_f64_and_leaves_up() {
+    let silu = |x: f64| x / (1.0 + (-x).exp());
+    assert_gate_mul(Gate::Silu, SILU_ERROR, silu, |_, expected| expected.abs());
+    let gelu = |x: f64| {
+        let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+        x / 2.0 * (1.0 + u.tanh())
+    };
+    // Of x * up: far below 0, the error of the exponent grows with x^3.
+    assert_gate_mul(Gate::GeluTanh, GELU_ERROR, gelu, |product, _| product.abs());
+}
+
+fn assert_gate_mul(gate: Gate, error: f64, function: fn(f64) -> f64, size: fn(f64, f64) -> f64) {
     let all_threads = all_threads();
     for (tokens, ffn) in SHAPES {
         let mut random = Random::new(ffn as u64 + 1);
@@ -104,13 +156,13 @@ fn gate_mul_matches_naive_f64_and_leaves_up() {
         for isa in Isa::for_tests() {
             for threads in &all_threads {
                 let mut rows = before.clone();
-                gate_mul(isa, threads, Gate::Silu, view(&mut rows, tokens, 2 * ffn));
+                gate_mul(isa, threads, gate, view(&mut rows, tokens, 2 * ffn));
                 for token in 0..tokens {
                     let start = token * (2 * ffn + GAP);
                     for i in start..start + ffn {
                         let (gate, up) = (f64::from(before[i]), f64::from(before[i + ffn]));
-                        let expected = gate / (1.0 + (-gate).exp()) * up;
-                        worst.record(rows[i], expected, expected.abs(), || {
+                        let expected = function(gate) * up;
+                        worst.record(rows[i], expected, size(gate * up, expected), || {
                             format!("[{token}, {}]: {gate}", i - start)
                         });
                     }
@@ -123,16 +175,17 @@ fn gate_mul_matches_naive_f64_and_leaves_up() {
                 }
             }
         }
-        worst.assert_within(SILU_ERROR, &format!("gate_mul [{tokens}, {ffn}]"));
+        worst.assert_within(error, &format!("gate_mul of {gate:?} [{tokens}, {ffn}]"));
     }
 }
 
 #[test]
 fn gate_mul_of_far_values_is_zero_or_the_product() {
     let threads = Threads::new(1).unwrap();
-    for isa in Isa::for_tests() {
+    for (isa, gate) in Isa::for_tests().into_iter().flat_map(|isa| [(isa, Gate::Silu), (isa, Gate::GeluTanh)])
+    {
         let mut row = [-200.0, 200.0, -1e30, 1e30, 0.0, f32::NAN, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0];
-        gate_mul(isa, &threads, Gate::Silu, RowsMut::new(&mut row, 1, 12, 12));
+        gate_mul(isa, &threads, gate, RowsMut::new(&mut row, 1, 12, 12));
         assert_eq!(row[..5], [0.0, 400.0, 0.0, 2e30, 0.0], "{}", isa.name());
         assert!(row[5].is_nan(), "{}", isa.name());
     }

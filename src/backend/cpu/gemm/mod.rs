@@ -31,7 +31,6 @@ use block::{Algorithm, Block, Partition};
 
 pub use super::arithmetic::Math;
 pub use super::epilogue::Store;
-pub use super::gate::Gate;
 pub use block::Gemm;
 
 /// Computes `gemm` into `out`, `[m, n]`, or `[m, n / 2]` with [`Store::Gated`]. See the module for

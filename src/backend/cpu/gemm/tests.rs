@@ -9,6 +9,7 @@ use crate::backend::cpu::testing::{
     Random, Worst, all_math, all_threads, assert_same_bits, bf16_math, f32_math, name, not_run,
 };
 use crate::backend::cpu::view::{Rows, WeightView};
+use crate::config::Gate;
 
 /// Largest error relative to the sum of |x * w|, |bias| and |out|: measured 1.15e-6 (k = 1,537 with
 /// outliers, products rounded first); twice that.

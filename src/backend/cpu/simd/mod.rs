@@ -28,6 +28,6 @@ mod vector;
 
 pub(super) use isa::MatrixUnitKind;
 pub use isa::{Bf16Isa, Isa, MatrixUnit};
-pub(super) use math::{PartialSums, exp2, max_of_rows, silu};
+pub(super) use math::{PartialSums, exp2, gelu_tanh, max_of_rows, silu, tanh};
 pub(super) use prefetch::{prefetch, prefetch_far};
 pub(super) use vector::{Bf16Kernel, Bf16Vector, Kernel, LANES_MAX, Vector};

@@ -1,6 +1,6 @@
 //! Every method of every vector type against one scalar line, and the accuracy of `exp` and `exp2`.
 
-use super::math::exp;
+use super::math::{exp, tanh};
 use super::*;
 use crate::backend::cpu::testing::{Random, not_run};
 
@@ -366,6 +366,37 @@ fn exp2_is_right_at_the_ends_of_its_range() {
                 assert!(y == expected || (y.is_nan() && expected.is_nan()), "{} exp2({x}) = {y}", isa.name());
             }
         }
+    }
+}
+
+struct Tanh<'a>(&'a mut [f32]);
+
+impl Kernel for Tanh<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        for x in self.0.chunks_exact_mut(V::LANES) {
+            // SAFETY: a chunk has LANES floats.
+            unsafe { tanh(V::load(x.as_ptr())).store(x.as_mut_ptr()) };
+        }
+    }
+}
+
+#[test]
+fn tanh_stays_within_its_stated_error() {
+    let mut inputs: Vec<f32> =
+        (0..u32::MAX / 997).map(|i| f32::from_bits(i * 997)).filter(|x| x.is_finite()).collect();
+    inputs.truncate(inputs.len() / 16 * 16);
+    for isa in Isa::available() {
+        let mut outputs = inputs.clone();
+        isa.run(Tanh(&mut outputs));
+        let error = |(x, y): (&f32, &f32)| (f64::from(*y) - f64::from(*x).tanh()).abs();
+        let worst = inputs.iter().zip(&outputs).map(error).fold(0.0, f64::max);
+        println!("{}: {worst:.3e} over {} inputs", isa.name(), inputs.len());
+        assert!(worst <= 2.0e-7, "{}: {worst:.3e}", isa.name());
+        assert!(!outputs.iter().any(|y| y.is_nan()), "{}", isa.name());
+        let mut ends = [f32::INFINITY, f32::NEG_INFINITY, 0.0, f32::NAN].repeat(4);
+        isa.run(Tanh(&mut ends));
+        assert!(ends[..3] == [1.0, -1.0, 0.0] && ends[3].is_nan(), "{}: {ends:?}", isa.name());
     }
 }
 
