@@ -52,7 +52,7 @@ pub struct Geometry {
     pub has_windows: bool,
     /// `[head_dim / 2]` radians per position of each rotated pair.
     pub rope_frequencies: Vec<f32>,
-    /// Rewards per sequence: rows of the head.
+    /// Rows of the head: logits per sequence, or the width of the head's hidden layer.
     pub labels: usize,
     /// The algorithm of the all-reduce over ranks.
     pub all_reduce: AllReduce,

@@ -59,7 +59,7 @@ const TOP_K_DEFAULT: u64 = 50;
 pub fn generation_warnings(dir: &Path, head: &Head) -> Vec<String> {
     let file = dir.join("generation_config.json");
     // A classifier's reward does not come from `generate`.
-    if matches!(head, Head::Score { .. }) || !file.exists() {
+    if head.is_classifier() || !file.exists() {
         return Vec::new();
     }
     let text = match read_text(&file, GENERATION_BYTES_MAX, ErrorKind::Config) {

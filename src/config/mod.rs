@@ -38,7 +38,7 @@ use limits::{HEAD_DIM_MAX, Q_WIDTH_MAX};
 
 pub use architecture::{Biases, Gate, Norm, Scores};
 pub use generation::generation_warnings;
-pub use head::Head;
+pub use head::{Head, Normalization};
 pub use rope::{Rope, RopeScaling};
 
 /// The largest `config.json` that is read. Real ones have a few kilobytes.
@@ -89,6 +89,8 @@ pub struct ModelConfig {
     pub logit_cap: Option<f32>,
     /// The head that computes the reward.
     pub head: Head,
+    /// How rewards are normalised, where the config asks for that.
+    pub normalization: Option<Normalization>,
 }
 
 impl ModelConfig {
@@ -165,9 +167,10 @@ impl ModelConfig {
             windows: family.windows(&fields, layers, max_tokens)?,
             logit_cap: match head {
                 Head::LogitZero { .. } => family.logit_cap(&fields)?,
-                Head::Score { .. } => None,
+                Head::Score { .. } | Head::ScoreMlp { .. } => None,
             },
             head,
+            normalization: head::normalization(&fields)?,
         })
     }
 
@@ -195,6 +198,7 @@ impl ModelConfig {
             windows: Vec::new(),
             logit_cap: None,
             head: Head::LogitZero { tied: false },
+            normalization: None,
         }
     }
 
@@ -207,8 +211,13 @@ impl ModelConfig {
     pub fn labels(&self) -> usize {
         match self.head {
             Head::LogitZero { .. } => 1,
-            Head::Score { labels, .. } => labels,
+            Head::Score { labels, .. } | Head::ScoreMlp { labels, .. } => labels,
         }
+    }
+
+    /// Rows of the matrix that the last hidden state is multiplied with.
+    pub fn head_rows(&self) -> usize {
+        if matches!(self.head, Head::ScoreMlp { .. }) { self.hidden } else { self.labels() }
     }
 
     /// Width of all query heads side by side.

@@ -191,8 +191,8 @@ fn unimplemented_fields_that_change_rewards_are_refused_by_name() {
             "model_type `gemma` is not implemented (`llama`, `mistral`, `qwen2`, `qwen3`, `gemma2` are)",
         ),
         (
-            json!({"architectures": ["LlamaForTokenClassification"]}),
-            "architecture `LlamaForTokenClassification` is not implemented \
+            json!({"architectures": ["LlamaForQuestionAnswering"]}),
+            "architecture `LlamaForQuestionAnswering` is not implemented \
              (`LlamaForCausalLM` and `LlamaForSequenceClassification` are)",
         ),
         (
@@ -363,6 +363,66 @@ fn labels_and_padding_of_a_classifier_are_checked() {
     ];
     for (changes, message) in cases {
         assert_eq!(refusal(with(changes)), (ErrorKind::Config, message.to_owned()));
+    }
+}
+
+#[test]
+fn a_head_with_a_hidden_layer_is_known_by_its_class() {
+    let qwen = json!({"architectures": ["Qwen2ForRewardModel"], "auto_map": {"AutoModel": "m.X"},
+        "id2label": "absent"});
+    let config = family(&qwen2(qwen)).unwrap();
+    assert_eq!(config.head, Head::ScoreMlp { labels: 1, labels_named: true, pad_token_id: Some(151_643) });
+    assert_eq!((config.labels(), config.head_rows()), (1, 3584));
+    let inform = |changes: Value| {
+        let mut config = json!({"architectures": ["INFORMForSequenceClassification"], "vocab_size": 10});
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        parse_with(config)
+    };
+    let head = inform(json!({"num_labels": 1, "auto_map": {"AutoModel": "m.X"}})).unwrap().head;
+    assert_eq!(head, Head::ScoreMlp { labels: 1, labels_named: true, pad_token_id: None });
+    let head = inform(json!({})).unwrap().head;
+    assert_eq!(head, Head::ScoreMlp { labels: 2, labels_named: false, pad_token_id: None });
+    // A class of another family is not known; nor is a plain class's own code.
+    assert!(family(&qwen2(json!({"architectures": ["INFORMForSequenceClassification"]}))).is_err());
+    assert!(parse_with(json!({"auto_map": {"AutoModel": "m.X"}})).is_err());
+
+    let head = Head::ScoreMlp { labels: 1, labels_named: true, pad_token_id: Some(7) };
+    for (ids, scored) in [(&[1, 2, 3][..], 2), (&[1, 2, 7, 7], 1), (&[1, 7, 2, 7, 3], 0), (&[7, 1, 2], 2)] {
+        assert_eq!(head.scored_token(ids), scored, "{ids:?}");
+    }
+}
+
+#[test]
+fn heads_of_other_kinds_are_refused_as_what_they_are() {
+    for (class, what) in [
+        ("LlamaForRewardModelWithGating", "a mixture of objectives"),
+        ("LlamaForProcessRewardModel", "every step of a solution"),
+        ("LlamaForTokenClassification", "every token"),
+    ] {
+        let error = parse_with(json!({"architectures": [class]})).unwrap_err();
+        let named = error.message().starts_with(&format!("architecture `{class}` is not implemented: "));
+        assert!(error.kind() == ErrorKind::Unsupported && named, "{error}");
+        assert!(error.message().contains(what), "{error}");
+    }
+}
+
+#[test]
+fn normalised_rewards_have_a_mean_and_a_deviation() {
+    let of = |changes| parse_with(changes).map(|config| config.normalization);
+    assert_eq!(of(json!({})).unwrap(), None);
+    assert_eq!(of(json!({"normalize_reward": false, "mean": 1.0, "std": 2.0})).unwrap(), None);
+    assert_eq!(
+        of(json!({"normalize_reward": true, "mean": -1.5, "std": 2})).unwrap(),
+        Some(Normalization { mean: -1.5, std: 2.0 })
+    );
+    assert_eq!(of(json!({"normalize_reward": true})).unwrap(), Some(Normalization { mean: 0.0, std: 1.0 }));
+    for changes in [
+        json!({"normalize_reward": true, "std": 0.0}),
+        json!({"normalize_reward": true, "mean": "0"}),
+        json!({"normalize_reward": true, "std": 1e-60}),
+        json!({"normalize_reward": "yes"}),
+    ] {
+        assert_eq!(of(changes.clone()).unwrap_err().kind(), ErrorKind::Config, "{changes}");
     }
 }
 
@@ -694,7 +754,7 @@ fn the_class_is_of_the_family() {
     for config in [
         qwen2(json!({"architectures": ["LlamaForSequenceClassification"]})),
         mistral(json!({"architectures": ["Qwen2ForCausalLM"]})),
-        qwen2(json!({"architectures": ["Qwen2ForRewardModel"]})),
+        qwen2(json!({"architectures": ["Qwen2ForMaskedLM"]})),
     ] {
         let error = family(&config).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");

@@ -76,7 +76,8 @@ const UNIMPLEMENTED: &[(&str, Neutral)] = &[
 /// [`ErrorKind::Unsupported`], naming the first field of the list that has an effect.
 pub(super) fn refuse_unimplemented(fields: &Fields, family: &Architecture) -> Result<()> {
     for (name, neutral) in UNIMPLEMENTED {
-        let is_read = family.reads.contains(name);
+        let is_read =
+            family.reads.contains(name) || *name == "auto_map" && super::head::is_known_class(fields);
         if !is_read && fields.value(name).is_some_and(|value| !neutral.covers(value)) {
             return Err(refusal(fields, name));
         }

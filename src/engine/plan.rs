@@ -256,7 +256,7 @@ impl Sizing<'_> {
 /// Returns the geometry of one rank's part of the model.
 pub(super) fn geometry(config: &ModelConfig, options: &Options, shard: Shard) -> Geometry {
     let frequencies = rope::frequencies(&config.rope, config.head_dim);
-    let geometry = Geometry::new(config, shard, frequencies, config.labels());
+    let geometry = Geometry::new(config, shard, frequencies, config.head_rows());
     match options.cuda() {
         Some(cuda) => Geometry { all_reduce: cuda.all_reduce, overlap: cuda.overlap, ..geometry },
         None => geometry,

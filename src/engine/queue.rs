@@ -421,8 +421,7 @@ mod tests {
     const BUDGET: Budget = Budget { tokens: 8, sequences: 8 };
 
     fn job(ids: &[u32]) -> (Job, Pending) {
-        let (reply, pending) =
-            pending(Sequence { tokens: ids.len(), truncated: false, scored_token: ids.len() - 1 });
+        let (reply, pending) = pending(Sequence::whole(ids.len()));
         (Job { ids: ids.to_vec(), reply }, pending)
     }
 

@@ -347,8 +347,7 @@ mod tests {
     }
 
     fn submit(team: &Team, ids: &[u32]) -> Pending {
-        let (reply, pending) =
-            pending(Sequence { tokens: ids.len(), truncated: false, scored_token: ids.len() - 1 });
+        let (reply, pending) = pending(Sequence::whole(ids.len()));
         team.queue.try_push(Job { ids: ids.to_vec(), reply }).unwrap();
         pending
     }

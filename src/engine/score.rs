@@ -2,6 +2,7 @@
 
 use half::bf16;
 
+use crate::config::Normalization;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The score of one conversation.
@@ -12,6 +13,9 @@ pub struct Score {
     pub reward: f32,
     /// The reward rounded to bf16, the precision in which Transformers reports a bf16 model's.
     pub reward_bf16: f32,
+    /// The reward less the mean, over the standard deviation that `config.json` gives, where that
+    /// says `normalize_reward`, as OpenRLHF writes it.
+    pub reward_normalized: Option<f32>,
     /// The logit of every label, the reward first: one, but for classifiers with several labels.
     pub logits: Vec<f32>,
     /// Tokens of the conversation, after truncation.
@@ -29,6 +33,15 @@ pub(super) struct Sequence {
     pub(super) tokens: usize,
     pub(super) truncated: bool,
     pub(super) scored_token: usize,
+    pub(super) normalization: Option<Normalization>,
+}
+
+#[cfg(test)]
+impl Sequence {
+    /// One of so many tokens, of which the last is scored.
+    pub(super) fn whole(tokens: usize) -> Self {
+        Self { tokens, truncated: false, scored_token: tokens - 1, normalization: None }
+    }
 }
 
 impl Score {
@@ -40,7 +53,8 @@ impl Score {
         }
         let (reward, logits) = (logits[0], logits.to_vec());
         let reward_bf16 = bf16::from_f32(reward).to_f32();
-        let Sequence { tokens, truncated, scored_token } = sequence;
-        Ok(Self { reward, reward_bf16, logits, tokens, truncated, scored_token })
+        let Sequence { tokens, truncated, scored_token, normalization } = sequence;
+        let reward_normalized = normalization.map(|Normalization { mean, std }| (reward - mean) / std);
+        Ok(Self { reward, reward_bf16, reward_normalized, logits, tokens, truncated, scored_token })
     }
 }

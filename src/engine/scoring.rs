@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use crate::config::Head;
 use crate::engine::handle::{Engine, warn_once};
 use crate::engine::input::{Input, Kind};
 use crate::engine::queue::{self, Job, Pending, Submit};
@@ -124,7 +125,12 @@ impl Engine {
                 "the tokenizer and the model are from different folders, or the ids are another model's",
             ));
         }
-        let sequence = Sequence { tokens: ids.len(), truncated, scored_token: self.scored_token(&ids) };
+        let sequence = Sequence {
+            tokens: ids.len(),
+            truncated,
+            scored_token: self.scored_token(&ids),
+            normalization: self.config.normalization,
+        };
         // Nothing after the scored token can change its logits.
         ids.truncate(sequence.scored_token + 1);
         let (reply, pending) = queue::pending(sequence);
@@ -135,11 +141,17 @@ impl Engine {
     fn scored_token(&self, ids: &[u32]) -> usize {
         let scored = self.config.head.scored_token(ids);
         if scored != ids.len() - 1 {
-            let pad = ids[ids.len() - 1];
-            let warning = format!(
-                "a sequence ends in token {pad}, which is the classifier's pad_token_id: its reward is that of the \
-                 rightmost other token, as in Transformers"
-            );
+            let warning = match self.config.head {
+                Head::ScoreMlp { pad_token_id: Some(pad), .. } => format!(
+                    "a sequence holds token {pad}, which is the classifier's pad_token_id: its reward is that of the \
+                     token before, as in the model's own code"
+                ),
+                _ => format!(
+                    "a sequence ends in token {}, which is the classifier's pad_token_id: its reward is that of the \
+                     rightmost other token, as in Transformers",
+                    ids[ids.len() - 1]
+                ),
+            };
             warn_once(&self.warnings, warning);
         }
         scored

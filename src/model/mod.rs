@@ -3,8 +3,9 @@
 //! [`Model`] holds a rank's weights and activations; [`Model::forward`] computes one row of logits
 //! per distinct last token of a packed batch. [`layer`] has one decoder layer; `source` keeps all
 //! layers on the device and [`streamed`] streams them through one that cannot hold them all;
-//! [`rope`] has RoPE's frequencies.
+//! [`rope`] has RoPE's frequencies, `head` what follows the last matmul.
 
+mod head;
 pub mod layer;
 pub mod rope;
 mod source;
@@ -15,6 +16,7 @@ use crate::batch::Packed;
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::weights::{HostTensor, ModelTensors};
+use head::{HeadMlp, capped};
 use layer::{Activations, Branch, Pass};
 
 pub use source::{LayerSource, Resident};
@@ -38,6 +40,7 @@ pub struct Model<B: Backend, L> {
     /// For each layer, the keys that a query sees.
     windows: Vec<Option<usize>>,
     logit_cap: Option<f32>,
+    head_mlp: Option<HeadMlp>,
 }
 
 impl<B: Backend, L: LayerSource<B>> Model<B, L> {
@@ -76,6 +79,7 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
             capacity,
             windows: (0..config.layers).map(|layer| config.window(layer)).collect(),
             logit_cap: config.logit_cap,
+            head_mlp: tensors.head_out.as_ref().map(HeadMlp::new),
         })
     }
 
@@ -128,15 +132,10 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         layer::add_rms_norm(backend, branch, &self.final_norm, 0..pass.sequences, &mut self.last)?;
         backend.prefetch_embeddings(&self.embedding, next_batch)?;
         let logits = backend.head(&self.last.normed, &self.head, pass.sequences)?;
-        Ok(match self.logit_cap {
-            Some(cap) => logits.into_iter().map(|logit| capped(logit, cap)).collect(),
-            None => logits,
+        Ok(match (&self.head_mlp, self.logit_cap) {
+            (Some(mlp), _) => mlp.forward(&logits),
+            (None, Some(cap)) => logits.into_iter().map(|logit| capped(logit, cap)).collect(),
+            (None, None) => logits,
         })
     }
-}
-
-/// `cap * tanh(logit / cap)`, computed in f64 and rounded once.
-fn capped(logit: f32, cap: f32) -> f32 {
-    let (logit, cap) = (f64::from(logit), f64::from(cap));
-    (cap * (logit / cap).tanh()) as f32
 }

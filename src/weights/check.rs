@@ -12,7 +12,7 @@ use super::dtype::Dtype;
 use super::header::Stored;
 use super::map::MappedFile;
 use super::names::foreign_prefix;
-use super::table::{EMBEDDING, Entry, LM_HEAD, SCORE, When};
+use super::table::{Dim, EMBEDDING, Entry, LM_HEAD, SCORE, SCORE_HIDDEN};
 use crate::config::{Head, ModelConfig};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -86,7 +86,12 @@ fn missing_error(
     let prefix = extra.iter().find_map(|extra| foreign_prefix(extra, name));
     let hint = match (name, config.head) {
         _ if let Some(prefix) = prefix => prefix_hint(checkpoint, prefix),
-        (SCORE, _) => {
+        (SCORE, _) if extra.contains(&SCORE_HIDDEN) => {
+            "the reward head has a hidden layer: name its own class as \"architectures\" in config.json, such as \
+             \"Qwen2ForRewardModel\" or \"INFORMForSequenceClassification\""
+                .to_owned()
+        }
+        (SCORE | SCORE_HIDDEN, _) => {
             "the checkpoint has no reward head, and one is never made up; if the reward is logit 0 of the last token, \
              name the `...ForCausalLM` class as \"architectures\" in config.json"
                 .to_owned()
@@ -174,9 +179,11 @@ fn check_shape(config: &ModelConfig, entry: &Entry, file: &MappedFile, stored: &
     let message = format!("tensor `{}` has shape {:?}, expected {expected:?}", stored.name, stored.shape);
     let words: Vec<String> = entry.shape.iter().map(|dim| dim.words(config)).collect();
     let hint = match (config.head, &*stored.shape, &*expected) {
-        (Head::Score { labels_named: false, .. }, [labels @ 1..=usize::MAX, width], [_, expected_width])
-            if entry.when == When::ScoreHead && width == expected_width =>
-        {
+        (
+            Head::Score { labels_named: false, .. } | Head::ScoreMlp { labels_named: false, .. },
+            [labels @ 1..=usize::MAX, width],
+            [_, expected_width],
+        ) if entry.shape[0] == Dim::Labels && width == expected_width => {
             format!("config.json names no labels, which means 2; set \"num_labels\": {labels} in it")
         }
         _ => OTHER_MODEL.to_owned(),
@@ -190,10 +197,10 @@ fn warnings(checkpoint: &Checkpoint, config: &ModelConfig) -> Vec<String> {
     let mut warnings = checkpoint.warnings().to_vec();
     let spelled = |name| checkpoint.spelled(name);
     match (config.head, checkpoint.find(LM_HEAD), checkpoint.find(EMBEDDING)) {
-        (Head::Score { .. }, Some(_), _) => warnings.push(format!(
+        (Head::Score { .. } | Head::ScoreMlp { .. }, Some(_), _) => warnings.push(format!(
             "`{}` is not used: the reward comes from `{}`",
             spelled(LM_HEAD),
-            spelled(SCORE)
+            spelled(if matches!(config.head, Head::Score { .. }) { SCORE } else { SCORE_HIDDEN })
         )),
         (Head::LogitZero { tied: true }, Some(head), Some(embedding))
             if row_zero(config, head) != row_zero(config, embedding) =>

@@ -26,7 +26,7 @@ pub use map::MappedFile;
 pub use normal::Normal;
 pub use random::RandomWeights;
 pub use tensor::HostTensor;
-pub use tensors::{LayerTensors, ModelTensors, WeightBytes};
+pub use tensors::{HeadOut, LayerTensors, ModelTensors, WeightBytes};
 
 /// Returns true if these bytes are a safetensors file, for fuzzing.
 pub(crate) fn accepts_file(bytes: &[u8]) -> bool {

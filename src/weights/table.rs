@@ -27,6 +27,9 @@ pub(super) enum Target {
     Embedding,
     FinalNorm,
     Head,
+    HeadBias,
+    HeadOut,
+    HeadOutBias,
     InputNorm,
     Qkv,
     QkvBias,
@@ -55,6 +58,7 @@ pub(super) enum When {
     NoBranchNorms,
     CausalHead,
     ScoreHead,
+    ScoreMlpHead,
 }
 
 /// One row of the table.
@@ -82,6 +86,8 @@ pub(super) const LAYER_PREFIX: &str = "model.layers.";
 pub(super) const LM_HEAD: &str = "lm_head.weight";
 /// The classifier's head.
 pub(super) const SCORE: &str = "score.weight";
+/// The hidden layer of a classifier's head.
+pub(super) const SCORE_HIDDEN: &str = "score.0.weight";
 /// The embedding table.
 pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
 
@@ -91,6 +97,10 @@ pub(super) const MODEL: &[Entry] = &[
     entry("model.norm.weight", Target::FinalNorm, &[Hidden],         Split::Whole, When::Always),
     entry(LM_HEAD,             Target::Head,      &[Vocab, Hidden],  Split::Whole, When::CausalHead),
     entry(SCORE,               Target::Head,      &[Labels, Hidden], Split::Whole, When::ScoreHead),
+    entry(SCORE_HIDDEN,        Target::Head,      &[Hidden, Hidden], Split::Whole, When::ScoreMlpHead),
+    entry("score.0.bias",      Target::HeadBias,  &[Hidden],         Split::Whole, When::ScoreMlpHead),
+    entry("score.2.weight",    Target::HeadOut,   &[Labels, Hidden], Split::Whole, When::ScoreMlpHead),
+    entry("score.2.bias",      Target::HeadOutBias, &[Labels],       Split::Whole, When::ScoreMlpHead),
 ];
 
 #[rustfmt::skip]
@@ -129,7 +139,7 @@ impl Dim {
             (HeadWidth, _) => config.head_dim,
             (Ffn, _) => config.ffn,
             (Vocab, _) => config.vocab,
-            (Labels, Head::Score { labels, .. }) => labels,
+            (Labels, Head::Score { labels, .. } | Head::ScoreMlp { labels, .. }) => labels,
             (Labels, Head::LogitZero { .. }) => 1,
         }
     }
@@ -144,7 +154,10 @@ impl Dim {
             Ffn => format!("intermediate_size {}", config.ffn),
             Vocab => format!("vocab_size {}", config.vocab),
             Labels => match config.head {
-                Head::Score { labels, labels_named: false, .. } => format!("num_labels {labels} by default"),
+                Head::Score { labels, labels_named: false, .. }
+                | Head::ScoreMlp { labels, labels_named: false, .. } => {
+                    format!("num_labels {labels} by default")
+                }
                 _ => format!("num_labels {}", self.size(config)),
             },
         }
@@ -163,6 +176,7 @@ impl When {
             Self::NoBranchNorms => !config.branch_norms,
             Self::CausalHead => matches!(config.head, Head::LogitZero { .. }),
             Self::ScoreHead => matches!(config.head, Head::Score { .. }),
+            Self::ScoreMlpHead => matches!(config.head, Head::ScoreMlp { .. }),
         }
     }
 }

@@ -25,11 +25,24 @@ pub struct ModelTensors {
     pub mlp_branch_norms: Vec<HostTensor>,
     /// `[hidden]`.
     pub final_norm: HostTensor,
-    /// `[1, hidden]`, row 0 of `lm_head` or of the embeddings; `[labels, hidden]` for a classifier.
-    /// Whole on every rank.
+    /// `[1, hidden]`, row 0 of `lm_head` or of the embeddings; `[labels, hidden]` for a classifier,
+    /// or `[hidden, hidden]` for one whose head has a hidden layer. Whole on every rank.
     pub head: HostTensor,
+    /// What follows `head`, a hidden layer then, in models with such a head.
+    pub head_out: Option<HeadOut>,
     /// Warnings for the user.
     pub warnings: Vec<String>,
+}
+
+/// The rest of a head with a hidden layer, whole on every rank.
+#[derive(Clone, Debug)]
+pub struct HeadOut {
+    /// `[hidden]`: the hidden layer's bias.
+    pub hidden_bias: HostTensor,
+    /// `[labels, hidden]`.
+    pub weight: HostTensor,
+    /// `[labels]`.
+    pub bias: HostTensor,
 }
 
 /// One rank's part of a layer. A fused weight is a list of pieces that are stacked by output
@@ -123,6 +136,11 @@ impl ModelTensors {
             mlp_branch_norms: mlp_branch_norms.collect(),
             final_norm: only(parts("", MODEL, Target::FinalNorm)),
             head: only(parts("", MODEL, Target::Head)),
+            head_out: parts("", MODEL, Target::HeadOut).pop().map(|weight| HeadOut {
+                hidden_bias: only(parts("", MODEL, Target::HeadBias)),
+                weight,
+                bias: only(parts("", MODEL, Target::HeadOutBias)),
+            }),
             warnings: Vec::new(),
         }
     }
@@ -138,7 +156,7 @@ impl ModelTensors {
         }
     }
 
-    /// Every tensor outside of the layers but the embedding table.
+    /// Every tensor outside of the layers that is brought to devices.
     pub fn outside_layers(&self) -> impl Iterator<Item = &HostTensor> {
         self.mlp_branch_norms.iter().chain([&self.final_norm, &self.head])
     }
@@ -191,7 +209,7 @@ impl WeightBytes {
         Self {
             layers: layer * config.layers,
             layer_max: layer,
-            head: branch_norms + bytes(MODEL, |target| target != Target::Embedding),
+            head: branch_norms + bytes(MODEL, |target| matches!(target, Target::FinalNorm | Target::Head)),
             embedding: bytes(MODEL, |target| target == Target::Embedding),
         }
     }

@@ -141,6 +141,43 @@ fn render_shows_text_and_ids_without_weights() {
     assert_eq!(lines[1]["error"]["kind"], "invalid_input");
 }
 
+/// OpenRLHF keeps the mean and the deviation of rewards in the model's config, and serves the
+/// normalised reward; the raw one stays what it is.
+#[test]
+fn a_normalised_reward_stands_beside_the_raw_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(demo_model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    let file = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    for (name, value) in [("normalize_reward", json!(true)), ("mean", json!(-1.5)), ("std", json!(4.0))] {
+        config[name] = value;
+    }
+    fs::write(&file, config.to_string()).unwrap();
+    let lines = [
+        json!({"prompt": "What is 1+1?", "response": "1+1=2"}),
+        json!({"prompt": "What is 1+1?", "responses": ["1+1=2", "1+1=3"]}),
+    ];
+    let input = format!("{}\n{}", lines[0], lines[1]);
+    let plain = scored(&["-"], &input);
+    let model = dir.path().to_str().unwrap();
+    let run = kudos(&["score", "--device", "cpu", "--model", model, "-"], &input);
+    assert_eq!(run.status, Some(0), "{run:?}");
+    let normalised: Vec<Value> = run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let expected = |reward: &Value| (reward.as_f64().unwrap() as f32 + 1.5) / 4.0;
+    let as_f32 = |reward: &Value| reward.as_f64().unwrap() as f32;
+    assert_eq!(normalised[0]["reward"], plain[0]["reward"]);
+    assert_eq!(as_f32(&normalised[0]["reward_normalized"]), expected(&plain[0]["reward"]));
+    assert_eq!(normalised[1]["rewards"], plain[1]["rewards"]);
+    for index in 0..2 {
+        let reward = as_f32(&normalised[1]["rewards_normalized"][index]);
+        assert_eq!(reward, expected(&plain[1]["rewards"][index]));
+    }
+    assert!(plain[0].get("reward_normalized").is_none() && plain[1].get("rewards_normalized").is_none());
+}
+
 #[test]
 fn a_model_is_found_by_its_name_in_the_local_cache() {
     let dir = tempfile::tempdir().unwrap();

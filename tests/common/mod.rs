@@ -54,7 +54,7 @@ pub(crate) fn fixtures() -> Vec<PathBuf> {
 
 /// Those of several families.
 pub(crate) fn families() -> Vec<PathBuf> {
-    fixtures_in("families", 7)
+    fixtures_in("families", 9)
 }
 
 fn fixtures_in(folder: &str, least: usize) -> Vec<PathBuf> {

@@ -41,7 +41,7 @@ pub fn fixtures() -> Vec<Fixture> {
 
 /// The checkpoints of several families, by name.
 pub fn families() -> Vec<Fixture> {
-    let families = Fixture::all_of("families", 7);
+    let families = Fixture::all_of("families", 9);
     assert!(families.iter().all(|fixture| fixture.cases.len() >= 15));
     families
 }

@@ -48,6 +48,11 @@ impl Oracle {
         }
         let scored = self.scored_token(ids);
         let row = self.norm("model.norm", &residual[scored * hidden..(scored + 1) * hidden]);
+        if self.tensors.contains_key("score.0.weight") {
+            let hidden_layer = self.linear("score.0", &row, hidden);
+            let rectified: Vec<f64> = hidden_layer.into_iter().map(|x| x.max(0.0)).collect();
+            return self.linear("score.2", &rectified, hidden);
+        }
         let head = ["score.weight", "lm_head.weight", "model.embed_tokens.weight"];
         let head = head.iter().find_map(|name| self.tensors.get(*name)).unwrap();
         let logits = naive::linear(&row, head, None, hidden);
@@ -81,6 +86,13 @@ impl Oracle {
     /// The index of the scored token.
     pub fn scored_token(&self, ids: &[u32]) -> usize {
         let pad = self.config["pad_token_id"].as_u64();
+        if self.tensors.contains_key("score.0.weight") {
+            // As the code of these models has it: before the first pad token, where there is one.
+            return match ids.iter().position(|&id| Some(u64::from(id)) == pad) {
+                None | Some(0) => ids.len() - 1,
+                Some(first) => first - 1,
+            };
+        }
         if !self.tensors.contains_key("score.weight") || pad.is_none() {
             return ids.len() - 1;
         }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kudos::internals::config::{Head, ModelConfig};
+use kudos::internals::config::ModelConfig;
 use kudos::internals::random::Random;
 use kudos::{Error, ErrorKind, Result};
 
@@ -108,9 +108,9 @@ pub(super) struct Ids {
 
 impl Ids {
     pub(super) fn of(config: &ModelConfig) -> Self {
-        let padding = match config.head {
-            Head::Score { pad_token_id: Some(pad), .. } => pad as usize,
-            Head::Score { .. } | Head::LogitZero { .. } => config.vocab,
+        let padding = match config.head.pad_token_id() {
+            Some(pad) => pad as usize,
+            None => config.vocab,
         };
         Self { count: config.vocab - usize::from(padding < config.vocab), padding }
     }
@@ -131,6 +131,7 @@ impl Ids {
 mod tests {
     use super::*;
     use kudos::internals::batch::{Batch, Budget, Sharing};
+    use kudos::internals::config::Head;
 
     fn config(pad_token_id: Option<u32>) -> ModelConfig {
         let text = serde_json::json!({

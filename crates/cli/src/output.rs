@@ -201,6 +201,9 @@ pub(super) fn score_fields(score: &Score) -> Map<String, Value> {
     let mut fields = Map::new();
     fields.insert("reward".to_owned(), number(score.reward));
     fields.insert("reward_bf16".to_owned(), number(score.reward_bf16));
+    if let Some(reward) = score.reward_normalized {
+        fields.insert("reward_normalized".to_owned(), number(reward));
+    }
     if score.logits.len() > 1 {
         fields.insert("logits".to_owned(), score.logits.iter().map(|&logit| number(logit)).collect());
     }
@@ -220,6 +223,10 @@ pub(super) fn scores_fields(scores: &[Result<Score>]) -> Map<String, Value> {
     let mut fields = Map::new();
     fields.insert("rewards".to_owned(), each(|score| number(score.reward)));
     fields.insert("rewards_bf16".to_owned(), each(|score| number(score.reward_bf16)));
+    if scores.iter().flatten().any(|score| score.reward_normalized.is_some()) {
+        let normalized = each(|score| score.reward_normalized.map_or(Value::Null, number));
+        fields.insert("rewards_normalized".to_owned(), normalized);
+    }
     fields.insert("tokens".to_owned(), each(|score| json!(score.tokens)));
     fields.insert("best".to_owned(), json!(best(scores)));
     if scores.iter().flatten().any(|score| score.truncated) {

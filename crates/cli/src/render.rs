@@ -86,7 +86,10 @@ impl Renderer {
             Head::Score { pad_token_id: Some(pad), .. } => {
                 format!("rightmost token that is not the pad token {pad}")
             }
-            Head::Score { pad_token_id: None, .. } | Head::LogitZero { .. } => "last token".to_owned(),
+            Head::ScoreMlp { pad_token_id: Some(pad), .. } if position + 1 < ids.len() => {
+                format!("token before the first pad token {pad}")
+            }
+            Head::Score { .. } | Head::ScoreMlp { .. } | Head::LogitZero { .. } => "last token".to_owned(),
         };
         json!({"position": position, "token": ids[position], "reason": reason})
     }

@@ -88,6 +88,12 @@ pub(crate) fn shapes(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
             shapes.push(("lm_head.weight".to_owned(), vec![config.vocab, hidden]))
         }
         Head::Score { labels, .. } => shapes.push(("score.weight".to_owned(), vec![labels, hidden])),
+        Head::ScoreMlp { labels, .. } => shapes.extend([
+            ("score.0.weight".to_owned(), vec![hidden, hidden]),
+            ("score.0.bias".to_owned(), vec![hidden]),
+            ("score.2.weight".to_owned(), vec![labels, hidden]),
+            ("score.2.bias".to_owned(), vec![labels]),
+        ]),
     }
     for layer in 0..config.layers {
         let mut add = |name: &str, shape: &[usize]| {
