@@ -60,14 +60,15 @@ pub(super) fn is_ignored_if_absent(name: &str) -> bool {
 }
 
 /// Buffers that old versions of transformers stored with the weights: the frequencies, sines and
-/// cosines of the rotary embedding, and the constant of masked attention scores.
+/// cosines of the rotary embedding, the positions from 0, and the constant of masked attention
+/// scores.
 fn follows_from_config(name: &str) -> bool {
     let mut components = name.rsplit('.');
     match components.next() {
         Some("inv_freq" | "original_inv_freq" | "cos_cached" | "sin_cached") => {
             components.next() == Some("rotary_emb")
         }
-        Some("masked_bias") => true,
+        Some("masked_bias" | "position_ids") => true,
         _ => false,
     }
 }
@@ -145,6 +146,7 @@ mod tests {
             "layers.0.self_attn.rotary_emb.cos_cached",
             "model.layers.0.self_attn.rotary_emb.sin_cached",
             "model.layers.0.self_attn.masked_bias",
+            "model.position_ids",
         ];
         for name in names {
             assert!(ignored(name, 4) && is_ignored_if_absent(name), "{name}");
@@ -157,6 +159,7 @@ mod tests {
             "model.local_rotary_emb.inv_freq",
             "model.rotary_emb.weight",
             "model.rotary_emb.inv_freq.scale",
+            "model.position_ids.weight",
         ];
         for name in others {
             assert!(!ignored(name, 4) && !ignored(name, 0) && !is_ignored_if_absent(name), "{name}");
