@@ -19,6 +19,11 @@ pub fn safetensors(bytes: &[u8]) -> bool {
     weights::accepts_file(bytes)
 }
 
+/// Reads a file of `torch.save`, a `pytorch_model.bin`.
+pub fn pickle(bytes: &[u8]) -> bool {
+    weights::accepts_pickle(bytes)
+}
+
 /// Reads a `model.safetensors.index.json`.
 pub fn index(bytes: &[u8]) -> bool {
     str::from_utf8(bytes).is_ok_and(weights::accepts_index)

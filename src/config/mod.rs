@@ -105,9 +105,7 @@ impl ModelConfig {
         if !dir.is_dir() {
             return Err(Error::new(ErrorKind::Io, "there is no such model folder")
                 .at(dir.display())
-                .with_hint(
-                    "point `--model` at a folder with config.json, tokenizer.json and safetensors files",
-                ));
+                .with_hint("point `--model` at a folder with config.json, tokenizer.json and the weights"));
         }
         let adapter = dir.join("adapter_config.json");
         if adapter.exists() {

@@ -25,7 +25,7 @@ use crate::weights::RandomWeights;
 
 impl Engine {
     /// Returns a builder of an engine for the model in folder `dir`, in Hugging Face's layout:
-    /// `config.json`, safetensors files, and, to score conversations, `tokenizer.json` and a chat
+    /// `config.json`, the weights, and, to score conversations, `tokenizer.json` and a chat
     /// template.
     pub fn builder(dir: impl AsRef<Path>) -> EngineBuilder {
         EngineBuilder::new(dir)

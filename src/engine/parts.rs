@@ -67,7 +67,7 @@ impl Parts {
         if !dir.is_dir() {
             return Err(Error::new(ErrorKind::Io, "there is no such model folder")
                 .at(dir.display())
-                .with_hint("name a folder that holds config.json and safetensors files"));
+                .with_hint("name a folder that holds config.json and the weights"));
         }
         if let Some(cluster) = options.any_cluster() {
             cluster.check()?;

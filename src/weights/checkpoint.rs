@@ -5,15 +5,47 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::header::{self, Stored};
-use super::index::{INDEX_BYTES_MAX, INDEX_FILE, Index};
+use super::index::{INDEX_BYTES_MAX, Index};
 use super::map::MappedFile;
 use super::names::{self, Spelling};
+use super::pickle;
 use super::table::BASE_PREFIX;
 use crate::error::{Error, ErrorKind, Result};
 use crate::files::read_text;
 
-/// The file of a model in one piece.
-const SINGLE_FILE: &str = "model.safetensors";
+/// Weights as a model folder can hold them, in the order in which they count, as for transformers.
+const SOURCES: [Source; 4] = [
+    Source { file: "model.safetensors", is_index: false, format: Format::Safetensors },
+    Source { file: "model.safetensors.index.json", is_index: true, format: Format::Safetensors },
+    Source { file: "pytorch_model.bin", is_index: false, format: Format::Pickle },
+    Source { file: "pytorch_model.bin.index.json", is_index: true, format: Format::Pickle },
+];
+
+/// A file by which a folder's weights are opened.
+struct Source {
+    file: &'static str,
+    /// Names the files of the weights, and holds none itself.
+    is_index: bool,
+    format: Format,
+}
+
+/// The format of the weight files.
+#[derive(Clone, Copy)]
+enum Format {
+    Safetensors,
+    /// Files of `torch.save`.
+    Pickle,
+}
+
+impl Format {
+    /// The tensors of a whole file's bytes; `path` is only named in errors.
+    fn parse(self, file: &[u8], path: &Path) -> Result<Vec<Stored>> {
+        match self {
+            Self::Safetensors => header::parse(file, path),
+            Self::Pickle => pickle::parse(file, path),
+        }
+    }
+}
 
 /// Names that an error lists, at most; it counts the others.
 const NAMES_MAX: usize = 40;
@@ -45,17 +77,21 @@ struct Absent {
     listed: String,
     /// The file that should hold it.
     shard: String,
+    /// The file name of the index.
+    index: &'static str,
 }
 
 impl Checkpoint {
     /// Maps the weights of a model folder: `model.safetensors`, or the files that
-    /// `model.safetensors.index.json` names. When both are there the first counts, as for
-    /// transformers.
+    /// `model.safetensors.index.json` names; where neither is there, `pytorch_model.bin` or the
+    /// files that `pytorch_model.bin.index.json` names. The first that is there counts, as for
+    /// transformers, and the others are a warning.
     ///
     /// # Errors
     ///
     /// [`ErrorKind::Io`] when files are missing or cannot be read, [`ErrorKind::Weights`] when a
-    /// header or the index is damaged, or a tensor is there twice.
+    /// header or the index is damaged, or a tensor is there twice, [`ErrorKind::Unsupported`] when
+    /// a pickle holds more than plain tensors.
     pub fn open(dir: &Path) -> Result<Self> {
         let mut checkpoint = Self {
             dir: dir.to_owned(),
@@ -64,19 +100,20 @@ impl Checkpoint {
             absent: BTreeMap::new(),
             warnings: Vec::new(),
         };
-        let (single, index) = (dir.join(SINGLE_FILE), dir.join(INDEX_FILE));
-        if single.exists() {
-            if index.exists() {
-                checkpoint.warnings.push(format!(
-                    "{} holds both {SINGLE_FILE} and {INDEX_FILE}; the weights are read from the first",
-                    dir.display()
-                ));
-            }
-            checkpoint.add_file(&single)?;
-        } else if index.exists() {
-            checkpoint.add_indexed(&index)?;
-        } else {
-            return Err(no_weights(dir));
+        let mut found = SOURCES.iter().filter(|source| dir.join(source.file).exists());
+        let Some(source) = found.next() else { return Err(no_weights(dir)) };
+        let others: Vec<&str> = found.map(|other| other.file).collect();
+        if !others.is_empty() {
+            checkpoint.warnings.push(format!(
+                "{} holds {} and {}; the weights are read from the first",
+                dir.display(),
+                source.file,
+                others.join(", ")
+            ));
+        }
+        match source.is_index {
+            false => checkpoint.add_file(&dir.join(source.file), source.format)?,
+            true => checkpoint.add_indexed(source)?,
         }
         checkpoint.spelling = checkpoint.common_spelling();
         Ok(checkpoint)
@@ -115,14 +152,14 @@ impl Checkpoint {
 
     /// Returns the error for such a tensor; `None` for any other.
     pub(super) fn absent_error(&self, name: &str) -> Option<Error> {
-        let Absent { listed, shard } = self.absent.get(name)?;
+        let Absent { listed, shard, index } = self.absent.get(name)?;
         let message = format!("tensor `{listed}` is in none of the files, but the index says {shard}");
-        Some(Error::new(ErrorKind::Weights, message).at(self.dir.join(INDEX_FILE).display()))
+        Some(Error::new(ErrorKind::Weights, message).at(self.dir.join(index).display()))
     }
 
-    fn add_file(&mut self, path: &Path) -> Result<()> {
+    fn add_file(&mut self, path: &Path, format: Format) -> Result<()> {
         let file = Arc::new(MappedFile::open(path)?);
-        for stored in header::parse(file.bytes(), path)? {
+        for stored in format.parse(file.bytes(), path)? {
             if names::is_ignored(&stored) {
                 continue;
             }
@@ -147,9 +184,10 @@ impl Checkpoint {
     /// Every file that the index names. As in transformers, the index names files only: a tensor
     /// counts whichever of these files holds it. Tensors that the index lists and no file holds are
     /// left to `check`, which knows if the model needs them.
-    fn add_indexed(&mut self, index_file: &Path) -> Result<()> {
-        let Index(index) =
-            Index::parse(&read_text(index_file, INDEX_BYTES_MAX, ErrorKind::Weights)?, index_file)?;
+    fn add_indexed(&mut self, source: &Source) -> Result<()> {
+        let index_file = self.dir.join(source.file);
+        let text = read_text(&index_file, INDEX_BYTES_MAX, ErrorKind::Weights)?;
+        let Index(index) = Index::parse(&text, &index_file)?;
         let shards: BTreeSet<&str> = index.values().map(String::as_str).collect();
         let missing: Vec<&str> =
             shards.iter().copied().filter(|shard| !self.dir.join(shard).exists()).collect();
@@ -165,12 +203,12 @@ impl Checkpoint {
                 .with_hint("the download is incomplete; fetch these files into the same folder"));
         }
         for shard in shards {
-            self.add_file(&self.dir.join(shard))?;
+            self.add_file(&self.dir.join(shard), source.format)?;
         }
         for (listed, shard) in index {
             let name = table_name(&listed);
             if !self.tensors.contains_key(&name) && !names::is_ignored_if_absent(&listed) {
-                self.absent.insert(name, Absent { listed, shard });
+                self.absent.insert(name, Absent { listed, shard, index: source.file });
             }
         }
         Ok(())
@@ -202,28 +240,32 @@ fn twice(other_file: &MappedFile, other: &Stored, file: &MappedFile, stored: &St
     Error::new(ErrorKind::Weights, message).at(place).with_hint(hint)
 }
 
-/// Returns the error for a folder without safetensors files, with a hint by the files that it has.
+/// Returns the error for a folder without weights, with a hint by the files that it has.
 fn no_weights(dir: &Path) -> Error {
-    let error = Error::new(ErrorKind::Io, format!("there is neither {SINGLE_FILE} nor {INDEX_FILE}"))
-        .at(dir.display());
+    let [single, index, pickle, pickle_index] = SOURCES.map(|source| source.file);
+    let message = format!("there is no {single} or {pickle}, and no index of such files");
+    let error = Error::new(ErrorKind::Io, message).at(dir.display());
     let Ok(entries) = std::fs::read_dir(dir) else {
         return error
-            .with_hint("point `--model` at a folder with config.json, tokenizer.json and safetensors files");
+            .with_hint("point `--model` at a folder with config.json, tokenizer.json and the weights");
     };
     let names: Vec<String> =
         entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
-    let some =
-        |endings: &[&str]| names.iter().any(|name| endings.iter().any(|ending| name.ends_with(ending)));
-    if some(&[".safetensors"]) {
+    let some = |start: &str, ends: &[&str]| {
+        names.iter().any(|name| name.starts_with(start) && ends.iter().any(|end| name.ends_with(end)))
+    };
+    if some("", &[".safetensors"]) {
+        error.with_hint(format!("the safetensors files here need {index} beside them, or the name {single}"))
+    } else if some("pytorch_model", &[".bin"]) {
         error.with_hint(format!(
-            "the safetensors files here need {INDEX_FILE} beside them, or the name {SINGLE_FILE}"
+            "the PyTorch files here need {pickle_index} beside them, or the name {pickle}"
         ))
-    } else if some(&[".bin", ".pth", ".pt"]) {
+    } else if some("", &[".bin", ".pth", ".pt"]) {
         error.with_hint(
-            "the folder holds PyTorch pickles, which are not read; convert them: \
+            "the folder holds PyTorch files in another layout than that of transformers; convert them: \
              `AutoModel...from_pretrained(dir).save_pretrained(new_dir)` of transformers writes safetensors",
         )
-    } else if some(&[".gguf"]) {
+    } else if some("", &[".gguf"]) {
         error.with_hint("the folder holds a GGUF file, which is not read; use the model's safetensors files")
     } else {
         error.with_hint("the download is incomplete; fetch the safetensors files into this folder")

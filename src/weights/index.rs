@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: the file of each tensor.
+//! `model.safetensors.index.json` and its like: the file of each tensor.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,9 +8,6 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::error::{Error, ErrorKind, Result};
-
-/// The file's name in a model folder.
-pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The longest index that is read. The 70B's has about 60 KB.
 pub(super) const INDEX_BYTES_MAX: u64 = 16 << 20;

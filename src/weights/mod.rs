@@ -1,4 +1,5 @@
-//! Weights in mapped safetensors files, the table of tensor names, and each rank's slices of them.
+//! Weights in mapped files, safetensors or those of PyTorch, the table of tensor names, and each
+//! rank's slices of them.
 //!
 //! [`Checkpoint`] turns a model folder into named tensors, [`ModelTensors`] checks them against
 //! `config.json` and takes one rank's part. [`RandomWeights`] are tensors of a model's shape
@@ -13,6 +14,7 @@ mod index;
 mod map;
 mod names;
 mod normal;
+mod pickle;
 mod random;
 mod table;
 mod tensor;
@@ -33,7 +35,12 @@ pub(crate) fn accepts_file(bytes: &[u8]) -> bool {
     header::parse(bytes, Path::new("model.safetensors")).is_ok()
 }
 
-/// Returns true if this text is an index of safetensors files, for fuzzing.
+/// Returns true if these bytes are a file of `torch.save` that holds tensors alone, for fuzzing.
+pub(crate) fn accepts_pickle(bytes: &[u8]) -> bool {
+    pickle::parse(bytes, Path::new("pytorch_model.bin")).is_ok()
+}
+
+/// Returns true if this text is an index of weight files, for fuzzing.
 pub(crate) fn accepts_index(text: &str) -> bool {
     index::Index::parse(text, Path::new("model.safetensors.index.json")).is_ok()
 }

@@ -213,7 +213,7 @@ fn names_without_and_with_more_of_the_prefix_are_read_the_same() {
 }
 
 /// Every tensor of a model by its stored name, in a fixed order.
-fn all(model: &ModelTensors) -> Vec<(String, Vec<Vec<f32>>)> {
+pub(super) fn all(model: &ModelTensors) -> Vec<(String, Vec<Vec<f32>>)> {
     let layers = model.layers.iter().flat_map(LayerTensors::tensors);
     let tensors = layers.chain([&model.embedding, &model.final_norm, &model.head]);
     tensors.map(|tensor| (tensor.name().to_owned(), rows(tensor))).collect()

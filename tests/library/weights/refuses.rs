@@ -310,18 +310,17 @@ fn tensors_that_config_or_architecture_exclude_are_refused() {
 }
 
 #[test]
-fn a_folder_without_safetensors_gets_a_hint_by_its_files() {
-    let message = "there is neither model.safetensors nor model.safetensors.index.json";
+fn a_folder_without_weights_gets_a_hint_by_its_files() {
+    let message = "there is no model.safetensors or pytorch_model.bin, and no index of such files";
     let cases = [
         (&["config.json"][..], "the download is incomplete; fetch the safetensors files into this folder"),
         (
             &["pytorch_model-00001-of-00002.bin", "training_args.bin"],
-            "the folder holds PyTorch pickles, which are not read; convert them: \
-             `AutoModel...from_pretrained(dir).save_pretrained(new_dir)` of transformers writes safetensors",
+            "the PyTorch files here need pytorch_model.bin.index.json beside them, or the name pytorch_model.bin",
         ),
         (
             &["consolidated.00.pth"],
-            "the folder holds PyTorch pickles, which are not read; convert them: \
+            "the folder holds PyTorch files in another layout than that of transformers; convert them: \
              `AutoModel...from_pretrained(dir).save_pretrained(new_dir)` of transformers writes safetensors",
         ),
         (&["m.gguf"], "the folder holds a GGUF file, which is not read; use the model's safetensors files"),

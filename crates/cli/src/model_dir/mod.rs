@@ -16,9 +16,7 @@ pub fn find(model: &str) -> Result<PathBuf> {
     let missing = || Error::new(ErrorKind::Io, format!("there is no model folder `{model}`"));
     let is_name = model.split('/').count() == 2 && !model.starts_with(['.', '/']) && !model.ends_with('/');
     let Some(cache) = cache_dir(&environment).filter(|_| is_name) else {
-        return Err(
-            missing().with_hint("point `--model` at a folder that holds config.json and safetensors files")
-        );
+        return Err(missing().with_hint("point `--model` at a folder that holds config.json and the weights"));
     };
     let repo = Path::new(&cache).join(format!("models--{}", model.replace('/', "--")));
     snapshot(&repo).ok_or_else(|| {
@@ -115,7 +113,7 @@ pub(super) fn files(dir: &Path) -> Vec<InputFile> {
     ];
     let is_read = |path: &Path| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let endings = [".safetensors", ".index.json", ".jinja"];
+        let endings = [".safetensors", ".bin", ".index.json", ".jinja"];
         NAMES.contains(&name) || endings.iter().any(|ending| name.ends_with(ending))
     };
     let folders = [dir.to_owned(), dir.join("additional_chat_templates")];
