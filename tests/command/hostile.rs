@@ -139,6 +139,20 @@ fn safetensors_files_and_indices() {
 }
 
 #[test]
+fn pickles() {
+    let small = root().join("tests/fixtures/pickles/small");
+    let files = ["zip.bin", "legacy.bin", "rezipped.bin"].map(|name| fs::read(small.join(name)).unwrap());
+    survives("pickle", &files, 60_000, fuzzing::pickle);
+    for path in common::files_below(&small.join("refused")) {
+        let file = fs::read(&path).unwrap();
+        for round in 0..1000 {
+            let bytes = mutated(&file, &mut Random::new(round));
+            assert!(catch_unwind(|| fuzzing::pickle(&bytes)).is_ok(), "{}, round {round}", path.display());
+        }
+    }
+}
+
+#[test]
 fn templates() {
     let mut templates = goods("chat_template.jinja");
     let folder = root().join("tests/fixtures");
