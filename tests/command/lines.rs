@@ -356,6 +356,35 @@ fn a_checkpoint_in_f32_has_the_plan_of_one_in_bf16() {
 }
 
 #[test]
+fn a_known_shape_has_the_plan_of_its_model() {
+    let dir = tempfile::tempdir().unwrap();
+    sparse_70b(dir.path(), ("BF16", 2));
+    let folder = ["--model", dir.path().to_str().unwrap()];
+    let [stored, known] = [folder, ["--shape", "llama-3.3-70b"]].map(|model| {
+        let run = kudos(&[&["plan", "--json"], &model[..]].concat(), "");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        run.stdout
+    });
+    assert_eq!(known, stored);
+    for (shape, ranks) in [
+        ("qwen3-32b", 1),
+        ("qwen3-8b", 1),
+        ("qwen2.5-72b", 4),
+        ("gemma-2-27b", 1),
+        ("gemma-2-9b", 1),
+        ("mistral-7b", 1),
+    ] {
+        let run = kudos(&["plan", "--json", "--shape", shape, "--gpu-memory-gib", "60"], "");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        let plan: Value = serde_json::from_str(&run.stdout).unwrap();
+        let fits = (plan["ranks"].as_u64(), plan["fits"].as_bool());
+        assert_eq!(fits, (Some(ranks), Some(true)), "{shape}: {plan}");
+    }
+    let none = kudos(&["plan"], "");
+    assert!(none.status == Some(2) && none.stderr.contains("--shape"), "{none:?}");
+}
+
+#[test]
 fn version_completions_and_manual_pages_are_printed() {
     let short = kudos(&["-V"], "");
     assert_eq!(short.stdout, format!("kudos {}\n", env!("CARGO_PKG_VERSION")));

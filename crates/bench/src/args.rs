@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use crate::requests::Lengths;
-use crate::shape::ShapeArg;
 use kudos::{CpuMath, CudaTier, Error, ErrorKind, Result};
 use kudos_cli::args::{DeviceArg, ResidencyArg, seconds};
+use kudos_cli::shapes::ShapeArg;
 
 /// Measure how many tokens a second the engine scores on this machine.
 ///

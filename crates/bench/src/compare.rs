@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::args::{Args, ModelArgs};
 use crate::measure::TestResult;
 use crate::report::{elements, number, plain, rate, spread, table as table_of};
+use crate::shape::VOCAB;
 use crate::summary::Summary;
 use kudos::{DeviceKind, Engine, Error, ErrorKind, Result};
 use kudos_cli::{model_dir, say};
@@ -60,7 +61,7 @@ impl Folder {
         let (Some(shape), None) = (args.shape, &args.model) else {
             return Ok(Self::Model(model_dir::find(args.model.as_deref().unwrap_or_default())?));
         };
-        let config = shape.shape().config_json(args.layers.map(|layers| layers.get()))?;
+        let config = shape.shape().config_json(args.layers.map(|layers| layers.get()), Some(VOCAB))?;
         let cannot =
             |error| Error::new(ErrorKind::Io, format!("cannot write a config for the baseline: {error}"));
         let folder = TempDir::new().map_err(cannot)?;

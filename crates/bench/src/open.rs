@@ -23,7 +23,7 @@ pub(super) fn open(args: &ModelArgs, longest: usize, profile: Option<Profile>) -
             progress::while_loading(&loading, || builder.open())?
         }
         (None, Some(shape)) => {
-            let config = shape.shape().config(args.layers.map(|layers| layers.get()))?;
+            let config = shape.shape().config(args.layers.map(|layers| layers.get()), Some(shape::VOCAB))?;
             let builder = with_options(Engine::builder_random(config, shape::SEED));
             let engine = progress::while_loading(&loading, || builder.open())?;
             shape::refuse_crowded(engine.config(), engine.plan())?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use crate::shapes::ShapeArg;
 use kudos::internals::units::GIB;
 use kudos::{
     AllReduce, Batching, Cluster, CpuMath, CpuOptions, CudaOptions, CudaTier, Device, DoubleBos,
@@ -197,10 +198,15 @@ pub(super) struct RenderArgs {
 
 #[cfg(feature = "cuda")]
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("planned").args(["model", "shape"]).required(true))]
 pub(super) struct PlanArgs {
     /// The model's folder, or an `org/name` that is in the local Hugging Face cache
     #[arg(long, value_name = "DIR")]
-    pub(super) model: String,
+    pub(super) model: Option<String>,
+
+    /// A well-known model instead, in bf16; needs no files
+    #[arg(long, value_enum)]
+    pub(super) shape: Option<ShapeArg>,
 
     /// Limit on the tokens of a conversation [default: the model's own limit, or as many as let all
     /// layers stay on the GPU, at least 8192]

@@ -24,6 +24,7 @@ pub mod progress;
 mod render;
 mod resume;
 mod score;
+pub mod shapes;
 
 use std::process::ExitCode;
 

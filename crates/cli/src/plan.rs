@@ -33,8 +33,12 @@ struct GpuPlan {
 }
 
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
-    let dir = model_dir::find(&args.model)?;
-    let builder = Engine::builder(&dir)
+    let builder = match (&args.model, args.shape) {
+        (Some(model), _) => Engine::builder(model_dir::find(model)?),
+        (None, Some(shape)) => Engine::builder_random(shape.shape().config(None, None)?, 0),
+        (None, None) => unreachable!("the command line asks for a model or a shape"),
+    };
+    let builder = builder
         .device(CudaOptions {
             ranks: args.ranks,
             reserved_bytes: args.gpu_reserve_gib.map(bytes_of),

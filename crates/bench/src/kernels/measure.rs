@@ -8,6 +8,7 @@ use super::report::{self, KernelResult, Measured};
 use super::yardsticks::Yardsticks;
 use crate::args::KernelsArgs;
 use crate::report::text;
+use crate::shape::VOCAB;
 use crate::summary::Summary;
 use kudos::internals::backend::cuda::context::Context;
 use kudos::internals::backend::cuda::ops::Ops;
@@ -30,7 +31,7 @@ const LAUNCHES_MAX: usize = 10_000;
 /// Measures every kernel; a dry run launches each once.
 pub(crate) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow::Result<()> {
     let mut output = Output::open(None, &[])?;
-    let config = args.shape.shape().config(None)?;
+    let config = args.shape.shape().config(None, Some(VOCAB))?;
     let devices = probe::devices().map_err(|error| {
         error.with_hint(
             "`bench kernels` needs a GPU; `cargo bench --bench cpu_kernels` measures the CPU's kernels",
