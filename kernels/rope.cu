@@ -12,6 +12,7 @@
 // A block waits for its position before it asks for q and k. Asking for those of a thread's first pairs before it was
 // tried: 40 registers instead of 32, so 6 blocks on a multiprocessor instead of 8 on sm_80, 90 and 100. That costs more
 // bytes in flight than the saved latency is worth (by ptxas' report of November 2026; not measured).
+#include "rotate.cuh"
 #include "storage.cuh"
 
 constexpr int THREADS_MAX = 256;
@@ -34,13 +35,7 @@ template <typename T> __device__ __forceinline__ void rope(T *qkv, const uint32_
     unpack8<T>(*high_place, high);
     unpack8<T>(__ldg(reinterpret_cast<const uint4 *>(cos + table_row + pair)), c);
     unpack8<T>(__ldg(reinterpret_cast<const uint4 *>(sin + table_row + pair)), s);
-#pragma unroll
-    for (int i = 0; i < WIDE; ++i) {
-      const float2 for_low = round2<T>(low[i] * c[i], high[i] * s[i]);
-      const float2 for_high = round2<T>(high[i] * c[i], low[i] * s[i]);
-      low[i] = for_low.x - for_low.y;
-      high[i] = for_high.x + for_high.y;
-    }
+    rotate<T>(low, high, c, s);
     *low_place = pack8<T>(low);
     *high_place = pack8<T>(high);
   }

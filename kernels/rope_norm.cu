@@ -12,6 +12,7 @@
 //   cost        as rope, and the weights once for each row, which caches serve -> memory bound
 //   tiers       sm75 (f16), sm80+ (bf16)
 #include "reduce.cuh"
+#include "rotate.cuh"
 #include "storage.cuh"
 
 constexpr int THREADS_MAX = 256;
@@ -69,13 +70,7 @@ template <typename T> __device__ __forceinline__ void rope_norm(T *qkv, const ui
 
     unpack8<T>(__ldg(reinterpret_cast<const uint4 *>(cos + table_row + pair)), c);
     unpack8<T>(__ldg(reinterpret_cast<const uint4 *>(sin + table_row + pair)), s);
-#pragma unroll
-    for (int i = 0; i < WIDE; ++i) {
-      const float2 for_low = round2<T>(low[i] * c[i], high[i] * s[i]);
-      const float2 for_high = round2<T>(high[i] * c[i], low[i] * s[i]);
-      low[i] = for_low.x - for_low.y;
-      high[i] = for_high.x + for_high.y;
-    }
+    rotate<T>(low, high, c, s);
     *low_place = pack8<T>(low);
     *high_place = pack8<T>(high);
   }
