@@ -1,6 +1,8 @@
 // attention_plain — out[t, h, :] = softmax(q[t, h, :] . k[path, kv, :] * scale) * v[path, kv, :],  kv = h / group,
 // where the path is the keys at positions 0 ..= the position of t: causal grouped-query attention without tensor cores
 //   qkv [rows, row_stride]: q heads, then k heads, then v heads, each head_dim wide · out [tokens, q_heads * head_dim]
+//   variants    Full, as above. WindowCap: the path is the last `window` of those keys, and the scaled score s becomes
+//               cap * tanh(s / cap), where there is a cap, before the mask
 //   work        a work item for each block (struct WorkItem), made by the host: longest first
 //   tile_rows   for each path, the row of the first key of its key tiles: 64 keys at consecutive rows, tile j of a path
 //               holds its positions 64 * j ..= 64 * j + 63. Rows past the block's last position are not read: they may
@@ -9,7 +11,8 @@
 //               rounded to the format for P * V; one rounding on O
 //   bits        a row's result depends on its own path alone, not on what shares its block: tiles lie at absolute
 //               positions and are walked first to last, keys are never split among blocks, and a tile that is fully
-//               masked for a row changes nothing: its maximum stays, 2^0 = 1, P = 0
+//               masked for a row changes nothing: its maximum stays, 2^0 = 1, P = 0. With a window, a block leaves out
+//               the tiles before its first token's
 //   grid        [work * kv_heads], kv head fastest; 128 threads. A block has 16 rows, each a pair of (token, q head of
 //               the kv head's group), 4 to a warp. S: a lane owns 2 keys; P * V: a lane owns HEAD_DIM / 32 dims
 //   needs       head_dim <= HEAD_DIM of the entry (64, 128, 256), head_dim % 8 == 0, row_stride % 8 == 0, pointers
@@ -96,7 +99,7 @@ add_values(float (&out)[WARP_ROWS][DIMS], const float *weights, const T *values,
   }
 }
 
-template <typename T, int HEAD_DIM> __device__ __forceinline__ void
+template <typename T, int HEAD_DIM, Variant VARIANT> __device__ __forceinline__ void
 attention_plain(const T *qkv, T *out, const WorkItem *all_work, const uint32_t *tile_rows, const Shape &shape) {
   constexpr int DIMS = HEAD_DIM / WARP;
   extern __shared__ uint4 shared[];
@@ -106,7 +109,8 @@ attention_plain(const T *qkv, T *out, const WorkItem *all_work, const uint32_t *
 
   const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
   const int kv_head = blockIdx.x % shape.kv_heads, group = shape.q_heads / shape.kv_heads;
-  const WorkItem work = all_work[blockIdx.x / shape.kv_heads];
+  WorkItem work = all_work[blockIdx.x / shape.kv_heads];
+  skip_tiles<VARIANT>(work, shape);
   const T *keys = qkv + static_cast<size_t>(shape.q_heads + kv_head) * shape.head_dim;
   const T *values = keys + static_cast<size_t>(shape.kv_heads) * shape.head_dim;
 
@@ -129,7 +133,7 @@ attention_plain(const T *qkv, T *out, const WorkItem *all_work, const uint32_t *
   for (int row = 0; row < WARP_ROWS; ++row) {
     const uint32_t index = warp * WARP_ROWS + row;
     position[row] = work.position + (work.first_head + (index < work.pairs ? index : 0)) / group;
-    maximum[row] = -INFINITY;
+    maximum[row] = MAXIMUM_NONE<VARIANT>;
     sum[row] = 0.0f; // of this lane's keys
 #pragma unroll
     for (int i = 0; i < DIMS; ++i) o[row][i] = 0.0f;
@@ -150,7 +154,12 @@ attention_plain(const T *qkv, T *out, const WorkItem *all_work, const uint32_t *
     for (int row = 0; row < WARP_ROWS; ++row) {
 #pragma unroll
       for (int n = 0; n < 2; ++n) {
-        if (j * KEYS + lane + WARP * n > position[row]) scores[row][n] = -INFINITY;
+        const uint32_t key = j * KEYS + lane + WARP * n;
+        if (VARIANT == Variant::WindowCap && shape.cap_log2 != 0.0f) scores[row][n] = capped(scores[row][n], shape);
+        if (key > position[row]) scores[row][n] = -INFINITY;
+        if (VARIANT == Variant::WindowCap && static_cast<int>(position[row] - key) >= shape.window) {
+          scores[row][n] = -INFINITY;
+        }
       }
       const float highest = fmaxf(maximum[row], warp_max(fmaxf(scores[row][0], scores[row][1])));
       const float rescale = ex2_approx((maximum[row] - highest) * shape.scale_log2);
@@ -194,9 +203,13 @@ attention_plain(const T *qkv, T *out, const WorkItem *all_work, const uint32_t *
 }
 
 #define ATTENTION_PLAIN(T, HEAD_DIM)                                                                                   \
-  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_MIN) attention_plain_##T##_d##HEAD_DIM(                 \
-      const T *qkv, T *out, const WorkItem *work, const uint32_t *tile_rows, Shape shape) {                                \
-    attention_plain<T, HEAD_DIM>(qkv, out, work, tile_rows, shape);                                                    \
+  ATTENTION_PLAIN_VARIANT(attention_plain_##T##_d##HEAD_DIM, T, HEAD_DIM, Variant::Full)                               \
+  ATTENTION_PLAIN_VARIANT(attention_plain_##T##_d##HEAD_DIM##_wc, T, HEAD_DIM, Variant::WindowCap)
+
+#define ATTENTION_PLAIN_VARIANT(NAME, T, ...)                                                                          \
+  extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_MIN)                                                    \
+      NAME(const T *qkv, T *out, const WorkItem *work, const uint32_t *tile_rows, Shape shape) {                       \
+    attention_plain<T, __VA_ARGS__>(qkv, out, work, tile_rows, shape);                                                 \
   }
 
 ATTENTION_PLAIN(f16, 64)

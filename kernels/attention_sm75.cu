@@ -1,6 +1,7 @@
 // attention_sm75 — attention_tensor.cuh (formula, bits, needs) with fp16 and mma.m16n8k8; tiles come through registers
 //   d128        128 rows, 8 warps of 16, a ring of 2 tiles: all of Turing's 64 KiB, one block on a multiprocessor
 //   d64         128 rows, 4 warps of 32, a ring of 2 tiles, 32 KiB: two blocks
+//   _wc         with a window and a cap
 //   tiers       sm75+
 #include "attention_tensor.cuh"
 
@@ -29,6 +30,8 @@ struct Sm75 {
     Attention<Sm75, __VA_ARGS__>::run(qkv, out, work, tile_rows, shape);                                               \
   }
 
-//             entry                   blocks, head_dim, warps, warp tiles, stages
-ATTENTION_SM75(attention_sm75_f16_d64, 2, 64, 4, 2, 2)
-ATTENTION_SM75(attention_sm75_f16_d128, 1, 128, 8, 1, 2)
+//             entry                   blocks, head_dim, warps, warp tiles, stages, variant
+ATTENTION_SM75(attention_sm75_f16_d64, 2, 64, 4, 2, 2, Variant::Full)
+ATTENTION_SM75(attention_sm75_f16_d128, 1, 128, 8, 1, 2, Variant::Full)
+ATTENTION_SM75(attention_sm75_f16_d64_wc, 2, 64, 4, 2, 2, Variant::WindowCap)
+ATTENTION_SM75(attention_sm75_f16_d128_wc, 1, 128, 8, 1, 2, Variant::WindowCap)

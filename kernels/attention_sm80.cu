@@ -3,6 +3,9 @@
 //   d128_r64    64 rows, 4 warps of 16, a ring of 2 tiles, 48 KiB: two blocks where shared memory is 100 KB (sm_86, 89,
 //               120)
 //   d64         128 rows, 4 warps of 32, a ring of 3 tiles, 40 KiB: two blocks anywhere
+//   d256        64 rows, 4 warps of 16, a ring of 2 tiles, 96 KiB: one block, also where it may have 99 KiB (sm_86, 89,
+//               120); two on sm_90, 100
+//   _wc         with a window and a cap
 //   tiers       sm80+
 #include "attention_tensor.cuh"
 
@@ -31,7 +34,12 @@ struct Sm80 {
     Attention<Sm80, __VA_ARGS__>::run(qkv, out, work, tile_rows, shape);                                               \
   }
 
-//             entry                          head_dim, warps, warp tiles, stages
-ATTENTION_SM80(attention_sm80_bf16_d64, 64, 4, 2, 3)
-ATTENTION_SM80(attention_sm80_bf16_d128, 128, 4, 2, 3)
-ATTENTION_SM80(attention_sm80_bf16_d128_r64, 128, 4, 1, 2)
+//             entry                   head_dim, warps, warp tiles, stages, variant
+ATTENTION_SM80(attention_sm80_bf16_d64, 64, 4, 2, 3, Variant::Full)
+ATTENTION_SM80(attention_sm80_bf16_d128, 128, 4, 2, 3, Variant::Full)
+ATTENTION_SM80(attention_sm80_bf16_d128_r64, 128, 4, 1, 2, Variant::Full)
+ATTENTION_SM80(attention_sm80_bf16_d256, 256, 4, 1, 2, Variant::Full)
+ATTENTION_SM80(attention_sm80_bf16_d64_wc, 64, 4, 2, 3, Variant::WindowCap)
+ATTENTION_SM80(attention_sm80_bf16_d128_wc, 128, 4, 2, 3, Variant::WindowCap)
+ATTENTION_SM80(attention_sm80_bf16_d128_r64_wc, 128, 4, 1, 2, Variant::WindowCap)
+ATTENTION_SM80(attention_sm80_bf16_d256_wc, 256, 4, 1, 2, Variant::WindowCap)

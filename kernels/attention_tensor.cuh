@@ -4,6 +4,8 @@
 // out[t, h, :] = softmax(q[t, h, :] . k[path, kv, :] * scale) * v[path, kv, :],  kv = h / group, where the path is the
 // keys at positions 0 ..= the position of t: causal grouped-query attention
 //   qkv [rows, row_stride]: q heads, then k heads, then v heads, each head_dim wide · out [tokens, q_heads * head_dim]
+//   variants    Full, as above. WindowCap: the path is the last `window` of those keys, and the scaled score s becomes
+//               cap * tanh(s / cap), where there is a cap, before the mask
 //   work        a work item for each block (struct WorkItem), longest first
 //   tile_rows   for each path, the row of the first key of its key tiles. Rows past the block's last position are not
 //               read but zeros: they may be another conversation's, and a masked weight of 0 times its NaN would be NaN
@@ -12,7 +14,8 @@
 //   bits        a row's result depends on its own path alone, not on what shares its block: tiles lie at absolute
 //               positions and are walked first to last, keys are never split among blocks, and keys that are masked
 //               for a row change nothing: its maximum stays, 2^0 = 1, P = 0. So a warp may leave out 16 keys that are
-//               masked for all of its rows, and may leave out multiplying by 1
+//               masked for all of its rows, and may leave out multiplying by 1. With a window, a block leaves out the
+//               tiles before its first token's, a warp those before its first row's, and each row masks the rest
 //   grid        [work * kv_heads], kv head fastest. A block has ROWS rows, each a pair of (token, q head of the kv
 //               head's group), so that the heads of a group share K and V; a warp has 16 or 32 of them
 //   pipeline    K and V tiles go through a ring of STAGES slots, in the order K0 V0 K1 V1 ..; while one is used, the
@@ -34,7 +37,19 @@ constexpr int FRAGMENT = 4;
 // Keys, or dims, of one ldmatrix: two 8-wide blocks.
 constexpr int STEP = 16;
 
-template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> struct Attention {
+// The block's shared memory, aligned to the widest row, so that the exchange of words is a xor with the address. Each
+// variant has a name for it: with one name for both, nvcc 13.0 compiles the entries of the first otherwise than alone.
+template <Variant VARIANT> __device__ __forceinline__ uint4 *shared_memory() {
+  if constexpr (VARIANT == Variant::Full) {
+    extern __shared__ __align__(512) uint4 shared[];
+    return shared;
+  } else {
+    extern __shared__ __align__(512) uint4 shared_wc[];
+    return shared_wc;
+  }
+}
+
+template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES, Variant VARIANT> struct Attention {
   using T = typename Tier::T;
 
   static constexpr int THREADS = WARPS * WARP;
@@ -52,8 +67,13 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
   // Whether K and V of the next tile are in flight while one is used, or only the next of K and V.
   static constexpr bool WHOLE = STAGES == 3;
 
-  static_assert(COPY_ROWS % 8 == 0, "a thread's words are exchanged alike in all of its rows");
+  static_assert(COPY_ROWS % 8 == 0 || COPY_ROWS == 4, "a thread's rows are 8 apart, or 4: `turn` is a xor");
   static_assert(STAGES == 2 || STAGES == 3, "the loop below prefetches one tile");
+
+  // The difference between how words are exchanged in a thread's first row and in its row of index n.
+  static __device__ __forceinline__ uint32_t turn(int n) {
+    return COPY_ROWS % 8 == 0 ? 0 : n * COPY_ROWS % 8 * sizeof(uint4);
+  }
 
   // A thread's part of copying rows to shared memory.
   struct Copier {
@@ -90,7 +110,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
 #pragma unroll
         for (int n = 0; n < COPIES; ++n) {
           const bool there = copier.in_head && copier.row + n * COPY_ROWS < keys;
-          Tier::begin(flights[n], loading + copier.target + n * COPY_ROWS * ROW_BYTES, source, there);
+          Tier::begin(flights[n], (loading + copier.target + n * COPY_ROWS * ROW_BYTES) ^ turn(n), source, there);
           source += static_cast<size_t>(COPY_ROWS) * row_stride;
         }
       }
@@ -101,7 +121,9 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     __device__ __forceinline__ void end(int keys, const Copier &copier) {
       if (keys > 0) {
 #pragma unroll
-        for (int n = 0; n < COPIES; ++n) Tier::end(flights[n], loading + copier.target + n * COPY_ROWS * ROW_BYTES);
+        for (int n = 0; n < COPIES; ++n) {
+          Tier::end(flights[n], (loading + copier.target + n * COPY_ROWS * ROW_BYTES) ^ turn(n));
+        }
       }
       loading = after(loading);
     }
@@ -117,7 +139,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
       const uint32_t pair = there ? work.first_head + row : 0;
       const size_t token = work.query_row + pair / group;
       const T *source = qkv + token * shape.row_stride + (head + pair % group) * shape.head_dim;
-      const uint32_t target = place + copier.target + n * COPY_ROWS * ROW_BYTES;
+      const uint32_t target = (place + copier.target + n * COPY_ROWS * ROW_BYTES) ^ turn(n);
       typename Tier::Flight flight;
       Tier::begin(flight, target, source + copier.column, there);
       Tier::end(flight, target);
@@ -155,16 +177,33 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     }
   }
 
-  // Masks the keys that are later than each row's own.
+  // Caps the scores, where there is a cap.
+  static __device__ __forceinline__ void cap(float (&scores)[WARP_TILES][KEY_BLOCKS][FRAGMENT], const Shape &shape) {
+    if constexpr (VARIANT == Variant::WindowCap) {
+      if (shape.cap_log2 == 0.0f) return;
+#pragma unroll
+      for (int m = 0; m < WARP_TILES; ++m) {
+#pragma unroll
+        for (int n = 0; n < KEY_BLOCKS; ++n) {
+#pragma unroll
+          for (int i = 0; i < FRAGMENT; ++i) scores[m][n][i] = capped(scores[m][n][i], shape);
+        }
+      }
+    }
+  }
+
+  // Masks the keys that are later than each row's own, and those before its window.
   static __device__ __forceinline__ void mask(float (&scores)[WARP_TILES][KEY_BLOCKS][FRAGMENT],
-                                              const int (&seen)[WARP_TILES][2]) {
+                                              const int (&seen)[WARP_TILES][2], const Shape &shape) {
 #pragma unroll
     for (int m = 0; m < WARP_TILES; ++m) {
 #pragma unroll
       for (int n = 0; n < KEY_BLOCKS; ++n) {
 #pragma unroll
         for (int i = 0; i < FRAGMENT; ++i) {
-          if (8 * n + i % 2 > seen[m][i / 2]) scores[m][n][i] = -INFINITY;
+          const int key = 8 * n + i % 2;
+          if (key > seen[m][i / 2]) scores[m][n][i] = -INFINITY;
+          if (VARIANT == Variant::WindowCap && key <= seen[m][i / 2] - shape.window) scores[m][n][i] = -INFINITY;
         }
       }
     }
@@ -179,7 +218,7 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
     __device__ __forceinline__ Rows() {
 #pragma unroll
       for (int m = 0; m < WARP_TILES; ++m) {
-        maximum[m][0] = maximum[m][1] = -INFINITY;
+        maximum[m][0] = maximum[m][1] = MAXIMUM_NONE<VARIANT>;
         sum[m][0] = sum[m][1] = 0.0f;
 #pragma unroll
         for (int n = 0; n < DIM_BLOCKS; ++n) {
@@ -254,21 +293,22 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
 
   static __device__ __forceinline__ void run(const T *qkv, T *out, const WorkItem *all_work, const uint32_t *tile_rows,
                                              const Shape &shape) {
-    // Aligned so that the exchange of words is a xor with the address.
-    extern __shared__ __align__(256) uint4 shared[];
+    uint4 *shared = shared_memory<VARIANT>();
     const uint32_t query_place = shared_address(shared);
     const int lane = threadIdx.x % WARP;
     // From one lane, so that the compiler knows that the warp does not diverge on it.
     const int warp = __shfl_sync(ALL_LANES, threadIdx.x / WARP, 0);
     const uint32_t group = shape.q_heads / shape.kv_heads, kv_head = blockIdx.x % shape.kv_heads;
-    const WorkItem work = all_work[blockIdx.x / shape.kv_heads];
+    WorkItem work = all_work[blockIdx.x / shape.kv_heads];
+    skip_tiles<VARIANT>(work, shape);
     const T *keys = qkv + static_cast<size_t>(shape.q_heads + kv_head) * shape.head_dim;
     const T *values = keys + static_cast<size_t>(shape.kv_heads) * shape.head_dim;
     const uint32_t *rows = tile_rows + work.first_tile;
     const int last_position = work.position + (work.first_head + work.pairs - 1) / group;
     const int tiles = last_position / KEYS + 1;
 
-    // Keys that this warp's rows see: none of them one past warp_last, all of them those up to warp_first.
+    // Keys that this warp's rows see: none of them one past warp_last, all of them those up to warp_first, as far as the
+    // window of each reaches back.
     const int first_pair = warp * WARP_ROWS, warp_pairs = min(WARP_ROWS, static_cast<int>(work.pairs) - first_pair);
     const int warp_first = work.position + (work.first_head + first_pair) / group;
     const int warp_last =
@@ -312,7 +352,13 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
 #pragma unroll 1
     for (int tile = 0; tile < tiles; ++tile) {
       const uint32_t row_later = rows[min(tile + 2, tiles - 1)];
-      const int first_key = tile * KEYS, warp_keys = warp_last + 1 - first_key, keys_after = path_keys - KEYS;
+      const int first_key = tile * KEYS, keys_after = path_keys - KEYS;
+      int warp_keys = warp_last + 1 - first_key, whole_from = first_key + KEYS - 1;
+      if constexpr (VARIANT == Variant::WindowCap) {
+        // A window may hide all keys of the tile from all rows of the warp, or some keys from some rows.
+        if (first_key + KEYS <= warp_first + 1 - shape.window) warp_keys = 0;
+        if (first_key <= warp_last - shape.window) whole_from = warp_first + 1;
+      }
       uint32_t weights[WARP_TILES][KEYS / STEP][FRAGMENT];
 
       Tier::template wait<STAGES - 2>();
@@ -321,11 +367,13 @@ template <typename Tier, int HEAD_DIM, int WARPS, int WARP_TILES, int STAGES> st
       ring.begin(WHOLE ? first_of(keys, row_after) : first_of(values, row), keys_beside_k, copier, shape.row_stride);
       if (warp_keys > 0) {
         float scores[WARP_TILES][KEY_BLOCKS][FRAGMENT];
-        if (first_key + KEYS - 1 <= warp_first) {
+        if (whole_from <= warp_first) {
           dot_keys<false>(scores, warp_queries + by_row, ring.ready + by_column, KEYS);
+          cap(scores, shape);
         } else {
           dot_keys<true>(scores, warp_queries + by_row, ring.ready + by_column, warp_keys);
-          mask(scores, seen);
+          cap(scores, shape);
+          mask(scores, seen, shape);
         }
         state.weigh(weights, scores, shape.scale_log2);
       }

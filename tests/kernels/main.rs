@@ -19,6 +19,7 @@ mod planted;
 mod rows;
 mod sectors;
 mod staging;
+mod windows;
 mod work;
 
 use std::process::ExitCode;
@@ -118,7 +119,18 @@ fn main() -> ExitCode {
             }));
         }
         let able = |kernel: &&AttentionKernel| gpu.as_ref().is_none_or(|gpu| gpu.can(kernel));
-        for kernel in ATTENTION.iter().filter(|kernel| kernel.format == format).filter(able) {
+        let fitting = || ATTENTION.iter().filter(|kernel| kernel.format == format).filter(able);
+        for kernel in fitting().filter(|kernel| kernel.features != AttentionFeatures::NONE) {
+            for &(name, test) in windows::TESTS {
+                trials.push(trial(&format!("{}_{name}", kernel.name), gpu.clone(), move |gpu| {
+                    let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
+                    test(gpu, kernel);
+                }));
+            }
+        }
+        // Of the variants with a window and a cap, the first stands for the others.
+        let variant = fitting().find(|kernel| kernel.features != AttentionFeatures::NONE);
+        for kernel in fitting().filter(|kernel| kernel.features == AttentionFeatures::NONE).chain(variant) {
             for (name, test) in [attention::TESTS, devices::TESTS, planted::TESTS].concat() {
                 trials.push(trial(&format!("{}_{name}", kernel.name), gpu.clone(), move |gpu| {
                     let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use kudos::CudaTier;
-use kudos::internals::backend::cuda::kernels::ATTENTION;
+use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionFeatures, AttentionKernel};
 
 use crate::Gpu;
 use crate::attention::heads;
@@ -97,7 +97,8 @@ fn attention(gpus: &[Gpu], counters: Counters) -> String {
 ## Attention
 
 For a conversation of {} tokens and one of the 70B model's 8 key heads with its 8 query heads (for `d64`: one of
-SmolLM2-135M's 3, with 3). Bytes are those of q, k, v and o: distinct sectors, and what threads request, most of which the
+SmolLM2-135M's 3, with 3; for `d256`: one of Gemma 2 9B's 8, with 2). Entries with a window and a cap (`_wc`) do the same
+where there is neither. Bytes are those of q, k, v and o: distinct sectors, and what threads request, most of which the
 caches serve. Matmul flops are in units of the causal minimum, 4 * head_dim for each query and each key that it sees; those
 for 4,096 tokens follow from the work list, by the rule that `tests/kernels/work.rs` holds counts to. Bank conflicts
 are passes of shared memory beyond the fewest.
@@ -107,9 +108,14 @@ are passes of shared memory beyond the fewest.
 ",
         grouped(TOKENS.into())
     );
-    for kernel in ATTENTION.iter().filter(|kernel| !kernel.is_plain()) {
+    let without = |kernel: &&AttentionKernel| kernel.features == AttentionFeatures::NONE;
+    for kernel in ATTENTION.iter().filter(|kernel| !kernel.is_plain()).filter(without) {
         let gpu = gpus.iter().find(|gpu| gpu.format == kernel.format).expect("a GPU for each tier");
-        let group = if kernel.head_dim == 64 { 3 } else { 8 };
+        let group = match kernel.head_dim {
+            64 => 3,
+            256 => 2,
+            _ => 8,
+        };
         let done = done(gpu, kernel, counters, heads(group, 1, kernel.head_dim), TOKENS);
         writeln!(
             out,

@@ -544,7 +544,7 @@ fn indices_that_leave_a_buffer_are_refused(gpu: &Gpu) {
         });
         let mut out = upload(&ops, &vec![0.0; out_rows * q_width]);
         let (tables, work, out, scale) = (&tables, &work, &mut out, 1.0);
-        ops.attention(Attention { qkv: qkv.all(), out, tables, work, heads, scale })
+        ops.attention(Attention { qkv: qkv.all(), out, tables, work, heads, scale, window: None, cap: None })
     };
     attend(&[0], piece, 2, 2).unwrap();
     assert_refused(attend(&[1], piece, 2, 2), "attention", "bytes of qkv");

@@ -62,7 +62,8 @@ fn count(
         let tile_rows = tables.tile_rows(&tiles.tile_rows);
         tables.work_list(&tiles.all, &tile_rows, heads.q_heads / heads.kv_heads).unwrap()
     });
-    let args = Attention { qkv: qkv.all(), out: &mut out, tables: &tables, work: &work, heads, scale: 1.0 };
+    let (qkv, out, tables, work) = (qkv.all(), &mut out, &tables, &work);
+    let args = Attention { qkv, out, tables, work, heads, scale: 1.0, window: None, cap: None };
     counters.of(&ops, kernel.name, || ops.attention(args).unwrap())
 }
 

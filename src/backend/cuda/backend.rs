@@ -554,7 +554,7 @@ impl Backend for Cuda {
         qkv: &mut Act,
         metadata: &Metadata,
         tokens: Tokens,
-        _window: Option<usize>,
+        window: Option<usize>,
         out: &mut Act,
     ) -> Result<()> {
         let (heads, rows) = (self.ops_heads(), metadata.rows(tokens));
@@ -578,6 +578,8 @@ impl Backend for Cuda {
             work: &rows.work,
             heads,
             scale: 1.0 / (self.geometry.scores.query_scalar as f32).sqrt(),
+            window,
+            cap: self.geometry.scores.cap,
         })
     }
 

@@ -52,6 +52,9 @@ impl AttentionFeatures {
     /// None of them.
     pub const NONE: Self = Self { window: false, cap: false };
 
+    /// All of them.
+    pub const ALL: Self = Self { window: true, cap: true };
+
     /// Whether all that are needed are among them.
     fn cover(self, needed: Self) -> bool {
         (self.window || !needed.window) && (self.cap || !needed.cap)
@@ -66,7 +69,7 @@ impl fmt::Display for AttentionFeatures {
 }
 
 /// An attention kernel, and what its launch depends on.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AttentionKernel {
     /// The function in its file.
@@ -95,21 +98,41 @@ pub struct AttentionKernel {
     pub blocks: usize,
 }
 
-/// Every attention kernel, the best first.
-pub const ATTENTION: [AttentionKernel; 11] = {
+/// Every attention kernel, the best first: of those that differ in features alone, the one without
+/// any.
+pub const ATTENTION: [AttentionKernel; 24] = {
     use ActivationFormat::{Bf16, F16};
+    let sm80_d64 = tensor("attention_sm80", "attention_sm80_bf16_d64", Bf16, (64, 128, 128, 3, 2));
+    let sm80_d128 = tensor("attention_sm80", "attention_sm80_bf16_d128", Bf16, (128, 128, 128, 3, 2));
+    let sm80_d128_r64 = tensor("attention_sm80", "attention_sm80_bf16_d128_r64", Bf16, (128, 128, 64, 2, 2));
+    let sm80_d256 = tensor("attention_sm80", "attention_sm80_bf16_d256", Bf16, (256, 128, 64, 2, 1));
+    let sm75_d64 = tensor("attention_sm75", "attention_sm75_f16_d64", F16, (64, 128, 128, 2, 2));
+    let sm75_d128 = tensor("attention_sm75", "attention_sm75_f16_d128", F16, (128, 256, 128, 2, 1));
     [
-        tensor("attention_sm80", "attention_sm80_bf16_d64", Bf16, (64, 128, 128, 3, 2)),
-        tensor("attention_sm80", "attention_sm80_bf16_d128", Bf16, (128, 128, 128, 3, 2)),
-        tensor("attention_sm80", "attention_sm80_bf16_d128_r64", Bf16, (128, 128, 64, 2, 2)),
-        tensor("attention_sm75", "attention_sm75_f16_d64", F16, (64, 128, 128, 2, 2)),
-        tensor("attention_sm75", "attention_sm75_f16_d128", F16, (128, 256, 128, 2, 1)),
+        sm80_d64,
+        sm80_d128,
+        sm80_d128_r64,
+        sm80_d256,
+        sm75_d64,
+        sm75_d128,
         plain("attention_plain_bf16_d64", Bf16, 64),
         plain("attention_plain_bf16_d128", Bf16, 128),
         plain("attention_plain_bf16_d256", Bf16, 256),
         plain("attention_plain_f16_d64", F16, 64),
         plain("attention_plain_f16_d128", F16, 128),
         plain("attention_plain_f16_d256", F16, 256),
+        with_window_and_cap("attention_sm80_bf16_d64_wc", sm80_d64),
+        with_window_and_cap("attention_sm80_bf16_d128_wc", sm80_d128),
+        with_window_and_cap("attention_sm80_bf16_d128_r64_wc", sm80_d128_r64),
+        with_window_and_cap("attention_sm80_bf16_d256_wc", sm80_d256),
+        with_window_and_cap("attention_sm75_f16_d64_wc", sm75_d64),
+        with_window_and_cap("attention_sm75_f16_d128_wc", sm75_d128),
+        with_window_and_cap("attention_plain_bf16_d64_wc", plain("", Bf16, 64)),
+        with_window_and_cap("attention_plain_bf16_d128_wc", plain("", Bf16, 128)),
+        with_window_and_cap("attention_plain_bf16_d256_wc", plain("", Bf16, 256)),
+        with_window_and_cap("attention_plain_f16_d64_wc", plain("", F16, 64)),
+        with_window_and_cap("attention_plain_f16_d128_wc", plain("", F16, 128)),
+        with_window_and_cap("attention_plain_f16_d256_wc", plain("", F16, 256)),
     ]
 };
 
@@ -165,6 +188,11 @@ const fn plain(name: &'static str, format: ActivationFormat, head_dim: usize) ->
         threads: 128,
         blocks: 1,
     }
+}
+
+/// The entry of this name, which is `kernel` with a window and a cap.
+const fn with_window_and_cap(name: &'static str, kernel: AttentionKernel) -> AttentionKernel {
+    AttentionKernel { name, features: AttentionFeatures::ALL, ..kernel }
 }
 
 impl AttentionKernel {
@@ -363,6 +391,12 @@ mod tests {
             assert!(bytes.windows(entry.len()).any(|window| window == entry.as_bytes()), "{}", kernel.name);
             let parts = [kernel.format.name(), &format!("d{}", kernel.head_dim)].join("_");
             assert!(kernel.name.starts_with(&format!("{}_{parts}", kernel.stem)), "{}", kernel.name);
+            assert_eq!(
+                kernel.name.ends_with("_wc"),
+                kernel.features == AttentionFeatures::ALL,
+                "{}",
+                kernel.name
+            );
         }
     }
 
@@ -400,8 +434,8 @@ mod tests {
         use ActivationFormat::{Bf16, F16};
         for (capability, kib) in DEVICES {
             let device = device(capability, kib);
-            let chosen = |format, head_dim| {
-                let kernel = AttentionKernel::choose(&device, format, head_dim, AttentionFeatures::NONE);
+            let chosen = |format, head_dim, needed| {
+                let kernel = AttentionKernel::choose(&device, format, head_dim, needed);
                 kernel.map_or("none", |kernel| kernel.name)
             };
             let wide = if kib < 160 { "attention_sm80_bf16_d128_r64" } else { "attention_sm80_bf16_d128" };
@@ -417,10 +451,18 @@ mod tests {
                 (Bf16, 64, none_on_turing("attention_sm80_bf16_d64")),
                 (Bf16, 80, none_on_turing(wide)),
                 (Bf16, 128, none_on_turing(wide)),
-                (Bf16, 256, none_on_turing("attention_plain_bf16_d256")),
+                (Bf16, 136, none_on_turing("attention_sm80_bf16_d256")),
+                (Bf16, 256, none_on_turing("attention_sm80_bf16_d256")),
                 (Bf16, 264, "none"),
             ] {
-                assert_eq!(chosen(format, head_dim), name, "{capability:?}, {format:?}, {head_dim}");
+                let chosen = |needed| chosen(format, head_dim, needed);
+                let what = format!("{capability:?}, {format:?}, {head_dim}");
+                assert_eq!(chosen(AttentionFeatures::NONE), name, "{what}");
+                // Whichever feature is needed, the variant of the same kernel.
+                let name = if name == "none" { name.to_owned() } else { format!("{name}_wc") };
+                for needed in [WINDOW, CAP, AttentionFeatures::ALL] {
+                    assert_eq!(chosen(needed), name, "{what}{needed}");
+                }
             }
         }
     }
@@ -446,17 +488,23 @@ mod tests {
         assert!(shares(128, 1, &DeviceInfo { shared_bytes_reserved: KIB, ..turing }));
     }
 
+    const WINDOW: AttentionFeatures = AttentionFeatures { window: true, cap: false };
+    const CAP: AttentionFeatures = AttentionFeatures { window: false, cap: true };
+
     #[test]
     fn features_that_no_kernel_has_are_refused() {
         let device = device((9, 0), 227);
-        for (needed, word) in [
-            (AttentionFeatures { window: true, cap: false }, "sliding window"),
-            (AttentionFeatures { window: false, cap: true }, "soft cap"),
-        ] {
+        for (needed, word) in [(WINDOW, "sliding window"), (CAP, "soft cap")] {
             assert!(!AttentionFeatures::NONE.cover(needed) && needed.cover(AttentionFeatures::NONE));
-            let error = AttentionKernel::choose(&device, ActivationFormat::Bf16, 64, needed).unwrap_err();
+            let error = AttentionKernel::choose(&device, ActivationFormat::Bf16, 264, needed).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported);
             assert!(error.message().contains(word), "{error}");
+            // A kernel that is named must have them too.
+            let (name, format) = ("attention_sm80_bf16_d64", ActivationFormat::Bf16);
+            let error = AttentionKernel::named(name, &device, format, 64, needed).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Options);
+            assert!(error.message().contains(word), "{error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("attention_sm80_bf16_d64_wc")), "{error}");
         }
     }
 
@@ -494,8 +542,9 @@ mod tests {
     #[test]
     fn shared_memory_is_what_the_headers_of_the_kernels_say() {
         let bytes = ATTENTION.map(|kernel| kernel.shared_bytes);
-        assert_eq!(bytes[..5], [40 << 10, 80 << 10, 48 << 10, 32 << 10, 64 << 10]);
-        assert_eq!(bytes[5..8], [17_408, 29_696, 54_272]);
-        assert_eq!(bytes[8..], bytes[5..8]);
+        assert_eq!(bytes[..6], [40 << 10, 80 << 10, 48 << 10, 96 << 10, 32 << 10, 64 << 10]);
+        assert_eq!(bytes[6..9], [17_408, 29_696, 54_272]);
+        assert_eq!(bytes[9..12], bytes[6..9]);
+        assert_eq!(bytes[12..], bytes[..12], "the variants with a window and a cap");
     }
 }

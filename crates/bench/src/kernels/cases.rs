@@ -295,7 +295,8 @@ impl Maker<'_> {
             let number = sets.len();
             let [qkv, out] = &mut sets[turn % number];
             let (qkv, scale) = (qkv.all(), 1.0 / (head_dim as f32).sqrt());
-            own.attention(Attention { qkv, out, tables: &tables, work: &work, heads, scale })
+            let (tables, work) = (&tables, &work);
+            own.attention(Attention { qkv, out, tables, work, heads, scale, window: None, cap: None })
         };
         Ok(Case { ops, ..self.case(kernel.name, sizes, bytes, flop, launch) })
     }

@@ -47,6 +47,11 @@ pub struct Attention<'a> {
     /// Factor of q . k: that of the model's head_dim, since a head may be padded with zeros to a
     /// width that kernels can do.
     pub scale: f32,
+    /// Keys that a query sees, itself included: the query at position `i` those at positions
+    /// `j` with `i - window < j <= i`. All keys up to its own without one.
+    pub window: Option<usize>,
+    /// Bound of the scaled scores: `s` becomes `cap * tanh(s / cap)`.
+    pub cap: Option<f32>,
 }
 
 /// `qkv[first_row + i]` gets the keys and values of row `sources[i]`, or zeros, for every `i`.
@@ -73,7 +78,14 @@ struct Shape {
     q_heads: i32,
     kv_heads: i32,
     scale_log2: f32,
+    window: i32,
+    cap_log2: f32,
+    cap_score: f32,
 }
+
+/// `Shape::window` where there is none: beyond every position, and the kernels' differences of
+/// positions and windows stay within an `int`.
+const WINDOW_NONE: i32 = 1 << 30;
 
 // SAFETY: plain values laid out as in C, field by field those of the kernel's struct.
 unsafe impl DeviceRepr for Shape {}
@@ -81,7 +93,7 @@ unsafe impl DeviceRepr for Shape {}
 impl Ops {
     /// Launches the attention kernel.
     pub fn attention(&self, args: Attention<'_>) -> Result<()> {
-        let Attention { qkv, out, tables, work, heads, scale } = args;
+        let Attention { qkv, out, tables, work, heads, scale, window, cap } = args;
         let kernel = self.kernels.attention_kernel;
         let needs = Needs(kernel.name);
         needs.wide("head_dim", heads.head_dim)?;
@@ -103,6 +115,14 @@ impl Ops {
             out.all(),
             [work.out_limit, heads.q_heads, heads.head_dim, self.format().bytes()],
         )?;
+        if let Some(window) = window {
+            needs.that(kernel.features.window, || format!("no sliding window, not one of {window} keys"))?;
+            needs.that(window > 0, || "a sliding window of at least one key, not of 0".to_owned())?;
+        }
+        if let Some(cap) = cap {
+            needs.that(kernel.features.cap, || format!("no soft cap, not {cap}"))?;
+            needs.that(cap > 0.0 && cap.is_finite(), || format!("a finite soft cap above 0, not {cap}"))?;
+        }
         let blocks = work.count.saturating_mul(heads.kv_heads);
         let config = needs.grid(blocks, 1, kernel.threads, kernel.shared_bytes)?;
         let shape = Shape {
@@ -111,13 +131,17 @@ impl Ops {
             q_heads: heads.q_heads as i32,
             kv_heads: heads.kv_heads as i32,
             scale_log2: scale * LOG2_E,
+            window: window.map_or(WINDOW_NONE, |keys| keys.min(WINDOW_NONE as usize) as i32),
+            cap_log2: cap.map_or(0.0, |cap| 2.0 * LOG2_E * scale / cap),
+            cap_score: cap.map_or(0.0, |cap| cap / scale),
         };
         let (qkv, out) = (qkv.address(), out.address());
         let tile_rows = needs.table("the tile table", tables, &work.tile_rows)?;
         let work = needs.table("work", tables, &work.work)?;
         // SAFETY: types: four addresses and the struct by value. bounds: a block for each work item
         // and kv head. The queries, keys and results of items for this group lie below the limits
-        // of the work list, and its paths within the tile table; qkv and out cover as many rows.
+        // of the work list, and its paths within the tile table, of which a window skips the
+        // beginning; qkv and out cover as many rows.
         // aliases: out is borrowed mutably; where two blocks had one token and head, either result
         // would be left. lives: see above.
         unsafe {
