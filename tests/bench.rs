@@ -591,8 +591,11 @@ fn a_dry_run_launches_every_kernel_without_speed() {
         for kernel in [
             "copy",
             "add_rms_norm",
+            "add_branch_rms_norm",
             "rope",
-            "gate_mul",
+            "rope_norm",
+            "gate_mul_silu",
+            "gate_mul_gelu",
             "gather_rows",
             "score",
             "seam_tiles",

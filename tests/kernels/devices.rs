@@ -4,8 +4,9 @@
 use kudos::Sharing;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Delta, GatherRows, HeadNorms, Ops, Rope, RopeTables, Score, SiluMul,
+    AddRmsNorm, Delta, GateMul, GatherRows, HeadNorms, Norm, Ops, Rope, RopeTables, Score,
 };
+use kudos::internals::config::Gate;
 
 use crate::attention::{Queries, heads, naive, pack, qkv_rows, try_run, width};
 use crate::launches::Counters;
@@ -36,7 +37,7 @@ fn has_as_many_blocks_together_as_the_table_has(gpu: &Gpu, kernel: &'static Atte
 }
 
 /// Kernels of a format, with one of attention.
-const KERNELS: u64 = 9;
+const KERNELS: u64 = 11;
 
 fn every_kernel_is_loaded_with_the_others(gpu: &Gpu, counters: Counters) {
     let calls = counters.calls(|| drop(gpu.ops(64)));
@@ -51,18 +52,24 @@ fn launch_all(ops: &Ops) {
     let zeros = || upload_raw(ops, &vec![0_f32; hidden]);
     let (mut stream, mut out, weight) = (zeros(), zeros(), zeros());
     ops.fill_normal(&mut stream, hidden, 1, 0.02).unwrap();
-    ops.add_rms_norm(AddRmsNorm {
-        residual: &mut stream,
-        delta: Delta::None,
-        weight: weight.all(),
-        out: &mut out,
-        first_row: 0,
-        tokens: 1,
-        hidden,
-        eps: 1e-5,
-    })
-    .unwrap();
-    ops.silu_mul(SiluMul { gate_up: &mut stream, tokens: 1, ffn: hidden / 2, scale: 1.0 }).unwrap();
+    for norm in [Norm::Scale, Norm::OnePlus { branch: None }] {
+        ops.add_rms_norm(AddRmsNorm {
+            residual: &mut stream,
+            delta: Delta::None,
+            norm,
+            weight: weight.all(),
+            out: &mut out,
+            first_row: 0,
+            tokens: 1,
+            hidden,
+            eps: 1e-5,
+        })
+        .unwrap();
+    }
+    for gate in [Gate::Silu, Gate::GeluTanh] {
+        let gate_up = &mut stream;
+        ops.gate_mul(GateMul { gate_up, tokens: 1, ffn: hidden / 2, gate, scale: 1.0 }).unwrap();
+    }
     let (x, head) = (stream.all(), weight.all());
     ops.score(Score { x, head, out: &mut out, tokens: 1, labels: 1, hidden }).unwrap();
     let (tables, indices) = tables(ops, |tables| tables.row_indices(&[0]));

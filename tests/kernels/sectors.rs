@@ -12,9 +12,10 @@ use std::iter::repeat_n;
 use kudos::internals::backend::cuda::buffer::DeviceBuffer;
 use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+    AddRmsNorm, Delta, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops, Rope, RopeTables, Score, SeamTiles,
 };
 use kudos::internals::backend::cuda::tiles::NO_ROW;
+use kudos::internals::config::Gate;
 
 use crate::Gpu;
 use crate::launches::{Counters, Launch};
@@ -27,7 +28,7 @@ pub(crate) type Test = (&'static str, fn(&Gpu, Counters));
 pub(crate) const TESTS: &[Test] = &[
     ("add_rms_norm_moves_the_least", add_rms_norm_moves_the_least),
     ("rope_moves_the_least", rope_moves_the_least),
-    ("silu_mul_moves_the_least", silu_mul_moves_the_least),
+    ("gate_mul_moves_the_least", gate_mul_moves_the_least),
     ("gather_rows_moves_the_least", gather_rows_moves_the_least),
     ("score_moves_the_least", score_moves_the_least),
     ("seam_tiles_move_the_least", seam_tiles_move_the_least),
@@ -59,16 +60,36 @@ enum Added {
     Rows,
 }
 
-fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, added: Added) -> Launch {
+/// The arithmetic of a norm: that of `add_rms_norm`, or that of `add_branch_rms_norm`, with a norm
+/// of the branch.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Arithmetic {
+    Scale,
+    Branch,
+}
+
+fn add_rms_norm(
+    ops: &Ops,
+    counters: Counters,
+    (arithmetic, added): (Arithmetic, Added),
+    tokens: usize,
+    hidden: usize,
+) -> Launch {
     let stream_bytes = tokens * hidden * ops.format().residual_bytes();
     let (mut residual, delta) = (zeros(ops, stream_bytes), zeros(ops, stream_bytes));
     let (weight, mut out) = (zeros(ops, hidden * 2), zeros(ops, tokens * hidden * 2));
+    let branch_weight = zeros(ops, hidden * 2);
+    let (norm, kernel) = match arithmetic {
+        Arithmetic::Scale => (Norm::Scale, "add_rms_norm"),
+        Arithmetic::Branch => (Norm::OnePlus { branch: Some(branch_weight.all()) }, "add_branch_rms_norm"),
+    };
     let args = AddRmsNorm {
         residual: &mut residual,
         delta: match added {
             Added::Nothing => Delta::None,
             Added::Rows => Delta::In(delta.all()),
         },
+        norm,
         weight: weight.all(),
         out: &mut out,
         first_row: 0,
@@ -76,7 +97,7 @@ fn add_rms_norm(ops: &Ops, counters: Counters, tokens: usize, hidden: usize, add
         hidden,
         eps: 1e-5,
     };
-    counters.launch(ops, "add_rms_norm", || ops.add_rms_norm(args).unwrap())
+    counters.launch(ops, kernel, || ops.add_rms_norm(args).unwrap())
 }
 
 fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
@@ -84,8 +105,11 @@ fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
     let number = gpu.format.residual_bytes();
     // As many elements as 16 bytes of residual hold.
     let narrow = WORD / number * gpu.format.bytes();
-    for (tokens, hidden) in SHAPES {
-        for added in [Added::Nothing, Added::Rows] {
+    let kinds = [Arithmetic::Scale, Arithmetic::Branch]
+        .into_iter()
+        .flat_map(|arithmetic| [Added::Nothing, Added::Rows].map(|added| (arithmetic, added)));
+    for (arithmetic, added) in kinds {
+        for (tokens, hidden) in SHAPES {
             let mut least = Least::default();
             for row in 0..tokens {
                 let (stream, stream_bytes) = (row * hidden * number, hidden * number);
@@ -95,26 +119,41 @@ fn add_rms_norm_moves_the_least(gpu: &Gpu, counters: Counters) {
                     least.run(Access::Read, "delta", stream, stream_bytes, WORD);
                     least.run(Access::Write, "residual", stream, stream_bytes, WORD);
                 }
+                if (arithmetic, added) == (Arithmetic::Branch, Added::Rows) {
+                    least.run(Access::Read, "branch_weight", 0, bytes, narrow);
+                }
                 least.run(Access::Read, "weight", 0, bytes, narrow);
                 least.run(Access::Write, "out", at, bytes, narrow);
             }
-            let what = format!("{tokens} x {hidden}, adding {added:?}");
-            let launch = add_rms_norm(&ops, counters, tokens, hidden, added);
+            let what = format!("{arithmetic:?}: {tokens} x {hidden}, adding {added:?}");
+            let launch = add_rms_norm(&ops, counters, (arithmetic, added), tokens, hidden);
             least.assert(&what, launch.counts, hidden * gpu.format.bytes());
         }
     }
 }
 
+/// Whether heads are normed before they are rotated.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Normed {
+    No,
+    Heads,
+}
+
 /// Heads of a row, the first to rotate, how many, their width.
 type Rotated = (usize, usize, usize, usize);
 
-fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated) -> Launch {
+fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated, normed: Normed) -> Launch {
     let (in_row, first_head, heads, head_dim) = rotated;
     let rope_tables = RopeTables::new(ops, &vec![1.0; head_dim / 2], 512).unwrap();
     let row_stride = in_row * head_dim;
     let mut qkv = zeros(ops, positions.len() * row_stride * ops.format().bytes());
     let (tables, positions) = tables(ops, |tables| tables.row_indices(positions));
     let (qkv, tables, positions, rope_tables) = (&mut qkv, &tables, &positions, &rope_tables);
+    let (q_weight, k_weight) = (zeros(ops, head_dim * 2), zeros(ops, head_dim * 2));
+    // All of them are query heads.
+    let (q_heads, eps) = (first_head + heads, 1e-5);
+    let norms = HeadNorms { q_weight: q_weight.all(), k_weight: k_weight.all(), q_heads, eps };
+    let kernel = if normed == Normed::No { "rope" } else { "rope_norm" };
     let args = Rope {
         qkv,
         first_row: 0,
@@ -124,54 +163,66 @@ fn rope(ops: &Ops, counters: Counters, positions: &[u32], rotated: Rotated) -> L
         row_stride,
         first_head,
         heads,
-        norms: None,
+        norms: (normed == Normed::Heads).then_some(norms),
     };
-    counters.launch(ops, "rope", || ops.rope(args).unwrap())
+    counters.launch(ops, kernel, || ops.rope(args).unwrap())
 }
 
 fn rope_moves_the_least(gpu: &Gpu, counters: Counters) {
-    for (positions, rotated) in [
-        (vec![0, 1, 2, 129], (3, 0, 2, 64)),
-        (vec![7, 7, 300], (80, 0, 72, 128)),
-        (vec![99, 0, 5], (5, 3, 1, 80)),
-        (vec![511; 5], (4, 1, 2, 16)),
-        (vec![300, 1], (3, 0, 3, 256)),
+    for (positions, rotated, norms) in [
+        (vec![0, 1, 2, 129], (3, 0, 2, 64), &[Normed::No, Normed::Heads][..]),
+        (vec![7, 7, 300], (80, 0, 72, 128), &[Normed::No, Normed::Heads]),
+        (vec![99, 0, 5], (5, 3, 1, 80), &[Normed::No]),
+        (vec![511; 5], (4, 1, 2, 16), &[Normed::No, Normed::Heads]),
+        (vec![300, 1], (3, 0, 3, 256), &[Normed::No, Normed::Heads]),
     ] {
         let (in_row, first_head, heads, head_dim) = rotated;
         let half = head_dim / 2 * gpu.format.bytes();
         // A thread's 16 bytes of the first half of a head: which head, and where in the half.
         let items: Vec<_> =
             (0..heads).flat_map(|head| (0..half).step_by(WORD).map(move |at| (head, at))).collect();
-        let mut least = Least::default();
-        for (row, &position) in positions.iter().enumerate() {
-            least.index(row, items.len().min(THREADS));
-            for warp in items.chunks(LANES) {
-                let places = |part: usize| -> Vec<usize> {
-                    let head_at = |head| (row * in_row + first_head + head) * 2 * half;
-                    warp.iter().map(|&(head, at)| head_at(head) + part * half + at).collect()
+        for &normed in norms {
+            let mut least = Least::default();
+            for (row, &position) in positions.iter().enumerate() {
+                // Norms are sums over whole warps, of which all lanes load the position.
+                let loading = match normed {
+                    Normed::No => items.len(),
+                    Normed::Heads => items.len().next_multiple_of(LANES),
                 };
-                let of_table: Vec<_> = warp.iter().map(|&(_, at)| position as usize * half + at).collect();
-                least.request(Access::Read, "cos", &of_table, WORD);
-                least.request(Access::Read, "sin", &of_table, WORD);
-                for part in [0, 1] {
-                    least.request(Access::Read, "qkv", &places(part), WORD);
-                    least.request(Access::Write, "qkv", &places(part), WORD);
+                least.index(row, loading.min(THREADS));
+                for warp in items.chunks(LANES) {
+                    let places = |part: usize| -> Vec<usize> {
+                        let head_at = |head| (row * in_row + first_head + head) * 2 * half;
+                        warp.iter().map(|&(head, at)| head_at(head) + part * half + at).collect()
+                    };
+                    let of_table: Vec<_> =
+                        warp.iter().map(|&(_, at)| position as usize * half + at).collect();
+                    least.request(Access::Read, "cos", &of_table, WORD);
+                    least.request(Access::Read, "sin", &of_table, WORD);
+                    for part in [0, 1] {
+                        least.request(Access::Read, "qkv", &places(part), WORD);
+                        least.request(Access::Write, "qkv", &places(part), WORD);
+                        if normed == Normed::Heads {
+                            let of_weight: Vec<_> = warp.iter().map(|&(_, at)| part * half + at).collect();
+                            least.request(Access::Read, "q_weight", &of_weight, WORD);
+                        }
+                    }
                 }
             }
+            // Where half a head is not whole sectors, its two halves meet within one.
+            let launch = rope(&gpu.ops(head_dim), counters, &positions, rotated, normed);
+            least.assert(&format!("{rotated:?}, {normed:?}"), launch.counts, half);
         }
-        // Where half a head is not whole sectors, its two halves meet within one.
-        let launch = rope(&gpu.ops(head_dim), counters, &positions, rotated);
-        least.assert(&format!("{rotated:?}"), launch.counts, half);
     }
 }
 
-fn silu_mul(ops: &Ops, counters: Counters, tokens: usize, ffn: usize) -> Launch {
+fn gate_mul(ops: &Ops, counters: Counters, gate: Gate, tokens: usize, ffn: usize) -> Launch {
     let mut gate_up = zeros(ops, tokens * 2 * ffn * ops.format().bytes());
-    let args = SiluMul { gate_up: &mut gate_up, tokens, ffn, scale: 1.0 };
-    counters.launch(ops, "silu_mul", || ops.silu_mul(args).unwrap())
+    let args = GateMul { gate_up: &mut gate_up, tokens, ffn, gate, scale: 1.0 };
+    counters.launch(ops, "gate_mul", || ops.gate_mul(args).unwrap())
 }
 
-fn silu_mul_moves_the_least(gpu: &Gpu, counters: Counters) {
+fn gate_mul_moves_the_least(gpu: &Gpu, counters: Counters) {
     let ops = gpu.ops(64);
     for (tokens, ffn) in SHAPES.into_iter().chain([(2, FFN)]) {
         let bytes = ffn * gpu.format.bytes();
@@ -181,7 +232,10 @@ fn silu_mul_moves_the_least(gpu: &Gpu, counters: Counters) {
             least.run(Access::Read, "gate_up", (2 * row + 1) * bytes, bytes, WORD);
             least.run(Access::Write, "gate_up", 2 * row * bytes, bytes, WORD);
         }
-        least.assert(&format!("{tokens} x {ffn}"), silu_mul(&ops, counters, tokens, ffn).counts, bytes);
+        for gate in [Gate::Silu, Gate::GeluTanh] {
+            let counts = gate_mul(&ops, counters, gate, tokens, ffn).counts;
+            least.assert(&format!("{gate:?}: {tokens} x {ffn}"), counts, bytes);
+        }
     }
 }
 
@@ -304,25 +358,30 @@ fn at_width(what: &'static str, launch: impl Fn(usize) -> Launch) -> AtWidth {
 
 /// Every memory-bound kernel at the 70B model's width.
 pub(crate) fn all_at_70b_width(gpu: &Gpu, counters: Counters) -> Vec<AtWidth> {
-    let ops = gpu.ops(HEADS.head_dim);
-    let norm = |what, added| at_width(what, |tokens| add_rms_norm(&ops, counters, tokens, HIDDEN, added));
+    let ops = &gpu.ops(HEADS.head_dim);
+    let norm = |what, arithmetic, added| {
+        at_width(what, |tokens| add_rms_norm(ops, counters, (arithmetic, added), tokens, HIDDEN))
+    };
+    let gate = |what, gate| at_width(what, move |tokens| gate_mul(ops, counters, gate, tokens, FFN));
     let rotated = (80, 0, 72, HEADS.head_dim);
     let rows = |tokens: usize| (0..tokens as u32).collect::<Vec<_>>();
     let nothing: Vec<u32> = repeat_n(NO_ROW, 16).collect();
     vec![
-        norm("`add_rms_norm`, with a delta", Added::Rows),
-        norm("`add_rms_norm`, without", Added::Nothing),
-        at_width("`rope`", |tokens| rope(&ops, counters, &vec![3; tokens], rotated)),
-        at_width("`silu_mul`", |tokens| silu_mul(&ops, counters, tokens, FFN)),
-        at_width("`gather_rows`", |tokens| gather_rows(&ops, counters, &rows(tokens), HIDDEN * 2)),
-        at_width("`score`", |tokens| score(&ops, counters, tokens, 1, HIDDEN)),
-        at_width("`seam_tiles`, a row of keys", |tokens| {
-            seam_tiles(&ops, counters, HEADS, 16, &rows(tokens))
-        }),
+        norm("`add_rms_norm`, with a delta", Arithmetic::Scale, Added::Rows),
+        norm("`add_rms_norm`, without", Arithmetic::Scale, Added::Nothing),
+        norm("`add_branch_rms_norm`, with a delta", Arithmetic::Branch, Added::Rows),
+        norm("`add_branch_rms_norm`, without", Arithmetic::Branch, Added::Nothing),
+        at_width("`rope`", |tokens| rope(ops, counters, &vec![3; tokens], rotated, Normed::No)),
+        at_width("`rope_norm`", |tokens| rope(ops, counters, &vec![3; tokens], rotated, Normed::Heads)),
+        gate("`gate_mul_silu`", Gate::Silu),
+        gate("`gate_mul_gelu`", Gate::GeluTanh),
+        at_width("`gather_rows`", |tokens| gather_rows(ops, counters, &rows(tokens), HIDDEN * 2)),
+        at_width("`score`", |tokens| score(ops, counters, tokens, 1, HIDDEN)),
+        at_width("`seam_tiles`, a row of keys", |tokens| seam_tiles(ops, counters, HEADS, 16, &rows(tokens))),
         at_width("`seam_tiles`, a row of zeros", |tokens| {
-            seam_tiles(&ops, counters, HEADS, 16, &nothing[..tokens])
+            seam_tiles(ops, counters, HEADS, 16, &nothing[..tokens])
         }),
-        at_width("`fill_normal`, 8,192 elements", |rows| fill_normal(&ops, counters, rows * HIDDEN)),
+        at_width("`fill_normal`, 8,192 elements", |rows| fill_normal(ops, counters, rows * HIDDEN)),
     ]
 }
 
@@ -330,7 +389,7 @@ fn a_layer_moves_the_least_at_70b_width(gpu: &Gpu, counters: Counters) {
     let all = all_at_70b_width(gpu, counters);
     let each = |what| all.iter().find(|kernel| kernel.what == what).expect("it is in the list").each;
     assert_eq!(each("`rope`") - INDEX_BYTES as u64, 36_864);
-    assert_eq!(each("`silu_mul`"), 172_032);
+    assert_eq!(each("`gate_mul_silu`"), 172_032);
     if gpu.format == ActivationFormat::Bf16 {
         assert_eq!(2 * each("`add_rms_norm`, with a delta"), 131_072);
         assert_eq!(2 * each("`add_rms_norm`, without"), 65_536);

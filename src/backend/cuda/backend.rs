@@ -23,7 +23,8 @@ use super::kernels::{AttentionFeatures, AttentionKernel};
 use super::matmuls::{self, Biases, WeightShape, features_of};
 use super::nccl::Group;
 use super::ops::{
-    self, AddRmsNorm, Attention, GatherRows, HeadNorms, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+    self, AddRmsNorm, Attention, GateMul, GatherRows, HeadNorms, Norm, Ops, Rope, RopeTables, Score,
+    SeamTiles,
 };
 use super::probe::DeviceInfo;
 use super::sizes::{AllReduceSizes, normed_width, parts, scratch_elements, tables_bytes};
@@ -40,7 +41,7 @@ use crate::backend::{
     NextBatch, Reduction, Role, Rotate, Tokens,
 };
 use crate::batch::Packed;
-use crate::config::{Gate, ModelConfig, Norm};
+use crate::config::{self, ModelConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::units::gib;
 use crate::weights::{Dtype, HostTensor, LayerTensors, Normal};
@@ -136,10 +137,7 @@ impl Cuda {
         needs_multiple("hidden_size", geometry.hidden)?;
         needs_multiple("a rank's part of intermediate_size", geometry.shard.ffn_local)?;
         needs_head_norms(layer, heads.head_dim)?;
-        if geometry.norm != Norm::Scale || geometry.gate != Gate::Silu {
-            let message = "no CUDA kernel does the norms and the gate of this model";
-            return Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"));
-        }
+        needs_norm(&geometry)?;
         let features = AttentionFeatures { window: geometry.has_windows, cap: geometry.scores.cap.is_some() };
         let head_dim = heads.padded;
         let attention = match attention {
@@ -338,6 +336,20 @@ fn needs_head_norms(layer: &LayerTensors, head_dim: usize) -> Result<()> {
     Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"))
 }
 
+/// Checks that the kernels can do the norms of a model: those that add 1 to their weight hold a row
+/// and its branch's in registers.
+fn needs_norm(geometry: &Geometry) -> Result<()> {
+    if geometry.norm == config::Norm::Scale || geometry.hidden <= ops::BRANCH_HIDDEN_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "hidden_size is {}; the CUDA kernel of this model's norms holds at most {}",
+        geometry.hidden,
+        ops::BRANCH_HIDDEN_MAX
+    );
+    Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"))
+}
+
 impl Backend for Cuda {
     type Act = Act;
     type Weight = Weight;
@@ -457,17 +469,22 @@ impl Backend for Cuda {
         &mut self,
         residual: &mut Act,
         before: Reduction,
-        _branch_norm: Option<&Weight>,
+        branch_norm: Option<&Weight>,
         weight: &Weight,
         rows: Range<usize>,
         out: &mut Act,
     ) -> Result<()> {
         let (hidden, eps, ops) = (self.geometry.hidden, self.geometry.rms_norm_eps, &self.ops);
         out.width = hidden;
+        let kind = match self.geometry.norm {
+            config::Norm::Scale => Norm::Scale,
+            config::Norm::OnePlus => Norm::OnePlus { branch: branch_norm.map(Weight::values) },
+        };
         let mut norm = |rows: Range<usize>, delta: ops::Delta<'_>| {
             ops.add_rms_norm(AddRmsNorm {
                 residual: &mut residual.buffer,
                 delta,
+                norm: kind,
                 weight: weight.values(),
                 out: &mut out.buffer,
                 first_row: rows.start,
@@ -631,7 +648,8 @@ impl Backend for Cuda {
     fn gate_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
         let scale = if self.format() == ActivationFormat::F16 { SWIGLU_SCALE_F16 } else { 1.0 };
         let ffn = self.geometry.shard.ffn_local;
-        self.ops.silu_mul(SiluMul { gate_up: &mut gate_up.buffer, tokens: rows, ffn, scale })
+        let gate = self.geometry.gate;
+        self.ops.gate_mul(GateMul { gate_up: &mut gate_up.buffer, tokens: rows, ffn, gate, scale })
     }
 
     fn gather_last(&mut self, x: &Act, metadata: &Metadata, out: &mut Act) -> Result<()> {

@@ -276,16 +276,18 @@ impl AttentionKernel {
 
 /// The kernels of one rank, ready to be launched in its context.
 pub struct Kernels {
+    pub(super) add_branch_rms_norm: CudaFunction,
     pub(super) add_rms_norm: CudaFunction,
     pub(super) attention: CudaFunction,
     pub(super) attention_kernel: &'static AttentionKernel,
     pub(super) fill_normal: CudaFunction,
+    pub(super) gate_mul_gelu: CudaFunction,
+    pub(super) gate_mul_silu: CudaFunction,
     pub(super) gather_rows: CudaFunction,
     pub(super) rope: CudaFunction,
     pub(super) rope_norm: CudaFunction,
     pub(super) score: CudaFunction,
     pub(super) seam_tiles: CudaFunction,
-    pub(super) silu_mul: CudaFunction,
 }
 
 impl Kernels {
@@ -293,18 +295,22 @@ impl Kernels {
     ///
     /// [`ErrorKind::Device`] when the build has no code for this GPU.
     pub fn load(context: &Context, attention: &'static AttentionKernel) -> Result<Self> {
-        let typed = |stem: &str| load(context, stem, &format!("{stem}_{}", attention.format.name()));
+        let format = attention.format.name();
+        let typed = |stem: &str| load(context, stem, &format!("{stem}_{format}"));
+        let gate_mul = |gate: &str| load(context, "gate_mul", &format!("gate_mul_{gate}_{format}"));
         Ok(Self {
+            add_branch_rms_norm: typed("add_branch_rms_norm")?,
             add_rms_norm: typed("add_rms_norm")?,
             attention: load_attention(context, attention)?,
             attention_kernel: attention,
             fill_normal: typed("fill_normal")?,
+            gate_mul_gelu: gate_mul("gelu")?,
+            gate_mul_silu: gate_mul("silu")?,
             gather_rows: load(context, "gather_rows", "gather_rows")?,
             rope: typed("rope")?,
             rope_norm: typed("rope_norm")?,
             score: typed("score")?,
             seam_tiles: load(context, "seam_tiles", "seam_tiles")?,
-            silu_mul: typed("silu_mul")?,
         })
     }
 }
@@ -375,7 +381,7 @@ mod tests {
 
     #[test]
     fn every_fatbin_is_one_and_its_ptx_can_be_read() {
-        assert_eq!(FATBINS.len(), 11);
+        assert_eq!(FATBINS.len(), 12);
         for (stem, bytes) in FATBINS {
             assert_eq!(bytes[..4], [0x50, 0xED, 0x55, 0xBA], "{stem}");
             let entry = format!(".entry {stem}");

@@ -12,13 +12,14 @@ use kudos::internals::backend::cuda::gemm::tuning::Tuner;
 use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Operands, Out};
 use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionFeatures, AttentionKernel};
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Attention, Delta, GatherRows, Heads, Ops, Rope, RopeTables, Score, SeamTiles, SiluMul,
+    AddRmsNorm, Attention, Delta, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops, Rope, RopeTables, Score,
+    SeamTiles, norms_heads_of,
 };
 use kudos::internals::backend::cuda::stopwatch;
 use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
 use kudos::internals::backend::cuda::tiles::{TILE_KEYS, Tiles};
 use kudos::internals::batch::{Batch, Budget, Sharing};
-use kudos::internals::config::ModelConfig;
+use kudos::internals::config::{Gate, ModelConfig};
 use kudos::internals::engine::TOKENS_PER_SEQUENCE;
 use kudos::{GemmTuning, Result};
 
@@ -29,6 +30,9 @@ const ROTATED_BYTES: usize = 512 << 20;
 /// The yardsticks: bytes of the copy, and M = N = K of the matmul.
 const COPY_BYTES: usize = 512 << 20;
 const SQUARE: usize = 8192;
+
+/// The widest row that `add_branch_rms_norm` takes.
+const BRANCH_HIDDEN_MAX: usize = 8192;
 
 /// A launch that can be repeated.
 pub(super) struct Case {
@@ -70,12 +74,20 @@ impl Maker<'_> {
         let mut cases = vec![
             self.add_rms_norm(tokens, true)?,
             self.add_rms_norm(tokens, false)?,
-            self.rope(tokens)?,
-            self.silu_mul(tokens)?,
+            self.rope(tokens, false)?,
+            self.gate_mul(tokens, Gate::Silu)?,
+            self.gate_mul(tokens, Gate::GeluTanh)?,
             self.gather_rows(tokens)?,
             self.score(tokens)?,
             self.seam_tiles(tokens)?,
         ];
+        // Of other models: where the sizes of this one suit them.
+        if self.config.hidden <= BRANCH_HIDDEN_MAX {
+            cases.push(self.add_branch_rms_norm(tokens)?);
+        }
+        if norms_heads_of(self.config.head_dim) {
+            cases.push(self.rope(tokens, true)?);
+        }
         for kernel in self.attention_kernels() {
             cases.push(self.attention(kernel, tokens)?);
         }
@@ -160,6 +172,7 @@ impl Maker<'_> {
             ops.add_rms_norm(AddRmsNorm {
                 residual,
                 delta,
+                norm: Norm::Scale,
                 weight,
                 out,
                 first_row: 0,
@@ -170,21 +183,54 @@ impl Maker<'_> {
         }))
     }
 
-    fn rope(&self, tokens: usize) -> Result<Case> {
+    fn add_branch_rms_norm(&self, tokens: usize) -> Result<Case> {
+        let hidden = self.config.hidden;
+        let (stream, row) =
+            (tokens * hidden * self.ops.format().residual_bytes(), hidden * self.ops.format().bytes());
+        let bytes = 3 * stream + tokens * row + 2 * row;
+        let mut sets = self.sets([stream, stream, row, row, tokens * row])?;
+        let ops = Rc::clone(&self.ops);
+        let sizes = format!("{tokens} x {hidden}");
+        Ok(self.case("add_branch_rms_norm", sizes, bytes, 0.0, move |turn| {
+            let sets_len = sets.len();
+            let [residual, delta, branch, weight, out] = &mut sets[turn % sets_len];
+            ops.add_rms_norm(AddRmsNorm {
+                residual,
+                delta: Delta::In(delta.all()),
+                norm: Norm::OnePlus { branch: Some(branch.all()) },
+                weight: weight.all(),
+                out,
+                first_row: 0,
+                tokens,
+                hidden,
+                eps: 1e-6,
+            })
+        }))
+    }
+
+    fn rope(&self, tokens: usize, norms_heads: bool) -> Result<Case> {
         let heads = self.heads();
         let (row_stride, turned) = (self.row_width(), heads.q_heads + heads.kv_heads);
         let rope_tables = RopeTables::new(&self.ops, &vec![0.5; heads.head_dim / 2], tokens)?;
         let positions: Vec<u32> = (0..tokens as u32).collect();
         let (tables, positions) = self.tables(|tables| tables.row_indices(&positions))?;
-        let mut sets = self.sets([tokens * row_stride * self.ops.format().bytes()])?;
+        let head_bytes = heads.head_dim * self.ops.format().bytes();
+        let mut sets = self.sets([tokens * row_stride * self.ops.format().bytes(), 2 * head_bytes])?;
         let table_bytes = RopeTables::bytes(self.ops.format(), heads.head_dim, tokens);
-        let bytes =
-            2 * tokens * turned * heads.head_dim * self.ops.format().bytes() + tokens * 4 + table_bytes;
+        let weight_bytes = if norms_heads { 2 * head_bytes } else { 0 };
+        let bytes = 2 * tokens * turned * head_bytes + tokens * 4 + table_bytes + weight_bytes;
         let ops = Rc::clone(&self.ops);
+        let kernel = if norms_heads { "rope_norm" } else { "rope" };
         let sizes = format!("{tokens} x {turned} heads of {}", heads.head_dim);
-        Ok(self.case("rope", sizes, bytes, 0.0, move |turn| {
+        Ok(self.case(kernel, sizes, bytes, 0.0, move |turn| {
             let count = sets.len();
-            let [qkv] = &mut sets[turn % count];
+            let [qkv, weights] = &mut sets[turn % count];
+            let norms = HeadNorms {
+                q_weight: weights.slice(0..head_bytes),
+                k_weight: weights.slice(head_bytes..2 * head_bytes),
+                q_heads: heads.q_heads,
+                eps: 1e-6,
+            };
             ops.rope(Rope {
                 qkv,
                 first_row: 0,
@@ -194,20 +240,24 @@ impl Maker<'_> {
                 row_stride,
                 first_head: 0,
                 heads: turned,
-                norms: None,
+                norms: norms_heads.then_some(norms),
             })
         }))
     }
 
-    fn silu_mul(&self, tokens: usize) -> Result<Case> {
+    fn gate_mul(&self, tokens: usize, gate: Gate) -> Result<Case> {
         let ffn = self.config.ffn;
         let mut sets = self.sets([tokens * 2 * ffn * self.ops.format().bytes()])?;
         let ops = Rc::clone(&self.ops);
         let (sizes, bytes) = (format!("{tokens} x {ffn}"), 3 * tokens * ffn * self.ops.format().bytes());
-        Ok(self.case("silu_mul", sizes, bytes, 0.0, move |turn| {
+        let kernel = match gate {
+            Gate::Silu => "gate_mul_silu",
+            Gate::GeluTanh => "gate_mul_gelu",
+        };
+        Ok(self.case(kernel, sizes, bytes, 0.0, move |turn| {
             let sets_len = sets.len();
             let [gate_up] = &mut sets[turn % sets_len];
-            ops.silu_mul(SiluMul { gate_up, tokens, ffn, scale: 1.0 })
+            ops.gate_mul(GateMul { gate_up, tokens, ffn, gate, scale: 1.0 })
         }))
     }
 

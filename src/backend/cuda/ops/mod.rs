@@ -11,15 +11,15 @@
 
 mod attention;
 mod fill;
+mod gate;
 mod launch;
 mod norm;
 mod rope;
 mod rows;
-mod silu;
 
 pub use attention::{Attention, Heads, SeamTiles};
+pub use gate::GateMul;
 pub use launch::Ops;
-pub use norm::{AddRmsNorm, Delta};
+pub use norm::{AddRmsNorm, BRANCH_HIDDEN_MAX, Delta, Norm};
 pub use rope::{HeadNorms, Rope, RopeTables, norms_heads_of};
 pub use rows::{GatherRows, Score};
-pub use silu::SiluMul;

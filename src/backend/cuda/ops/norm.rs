@@ -1,4 +1,4 @@
-//! `add_rms_norm`
+//! `add_rms_norm` and `add_branch_rms_norm`
 
 use cudarc::driver::PushKernelArg;
 
@@ -9,6 +9,9 @@ use crate::error::Result;
 
 /// The widest row that a block's registers hold.
 const HIDDEN_MAX: usize = 16_384;
+
+/// The widest row of which a block holds two: the residual and its branch.
+pub const BRANCH_HIDDEN_MAX: usize = 8_192;
 
 /// Threads of a block, at most.
 const THREADS_MAX: usize = 256;
@@ -25,13 +28,28 @@ pub enum Delta<'a> {
     Parts(DeviceSlice<'a>, usize),
 }
 
-/// `residual += delta; out = residual / rms(residual) * weight`, row by row.
+/// The arithmetic of a norm.
+#[derive(Clone, Copy, Debug)]
+pub enum Norm<'a> {
+    /// `x / rms(x)`, rounded, then its product with the weight, rounded.
+    Scale,
+    /// `x / rms(x) * (1 + weight)`, rounded once.
+    OnePlus {
+        /// `[hidden]`: the weight of a norm of the delta, before it is added. Without a delta,
+        /// there is nothing to norm.
+        branch: Option<DeviceSlice<'a>>,
+    },
+}
+
+/// `residual += delta; out = norm(residual)`, row by row.
 #[derive(Debug)]
 pub struct AddRmsNorm<'a> {
     /// `[.., hidden]` bf16, or f32 with `ActivationFormat::F16`.
     pub residual: &'a mut DeviceBuffer,
     /// Added first.
     pub delta: Delta<'a>,
+    /// Its arithmetic.
+    pub norm: Norm<'a>,
     /// `[hidden]`
     pub weight: DeviceSlice<'a>,
     /// `[.., hidden]`
@@ -47,12 +65,17 @@ pub struct AddRmsNorm<'a> {
 }
 
 impl Ops {
-    /// Launches `add_rms_norm`.
+    /// Launches `add_rms_norm`, or `add_branch_rms_norm` where 1 is added to the weight.
     pub fn add_rms_norm(&self, args: AddRmsNorm<'_>) -> Result<()> {
-        let AddRmsNorm { residual, delta, weight, out, first_row, tokens, hidden, eps } = args;
-        let needs = Needs("add_rms_norm");
+        let AddRmsNorm { residual, delta, norm, weight, out, first_row, tokens, hidden, eps } = args;
+        let (needs, function, hidden_max) = match norm {
+            Norm::Scale => (Needs("add_rms_norm"), &self.kernels.add_rms_norm, HIDDEN_MAX),
+            Norm::OnePlus { .. } => {
+                (Needs("add_branch_rms_norm"), &self.kernels.add_branch_rms_norm, BRANCH_HIDDEN_MAX)
+            }
+        };
         needs.wide("hidden", hidden)?;
-        needs.that(hidden <= HIDDEN_MAX, || format!("hidden <= {HIDDEN_MAX}, not {hidden}"))?;
+        needs.that(hidden <= hidden_max, || format!("hidden <= {hidden_max}, not {hidden}"))?;
         let (rows, element_bytes) = (first_row.saturating_add(tokens), self.format().residual_bytes());
         needs.covers("residual", residual.all(), [rows, hidden, element_bytes])?;
         needs.covers("weight", weight, [hidden, self.format().bytes()])?;
@@ -76,24 +99,27 @@ impl Ops {
         let (residual, out) = (residual.address() + residual_first as u64, out.address() + out_first as u64);
         let weight = weight.address();
         let width = needs.int("hidden", hidden)?;
-        // SAFETY: types: two addresses, int, two addresses, int, float. bounds: `tokens` rows of
-        // width hidden from the first one on, checked above; the kernel stops at hidden, within
-        // THREADS_MAX threads of 64 elements = HIDDEN_MAX. aliases: residual and out are borrowed
-        // mutably, so delta is another buffer. lives: see above.
-        unsafe {
-            self.context
-                .compute()
-                .launch_builder(&self.kernels.add_rms_norm)
-                .arg(&residual)
-                .arg(&delta)
-                .arg(&parts)
-                .arg(&weight)
-                .arg(&out)
-                .arg(&width)
-                .arg(&eps)
-                .launch(config)
+        let branch = match norm {
+            Norm::Scale => None,
+            Norm::OnePlus { branch: None } => Some(0),
+            Norm::OnePlus { branch: Some(branch) } => {
+                needs.covers("the branch's weight", branch, [hidden, self.format().bytes()])?;
+                Some(branch.address())
+            }
+        };
+        let stream = self.context.compute();
+        let mut launch = stream.launch_builder(function);
+        launch.arg(&residual).arg(&delta).arg(&parts);
+        if let Some(branch) = &branch {
+            launch.arg(branch);
         }
-        .or_fault("launching `add_rms_norm`")
-        .map(drop)
+        launch.arg(&weight).arg(&out).arg(&width).arg(&eps);
+        // SAFETY: types: two addresses, int, another address for `add_branch_rms_norm` only, two
+        // addresses, int, float. bounds: `tokens` rows of width hidden from the first one on, and
+        // the weights, checked above; the kernel stops at hidden, within THREADS_MAX threads of 64
+        // elements = HIDDEN_MAX, or of 32 = BRANCH_HIDDEN_MAX, and reads no branch's weight at 0.
+        // aliases: residual and out are borrowed mutably, so delta is another buffer. lives: see
+        // above.
+        unsafe { launch.launch(config) }.or_fault(format!("launching `{}`", needs.0)).map(drop)
     }
 }
