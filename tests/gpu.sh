@@ -1,7 +1,7 @@
 #!/bin/sh
 # The tests that need a GPU, and a tally of the runs. On the software GPU, which interprets the same PTX at every compute
 # capability, kernels run in the oldest that has them: those in f16 at 7.5, those in bf16 at 8.0. At 8.6 (where shared memory
-# is small) and 9.0 run the tests of what a multiprocessor holds, and one model. With KUDOS_TEST_GPU=real they run on the
+# is small) and 9.0 run the tests of what a multiprocessor holds, and three models. With KUDOS_TEST_GPU=real they run on the
 # first real GPU, the engine's once for each tier.
 set -u
 cd "$(dirname "$0")/.."
@@ -39,7 +39,10 @@ else
         # As many devices as the ranks that models are divided among: all counts once, two elsewhere.
         80) kernels='--skip (F16) --skip _f16_' SOFTGPU_DEVICES=8 KUDOS_TEST_FIXTURES='' ;;
         75) kernels='' SOFTGPU_DEVICES=2 KUDOS_TEST_FIXTURES='' ;;
-        *) kernels=blocks_together SOFTGPU_DEVICES=2 KUDOS_TEST_FIXTURES=gqa8_hd128_llama3_bf16 ;;
+        *)
+            kernels=blocks_together SOFTGPU_DEVICES=2
+            KUDOS_TEST_FIXTURES=gqa8_hd128_llama3_bf16,gemma2_seqcls_hd128_bf16,qwen3_seqcls_hd64_bf16
+            ;;
         esac
         at="software GPU at compute capability $SOFTGPU_CC"
         # Split into words.

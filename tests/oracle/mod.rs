@@ -26,6 +26,7 @@ pub struct Case {
     pub scored_token: usize,
     pub reward_f32: f64,
     pub reward_f64: f64,
+    /// With the roundings of flash attention, where attention of Transformers has others.
     pub reward_bf16: f64,
     /// One entry per label, the reward first.
     pub logits_f32: Vec<f64>,
@@ -87,7 +88,7 @@ impl Case {
             scored_token: number("scored_token") as usize,
             reward_f32: number("reward_f32"),
             reward_f64: number("reward_f64"),
-            reward_bf16: number("reward_bf16"),
+            reward_bf16: case["reward_bf16_flash"].as_f64().unwrap_or_else(|| number("reward_bf16")),
             logits_f32: logits("logits_f32", "reward_f32"),
             logits_f64: logits("logits_f64", "reward_f64"),
         }
