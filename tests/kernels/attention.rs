@@ -257,8 +257,9 @@ pub(crate) fn difference(
                 let want = naive_capped(cap, format, heads, rows, path, row, head);
                 for (i, (&got, (want, size))) in got[start..].iter().zip(want).enumerate() {
                     let bound = half_ulp(format) * slack * (size + want.abs()) + 1e-6;
-                    // Not where it is NaN either.
-                    if !((got - want).abs() <= bound) {
+                    // A NaN is not within it.
+                    let is_within = (got - want).abs() <= bound;
+                    if !is_within {
                         return Some(format!(
                             "{heads:?}: row {row}, head {head}, dim {i}: {got:e}, expected {want:e} within {bound:e}"
                         ));
