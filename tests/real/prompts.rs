@@ -1,5 +1,6 @@
-//! Prompts under real Llama templates and the real Llama 3 tokenizer, which we may not
-//! redistribute: `tests/real/prompts.py` makes the folder `KUDOS_REAL_DIR`.
+//! Prompts under real templates and with real tokenizers, which we may not redistribute:
+//! `tests/real/prompts.py` (Llama) and `tests/real/families.py` (Qwen3, Gemma 2 and 3) fill the
+//! folder `KUDOS_REAL_DIR`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -45,9 +46,26 @@ fn ids(value: &Value) -> Vec<u32> {
 #[test]
 #[ignore = "needs KUDOS_REAL_DIR, made by tests/real/prompts.py"]
 fn odd_conversations_equal_transformers_under_real_templates() {
+    let counts = compare_with("goldens.json");
+    assert!(counts.len() >= 4 && counts.values().all(|(equal, _)| *equal > 80), "{counts:?}");
+}
+
+#[test]
+#[ignore = "needs KUDOS_REAL_DIR, made by tests/real/families.py"]
+fn qwen3_and_gemma_have_the_text_and_ids_of_transformers() {
+    let counts = compare_with("families.json");
+    assert_eq!(counts.keys().collect::<Vec<_>>(), ["gemma2", "gemma3", "qwen3"]);
+    // Gemma's templates refuse system messages (2) and roles out of turn, and know no tools.
+    let enough = |(equal, refused): &(usize, usize)| *equal > 35 && equal + refused > 80;
+    assert!(counts.values().all(enough), "{counts:?}");
+}
+
+/// Compares every row of a file of transformers' results; returns per model how many are equal, and
+/// how many both sides refuse.
+fn compare_with(file: &str) -> BTreeMap<String, (usize, usize)> {
     let mut prompts = BTreeMap::new();
     let mut counts: BTreeMap<String, (usize, usize)> = BTreeMap::new();
-    for row in read_json("goldens.json") {
+    for row in read_json(file) {
         let (model, name) = (row["model"].as_str().unwrap(), row["name"].as_str().unwrap());
         let [plain, sanitizing] = prompts
             .entry(model.to_owned())
@@ -69,7 +87,7 @@ fn odd_conversations_equal_transformers_under_real_templates() {
         count.0 += 1;
     }
     println!("equal, refused by both: {counts:?}");
-    assert!(counts.len() >= 4 && counts.values().all(|(equal, _)| *equal > 80), "{counts:?}");
+    counts
 }
 
 #[test]

