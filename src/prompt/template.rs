@@ -165,7 +165,13 @@ fn refused(error: minijinja::Error, place: &str) -> Error {
         None => place.to_owned(),
     };
     let error = Error::new(ErrorKind::Template, message).at(place);
-    if prints_parts { error.with_hint(PrintsParts::HINT) } else { error }
+    match raised {
+        Some(Raised(message)) if message.to_lowercase().contains("system role") => {
+            error.with_hint("this model has no system role: put its text before the first user message's")
+        }
+        _ if prints_parts => error.with_hint(PrintsParts::HINT),
+        _ => error,
+    }
 }
 
 fn from_files(dir: &Path) -> Result<Vec<(String, Source)>> {

@@ -119,6 +119,20 @@ fn text_and_ids_equal_those_of_transformers() {
 }
 
 #[test]
+fn a_template_without_a_system_role_says_what_to_do() {
+    let prompt = open(&model("turns"), PromptOptions::default()).unwrap();
+    let messages = json!([
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a"},
+    ]);
+    let error = prompt.render(&Conversation::from_json(messages).unwrap()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Template);
+    assert!(error.message().contains("There is no system role here"), "{error}");
+    assert!(error.hint().unwrap().contains("before the first user message's"), "{error}");
+}
+
+#[test]
 fn sanitized_ids_equal_those_of_transformers() {
     let conversations = conversations();
     let mut changed = 0;

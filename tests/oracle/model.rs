@@ -73,7 +73,7 @@ impl Oracle {
         let config = &self.config;
         let slides = match (config["model_type"].as_str().unwrap(), &config["layer_types"][layer]) {
             ("gemma2" | "qwen2" | "qwen3", Value::String(named)) => named == "sliding_attention",
-            ("gemma2", _) => layer % 2 == 0,
+            ("gemma2", _) => layer.is_multiple_of(2),
             ("mistral", _) => true,
             ("qwen2" | "qwen3", _) => {
                 config["use_sliding_window"] == true && layer >= self.size("max_window_layers")

@@ -25,7 +25,7 @@ static LONG_VERSION: LazyLock<String> = LazyLock::new(|| {
     format!("{}\nCUDA: {cuda}\nCPU: f32, and bf16 on demand", env!("CARGO_PKG_VERSION"))
 });
 
-/// Rewards from reward models of the Llama, Mistral, Qwen2 and Qwen3 families.
+/// Rewards from reward models of the Llama, Mistral, Qwen2, Qwen3 and Gemma 2 families.
 #[derive(Debug, Parser)]
 #[command(name = "kudos", version, long_version = LONG_VERSION.as_str(), propagate_version = true)]
 pub(super) struct Args {

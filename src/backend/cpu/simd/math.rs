@@ -58,7 +58,7 @@ pub(in super::super) unsafe fn silu<V: Vector>(x: V) -> V {
 /// The CPU has the instructions of `V`.
 #[inline(always)]
 pub(in super::super) unsafe fn gelu_tanh<V: Vector>(x: V) -> V {
-    const LINEAR: f32 = -1.595_769_1;
+    const LINEAR: f32 = -1.595_769;
     const CUBIC: f32 = -0.071_354_814;
     // SAFETY: the caller vouches for the instructions.
     unsafe {
