@@ -93,7 +93,7 @@ pub use conversation::{Conversation, Message};
 pub use engine::PlannedGpus;
 pub use engine::{
     Batching, CpuOptions, CudaOptions, Device, DeviceInfo, DeviceKind, Engine, EngineBuilder, Input,
-    MemoryPlan, Pending, Placement, Residency, Score, ScoreIter, Stats, Submit,
+    MemoryPlan, Pending, Placement, Replicas, Residency, Score, ScoreIter, Stats, Submit,
 };
 #[cfg(feature = "cluster")]
 pub use engine::{Cluster, Secret};

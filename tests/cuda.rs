@@ -17,7 +17,7 @@ use common::{family, kudos};
 use kudos::internals::config::ModelConfig;
 use kudos::{
     AllReduce, Batching, CudaOptions, CudaTier, Engine, EngineBuilder, GemmTuning, Loading, Overlap,
-    Residency, Sharing,
+    Replicas, Residency, Sharing,
 };
 use oracle::{Fixture, families, fixtures};
 use serde_json::{Value, json};
@@ -261,6 +261,48 @@ fn a_reward_over_ranks_depends_on_its_own_tokens_alone() {
         tried += 1;
     }
     println!("{tried} models over ranks{}", if tried == 0 { ": not run, there is one GPU" } else { "" });
+}
+
+#[test]
+#[ignore = "needs several GPUs, real or software: make test"]
+fn replicas_change_no_bit_and_share_the_work() {
+    let _turn = turn();
+    let gpus = kudos::internals::backend::cuda::probe::devices().unwrap().len();
+    let Some(fixture) = chosen().into_iter().find(|fixture| fixture.name == "gqa8_hd128_llama3_bf16") else {
+        return;
+    };
+    if gpus < 2 {
+        return println!("not run: there is one GPU");
+    }
+    let vocab = ModelConfig::read(&fixture.folder).unwrap().vocab as u32;
+    let sequences: Vec<Vec<u32>> = (0..6).flat_map(|_| family(vocab)).collect();
+    let open = |ranks, replicas, residency| {
+        let options = CudaOptions { ranks: Some(ranks), replicas, ..options() };
+        on_gpus(&fixture.folder).device(options).residency(residency).batching(common::batches_of(64)).open()
+    };
+    for ranks in [1, 2] {
+        let expected = bits(&open(ranks, Replicas::Count(1), Residency::Auto).unwrap(), &sequences);
+        for (count, residency) in [
+            (2, Residency::Auto),
+            (4, Residency::Auto),
+            (2, Residency::Streamed { resident_layers: Some(1) }),
+        ] {
+            if count * ranks > gpus {
+                let error = open(ranks, Replicas::Count(count), residency).unwrap_err();
+                assert_eq!(error.kind(), kudos::ErrorKind::Options, "{error}");
+                assert!(error.message().starts_with(&format!("{count} replicas")), "{error}");
+                continue;
+            }
+            let engine = open(ranks, Replicas::Count(count), residency).unwrap();
+            assert_eq!(bits(&engine, &sequences), expected, "{count} replicas of {ranks} ranks");
+            let passes: Vec<u64> = engine.stats_of_replicas().iter().map(|stats| stats.passes).collect();
+            println!("{count} replicas of {ranks} ranks, {residency:?}: passes {passes:?}");
+            assert_eq!(passes.iter().sum::<u64>(), engine.stats().passes);
+            assert!(passes.iter().filter(|&&passes| passes > 0).count() > 1, "{passes:?}");
+        }
+        let auto = open(ranks, Replicas::Auto, Residency::Auto).unwrap();
+        assert_eq!((auto.plan().replicas, auto.device().count), (gpus / ranks, gpus / ranks * ranks));
+    }
 }
 
 #[test]

@@ -50,7 +50,12 @@ fn engine(layers: usize, ranks: usize) -> Engine {
         "max_position_embeddings": 1024, "tie_word_embeddings": true, "dtype": "bfloat16",
     });
     let config = ModelConfig::parse(&config.to_string(), Path::new("a test")).unwrap();
-    let options = CpuOptions { ranks: Some(ranks), threads: Some(2 * ranks), math: CpuMath::F32 };
+    let options = CpuOptions {
+        ranks: Some(ranks),
+        threads: Some(2 * ranks),
+        math: CpuMath::F32,
+        ..CpuOptions::default()
+    };
     Engine::builder_random(config, 1).device(options).open().unwrap()
 }
 

@@ -188,6 +188,7 @@ impl EngineBuilder {
         };
         let ranks = ranks_of(platform, &weights, &config, &self.options)?;
         let tensors = weights.part(&config, 0, ranks)?;
-        Ok(MemoryPlan::new(&config, &self.options, platform, ranks, &tensors)?.0)
+        let plan = MemoryPlan::new(&config, &self.options, platform, ranks, &tensors)?.0;
+        Ok(MemoryPlan { replicas: platform.replicas(ranks)?, ..plan })
     }
 }

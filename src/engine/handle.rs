@@ -47,24 +47,28 @@ impl Engine {
     ) -> Result<Self> {
         let links = cluster::gather(&mut parts, &options)?;
         let device = parts.device();
-        let Parts { config, platform, ranks, tensors, plan, warnings: part_warnings, .. } = parts;
+        let Parts { config, platform, replicas, ranks, tensors, plan, warnings: part_warnings, .. } = parts;
         warnings.extend(part_warnings);
         warnings.extend(prompt.iter().flat_map(|prompt| prompt.warnings().iter().cloned()));
 
-        let queue = Arc::new(Queue::new(options.batching.queue_tokens));
-        let (abort, followers) = (platform.abort(), links.clone());
-        let team = Team {
-            queue: Arc::clone(&queue),
-            ranks,
-            budget: Budget { tokens: plan.batch_tokens, sequences: plan.sequences },
-            sharing: options.batching.sharing,
-            labels: config.labels(),
-            abort: Arc::new(move |cause| {
-                followers.iter().for_each(|link| link.close(Some(cause)));
-                abort();
-            }),
-            cause_timeout: if links.is_empty() { Duration::ZERO } else { CAUSE_TIMEOUT },
+        let queue = Arc::new(Queue::new(options.batching.queue_tokens, replicas));
+        let team = |replica| {
+            let (abort, followers) = (platform.abort(replica), links.clone());
+            Team {
+                replica: (replica, replicas),
+                queue: Arc::clone(&queue),
+                ranks,
+                budget: Budget { tokens: plan.batch_tokens, sequences: plan.sequences },
+                sharing: options.batching.sharing,
+                labels: config.labels(),
+                abort: Arc::new(move |cause| {
+                    followers.iter().for_each(|link| link.close(Some(cause)));
+                    abort();
+                }),
+                cause_timeout: if links.is_empty() { Duration::ZERO } else { CAUSE_TIMEOUT },
+            }
         };
+        let teams: Vec<Team> = (0..replicas).map(team).collect();
         let (capacity, footprint, resident_layers) = (plan.capacity, plan.footprint, plan.placement.resident);
         let geometries = (0..ranks)
             .map(|rank| Ok(geometry(&config, &options, Shard::new(&config, rank, ranks)?)))
@@ -72,12 +76,13 @@ impl Engine {
         let warnings = Arc::new(Mutex::new(warnings));
         let model_config = config.clone();
         let (shared_warnings, shared_links) = (Arc::clone(&warnings), links.clone());
-        let threads = ranks::start(&team, move |rank| {
+        let threads = ranks::start(&teams, move |replica, rank| {
             if let Some(link) = rank.checked_sub(1).and_then(|index| shared_links.get(index)) {
                 return cluster::remote(Arc::clone(link), platform.nccl_id());
             }
             platform.open_rank(RankSetup {
                 config: &model_config,
+                replica,
                 geometry: geometries[rank].clone(),
                 capacity,
                 tensors: &tensors[rank],
@@ -135,6 +140,11 @@ impl Engine {
     /// Returns counts of what is queued and of what was computed.
     pub fn stats(&self) -> Stats {
         self.queue.stats()
+    }
+
+    /// Returns counts of what each replica has computed.
+    pub fn stats_of_replicas(&self) -> Vec<Stats> {
+        self.queue.stats_of_replicas()
     }
 
     /// Returns the error that stopped the engine, where it has stopped.

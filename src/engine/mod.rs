@@ -25,7 +25,7 @@ mod stats;
 pub use builder::EngineBuilder;
 pub use handle::Engine;
 pub use input::Input;
-pub use options::{Batching, Cluster, CpuOptions, CudaOptions, Device, Secret};
+pub use options::{Batching, Cluster, CpuOptions, CudaOptions, Device, Replicas, Secret};
 pub use plan::{MemoryPlan, TOKENS_PER_SEQUENCE};
 #[cfg(feature = "cuda")]
 pub use platform::PlannedGpus;

@@ -53,8 +53,10 @@ pub(super) struct Parts {
     pub(super) platform: Box<dyn Platform>,
     /// The reason for the platform, where the engine chose it.
     pub(super) reason: Option<String>,
+    /// Copies of the model, each of so many ranks.
+    pub(super) replicas: usize,
     pub(super) ranks: usize,
-    /// One per rank in this process.
+    /// One per rank of a replica in this process; replicas share them.
     pub(super) tensors: Vec<ModelTensors>,
     pub(super) plan: MemoryPlan,
     /// Warnings about the files and the plan.
@@ -115,16 +117,18 @@ impl Parts {
     ) -> Result<Self> {
         let part = |rank: usize, ranks: usize| weights.part(&config, rank, ranks);
         let ranks = ranks_of(&*platform, weights, &config, options)?;
-        platform.divide(ranks)?;
+        let replicas = platform.replicas(ranks)?;
+        platform.divide(replicas, ranks)?;
         let tensors = match options.cluster() {
             Some(cluster) => vec![part(cluster.rank, ranks)?],
             None if ranks == 1 => vec![whole],
             None => (0..ranks).map(|rank| part(rank, ranks)).collect::<Result<_>>()?,
         };
-        let (plan, streaming) = MemoryPlan::new(&config, options, &*platform, ranks, &tensors[0])?;
+        let (mut plan, streaming) = MemoryPlan::new(&config, options, &*platform, ranks, &tensors[0])?;
+        plan.replicas = replicas;
         let of_tensors = tensors[0].warnings.iter().cloned();
         let warnings = platform.warnings().into_iter().chain(of_tensors).chain(streaming).collect();
-        Ok(Self { config, platform, reason, ranks, tensors, plan, warnings })
+        Ok(Self { config, platform, reason, replicas, ranks, tensors, plan, warnings })
     }
 
     /// Returns the device's description, with the reason for the choice.

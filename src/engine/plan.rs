@@ -35,7 +35,9 @@ const MAX_TOKENS_STEP: usize = 1024;
 /// The memory of an engine, and its limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MemoryPlan {
-    /// Ranks that share the model.
+    /// Copies of the model, on devices of their own.
+    pub replicas: usize,
+    /// Ranks that share each.
     pub ranks: usize,
     /// Bytes of rank 0's weights, as stored. On the CPU they are used where they are mapped.
     pub weight_bytes: WeightBytes,
@@ -203,6 +205,7 @@ impl Sizing<'_> {
         let footprint = self.footprint(&capacity, placement);
         let flops_per_token = self.flops_per_token();
         Ok(MemoryPlan {
+            replicas: 1,
             ranks,
             weight_bytes,
             layer_bytes: on_device.layer_max,
@@ -265,6 +268,9 @@ pub(super) fn geometry(config: &ModelConfig, options: &Options, shard: Shard) ->
 
 impl fmt::Display for MemoryPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.replicas > 1 {
+            writeln!(f, "replicas         {}, of the same memory each", self.replicas)?;
+        }
         writeln!(f, "ranks            {}", self.ranks)?;
         writeln!(
             f,

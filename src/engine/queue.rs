@@ -1,7 +1,7 @@
 //! [`Queue`]: sequences that wait for the ranks, bounded in tokens, and their [`Pending`] scores.
 //!
 //! There is no timer: an idle rank takes everything that is queued, in order, up to the batch
-//! budget. Submissions beyond the capacity wait in line and enter in their order as ranks take
+//! budget, or its part of it where other replicas are idle, too. Submissions beyond the capacity wait in line and enter in their order as ranks take
 //! jobs. Every job is completed exactly once, by a score, by an error, or, if all else fails, by
 //! the drop of its [`Reply`]: no caller hangs.
 
@@ -41,8 +41,13 @@ pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
     tokens_max: usize,
-    computed: Counters,
+    /// What each replica has computed.
+    computed: Vec<Counters>,
 }
+
+/// Tokens of a pass, at least, before it leaves jobs to idle replicas: a pass of fewer takes as
+/// long on a GPU, which reads all weights for it.
+const SPREAD_TOKENS_MIN: usize = 256;
 
 #[derive(Debug, Default)]
 struct State {
@@ -51,6 +56,8 @@ struct State {
     tokens: usize,
     /// Jobs in line for capacity, which enter in their order.
     line: VecDeque<Arrival>,
+    /// Replicas that wait for jobs.
+    idle: usize,
     /// The error for which new jobs are refused, while queued ones are still scored.
     draining: Option<Error>,
     /// The error for which nothing is scored any more.
@@ -93,17 +100,34 @@ impl State {
     }
 
     /// Returns as many jobs from the front as fit into one batch, and whether each of them is in
-    /// it: the batch leaves out cancelled jobs.
-    fn first_batch(&self, budget: Budget, sharing: Sharing) -> (Batch, Vec<bool>) {
+    /// it: the batch leaves out cancelled jobs. From `enough` tokens on it ends where the next job
+    /// has another prompt.
+    fn first_batch(&self, budget: Budget, sharing: Sharing, enough: usize) -> (Batch, Vec<bool>) {
         let (mut batch, mut is_in) = (Batch::new(budget, sharing), Vec::new());
+        let mut last: Option<&Job> = None;
         for job in &self.jobs {
             let wanted = !job.reply.is_cancelled();
-            if wanted && !batch.try_add(&job.ids) {
-                break;
+            if wanted {
+                let ends = batch.tokens() >= enough && last.is_some_and(|last| !have_one_prompt(last, job));
+                if ends || !batch.try_add(&job.ids) {
+                    break;
+                }
+                last = Some(job);
             }
             is_in.push(wanted);
         }
         (batch, is_in)
+    }
+
+    /// Like [`first_batch`](Self::first_batch), but a part only where that would be all that is
+    /// queued, and other replicas wait for jobs.
+    fn part_of_batch(&self, budget: Budget, sharing: Sharing) -> (Batch, Vec<bool>) {
+        let (batch, is_in) = self.first_batch(budget, sharing, usize::MAX);
+        let part = batch.tokens().div_ceil(self.idle + 1).max(SPREAD_TOKENS_MIN);
+        if self.idle == 0 || is_in.len() < self.jobs.len() || batch.tokens() <= part {
+            return (batch, is_in);
+        }
+        self.first_batch(budget, sharing, part)
     }
 
     /// Takes `is_in.len()` jobs from the front, and returns the replies of those that are in the
@@ -116,10 +140,10 @@ impl State {
 }
 
 impl Queue {
-    /// Makes an empty queue with a capacity of `tokens_max` tokens. A longer job enters when the
-    /// queue is empty.
-    pub(super) fn new(tokens_max: usize) -> Self {
-        let (state, computed) = (Mutex::default(), Counters::default());
+    /// Makes an empty queue with a capacity of `tokens_max` tokens, from which so many replicas
+    /// take. A longer job enters when the queue is empty.
+    pub(super) fn new(tokens_max: usize, replicas: usize) -> Self {
+        let (state, computed) = (Mutex::default(), (0..replicas).map(|_| Counters::default()).collect());
         Self { state, changed: Condvar::new(), tokens_max, computed }
     }
 
@@ -191,7 +215,7 @@ impl Queue {
             if state.closed.is_some() {
                 return None;
             }
-            let (batch, is_in) = state.first_batch(budget, sharing);
+            let (batch, is_in) = state.part_of_batch(budget, sharing);
             if !is_in.is_empty() {
                 let replies = state.take(&is_in);
                 let empty = batch.is_empty();
@@ -205,7 +229,9 @@ impl Queue {
             if state.draining.is_some() {
                 return None;
             }
+            state.idle += 1;
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.idle -= 1;
         }
     }
 
@@ -214,7 +240,7 @@ impl Queue {
     /// by then.
     pub(super) fn full_batch(&self, budget: Budget, sharing: Sharing) -> Option<(Packed, Vec<Reply>)> {
         let mut state = self.lock();
-        let (batch, is_in) = state.first_batch(budget, sharing);
+        let (batch, is_in) = state.first_batch(budget, sharing, usize::MAX);
         if is_in.len() == state.jobs.len() || batch.is_empty() {
             return None;
         }
@@ -264,20 +290,27 @@ impl Queue {
         (error, replies)
     }
 
-    /// Returns the counters of what was computed.
-    pub(super) fn computed(&self) -> &Counters {
-        &self.computed
+    /// Returns the counters of what a replica has computed.
+    pub(super) fn computed(&self, replica: usize) -> &Counters {
+        &self.computed[replica]
+    }
+
+    /// Returns counts of what each replica has computed.
+    pub(super) fn stats_of_replicas(&self) -> Vec<Stats> {
+        self.computed.iter().map(Counters::read).collect()
     }
 
     /// Returns counts of what is queued and of what was computed.
     pub(super) fn stats(&self) -> Stats {
         let state = self.lock();
         let in_line = state.line.iter().map(|arrival| arrival.job.ids.len()).sum::<usize>();
-        Stats {
+        let mut stats = Stats {
             queued_sequences: state.jobs.len() + state.line.len(),
             queued_tokens: state.tokens + in_line,
-            ..self.computed.read()
-        }
+            ..Stats::default()
+        };
+        self.computed.iter().for_each(|counters| stats += counters.read());
+        stats
     }
 
     /// Returns the error that closed the queue, if one did.
@@ -296,6 +329,13 @@ impl Queue {
         // Nothing panics while the lock is held and the state is half changed.
         lock(&self.state)
     }
+}
+
+/// Whether two jobs are responses to one prompt, by what they share from their start: at least half
+/// of the shorter one.
+fn have_one_prompt(a: &Job, b: &Job) -> bool {
+    let shared = a.ids.iter().zip(&b.ids).take_while(|(a, b)| a == b).count();
+    2 * shared >= a.ids.len().min(b.ids.len())
 }
 
 /// A submission: a future of a place in the queue, which resolves to the [`Pending`] score.
@@ -427,7 +467,7 @@ mod tests {
 
     #[test]
     fn jobs_are_taken_in_order_up_to_the_budget() {
-        let queue = Queue::new(100);
+        let queue = Queue::new(100, 1);
         let mut pendings = Vec::new();
         for ids in [[1, 2, 3], [1, 2, 4], [5, 6, 7], [8, 9, 10]] {
             let (job, pending) = job(&ids);
@@ -442,7 +482,7 @@ mod tests {
 
     #[test]
     fn a_next_batch_is_taken_early_only_when_it_is_full() {
-        let queue = Queue::new(100);
+        let queue = Queue::new(100, 1);
         let mut pendings = Vec::new();
         let mut push = |ids: &[u32]| {
             let (job, pending) = job(ids);
@@ -466,7 +506,7 @@ mod tests {
 
     #[test]
     fn jobs_pushed_together_are_taken_together_by_a_waiting_rank() {
-        let queue = Queue::new(100);
+        let queue = Queue::new(100, 1);
         thread::scope(|scope| {
             let rank = scope.spawn(|| queue.next_batch(BUDGET, Sharing::Prefixes).unwrap());
             thread::sleep(Duration::from_millis(20));
@@ -480,7 +520,7 @@ mod tests {
 
     #[test]
     fn jobs_pushed_together_enter_a_small_queue_until_it_closes() {
-        let queue = Queue::new(2);
+        let queue = Queue::new(2, 1);
         let (jobs, pendings): (Vec<Job>, Vec<Pending>) =
             [[1, 2], [3, 4], [5, 6]].iter().map(|ids| job(ids)).unzip();
         thread::scope(|scope| {
@@ -499,7 +539,7 @@ mod tests {
 
     #[test]
     fn a_dropped_pending_is_never_packed() {
-        let queue = Queue::new(100);
+        let queue = Queue::new(100, 1);
         let (first, dropped) = job(&[1, 2]);
         let (second, kept) = job(&[3]);
         queue.try_push(first).unwrap();
@@ -515,7 +555,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_or_blocks_until_there_is_capacity() {
-        let queue = Arc::new(Queue::new(4));
+        let queue = Arc::new(Queue::new(4, 1));
         let (long, _kept) = job(&[1; 9]);
         queue.try_push(long).expect("an empty queue takes a job of any length");
         let (refused, _pending) = job(&[2]);
@@ -535,7 +575,7 @@ mod tests {
 
     #[test]
     fn closing_completes_queued_blocked_and_later_jobs() {
-        let queue = Arc::new(Queue::new(1));
+        let queue = Arc::new(Queue::new(1, 1));
         let (first, waiting) = job(&[1]);
         queue.try_push(first).unwrap();
         let blocked = thread::spawn({
@@ -557,7 +597,7 @@ mod tests {
 
     #[test]
     fn a_drained_queue_refuses_new_jobs_and_scores_queued_ones() {
-        let queue = Queue::new(1);
+        let queue = Queue::new(1, 1);
         let (first, _first) = job(&[1]);
         queue.try_push(first).unwrap();
         let (second, pending) = job(&[2]);
@@ -579,7 +619,7 @@ mod tests {
 
     #[test]
     fn submissions_enter_in_order_and_a_short_one_overtakes_none() {
-        let queue = Queue::new(4);
+        let queue = Queue::new(4, 1);
         let (first, _first) = job(&[1; 3]);
         queue.try_push(first).unwrap();
         let (long, pending) = job(&[2; 3]);
@@ -596,9 +636,62 @@ mod tests {
         assert_eq!(queue.stats().queued_tokens, 4);
     }
 
+    /// Sequences of several prompts, as many responses to each: 200 tokens and 50 of their own.
+    fn prompts(queue: &Queue, prompts: u32, responses: u32) -> Vec<Pending> {
+        let ids = |prompt: u32, response: u32| -> Vec<u32> {
+            let own = (0..50).map(|token| 1_000 * response + token);
+            (0..200).map(|token| 1_000_000 * (prompt + 1) + token).chain(own).collect()
+        };
+        let all = (0..prompts).flat_map(|prompt| (0..responses).map(move |response| ids(prompt, response)));
+        let jobs: Vec<(Job, Pending)> = all.map(|ids| job(&ids)).collect();
+        let (jobs, pendings): (Vec<Job>, Vec<Pending>) = jobs.into_iter().unzip();
+        queue.push_all(jobs);
+        pendings
+    }
+
+    #[test]
+    fn idle_replicas_share_what_is_queued_by_whole_prompts() {
+        let budget = Budget { tokens: 10_000, sequences: 1_000 };
+        let taken = |idle: usize, responses: u32| {
+            let queue = Queue::new(100_000, 4);
+            let _pendings = prompts(&queue, 8, responses);
+            let mut taken = Vec::new();
+            for others in (0..=idle).rev() {
+                queue.lock().idle = others;
+                if queue.stats().queued_sequences > 0 {
+                    let (_, replies) = queue.next_batch(budget, Sharing::Prefixes).unwrap();
+                    taken.push(replies.len());
+                }
+            }
+            assert_eq!(queue.stats().queued_sequences, 0, "{taken:?}");
+            taken
+        };
+        assert_eq!(taken(0, 6), [48]);
+        // 8 prompts of 500 tokens.
+        assert_eq!(taken(1, 6), [24, 24]);
+        assert_eq!(taken(3, 6), [12, 12, 12, 12]);
+        assert_eq!(taken(2, 6), [18, 18, 12]);
+        // 8 prompts of 250 tokens, one response each.
+        assert_eq!(taken(3, 1), [2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn one_prompt_and_a_full_queue_are_not_divided() {
+        let taken = |jobs: (u32, u32), budget| {
+            let queue = Queue::new(100_000, 4);
+            let _pendings = prompts(&queue, jobs.0, jobs.1);
+            queue.lock().idle = 3;
+            queue.next_batch(budget, Sharing::Prefixes).unwrap().1.len()
+        };
+        let large = Budget { tokens: 10_000, sequences: 1_000 };
+        assert_eq!(taken((1, 40), large), 40, "one prompt");
+        // Four full batches: none leaves a part to the others.
+        assert_eq!(taken((8, 6), Budget { tokens: 1_000, sequences: 1_000 }), 12);
+    }
+
     #[test]
     fn a_submission_that_is_dropped_in_line_never_enters() {
-        let queue = Queue::new(1);
+        let queue = Queue::new(1, 1);
         let (first, _first) = job(&[1]);
         queue.try_push(first).unwrap();
         let (dropped, pending) = job(&[2]);

@@ -4,6 +4,9 @@
 //! The first failure of any rank, error or panic, closes the queue with its cause and aborts the
 //! other ranks' collectives, so that no rank waits for one that has failed.
 //!
+//! Replicas are teams of ranks that take from one queue. The failure of one ends the others when
+//! their passes end.
+//!
 //! A rank in another process has a thread here too, which sends it the batches
 //! (`cluster/processes.rs`).
 
@@ -46,9 +49,11 @@ pub(super) trait Rank {
     }
 }
 
-/// The state that all ranks of one engine share.
+/// The state that all ranks of one replica share.
 #[derive(Clone)]
 pub(super) struct Team {
+    /// The replica, from 0, and the number of replicas.
+    pub(super) replica: (usize, usize),
     pub(super) queue: Arc<Queue>,
     pub(super) ranks: usize,
     pub(super) budget: Budget,
@@ -63,6 +68,18 @@ pub(super) struct Team {
 }
 
 impl Team {
+    /// Runs `work` of a rank, as [`guarded`] does, and prefixes an error with the replica where there
+    /// are several.
+    fn guarded<T>(&self, rank: usize, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let result = guarded(rank, self.ranks, work);
+        match self.replica {
+            (_, 1) => result,
+            (replica, replicas) => {
+                result.map_err(|error| error.prefixed(&format!("replica {replica} of {replicas}")))
+            }
+        }
+    }
+
     /// Ends all ranks because one failed with `error`. Returns the first cause, and the replies of
     /// what is queued.
     fn fail(&self, error: Error) -> (Error, Vec<Reply>) {
@@ -77,16 +94,49 @@ impl Team {
     }
 }
 
-/// Starts one thread per rank. `open(rank)` runs on that rank's thread; when all have opened they
-/// connect, and when all are connected they take batches. Returns an error of either step after all
-/// threads have ended.
+/// Starts one thread per rank of each team. `open(replica, rank)` runs on that rank's thread; when
+/// all have opened they connect, and when all are connected they take batches. Returns an error of
+/// either step after all threads have ended.
 pub(super) fn start(
-    team: &Team,
-    open: impl Fn(usize) -> Result<Box<dyn Rank>> + Send + Sync + 'static,
+    teams: &[Team],
+    open: impl Fn(usize, usize) -> Result<Box<dyn Rank>> + Send + Sync + 'static,
 ) -> Result<Vec<JoinHandle<()>>> {
     let open = Arc::new(open);
-    let (mut votes, mut go, mut commands) = (Vec::new(), Vec::new(), Vec::new());
-    let mut receivers = Vec::new();
+    let mut started = Started { votes: Vec::new(), go: Vec::new(), threads: Vec::new() };
+    for team in teams {
+        let (open, replica) = (Arc::clone(&open), team.replica.0);
+        if let Err(error) = start_team(team, Arc::new(move |rank| open(replica, rank)), &mut started) {
+            return abort_start(error, started);
+        }
+    }
+    // All have opened; then all are connected.
+    for _ in 0..2 {
+        if let Err(error) = collect_votes(&started.votes) {
+            return abort_start(error, started);
+        }
+        for sender in &started.go {
+            // A rank that has exited reported its error in its next vote, or closed the queue with
+            // it.
+            let _ = sender.send(());
+        }
+    }
+    Ok(started.threads)
+}
+
+/// Threads that have started, in one order.
+struct Started {
+    votes: Vec<Receiver<Result<()>>>,
+    go: Vec<Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Starts a thread for each rank of a team.
+fn start_team(
+    team: &Team,
+    open: Arc<dyn Fn(usize) -> Result<Box<dyn Rank>> + Send + Sync>,
+    started: &mut Started,
+) -> Result<()> {
+    let (mut commands, mut receivers) = (Vec::new(), Vec::new());
     for _ in 1..team.ranks {
         let (sender, receiver) = channel();
         commands.push(sender);
@@ -95,12 +145,11 @@ pub(super) fn start(
     let (following, followers_end) = channel();
     let mut leader = Some((commands, followers_end));
     let mut followers = receivers.into_iter();
-    let mut threads = Vec::new();
     for rank in 0..team.ranks {
         let (vote_sender, vote) = channel();
         let (go_sender, start) = channel();
-        votes.push(vote);
-        go.push(go_sender);
+        started.votes.push(vote);
+        started.go.push(go_sender);
         let channels = match leader.take() {
             Some((commands, followers_end)) => Channels::Leader(commands, followers_end),
             None => {
@@ -109,30 +158,19 @@ pub(super) fn start(
             }
         };
         let (team, open) = (team.clone(), Arc::clone(&open));
+        let name = match team.replica {
+            (_, 1) => format!("kudos-rank-{rank}"),
+            (replica, _) => format!("kudos-rank-{replica}-{rank}"),
+        };
         let thread = thread::Builder::new()
-            .name(format!("kudos-rank-{rank}"))
+            .name(name)
             .spawn(move || run(rank, &team, &*open, channels, &vote_sender, &start))
             .map_err(|error| {
                 Error::new(ErrorKind::Io, format!("cannot start a thread for rank {rank}")).caused_by(error)
             });
-        match thread {
-            Ok(thread) => threads.push(thread),
-            Err(error) => return abort_start(error, go, threads),
-        }
+        started.threads.push(thread?);
     }
-    drop(following);
-    // All have opened; then all are connected.
-    for _ in 0..2 {
-        if let Err(error) = collect_votes(&votes) {
-            return abort_start(error, go, threads);
-        }
-        for sender in &go {
-            // A rank that has exited reported its error in its next vote, or closed the queue with
-            // it.
-            let _ = sender.send(());
-        }
-    }
-    Ok(threads)
+    Ok(())
 }
 
 /// Waits for every rank's vote. Returns the first error that is a cause, rather than its
@@ -147,9 +185,9 @@ fn collect_votes(votes: &[Receiver<Result<()>>]) -> Result<()> {
 }
 
 /// Ends the threads that wait for their start and returns the error.
-fn abort_start<T>(error: Error, go: Vec<Sender<()>>, threads: Vec<JoinHandle<()>>) -> Result<T> {
-    drop(go);
-    for thread in threads {
+fn abort_start<T>(error: Error, started: Started) -> Result<T> {
+    drop(started.go);
+    for thread in started.threads {
         let _ = thread.join();
     }
     Err(error)
@@ -182,7 +220,7 @@ fn run(
     vote: &Sender<Result<()>>,
     go: &Receiver<()>,
 ) {
-    let opened = guarded(rank, team.ranks, || open(rank));
+    let opened = team.guarded(rank, || open(rank));
     let mut forward = match opened {
         Ok(forward) => forward,
         Err(error) => {
@@ -194,7 +232,7 @@ fn run(
     if vote.send(Ok(())).is_err() || go.recv().is_err() {
         return;
     }
-    if let Err(error) = guarded(rank, team.ranks, || forward.connect()) {
+    if let Err(error) = team.guarded(rank, || forward.connect()) {
         // Other ranks may be waiting for this one.
         let (cause, _) = team.fail(error);
         drop(forward);
@@ -204,7 +242,7 @@ fn run(
         return;
     }
     let mut in_flight = Vec::new();
-    let result = guarded(rank, team.ranks, || match channels {
+    let result = team.guarded(rank, || match channels {
         Channels::Leader(followers, followers_end) => {
             lead(team, &mut *forward, &followers, &mut in_flight)?;
             drop(followers);
@@ -267,7 +305,7 @@ fn lead(
         if !prefetched {
             broadcast(&Command::Prefetch(None));
         }
-        team.queue.computed().add(&packed);
+        team.queue.computed(team.replica.0).add(&packed);
         for (reply, &row) in in_flight.drain(..packed.sequences.len()).zip(&packed.sequences) {
             reply.complete(Ok(&logits[row * team.labels..(row + 1) * team.labels]));
         }
@@ -336,7 +374,8 @@ mod tests {
 
     fn team(ranks: usize) -> Team {
         Team {
-            queue: Arc::new(Queue::new(1000)),
+            replica: (0, 1),
+            queue: Arc::new(Queue::new(1000, 1)),
             ranks,
             budget: Budget { tokens: 100, sequences: 100 },
             sharing: Sharing::Prefixes,
@@ -356,6 +395,48 @@ mod tests {
         Ok(packed.last.iter().map(|last| packed.tokens[last.row] as f32).collect())
     }
 
+    fn start_one(
+        team: &Team,
+        open: impl Fn(usize) -> Result<Box<dyn Rank>> + Send + Sync + 'static,
+    ) -> Result<Vec<JoinHandle<()>>> {
+        start(std::slice::from_ref(team), move |_, rank| open(rank))
+    }
+
+    #[test]
+    fn replicas_take_from_one_queue_and_end_with_the_one_that_fails() {
+        let queue = Arc::new(Queue::new(1000, 2));
+        let budget = Budget { tokens: 1, sequences: 1 };
+        let of = |replica| Team { replica: (replica, 2), queue: Arc::clone(&queue), budget, ..team(1) };
+        let teams = [of(0), of(1)];
+        // Each waits in its first pass for the other's: neither can take both.
+        let both = Arc::new(std::sync::Barrier::new(2));
+        let threads = start(&teams, move |replica, _| {
+            let (both, mut passes) = (Arc::clone(&both), 0);
+            Ok(Box::new(move |packed: &Packed| {
+                passes += 1;
+                if passes == 1 {
+                    both.wait();
+                } else if replica == 1 {
+                    return Err(Error::new(ErrorKind::Device, "planted"));
+                }
+                last_tokens(packed)
+            }))
+        })
+        .unwrap();
+        let pendings = [7, 8].map(|id| submit(&teams[0], &[id]));
+        let rewards = pendings.map(|pending| pending.wait().unwrap().reward);
+        assert_eq!(rewards, [7.0, 8.0]);
+        assert!(queue.stats_of_replicas().iter().all(|stats| stats.passes == 1));
+        let error = loop {
+            if let Err(error) = submit(&teams[0], &[9]).wait() {
+                break error;
+            }
+        };
+        assert_eq!(error.message(), "replica 1 of 2: planted");
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        assert_eq!(queue.closed().unwrap().message(), error.message());
+    }
+
     fn stop(team: &Team, threads: Vec<JoinHandle<()>>) {
         team.queue.close(Error::new(ErrorKind::Stopped, "the end"));
         threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -366,7 +447,7 @@ mod tests {
         let team = team(3);
         let seen = Arc::new(Mutex::new(vec![0; 3]));
         let counts = Arc::clone(&seen);
-        let threads = start(&team, move |rank| {
+        let threads = start_one(&team, move |rank| {
             let counts = Arc::clone(&counts);
             Ok(Box::new(move |packed: &Packed| {
                 counts.lock().unwrap()[rank] += packed.tokens.len();
@@ -400,7 +481,7 @@ mod tests {
         let all = Arc::clone(&seen);
         // Queued before a rank takes any: the first two batches are full.
         let pendings = [[1, 2, 3], [4, 5, 6], [7, 8, 9]].map(|ids| submit(&team, &ids));
-        let threads = start(&team, move |rank| {
+        let threads = start_one(&team, move |rank| {
             let all = Arc::clone(&all);
             Ok(Box::new(Prefetching(Box::new(move |packed, next| {
                 let next = next.map(|next| next.tokens.clone());
@@ -427,7 +508,7 @@ mod tests {
             let team = Team { budget: Budget { tokens: 3, sequences: 100 }, ..team(2) };
             let pendings = [[1, 2, 3], [4, 5, 6], [7, 8, 9]].map(|ids| submit(&team, &ids));
             let queue = Arc::clone(&team.queue);
-            let threads = start(&team, move |_| {
+            let threads = start_one(&team, move |_| {
                 let queue = Arc::clone(&queue);
                 Ok(Box::new(Prefetching(Box::new(move |packed, _| match fails {
                     true => Err(Error::new(ErrorKind::Device, "lost")),
@@ -451,7 +532,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_cannot_open_ends_the_others_and_is_named() {
-        let error = start(&team(4), |rank| match rank {
+        let error = start_one(&team(4), |rank| match rank {
             2 => Err(Error::new(ErrorKind::Memory, "no memory left")),
             _ => Ok(Box::new(last_tokens)),
         })
@@ -462,7 +543,7 @@ mod tests {
     #[test]
     fn a_panic_completes_the_batch_the_queue_and_later_submissions() {
         let team = team(1);
-        let threads = start(&team, |_| Ok(Box::new(|_: &Packed| panic!("planted")))).unwrap();
+        let threads = start_one(&team, |_| Ok(Box::new(|_: &Packed| panic!("planted")))).unwrap();
         let error = submit(&team, &[1]).wait().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Stopped);
         assert!(error.message().contains("planted"), "{error}");
@@ -475,7 +556,7 @@ mod tests {
         let team = team(1);
         let device = Arc::new(());
         let held = Arc::clone(&device);
-        let threads = start(&team, move |_| {
+        let threads = start_one(&team, move |_| {
             let held = Arc::clone(&held);
             Ok(Box::new(move |_: &Packed| {
                 let _held = &held;
@@ -500,7 +581,7 @@ mod tests {
             }),
             ..team(2)
         };
-        let threads = start(&team, move |rank| {
+        let threads = start_one(&team, move |rank| {
             let gate = Arc::clone(&gate);
             Ok(Box::new(move |_: &Packed| {
                 if rank == 1 {

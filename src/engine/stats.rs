@@ -1,5 +1,6 @@
 //! [`Stats`]: counts of what an engine has queued and computed, for metrics and progress bars.
 
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::batch::Packed;
@@ -32,7 +33,18 @@ impl Stats {
     }
 }
 
-/// The part of [`Stats`] that ranks count.
+impl AddAssign for Stats {
+    fn add_assign(&mut self, other: Self) {
+        self.queued_sequences += other.queued_sequences;
+        self.queued_tokens += other.queued_tokens;
+        self.passes += other.passes;
+        self.sequences += other.sequences;
+        self.tokens += other.tokens;
+        self.unique_tokens += other.unique_tokens;
+    }
+}
+
+/// The part of [`Stats`] that a replica counts.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     passes: AtomicU64,

@@ -18,7 +18,7 @@ use kudos::internals::config::ModelConfig;
 use kudos::internals::model::rope::frequencies;
 use kudos::internals::shard::Shard;
 use kudos::internals::weights::{Checkpoint, ModelTensors};
-use kudos::{AllReduce, CudaOptions, CudaTier, Engine, Error, ErrorKind, GemmTuning};
+use kudos::{AllReduce, CudaOptions, CudaTier, Engine, Error, ErrorKind, GemmTuning, Replicas};
 
 use crate::common::{batches_of, kudos_in, root};
 use crate::gpu::{Gpu, in_own_processes};
@@ -140,6 +140,52 @@ fn a_rank_that_hangs_ends_the_engine_within_the_time_limit() {
         drop(engine);
         assert_recovered(&gpu, all_reduce, &expected);
     }
+}
+
+/// Every sequence has its reward or the cause, which names the replica; nothing stays allocated.
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_replica_that_fails_ends_the_engine_with_its_cause() {
+    // The GPU is lost for the process.
+    let test = "ranks::a_replica_that_fails_ends_the_engine_with_its_cause";
+    in_own_processes(test, &["1/launch:9"], assert_replica_fails);
+}
+
+fn assert_replica_fails(fault: &str) {
+    let gpu = Gpu::take();
+    let replicas =
+        CudaOptions { ranks: Some(1), replicas: Replicas::Count(2), ..options(AllReduce::Ordered) };
+    let alone = CudaOptions { replicas: Replicas::Count(1), ..replicas.clone() };
+    let expected = rewards(&open_with(alone).unwrap());
+    assert_eq!(rewards(&open_with(replicas.clone()).unwrap()), expected);
+    let engine = open_with(replicas).unwrap();
+    gpu.plan(fault);
+    let begun = Instant::now();
+    let (mut scored, mut failed) = (0, 0);
+    let error = loop {
+        let pending: Vec<_> = crate::sequences().into_iter().map(|ids| engine.submit(ids).wait()).collect();
+        for (pending, expected) in pending.into_iter().zip(&expected) {
+            match pending.and_then(kudos::Pending::wait) {
+                Ok(score) => {
+                    assert_eq!(score.reward.to_bits(), *expected);
+                    scored += 1;
+                }
+                Err(_) => failed += 1,
+            }
+        }
+        if let Some(error) = engine.failure() {
+            break error;
+        }
+        assert!(begun.elapsed() < SOON, "replica 1 had no work: {scored} were scored");
+    };
+    println!("{scored} scored, {failed} not");
+    assert!(error.message().starts_with("replica 1 of 2: "), "{error}");
+    assert!(error.place().is_some_and(|place| place.starts_with("GPU 1 (softgpu")), "{error}");
+    let late = engine.submit(vec![1]).wait().map(drop).unwrap_err();
+    assert_eq!(late.report(), error.report());
+    drop(engine);
+    gpu.plan("");
+    gpu.assert_free();
 }
 
 #[test]

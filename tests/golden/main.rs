@@ -101,7 +101,7 @@ impl Arithmetic {
 /// Returns the arithmetics of this CPU, with sections by the instructions that the engine reports.
 fn cpu_arithmetics() -> Vec<Arithmetic> {
     let arithmetics = [CpuMath::F32, CpuMath::F32Vector, CpuMath::Bf16].map(|cpu_math| {
-        let device = Device::Cpu(CpuOptions { math: cpu_math, threads: Some(1), ranks: None });
+        let device = Device::Cpu(CpuOptions { math: cpu_math, threads: Some(1), ..CpuOptions::default() });
         let engine = Engine::builder(&bits::models()[0].folder).device(device.clone()).open().unwrap();
         let instructions = &engine.device().name;
         let section = match (instructions.as_str(), cpu_math) {

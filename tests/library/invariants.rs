@@ -7,7 +7,7 @@ use crate::common;
 use std::path::PathBuf;
 
 use common::{batches_of, cpu_ranks, families, family, fixtures, ids, on_cpu};
-use kudos::{Batching, CpuMath, CpuOptions, Engine, EngineBuilder, Residency, Sharing};
+use kudos::{Batching, CpuMath, CpuOptions, Engine, EngineBuilder, Replicas, Residency, Sharing};
 
 fn bits(engine: &Engine, sequences: &[Vec<u32>]) -> Vec<Vec<u32>> {
     let bits =
@@ -136,4 +136,45 @@ fn streamed_layers_change_no_bit_on_any_number_of_ranks() {
         }
     }
     assert!(tried >= 20, "only {tried} combinations of model and ranks");
+}
+
+#[test]
+fn replicas_change_no_bit_and_share_the_work() {
+    let mut worked = 0;
+    let dirs = fixtures().into_iter().step_by(4).chain(families().into_iter().step_by(3));
+    for dir in dirs {
+        let config = kudos::internals::config::ModelConfig::read(&dir).unwrap();
+        let sequences: Vec<Vec<u32>> = (0..6).flat_map(|_| family(config.vocab as u32)).collect();
+        let alone = on_cpu(&dir).device(cpu_ranks(1)).open().unwrap();
+        for ranks in kudos::internals::shard::allowed_ranks(&config).into_iter().filter(|&ranks| ranks <= 2) {
+            let of_ranks = on_cpu(&dir).device(cpu_ranks(ranks)).open().unwrap();
+            let expected = bits(if ranks == 1 { &alone } else { &of_ranks }, &sequences);
+            for (replicas, residency) in [(2, Residency::Auto), (3, streamed(Some(1)))] {
+                let options = CpuOptions { replicas: Replicas::Count(replicas), ..cpu_ranks(ranks) };
+                let builder = on_cpu(&dir).device(options).residency(residency).batching(batches_of(100));
+                let engine = builder.open().unwrap();
+                assert_eq!(engine.plan().replicas, replicas);
+                assert_eq!(bits(&engine, &sequences), expected, "{dir:?}, {replicas} replicas of {ranks}");
+                let passes: Vec<u64> =
+                    engine.stats_of_replicas().iter().map(|replica| replica.passes).collect();
+                assert_eq!(passes.iter().sum::<u64>(), engine.stats().passes);
+                worked += passes.iter().filter(|&&passes| passes > 0).count();
+                engine.close();
+            }
+        }
+    }
+    assert!(worked > 20, "{worked} replicas had work");
+}
+
+#[test]
+fn a_number_of_replicas_is_checked() {
+    let dir = &fixtures()[0];
+    let open = |replicas| on_cpu(dir).device(CpuOptions { replicas, ..CpuOptions::default() }).open();
+    let error = open(Replicas::Count(0)).unwrap_err();
+    assert_eq!(error.kind(), kudos::ErrorKind::Options);
+    assert!(error.message().contains("at least one replica"), "{error}");
+    assert_eq!(open(Replicas::Auto).unwrap().plan().replicas, 1);
+    for (text, expected) in [("auto", Some(Replicas::Auto)), ("3", Some(Replicas::Count(3))), ("0", None)] {
+        assert_eq!(text.parse::<Replicas>().ok(), expected, "{text}");
+    }
 }

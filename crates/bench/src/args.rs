@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use crate::requests::Lengths;
-use kudos::{CpuMath, CudaTier, Error, ErrorKind, Result};
+use kudos::{CpuMath, CudaTier, Error, ErrorKind, Replicas, Result};
 use kudos_cli::args::{DeviceArg, ResidencyArg, seconds};
 use kudos_cli::shapes::ShapeArg;
 
@@ -65,6 +65,10 @@ pub(super) struct ModelArgs {
     /// on the CPU]
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
+
+    /// Copies of the model, each on GPUs (or CPU threads) of its own: a number, or `auto` [default: 1]
+    #[arg(long, value_name = "N|auto", default_value = "1", hide_default_value = true)]
+    pub(super) replicas: Replicas,
 
     /// Whether layers stay on the device or are streamed through it in every pass
     #[arg(long, value_enum, default_value = "auto")]

@@ -40,8 +40,9 @@ pub(super) fn open(args: &ModelArgs, longest: usize, profile: Option<Profile>) -
 
 /// Sets the options that the command line gives.
 fn options(builder: EngineBuilder, args: &ModelArgs, longest: usize) -> EngineBuilder {
-    let cpu = CpuOptions { threads: args.threads, ranks: args.ranks, math: args.cpu_math };
-    let cuda = CudaOptions { ranks: args.ranks, ..CudaOptions::default() };
+    let &ModelArgs { threads, replicas, ranks, cpu_math: math, .. } = args;
+    let cpu = CpuOptions { threads, replicas, ranks, math };
+    let cuda = CudaOptions { ranks, replicas, ..CudaOptions::default() };
     let device = match args.device {
         DeviceArg::Auto => Device::Auto { cpu, cuda },
         DeviceArg::Cpu => cpu.into(),

@@ -13,7 +13,8 @@ use crate::shapes::ShapeArg;
 use kudos::internals::units::GIB;
 use kudos::{
     AllReduce, Batching, Cluster, CpuMath, CpuOptions, CudaOptions, CudaTier, Device, DoubleBos,
-    EngineBuilder, Error, ErrorKind, GemmTuning, Overlap, PromptOptions, Residency, Result, Truncate,
+    EngineBuilder, Error, ErrorKind, GemmTuning, Overlap, PromptOptions, Replicas, Residency, Result,
+    Truncate,
 };
 
 /// The version, and the devices that this build supports.
@@ -105,6 +106,11 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
 
+    /// Copies of the model, each on GPUs (or CPU threads) of its own: a number, or `auto` for as many
+    /// as there are GPUs for. They take batches from one queue; no reward changes by it [default: 1]
+    #[arg(long, value_name = "N|auto")]
+    pub(super) replicas: Option<Replicas>,
+
     /// Algorithm of the all-reduce over GPUs [default: ordered]
     #[arg(long, value_enum)]
     pub(super) all_reduce: Option<AllReduce>,
@@ -139,7 +145,7 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) residency: ResidencyArg,
 
-    /// CPU threads over all ranks [default: all cores]
+    /// CPU threads over all ranks and replicas [default: all cores]
     #[arg(long, value_name = "N")]
     pub(super) threads: Option<usize>,
 
@@ -328,8 +334,13 @@ impl ScoreArgs {
 
     fn device(&self, cluster: Option<Cluster>) -> Result<Device> {
         let defaults = CudaOptions::default();
-        let cpu =
-            CpuOptions { threads: self.threads, ranks: self.ranks, math: self.cpu_math.unwrap_or_default() };
+        let replicas = self.replicas.unwrap_or_default();
+        let cpu = CpuOptions {
+            threads: self.threads,
+            replicas,
+            ranks: self.ranks,
+            math: self.cpu_math.unwrap_or_default(),
+        };
         let of_cpu = [("--threads", self.threads.is_some()), ("--cpu-math", self.cpu_math.is_some())];
         let of_gpus = [
             ("--devices", !self.devices.is_empty()),
@@ -344,6 +355,7 @@ impl ScoreArgs {
         ];
         let cuda = CudaOptions {
             ranks: self.ranks,
+            replicas,
             devices: self.devices.clone(),
             all_reduce: self.all_reduce.unwrap_or_default(),
             overlap: self.overlap.unwrap_or_default(),

@@ -8,7 +8,7 @@ use crate::gpus::{GPUS, KnownGpu};
 use crate::output::Output;
 use crate::{Outcome, model_dir};
 use kudos::internals::units::gib;
-use kudos::{Batching, CudaOptions, CudaTier, Engine, MemoryPlan, PlannedGpus};
+use kudos::{Batching, CudaOptions, CudaTier, Engine, MemoryPlan, PlannedGpus, Replicas};
 
 /// Share of the tensor cores' data sheet rate that matmuls of this size reach, by published
 /// measurements.
@@ -41,6 +41,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let builder = builder
         .device(CudaOptions {
             ranks: args.ranks,
+            replicas: Replicas::Auto,
             reserved_bytes: args.gpu_reserve_gib.map(bytes_of),
             ..CudaOptions::default()
         })
@@ -78,11 +79,12 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let free =
         if args.gpu_memory_gib.is_some() { "what is free" } else { "its memory less 0.8 for the driver" };
     output.line(&format!(
-        "GiB per GPU, of {free}; longest: tokens of a conversation; batch: tokens per pass"
+        "GiB per GPU, of {free}; GPUs: those of one replica; replicas: on up to {count} GPUs; longest: tokens of a \
+         conversation; batch: tokens per pass"
     ))?;
     output.line("")?;
     output.line(
-        "GPU             free   GPUs   weights   workspace   libraries     left   longest   batch   layers on it",
+        "GPU             free   GPUs   replicas   weights   workspace   libraries     left   longest   batch   layers on it",
     )?;
     for plan in &plans {
         output.line(&plan.line())?;
@@ -144,10 +146,11 @@ impl GpuPlan {
         }
         let longest = format!("{}{}", if plan.limited_by_memory { "*" } else { "" }, plan.max_tokens);
         format!(
-            "{:<13}{:>7.2}{:>7}{:>10.2}{:>12.2}{:>12.2}{left:>9.2}{longest:>10}{:>8}   {placement}",
+            "{:<13}{:>7.2}{:>7}{:>11}{:>10.2}{:>12.2}{:>12.2}{left:>9.2}{longest:>10}{:>8}   {placement}",
             gpus.name,
             gib(gpus.free_bytes),
             plan.ranks,
+            plan.replicas,
             gib(plan.footprint.weights),
             gib(plan.footprint.workspace),
             gib(plan.footprint.libraries),
@@ -161,6 +164,7 @@ impl GpuPlan {
             "gpu": gpus.name,
             "free_bytes": gpus.free_bytes,
             "ranks": plan.ranks,
+            "replicas": plan.replicas,
             "fits": fits,
             "weight_bytes": plan.footprint.weights,
             "workspace_bytes": plan.footprint.workspace,

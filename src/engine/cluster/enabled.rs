@@ -50,12 +50,13 @@ pub(in crate::engine) fn serve(
     let tensors = tensors.swap_remove(0);
     let geometry = geometry(&config, &options, Shard::new(&config, cluster.rank, ranks)?);
     let (vocab, capacity) = (config.vocab, plan.capacity);
-    let (abort, platform) = (platform.abort(), Arc::new(platform));
+    let (abort, platform) = (platform.abort(0), Arc::new(platform));
     let connecting = Arc::clone(&platform);
     let open = move || -> Result<Box<dyn Rank>> {
         let MemoryPlan { capacity, footprint, placement, .. } = plan;
         platform.open_rank(RankSetup {
             config: &config,
+            replica: 0,
             geometry,
             capacity,
             tensors: &tensors,

@@ -7,6 +7,7 @@
 mod cluster;
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 pub use cluster::{Cluster, Secret};
@@ -17,6 +18,7 @@ use crate::backend::tier::CudaTier;
 use crate::backend::{AllReduce, GemmTuning, Loading, Overlap};
 use crate::batch::Sharing;
 use crate::engine::residency::Residency;
+use crate::error::{Error, ErrorKind};
 use crate::prompt::{PromptOptions, Truncate};
 
 /// The device that a model runs on, with the device's own options.
@@ -54,11 +56,42 @@ impl From<CudaOptions> for Device {
     }
 }
 
+/// The number of replicas of a model: copies on devices of their own, which take batches from one
+/// queue. Rewards are the same for any number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replicas {
+    /// So many.
+    Count(usize),
+    /// As many as there are GPUs for; one on the CPU.
+    Auto,
+}
+
+impl Default for Replicas {
+    fn default() -> Self {
+        Self::Count(1)
+    }
+}
+
+impl FromStr for Replicas {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        match text.parse() {
+            _ if text == "auto" => Ok(Self::Auto),
+            Ok(count) if count > 0 => Ok(Self::Count(count)),
+            _ => Err(Error::new(ErrorKind::Options, "expected a number from 1 on, or `auto`")),
+        }
+    }
+}
+
 /// Options of a model on the CPU.
 #[derive(Clone, Debug, Default)]
 pub struct CpuOptions {
-    /// Threads over all ranks; as many as the machine has by default.
+    /// Threads over all ranks of all replicas; as many as the machine has by default.
     pub threads: Option<usize>,
+    /// Copies of the model's activations, each with its part of the threads; the weights are
+    /// shared. 1 by default.
+    pub replicas: Replicas,
     /// Ranks that share every layer (tensor parallel), in this process; 1 by default.
     pub ranks: Option<usize>,
     /// The arithmetic of matmuls and attention.
@@ -72,7 +105,10 @@ pub struct CudaOptions {
     /// the model fits on. Two engines of several ranks must not run on the same GPUs at one time:
     /// an NCCL collective of one could wait for the other's for ever.
     pub ranks: Option<usize>,
-    /// The GPUs to use, by number, in the order of ranks; all GPUs if empty.
+    /// Copies of the model on GPUs of their own; 1 by default. Ranks are those of each.
+    pub replicas: Replicas,
+    /// The GPUs to use, by number, in the order of ranks, the first replica's before the next one's;
+    /// all GPUs if empty.
     pub devices: Vec<usize>,
     /// The algorithm of the all-reduce over ranks.
     pub all_reduce: AllReduce,
@@ -103,6 +139,7 @@ impl Default for CudaOptions {
     fn default() -> Self {
         Self {
             ranks: None,
+            replicas: Replicas::default(),
             devices: Vec::new(),
             all_reduce: AllReduce::Ordered,
             overlap: Overlap::Auto,

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::thread;
 
 use super::device::{DeviceInfo, DeviceKind};
-use super::interface::{Platform, RankSetup};
+use super::interface::{Platform, RankSetup, at_least_one};
 use super::load::load;
 use crate::backend::cpu::{Arithmetic, Cpu, Group};
 use crate::backend::{Capacity, Footprint, Geometry};
 use crate::config::ModelConfig;
-use crate::engine::options::CpuOptions;
+use crate::engine::options::{CpuOptions, Replicas};
 use crate::engine::ranks::Rank;
 use crate::engine::residency::Residency;
 use crate::error::{Error, ErrorKind, Result};
@@ -23,8 +23,10 @@ pub(in crate::engine) struct CpuPlatform {
     threads: usize,
     /// The requested number of ranks.
     ranks: Option<usize>,
+    requested: Replicas,
     arithmetic: Arithmetic,
-    group: Arc<Group>,
+    /// The ranks of each replica.
+    groups: Vec<Arc<Group>>,
 }
 
 impl CpuPlatform {
@@ -43,7 +45,8 @@ impl CpuPlatform {
             )
             .with_hint("leave the number of threads out for as many as the machine has"));
         }
-        Ok(Self { threads, ranks: options.ranks, arithmetic, group: Arc::new(Group::new(1)) })
+        let (ranks, requested) = (options.ranks, options.replicas);
+        Ok(Self { threads, ranks, requested, arithmetic, groups: vec![Arc::new(Group::new(1))] })
     }
 }
 
@@ -58,8 +61,15 @@ impl Platform for CpuPlatform {
         Ok(self.ranks.unwrap_or(1))
     }
 
-    fn divide(&mut self, ranks: usize) -> Result<()> {
-        self.group = Arc::new(Group::new(ranks));
+    fn replicas(&self, _ranks: usize) -> Result<usize> {
+        match self.requested {
+            Replicas::Count(count) => at_least_one(count),
+            Replicas::Auto => Ok(1),
+        }
+    }
+
+    fn divide(&mut self, replicas: usize, ranks: usize) -> Result<()> {
+        self.groups = (0..replicas).map(|_| Arc::new(Group::new(ranks))).collect();
         Ok(())
     }
 
@@ -80,13 +90,13 @@ impl Platform for CpuPlatform {
     }
 
     fn open_rank(&self, rank: RankSetup<'_>) -> Result<Box<dyn Rank>> {
-        let threads = (self.threads / rank.geometry.shard.ranks).max(1);
-        let (arithmetic, group) = (self.arithmetic.clone(), Arc::clone(&self.group));
+        let threads = (self.threads / self.groups.len() / rank.geometry.shard.ranks).max(1);
+        let (arithmetic, group) = (self.arithmetic.clone(), Arc::clone(&self.groups[rank.replica]));
         load(Cpu::new(rank.geometry.clone(), rank.capacity, arithmetic, threads, group)?, &rank)
     }
 
-    fn abort(&self) -> Arc<dyn Fn() + Send + Sync> {
-        let group = Arc::clone(&self.group);
+    fn abort(&self, replica: usize) -> Arc<dyn Fn() + Send + Sync> {
+        let group = Arc::clone(&self.groups[replica]);
         Arc::new(move || group.abort())
     }
 }

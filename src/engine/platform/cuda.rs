@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::device::{DeviceInfo, DeviceKind};
-use super::interface::{Platform, RankSetup};
+use super::interface::{Platform, RankSetup, at_least_one};
 use super::load::load;
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::probe::{self, Capability, DeviceInfo as Gpu};
@@ -14,7 +14,7 @@ use crate::backend::tier::CudaTier;
 use crate::backend::{Capacity, Footprint, Geometry, NextBatch, Overlap};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
-use crate::engine::options::CudaOptions;
+use crate::engine::options::{CudaOptions, Replicas};
 use crate::engine::ranks::Rank;
 use crate::engine::residency::Residency;
 use crate::error::{Error, ErrorKind, Result};
@@ -43,7 +43,7 @@ pub struct PlannedGpus {
 }
 
 pub(in crate::engine) struct CudaPlatform {
-    /// One per rank, and the rest: of one kind, unless the options name others.
+    /// One per rank, replica by replica, and the rest: of one kind, unless the options name others.
     gpus: Vec<Gpu>,
     /// GPUs of other kinds.
     left_out: Vec<Gpu>,
@@ -53,8 +53,10 @@ pub(in crate::engine) struct CudaPlatform {
     /// Versions and files of the libraries in use; empty where the GPUs need not exist.
     libraries: String,
     options: CudaOptions,
-    /// The ranks, where there are several.
-    group: Option<Arc<nccl::Group>>,
+    /// The number of ranks of each replica, once it is set.
+    ranks: usize,
+    /// Each replica's ranks, where there are several.
+    groups: Vec<Arc<nccl::Group>>,
     /// The folder for timings of matmuls.
     cache_dir: Option<PathBuf>,
     /// Free bytes of each GPU, where the GPUs are planned for and need not exist.
@@ -85,7 +87,8 @@ impl CudaPlatform {
             tier,
             libraries,
             options,
-            group: None,
+            ranks: 1,
+            groups: Vec::new(),
             cache_dir,
             free_bytes: None,
         })
@@ -115,9 +118,19 @@ impl CudaPlatform {
             tier: planned.tier,
             libraries: String::new(),
             options: options.clone(),
-            group: None,
+            ranks: 1,
+            groups: Vec::new(),
             cache_dir: None,
             free_bytes: Some(planned.free_bytes),
+        }
+    }
+
+    /// The number of GPUs, in words.
+    fn there_are(&self) -> String {
+        let gpus = self.gpus.len();
+        match self.left_out.first() {
+            Some(other) => format!("{gpus} of one kind; {} is of another", name_of(other)),
+            None => gpus.to_string(),
         }
     }
 
@@ -162,18 +175,17 @@ impl Platform for CudaPlatform {
         if let Some(cluster) = self.options.cluster() {
             return Ok(cluster.world_size);
         }
-        let gpus = self.gpus.len();
+        let gpus = match self.options.replicas {
+            Replicas::Count(count) => self.gpus.len() / count.max(1),
+            Replicas::Auto => self.gpus.len(),
+        };
         match self.options.ranks {
-            Some(ranks) if ranks > gpus => {
-                let message = format!("{ranks} ranks need as many GPUs, and there are {gpus}");
-                let other = self.left_out.first().map(name_of);
-                let message = match other {
-                    Some(other) => format!("{message} of one kind; {other} is of another"),
-                    None => message,
-                };
+            Some(ranks) if ranks > self.gpus.len() => {
+                let message = format!("{ranks} ranks need as many GPUs, and there are {}", self.there_are());
                 return Err(Error::new(ErrorKind::Options, message)
                     .with_hint("request fewer (`--ranks`), or let processes on several machines share the model (`--rendezvous`)"));
             }
+            // `replicas` refuses more than there are GPUs for.
             Some(ranks) => return Ok(ranks),
             // A user who requests streaming wants no further GPUs.
             None if matches!(residency, Residency::Streamed { .. }) => return Ok(1),
@@ -196,8 +208,31 @@ impl Platform for CudaPlatform {
         Ok(*most)
     }
 
-    fn divide(&mut self, ranks: usize) -> Result<()> {
-        self.gpus.truncate(ranks);
+    fn replicas(&self, ranks: usize) -> Result<usize> {
+        let most = self.gpus.len() / ranks;
+        match self.options.replicas {
+            Replicas::Count(count) if count > 1 && self.options.cluster().is_some() => Err(Error::new(
+                ErrorKind::Options,
+                "a model whose ranks are in several processes has one replica",
+            )
+            .with_hint("start the processes of each replica with an address of their own (`--rendezvous`)")),
+            _ if self.options.cluster().is_some() => Ok(1),
+            Replicas::Auto => Ok(most.max(1)),
+            Replicas::Count(count) if count > most => {
+                let needed = count.saturating_mul(ranks);
+                let each = if ranks == 1 { String::new() } else { format!(" of {ranks} ranks") };
+                let message =
+                    format!("{count} replicas{each} need {needed} GPUs, and there are {}", self.there_are());
+                Err(Error::new(ErrorKind::Options, message)
+                    .with_hint("`--replicas auto` makes as many as there are GPUs for"))
+            }
+            Replicas::Count(count) => at_least_one(count),
+        }
+    }
+
+    fn divide(&mut self, replicas: usize, ranks: usize) -> Result<()> {
+        self.gpus.truncate(replicas * ranks);
+        self.ranks = ranks;
         // All ranks use one format for elements: the oldest of their GPUs decides.
         let Gpu { name, capability, .. } = oldest(&self.gpus);
         let tier = self.options.tier.unwrap_or_else(|| capability.tier());
@@ -212,15 +247,17 @@ impl Platform for CudaPlatform {
         }
         self.libraries = format!("{}, {}", self.libraries, nccl::library()?);
         let timeout = self.options.peer_timeout;
-        let group = match self.options.cluster() {
-            Some(cluster) if cluster.rank > 0 => nccl::Group::elsewhere(ranks, timeout)?,
-            _ => nccl::Group::new(ranks, timeout)?,
+        let group = |_| {
+            let group = match self.options.cluster() {
+                Some(cluster) if cluster.rank > 0 => nccl::Group::elsewhere(ranks, timeout)?,
+                _ => nccl::Group::new(ranks, timeout)?,
+            };
+            Ok(Arc::new(match self.options.overlap {
+                Overlap::Never => group,
+                Overlap::Auto | Overlap::Always => group.with_blocks_max(ALL_REDUCE_BLOCKS_MAX),
+            }))
         };
-        let group = match self.options.overlap {
-            Overlap::Never => group,
-            Overlap::Auto | Overlap::Always => group.with_blocks_max(ALL_REDUCE_BLOCKS_MAX),
-        };
-        self.group = Some(Arc::new(group));
+        self.groups = (0..replicas).map(group).collect::<Result<_>>()?;
         Ok(())
     }
 
@@ -248,11 +285,12 @@ impl Platform for CudaPlatform {
 
     fn open_rank(&self, rank: RankSetup<'_>) -> Result<Box<dyn Rank>> {
         // With several processes each has one rank and one GPU.
-        let gpu = if let [gpu] = &self.gpus[..] { gpu } else { &self.gpus[rank.geometry.shard.rank] };
+        let index = rank.replica * self.ranks + rank.geometry.shard.rank;
+        let gpu = if let [gpu] = &self.gpus[..] { gpu } else { &self.gpus[index] };
         let setup = Setup {
             info: gpu,
             tier: self.tier,
-            group: self.group.clone(),
+            group: self.groups.get(rank.replica).cloned(),
             tuning: self.options.gemm_tuning,
             cache: self.cache_dir.clone(),
             layer: &rank.tensors.layers[0],
@@ -287,8 +325,8 @@ impl Platform for CudaPlatform {
         self.found_warnings.iter().cloned().chain([left_out]).collect()
     }
 
-    fn abort(&self) -> Arc<dyn Fn() + Send + Sync> {
-        match self.group.clone() {
+    fn abort(&self, replica: usize) -> Arc<dyn Fn() + Send + Sync> {
+        match self.groups.get(replica).cloned() {
             Some(group) => Arc::new(move || group.abort()),
             // One rank waits for no other.
             None => Arc::new(|| {}),
@@ -301,12 +339,12 @@ impl Platform for CudaPlatform {
     }
 
     fn nccl_id(&self) -> Vec<u8> {
-        self.group.as_ref().map_or_else(Vec::new, |group| group.id())
+        self.groups.first().map_or_else(Vec::new, |group| group.id())
     }
 
     #[cfg(feature = "cluster")]
     fn set_nccl_id(&self, nccl_id: &[u8]) -> Result<()> {
-        self.group.as_ref().map_or(Ok(()), |group| group.meet_at(nccl_id))
+        self.groups.first().map_or(Ok(()), |group| group.meet_at(nccl_id))
     }
 }
 

@@ -8,7 +8,7 @@ use crate::backend::{Capacity, Footprint, Geometry, Loading};
 use crate::config::ModelConfig;
 use crate::engine::ranks::Rank;
 use crate::engine::residency::Residency;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::weights::{ModelTensors, WeightBytes};
 
 /// A kind of device, with its options. Ranks are the engine's ranks on it, in this process.
@@ -16,7 +16,7 @@ pub(in crate::engine) trait Platform: Send + Sync {
     /// Returns the device's description.
     fn device(&self) -> DeviceInfo;
 
-    /// Returns the number of ranks: as requested, or the fewest that the model fits on, or the most
+    /// Returns the number of ranks of a replica: as requested, or the fewest that the model fits on, or the most
     /// there can be where it fits on none. `footprint(ranks)` is what one of so many ranks will
     /// allocate.
     fn ranks(
@@ -26,8 +26,12 @@ pub(in crate::engine) trait Platform: Send + Sync {
         footprint: &dyn Fn(usize) -> Result<Footprint>,
     ) -> Result<usize>;
 
-    /// Sets the number of ranks, before any is opened.
-    fn divide(&mut self, ranks: usize) -> Result<()>;
+    /// Returns the number of replicas of so many ranks: as requested, or as many as there are
+    /// devices for.
+    fn replicas(&self, ranks: usize) -> Result<usize>;
+
+    /// Sets the numbers of replicas, and of ranks of each, before any is opened.
+    fn divide(&mut self, replicas: usize, ranks: usize) -> Result<()>;
 
     /// Returns the rows that go through the MLP at a time, in passes of up to `tokens` rows.
     fn mlp_tokens(&self, geometry: &Geometry, tokens: usize) -> usize;
@@ -51,8 +55,9 @@ pub(in crate::engine) trait Platform: Send + Sync {
         Vec::new()
     }
 
-    /// Returns a function that aborts the collectives in which ranks wait for each other.
-    fn abort(&self) -> Arc<dyn Fn() + Send + Sync>;
+    /// Returns a function that aborts the collectives in which a replica's ranks wait for each
+    /// other.
+    fn abort(&self, replica: usize) -> Arc<dyn Fn() + Send + Sync>;
 
     /// Returns the name of the kernels, which must be equal on all ranks.
     #[cfg(feature = "cluster")]
@@ -76,6 +81,8 @@ pub(in crate::engine) trait Platform: Send + Sync {
 /// The parts of one rank, to be opened.
 pub(in crate::engine) struct RankSetup<'a> {
     pub(in crate::engine) config: &'a ModelConfig,
+    /// The replica, from 0, that the rank is one of.
+    pub(in crate::engine) replica: usize,
     pub(in crate::engine) geometry: Geometry,
     pub(in crate::engine) capacity: Capacity,
     pub(in crate::engine) tensors: &'a ModelTensors,
@@ -91,4 +98,13 @@ pub(in crate::engine) struct RankSetup<'a> {
     pub(in crate::engine) profile: Option<&'a Profile>,
     /// Receives warnings.
     pub(in crate::engine) warn: &'a dyn Fn(String),
+}
+
+/// Refuses a request for no replica.
+pub(super) fn at_least_one(replicas: usize) -> Result<usize> {
+    if replicas > 0 {
+        return Ok(replicas);
+    }
+    let error = Error::new(ErrorKind::Options, "a model needs at least one replica, and 0 were requested");
+    Err(error.with_hint("leave the number of replicas out (`--replicas`) for one"))
 }
