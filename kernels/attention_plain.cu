@@ -12,7 +12,8 @@
 //   bits        a row's result depends on its own path alone, not on what shares its block: tiles lie at absolute
 //               positions and are walked first to last, keys are never split among blocks, and a tile that is fully
 //               masked for a row changes nothing: its maximum stays, 2^0 = 1, P = 0. With a window, a block leaves out
-//               the tiles before its first token's
+//               the tiles before its first token's. Only a value that is not finite and lies before a row's window in
+//               a tile of its block is not left out: 0 times it is NaN
 //   grid        [work * kv_heads], kv head fastest; 128 threads. A block has 16 rows, each a pair of (token, q head of
 //               the kv head's group), 4 to a warp. S: a lane owns 2 keys; P * V: a lane owns HEAD_DIM / 32 dims
 //   needs       head_dim <= HEAD_DIM of the entry (64, 128, 256), head_dim % 8 == 0, row_stride % 8 == 0, pointers

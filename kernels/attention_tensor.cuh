@@ -15,7 +15,9 @@
 //               positions and are walked first to last, keys are never split among blocks, and keys that are masked
 //               for a row change nothing: its maximum stays, 2^0 = 1, P = 0. So a warp may leave out 16 keys that are
 //               masked for all of its rows, and may leave out multiplying by 1. With a window, a block leaves out the
-//               tiles before its first token's, a warp those before its first row's, and each row masks the rest
+//               tiles before its first token's, a warp those before its first row's, and each row masks the rest.
+//               Only a value that is not finite and lies before a row's window in such a tile is not left out: 0 times
+//               it is NaN
 //   grid        [work * kv_heads], kv head fastest. A block has ROWS rows, each a pair of (token, q head of the kv
 //               head's group), so that the heads of a group share K and V; a warp has 16 or 32 of them
 //   pipeline    K and V tiles go through a ring of STAGES slots, in the order K0 V0 K1 V1 ..; while one is used, the

@@ -37,7 +37,7 @@ pub struct Geometry {
     pub shard: Shard,
     /// The epsilon of every RMSNorm.
     pub rms_norm_eps: f32,
-    /// What norms multiply with.
+    /// The factor of norms.
     pub norm: Norm,
     /// Whether the outputs of attention and of the MLP are normed before they join the residual
     /// stream.
@@ -230,7 +230,7 @@ impl Footprint {
 /// A function that returns the batch of the next pass while one runs, where it is known.
 pub type NextBatch<'a> = &'a mut dyn FnMut() -> Option<Arc<Packed>>;
 
-/// The operations that a Llama forward pass consists of, on one device, for one rank.
+/// The operations that a forward pass consists of, on one device, for one rank.
 ///
 /// Ops are queued in the order of the calls; only [`head`](Backend::head) waits for their results.
 /// After an error the activations are undefined.
@@ -349,9 +349,9 @@ pub trait Backend: Sized {
         out_first: usize,
     ) -> Result<()>;
 
-    /// Computes the MLP's gate and up with its activation:
-    /// `out[i, j] = f(gate[i, j]) * up[i, j]` for `j < ffn` and the model's function `f` ([`Gate`]),
-    /// where gate and up are the halves of the output of [`linear`](Backend::linear) for `rows` rows. `out` is at least
+    /// Computes the MLP's gate and up with its activation: `out[i, j] = f(gate[i, j]) * up[i, j]`
+    /// for `j < ffn` and the model's function `f` ([`Gate`]), where gate and up are the halves of
+    /// the output of [`linear`](Backend::linear) for `rows` rows. `out` is at least
     /// `[rows, 2 * ffn]`.
     fn gate_up(
         &mut self,
@@ -406,8 +406,8 @@ pub trait Backend: Sized {
 
     /// Computes this rank's part of an output projection `x * weight^T + bias`, whose input
     /// features are divided among ranks. Where [`Geometry::adds_at_once`], it is added to rows
-    /// `rows` of `residual`; else it is buffered for [`all_reduce`](Backend::all_reduce). `x` is read from row
-    /// `x_first` on.
+    /// `rows` of `residual`; else it is buffered for [`all_reduce`](Backend::all_reduce). `x` is
+    /// read from row `x_first` on.
     fn row_parallel(
         &mut self,
         x: &Self::Act,

@@ -296,7 +296,8 @@ impl<B: Clock> Backend for Timed<B> {
 
     fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
         let reduction = self.inner.all_reduce(rows)?;
-        let is_op = self.positions.is_some() && reduction == Reduction::Pending;
+        let is_reduced = reduction == Reduction::Pending && self.inner.geometry().shard.ranks > 1;
+        let is_op = self.positions.is_some() && is_reduced;
         self.did(is_op.then_some((Class::AllReduce, Cost::default())))?;
         Ok(reduction)
     }

@@ -100,7 +100,7 @@ enum WindowRule {
     Alternating,
 }
 
-/// What most families share.
+/// The values that most families share.
 const PLAIN: Architecture = Architecture {
     model_type: "",
     classes: "",
@@ -203,7 +203,7 @@ pub struct Biases {
     pub mlp: bool,
 }
 
-/// What an RMSNorm multiplies the normed row with.
+/// The factor of an RMSNorm, with which the normed row is multiplied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Norm {
     /// The weight.
@@ -385,6 +385,7 @@ impl Architecture {
             WindowRule::Alternating => Ok(layer.is_multiple_of(2)),
             WindowRule::Unread | WindowRule::All(_) => Ok(width.is_some()),
         };
+        self.refuse_other_switches(fields, width)?;
         let by_rule = || (0..layers).map(slides).collect::<Result<Vec<bool>>>();
         let named = layer_types(fields, layers)?;
         let error = |message: &str| Err(fields.error(ErrorKind::Config, message));
@@ -408,6 +409,27 @@ impl Architecture {
             }
             _ => Ok(vec![None; layers]),
         }
+    }
+
+    /// Refuses fields of other families' windows that contradict this one's, which transformers
+    /// would not read.
+    fn refuse_other_switches(&self, fields: &Fields, width: Option<usize>) -> Result<()> {
+        let unread = !matches!(self.windows, WindowRule::Flag(_)) && width.is_some();
+        let is_off = unread && fields.value("use_sliding_window") == Some(&Value::Bool(false));
+        let pattern = fields.value("sliding_window_pattern").filter(|pattern| !pattern.is_null());
+        let is_other = pattern.is_some_and(|pattern| pattern.as_u64() != Some(2));
+        let name = match () {
+            () if is_off => "use_sliding_window",
+            () if is_other => "sliding_window_pattern",
+            () => return Ok(()),
+        };
+        let value = fields.value(name).map(super::fields::shown).unwrap_or_default();
+        let message = format!(
+            "`{name}` is {value}, which contradicts the windows of models of type `{}`",
+            self.model_type
+        );
+        let hint = "transformers ignores the field: remove it, or set \"sliding_window\": null where no layer slides";
+        Err(fields.error(ErrorKind::Config, message).with_hint(hint))
     }
 
     /// Whether the family's classes read the fields of windows.

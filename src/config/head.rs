@@ -64,7 +64,7 @@ pub enum Head {
     },
 }
 
-/// What is subtracted from a reward, and what the rest is divided by, for a normalised one.
+/// Mean and deviation of rewards, by which one is normalised: `(reward - mean) / std`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Normalization {
     /// The mean of rewards.
@@ -110,16 +110,22 @@ impl Head {
 const KNOWN_CLASSES: [(&str, &str, Option<usize>); 2] =
     [("Qwen2ForRewardModel", "Qwen2", Some(1)), ("INFORMForSequenceClassification", "Llama", None)];
 
-/// Whether the config names a class of [`KNOWN_CLASSES`], whose code need not be read.
-pub(super) fn is_known_class(fields: &Fields) -> bool {
+/// Whether the config names one of [`KNOWN_CLASSES`], whose code need not be read, or of
+/// [`OTHER_HEADS`], which are refused as what they are.
+pub(super) fn names_class(fields: &Fields) -> bool {
     let names = fields.texts("architectures").unwrap_or_default();
-    KNOWN_CLASSES.iter().any(|(class, ..)| names == [*class])
+    let known = KNOWN_CLASSES.iter().map(|(class, ..)| class);
+    known.chain(OTHER_HEADS.iter().map(|(class, _)| class)).any(|class| names == [*class])
 }
 
 /// Reads how rewards are normalised, which OpenRLHF keeps in a model's config.
 pub(super) fn normalization(fields: &Fields) -> Result<Option<Normalization>> {
     if fields.is_null("normalize_reward") || !fields.flag("normalize_reward")? {
         return Ok(None);
+    }
+    if fields.value("mean").is_none() != fields.value("std").is_none() {
+        let message = "`normalize_reward` needs both of `mean` and `std`, or neither, for 0 and 1";
+        return Err(fields.error(ErrorKind::Config, message));
     }
     let mean = match fields.value("mean") {
         None => 0.0,
@@ -169,9 +175,13 @@ pub(super) fn head(fields: &Fields, family: &Architecture, vocab: usize) -> Resu
             Err(fields.error(ErrorKind::Config, message).with_hint(hint))
         }
         [_] => {
+            let mut known = vec![format!("`{classes}ForCausalLM`")];
+            let of_family = KNOWN_CLASSES.iter().filter(|(_, of, _)| *of == classes);
+            known.extend(of_family.map(|(class, ..)| format!("`{class}`")));
             let mut message = format!(
-                "architecture `{}` is not implemented (`{classes}ForCausalLM` and `{classes}ForSequenceClassification` are)",
-                names[0]
+                "architecture `{}` is not implemented ({} and `{classes}ForSequenceClassification` are)",
+                names[0],
+                known.join(", ")
             );
             if let Some((_, what)) = OTHER_HEADS.iter().find(|(class, _)| *class == names[0]) {
                 message = format!("architecture `{}` is not implemented: {what}", names[0]);

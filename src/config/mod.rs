@@ -8,7 +8,7 @@
 //! - a field that is read is checked: type, range, and that it agrees with the others. Two
 //!   spellings that contradict each other are refused, although transformers would silently prefer
 //!   one of them;
-//! - a field that is known to change the reward of some Llama-like model and is not implemented is
+//! - a field that is known to change the reward of some decoder and is not implemented is
 //!   refused by name, unless its value has no effect (`unsupported.rs` holds the list);
 //! - any other field is ignored, as transformers ignores it. `dtype` and `torch_dtype` are among
 //!   these: weights are used as they are stored. So is `pretraining_tp`, which transformers 5 no
@@ -74,7 +74,7 @@ pub struct ModelConfig {
     /// Whether the outputs of attention and of the MLP have RMSNorms of their own, before they join
     /// the residual stream.
     pub branch_norms: bool,
-    /// What norms multiply with.
+    /// The factor of norms.
     pub norm: Norm,
     /// The factor of embeddings.
     pub embedding_scale: f32,

@@ -193,7 +193,7 @@ fn unimplemented_fields_that_change_rewards_are_refused_by_name() {
         (
             json!({"architectures": ["LlamaForQuestionAnswering"]}),
             "architecture `LlamaForQuestionAnswering` is not implemented \
-             (`LlamaForCausalLM` and `LlamaForSequenceClassification` are)",
+             (`LlamaForCausalLM`, `INFORMForSequenceClassification` and `LlamaForSequenceClassification` are)",
         ),
         (
             json!({"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
@@ -399,7 +399,8 @@ fn heads_of_other_kinds_are_refused_as_what_they_are() {
         ("LlamaForProcessRewardModel", "every step of a solution"),
         ("LlamaForTokenClassification", "every token"),
     ] {
-        let error = parse_with(json!({"architectures": [class]})).unwrap_err();
+        let own_code = json!({"AutoModel": "modeling.Model"});
+        let error = parse_with(json!({"architectures": [class], "auto_map": own_code})).unwrap_err();
         let named = error.message().starts_with(&format!("architecture `{class}` is not implemented: "));
         assert!(error.kind() == ErrorKind::Unsupported && named, "{error}");
         assert!(error.message().contains(what), "{error}");
@@ -417,9 +418,11 @@ fn normalised_rewards_have_a_mean_and_a_deviation() {
     );
     assert_eq!(of(json!({"normalize_reward": true})).unwrap(), Some(Normalization { mean: 0.0, std: 1.0 }));
     for changes in [
-        json!({"normalize_reward": true, "std": 0.0}),
-        json!({"normalize_reward": true, "mean": "0"}),
-        json!({"normalize_reward": true, "std": 1e-60}),
+        json!({"normalize_reward": true, "mean": 0.0, "std": 0.0}),
+        json!({"normalize_reward": true, "mean": "0", "std": 1.0}),
+        json!({"normalize_reward": true, "mean": 0.0, "std": 1e-60}),
+        json!({"normalize_reward": true, "mean": 0.0}),
+        json!({"normalize_reward": true, "std": 2.0}),
         json!({"normalize_reward": "yes"}),
     ] {
         assert_eq!(of(changes.clone()).unwrap_err().kind(), ErrorKind::Config, "{changes}");
@@ -636,8 +639,10 @@ fn every_layer_of_mistral_slides_unless_it_says_null() {
     let of = |changes| windows(&mistral(changes)).unwrap();
     assert_eq!(of(json!({"sliding_window": "absent"})), from(0, 32, 4096));
     // It has no other switch.
-    assert_eq!(of(json!({"sliding_window": 8191, "use_sliding_window": false})), from(0, 32, 8191));
-    assert_eq!(of(json!({"sliding_window": null})), vec![None; 32]);
+    assert_eq!(of(json!({"sliding_window": 8191})), from(0, 32, 8191));
+    let contradicting = windows(&mistral(json!({"sliding_window": 8191, "use_sliding_window": false})));
+    assert!(contradicting.unwrap_err().starts_with("`use_sliding_window` is false, which contradicts"));
+    assert_eq!(of(json!({"sliding_window": null, "use_sliding_window": false})), vec![None; 32]);
     // No sequence exceeds these.
     assert_eq!(of(json!({"sliding_window": 32_768})), vec![None; 32]);
     assert_eq!(of(json!({"sliding_window": 4096, "max_position_embeddings": 4096})), vec![None; 32]);
@@ -738,6 +743,14 @@ fn absent_fields_of_gemma2_are_its_defaults_or_refused() {
         (json!({"hidden_activation": "gelu"}), "`hidden_activation` is \"gelu\": models of type `gemma2`"),
         (json!({"use_bidirectional_attention": true}), "`use_bidirectional_attention` is true"),
         (json!({"sliding_window": null}), "there are layers of type \"sliding_attention\", but no"),
+        (
+            json!({"use_sliding_window": false}),
+            "`use_sliding_window` is false, which contradicts the windows",
+        ),
+        (
+            json!({"sliding_window_pattern": 6}),
+            "`sliding_window_pattern` is 6, which contradicts the windows",
+        ),
         (json!({"mlp_bias": true}), "`mlp_bias` is true, which models of type `gemma2`"),
         (json!({"attn_logit_softcapping": 0}), "`attn_logit_softcapping` is 0, expected a number above"),
         (json!({"attn_logit_softcapping": 1e-60}), "`attn_logit_softcapping` is 1e-60, expected a number"),
@@ -758,6 +771,6 @@ fn the_class_is_of_the_family() {
     ] {
         let error = family(&config).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-        assert!(error.message().contains("ForCausalLM` and `"), "{error}");
+        assert!(error.message().contains("ForCausalLM`"), "{error}");
     }
 }

@@ -1,7 +1,7 @@
-//! The fields that change the reward of some Llama-like model and are not implemented.
+//! The fields that change the reward of some decoder and are not implemented, or not for all
+//! families.
 //!
-//! transformers ignores most of them in a `llama` config, because its `LlamaModel` has no such
-//! feature. Such a config was written for other code, and a reward that silently lacks a feature is
+//! transformers ignores most of them in the config of a family whose classes have no such feature. Such a config was written for other code, and a reward that silently lacks a feature is
 //! worse than none. A field that is not listed is taken to be harmless: a list of everything
 //! harmless would refuse each config with a private note in it.
 
@@ -76,8 +76,7 @@ const UNIMPLEMENTED: &[(&str, Neutral)] = &[
 /// [`ErrorKind::Unsupported`], naming the first field of the list that has an effect.
 pub(super) fn refuse_unimplemented(fields: &Fields, family: &Architecture) -> Result<()> {
     for (name, neutral) in UNIMPLEMENTED {
-        let is_read =
-            family.reads.contains(name) || *name == "auto_map" && super::head::is_known_class(fields);
+        let is_read = family.reads.contains(name) || *name == "auto_map" && super::head::names_class(fields);
         if !is_read && fields.value(name).is_some_and(|value| !neutral.covers(value)) {
             return Err(refusal(fields, name));
         }
@@ -103,9 +102,9 @@ fn refusal(fields: &Fields, name: &str) -> crate::error::Error {
         "quantization_config" | "compression_config" => {
             error.with_hint("use the bf16 or f16 weights of this model")
         }
-        "auto_map" => {
-            error.with_hint("the model brings its own code; remove `auto_map` if it is plain Llama")
-        }
+        "auto_map" => error.with_hint(
+            "the model brings its own code; remove `auto_map` if it computes what transformers does",
+        ),
         _ => error,
     }
 }

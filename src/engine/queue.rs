@@ -1,9 +1,9 @@
 //! [`Queue`]: sequences that wait for the ranks, bounded in tokens, and their [`Pending`] scores.
 //!
 //! There is no timer: an idle rank takes everything that is queued, in order, up to the batch
-//! budget, or its part of it where other replicas are idle, too. Submissions beyond the capacity wait in line and enter in their order as ranks take
-//! jobs. Every job is completed exactly once, by a score, by an error, or, if all else fails, by
-//! the drop of its [`Reply`]: no caller hangs.
+//! budget, or its part of it where other replicas are idle, too. Submissions beyond the capacity
+//! wait in line and enter in their order as ranks take jobs. Every job is completed exactly once,
+//! by a score, by an error, or, if all else fails, by the drop of its [`Reply`]: no caller hangs.
 
 use std::collections::VecDeque;
 use std::future::Future;

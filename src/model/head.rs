@@ -1,4 +1,4 @@
-//! What follows the last matmul of a pass, on the host: a few rows of logits.
+//! The end of a pass, on the host: from the last matmul to a few rows of logits.
 
 use crate::weights::{HeadOut, HostTensor};
 
@@ -30,15 +30,14 @@ impl HeadMlp {
         Self { hidden_bias: values(hidden_bias), weight: values(weight), bias: values(bias) }
     }
 
-    /// Returns the logits `[rows, labels]` of `[rows, hidden]` products with the hidden layer's
-    /// weight. Sums are in f64, in the order of the features, and rounded once.
-    pub(super) fn forward(&self, products: &[f32]) -> Vec<f32> {
+    /// Returns the logits `[rows, labels]` from the hidden layer's matmul `[rows, hidden]`. Sums are in f64, in the order of the features, and rounded once.
+    pub(super) fn forward(&self, matmul: &[f32]) -> Vec<f32> {
         let hidden = self.hidden_bias.len();
         let mut activated = vec![0.0; hidden];
-        let mut logits = Vec::with_capacity(products.len() / hidden * self.bias.len());
-        for row in products.chunks_exact(hidden) {
-            for (out, (product, bias)) in activated.iter_mut().zip(row.iter().zip(&self.hidden_bias)) {
-                let x = product + bias;
+        let mut logits = Vec::with_capacity(matmul.len() / hidden * self.bias.len());
+        for row in matmul.chunks_exact(hidden) {
+            for (out, (x, bias)) in activated.iter_mut().zip(row.iter().zip(&self.hidden_bias)) {
+                let x = x + bias;
                 // Not `max`, which would turn NaN into 0.
                 *out = if x < 0.0 { 0.0 } else { x };
             }

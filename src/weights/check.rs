@@ -87,10 +87,15 @@ fn missing_error(
     let hint = match (name, config.head) {
         _ if let Some(prefix) = prefix => prefix_hint(checkpoint, prefix),
         (SCORE, _) if extra.contains(&SCORE_HIDDEN) => {
-            "the reward head has a hidden layer: name its own class as \"architectures\" in config.json, such as \
-             \"Qwen2ForRewardModel\" or \"INFORMForSequenceClassification\""
+            "the reward head has a hidden layer: name its own class as \"architectures\" in config.json \
+             (\"Qwen2ForRewardModel\" for qwen2 and \"INFORMForSequenceClassification\" for llama are implemented)"
                 .to_owned()
         }
+        (SCORE_HIDDEN, _) if extra.contains(&SCORE) => format!(
+            "the reward head `{}` has no hidden layer: name the `...ForSequenceClassification` class as \
+             \"architectures\" in config.json",
+            checkpoint.spelled(SCORE)
+        ),
         (SCORE | SCORE_HIDDEN, _) => {
             "the checkpoint has no reward head, and one is never made up; if the reward is logit 0 of the last token, \
              name the `...ForCausalLM` class as \"architectures\" in config.json"
@@ -99,6 +104,10 @@ fn missing_error(
         (LM_HEAD, _) if extra.contains(&SCORE) => format!(
             "the reward head is `{}`: name the `...ForSequenceClassification` class as \"architectures\" in config.json",
             checkpoint.spelled(SCORE)
+        ),
+        (LM_HEAD, _) if extra.contains(&SCORE_HIDDEN) => format!(
+            "the reward head is `{}`, with a hidden layer: name its own class as \"architectures\" in config.json",
+            checkpoint.spelled(SCORE_HIDDEN)
         ),
         (LM_HEAD, _) => {
             "the checkpoint has no reward head, and one is never made up; if the embeddings are the head, set \
@@ -134,11 +143,11 @@ fn refuse_extra(checkpoint: &Checkpoint, config: &ModelConfig, name: &str) -> Re
     let place = checkpoint.find(name).map_or(checkpoint.dir(), |(file, _)| file.path());
     let error = |kind, message: String| Error::new(kind, message).at(place.display());
     let stored_name = checkpoint.spelled(name);
-    if name == SCORE {
-        let message =
-            format!("there is a classifier's head, `{stored_name}`, but config.json names a causal model");
-        let hint = "if the reward comes from it, name the `...ForSequenceClassification` class as \"architectures\"; \
-                    if not, remove it from the checkpoint";
+    if name == SCORE || name == SCORE_HIDDEN {
+        let named = if config.head.is_classifier() { "another head" } else { "a causal model" };
+        let message = format!("there is a classifier's head, `{stored_name}`, but config.json names {named}");
+        let hint = "if the reward comes from it, name its class as \"architectures\" (`...ForSequenceClassification` \
+                    for a head without a hidden layer); if not, remove it from the checkpoint";
         return Err(error(ErrorKind::Weights, message).with_hint(hint));
     }
     let message = match Entry::find(name) {

@@ -30,7 +30,7 @@ struct Source {
 }
 
 /// The format of the weight files.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Format {
     Safetensors,
     /// Files of `torch.save`.
@@ -85,7 +85,7 @@ impl Checkpoint {
     /// Maps the weights of a model folder: `model.safetensors`, or the files that
     /// `model.safetensors.index.json` names; where neither is there, `pytorch_model.bin` or the
     /// files that `pytorch_model.bin.index.json` names. The first that is there counts, as for
-    /// transformers, and the others are a warning.
+    /// transformers, and another of its format is a warning.
     ///
     /// # Errors
     ///
@@ -102,7 +102,9 @@ impl Checkpoint {
         };
         let mut found = SOURCES.iter().filter(|source| dir.join(source.file).exists());
         let Some(source) = found.next() else { return Err(no_weights(dir)) };
-        let others: Vec<&str> = found.map(|other| other.file).collect();
+        // Many folders hold their weights in both formats.
+        let others: Vec<&str> =
+            found.filter(|other| other.format == source.format).map(|other| other.file).collect();
         if !others.is_empty() {
             checkpoint.warnings.push(format!(
                 "{} holds {} and {}; the weights are read from the first",

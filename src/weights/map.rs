@@ -32,11 +32,10 @@ impl MappedFile {
         let file = File::open(path).map_err(failed)?;
         // SAFETY: the map is read-only and nothing in this process writes to the file, so the bytes
         // behind `&[u8]` change only if another process changes the file, which the type's
-        // documentation forbids. If it happens: a header's text is parsed from a copy, each number of
-        // a header is read once, and offsets are kept outside the map, so no bound is ever read
+        // documentation forbids. If it happens: a header's text is parsed from a copy, each number
+        // of a header is read once, and offsets are kept outside the map, so no bound is ever read
         // twice; every other byte is only read as part of a number, for which any bit pattern is
-        // valid. A truncation is SIGBUS, not a
-        // wrong read: the map's length is fixed here.
+        // valid. A truncation is SIGBUS, not a wrong read: the map's length is fixed here.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
         Ok(Self { path: path.to_owned(), map })
     }

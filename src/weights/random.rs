@@ -2,9 +2,9 @@
 //! measuring.
 //!
 //! Power, and with it speed, depends on the elements that are multiplied: these are distributed as
-//! in a model before training. Norms multiply with 1. A device that makes such elements itself takes the seed
-//! from [`HostTensor::normal`] and reads nothing here; the first read of a tensor's bytes makes
-//! them in ordinary memory.
+//! in a model before training. Norms multiply with 1. A device that makes such elements itself
+//! takes the seed from [`HostTensor::normal`] and reads nothing here; the first read of a tensor's
+//! bytes makes them in ordinary memory.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -28,7 +28,8 @@ pub struct ModelTensors {
     /// `[1, hidden]`, row 0 of `lm_head` or of the embeddings; `[labels, hidden]` for a classifier,
     /// or `[hidden, hidden]` for one whose head has a hidden layer. Whole on every rank.
     pub head: HostTensor,
-    /// What follows `head`, a hidden layer then, in models with such a head.
+    /// The rest of a head whose first matmul, by `head`, is a hidden layer, in models with such a
+    /// head.
     pub head_out: Option<HeadOut>,
     /// Warnings for the user.
     pub warnings: Vec<String>,

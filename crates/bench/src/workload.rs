@@ -8,8 +8,8 @@ use kudos::{Error, ErrorKind, Result};
 
 /// The formula of [`Workload::flop`], in words.
 pub(super) const FLOP_FORMULA: &str = "2 * weights of the layers' matrices for each unique token, and 4 * heads * \
-    head_dim * keys for its attention, causal; of the last layer, keys and values for each unique token and the rest for \
-    each sequence, for nothing else is computed; a shared prefix once; norms, RoPE, SiLU and the head not counted";
+    head_dim * keys for its attention, causal and within the layer's window; of the last layer, keys and values for each unique token and the rest for \
+    each sequence, for nothing else is computed; a shared prefix once; norms, RoPE, the gate's function and the head not counted";
 
 /// Sequences of one length, of which consecutive ones share a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,15 +75,24 @@ impl Workload {
         // Queries, the output projection, and the MLP.
         let others = (2 * (2 * hidden * q_width + 3 * hidden * config.ffn)) as f64;
         let (unique, sequences) = (self.unique_tokens() as f64, self.sequences as f64);
-        let layers = config.layers as f64;
-        // Keys of all queries: those of positions 0..n have n * (n + 1) / 2.
-        let keys_to = |tokens: usize| (tokens * (tokens + 1) / 2) as f64;
-        let keys = self.prefixes() as f64 * keys_to(self.shared_prefix)
-            + sequences * (keys_to(self.tokens) - keys_to(self.shared_prefix));
+        let layers = config.layers;
+        // Keys of all queries: those of positions 0..n have n * (n + 1) / 2, less what lies before
+        // their windows.
+        let keys_to = |tokens: usize, window: usize| {
+            let before = tokens.saturating_sub(window);
+            (tokens * (tokens + 1) / 2 - before * (before + 1) / 2) as f64
+        };
+        let keys = |window: usize| {
+            self.prefixes() as f64 * keys_to(self.shared_prefix, window)
+                + sequences * (keys_to(self.tokens, window) - keys_to(self.shared_prefix, window))
+        };
         let attention = |keys: f64| 4.0 * q_width as f64 * keys;
-        (layers - 1.0) * (unique * (keys_and_values + others) + attention(keys))
+        let window = |layer: usize| config.window(layer).unwrap_or(usize::MAX);
+        let of_layer = |layer| unique * (keys_and_values + others) + attention(keys(window(layer)));
+        let last_keys = self.tokens.min(window(layers - 1)) as f64;
+        (0..layers - 1).map(of_layer).sum::<f64>()
             + unique * keys_and_values
-            + sequences * (others + attention(self.tokens as f64))
+            + sequences * (others + attention(last_keys))
     }
 }
 

@@ -56,7 +56,7 @@ pub struct Shape {
     family: Family,
 }
 
-/// What models of a family have in their `config.json` beside sizes.
+/// A family, by which a `config.json` has fields beside sizes.
 #[derive(Clone, Copy, Debug)]
 enum Family {
     /// RoPE scaled as in Llama 3.1.

@@ -30,8 +30,8 @@ pub struct Cpu {
     threads: Threads,
     group: Arc<Group>,
     tables: RopeTables,
-    /// `[rows, hidden]`, unless outputs of projections are added at once: what ranks all-reduce, and
-    /// the next norm adds.
+    /// `[rows, hidden]`, unless outputs of projections are added at once: what ranks all-reduce,
+    /// and the next norm adds.
     pending: Option<Act>,
 }
 

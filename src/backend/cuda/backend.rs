@@ -46,9 +46,8 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::gib;
 use crate::weights::{Dtype, HostTensor, LayerTensors, Normal};
 
-/// Factor of the SwiGLU activation in f16, so that it stays below 65,504; the matmul with down
-/// undoes it.
-const SWIGLU_SCALE_F16: f32 = 1.0 / 16.0;
+/// Factor of gate times up in f16, so that it stays below 65,504; the matmul with down undoes it.
+const GATED_SCALE_F16: f32 = 1.0 / 16.0;
 
 /// One rank's CUDA backend.
 #[derive(Debug)]
@@ -137,7 +136,7 @@ impl Cuda {
         needs_multiple("hidden_size", geometry.hidden)?;
         needs_multiple("a rank's part of intermediate_size", geometry.shard.ffn_local)?;
         needs_head_norms(layer, heads.head_dim)?;
-        needs_norm(&geometry)?;
+        needs_norm(&geometry, layer)?;
         let features = AttentionFeatures { window: geometry.has_windows, cap: geometry.scores.cap.is_some() };
         let head_dim = heads.padded;
         let attention = match attention {
@@ -336,17 +335,23 @@ fn needs_head_norms(layer: &LayerTensors, head_dim: usize) -> Result<()> {
     Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"))
 }
 
-/// Checks that the kernels can do the norms of a model: those that add 1 to their weight hold a row
-/// and its branch's in registers.
-fn needs_norm(geometry: &Geometry) -> Result<()> {
-    if geometry.norm == config::Norm::Scale || geometry.hidden <= ops::BRANCH_HIDDEN_MAX {
-        return Ok(());
-    }
-    let message = format!(
-        "hidden_size is {}; the CUDA kernel of this model's norms holds at most {}",
-        geometry.hidden,
-        ops::BRANCH_HIDDEN_MAX
-    );
+/// Checks that the kernels can do the norms of a model: of branches only those that add 1 to their
+/// weight, which hold a row and its branch's in registers, and of heads only those that do not.
+fn needs_norm(geometry: &Geometry, layer: &LayerTensors) -> Result<()> {
+    let message = match geometry.norm {
+        config::Norm::Scale if geometry.branch_norms => {
+            "no CUDA kernel norms branches by their weight alone".to_owned()
+        }
+        config::Norm::OnePlus if layer.head_norms.is_some() => {
+            "no CUDA kernel norms heads by 1 + their weight".to_owned()
+        }
+        config::Norm::OnePlus if geometry.hidden > ops::BRANCH_HIDDEN_MAX => format!(
+            "hidden_size is {}; the CUDA kernel of this model's norms holds at most {}",
+            geometry.hidden,
+            ops::BRANCH_HIDDEN_MAX
+        ),
+        config::Norm::Scale | config::Norm::OnePlus => return Ok(()),
+    };
     Err(Error::new(ErrorKind::Unsupported, message).with_hint("the CPU can score this model"))
 }
 
@@ -610,7 +615,7 @@ impl Backend for Cuda {
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
         let alpha = match (weight.matrix, self.format()) {
-            (Matrix::Down, ActivationFormat::F16) => 1.0 / SWIGLU_SCALE_F16,
+            (Matrix::Down, ActivationFormat::F16) => 1.0 / GATED_SCALE_F16,
             _ => 1.0,
         };
         let bias = weight.bias(0, hidden);
@@ -646,7 +651,7 @@ impl Backend for Cuda {
     }
 
     fn gate_mul(&mut self, gate_up: &mut Act, rows: usize) -> Result<()> {
-        let scale = if self.format() == ActivationFormat::F16 { SWIGLU_SCALE_F16 } else { 1.0 };
+        let scale = if self.format() == ActivationFormat::F16 { GATED_SCALE_F16 } else { 1.0 };
         let ffn = self.geometry.shard.ffn_local;
         let gate = self.geometry.gate;
         self.ops.gate_mul(GateMul { gate_up: &mut gate_up.buffer, tokens: rows, ffn, gate, scale })

@@ -6,7 +6,7 @@
 //! consecutive rows, that is their first row; where they do not, because the path goes from one
 //! segment to another within the tile, it is the first row of a seam tile: a copy that a small
 //! kernel puts together behind the last row. So kernels load every tile alike, search no spans, and
-//! need the causal mask only.
+//! need no mask but the causal one and that of a window.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -16,9 +16,9 @@ pub(in crate::engine) trait Platform: Send + Sync {
     /// Returns the device's description.
     fn device(&self) -> DeviceInfo;
 
-    /// Returns the number of ranks of a replica: as requested, or the fewest that the model fits on, or the most
-    /// there can be where it fits on none. `footprint(ranks)` is what one of so many ranks will
-    /// allocate.
+    /// Returns the number of ranks of a replica: as requested, or the fewest that the model fits
+    /// on, or the most there can be where it fits on none. `footprint(ranks)` is what one of so
+    /// many ranks will allocate.
     fn ranks(
         &self,
         config: &ModelConfig,

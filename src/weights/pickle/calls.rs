@@ -7,6 +7,9 @@ use super::errors::{damaged, shown, unsupported};
 use super::values::{Global, Storage, Tensor, Value, Values};
 use crate::error::Result;
 
+/// Bytes of the longest key of a storage, which is a number as PyTorch writes it.
+const KEY_BYTES_MAX: usize = 64;
+
 const OTHER_VALUES: &str = "no code of the file was run; if you trust it, load it with torch and save the model by \
                             `save_pretrained`, which writes safetensors";
 
@@ -100,6 +103,12 @@ pub(super) fn persistent(values: &mut Values, id: Value) -> Result<Value> {
     else {
         return Err(damaged("a persistent id is another tuple than that of a storage"));
     };
+    let key_bytes = values.text(key).len();
+    if key_bytes > KEY_BYTES_MAX {
+        return Err(damaged(format!(
+            "a storage's key has {key_bytes} bytes, expected at most {KEY_BYTES_MAX}"
+        )));
+    }
     match (values.text(kind), class) {
         ("storage", Value::Global(Global::Storage(dtype))) => {
             Ok(values.add_storage(Storage { dtype, key, count }))

@@ -67,7 +67,9 @@ fn archived(file: &[u8]) -> Result<Vec<Stored>> {
         })
     };
     let word = |bytes: &[u8]| {
-        String::from_utf8_lossy(bytes.get(..WORD_BYTES_MAX).unwrap_or(bytes)).trim().to_owned()
+        // Copied before it is read: the file might change under its map.
+        let bytes = bytes.get(..WORD_BYTES_MAX).unwrap_or(bytes).to_vec();
+        String::from_utf8_lossy(&bytes).trim().to_owned()
     };
     let version = word(&file[entry("version")?]);
     if !version.parse().is_ok_and(|version: u32| VERSIONS.contains(&version)) {

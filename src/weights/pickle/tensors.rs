@@ -11,6 +11,9 @@ use crate::weights::header::Stored;
 /// Tensors in one file, at most.
 const TENSORS_MAX: usize = 1 << 17;
 
+/// Bytes of the longest name of a tensor.
+const NAME_BYTES_MAX: usize = 4 << 10;
+
 /// Dimensions of a tensor, at most; PyTorch's own limit.
 const DIMENSIONS_MAX: usize = 64;
 
@@ -73,6 +76,11 @@ pub(super) fn stored(
             return Err(unsupported(message, OTHER_OBJECT));
         };
         let name = values.text(key);
+        if name.len() > NAME_BYTES_MAX {
+            let message =
+                format!("a tensor's name has {} bytes, expected at most {NAME_BYTES_MAX}", name.len());
+            return Err(damaged(message));
+        }
         let Value::Tensor(tensor) = value else {
             return Err(other_value(name, value));
         };

@@ -12,8 +12,8 @@ use kudos::internals::backend::cuda::gemm::tuning::Tuner;
 use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Operands, Out};
 use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionFeatures, AttentionKernel};
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Attention, Delta, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops, Rope, RopeTables, Score,
-    SeamTiles, norms_heads_of,
+    AddRmsNorm, Attention, BRANCH_HIDDEN_MAX, Delta, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops, Rope,
+    RopeTables, Score, SeamTiles, norms_heads_of,
 };
 use kudos::internals::backend::cuda::stopwatch;
 use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
@@ -32,7 +32,6 @@ const COPY_BYTES: usize = 512 << 20;
 const SQUARE: usize = 8192;
 
 /// The widest row that `add_branch_rms_norm` takes.
-const BRANCH_HIDDEN_MAX: usize = 8192;
 
 /// A launch that can be repeated.
 pub(super) struct Case {

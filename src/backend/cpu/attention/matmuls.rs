@@ -34,8 +34,8 @@ pub(super) trait Matmuls<V: Vector> {
     /// sees.
     unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]);
 
-    /// Adds P · V to `o`, the outputs `[rows, o_stride]` of all rows; overwrites them where the tile
-    /// is the first.
+    /// Adds P · V to `o`, the outputs `[rows, o_stride]` of all rows; overwrites them where the
+    /// tile is the first.
     unsafe fn add_values(&mut self, tile: &Tile, o: &mut [f32], o_stride: usize);
 
     /// Completes the outputs after the last tile.

@@ -24,9 +24,10 @@ pub struct Delta<'a> {
 /// `residual += delta;  out[t, :] = residual[t, :] / sqrt(mean(residual[t, :]^2) + eps) * weight`
 ///
 /// residual and delta (or none) `[tokens, hidden]`, residual in/out, out `[tokens, hidden]`, weight
-/// `[hidden]`. Where delta has a norm, it is normed in the same way before it is added. The squares are added in f32 as sixteen partial sums and a tree, on every
-/// instruction set; a row's bits depend on nothing else. As in Hugging Face's float32 the row is
-/// multiplied by the reciprocal root first and by the weight then.
+/// `[hidden]`. Where delta has a norm, it is normed in the same way before it is added. The squares
+/// are added in f32 as sixteen partial sums and a tree, on every instruction set; a row's bits
+/// depend on nothing else. As in Hugging Face's float32 the row is multiplied by the reciprocal root
+/// first and by the weight then.
 ///
 /// # Panics
 ///
@@ -187,8 +188,9 @@ pub struct HeadNorms<'a> {
     pub eps: f32,
 }
 
-/// Norms each head, where there are norms, as [`add_rms_norm`] does a row. Then rotates it in place, halves apart (Hugging Face's `rotate_half`): `a' = a * cos - b *
-/// sin`, `b' = b * cos + a * sin` for `a = head[i]`, `b = head[i + head_dim / 2]`.
+/// Norms each head, where there are norms, as [`add_rms_norm`] does a row. Then rotates it in place,
+/// halves apart (Hugging Face's `rotate_half`): `a' = a * cos - b * sin`, `b' = b * cos + a * sin`
+/// for `a = head[i]`, `b = head[i + head_dim / 2]`.
 ///
 /// The first `heads` heads of every row of `rows` (in rows of `q | k | v` those are the heads of q
 /// and k together), row `t` at position `positions[t]`. The head width is twice the table's.

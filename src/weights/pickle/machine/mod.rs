@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use super::calls;
 use super::cursor::Cursor;
-use super::errors::damaged;
+use super::errors::{damaged, unsupported};
 use super::values::{Value, Values};
 use crate::error::{Error, Result};
 
@@ -66,8 +66,9 @@ mod op {
     pub(super) const PROTO: u8 = 0x80;
     pub(super) const FRAME: u8 = 0x95;
 
-    /// Opcodes that make or call other objects, and are refused by name.
-    pub(super) const REFUSED: [(u8, &str); 8] = [
+    /// Other opcodes, refused by name: those that make or call other objects, and those that
+    /// `torch.save` does not write.
+    pub(super) const REFUSED: [(u8, &str); 33] = [
         (b'i', "INST"),
         (b'o', "OBJ"),
         (b'P', "PERSID"),
@@ -76,6 +77,31 @@ mod op {
         (0x82, "EXT1"),
         (0x83, "EXT2"),
         (0x84, "EXT4"),
+        (b'0', "POP"),
+        (b'1', "POP_MARK"),
+        (b'2', "DUP"),
+        (b'F', "FLOAT"),
+        (b'I', "INT"),
+        (b'L', "LONG"),
+        (0x8b, "LONG4"),
+        (b'S', "STRING"),
+        (b'T', "BINSTRING"),
+        (b'U', "SHORT_BINSTRING"),
+        (b'V', "UNICODE"),
+        (b'B', "BINBYTES"),
+        (b'C', "SHORT_BINBYTES"),
+        (b'd', "DICT"),
+        (b'l', "LIST"),
+        (b'p', "PUT"),
+        (b'g', "GET"),
+        (0x8d, "BINUNICODE8"),
+        (0x8e, "BINBYTES8"),
+        (0x8f, "EMPTY_SET"),
+        (0x90, "ADDITEMS"),
+        (0x91, "FROZENSET"),
+        (0x96, "BYTEARRAY8"),
+        (0x97, "NEXT_BUFFER"),
+        (0x98, "READONLY_BUFFER"),
     ];
 }
 
@@ -215,7 +241,10 @@ impl Machine<'_> {
             op::MEMOIZE => self.memoize(self.memo.len() as u32),
             op::PROTO => match self.input.u8()? {
                 2..=4 => Ok(()),
-                other => Err(damaged(format!("the pickle has protocol {other}, expected 2, 3 or 4"))),
+                other => Err(unsupported(
+                    format!("the pickle has protocol {other}, expected 2, 3 or 4"),
+                    "save it with `torch.save`, which writes protocol 2",
+                )),
             },
             op::FRAME => match self.input.u64()? {
                 length if length <= self.input.rest() as u64 => Ok(()),
