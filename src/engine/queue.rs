@@ -41,7 +41,7 @@ pub(super) struct Queue {
     state: Mutex<State>,
     changed: Condvar,
     tokens_max: usize,
-    /// What each replica has computed.
+    /// Counts of each replica.
     computed: Vec<Counters>,
 }
 

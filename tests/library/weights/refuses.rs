@@ -270,8 +270,8 @@ fn tensors_that_config_or_architecture_exclude_are_refused() {
     };
     let bias = "model.layers.0.self_attn.q_proj.bias";
     let layer = "model.layers.2.mlp.up_proj.weight";
-    let score_hint = "if the reward comes from it, name the `...ForSequenceClassification` class as \"architectures\"; if \
-                      not, remove it from the checkpoint";
+    let score_hint = "if the reward comes from it, name its class as \"architectures\" (`...ForSequenceClassification` for a \
+                      head without a hidden layer); if not, remove it from the checkpoint";
     let score = "there is a classifier's head, `score.weight`, but config.json names a causal model";
     let named = |name: &'static str, message: String, hint| (name, (ErrorKind::Weights, message, hint));
     let mut cases = vec![
