@@ -80,6 +80,8 @@ mod model;
 mod prompt;
 mod random;
 mod request;
+#[cfg(feature = "internals")]
+mod results;
 mod shard;
 mod units;
 mod weights;
@@ -127,5 +129,5 @@ pub mod internals {
             )*
         };
     }
-    modules!(backend batch config conversation engine error files fuzzing model prompt random request shard units weights);
+    modules!(backend batch config conversation engine error files fuzzing model prompt random request results shard units weights);
 }

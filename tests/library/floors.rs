@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floors, from the lowest up. Modules of one floor do not use each other.
-const FLOORS: [&[&str]; 8] = [
+const FLOORS: [&[&str]; 9] = [
     &["error", "lock", "random", "units"],
     &["files"],
     &["config", "conversation"],
@@ -14,6 +14,7 @@ const FLOORS: [&[&str]; 8] = [
     &["backend"],
     &["model"],
     &["engine"],
+    &["results"],
 ];
 
 /// Modules above all floors, which may use every module.

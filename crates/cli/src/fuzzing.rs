@@ -169,7 +169,7 @@ fn rendered_line(text: &[u8], index: usize, render: impl Fn(&Conversation) -> Re
     });
     let fields = match text {
         Ok(text) => Map::from_iter([("text".to_owned(), Value::from(text))]),
-        Err(error) => output::error_fields(&error),
+        Err(error) => kudos::internals::results::error_fields(&error),
     };
     output::result_line(&line.key, fields)
 }

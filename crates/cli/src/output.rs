@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::files::{Identity, InputFile, StandardStream};
 use crate::input::Key;
 use crate::report;
+use kudos::internals::results::best;
 use kudos::{Error, ErrorKind, Result, Score};
 
 /// Bytes that are written to a file and removed again before anything is computed, to find a full
@@ -188,87 +189,6 @@ pub(super) fn result_line(key: &Key, fields: Map<String, Value>) -> String {
         }
     }
     serde_json::to_string(&ResultLine(key, fields)).expect("keys are strings")
-}
-
-/// Returns a reward with the fewest digits that identify this f32; converted to f64, JSON's own
-/// type, it would have 17.
-fn number(reward: f32) -> Value {
-    json!(reward.to_string().parse::<f64>().expect("a printed f32 is a number"))
-}
-
-/// The fields of one reward.
-pub(super) fn score_fields(score: &Score) -> Map<String, Value> {
-    let mut fields = Map::new();
-    fields.insert("reward".to_owned(), number(score.reward));
-    fields.insert("reward_bf16".to_owned(), number(score.reward_bf16));
-    if let Some(reward) = score.reward_normalized {
-        fields.insert("reward_normalized".to_owned(), number(reward));
-    }
-    if score.logits.len() > 1 {
-        fields.insert("logits".to_owned(), score.logits.iter().map(|&logit| number(logit)).collect());
-    }
-    fields.insert("tokens".to_owned(), json!(score.tokens));
-    if score.truncated {
-        fields.insert("truncated".to_owned(), json!(true));
-    }
-    fields
-}
-
-/// The fields of several responses' rewards. A response without one is `null`, and has an entry in
-/// `errors`.
-pub(super) fn scores_fields(scores: &[Result<Score>]) -> Map<String, Value> {
-    let each = |field: fn(&Score) -> Value| -> Value {
-        scores.iter().map(|score| score.as_ref().map_or(Value::Null, field)).collect()
-    };
-    let mut fields = Map::new();
-    fields.insert("rewards".to_owned(), each(|score| number(score.reward)));
-    fields.insert("rewards_bf16".to_owned(), each(|score| number(score.reward_bf16)));
-    if scores.iter().flatten().any(|score| score.reward_normalized.is_some()) {
-        let normalized = each(|score| score.reward_normalized.map_or(Value::Null, number));
-        fields.insert("rewards_normalized".to_owned(), normalized);
-    }
-    fields.insert("tokens".to_owned(), each(|score| json!(score.tokens)));
-    fields.insert("best".to_owned(), json!(best(scores)));
-    if scores.iter().flatten().any(|score| score.truncated) {
-        fields.insert("truncated".to_owned(), each(|score| json!(score.truncated)));
-    }
-    let errors: Vec<Value> = scores
-        .iter()
-        .enumerate()
-        .filter_map(|(index, score)| {
-            let mut error = error_object(score.as_ref().err()?);
-            error.insert("response".to_owned(), json!(index));
-            Some(Value::Object(error))
-        })
-        .collect();
-    if !errors.is_empty() {
-        fields.insert("errors".to_owned(), Value::Array(errors));
-    }
-    fields
-}
-
-/// The index of the highest reward: the first of equal ones, `None` if there is no reward.
-fn best(scores: &[Result<Score>]) -> Option<usize> {
-    let rewards =
-        scores.iter().enumerate().filter_map(|(index, score)| Some((index, score.as_ref().ok()?.reward)));
-    rewards.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(index, _)| index)
-}
-
-/// The fields of a line that cannot be scored.
-pub(super) fn error_fields(error: &Error) -> Map<String, Value> {
-    Map::from_iter([("error".to_owned(), Value::Object(error_object(error)))])
-}
-
-fn error_object(error: &Error) -> Map<String, Value> {
-    let mut object = Map::new();
-    object.insert("kind".to_owned(), json!(error.kind().name()));
-    object.insert("message".to_owned(), json!(error.message()));
-    for (name, value) in [("place", error.place()), ("hint", error.hint())] {
-        if let Some(value) = value {
-            object.insert(name.to_owned(), json!(value));
-        }
-    }
-    object
 }
 
 /// Returns a table of responses and their rewards, with a mark at the best one.

@@ -14,11 +14,12 @@ use serde_json::{Map, Value};
 use crate::args::ScoreArgs;
 use crate::files::InputFile;
 use crate::input::{Line, Lines};
-use crate::output::{Output, error_fields, is_terminal, result_line, score_fields, scores_fields, table};
+use crate::output::{Output, is_terminal, result_line, table};
 use crate::pipeline::{self, InFlight, PipelineItem, Submitted};
 use crate::progress::{self, Progress, Results};
 use crate::resume::EarlierRun;
 use crate::{Outcome, model_dir, process, running_on, say};
+use kudos::internals::results::{error_fields, score_fields, scores_fields};
 use kudos::{DeviceInfo, Engine, Error, Loading, Pending, Result, Score};
 
 /// Interval at which a command that waits for lines checks whether the engine has failed.
