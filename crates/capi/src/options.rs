@@ -6,7 +6,7 @@ use std::time::Duration;
 use kudos::internals::units::GIB;
 use kudos::{
     AllReduce, Batching, CpuMath, CpuOptions, CudaOptions, CudaTier, Device, DoubleBos, EngineBuilder, Error,
-    ErrorKind, GemmTuning, Overlap, PromptOptions, Residency, Result, Truncate,
+    ErrorKind, GemmTuning, Overlap, PromptOptions, Replicas, Residency, Result, Truncate,
 };
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -24,6 +24,7 @@ struct Options {
     batch_tokens: Option<usize>,
     residency: Option<ResidencyName>,
     ranks: Option<usize>,
+    replicas: Option<ReplicasName>,
     threads: Option<usize>,
     cpu_math: Option<CpuMathName>,
     devices: Option<Vec<usize>>,
@@ -96,6 +97,25 @@ names! {
     }
 }
 
+/// A number of replicas, or `auto`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum ReplicasName {
+    Count(usize),
+    Name(String),
+}
+
+impl ReplicasName {
+    fn replicas(&self) -> Result<Replicas> {
+        match self {
+            Self::Count(count) => Ok(Replicas::Count(*count)),
+            Self::Name(name) => name
+                .parse()
+                .map_err(|error: Error| wrong(format!("`replicas` is \"{name}\", {}", error.message()))),
+        }
+    }
+}
+
 /// The device to run on.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -151,8 +171,9 @@ impl Options {
             ("peer_timeout", self.peer_timeout.is_some()),
         ];
         let math = self.cpu_math.map(Into::into).unwrap_or_default();
-        let cpu = CpuOptions { threads: self.threads, ranks: self.ranks, math };
-        let cuda = self.cuda()?;
+        let replicas = self.replicas.as_ref().map_or(Ok(Replicas::default()), ReplicasName::replicas)?;
+        let cpu = CpuOptions { threads: self.threads, replicas, ranks: self.ranks, math };
+        let cuda = CudaOptions { replicas, ..self.cuda()? };
         match self.device.unwrap_or_default() {
             DeviceName::Auto => Ok(Device::Auto { cpu, cuda }),
             DeviceName::Cpu => refuse(&of_gpus, "GPUs", "cpu").map(|()| cpu.into()),
