@@ -81,6 +81,20 @@ impl State {
         self.jobs.push_back(job);
     }
 
+    /// Puts a job into the queue, or in line where there is no capacity, unless jobs are refused.
+    fn enter(&mut self, job: Job, pending: Pending, tokens_max: usize) -> Submit {
+        if let Some(error) = self.refusal() {
+            return Submit::refused(error.clone());
+        }
+        if self.line.is_empty() && self.has_capacity(job.ids.len(), tokens_max) {
+            self.put(job);
+            return Submit(Stage::Done(Ok(pending)));
+        }
+        let (entered, receiver) = oneshot::channel();
+        self.line.push_back(Arrival { job, entered });
+        Submit(Stage::InLine(receiver, pending))
+    }
+
     /// Moves jobs from the line into the queue as far as there is capacity, and returns the senders
     /// by which their submitters are notified. Leaves out those whose submitter dropped the future.
     fn admit(&mut self, tokens_max: usize) -> Vec<Sender<Result<()>>> {
@@ -166,18 +180,22 @@ impl Queue {
 
     /// Puts a job at the end, or in line where there is no capacity. `pending` is the job's score.
     pub(super) fn submit(&self, job: Job, pending: Pending) -> Submit {
+        let submitted = self.lock().enter(job, pending, self.tokens_max);
+        self.changed.notify_all();
+        submitted
+    }
+
+    /// Puts jobs at the end, or in line, together: ranks see none before all are there.
+    pub(super) fn submit_group(&self, jobs: impl IntoIterator<Item = Result<(Job, Pending)>>) -> Vec<Submit> {
         let mut state = self.lock();
-        if let Some(error) = state.refusal() {
-            return Submit::refused(error.clone());
-        }
-        if state.line.is_empty() && state.has_capacity(job.ids.len(), self.tokens_max) {
-            state.put(job);
-            self.changed.notify_all();
-            return Submit(Stage::Done(Ok(pending)));
-        }
-        let (entered, receiver) = oneshot::channel();
-        state.line.push_back(Arrival { job, entered });
-        Submit(Stage::InLine(receiver, pending))
+        let enter = |job: Result<(Job, Pending)>| match job {
+            Ok((job, pending)) => state.enter(job, pending, self.tokens_max),
+            Err(error) => Submit::refused(error),
+        };
+        let submitted = jobs.into_iter().map(enter).collect();
+        drop(state);
+        self.changed.notify_all();
+        submitted
     }
 
     /// Puts jobs at the end, and returns when all have entered. Ranks see none before there are as

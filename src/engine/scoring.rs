@@ -84,6 +84,16 @@ impl Engine {
         }
     }
 
+    /// Like [`submit`](Self::submit) for inputs that enter the queue together, so that the first
+    /// pass finds what they share. Returns a future for each, in the order of the inputs, and does
+    /// not block.
+    pub fn submit_group<I: Into<Input>>(&self, inputs: impl IntoIterator<Item = I>) -> Vec<Submit> {
+        let job = |input| self.prepare(input).and_then(|tokens| self.job(tokens));
+        // Prepared before the queue is locked.
+        let jobs: Vec<_> = inputs.into_iter().map(job).collect();
+        self.queue.submit_group(jobs)
+    }
+
     /// Like [`submit`](Self::submit), with an error of kind [`ErrorKind::QueueFull`] instead of
     /// waiting.
     pub fn try_submit(&self, input: impl Into<Input>) -> Result<Pending> {

@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread;
 
 use common::{batches_of, demo_model, ids, on_cpu};
-use kudos::{Batching, Engine, Pending};
+use kudos::{Batching, Engine, ErrorKind, Pending};
 
 const BATCH_TOKENS: usize = 64;
 
@@ -104,4 +104,34 @@ fn the_wait_of_a_request_is_bounded_by_the_queue() {
         *longest <= bound,
         "a request waited for {longest} passes, more than the {bound} of a full queue"
     );
+}
+
+#[test]
+fn a_group_enters_the_queue_together_without_blocking() {
+    // One sequence fits at a time; the others are in line when the call returns.
+    let engine = engine(BATCH_TOKENS);
+    let group: Vec<Vec<u32>> = (0..20).map(|seed| sequence(&engine, seed, BATCH_TOKENS)).collect();
+    let bad = vec![u32::MAX];
+    let inputs = group.iter().chain([&bad]).cloned();
+    let submitted = engine.submit_group(inputs);
+    assert!(engine.stats().queued_sequences > 10, "{:?}", engine.stats());
+    let scores: Vec<_> = submitted.into_iter().map(|submit| submit.wait().and_then(Pending::wait)).collect();
+    let (refused, scores) = scores.split_last().unwrap();
+    assert_eq!(refused.as_ref().unwrap_err().kind(), ErrorKind::InvalidInput);
+    for (score, alone) in scores.iter().zip(engine.score(&group)) {
+        assert_eq!(score.as_ref().unwrap().reward.to_bits(), alone.unwrap().reward.to_bits());
+    }
+    engine.close();
+    let late = engine.submit_group([group[0].clone()]).remove(0).wait().unwrap_err();
+    assert_eq!(late.kind(), ErrorKind::Stopped);
+}
+
+#[test]
+fn the_first_pass_finds_what_a_group_shares() {
+    let engine = engine(1 << 20);
+    let shared = sequence(&engine, 0, BATCH_TOKENS);
+    let submitted = engine.submit_group(std::iter::repeat_n(&shared, 8));
+    submitted.into_iter().for_each(|submit| drop(submit.wait().and_then(Pending::wait).unwrap()));
+    let stats = engine.stats();
+    assert_eq!((stats.sequences, stats.passes, stats.unique_tokens), (8, 1, BATCH_TOKENS as u64));
 }
