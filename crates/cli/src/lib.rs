@@ -26,6 +26,7 @@ mod resume;
 mod score;
 pub mod shapes;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -48,7 +49,13 @@ pub fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Conversati
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let result = match Args::parse().command {
+    ExitCode::from(run(std::env::args_os()))
+}
+
+/// Runs a command line, of which the first argument is the name of the command, and returns the exit
+/// status. Ends the process where the arguments are wrong, and after `--help` and `--version`.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    let result = match Args::parse_from(arguments).command {
         Command::Score(args) => score::run(&args),
         Command::Render(args) => render::run(&args),
         Command::Completions(args) => manual::completions(&args),
@@ -57,13 +64,13 @@ pub fn main() -> ExitCode {
         Command::Plan(args) => plan::run(&args),
     };
     match result {
-        Ok(Outcome::Complete) => ExitCode::SUCCESS,
-        Ok(Outcome::SomeFailed) => ExitCode::from(1),
+        Ok(Outcome::Complete) => 0,
+        Ok(Outcome::SomeFailed) => 1,
         // The reader of our output has ended, as `head` does.
-        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if output::is_closed_pipe(&error) => 0,
         Err(error) => {
             say(&format!("error: {}", report(&error)));
-            ExitCode::from(2)
+            2
         }
     }
 }
