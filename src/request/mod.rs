@@ -82,6 +82,16 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     }
 }
 
+/// Returns whether [`parse`] reads a key of an object. Other keys belong to the user.
+pub fn is_read(key: &str) -> bool {
+    known_keys().any(|known| known == key)
+}
+
+/// Returns the keys that are read, or refused by name.
+fn known_keys() -> impl Iterator<Item = &'static str> {
+    KEYS.into_iter().chain(ELSEWHERE.map(|(key, _)| key)).chain(BESIDE_TOKENS)
+}
+
 /// Keys that are read.
 const KEYS: [&str; 11] = [
     "id",
@@ -447,9 +457,8 @@ impl<'de> Visitor<'de> for KeysVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> std::result::Result<Keys<'de>, A::Error> {
         let mut keys = Keys { values: Vec::new(), repeated: None };
-        let known = || KEYS.into_iter().chain(ELSEWHERE.map(|(key, _)| key)).chain(BESIDE_TOKENS);
         while let Some(key) = object.next_key::<String>()? {
-            let Some(key) = known().find(|known| *known == key) else {
+            let Some(key) = known_keys().find(|known| *known == key) else {
                 object.next_value::<IgnoredAny>()?;
                 continue;
             };

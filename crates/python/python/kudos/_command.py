@@ -1,0 +1,17 @@
+"""The ``kudos`` command."""
+
+import signal
+import sys
+
+from kudos import _kudos
+
+
+def main() -> int:
+    """Runs the command line of this process, and returns its exit status."""
+    # The command ends at once, as one that is not written in Python.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return _kudos.main(["kudos", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
