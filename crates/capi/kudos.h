@@ -88,9 +88,9 @@ const char *kudos_version(void);
 // in several processes are the command's alone.
 KudosStatus kudos_open(const char *model, const char *options, KudosEngine *engine);
 
-// Closes an engine for all threads: refuses what is scored or submitted from here on, scores what is
-// queued, and returns when that is done. The results of what was submitted stay valid until they
-// are taken or cancelled.
+// Closes an engine for all threads: refuses what is scored or submitted from here on, scores what
+// is queued, and returns when that is done. The results of what was submitted stay valid until
+// they are taken or cancelled.
 KudosStatus kudos_close(KudosEngine engine);
 
 // Closes an engine without scoring what is queued: threads that wait for it, and results, get
@@ -105,14 +105,12 @@ KudosStatus kudos_info(KudosEngine engine, char **info);
 // Scores a request and writes its result to `result`, to be freed by `kudos_free`.
 //
 // `request` is a JSON object as on a line of `kudos score`: {"messages": [..]}, {"prompt": ..,
-// "response": ..}, several "responses", or {"input_ids": [..]}. The result is a JSON object with the
-// fields of an output line: `id` where the request has one, then `reward` and others, or for
-// "responses" `rewards` and others. A response of several that cannot be scored, being too long for
-// example, is no failure of the call: its reward is null, and it has an entry in `errors`. A failure
-// of the engine is one of the call.
-KudosStatus kudos_score(KudosEngine engine,
-                        const char *request,
-                        char **result);
+// "response": ..}, several "responses", or {"input_ids": [..]}. The result is a JSON object with
+// the fields of an output line: `id` where the request has one, then `reward` and others, or for
+// "responses" `rewards` and others. A response of several that cannot be scored, being too long
+// for example, is no failure of the call: its reward is null, and it has an entry in `errors`. A
+// failure of the engine is one of the call.
+KudosStatus kudos_score(KudosEngine engine, const char *request, char **result);
 
 // Scores a request as `kudos_score` does, writes its rewards to `rewards`, which has memory for
 // `capacity` of them, and their number to `count`. Nothing is scored where there are more than
@@ -127,11 +125,11 @@ KudosStatus kudos_rewards(KudosEngine engine,
 // Scores `count` token ids as they are, and writes the reward to `reward`.
 KudosStatus kudos_score_ids(KudosEngine engine, const uint32_t *ids, size_t count, float *reward);
 
-// Submits a request, as for `kudos_score`, and writes the handle of its result to `result`. Renders
-// and tokenizes before it returns, and blocks while the engine's queue is full, but does not wait
-// for the score. A request that cannot be read is a failure of this call; other failures are those
-// of the result. The handle is closed when `kudos_poll` or `kudos_wait` has taken the result, or by
-// `kudos_cancel`.
+// Submits a request, as for `kudos_score`, and writes the handle of its result to `result`.
+// Renders and tokenizes before it returns, and blocks while the engine's queue is full, but does
+// not wait for the score. A request that cannot be read is a failure of this call; other failures
+// are those of the result. The handle is closed when `kudos_poll` or `kudos_wait` has taken the
+// result, or by `kudos_cancel`.
 KudosStatus kudos_submit(KudosEngine engine, const char *request, KudosResult *result);
 
 // Takes a result that is there: writes it to `text`, to be freed by `kudos_free`, and closes its
@@ -145,11 +143,9 @@ KudosStatus kudos_wait(KudosResult result, char **text);
 // Drops a result and closes its handle. What is still queued for it is not computed.
 KudosStatus kudos_cancel(KudosResult result);
 
-// Writes the text and the token ids that would be scored to `result`, to be freed by `kudos_free`: a
-// JSON object with the fields of an output line of `kudos render`.
-KudosStatus kudos_render(KudosEngine engine,
-                         const char *request,
-                         char **result);
+// Writes the text and the token ids that would be scored to `result`, to be freed by `kudos_free`:
+// a JSON object with the fields of an output line of `kudos render`.
+KudosStatus kudos_render(KudosEngine engine, const char *request, char **result);
 
 // Frees a string that a function wrote to a `char **`. NULL is ignored.
 void kudos_free(char *text);
@@ -163,8 +159,8 @@ const char *kudos_error_kind(void);
 // `kudos_error_kind` otherwise.
 const char *kudos_error_message(void);
 
-// Returns the place of this thread's last failure: a file, a tensor, a rank. NULL where it has none.
-// Like `kudos_error_kind` otherwise.
+// Returns the place of this thread's last failure: a file, a tensor, a rank. NULL where it has
+// none. Like `kudos_error_kind` otherwise.
 const char *kudos_error_place(void);
 
 // Returns what to do about this thread's last failure. NULL where that is unknown. Like

@@ -61,7 +61,8 @@ pub(crate) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a 
 ///
 /// # Safety
 ///
-/// `pointer` is NULL, or points to `count` elements, aligned, that stay as they are during the call.
+/// `pointer` is NULL, or points to `count` elements, aligned, that stay as they are during the
+/// call.
 pub(crate) unsafe fn elements<T: Copy>(
     pointer: *const T,
     count: usize,
@@ -103,9 +104,9 @@ impl<T: Copy> Output<T> {
 
     /// Writes the output.
     pub(crate) fn set(&self, value: T) {
-        // SAFETY: `new`, the only maker, was given memory for a `T`, aligned, which this output alone
-        // writes while it exists. The memory may be uninitialised: a `T` is `Copy`, so nothing in it
-        // is dropped.
+        // SAFETY: `new`, the only maker, was given memory for a `T`, aligned, which this output
+        // alone writes while it exists. The memory may be uninitialised: a `T` is `Copy`, so
+        // nothing in it is dropped.
         unsafe { self.0.write(value) }
     }
 }
@@ -135,8 +136,8 @@ pub(crate) unsafe fn free(text: *mut c_char) {
 /// `pointer` points to memory for `values.len()` elements, aligned, or there are no values.
 pub(crate) unsafe fn copy_out<T: Copy>(values: &[T], pointer: *mut T) {
     if !values.is_empty() {
-        // SAFETY: there is memory for all values, as the caller states; a slice of ours overlaps none
-        // of C's memory.
+        // SAFETY: there is memory for all values, as the caller states; a slice of ours overlaps
+        // none of C's memory.
         unsafe { ptr::copy_nonoverlapping(values.as_ptr(), pointer, values.len()) }
     }
 }

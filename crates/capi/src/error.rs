@@ -164,8 +164,8 @@ pub extern "C" fn kudos_error_message() -> *const c_char {
     part(|last| last.message.as_deref())
 }
 
-/// Returns the place of this thread's last failure: a file, a tensor, a rank. NULL where it has none.
-/// Like `kudos_error_kind` otherwise.
+/// Returns the place of this thread's last failure: a file, a tensor, a rank. NULL where it has
+/// none. Like `kudos_error_kind` otherwise.
 #[unsafe(no_mangle)]
 pub extern "C" fn kudos_error_place() -> *const c_char {
     part(|last| last.place.as_deref())

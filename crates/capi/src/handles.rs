@@ -1,5 +1,5 @@
-//! Handles: numbers that stand for engines and for results in C. None is used twice, so that a wrong
-//! one, or one that was closed, is found and never dereferenced.
+//! Handles: numbers that stand for engines and for results in C. None is used twice, so that a
+//! wrong one, or one that was closed, is found and never dereferenced.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

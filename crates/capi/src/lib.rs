@@ -1,9 +1,9 @@
 //! The C library: the functions that `kudos.h` declares.
 //!
 //! C has numbers for engines and results (`handles`), strings for requests and results (`requests`,
-//! `options`), a status for every call, and the last failure of each thread (`error`). `border` turns
-//! pointers into values, and panics into failures. The header is made from this file and `error` by
-//! cbindgen, and committed; `tests/capi` makes it again and compares.
+//! `options`), a status for every call, and the last failure of each thread (`error`). `border`
+//! turns pointers into values, and panics into failures. The header is made from this file and
+//! `error` by cbindgen, and committed; `tests/capi` makes it again and compares.
 //!
 //! Rust programs use the library `kudos`.
 #![deny(unsafe_op_in_unsafe_fn)]
@@ -61,8 +61,8 @@ pub unsafe extern "C" fn kudos_open(
     engine: *mut KudosEngine,
 ) -> KudosStatus {
     guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a handle, as kudos.h says, and uses it
-        // for nothing else during the call.
+        // SAFETY: C's caller states that it points to memory for a handle, as kudos.h says, and
+        // uses it for nothing else during the call.
         let engine = unsafe { Output::new(engine, 0, "engine") }?;
         // SAFETY: C's caller states that it is a string that ends in NUL and stays as it is.
         let model = unsafe { text(model, "model") }?;
@@ -74,9 +74,9 @@ pub unsafe extern "C" fn kudos_open(
     })
 }
 
-/// Closes an engine for all threads: refuses what is scored or submitted from here on, scores what is
-/// queued, and returns when that is done. The results of what was submitted stay valid until they
-/// are taken or cancelled.
+/// Closes an engine for all threads: refuses what is scored or submitted from here on, scores what
+/// is queued, and returns when that is done. The results of what was submitted stay valid until
+/// they are taken or cancelled.
 #[unsafe(no_mangle)]
 pub extern "C" fn kudos_close(engine: KudosEngine) -> KudosStatus {
     guarded(|| {
@@ -101,8 +101,8 @@ pub extern "C" fn kudos_abort(engine: KudosEngine) -> KudosStatus {
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kudos_info(engine: KudosEngine, info: *mut *mut c_char) -> KudosStatus {
     guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and uses
-        // it for nothing else during the call.
+        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and
+        // uses it for nothing else during the call.
         let info = unsafe { Output::new(info, ptr::null_mut(), "info") }?;
         let engine = handles::engine(engine)?;
         let device = engine.device();
@@ -121,11 +121,11 @@ pub unsafe extern "C" fn kudos_info(engine: KudosEngine, info: *mut *mut c_char)
 /// Scores a request and writes its result to `result`, to be freed by `kudos_free`.
 ///
 /// `request` is a JSON object as on a line of `kudos score`: {"messages": [..]}, {"prompt": ..,
-/// "response": ..}, several "responses", or {"input_ids": [..]}. The result is a JSON object with the
-/// fields of an output line: `id` where the request has one, then `reward` and others, or for
-/// "responses" `rewards` and others. A response of several that cannot be scored, being too long for
-/// example, is no failure of the call: its reward is null, and it has an entry in `errors`. A failure
-/// of the engine is one of the call.
+/// "response": ..}, several "responses", or {"input_ids": [..]}. The result is a JSON object with
+/// the fields of an output line: `id` where the request has one, then `reward` and others, or for
+/// "responses" `rewards` and others. A response of several that cannot be scored, being too long
+/// for example, is no failure of the call: its reward is null, and it has an entry in `errors`. A
+/// failure of the engine is one of the call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kudos_score(
     engine: KudosEngine,
@@ -133,8 +133,8 @@ pub unsafe extern "C" fn kudos_score(
     result: *mut *mut c_char,
 ) -> KudosStatus {
     guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and uses
-        // it for nothing else during the call.
+        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and
+        // uses it for nothing else during the call.
         let result = unsafe { Output::new(result, ptr::null_mut(), "result") }?;
         let engine = handles::engine(engine)?;
         // SAFETY: C's caller states that it is a string that ends in NUL and stays as it is.
@@ -157,8 +157,8 @@ pub unsafe extern "C" fn kudos_rewards(
     count: *mut usize,
 ) -> KudosStatus {
     guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a number, as kudos.h says, and uses it
-        // for nothing else during the call.
+        // SAFETY: C's caller states that it points to memory for a number, as kudos.h says, and
+        // uses it for nothing else during the call.
         let count = unsafe { Output::new(count, 0, "count") }?;
         let engine = handles::engine(engine)?;
         // SAFETY: C's caller states that it is a string that ends in NUL and stays as it is.
@@ -173,8 +173,8 @@ pub unsafe extern "C" fn kudos_rewards(
             return Err(null("rewards"));
         }
         let scored = requests::submit(&engine, request)?.wait().rewards()?;
-        // SAFETY: it is not NULL and has memory for `capacity` rewards, as C's caller states; there is
-        // one per response, which is at most `capacity`.
+        // SAFETY: it is not NULL and has memory for `capacity` rewards, as C's caller states; there
+        // is one per response, which is at most `capacity`.
         unsafe { copy_out(&scored, rewards) };
         count.set(scored.len());
         Ok(KudosStatus::Ok)
@@ -190,8 +190,8 @@ pub unsafe extern "C" fn kudos_score_ids(
     reward: *mut f32,
 ) -> KudosStatus {
     guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a number, as kudos.h says, and uses it
-        // for nothing else during the call.
+        // SAFETY: C's caller states that it points to memory for a number, as kudos.h says, and
+        // uses it for nothing else during the call.
         let reward = unsafe { Output::new(reward, 0.0, "reward") }?;
         let engine = handles::engine(engine)?;
         // SAFETY: C's caller states that there are `count` ids, which stay as they are.
@@ -201,11 +201,11 @@ pub unsafe extern "C" fn kudos_score_ids(
     })
 }
 
-/// Submits a request, as for `kudos_score`, and writes the handle of its result to `result`. Renders
-/// and tokenizes before it returns, and blocks while the engine's queue is full, but does not wait
-/// for the score. A request that cannot be read is a failure of this call; other failures are those
-/// of the result. The handle is closed when `kudos_poll` or `kudos_wait` has taken the result, or by
-/// `kudos_cancel`.
+/// Submits a request, as for `kudos_score`, and writes the handle of its result to `result`.
+/// Renders and tokenizes before it returns, and blocks while the engine's queue is full, but does
+/// not wait for the score. A request that cannot be read is a failure of this call; other failures
+/// are those of the result. The handle is closed when `kudos_poll` or `kudos_wait` has taken the
+/// result, or by `kudos_cancel`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kudos_submit(
     engine: KudosEngine,
@@ -213,8 +213,8 @@ pub unsafe extern "C" fn kudos_submit(
     result: *mut KudosResult,
 ) -> KudosStatus {
     guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a handle, as kudos.h says, and uses it
-        // for nothing else during the call.
+        // SAFETY: C's caller states that it points to memory for a handle, as kudos.h says, and
+        // uses it for nothing else during the call.
         let result = unsafe { Output::new(result, 0, "result") }?;
         let engine = handles::engine(engine)?;
         // SAFETY: C's caller states that it is a string that ends in NUL and stays as it is.
@@ -230,8 +230,8 @@ pub unsafe extern "C" fn kudos_submit(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kudos_poll(result: KudosResult, text: *mut *mut c_char) -> KudosStatus {
     guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and uses
-        // it for nothing else during the call.
+        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and
+        // uses it for nothing else during the call.
         let text = unsafe { Output::new(text, ptr::null_mut(), "text") }?;
         let (mut waiting, in_use) = handles::take_result(result)?;
         if !waiting.poll() {
@@ -247,8 +247,8 @@ pub unsafe extern "C" fn kudos_poll(result: KudosResult, text: *mut *mut c_char)
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kudos_wait(result: KudosResult, text: *mut *mut c_char) -> KudosStatus {
     guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and uses
-        // it for nothing else during the call.
+        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and
+        // uses it for nothing else during the call.
         let text = unsafe { Output::new(text, ptr::null_mut(), "text") }?;
         let (waiting, _in_use) = handles::take_result(result)?;
         text.set(owned(&waiting.wait().text()?));
@@ -266,8 +266,8 @@ pub extern "C" fn kudos_cancel(result: KudosResult) -> KudosStatus {
     })
 }
 
-/// Writes the text and the token ids that would be scored to `result`, to be freed by `kudos_free`: a
-/// JSON object with the fields of an output line of `kudos render`.
+/// Writes the text and the token ids that would be scored to `result`, to be freed by `kudos_free`:
+/// a JSON object with the fields of an output line of `kudos render`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kudos_render(
     engine: KudosEngine,
@@ -275,8 +275,8 @@ pub unsafe extern "C" fn kudos_render(
     result: *mut *mut c_char,
 ) -> KudosStatus {
     guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and uses
-        // it for nothing else during the call.
+        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and
+        // uses it for nothing else during the call.
         let result = unsafe { Output::new(result, ptr::null_mut(), "result") }?;
         let engine = handles::engine(engine)?;
         // SAFETY: C's caller states that it is a string that ends in NUL and stays as it is.

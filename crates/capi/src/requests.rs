@@ -121,8 +121,8 @@ impl Scored {
     }
 }
 
-/// Returns true for an error of a sequence itself, false for one of the engine, which would fail any
-/// other sequence too.
+/// Returns true for an error of a sequence itself, false for one of the engine, which would fail
+/// any other sequence too.
 fn is_own(error: &Error) -> bool {
     matches!(
         error.kind(),
@@ -134,7 +134,8 @@ fn is_own(error: &Error) -> bool {
     )
 }
 
-/// Returns a JSON object whose first field is the request's id, as it was spelled, where it has one.
+/// Returns a JSON object whose first field is the request's id, as it was spelled, where it has
+/// one.
 fn object(id: Option<&RawValue>, fields: &Map<String, Value>) -> String {
     struct Object<'a>(Option<&'a RawValue>, &'a Map<String, Value>);
     impl Serialize for Object<'_> {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 use kudos::internals::units::GIB;
 use kudos::{
-    Batching, CpuOptions, CudaOptions, Device, EngineBuilder, Error, ErrorKind, PromptOptions, Replicas, Result,
+    Batching, CpuOptions, CudaOptions, Device, EngineBuilder, Error, ErrorKind, PromptOptions, Replicas,
+    Result,
 };
 use kudos_cli::args::{DeviceArg, ResidencyArg};
 use pyo3::exceptions::PyTypeError;
