@@ -75,7 +75,7 @@ impl Team {
         match self.replica {
             (_, 1) => result,
             (replica, replicas) => {
-                result.map_err(|error| error.prefixed(&format!("replica {replica} of {replicas}")))
+                result.map_err(|error| error.prefixed(format!("replica {replica} of {replicas}")))
             }
         }
     }

@@ -31,8 +31,6 @@ const ROTATED_BYTES: usize = 512 << 20;
 const COPY_BYTES: usize = 512 << 20;
 const SQUARE: usize = 8192;
 
-/// The widest row that `add_branch_rms_norm` takes.
-
 /// A launch that can be repeated.
 pub(super) struct Case {
     pub(super) kernel: String,
