@@ -129,7 +129,7 @@ fn only_a_profiled_pass_has_marks_and_one_after_every_op() {
         ("attention", layers),
         ("product_o", layers),
         ("product_gate_up", layers),
-        ("gate_mul_silu", layers),
+        ("gate_mul", layers),
         ("product_down", layers),
         ("gather_rows", 2),
         ("score", 1),
