@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyInt, PyList};
 use serde_json::{Value, json};
 
+use crate::arrow::{self, RewardTable};
 use crate::errors::{exception, wrong};
 use crate::input::{Inputs, python, request, type_of};
 use crate::scoring::{self, Call, Form};
@@ -148,7 +149,21 @@ impl Engine {
     ) -> PyResult<Py<PyAny>> {
         let engine = self.open(py)?;
         let (form, requests) = read(inputs, ids)?;
-        scoring::score(py, &engine, &Call { form, failures, progress }, requests)
+        scoring::score(py, &engine, &Call { form, failures, progress }, requests)?.object(py)
+    }
+
+    /// Returns the rewards of a table's rows as a table.
+    #[pyo3(signature = (table, failures=None, progress=None))]
+    fn score_table(
+        &self,
+        py: Python<'_>,
+        table: &Bound<'_, PyAny>,
+        failures: Option<&Bound<'_, PyList>>,
+        progress: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<RewardTable> {
+        let engine = self.open(py)?;
+        let call = Call { form: Form::Each, failures, progress };
+        scoring::score(py, &engine, &call, arrow::requests(table)?)?.table()
     }
 
     /// Returns the inputs as a `Submission` that is not prepared.

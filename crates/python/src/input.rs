@@ -202,7 +202,7 @@ fn items<'py>(out: &mut Vec<u8>, items: impl Iterator<Item = Bound<'py, PyAny>>,
 }
 
 /// Writes a string as JSON. Strings are long: it is not copied first.
-fn string(out: &mut Vec<u8>, text: &str) {
+pub(crate) fn string(out: &mut Vec<u8>, text: &str) {
     // A vector takes every write.
     let _ = serde_json::to_writer(out, text);
 }

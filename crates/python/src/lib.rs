@@ -4,6 +4,7 @@
 //! No thread of the engine ever takes the GIL: threads of Python wait for the engine without it
 //! (`wait`), and what is awaited is woken through a thread of its own (`submission`).
 
+mod arrow;
 mod engine;
 mod errors;
 mod input;
@@ -40,5 +41,6 @@ fn _kudos(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("OPTIONS", options::names().collect::<Vec<_>>())?;
     module.add_class::<engine::Engine>()?;
     module.add_class::<submission::Submission>()?;
+    module.add_class::<arrow::RewardTable>()?;
     module.add_function(wrap_pyfunction!(main, module)?)
 }

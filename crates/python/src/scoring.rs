@@ -12,6 +12,7 @@ use kudos::{Engine, Error, ErrorKind, Input, Pending, PromptTokens, Result, Scor
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyList};
 
+use crate::arrow::RewardTable;
 use crate::errors::exception;
 use crate::wait::{SLICE, park_until, thread_waker};
 
@@ -124,13 +125,19 @@ impl Rewards {
         }
     }
 
-    /// Returns the rewards as Python has them, and appends the exceptions to `failures`.
-    pub(crate) fn finish(self, py: Python<'_>, failures: Option<&Bound<'_, PyList>>) -> PyResult<Py<PyAny>> {
-        if let Some(failures) = failures {
-            for (index, error) in &self.failures {
-                failures.append(exception(py, error, *index))?;
-            }
-        }
+    /// Appends the exceptions of rows to `failures`.
+    pub(crate) fn report(&self, py: Python<'_>, failures: Option<&Bound<'_, PyList>>) -> PyResult<()> {
+        let Some(failures) = failures else { return Ok(()) };
+        self.failures.iter().try_for_each(|(index, error)| failures.append(exception(py, error, *index)))
+    }
+
+    /// Returns the rewards as a table.
+    pub(crate) fn table(&self) -> PyResult<RewardTable> {
+        RewardTable::new(&self.counts, &self.rewards)
+    }
+
+    /// Returns the rewards as a float, an array, or a list of those.
+    pub(crate) fn object(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         if self.form == Form::Each && self.counts.iter().all(Option::is_none) {
             return array(py, &self.rewards);
         }
@@ -242,13 +249,13 @@ pub(crate) struct Call<'a, 'py> {
     pub(crate) progress: Option<&'a Bound<'py, PyAny>>,
 }
 
-/// Scores requests in their order, and returns their rewards as Python has them.
+/// Scores requests in their order.
 pub(crate) fn score<'py>(
     py: Python<'py>,
     engine: &Engine,
     call: &Call<'_, 'py>,
     requests: impl Iterator<Item = PyResult<Result<Request>>>,
-) -> PyResult<Py<PyAny>> {
+) -> PyResult<Rewards> {
     let lookahead = engine.plan().lookahead_tokens();
     let mut flight = InFlight {
         engine,
@@ -299,5 +306,6 @@ pub(crate) fn score<'py>(
         }
     }
     flight.rewards.check(py, engine, call.failures.is_some())?;
-    flight.rewards.finish(py, call.failures)
+    flight.rewards.report(py, call.failures)?;
+    Ok(flight.rewards)
 }

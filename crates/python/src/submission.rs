@@ -189,6 +189,7 @@ impl Submission {
         let rewards = std::mem::replace(&mut state.rewards, Rewards::new(Form::Each));
         drop(state);
         rewards.check(py, &self.engine, failures.is_some())?;
-        rewards.finish(py, failures)
+        rewards.report(py, failures)?;
+        rewards.object(py)
     }
 }

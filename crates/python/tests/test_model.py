@@ -116,7 +116,7 @@ def test_importing_loads_neither_numpy_nor_a_trainer():
 
 def test_the_stubs_have_every_name():
     stubs = (Path(kudos.__file__).parent / "_kudos.pyi").read_text()
-    for holder in (_kudos, _kudos.Engine, _kudos.Submission):
+    for holder in (_kudos, _kudos.Engine, _kudos.Submission, _kudos.RewardTable):
         for name in vars(holder):
             if not name.startswith("_"):
                 assert re.search(rf"\b{name}\b", stubs), name
@@ -151,7 +151,8 @@ try:
     failure = interpreters.run_string(one, code)
 except interpreters.RunFailedError as error:
     failure = error
-print(failure)
+print(failure, flush=True)
 """
-    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True)
-    assert "ImportError" in run.stdout and "main interpreter" in run.stdout
+    # Some releases of CPython 3.12 abort at the end of a subinterpreter that imported asyncio, whatever else it did.
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert "ImportError" in run.stdout and "subinterpreters" in run.stdout

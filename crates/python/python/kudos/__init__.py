@@ -35,7 +35,7 @@ from kudos._errors import (
     UnsupportedError,
     WeightsError,
 )
-from kudos._kudos import OPTIONS, Engine, __version__
+from kudos._kudos import OPTIONS, Engine, RewardTable, __version__
 from kudos._progress import DELAY, Progress, shown_by_default
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ __all__ = [
     "OutOfMemoryError",
     "QueueFullError",
     "RewardModel",
+    "RewardTable",
     "StoppedError",
     "TemplateError",
     "TokenizerError",
@@ -169,17 +170,26 @@ class RewardModel:
         """
         return self._score(ids, True, errors, progress)
 
-    def _score(self, inputs: Any, ids: bool, errors: Errors, progress: bool | None) -> Any:
+    def score_table(self, table: Any, *, errors: Errors = "raise", progress: bool | None = None) -> RewardTable:
+        """Returns the rewards of a table's rows as a table, by Arrow's PyCapsule interface.
+
+        ``table`` has columns of the names that a dict has in ``score``. The result has a column
+        ``reward``, or ``rewards`` where rows have ``responses``: ``pyarrow.table(..)``,
+        ``polars.DataFrame(..)`` and others read it. With ``errors="nan"`` errors are nulls.
+        """
         failures = _failures(errors)
-        if progress or (progress is None and shown_by_default()):
-            rows = len(inputs) if hasattr(inputs, "__len__") and not isinstance(inputs, Mapping) else None
-            context: Any = Progress(rows, 0.0 if progress else DELAY)
-        else:
-            context = nullcontext()
-        with context as line:
-            rewards = self._engine.score(inputs, ids, failures, line)
+        with _line(table, progress) as line:
+            rewards = self._engine.score_table(table, failures, line)
         self._log_warnings()
         _warn(failures)
+        return rewards
+
+    def _score(self, inputs: Any, ids: bool, errors: Errors, progress: bool | None) -> Any:
+        failures = _failures(errors)
+        with _line(inputs, progress) as line:
+            rewards = self._engine.score(inputs, ids, failures, line)
+        self._log_warnings()
+        _warn(failures, 4)
         return rewards
 
     async def ascore(
@@ -257,14 +267,21 @@ def _inputs(conversations: Any, prompt: Any, response: Any, responses: Any) -> A
     return {"prompt": prompt, "response": response, "responses": None if responses is None else list(responses)}
 
 
+def _line(inputs: Any, progress: bool | None) -> Any:
+    if not progress and not (progress is None and shown_by_default()):
+        return nullcontext()
+    rows = len(inputs) if hasattr(inputs, "__len__") and not isinstance(inputs, Mapping) else None
+    return Progress(rows, 0.0 if progress else DELAY)
+
+
 def _failures(errors: Errors) -> List[KudosError] | None:
     if errors not in ("raise", "nan"):
         raise ValueError(f'`errors` is {errors!r}, expected "raise" or "nan"')
     return [] if errors == "nan" else None
 
 
-def _warn(failures: List[KudosError] | None) -> None:
+def _warn(failures: List[KudosError] | None, level: int = 3) -> None:
     if failures:
         count = len(failures)
         text = f"{count} rewards are NaN; the first: {failures[0]}" if count > 1 else f"a reward is NaN: {failures[0]}"
-        warnings.warn(KudosWarning(text, failures), stacklevel=4)
+        warnings.warn(KudosWarning(text, failures), stacklevel=level)
