@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::LazyLock;
 use std::task::{Context, Poll};
 use std::thread;
 use std::time::Instant;
@@ -169,8 +170,10 @@ fn array(py: Python<'_>, values: &[f32]) -> PyResult<Py<PyAny>> {
 /// Renders and tokenizes inputs, on several threads where that is worth it.
 pub(crate) fn prepare(engine: &Engine, inputs: Vec<Result<Input>>) -> Vec<Result<PromptTokens>> {
     let one = |input: Result<Input>| input.and_then(|input| engine.prepare(input));
-    let cores = thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
-    let threads = (inputs.len() / SEQUENCES_PER_THREAD).clamp(1, cores);
+    let threads = (inputs.len() / SEQUENCES_PER_THREAD).clamp(1, THREADS_MAX);
+    // The number of cores is read from files, which would take longer than the rest of a call.
+    static CORES: LazyLock<usize> = LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+    let threads = if threads == 1 { 1 } else { threads.min(*CORES) };
     if threads == 1 {
         return inputs.into_iter().map(one).collect();
     }
