@@ -192,6 +192,7 @@ impl Engine {
             py,
             &json!({
                 "ranks": plan.ranks,
+                "replicas": plan.replicas,
                 "stored_weight_bytes": plan.weight_bytes.layers + plan.weight_bytes.head,
                 "weight_bytes": plan.footprint.weights,
                 "workspace_bytes": plan.footprint.workspace,

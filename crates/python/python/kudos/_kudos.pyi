@@ -1,14 +1,17 @@
 from asyncio import AbstractEventLoop, Future
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, final
 
 from kudos._errors import KudosError
+
+__all__ = ["OPTIONS", "Engine", "RewardTable", "Submission", "__version__", "main"]
 
 __version__: str
 OPTIONS: list[str]
 
 def main(arguments: list[str]) -> int: ...
 
+@final
 class Engine:
     def __new__(cls, model: str, options: Mapping[str, Any]) -> Engine: ...
     def score(
@@ -33,12 +36,14 @@ class Engine:
     def new_warnings(self) -> list[str]: ...
     def close(self) -> None: ...
 
+@final
 class Submission:
     def prepare(self) -> None: ...
     def start(self, event_loop: AbstractEventLoop, future: Future[None]) -> None: ...
     def cancel(self) -> None: ...
     def result(self, failures: list[KudosError] | None = None) -> Any: ...
 
+@final
 class RewardTable:
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
     def __len__(self) -> int: ...

@@ -141,7 +141,7 @@ def openrlhf_reward(
             rows.append(conversation(prompt(text, label), _without(query[len(text) :], end_tokens)))
         rewards: Any = source.model().score(rows)
         try:
-            import torch
+            import torch  # type: ignore[import-not-found, unused-ignore]
         except ImportError:
             pass
         else:
