@@ -6,7 +6,7 @@ CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
 
-.PHONY: demo test test-gpu test-python wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
+.PHONY: demo test test-gpu test-python test-trainers wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
 .PHONY: softgpu softgpu-env kernels-page golden bench-cpu plots capi
 
 demo: build
@@ -29,6 +29,10 @@ test-gpu: softgpu
 test-python: cuda-toolchain
 	cargo build $(CARGO_FLAGS) --lib
 	crates/python/tests/run.sh
+
+# The reward functions within TRL, verl, OpenRLHF and AReaL, which pip downloads (some 4 GB).
+test-trainers: test-python
+	tests/trainers/run.sh
 
 # A wheel for PyPI, in target/wheels: for glibc 2.28 and later (manylinux_2_28), linked by zig, which pip installs.
 # WHEEL_FLAGS= builds for this machine's own glibc.
