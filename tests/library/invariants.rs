@@ -150,7 +150,11 @@ fn replicas_change_no_bit_and_share_the_work() {
             let of_ranks = on_cpu(&dir).device(cpu_ranks(ranks)).open().unwrap();
             let expected = bits(if ranks == 1 { &alone } else { &of_ranks }, &sequences);
             for (replicas, residency) in [(2, Residency::Auto), (3, streamed(Some(1)))] {
-                let options = CpuOptions { replicas: Replicas::Count(replicas), ..cpu_ranks(ranks) };
+                let options = CpuOptions {
+                    replicas: Replicas::Count(replicas),
+                    threads: Some(replicas * ranks),
+                    ..cpu_ranks(ranks)
+                };
                 let builder = on_cpu(&dir).device(options).residency(residency).batching(batches_of(100));
                 let engine = builder.open().unwrap();
                 assert_eq!(engine.plan().replicas, replicas);
@@ -169,10 +173,16 @@ fn replicas_change_no_bit_and_share_the_work() {
 #[test]
 fn a_number_of_replicas_is_checked() {
     let dir = &fixtures()[0];
-    let open = |replicas| on_cpu(dir).device(CpuOptions { replicas, ..CpuOptions::default() }).open();
+    let open = |replicas| {
+        on_cpu(dir).device(CpuOptions { replicas, threads: Some(2), ..CpuOptions::default() }).open()
+    };
     let error = open(Replicas::Count(0)).unwrap_err();
     assert_eq!(error.kind(), kudos::ErrorKind::Options);
     assert!(error.message().contains("at least one replica"), "{error}");
+    let error = open(Replicas::Count(3)).unwrap_err();
+    assert_eq!(error.kind(), kudos::ErrorKind::Options);
+    assert!(error.message().contains("3 replicas need a thread each, and there are 2"), "{error}");
+    assert_eq!(open(Replicas::Count(2)).unwrap().plan().replicas, 2);
     assert_eq!(open(Replicas::Auto).unwrap().plan().replicas, 1);
     for (text, expected) in [("auto", Some(Replicas::Auto)), ("3", Some(Replicas::Count(3))), ("0", None)] {
         assert_eq!(text.parse::<Replicas>().ok(), expected, "{text}");

@@ -89,8 +89,8 @@ impl FromStr for Replicas {
 pub struct CpuOptions {
     /// Threads over all ranks of all replicas; as many as the machine has by default.
     pub threads: Option<usize>,
-    /// Copies of the model's activations, each with its part of the threads; the weights are
-    /// shared. 1 by default.
+    /// Copies of the model's activations, each with its part of the threads, at least one; the
+    /// weights are shared. 1 by default.
     pub replicas: Replicas,
     /// Ranks that share every layer (tensor parallel), in this process; 1 by default.
     pub ranks: Option<usize>,

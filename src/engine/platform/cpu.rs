@@ -63,8 +63,13 @@ impl Platform for CpuPlatform {
 
     fn replicas(&self, _ranks: usize) -> Result<usize> {
         match self.requested {
-            Replicas::Count(count) => at_least_one(count),
             Replicas::Auto => Ok(1),
+            Replicas::Count(count) if count > self.threads => {
+                let message = format!("{count} replicas need a thread each, and there are {}", self.threads);
+                Err(Error::new(ErrorKind::Options, message)
+                    .with_hint("ask for fewer replicas, or for more threads (`--threads`)"))
+            }
+            Replicas::Count(count) => at_least_one(count),
         }
     }
 
