@@ -1,19 +1,12 @@
 // Wrong arguments: each is an error that names it, and leaves its outputs empty.
 
+#include "require.h"
+
 #include <kudos.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define REQUIRE(condition)                                                              \
-    do {                                                                                \
-        if (!(condition)) {                                                             \
-            const char *message = kudos_error_message();                                \
-            fprintf(stderr, "%d: %s (%s)\n", __LINE__, #condition, message ? message : "-"); \
-            exit(1);                                                                    \
-        }                                                                               \
-    } while (0)
 
 // Requires a status and a part of the message.
 #define FAILS(call, status, part)                            \

@@ -1,6 +1,8 @@
 // Eight threads over one engine: every result is that of one thread alone, every thread has its own
 // last error, and an engine that closes leaves no call without an outcome.
 
+#include "require.h"
+
 #include <kudos.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -8,15 +10,6 @@
 #include <string.h>
 
 enum { THREADS = 8, REQUESTS = 6, ROUNDS = 3 };
-
-#define REQUIRE(condition)                                                              \
-    do {                                                                                \
-        if (!(condition)) {                                                             \
-            const char *message = kudos_error_message();                                \
-            fprintf(stderr, "%d: %s (%s)\n", __LINE__, #condition, message ? message : "-"); \
-            exit(1);                                                                    \
-        }                                                                               \
-    } while (0)
 
 static const char *const MODEL_OPTIONS = "{\"device\": \"cpu\", \"threads\": 2}";
 static KudosEngine engine;

@@ -23,6 +23,7 @@ use std::ffi::{CStr, c_char};
 use std::path::Path;
 use std::ptr;
 
+use kudos::Engine;
 use serde_json::json;
 
 use border::{Output, bytes, copy_out, elements, free, guarded, null, owned, text};
@@ -132,16 +133,10 @@ pub unsafe extern "C" fn kudos_score(
     request: *const c_char,
     result: *mut *mut c_char,
 ) -> KudosStatus {
-    guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and
-        // uses it for nothing else during the call.
-        let result = unsafe { Output::new(result, ptr::null_mut(), "result") }?;
-        let engine = handles::engine(engine)?;
-        // SAFETY: C's caller states that it is a string that ends in NUL and stays as it is.
-        let request = unsafe { bytes(request, "request") }?;
-        result.set(owned(&requests::submit(&engine, request)?.wait().text()?));
-        Ok(KudosStatus::Ok)
-    })
+    // SAFETY: the caller of this function states the same.
+    unsafe {
+        answer(engine, request, result, |engine, request| requests::submit(engine, request)?.wait().text())
+    }
 }
 
 /// Scores a request as `kudos_score` does, writes its rewards to `rewards`, which has memory for
@@ -274,16 +269,8 @@ pub unsafe extern "C" fn kudos_render(
     request: *const c_char,
     result: *mut *mut c_char,
 ) -> KudosStatus {
-    guarded(|| {
-        // SAFETY: C's caller states that it points to memory for a pointer, as kudos.h says, and
-        // uses it for nothing else during the call.
-        let result = unsafe { Output::new(result, ptr::null_mut(), "result") }?;
-        let engine = handles::engine(engine)?;
-        // SAFETY: C's caller states that it is a string that ends in NUL and stays as it is.
-        let request = unsafe { bytes(request, "request") }?;
-        result.set(owned(&requests::render(&engine, request)?));
-        Ok(KudosStatus::Ok)
-    })
+    // SAFETY: the caller of this function states the same.
+    unsafe { answer(engine, request, result, requests::render) }
 }
 
 /// Frees a string that a function wrote to a `char **`. NULL is ignored.
@@ -292,4 +279,28 @@ pub unsafe extern "C" fn kudos_free(text: *mut c_char) {
     // A drop of bytes does not panic.
     // SAFETY: C's caller states that it is NULL, or such a string that was not freed.
     unsafe { free(text) }
+}
+
+/// Writes the text that `work` returns for an engine and a request to `result`.
+///
+/// # Safety
+///
+/// As kudos.h says: `request` is NULL or a string that ends in NUL and stays as it is during the
+/// call, and `result` is NULL or points to memory for a pointer, which is used for nothing else.
+unsafe fn answer(
+    engine: KudosEngine,
+    request: *const c_char,
+    result: *mut *mut c_char,
+    work: fn(&Engine, &[u8]) -> kudos::Result<String>,
+) -> KudosStatus {
+    guarded(|| {
+        // SAFETY: the caller states that it is NULL, or memory for a pointer that is used for nothing
+        // else.
+        let result = unsafe { Output::new(result, ptr::null_mut(), "result") }?;
+        let engine = handles::engine(engine)?;
+        // SAFETY: the caller states that it is NULL, or a string that ends in NUL and stays as it is.
+        let request = unsafe { bytes(request, "request") }?;
+        result.set(owned(&work(&engine, request)?));
+        Ok(KudosStatus::Ok)
+    })
 }
