@@ -23,7 +23,7 @@ const STRICT: [&str; 5] = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-g"];
 /// Flags of the address sanitizer, which finds leaks too.
 const SANITIZED: [&str; 2] = ["-fsanitize=address", "-fno-omit-frame-pointer"];
 
-/// An option of `kudos score` that is none of an engine in this process.
+/// Options of `kudos score` that an engine in this process does not have.
 const OF_THE_COMMAND: [&str; 12] = [
     "help",
     "json",

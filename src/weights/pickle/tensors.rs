@@ -30,7 +30,7 @@ pub(super) struct Size {
 ///
 /// # Errors
 ///
-/// When one key has several types or sizes, or a size is none that a file can have.
+/// When one key has several types or sizes, or a size is more bytes than can be counted.
 pub(super) fn storage_sizes(values: &Values) -> Result<HashMap<&str, Size>> {
     let mut declared: HashMap<&str, &Storage> = HashMap::new();
     let mut sizes = HashMap::new();

@@ -83,8 +83,8 @@ struct Shape {
     cap_score: f32,
 }
 
-/// `Shape::window` where there is none: beyond every position, and the kernels' differences of
-/// positions and windows stay within an `int`.
+/// The value of `Shape::window` without a window: more than any position, and small enough that the
+/// kernels' sums and differences of positions and windows fit in an `int`.
 const WINDOW_NONE: i32 = 1 << 30;
 
 // SAFETY: plain values laid out as in C, field by field those of the kernel's struct.
