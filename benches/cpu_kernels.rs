@@ -214,7 +214,8 @@ impl Bench {
         (data.len() * 8) as f64 / seconds
     }
 
-    /// The exponential, by way of gate_mul on rows that fit into the first-level cache: an upper bound of its cost.
+    /// The cost of an exponential, an upper bound: `gate_mul` on rows that fit into the first-level
+    /// cache.
     fn exp(&self, peak: f64) {
         const FFN: usize = 1536;
         let mut rows = vec![0.5f32; 2 * FFN];

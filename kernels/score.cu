@@ -3,8 +3,9 @@
 //   accumulate  f32, no rounding of the result; the order of the sum is fixed (bit-identical from run to run)
 //   grid        [tokens, labels], one block per element; 256 threads, 8 values (16 bytes) per thread and step
 //   needs       hidden % 8 == 0; x and head 16-byte aligned; tokens, labels >= 1
-//   cost        2 * hidden bytes per token and 4 per result, the head once, which caches serve beside that -> memory bound; negligible for a few labels, and for a
-//               hidden layer 2 * labels * hidden flops a token on CUDA cores
+//   cost        2 * hidden bytes per token and 4 per result, the head once, which caches serve beside that ->
+//               memory bound; negligible for a few labels, and for a hidden layer 2 * labels * hidden flops a token on
+//               CUDA cores
 //   tiers       sm75 (f16), sm80+ (bf16)
 #include "reduce.cuh"
 #include "storage.cuh"

@@ -26,7 +26,7 @@
 
 // The outcome of a call. Values of later versions are added at the end.
 typedef enum {
-  // The call did what it does.
+  // The call succeeded.
   KUDOS_STATUS_OK = 0,
   // A file or folder could not be read or written.
   KUDOS_STATUS_IO = 1,
@@ -84,8 +84,8 @@ const char *kudos_version(void);
 //
 // `options` is a JSON object with the options of `kudos score`, with underscores in their names,
 // such as {"device": "cpu", "max_tokens": 8192}; or NULL for the defaults. An unknown option is an
-// error that lists those that there are. `template_var` is an object of variables. Those of ranks
-// in several processes are the command's alone.
+// error that lists the known ones. `template_var` is an object of variables. Only the command has
+// the options of ranks in several processes.
 KudosStatus kudos_open(const char *model, const char *options, KudosEngine *engine);
 
 // Closes an engine for all threads: refuses what is scored or submitted from here on, scores what

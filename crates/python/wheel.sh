@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds a wheel of the Python package in target/wheels, by maturin with the given options, in the profile of what leaves
-# this machine. maturin and zig come from PyPI, in the versions below.
+# Builds a wheel of the Python package in target/wheels, by maturin with the given options, in the profile for
+# distribution. maturin and zig come from PyPI, in the versions below.
 set -eu
 cd "$(dirname "$0")/../.."
 root=$PWD

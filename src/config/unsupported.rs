@@ -1,9 +1,10 @@
 //! The fields that change the reward of some decoder and are not implemented, or not for all
 //! families.
 //!
-//! transformers ignores most of them in the config of a family whose classes have no such feature. Such a config was written for other code, and a reward that silently lacks a feature is
-//! worse than none. A field that is not listed is taken to be harmless: a list of everything
-//! harmless would refuse each config with a private note in it.
+//! transformers ignores most of them in the config of a family whose classes have no such feature.
+//! Such a config was written for other code, and a reward that silently lacks a feature is worse
+//! than none. A field that is not listed is taken to be harmless: a list of everything harmless
+//! would refuse each config with a private note in it.
 
 use serde_json::Value;
 

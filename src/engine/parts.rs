@@ -53,7 +53,7 @@ pub(super) struct Parts {
     pub(super) platform: Box<dyn Platform>,
     /// The reason for the platform, where the engine chose it.
     pub(super) reason: Option<String>,
-    /// Copies of the model, each of so many ranks.
+    /// Copies of the model, each of `ranks` ranks.
     pub(super) replicas: usize,
     pub(super) ranks: usize,
     /// One per rank of a replica in this process; replicas share them.

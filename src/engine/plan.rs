@@ -37,7 +37,7 @@ const MAX_TOKENS_STEP: usize = 1024;
 pub struct MemoryPlan {
     /// Copies of the model, on devices of their own.
     pub replicas: usize,
-    /// Ranks that share each.
+    /// Ranks of each replica.
     pub ranks: usize,
     /// Bytes of rank 0's weights, as stored. On the CPU they are used where they are mapped.
     pub weight_bytes: WeightBytes,

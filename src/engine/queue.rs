@@ -154,7 +154,7 @@ impl State {
 }
 
 impl Queue {
-    /// Makes an empty queue with a capacity of `tokens_max` tokens, from which so many replicas
+    /// Makes an empty queue with a capacity of `tokens_max` tokens, from which `replicas` replicas
     /// take. A longer job enters when the queue is empty.
     pub(super) fn new(tokens_max: usize, replicas: usize) -> Self {
         let (state, computed) = (Mutex::default(), (0..replicas).map(|_| Counters::default()).collect());

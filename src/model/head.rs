@@ -30,7 +30,8 @@ impl HeadMlp {
         Self { hidden_bias: values(hidden_bias), weight: values(weight), bias: values(bias) }
     }
 
-    /// Returns the logits `[rows, labels]` from the hidden layer's matmul `[rows, hidden]`. Sums are in f64, in the order of the features, and rounded once.
+    /// Returns the logits `[rows, labels]` from the hidden layer's matmul `[rows, hidden]`. Sums are
+    /// in f64, in the order of the features, and rounded once.
     pub(super) fn forward(&self, matmul: &[f32]) -> Vec<f32> {
         let hidden = self.hidden_bias.len();
         let mut activated = vec![0.0; hidden];

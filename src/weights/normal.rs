@@ -31,7 +31,7 @@ pub struct Normal {
 /// The distribution of elements.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Elements {
-    /// All are this.
+    /// Every element has this value.
     Constant(f32),
     /// Normally distributed around 0, made from this seed.
     Normal(u64),

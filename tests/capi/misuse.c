@@ -54,7 +54,7 @@ int main(int argc, char **argv) {
     FAILS(kudos_open(model, "{\"device\": \"cpu\", \"threads\": 0}", &engine), KUDOS_STATUS_OPTIONS, "at least one thread");
     REQUIRE(engine == 0);
 
-    // Handles that there are not.
+    // Handles that were never given out.
     KudosResult result = 99;
     float reward = 9;
     size_t count = 9;
@@ -148,7 +148,7 @@ int main(int argc, char **argv) {
     FAILS(kudos_poll(result, &text), KUDOS_STATUS_INVALID_INPUT, "no tokens");
     FAILS(kudos_poll(result, &text), ARGUMENT, "is closed, expected a result");
 
-    // Engines and results that are left alone are the library's until the process ends.
+    // Engines and results that are not closed stay allocated until the process ends.
     REQUIRE(kudos_submit(engine, REQUEST, &result) == KUDOS_STATUS_OK);
     REQUIRE(kudos_cancel(result) == KUDOS_STATUS_OK);
     REQUIRE(kudos_submit(engine, REQUEST, &result) == KUDOS_STATUS_OK);

@@ -133,7 +133,7 @@ fn of_a_row_does_not_depend_on_its_block_or_sharing(gpu: &Gpu, kernel: &'static 
     let sequences = [long.clone(), [&long[..66], &[5, 6, 7]].concat(), [&long[..150], &[8; 70]].concat()];
     let packed = pack(&sequences, Sharing::Prefixes);
     let rows = qkv_rows(gpu.format, heads, &packed);
-    // Without tensor cores, one of them takes as long as all with.
+    // One takes as long without tensor cores as all of them with.
     let all = [Limits { window: Some(100), cap: CAP }, window(3), window(65)];
     for &limits in if kernel.is_plain() { &all[..1] } else { &all } {
         let together = run(limits, &ops, heads, &packed, &rows, Queries::All);

@@ -10,7 +10,7 @@ use kudos::{Error, ErrorKind};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub enum KudosStatus {
-    /// The call did what it does.
+    /// The call succeeded.
     Ok = 0,
     /// A file or folder could not be read or written.
     Io = 1,

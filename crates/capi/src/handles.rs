@@ -11,7 +11,7 @@ use crate::requests::Waiting;
 
 /// The objects behind handles.
 struct Table {
-    /// The handle that comes next.
+    /// The next handle.
     next: u64,
     entries: BTreeMap<u64, Entry>,
 }

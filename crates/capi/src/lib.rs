@@ -53,8 +53,8 @@ pub extern "C" fn kudos_version() -> *const c_char {
 ///
 /// `options` is a JSON object with the options of `kudos score`, with underscores in their names,
 /// such as {"device": "cpu", "max_tokens": 8192}; or NULL for the defaults. An unknown option is an
-/// error that lists those that there are. `template_var` is an object of variables. Those of ranks
-/// in several processes are the command's alone.
+/// error that lists the known ones. `template_var` is an object of variables. Only the command has
+/// the options of ranks in several processes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn kudos_open(
     model: *const c_char,

@@ -107,7 +107,7 @@ pub(super) struct ScoreArgs {
     pub(super) ranks: Option<usize>,
 
     /// Copies of the model, each on GPUs (or CPU threads) of its own: a number, or `auto` for as many
-    /// as there are GPUs for. They take batches from one queue; no reward changes by it [default: 1]
+    /// as there are GPUs for. They take batches from one queue; no reward depends on it [default: 1]
     #[arg(long, value_name = "N|auto")]
     pub(super) replicas: Option<Replicas>,
 

@@ -235,7 +235,7 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Options);
     }
 
-    /// The published checkpoints' numbers of parameters, to the last one.
+    /// The exact parameter counts of the published checkpoints.
     #[test]
     fn shapes_have_the_parameters_of_their_models() {
         let published = [
@@ -256,7 +256,7 @@ mod tests {
             let config = shape.config(None, None).unwrap();
             let shard = Shard::new(&config, 0, 1).unwrap();
             let bytes = WeightBytes::of(&config, &shard, Dtype::BF16);
-            // Of the head only row 0 is read.
+            // Only row 0 of the head is read.
             let unread = if tied { 0 } else { config.vocab * config.hidden };
             let read = (bytes.layers + bytes.head + bytes.embedding) / 2 - config.hidden;
             assert_eq!(read + unread, parameters, "{name}");

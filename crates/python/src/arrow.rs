@@ -1,5 +1,5 @@
 //! Tables by Arrow's PyCapsule interface: each row is the object that a line of the command's input
-//! would be, and the rewards are a column. No library of Arrow's is needed in Python.
+//! would be, and the rewards are a column. Python needs no Arrow library for it.
 
 use std::ffi::CStr;
 use std::sync::Arc;

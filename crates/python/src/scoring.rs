@@ -116,8 +116,8 @@ impl Rewards {
         }
     }
 
-    /// Fails with the first error, unless errors are collected. That the engine stopped is no error
-    /// of a row.
+    /// Fails with the first error, unless errors are collected. The error of an engine that stopped
+    /// is never collected.
     pub(crate) fn check(&self, py: Python<'_>, engine: &Engine, collected: bool) -> PyResult<()> {
         let stops = |error: &Error| error.kind() == ErrorKind::Stopped || engine.failure().is_some();
         match self.failures.iter().find(|(_, error)| !collected || stops(error)) {

@@ -34,7 +34,7 @@ fn start() -> Sender<Arc<Bell>> {
     let (sender, bells) = channel::<Arc<Bell>>();
     thread::spawn(move || {
         while let Ok(first) = bells.recv() {
-            // `None` while Python ends: nothing waits any more.
+            // `None` while the interpreter shuts down, when no task waits.
             let _ = Python::try_attach(|py| {
                 std::iter::once(first).chain(bells.try_iter()).for_each(|bell| bell.ring(py));
             });
@@ -118,7 +118,7 @@ impl Submission {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Held without calls of Python.
+        // No Python code runs while it is held.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

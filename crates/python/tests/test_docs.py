@@ -22,7 +22,7 @@ class Near(doctest.OutputChecker):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/python.md"])
 def test_every_sample_is_true(page, monkeypatch):
-    # The CPU, also on a machine with a GPU: the samples are its.
+    # On the CPU, also on a machine with a GPU: the samples have its rewards.
     init = kudos.RewardModel.__init__
     monkeypatch.setattr(init, "__kwdefaults__", {**init.__kwdefaults__, "device": "cpu"})
     blocks = re.findall(r"```(pycon|python)\n(.*?)```", Path(page).read_text(), re.DOTALL)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import kudos
 
-# Held by mypy, and not run.
+# Checked by mypy, and not run.
 USE = """
 import asyncio
 from typing import Any, List, Union, assert_type

@@ -464,7 +464,7 @@ mod tests {
                 let chosen = |needed| chosen(format, head_dim, needed);
                 let what = format!("{capability:?}, {format:?}, {head_dim}");
                 assert_eq!(chosen(AttentionFeatures::NONE), name, "{what}");
-                // Whichever feature is needed, the variant of the same kernel.
+                // Any feature selects the variant of the same kernel.
                 let name = if name == "none" { name.to_owned() } else { format!("{name}_wc") };
                 for needed in [WINDOW, CAP, AttentionFeatures::ALL] {
                     assert_eq!(chosen(needed), name, "{what}{needed}");

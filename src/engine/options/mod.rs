@@ -60,7 +60,7 @@ impl From<CudaOptions> for Device {
 /// queue. Rewards are the same for any number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replicas {
-    /// So many.
+    /// This number.
     Count(usize),
     /// As many as there are GPUs for; one on the CPU.
     Auto,
@@ -105,7 +105,7 @@ pub struct CudaOptions {
     /// the model fits on. Two engines of several ranks must not run on the same GPUs at one time:
     /// an NCCL collective of one could wait for the other's for ever.
     pub ranks: Option<usize>,
-    /// Copies of the model on GPUs of their own; 1 by default. Ranks are those of each.
+    /// Copies of the model on GPUs of their own; 1 by default. Each has `ranks` ranks.
     pub replicas: Replicas,
     /// The GPUs to use, by number, in the order of ranks, the first replica's before the next one's;
     /// all GPUs if empty.

@@ -26,7 +26,7 @@ pub(in crate::engine) trait Platform: Send + Sync {
         footprint: &dyn Fn(usize) -> Result<Footprint>,
     ) -> Result<usize>;
 
-    /// Returns the number of replicas of so many ranks: as requested, or as many as there are
+    /// Returns the number of replicas of `ranks` ranks: as requested, or as many as there are
     /// devices for.
     fn replicas(&self, ranks: usize) -> Result<usize>;
 

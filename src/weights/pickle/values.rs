@@ -67,7 +67,7 @@ pub(super) struct Tensor {
     pub(super) strides: Span,
 }
 
-/// All values of a pickle that are no numbers.
+/// All values of a pickle that are not numbers.
 #[derive(Debug, Default)]
 pub(super) struct Values {
     text: String,

@@ -78,7 +78,7 @@ impl Maker<'_> {
             self.score(tokens)?,
             self.seam_tiles(tokens)?,
         ];
-        // Of other models: where the sizes of this one suit them.
+        // Kernels of other models, where they take the sizes of this one.
         if self.config.hidden <= BRANCH_HIDDEN_MAX {
             cases.push(self.add_branch_rms_norm(tokens)?);
         }

@@ -115,7 +115,7 @@ class RewardModel:
         **unknown: Any,
     ) -> None:
         given = {name: value for name, value in locals().items() if name in OPTIONS}
-        # The extension refuses those by a list of the ones that it has.
+        # The extension refuses unknown options, and lists its own.
         self._engine = Engine(os.fspath(model), {**given, **unknown})
         _, name, reason = self._engine.device()
         if reason is None:

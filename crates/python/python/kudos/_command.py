@@ -8,7 +8,7 @@ from kudos import _kudos
 
 def main() -> int:
     """Runs the command line of this process, and returns its exit status."""
-    # The command ends at once, as one that is not written in Python.
+    # Ctrl-C ends the process at once, without a KeyboardInterrupt.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return _kudos.main(["kudos", *sys.argv[1:]])
 

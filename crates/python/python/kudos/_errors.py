@@ -95,9 +95,9 @@ class TooLongError(KudosError, ValueError):
 
     kind = "too_long"
 
-    #: The length of the conversation.
+    #: Tokens of the conversation.
     tokens: int
-    #: The limit it is over.
+    #: The limit on tokens.
     limit: int
 
 

@@ -51,5 +51,5 @@ class Progress:
             sys.stderr.write(text)
             sys.stderr.flush()
         except (OSError, ValueError):
-            # A terminal that is gone is no reason to stop.
+            # Scoring goes on without the terminal.
             pass

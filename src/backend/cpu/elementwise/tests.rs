@@ -143,7 +143,7 @@ fn gate_mul_matches_naive_f64_and_leaves_up() {
         let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
         x / 2.0 * (1.0 + u.tanh())
     };
-    // Of x * up: far below 0, the error of the exponent grows with x^3.
+    // The error is relative to x * up: far below 0, that of the exponent grows with x^3.
     assert_gate_mul(Gate::GeluTanh, GELU_ERROR, gelu, |product, _| product.abs());
 }
 

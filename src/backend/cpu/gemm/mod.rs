@@ -5,7 +5,7 @@
 //! out[m, n] = (out[m, n] or 0) + (sum over k of x[m, k] * weight[n, k]) + bias[n]
 //! ```
 //!
-//! Or, of a weight of gate and up, `out[m, n] = f(gate[m, n]) * up[m, n]` of these matmuls.
+//! For a weight with gate and up, `out[m, n] = f(gate[m, n]) * up[m, n]` of these two matmuls.
 //!
 //! The sum over k runs from zero in the order of k, by vector instructions (`vector`) or by a
 //! matrix unit (`matrix`), and is added to `out` at the end. So an element's bits depend on its own

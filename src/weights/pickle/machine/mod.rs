@@ -109,7 +109,7 @@ mod op {
 #[derive(Debug)]
 pub(super) struct Pickled {
     pub(super) values: Values,
-    /// The value that the pickle is of.
+    /// The value that the pickle makes.
     pub(super) root: Value,
     /// Bytes of the pickle.
     pub(super) bytes: usize,
