@@ -59,6 +59,10 @@ fn main() -> ExitCode {
     if !sanitizer {
         eprintln!("capi: not run with the address sanitizer: gcc has no libasan here");
     }
+    let pkg_config = has_pkg_config();
+    if !pkg_config {
+        eprintln!("capi: not linked by pkg-config: it is not installed here");
+    }
     let command = command();
     if command.is_none() {
         eprintln!(
@@ -73,7 +77,7 @@ fn main() -> ExitCode {
         trial("a_panic_is_a_status", panic_is_a_status),
         trial("the_example_prints_the_command_s_rewards", example).with_ignored_flag(command.is_none()),
         trial("options_are_those_of_the_command", options).with_ignored_flag(command.is_none()),
-        trial("the_static_library_links_by_pkg_config", static_library),
+        trial("the_static_library_links_by_pkg_config", static_library).with_ignored_flag(!pkg_config),
         trial("threads_share_an_engine", || program("threads", &["-pthread"], "every result is right")),
         trial("every_mistake_is_an_error", || program("misuse", &[], "every mistake is an error")),
         trial("sanitized: the_example", || {
@@ -103,6 +107,10 @@ fn command() -> Option<Arc<Path>> {
     let built = libraries().parent().unwrap().join("kudos");
     let path = env::var_os("KUDOS_TEST_BIN").map_or(built, PathBuf::from);
     path.is_file().then(|| path.into())
+}
+
+fn has_pkg_config() -> bool {
+    Command::new("pkg-config").arg("--version").output().is_ok_and(|run| run.status.success())
 }
 
 fn has_sanitizer() -> bool {
@@ -144,7 +152,15 @@ fn run_c(source: &Path, flags: &[&str], link: Link) -> String {
     let mut pkg_config = Command::new("pkg-config");
     pkg_config.args(["--cflags", "--libs"]).arg(config);
     match link {
-        Link::Shared => compiler.args(run(&mut pkg_config).split_whitespace()),
+        Link::Shared if has_pkg_config() => compiler.args(run(&mut pkg_config).split_whitespace()),
+        Link::Shared => compiler
+            .args(
+                ["-I", "-L"]
+                    .into_iter()
+                    .zip(["include", "lib"])
+                    .map(|(flag, folder)| format!("{flag}{}", installed.join(folder).display())),
+            )
+            .arg("-lkudos"),
         Link::Static => {
             let words = run(pkg_config.arg("--static"));
             let archive = installed.join("lib/libkudos.a").display().to_string();
