@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use crate::config::Head;
 use crate::engine::Score;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::prompt::Prompt;
 use crate::request::{Input, Request, Responses};
 
@@ -70,6 +70,19 @@ pub fn best(scores: &[Result<Score>]) -> Option<usize> {
     let rewards =
         scores.iter().enumerate().filter_map(|(index, score)| Some((index, score.as_ref().ok()?.reward)));
     rewards.reduce(|best, next| if next.1 > best.1 { next } else { best }).map(|(index, _)| index)
+}
+
+/// Returns true for an error of a sequence itself, false for one of the engine, which would fail
+/// any other sequence too.
+pub fn is_of_sequence(error: &Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::InvalidInput
+            | ErrorKind::TooLong { .. }
+            | ErrorKind::Template
+            | ErrorKind::Tokenizer
+            | ErrorKind::NonFinite
+    )
 }
 
 /// Returns the fields of a line that cannot be scored.

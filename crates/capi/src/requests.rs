@@ -4,8 +4,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use kudos::internals::request::{self, Input, Parsed, Request};
-use kudos::internals::results::{Renderer, score_fields, scores_fields};
-use kudos::{Engine, Error, ErrorKind, Pending, Result, Score};
+use kudos::internals::results::{Renderer, is_of_sequence, score_fields, scores_fields};
+use kudos::{Engine, Error, Pending, Result, Score};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -104,7 +104,7 @@ impl Scored {
     pub(crate) fn text(self) -> Result<String> {
         let Self { id, form, scores } = self;
         if let Some(error) =
-            scores.iter().find_map(|score| score.as_ref().err().filter(|error| !is_own(error)))
+            scores.iter().find_map(|score| score.as_ref().err().filter(|error| !is_of_sequence(error)))
         {
             return Err(error.clone());
         }
@@ -119,19 +119,6 @@ impl Scored {
     pub(crate) fn rewards(self) -> Result<Vec<f32>> {
         self.scores.into_iter().map(|score| score.map(|score| score.reward)).collect()
     }
-}
-
-/// Returns true for an error of a sequence itself, false for one of the engine, which would fail
-/// any other sequence too.
-fn is_own(error: &Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::InvalidInput
-            | ErrorKind::TooLong { .. }
-            | ErrorKind::Template
-            | ErrorKind::Tokenizer
-            | ErrorKind::NonFinite
-    )
 }
 
 /// Returns a JSON object whose first field is the request's id, as it was spelled, where it has

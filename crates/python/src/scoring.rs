@@ -9,7 +9,8 @@ use std::thread;
 use std::time::Instant;
 
 use kudos::internals::request::{self, Request};
-use kudos::{Engine, Error, ErrorKind, Input, Pending, PromptTokens, Result, Score, Submit};
+use kudos::internals::results::is_of_sequence;
+use kudos::{Engine, Error, Input, Pending, PromptTokens, Result, Score, Submit};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyList};
 
@@ -116,11 +117,10 @@ impl Rewards {
         }
     }
 
-    /// Fails with the first error, unless errors are collected. The error of an engine that stopped
-    /// is never collected.
-    pub(crate) fn check(&self, py: Python<'_>, engine: &Engine, collected: bool) -> PyResult<()> {
-        let stops = |error: &Error| error.kind() == ErrorKind::Stopped || engine.failure().is_some();
-        match self.failures.iter().find(|(_, error)| !collected || stops(error)) {
+    /// Fails with the first error, unless errors are collected. An error of the engine is never
+    /// collected.
+    pub(crate) fn check(&self, py: Python<'_>, collected: bool) -> PyResult<()> {
+        match self.failures.iter().find(|(_, error)| !collected || !is_of_sequence(error)) {
             Some((index, error)) => Err(exception(py, error, *index)),
             None => Ok(()),
         }
@@ -270,7 +270,7 @@ pub(crate) fn score<'py>(
     };
     let between = |flight: &InFlight<'_>| -> PyResult<()> {
         py.check_signals()?;
-        flight.rewards.check(py, engine, call.failures.is_some())?;
+        flight.rewards.check(py, call.failures.is_some())?;
         call.progress.map_or(Ok(()), |progress| progress.call1((flight.rewards.done(),)).map(drop))
     };
     let mut requests = requests.peekable();
@@ -308,7 +308,7 @@ pub(crate) fn score<'py>(
             between(&flight)?;
         }
     }
-    flight.rewards.check(py, engine, call.failures.is_some())?;
+    flight.rewards.check(py, call.failures.is_some())?;
     flight.rewards.report(py, call.failures)?;
     Ok(flight.rewards)
 }

@@ -188,7 +188,7 @@ impl Submission {
         }
         let rewards = std::mem::replace(&mut state.rewards, Rewards::new(Form::Each));
         drop(state);
-        rewards.check(py, &self.engine, failures.is_some())?;
+        rewards.check(py, failures.is_some())?;
         rewards.report(py, failures)?;
         rewards.object(py)
     }
