@@ -69,10 +69,15 @@ fn main() -> ExitCode {
             "capi: not compared with the command: cargo has not built `kudos` here, or set KUDOS_TEST_BIN"
         );
     }
+    let old_glibc = glibc().is_some_and(|version| version <= (2, 36));
+    if !old_glibc {
+        eprintln!("capi: not run: the newest glibc that the library needs, which depends on this machine's");
+    }
     let trials = vec![
         trial("the_header_is_what_cbindgen_makes", header_is_made),
         trial("the_header_is_c11_and_cpp", header_compiles),
         trial("the_library_exports_what_the_header_declares", exports_are_declared),
+        trial("the_library_needs_the_glibc_of_the_docs", glibc_of_the_docs).with_ignored_flag(!old_glibc),
         trial("the_example_of_the_docs_is_in_the_example", docs_have_the_example),
         trial("a_panic_is_a_status", panic_is_a_status),
         trial("the_example_prints_the_command_s_rewards", example).with_ignored_flag(command.is_none()),
@@ -227,6 +232,21 @@ fn exports_are_declared() {
     assert!(declared().len() > 15, "{:?}", declared());
     let dynamic = run(Command::new("readelf").arg("-d").arg(&library));
     assert!(dynamic.contains("[libkudos.so.0]"), "{dynamic}");
+}
+
+/// Returns the version of this machine's glibc; `None` where its C library is another one.
+fn glibc() -> Option<(u32, u32)> {
+    let output = Command::new("getconf").arg("GNU_LIBC_VERSION").output().ok()?;
+    let (major, minor) =
+        str::from_utf8(&output.stdout).ok()?.trim().strip_prefix("glibc ")?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn glibc_of_the_docs() {
+    let docs = fs::read_to_string(root().join("docs/c.md")).unwrap();
+    let library = INSTALLED.path().join("lib/libkudos.so");
+    let needed = run(Command::new(root().join("tools/newest-glibc.sh")).arg(&library));
+    assert!(docs.contains(&format!("needs glibc {} or later", needed.trim())), "{needed}");
 }
 
 fn docs_have_the_example() {

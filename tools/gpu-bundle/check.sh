@@ -32,6 +32,10 @@ fi
 [ "$(find . -mindepth 1 -maxdepth 1 | wc -l)" = 2 ] || fail 'files were written beside the bundle and the report'
 [ ! -e report/tmp ] || fail 'temporary files were left'
 
+# The README promises it. An executable needs what its builder has: one with a newer glibc cannot make such a bundle.
+needed=$(sed -n 's/^needs glibc=//p' "a copy/commit.txt")
+[ "$(printf '%s\n2.34\n' "$needed" | sort -V | tail -n 1)" = 2.34 ] || fail "the executables need glibc $needed, and the README says 2.34"
+
 # A second run finds all steps done.
 [ "$("a copy/run.sh" kernels engine | grep -c 'done before')" = 4 ] || fail 'finished steps were run again'
 # Unknown sections are refused.

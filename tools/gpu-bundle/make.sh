@@ -29,7 +29,7 @@ while IFS= read -r executable; do
         printf 'error: %s needs %s\n  at %s\n' "$name" "$needed" "$executable" >&2
         exit 1
     fi
-    glibc=$({ echo "$glibc" && readelf -V "$executable" | grep -o 'GLIBC_[0-9.]*' | sed 's/GLIBC_//'; } | sort -V | tail -n 1)
+    glibc=$({ echo "$glibc" && "$tools/../newest-glibc.sh" "$executable"; } | sort -V | tail -n 1)
     # Packed, because each carries the machine code of every kernel for every architecture, uncompressed so that its PTX
     # can be read: three executables are 61 MB, and 15 MB packed.
     gzip -9n <"$executable" >"$bundle/bin/$name.gz"

@@ -62,7 +62,7 @@ impl From<CudaOptions> for Device {
 pub enum Replicas {
     /// This number.
     Count(usize),
-    /// As many as there are GPUs for; one on the CPU.
+    /// As many as there are GPUs for; on the CPU one for each NUMA node.
     Auto,
 }
 
@@ -90,7 +90,8 @@ pub struct CpuOptions {
     /// Threads over all ranks of all replicas; as many as the machine has by default.
     pub threads: Option<usize>,
     /// Copies of the model's activations, each with its part of the threads, at least one; the
-    /// weights are shared. 1 by default.
+    /// weights are shared. 1 by default. On a machine of several NUMA nodes the threads of a replica
+    /// stay on its part of the nodes, or on one that it shares.
     pub replicas: Replicas,
     /// Ranks that share every layer (tensor parallel), in this process; 1 by default.
     pub ranks: Option<usize>,

@@ -6,7 +6,7 @@ use std::thread;
 use super::device::{DeviceInfo, DeviceKind};
 use super::interface::{Platform, RankSetup, at_least_one};
 use super::load::load;
-use crate::backend::cpu::{Arithmetic, Cpu, Group};
+use crate::backend::cpu::{Arithmetic, Cpu, Group, Nodes, stay_on};
 use crate::backend::{Capacity, Footprint, Geometry};
 use crate::config::ModelConfig;
 use crate::engine::options::{CpuOptions, Replicas};
@@ -24,6 +24,7 @@ pub(in crate::engine) struct CpuPlatform {
     /// The requested number of ranks.
     ranks: Option<usize>,
     requested: Replicas,
+    nodes: Nodes,
     arithmetic: Arithmetic,
     /// The ranks of each replica.
     groups: Vec<Arc<Group>>,
@@ -45,8 +46,14 @@ impl CpuPlatform {
             )
             .with_hint("leave the number of threads out for as many as the machine has"));
         }
-        let (ranks, requested) = (options.ranks, options.replicas);
-        Ok(Self { threads, ranks, requested, arithmetic, groups: vec![Arc::new(Group::new(1))] })
+        Ok(Self {
+            threads,
+            ranks: options.ranks,
+            requested: options.replicas,
+            nodes: Nodes::of_machine(),
+            arithmetic,
+            groups: vec![Arc::new(Group::new(1))],
+        })
     }
 }
 
@@ -63,7 +70,7 @@ impl Platform for CpuPlatform {
 
     fn replicas(&self, _ranks: usize) -> Result<usize> {
         match self.requested {
-            Replicas::Auto => Ok(1),
+            Replicas::Auto => Ok(self.nodes.count().min(self.threads)),
             Replicas::Count(count) if count > self.threads => {
                 let message = format!("{count} replicas need a thread each, and there are {}", self.threads);
                 Err(Error::new(ErrorKind::Options, message)
@@ -97,11 +104,37 @@ impl Platform for CpuPlatform {
     fn open_rank(&self, rank: RankSetup<'_>) -> Result<Box<dyn Rank>> {
         let threads = (self.threads / self.groups.len() / rank.geometry.shard.ranks).max(1);
         let (arithmetic, group) = (self.arithmetic.clone(), Arc::clone(&self.groups[rank.replica]));
+        // Before anything is allocated, and the rank's workers start: they stay there too.
+        if let Some(cpus) = self.nodes.cpus_of(rank.replica, self.groups.len())
+            && let Err(error) = stay_on(&cpus)
+        {
+            (rank.warn)(format!("replicas do not stay on NUMA nodes, and may be slower: {error}"));
+        }
         load(Cpu::new(rank.geometry.clone(), rank.capacity, arithmetic, threads, group)?, &rank)
     }
 
     fn abort(&self, replica: usize) -> Arc<dyn Fn() + Send + Sync> {
         let group = Arc::clone(&self.groups[replica]);
         Arc::new(move || group.abort())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns the number of replicas for `requested` on two nodes with `threads` threads.
+    fn replicas(requested: Replicas, threads: usize) -> Result<usize> {
+        let options = CpuOptions { threads: Some(threads), replicas: requested, ..CpuOptions::default() };
+        let nodes = Nodes::of_cpus(&[&[0], &[1]]);
+        CpuPlatform { nodes, ..CpuPlatform::new(&options)? }.replicas(1)
+    }
+
+    #[test]
+    fn auto_is_a_replica_per_node_that_has_a_thread() {
+        assert_eq!(replicas(Replicas::Auto, 8).unwrap(), 2);
+        assert_eq!(replicas(Replicas::Auto, 1).unwrap(), 1);
+        assert_eq!(replicas(Replicas::Count(3), 8).unwrap(), 3);
+        assert_eq!(replicas(Replicas::Count(3), 2).unwrap_err().kind(), ErrorKind::Options);
     }
 }
