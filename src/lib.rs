@@ -100,7 +100,7 @@ pub use engine::{
 #[cfg(feature = "cluster")]
 pub use engine::{Cluster, Secret};
 pub use error::{Error, ErrorKind, Result};
-pub use prompt::{Clock, DoubleBos, Prompt, PromptOptions, PromptTokens, Truncate};
+pub use prompt::{Clock, DoubleBos, Prompt, PromptOptions, PromptTokens, RenderedBos, Truncate};
 pub use weights::WeightBytes;
 
 /// The README's examples, as tests.

@@ -1,5 +1,7 @@
 //! Results as JSON: the fields of an output line of the command, which other interfaces share.
 
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::config::Head;
@@ -8,9 +10,61 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::prompt::Prompt;
 use crate::request::{Input, Request, Responses};
 
+/// The key of a line's result.
+#[derive(Debug)]
+pub enum Key {
+    /// The line's `id`, as the line spells it.
+    Id(Box<RawValue>),
+    /// The line's number, from 0.
+    Index(usize),
+}
+
+impl Key {
+    /// Returns the field of the output line that holds it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Id(_) => "id",
+            Self::Index(_) => "index",
+        }
+    }
+
+    /// Returns its value as JSON.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Id(raw) => raw.get().to_owned(),
+            Self::Index(index) => index.to_string(),
+        }
+    }
+}
+
+impl Serialize for Key {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        match self {
+            Self::Id(raw) => raw.serialize(serializer),
+            Self::Index(index) => index.serialize(serializer),
+        }
+    }
+}
+
+/// Returns a result as one JSON object on one line; its first field is `id` or `index`, if it has a
+/// key.
+pub fn result_line(key: Option<&Key>, fields: Map<String, Value>) -> String {
+    struct ResultLine<'a>(Option<&'a Key>, Map<String, Value>);
+    impl Serialize for ResultLine<'_> {
+        fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+            let Self(key, fields) = self;
+            let mut object = serializer.serialize_map(Some(key.iter().len() + fields.len()))?;
+            key.iter().try_for_each(|key| object.serialize_entry(key.name(), key))?;
+            fields.iter().try_for_each(|(name, value)| object.serialize_entry(name, value))?;
+            object.end()
+        }
+    }
+    serde_json::to_string(&ResultLine(key, fields)).expect("keys are strings")
+}
+
 /// Returns a reward with the fewest digits that identify this f32; converted to f64, JSON's own
 /// type, it would have 17.
-fn number(reward: f32) -> Value {
+pub fn number(reward: f32) -> Value {
     json!(reward.to_string().parse::<f64>().expect("a printed f32 is a number"))
 }
 
@@ -90,7 +144,8 @@ pub fn error_fields(error: &Error) -> Map<String, Value> {
     Map::from_iter([("error".to_owned(), Value::Object(error_object(error)))])
 }
 
-fn error_object(error: &Error) -> Map<String, Value> {
+/// Returns an error as an object: its kind, its message, and place and hint where they are known.
+pub fn error_object(error: &Error) -> Map<String, Value> {
     let mut object = Map::new();
     object.insert("kind".to_owned(), json!(error.kind().name()));
     object.insert("message".to_owned(), json!(error.message()));
@@ -124,17 +179,21 @@ impl Renderer<'_> {
     }
 
     fn one(&self, input: Input) -> Result<Map<String, Value>> {
-        let mut fields = Map::new();
-        let tokens = match input {
-            Input::Tokens(ids) => self.prompt.limit(ids, self.max_tokens)?,
+        let (text, tokens) = match input {
+            Input::Tokens(ids) => (None, self.prompt.limit(ids, self.max_tokens)?),
             Input::Conversation(conversation) => {
-                fields.insert("text".to_owned(), json!(self.prompt.render(&conversation)?));
-                self.prompt.tokens(&conversation, self.max_tokens)?
+                let text = self.prompt.render(&conversation)?;
+                (Some(text), self.prompt.tokens(&conversation, self.max_tokens)?)
             }
         };
+        let scored = self.scored(&tokens.ids, text.as_deref());
+        let mut fields = Map::new();
+        if let Some(text) = text {
+            fields.insert("text".to_owned(), json!(text));
+        }
         fields.insert("input_ids".to_owned(), json!(tokens.ids));
         fields.insert("truncated".to_owned(), json!(tokens.truncated));
-        fields.insert("scored".to_owned(), self.scored(&tokens.ids));
+        fields.insert("scored".to_owned(), scored);
         Ok(fields)
     }
 
@@ -151,8 +210,8 @@ impl Renderer<'_> {
         Ok(columns)
     }
 
-    /// The token at which the reward is read, and the reason.
-    fn scored(&self, ids: &[u32]) -> Value {
+    /// The token at which the reward is read, the reason, and the token's place in the text.
+    fn scored(&self, ids: &[u32], text: Option<&str>) -> Value {
         let position = self.head.scored_token(ids);
         let reason = match self.head {
             Head::Score { pad_token_id: Some(pad), .. } if ids[position] == pad => {
@@ -166,6 +225,13 @@ impl Renderer<'_> {
             }
             Head::Score { .. } | Head::ScoreMlp { .. } | Head::LogitZero { .. } => "last token".to_owned(),
         };
-        json!({"position": position, "token": ids[position], "reason": reason})
+        let mut scored = json!({"position": position, "token": ids[position], "reason": reason});
+        if let Some(spelling) = self.prompt.token(ids[position]) {
+            scored["text"] = json!(spelling);
+        }
+        if let Some((start, end)) = text.and_then(|text| self.prompt.span(text, ids, position)) {
+            scored["span"] = json!([start, end]);
+        }
+        scored
     }
 }

@@ -10,11 +10,11 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::batch::{Batch, Budget, Packed, Sharing};
 use crate::engine::oneshot::{self, Receiver, Sender};
-use crate::engine::score::{Score, Sequence};
+use crate::engine::score::{Score, Sequence, Times};
 use crate::engine::stats::{Counters, Stats};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lock::lock;
@@ -149,7 +149,7 @@ impl State {
     fn take(&mut self, is_in: &[bool]) -> Vec<Reply> {
         self.tokens -= self.jobs.iter().take(is_in.len()).map(|job| job.ids.len()).sum::<usize>();
         let jobs = self.jobs.drain(..is_in.len());
-        jobs.zip(is_in).filter(|&(_, &is_in)| is_in).map(|(job, _)| job.reply).collect()
+        jobs.zip(is_in).filter(|&(_, &is_in)| is_in).map(|(job, _)| job.reply.taken(Instant::now())).collect()
     }
 }
 
@@ -422,12 +422,15 @@ pub struct Pending(Receiver<Result<Score>>);
 pub(super) struct Reply {
     score: Sender<Result<Score>>,
     sequence: Sequence,
+    submitted: Instant,
+    /// The time at which a pass took the sequence.
+    taken: Option<Instant>,
 }
 
 /// Makes the two ends of a score.
 pub(super) fn pending(sequence: Sequence) -> (Reply, Pending) {
     let (score, receiver) = oneshot::channel();
-    (Reply { score, sequence }, Pending(receiver))
+    (Reply { score, sequence, submitted: Instant::now(), taken: None }, Pending(receiver))
 }
 
 impl Pending {
@@ -451,9 +454,20 @@ impl Reply {
         self.score.is_closed()
     }
 
+    /// Notes the time at which a pass took the sequence.
+    fn taken(mut self, now: Instant) -> Self {
+        self.taken = Some(now);
+        self
+    }
+
     /// Completes the score with the logits of the scored token, or with an error.
     pub(super) fn complete(self, logits: Result<&[f32]>) {
-        self.score.send(logits.and_then(|logits| Score::new(logits, self.sequence)));
+        let taken = self.taken.unwrap_or(self.submitted);
+        let times = Times {
+            queue_time: taken.saturating_duration_since(self.submitted),
+            compute_time: taken.elapsed(),
+        };
+        self.score.send(logits.and_then(|logits| Score::new(logits, self.sequence, times)));
     }
 }
 

@@ -1,12 +1,14 @@
 //! [`Score`]: the result of one conversation.
 
+use std::time::Duration;
+
 use half::bf16;
 
 use crate::config::Normalization;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The score of one conversation.
-#[derive(Clone, Debug, PartialEq)]
+/// The score of one conversation. Two are equal when all but their times are.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Score {
     /// The reward in f32, as computed: the raw logit 0, finite.
@@ -25,6 +27,21 @@ pub struct Score {
     /// Index of the token whose logits these are, from 0: the last one, except for a classifier
     /// whose input ends in `pad_token_id`.
     pub scored_token: usize,
+    /// Time from the submission until a pass took the conversation.
+    pub queue_time: Duration,
+    /// Time from then until the reward was there: the pass, and the end of the one before it where
+    /// this one was packed meanwhile.
+    pub compute_time: Duration,
+}
+
+impl PartialEq for Score {
+    fn eq(&self, other: &Self) -> bool {
+        let all_but_times = |score: &Self| {
+            let Self { reward, reward_bf16, reward_normalized, tokens, truncated, scored_token, .. } = *score;
+            (reward, reward_bf16, reward_normalized, tokens, truncated, scored_token)
+        };
+        all_but_times(self) == all_but_times(other) && self.logits == other.logits
+    }
 }
 
 /// The part of a [`Score`] that is known before its logits are computed.
@@ -36,6 +53,13 @@ pub(super) struct Sequence {
     pub(super) normalization: Option<Normalization>,
 }
 
+/// The times of a [`Score`].
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Times {
+    pub(super) queue_time: Duration,
+    pub(super) compute_time: Duration,
+}
+
 #[cfg(test)]
 impl Sequence {
     /// One of so many tokens, of which the last is scored.
@@ -45,7 +69,7 @@ impl Sequence {
 }
 
 impl Score {
-    pub(super) fn new(logits: &[f32], sequence: Sequence) -> Result<Self> {
+    pub(super) fn new(logits: &[f32], sequence: Sequence, times: Times) -> Result<Self> {
         if let Some(bad) = logits.iter().find(|logit| !logit.is_finite()) {
             return Err(Error::new(ErrorKind::NonFinite, format!("the reward came out as {bad}")).with_hint(
                 "the weights hold NaN or infinity, or values that overflow; check the files against their source",
@@ -55,6 +79,17 @@ impl Score {
         let reward_bf16 = bf16::from_f32(reward).to_f32();
         let Sequence { tokens, truncated, scored_token, normalization } = sequence;
         let reward_normalized = normalization.map(|Normalization { mean, std }| (reward - mean) / std);
-        Ok(Self { reward, reward_bf16, reward_normalized, logits, tokens, truncated, scored_token })
+        let Times { queue_time, compute_time } = times;
+        Ok(Self {
+            reward,
+            reward_bf16,
+            reward_normalized,
+            logits,
+            tokens,
+            truncated,
+            scored_token,
+            queue_time,
+            compute_time,
+        })
     }
 }

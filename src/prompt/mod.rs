@@ -35,6 +35,7 @@ mod tokenizer;
 mod tokenizer_class;
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value};
 
@@ -101,6 +102,16 @@ pub enum DoubleBos {
     Add,
 }
 
+/// The beginning-of-text token (BOS) of text that was rendered elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RenderedBos {
+    /// Where the model's own conversations begin with BOS, it is put before text that does not
+    #[default]
+    Once,
+    /// The text is encoded as it is
+    AsIs,
+}
+
 /// Token ids to score.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptTokens {
@@ -119,6 +130,8 @@ pub struct Prompt {
     listed_control_tokens: Option<Vec<String>>,
     options: PromptOptions,
     warnings: Vec<String>,
+    /// Whether the ids of conversations begin with BOS; found when it is first needed.
+    begins_with_bos: OnceLock<bool>,
 }
 
 impl Prompt {
@@ -151,7 +164,8 @@ impl Prompt {
                 now.date()
             ));
         }
-        Ok(Self { templates, tokenizer, listed_control_tokens, options, warnings })
+        let begins_with_bos = OnceLock::new();
+        Ok(Self { templates, tokenizer, listed_control_tokens, options, warnings, begins_with_bos })
     }
 
     /// Warnings for the user, e.g. that rewards depend on today's date.
@@ -184,6 +198,51 @@ impl Prompt {
             self.tokenizer.encode(&text)?
         };
         self.limit(ids, max_tokens)
+    }
+
+    /// Returns the ids of text that a client rendered, at most `max_tokens` of them. Special tokens
+    /// are recognised by their spelling.
+    ///
+    /// Errors are those of [`limit`](Self::limit); and [`ErrorKind::InvalidInput`] where control
+    /// tokens are sanitized: in rendered text they cannot be told from those that users wrote.
+    pub fn rendered_tokens(&self, text: &str, bos: RenderedBos, max_tokens: usize) -> Result<PromptTokens> {
+        if self.options.sanitize_control_tokens {
+            let message = "rendered text was given, and control tokens are sanitized, which it cannot be";
+            return Err(Error::new(ErrorKind::InvalidInput, message)
+                .with_hint("give the conversation as `messages`, or as a prompt and its response"));
+        }
+        let mut ids = self.tokenizer.encode(text)?;
+        if bos == RenderedBos::Once
+            && let Some(bos) = self.tokenizer.bos()
+            && ids.first() != Some(&bos)
+            && self.begins_with_bos()
+        {
+            ids.insert(0, bos);
+        }
+        self.limit(ids, max_tokens)
+    }
+
+    /// Whether the ids of conversations begin with BOS: those of a short one, by the template, or
+    /// where it refuses that, of none, by the tokenizer.
+    fn begins_with_bos(&self) -> bool {
+        *self.begins_with_bos.get_or_init(|| {
+            let ids = match self.tokens(&Conversation::exchange("a", "b"), usize::MAX) {
+                Ok(tokens) => tokens.ids,
+                Err(_) => self.tokenizer.encode_with_special("").unwrap_or_default(),
+            };
+            ids.first().is_some_and(|&id| Some(id) == self.tokenizer.bos())
+        })
+    }
+
+    /// Returns the spelling of a token in the vocabulary.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.tokenizer.token(id)
+    }
+
+    /// Returns the range of `text` that token `index` of its `ids` came from, in Unicode code points;
+    /// `None` where `ids` are not those of the text alone.
+    pub fn span(&self, text: &str, ids: &[u32], index: usize) -> Option<(usize, usize)> {
+        self.tokenizer.span(text, ids, index)
     }
 
     /// Checks and shortens ids as `limited` does, with this prompt's policy and beginning-of-text

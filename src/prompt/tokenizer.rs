@@ -90,6 +90,19 @@ impl Tokenizer {
         encode().map_err(|error| failed(&*error))
     }
 
+    /// Returns the range of `text`, in Unicode code points, that token `index` of its `ids` came
+    /// from; `None` where `ids` are not those of the text.
+    pub(super) fn span(&self, text: &str, ids: &[u32], index: usize) -> Option<(usize, usize)> {
+        let encoding = self.inner.encode_char_offsets(text, false).ok()?;
+        let offsets = || encoding.get_offsets().get(index).copied();
+        if encoding.get_ids() == ids { offsets() } else { None }
+    }
+
+    /// Returns the spelling of a token in the vocabulary.
+    pub(super) fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Returns the id of a token by its spelling.
     pub(super) fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

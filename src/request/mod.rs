@@ -109,10 +109,11 @@ const KEYS: [&str; 11] = [
 
 /// Keys that change what other systems score and are not read here, with a hint. `false` is
 /// accepted: it is the default.
-const ELSEWHERE: [(&str, &str); 5] = [
+const ELSEWHERE: [(&str, &str); 6] = [
     ("system", "make it the first of the `messages`: {\"role\": \"system\", \"content\": \"..\"}"),
     ("functions", "describe them in `tools`"),
     ("date_string", "give it to the chat template: \"template_vars\": {\"date_string\": \"..\"}"),
+    ("chat_template", "leave it out: a reward is that of the model's own template"),
     ("add_generation_prompt", "leave it out: a reward is that of a finished conversation"),
     ("continue_final_message", "leave it out: a reward is that of a finished conversation"),
 ];

@@ -1,6 +1,6 @@
 //! The command line.
 
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "serve"))]
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -38,6 +38,9 @@ pub(super) struct Args {
 pub(super) enum Command {
     /// Score conversations: one result per line, in the input's order
     Score(Box<ScoreArgs>),
+    /// Serve rewards over HTTP
+    #[cfg(feature = "serve")]
+    Serve(Box<ServeArgs>),
     /// Show the text and the token ids that would be scored, without weights
     Render(RenderArgs),
     /// Show the memory that the model needs, and whether it fits on well-known GPUs, on those of
@@ -97,6 +100,13 @@ pub(super) struct ScoreArgs {
     #[arg(long)]
     pub(super) json: bool,
 
+    #[command(flatten)]
+    pub(super) engine: EngineArgs,
+}
+
+/// The device, and how the model runs on it.
+#[derive(Debug, clap::Args)]
+pub(super) struct EngineArgs {
     /// Device that runs the model
     #[arg(long, value_enum, default_value = "auto")]
     pub(super) device: DeviceArg,
@@ -190,6 +200,96 @@ pub(super) struct ProcessArgs {
     /// environment]
     #[arg(long, value_name = "FILE", requires = "rendezvous")]
     pub(super) rendezvous_secret_file: Option<PathBuf>,
+}
+
+#[cfg(feature = "serve")]
+#[derive(Debug, clap::Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) model: ModelArgs,
+
+    /// Address or name to listen at; `0.0.0.0` is every address of this machine
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub(super) host: String,
+
+    /// Port to listen at; 0 is any that is free, which is then printed
+    #[arg(long, value_name = "PORT", default_value = "8000")]
+    pub(super) port: u16,
+
+    /// A name of the model; requests for models of other names are refused. May be repeated, and the
+    /// first is the name in answers [default: any name is taken]
+    #[arg(long, value_name = "NAME")]
+    pub(super) served_model_name: Vec<String>,
+
+    /// A name by which clients reach the server, besides addresses, `localhost` and HOST; `*` is any.
+    /// May be repeated
+    #[arg(long, value_name = "NAME")]
+    pub(super) allow_host: Vec<String>,
+
+    /// The origin of web pages elsewhere that may call the server, such as `https://example.org`. May
+    /// be repeated
+    #[arg(long, value_name = "ORIGIN")]
+    pub(super) allow_origin: Vec<String>,
+
+    /// File with a key that requests must have [default: KUDOS_API_KEY in the environment, or none]
+    #[arg(long, value_name = "FILE")]
+    pub(super) api_key_file: Option<PathBuf>,
+
+    /// Limit on the body of a request, or on a line of a stream, in MiB
+    #[arg(long, value_name = "N", default_value = "64")]
+    pub(super) body_limit_mib: NonZeroUsize,
+
+    /// Tokens that may wait; requests beyond that are refused with status 429 [default: those of 32
+    /// passes]
+    #[arg(long, value_name = "N")]
+    pub(super) queue_tokens: Option<NonZeroUsize>,
+
+    /// Time for which an idle server waits for more requests when one arrives, in milliseconds: with
+    /// bursts of requests that share a prompt this computes the prompt once
+    #[arg(long, value_name = "MS", default_value = "0")]
+    pub(super) gather_ms: u64,
+
+    /// Limit on the time of a request, from its headers to its answer [default: none]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(super) timeout: Option<Duration>,
+
+    /// Limit on the time for requests under way when the server is told to end
+    #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
+    pub(super) drain: Duration,
+
+    /// Limit on connections; more wait
+    #[arg(long, value_name = "N", default_value = "4096")]
+    pub(super) connections: NonZeroUsize,
+
+    /// JSON lines with their rewards, as `kudos score` writes them: the server is ready while it
+    /// computes these [default: a short conversation, and its first reward]
+    #[arg(long, value_name = "FILE")]
+    pub(super) canary: Option<PathBuf>,
+
+    /// Largest difference from those rewards [default: 0.05, and 0 from the first reward]
+    #[arg(long, value_name = "X")]
+    pub(super) canary_tolerance: Option<f32>,
+
+    /// What is written to standard error
+    #[arg(long, value_enum, default_value = "info")]
+    pub(super) log: LogArg,
+
+    #[command(flatten)]
+    pub(super) engine: EngineArgs,
+}
+
+/// The least of the events that are logged.
+#[cfg(feature = "serve")]
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum LogArg {
+    /// What makes the server unready
+    Error,
+    /// And what may matter
+    Warn,
+    /// And a line for each request
+    Info,
+    /// And how connections end
+    Debug,
 }
 
 #[derive(Debug, clap::Args)]
@@ -320,16 +420,21 @@ impl ModelArgs {
     }
 }
 
-impl ScoreArgs {
-    /// Returns the engine's builder for the model in `dir`; `cluster` comes from [`ProcessArgs`].
-    pub(super) fn builder(&self, dir: &Path, cluster: Option<Cluster>) -> Result<EngineBuilder> {
+impl EngineArgs {
+    /// Returns the engine's builder for the `model` in `dir`; `cluster` comes from [`ProcessArgs`].
+    pub(super) fn builder(
+        &self,
+        model: &ModelArgs,
+        dir: &Path,
+        cluster: Option<Cluster>,
+    ) -> Result<EngineBuilder> {
         let batching = Batching { batch_tokens: self.batch_tokens, ..Batching::default() };
         Ok(EngineBuilder::new(dir)
             .device(self.device(cluster)?)
-            .max_tokens(self.model.max_tokens)
+            .max_tokens(model.max_tokens)
             .residency(self.residency.into())
             .batching(batching)
-            .prompt(self.model.prompt_options()))
+            .prompt(model.prompt_options()))
     }
 
     fn device(&self, cluster: Option<Cluster>) -> Result<Device> {

@@ -10,7 +10,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::{input, output};
+use crate::input;
 
 /// Renders a line of input by a template that reads all fields of a conversation.
 ///
@@ -171,5 +171,5 @@ fn rendered_line(text: &[u8], index: usize, render: impl Fn(&Conversation) -> Re
         Ok(text) => Map::from_iter([("text".to_owned(), Value::from(text))]),
         Err(error) => kudos::internals::results::error_fields(&error),
     };
-    output::result_line(&line.key, fields)
+    kudos::internals::results::result_line(Some(&line.key), fields)
 }

@@ -7,11 +7,10 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::Path;
 
 use anyhow::Context;
-use serde::ser::{Serialize, Serializer};
-use serde_json::value::RawValue;
 
 use crate::files::{Identity, InputFile, StandardStream, check_format};
 use kudos::internals::request::{self, BYTE_ORDER_MARK, Parsed, Request};
+use kudos::internals::results::Key;
 use kudos::{Error, ErrorKind, Result};
 
 /// A parsed line of input: the key of its result, and its request.
@@ -20,42 +19,6 @@ pub(super) struct Line {
     pub(super) key: Key,
     /// The request, or the error of parsing it.
     pub(super) request: Result<Request>,
-}
-
-/// The key of a line's result.
-#[derive(Debug)]
-pub(super) enum Key {
-    /// The line's `id`, as the line spells it.
-    Id(Box<RawValue>),
-    /// The line's number, from 0.
-    Index(usize),
-}
-
-impl Key {
-    /// The field of the output line that holds it.
-    pub(super) fn name(&self) -> &'static str {
-        match self {
-            Self::Id(_) => "id",
-            Self::Index(_) => "index",
-        }
-    }
-
-    /// Its value as JSON.
-    pub(super) fn text(&self) -> String {
-        match self {
-            Self::Id(raw) => raw.get().to_owned(),
-            Self::Index(index) => index.to_string(),
-        }
-    }
-}
-
-impl Serialize for Key {
-    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        match self {
-            Self::Id(raw) => raw.serialize(serializer),
-            Self::Index(index) => index.serialize(serializer),
-        }
-    }
 }
 
 /// Limit on the bytes of a line; a longer one is an error of that line. A file that is not JSON

@@ -24,6 +24,8 @@ pub mod progress;
 mod render;
 mod resume;
 mod score;
+#[cfg(feature = "serve")]
+mod serve;
 pub mod shapes;
 
 use std::ffi::OsString;
@@ -57,6 +59,8 @@ pub fn main() -> ExitCode {
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let result = match Args::parse_from(arguments).command {
         Command::Score(args) => score::run(&args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(&args),
         Command::Render(args) => render::run(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),

@@ -5,11 +5,8 @@ use std::io::{self, ErrorKind as IoErrorKind, IsTerminal, Seek, SeekFrom, Write}
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use serde::ser::{Serialize, SerializeMap, Serializer};
-use serde_json::{Map, Value};
 
 use crate::files::{Identity, InputFile, StandardStream};
-use crate::input::Key;
 use crate::report;
 use kudos::internals::results::best;
 use kudos::{Error, ErrorKind, Result, Score};
@@ -174,21 +171,6 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
 /// Returns true if standard output is a terminal.
 pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
-}
-
-/// Returns a result as one JSON object on one line; its first field is `id` or `index`.
-pub(super) fn result_line(key: &Key, fields: Map<String, Value>) -> String {
-    struct ResultLine<'a>(&'a Key, Map<String, Value>);
-    impl Serialize for ResultLine<'_> {
-        fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-            let Self(key, fields) = self;
-            let mut object = serializer.serialize_map(Some(1 + fields.len()))?;
-            object.serialize_entry(key.name(), key)?;
-            fields.iter().try_for_each(|(name, value)| object.serialize_entry(name, value))?;
-            object.end()
-        }
-    }
-    serde_json::to_string(&ResultLine(key, fields)).expect("keys are strings")
 }
 
 /// Returns a table of responses and their rewards, with a mark at the best one.

@@ -23,8 +23,9 @@ use std::thread;
 
 use anyhow::anyhow;
 
-use crate::input::{Key, Line, Lines, RawLine};
+use crate::input::{Line, Lines, RawLine};
 use kudos::internals::request::{Input, Request};
+use kudos::internals::results::Key;
 use kudos::{Conversation, Engine, Pending, PromptTokens, Result};
 
 /// Budget for the text of lines in the pipeline: many batches of any engine, and little memory.

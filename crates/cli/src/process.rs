@@ -4,8 +4,9 @@
 use std::path::Path;
 use std::{env, fs};
 
-use crate::args::{ProcessArgs, ScoreArgs};
-use kudos::{Cluster, Error, ErrorKind, Result, Secret};
+use crate::args::ProcessArgs;
+use crate::say;
+use kudos::{Cluster, DeviceInfo, EngineBuilder, Error, ErrorKind, Result, Secret};
 
 /// The value of `--rendezvous` that stands for the environment.
 const ENV: &str = "env";
@@ -13,26 +14,24 @@ const ENV: &str = "env";
 /// The variable with the secret, if no file was given.
 const SECRET: &str = "KUDOS_RENDEZVOUS_SECRET";
 
-/// Returns the rank of this process, if it is one of several. Refuses a rank 0 without an input,
-/// and other ranks with one.
-pub(super) fn rank(args: &ScoreArgs) -> Result<Option<Cluster>> {
+/// Returns the rank of this process, if it is one of several.
+pub(super) fn rank(args: &ProcessArgs) -> Result<Option<Cluster>> {
     let variable = |name: &str| env::var(name).ok();
-    let Some(mut process) = find(&args.process, variable)? else { return Ok(None) };
-    process.secret = secret(args.process.rendezvous_secret_file.as_deref(), variable)?;
-    let has_input = args.input.is_some() || args.prompt.is_some();
-    if process.rank == 0 && !has_input {
-        return Err(mistake("rank 0 has no input").with_hint("give it an INPUT, `-` for standard input"));
-    }
-    // A launcher starts all ranks with the same command line. `--rank` is on the command line of
-    // one.
-    if process.rank > 0 && args.process.rank.is_some() && (has_input || args.output.is_some()) {
-        let message = format!("rank {} takes neither INPUT nor `--output`", process.rank);
-        return Err(mistake(message).with_hint("give them to rank 0 only"));
-    }
+    let Some(mut process) = find(args, variable)? else { return Ok(None) };
+    process.secret = secret(args.rendezvous_secret_file.as_deref(), variable)?;
     Ok(Some(process))
 }
 
-fn mistake(message: impl Into<String>) -> Error {
+/// Computes for rank 0, which is another process, until that ends.
+pub(super) fn follow(builder: EngineBuilder, process: &Cluster) -> Result<()> {
+    let began = |device: &DeviceInfo, warnings: &[String]| {
+        say(&format!("running on {device}, rank {} of {}", process.rank, process.world_size));
+        warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
+    };
+    builder.serve(began)
+}
+
+pub(super) fn mistake(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Options, message)
 }
 

@@ -4,11 +4,11 @@
 use crate::args::RenderArgs;
 use crate::files::InputFile;
 use crate::input::Lines;
-use crate::output::{Output, result_line};
+use crate::output::Output;
 use crate::{Outcome, model_dir, say};
 use kudos::Prompt;
 use kudos::internals::config::ModelConfig;
-use kudos::internals::results::{Renderer, error_fields};
+use kudos::internals::results::{Renderer, error_fields, result_line};
 
 pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model.model)?;
@@ -30,7 +30,7 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
             outcome = Outcome::SomeFailed;
             error_fields(&error)
         });
-        output.line(&result_line(&line.key, fields))?;
+        output.line(&result_line(Some(&line.key), fields))?;
     }
     Ok(outcome)
 }

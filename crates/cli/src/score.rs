@@ -14,40 +14,37 @@ use serde_json::{Map, Value};
 use crate::args::ScoreArgs;
 use crate::files::InputFile;
 use crate::input::{Line, Lines};
-use crate::output::{Output, is_terminal, result_line, table};
+use crate::output::{Output, is_terminal, table};
 use crate::pipeline::{self, InFlight, PipelineItem, Submitted};
 use crate::progress::{self, Progress, Results};
 use crate::resume::EarlierRun;
 use crate::{Outcome, model_dir, process, running_on, say};
-use kudos::internals::results::{error_fields, score_fields, scores_fields};
-use kudos::{DeviceInfo, Engine, Error, Loading, Pending, Result, Score};
+use kudos::internals::results::{error_fields, result_line, score_fields, scores_fields};
+use kudos::{Cluster, Engine, Error, Loading, Pending, Result, Score};
 
 /// Interval at which a command that waits for lines checks whether the engine has failed.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model.model)?;
-    let process = process::rank(args)?;
+    let process = process::rank(&args.engine.process)?;
+    process.as_ref().map_or(Ok(()), |process| check_input(args, process))?;
     if let Some(process) = process.clone().filter(|process| process.rank > 0) {
-        let began = |device: &DeviceInfo, warnings: &[String]| {
-            say(&format!("running on {device}, rank {} of {}", process.rank, process.world_size));
-            warnings.iter().for_each(|warning| say(&format!("warning: {warning}")));
-        };
-        args.builder(&dir, Some(process.clone()))?.serve(began)?;
+        process::follow(args.engine.builder(&args.model, &dir, Some(process.clone()))?, &process)?;
         return Ok(Outcome::Complete);
     }
     // Before the model, which takes longer: errors of the input and the output show at once.
     let mut source = args.input.as_deref().map(Lines::open).transpose()?;
     let mut inputs = model_dir::files(&dir);
     inputs.extend(source.iter().filter_map(Lines::file));
-    inputs.extend(args.process.rendezvous_secret_file.as_deref().and_then(InputFile::at));
+    inputs.extend(args.engine.process.rendezvous_secret_file.as_deref().and_then(InputFile::at));
     let mut output = Output::open(args.output.as_deref(), &inputs)?;
     let mut earlier = match &mut source {
         Some(source) if args.resume => EarlierRun::find(source, &mut output)?,
         _ => EarlierRun::default(),
     };
     let loading = Loading::default();
-    let builder = args.builder(&dir, process)?.loading(loading.clone());
+    let builder = args.engine.builder(&args.model, &dir, process)?.loading(loading.clone());
     let engine = Arc::new(progress::while_loading(&loading, || builder.open())?);
     say(&running_on(engine.device()));
     let mut warnings = Warnings { engine: &engine, printed: 0 };
@@ -69,11 +66,27 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     outcome.map_err(|error| output.with_resume_hint(error))
 }
 
+/// Refuses a rank 0 without an input, and other ranks with one.
+fn check_input(args: &ScoreArgs, process: &Cluster) -> Result<()> {
+    let has_input = args.input.is_some() || args.prompt.is_some();
+    if process.rank == 0 && !has_input {
+        let error = process::mistake("rank 0 has no input");
+        return Err(error.with_hint("give it an INPUT, `-` for standard input"));
+    }
+    // A launcher starts all ranks with the same command line. `--rank` is on the command line of
+    // one.
+    if process.rank > 0 && args.engine.process.rank.is_some() && (has_input || args.output.is_some()) {
+        let message = format!("rank {} takes neither INPUT nor `--output`", process.rank);
+        return Err(process::mistake(message).with_hint("give them to rank 0 only"));
+    }
+    Ok(())
+}
+
 /// Scores one line and returns its output line.
 fn score_line(engine: &Engine, line: Line) -> Result<String> {
     let (key, submitted) = pipeline::submit(engine, line)?;
     let (fields, _) = finish(submitted);
-    engine.failure().map_or_else(|| Ok(result_line(&key, fields)), Err)
+    engine.failure().map_or_else(|| Ok(result_line(Some(&key), fields)), Err)
 }
 
 /// Prints each of the engine's warnings once.
@@ -143,7 +156,7 @@ fn stream(
             failed += 1;
         }
         total += 1;
-        output.line(&result_line(&key, fields))?;
+        output.line(&result_line(Some(&key), fields))?;
         progress.reached(end, || engine.stats());
         warnings.print(|text| progress.say(text));
     }

@@ -1,0 +1,56 @@
+//! The paths that are served, and their description in OpenAPI.
+
+mod info;
+mod lines;
+mod rewards;
+mod schema;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::app::{self, App};
+use crate::failure::Failure;
+use crate::guard;
+
+/// Rewards from a reward model.
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "kudos",
+    description = "Rewards from reward models: raw logits, the same bits whatever else is scored at the time. \
+                   `docs/server.md` describes each path."
+))]
+struct Description;
+
+/// Returns the routes of a server.
+pub(crate) fn router(app: App) -> Router {
+    let (router, mut description) = OpenApiRouter::with_openapi(Description::openapi())
+        .routes(routes!(rewards::rewards))
+        .routes(routes!(rewards::render))
+        .routes(routes!(info::models))
+        .routes(routes!(info::health))
+        .routes(routes!(info::ready))
+        .routes(routes!(info::metrics))
+        .routes(routes!(info::version))
+        .split_for_parts();
+    description.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    let description = description.to_json().expect("the description is JSON");
+    router
+        .route("/openapi.json", axum::routing::get(move || info::openapi(description.clone())))
+        .fallback(|| async {
+            let message = "there is nothing at this path";
+            Failure::new(StatusCode::NOT_FOUND, "not_found", message)
+                .with_hint("/openapi.json lists the paths; rewards are at /v1/rewards")
+        })
+        .method_not_allowed_fallback(|| async {
+            let message = "this path has another method";
+            Failure::new(StatusCode::METHOD_NOT_ALLOWED, "method", message)
+                .with_hint("/openapi.json lists the methods")
+        })
+        .layer(from_fn_with_state(app.clone(), guard::guard))
+        .layer(from_fn_with_state(app.clone(), app::accept))
+        .with_state(app)
+}

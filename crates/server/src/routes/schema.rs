@@ -1,0 +1,168 @@
+//! Forms of requests and answers, for the description in OpenAPI. Requests are read by
+//! `kudos::internals::request`, and answers made by `kudos::internals::results`.
+#![allow(dead_code, reason = "the types are only described")]
+
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// One conversation, or a list of them
+#[derive(ToSchema)]
+#[schema(as = RewardRequests)]
+#[serde(untagged)]
+pub(super) enum One {
+    One(Conversation),
+    List(Vec<Conversation>),
+}
+
+/// What is scored: `messages`, or a `prompt` with `response` or `responses`, or `input_ids`
+#[derive(ToSchema)]
+pub(super) struct Conversation {
+    /// Comes back with the result, as it was spelled
+    #[schema(value_type = Option<Value>)]
+    id: Option<Value>,
+    /// The conversation, whose last turn is judged
+    messages: Option<Vec<Message>>,
+    /// The user's turn, or the messages before the response
+    #[schema(value_type = Option<Value>)]
+    prompt: Option<Value>,
+    /// The response to judge
+    response: Option<String>,
+    /// Several responses to one prompt
+    #[schema(min_items = 1)]
+    responses: Option<Vec<String>>,
+    /// Token ids, scored as they are
+    input_ids: Option<Vec<u32>>,
+    /// 1 for each token id that counts, 0 for padding
+    attention_mask: Option<Vec<u8>>,
+    /// Tools, for the chat template
+    tools: Option<Vec<Value>>,
+    /// Documents, for the chat template
+    documents: Option<Vec<Value>>,
+    /// Variables of the chat template
+    #[schema(value_type = Option<Value>)]
+    template_vars: Option<Value>,
+}
+
+/// A turn
+#[derive(ToSchema)]
+pub(super) struct Message {
+    /// `system`, `user`, `assistant`, or another role that the chat template knows
+    role: String,
+    /// The text
+    #[schema(value_type = Option<Value>)]
+    content: Option<Value>,
+}
+
+/// One result, or a list of them
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(super) enum Results {
+    One(Rewards),
+    List(Vec<Rewards>),
+}
+
+/// A result: one reward, or one per response, or an error
+#[derive(ToSchema)]
+pub(super) struct Rewards {
+    /// The request's `id`
+    #[schema(value_type = Option<Value>)]
+    id: Option<Value>,
+    /// The reward: the raw logit in f32
+    reward: Option<f32>,
+    /// The reward rounded to bf16
+    reward_bf16: Option<f32>,
+    /// The reward by `mean` and `std` of config.json, where that says so
+    reward_normalized: Option<f32>,
+    /// The logits of all labels, where there are several
+    logits: Option<Vec<f32>>,
+    /// The rewards of `responses`; null for one that has an error
+    rewards: Option<Vec<Option<f32>>>,
+    /// Those rewards rounded to bf16
+    rewards_bf16: Option<Vec<Option<f32>>>,
+    /// Tokens of the conversation, or of each
+    #[schema(value_type = Option<Value>)]
+    tokens: Option<Value>,
+    /// Index of the highest reward
+    best: Option<usize>,
+    /// Whether the conversation, or each, was cut to the limit
+    #[schema(value_type = Option<Value>)]
+    truncated: Option<Value>,
+    /// Errors of single responses
+    errors: Option<Vec<Error>>,
+    /// The error of the whole item
+    error: Option<Error>,
+}
+
+/// The text and the token ids that are scored; each field is a list for `responses`
+#[derive(ToSchema)]
+pub(super) struct Rendered {
+    /// The rendered text, where the request is no token ids
+    #[schema(value_type = Option<Value>)]
+    text: Option<Value>,
+    /// The token ids
+    #[schema(value_type = Option<Value>)]
+    input_ids: Option<Value>,
+    /// Whether it was cut to the limit
+    #[schema(value_type = Option<Value>)]
+    truncated: Option<Value>,
+    /// The token at which the reward is read: `position`, `token`, `reason`, `text`, `span`
+    #[schema(value_type = Option<Value>)]
+    scored: Option<Value>,
+}
+
+/// An error
+#[derive(ToSchema)]
+pub(super) struct Failed {
+    error: Error,
+}
+
+/// What happened, where, and what to do
+#[derive(ToSchema)]
+pub(super) struct Error {
+    /// The kind, to match on
+    kind: String,
+    /// What happened
+    message: String,
+    /// Where
+    place: Option<String>,
+    /// What to do
+    hint: Option<String>,
+    /// The index of the response that it is of
+    response: Option<usize>,
+    /// The kind once more, for clients of OpenAI's interface
+    r#type: Option<String>,
+    /// The status
+    code: Option<u16>,
+}
+
+/// The models that are served: one
+#[derive(ToSchema)]
+pub(super) struct Models {
+    object: String,
+    data: Vec<Model>,
+}
+
+/// A model
+#[derive(ToSchema)]
+pub(super) struct Model {
+    id: String,
+    object: String,
+    created: u64,
+    owned_by: String,
+    /// Limit on the tokens of a conversation
+    max_model_len: usize,
+}
+
+/// Whether the server is healthy, or ready, and why not
+#[derive(ToSchema)]
+pub(super) struct Health {
+    healthy: Option<bool>,
+    ready: Option<bool>,
+    reason: Option<String>,
+}
+
+/// The version
+#[derive(ToSchema)]
+pub(super) struct Version {
+    version: String,
+}

@@ -1,0 +1,10 @@
+//! `kudos serve`, run as a process, as its clients see it.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod faults;
+mod http;
+mod native;
+mod process;
+mod safety;
