@@ -229,8 +229,8 @@ impl Renderer<'_> {
         if let Some(spelling) = self.prompt.token(ids[position]) {
             scored["text"] = json!(spelling);
         }
-        if let Some((start, end)) = text.and_then(|text| self.prompt.span(text, ids, position)) {
-            scored["span"] = json!([start, end]);
+        if let Some(spans) = text.and_then(|text| self.prompt.spans(text, ids)) {
+            scored["span"] = json!(spans[position]);
         }
         scored
     }

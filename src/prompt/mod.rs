@@ -132,6 +132,8 @@ pub struct Prompt {
     warnings: Vec<String>,
     /// Whether the ids of conversations begin with BOS; found when it is first needed.
     begins_with_bos: OnceLock<bool>,
+    /// The token with which conversations end, where that is a special one.
+    end_of_turn: OnceLock<Option<String>>,
 }
 
 impl Prompt {
@@ -164,8 +166,15 @@ impl Prompt {
                 now.date()
             ));
         }
-        let begins_with_bos = OnceLock::new();
-        Ok(Self { templates, tokenizer, listed_control_tokens, options, warnings, begins_with_bos })
+        Ok(Self {
+            templates,
+            tokenizer,
+            listed_control_tokens,
+            options,
+            warnings,
+            begins_with_bos: OnceLock::new(),
+            end_of_turn: OnceLock::new(),
+        })
     }
 
     /// Warnings for the user, e.g. that rewards depend on today's date.
@@ -234,15 +243,36 @@ impl Prompt {
         })
     }
 
+    /// Returns the token with which the template ends an assistant's turn, by its spelling; `None`
+    /// where that is not a token of its own, outside the model's plain vocabulary.
+    pub fn end_of_turn(&self) -> Option<&str> {
+        let find = || {
+            let tokens = self.tokens(&Conversation::exchange("a", "b"), usize::MAX).ok()?;
+            let text = self.tokenizer.token(*tokens.ids.last()?)?;
+            self.tokenizer.is_added(&text).then_some(text)
+        };
+        self.end_of_turn.get_or_init(find).as_deref()
+    }
+
     /// Returns the spelling of a token in the vocabulary.
     pub fn token(&self, id: u32) -> Option<String> {
         self.tokenizer.token(id)
     }
 
-    /// Returns the range of `text` that token `index` of its `ids` came from, in Unicode code points;
-    /// `None` where `ids` are not those of the text alone.
-    pub fn span(&self, text: &str, ids: &[u32], index: usize) -> Option<(usize, usize)> {
-        self.tokenizer.span(text, ids, index)
+    /// Returns the text of token ids, special tokens as they are spelled.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer.decode(ids)
+    }
+
+    /// Whether a token is one that is recognised by its spelling, outside the plain vocabulary.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.token(id).is_some_and(|text| self.tokenizer.is_added(&text))
+    }
+
+    /// Returns the range of `text` that each of its `ids` came from, in Unicode code points; `None`
+    /// where `ids` are not those of the text alone.
+    pub fn spans(&self, text: &str, ids: &[u32]) -> Option<Vec<(usize, usize)>> {
+        self.tokenizer.spans(text, ids)
     }
 
     /// Checks and shortens ids as `limited` does, with this prompt's policy and beginning-of-text

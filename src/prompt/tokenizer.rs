@@ -90,17 +90,23 @@ impl Tokenizer {
         encode().map_err(|error| failed(&*error))
     }
 
-    /// Returns the range of `text`, in Unicode code points, that token `index` of its `ids` came
-    /// from; `None` where `ids` are not those of the text.
-    pub(super) fn span(&self, text: &str, ids: &[u32], index: usize) -> Option<(usize, usize)> {
+    /// Returns the range of `text`, in Unicode code points, that each of its `ids` came from; `None`
+    /// where `ids` are not those of the text.
+    pub(super) fn spans(&self, text: &str, ids: &[u32]) -> Option<Vec<(usize, usize)>> {
         let encoding = self.inner.encode_char_offsets(text, false).ok()?;
-        let offsets = || encoding.get_offsets().get(index).copied();
-        if encoding.get_ids() == ids { offsets() } else { None }
+        (encoding.get_ids() == ids).then(|| encoding.get_offsets().to_vec())
     }
 
     /// Returns the spelling of a token in the vocabulary.
     pub(super) fn token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// Returns the text of ids.
+    pub(super) fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, false).map_err(|error| {
+            Error::new(ErrorKind::InvalidInput, format!("the token ids cannot be decoded: {error}"))
+        })
     }
 
     /// Returns the id of a token by its spelling.

@@ -82,6 +82,16 @@ pub fn parse(bytes: &[u8]) -> Parsed {
     }
 }
 
+/// Reads a JSON value in which no object has a key twice.
+pub fn strict(bytes: &[u8]) -> Result<Value> {
+    let text = text_of(bytes)?;
+    match serde_json::from_str(text) {
+        Ok(Strict(value)) => Ok(value),
+        Err(error) if error.is_data() => Err(wrong(error.to_string())),
+        Err(error) => Err(not_json(text, &error)),
+    }
+}
+
 /// Returns whether [`parse`] reads a key of an object. Other keys belong to the user.
 pub fn is_read(key: &str) -> bool {
     known_keys().any(|known| known == key)

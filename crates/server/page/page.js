@@ -1,127 +1,24 @@
-// page.js: the page of `kudos serve`. It builds requests from the forms, shows rewards, rendered text
-// and errors, and scores files of JSON lines. State is in memory only. Whatever a user or the server
-// sends is added as text nodes, so it cannot become markup.
+// page.js: the page of `kudos serve`. It builds requests from the forms, and shows rewards, rendered
+// text and errors. State is in memory only. Whatever a user or the server sends is added as text
+// nodes, so it cannot become markup.
 
-const CHUNK_LINES_MAX = 128; // Lines in one request of a file.
-const CHUNK_BYTES_MAX = 1 << 20; // A longer line goes alone.
-const LINE_BYTES_MAX = 64 << 20; // A file without line ends must not fill the memory.
-const REQUESTS_MAX = 2; // One is scored while the next one waits at the server.
-const TRIES_MAX = 8; // Of a request that a busy server refuses.
-const WAIT_SECONDS_MAX = 60; // Between two tries, whatever the server asks for.
-const HELD_BYTES_MAX = 1 << 20; // Results that are held as strings before they become a Blob.
-const FAILURES_SHOWN_MAX = 5;
-const BUSY = [429, 503];
-
-const byId = (id) => document.getElementById(id);
-const all = (selector, node = document) => [...node.querySelectorAll(selector)];
-const count = (number) => number.toLocaleString("en");
-const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
-
-// ---- Text ----
-
-// Characters that are not seen or that reorder others: with them a text looks like another one.
-const UNSEEN =
-  /(?![\n\t])[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\p{Bidi_Control}\u00ad\u200b\u2060-\u206f\ufeff\u{e0000}-\u{e007f}]/gu;
-
-// Returns text nodes in which unseen characters are marked escapes.
-function visible(text) {
-  const nodes = document.createDocumentFragment();
-  let from = 0;
-  for (const { 0: hit, index } of text.matchAll(UNSEEN)) {
-    const escape = document.createElement("span");
-    escape.className = "escape";
-    escape.textContent = `\\u{${hit.codePointAt(0).toString(16).toUpperCase()}}`;
-    nodes.append(text.slice(from, index), escape);
-    from = index + hit.length;
-  }
-  nodes.append(text.slice(from));
-  return nodes;
-}
-
-// Returns an element with children; strings become text nodes.
-function element(tag, className, ...children) {
-  const node = document.createElement(tag);
-  node.className = className;
-  node.append(...children.map((child) => (child instanceof Node ? child : visible(String(child)))));
-  return node;
-}
-
-// Replaces the text of an element that stays in place; the same text would be announced again.
-const say = (id, text) => byId(id).textContent === text || byId(id).replaceChildren(visible(text));
-
-// ---- Errors ----
-
-// An error in the server's form {kind, message, place, hint}, so that one function shows them all.
-class Failure extends Error {
-  constructor(error, status, waitSeconds) {
-    super(error.message);
-    Object.assign(this, { error, status, waitSeconds });
-  }
-}
-
-const errorOf = (thrown) => thrown.error ?? { kind: "page", message: thrown.message };
-
-// Returns an alert that says what happened, where, and what to do.
-function alertOf({ kind, message, place, hint }, where) {
-  const places = [where, place].filter(Boolean).join(", ");
-  const box = element("div", "error", element("p", "", element("strong", "", kind), `: ${message}`));
-  if (places) box.append(element("p", "note", `at ${places}`));
-  if (hint) box.append(element("p", "note", `hint: ${hint}`));
-  return Object.assign(box, { role: "alert" });
-}
-
-// ---- The server ----
-
-function noAnswer(path) {
-  const hint = "check that `kudos serve` is running there, and that this machine can reach it";
-  const place = location.origin + path;
-  return new Failure({ kind: "network", message: "the server did not answer", place, hint });
-}
-
-// Returns the response to a request that the server accepted.
-async function send(path, options) {
-  const response = await fetch(path, { cache: "no-store", ...options }).catch((cause) => {
-    throw options.signal?.aborted ? cause : noAnswer(path);
-  });
-  if (response.ok) return response;
-  // A proxy answers with a page of its own: then the status is all that is known.
-  const error = (await response.json().catch(() => null))?.error;
-  const other = { kind: "http", message: `${response.status} ${response.statusText}`, place: path };
-  const waitSeconds = Number(response.headers.get("Retry-After")) || 1;
-  throw new Failure(error?.message ? error : other, response.status, waitSeconds);
-}
-
-const post = (path, type, body, signal) =>
-  send(path, { method: "POST", headers: { "Content-Type": type }, body, signal });
-
-// Returns a parsed answer; a numeric `id` keeps the digits that a JavaScript number would lose.
-const parse = (text) => JSON.parse(text, (key, value, context) =>
-  key === "id" && typeof value === "number" ? (context?.source ?? value) : value);
-
-// Shows which model answers.
-async function showServer() {
-  try {
-    const [version, models] = await Promise.all(
-      ["/version", "/v1/models"].map(async (path) => (await send(path, {})).json()));
-    say("model", models.data.map((model) => model.id).join(", "));
-    const limits = models.data.map((model) => `at most ${plural(model.max_model_len, "token")}`);
-    say("limits", `version ${version.version}, ${limits.join(", ")}`);
-  } catch (thrown) {
-    say("model", thrown.message);
-  }
-}
+import {
+  BUSY, UNSEEN, alertOf, all, byId, count, element, errorOf, on, plural, post, say, send, visible,
+} from "./common.js";
+import { startFiles } from "./file.js";
 
 // ---- The forms ----
 
 // Adds a turn or a response to its list.
 function addItem(id, text = "", role = "user") {
   const item = byId(`${id}-template`).content.firstElementChild.cloneNode(true);
-  const on = (button, action) => item.querySelector(button)?.addEventListener("click", () => action(item));
+  const onClick = (button, action) =>
+    item.querySelector(button)?.addEventListener("click", () => action(item));
   item.querySelector("textarea").value = text;
   for (const select of all("select", item)) select.value = role;
-  on(".remove", removeItem);
-  on(".up", () => moveItem(item, ".up", ".down", () => item.after(item.previousElementSibling)));
-  on(".down", () => moveItem(item, ".down", ".up", () => item.before(item.nextElementSibling)));
+  onClick(".remove", removeItem);
+  onClick(".up", () => moveItem(item, ".up", ".down", () => item.after(item.previousElementSibling)));
+  onClick(".down", () => moveItem(item, ".down", ".up", () => item.before(item.nextElementSibling)));
   byId(id).append(item);
   renumber(id);
   return item;
@@ -367,6 +264,10 @@ function showRendered(box, { text, input_ids, truncated, scored }) {
 
 // ---- Scoring a request ----
 
+// Returns a parsed answer; a numeric `id` keeps the digits that a JavaScript number would lose.
+const parse = (text) => JSON.parse(text, (key, value, context) =>
+  key === "id" && typeof value === "number" ? (context?.source ?? value) : value);
+
 let scoring = null; // The AbortController of the request under way.
 
 // Scores what the forms hold; a second click replaces a request that is under way.
@@ -404,235 +305,20 @@ function showOutcomes(box, rewards, rendered, requests, listed) {
   else if (rewards.value) box.append(alertOf(errorOf(rendered.reason), "/v1/render"));
 }
 
-// ---- Scoring a file ----
-
-const utf8 = new TextDecoder("utf-8", { fatal: true });
-
-// Yields the bytes of each line; cut before decoding, so that a bad byte costs its own line alone.
-async function* linesOf(stream) {
-  const reader = stream.getReader();
-  const join = async (parts) => new Uint8Array(await new Blob(parts).arrayBuffer());
-  let [parts, held] = [[], 0];
-  try {
-    for (let read; !(read = await reader.read()).done; ) {
-      let from = 0;
-      for (let end; (end = read.value.indexOf(10, from)) >= 0; from = end + 1) {
-        const last = read.value.subarray(from, end);
-        yield held ? await join([...parts, last]) : last;
-        [parts, held] = [[], 0];
-      }
-      parts.push(read.value.subarray(from));
-      held += read.value.length - from;
-      if (held > LINE_BYTES_MAX) throw new Error(`a line is longer than ${count(LINE_BYTES_MAX)} bytes`);
-    }
-    if (held) yield await join(parts);
-  } finally {
-    reader.cancel().catch(() => {});
-  }
-}
-
-// Returns the text of a line, null where it is not UTF-8.
-function decoded(bytes) {
-  try {
-    return utf8.decode(bytes);
-  } catch {
-    return null;
-  }
-}
-
-// Yields lists of lines {index, text, bytes}; the index counts blank lines, as `kudos score` does.
-async function* chunksOf(file) {
-  let [lines, chunkBytes, index] = [[], 0, 0];
-  for await (const bytes of linesOf(file.stream())) {
-    const line = { index: index++, text: decoded(bytes), bytes: bytes.length + 1 };
-    if (line.text !== null && /^\ufeff*[ \t\r\f]*$/.test(line.text)) continue;
-    if (lines.length === CHUNK_LINES_MAX || (lines.length && chunkBytes + line.bytes > CHUNK_BYTES_MAX)) {
-      yield lines;
-      [lines, chunkBytes] = [[], 0];
-    }
-    lines.push(line);
-    chunkBytes += line.bytes;
-  }
-  if (lines.length) yield lines;
-}
-
-// Returns a result line with the file's index in place of the chunk's. The text is edited, because a
-// number that is parsed and printed again can lose digits; a key within the `id` is not meant.
-function withIndex(text, chunkIndex, index) {
-  let depth = 0;
-  for (const { 0: token, index: at } of text.matchAll(/"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\]]/g)) {
-    depth += "{[".includes(token) - "}]".includes(token);
-    const value = depth === 1 && token === '"index"' && /^(\s*:\s*)(\d+)/.exec(text.slice(at + 7, at + 40));
-    if (value && Number(value[2]) === chunkIndex) {
-      return text.slice(0, at + 7) + value[1] + index + text.slice(at + 7 + value[0].length);
-    }
-  }
-  throw new Error(`a line of the server's answer does not have \`index\` ${chunkIndex}`);
-}
-
-// Returns the server's answers to lines, one per line, and counts them as they arrive.
-async function ask(lines, run) {
-  const { signal } = run.abort;
-  const body = lines.map((line) => `${line.text}\n`).join("");
-  const response = await post("/v1/rewards", "application/x-ndjson", body, signal);
-  const answers = [];
-  try {
-    for await (const bytes of linesOf(response.body)) {
-      const line = lines[answers.length];
-      if (!line) throw new Error("the server answered more lines than it was sent");
-      answers.push(withIndex(utf8.decode(bytes), answers.length, line.index));
-      arrived(line, run);
-    }
-  } catch (cause) {
-    throw signal.aborted || !(cause instanceof TypeError) ? cause : noAnswer("/v1/rewards");
-  }
-  if (answers.length === lines.length) return answers;
-  throw new Error(`the server answered ${answers.length} of ${plural(lines.length, "line")}`);
-}
-
-function arrived(line, run) {
-  run.lines++;
-  run.bytes += line.bytes;
-}
-
-// Returns the result of a line that the server did not see or take, in the server's form.
-function failedLine(line, error, run) {
-  arrived(line, run);
-  return JSON.stringify({ index: line.index, error });
-}
-
-// Waits before the next try, and says so.
-function pause({ status, waitSeconds }, tries, run) {
-  const seconds = Math.min(waitSeconds, WAIT_SECONDS_MAX);
-  say("file-state", `The server is busy (HTTP ${status}): try ${tries + 1} of ${TRIES_MAX} in ${seconds} s.`);
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, 1000 * seconds);
-    run.abort.signal.addEventListener("abort", () => (clearTimeout(timer), reject(new Error("cancelled"))));
-  });
-}
-
-// Like `ask`, but tries again where the server is busy, and takes the refusal of a line that is too
-// large as that line's result.
-async function askPatiently(lines, run) {
-  for (let tries = 1; ; tries++) {
-    try {
-      return await ask(lines, run);
-    } catch (failure) {
-      if (failure.status === 413 && lines.length === 1) return [failedLine(lines[0], failure.error, run)];
-      if (!BUSY.includes(failure.status) || tries === TRIES_MAX) throw failure;
-      await pause(failure, tries, run);
-    }
-  }
-}
-
-// Returns the result lines of a chunk; a line that is not UTF-8 gets its error here.
-async function scoreChunk(lines, run) {
-  const sent = lines.filter((line) => line.text !== null);
-  const answers = sent.length ? await askPatiently(sent, run) : [];
-  const hint = "JSON is written in UTF-8: convert it, as with `iconv -t UTF-8`";
-  const error = { kind: "invalid_input", message: "the text is not UTF-8", hint };
-  return lines.map((line) => (line.text === null ? failedLine(line, error, run) : answers.shift()));
-}
-
-// Keeps results in the file's order; a Blob can be moved to disk by the browser, strings cannot.
-function keep(results, run) {
-  for (const text of results) {
-    const { index, error, errors } = JSON.parse(text);
-    const failed = error ?? errors?.[0];
-    if (failed && run.failed++ < FAILURES_SHOWN_MAX) showFileError(failed, `line ${index + 1}`);
-    run.held.push(`${text}\n`);
-    run.heldBytes += text.length;
-    run.kept++;
-  }
-  if (run.heldBytes > HELD_BYTES_MAX) {
-    run.blobs.push(new Blob(run.held));
-    [run.held, run.heldBytes] = [[], 0];
-  }
-}
-
-const showFileError = (error, where) => byId("file-errors").append(alertOf(error, where));
-
-// Sends chunks with a bounded number under way, and keeps the results of the oldest first.
-async function scoreLines(file, run) {
-  const underWay = [];
-  const keepOldest = async () => {
-    keep(await underWay.shift(), run);
-    say("file-state", "Scoring …");
-  };
-  for await (const lines of chunksOf(file)) {
-    underWay.push(scoreChunk(lines, run));
-    underWay.at(-1).catch(() => {}); // Its error is thrown when its turn comes.
-    if (underWay.length === REQUESTS_MAX) await keepOldest();
-  }
-  while (underWay.length) await keepOldest();
-}
-
-// Shows progress; the time left follows the bytes, because the number of lines is not known.
-function showProgress({ start, end, size, bytes, lines, failed }) {
-  const seconds = ((end ?? performance.now()) - start) / 1000;
-  const left = (seconds * (size - bytes)) / bytes;
-  byId("progress").value = end && !size ? 1 : bytes / (size || 1);
-  say("lines", count(lines));
-  say("failed", count(failed));
-  say("rate", lines ? (lines / seconds).toLocaleString("en", { maximumSignificantDigits: 3 }) : "–");
-  const time = left < 60 ? `${Math.ceil(left)} s` : `${count(Math.ceil(left / 60))} min`;
-  say("left", end || !bytes ? "–" : time);
-}
-
-let fileRun = null; // The last file, also after it ended, for its download.
-
-// Scores a file; what was scored before a failure or a cancel can be downloaded.
-async function scoreFile(file) {
-  if (fileRun && !fileRun.end) {
-    const hint = "wait for it, or cancel it first";
-    return showFileError({ kind: "page", message: "another file is being scored", hint }, file.name);
-  }
-  const run = { name: file.name, size: file.size, abort: new AbortController(), start: performance.now(),
-    lines: 0, bytes: 0, failed: 0, kept: 0, held: [], heldBytes: 0, blobs: [] };
-  fileRun = run;
-  byId("file-errors").replaceChildren();
-  byId("cancel").disabled = false;
-  byId("download").disabled = true;
-  say("file-name", file.name);
-  say("file-state", "Scoring …");
-  const timer = setInterval(() => showProgress(run), 250);
-  let outcome = "Done";
-  try {
-    await scoreLines(file, run);
-    run.bytes = run.size; // Blank lines are not counted one by one.
-  } catch (thrown) {
-    outcome = run.abort.signal.aborted ? "Cancelled" : "Stopped";
-    if (outcome === "Stopped") showFileError(errorOf(thrown), file.name);
-    run.abort.abort();
-  }
-  clearInterval(timer);
-  run.end = performance.now();
-  run.lines = run.kept; // What arrived after the last result in order is not kept.
-  showProgress(run);
-  say("file-state", `${outcome}: ${plural(run.kept, "line")}, ${count(run.failed)} failed.`);
-  byId("cancel").disabled = true;
-  byId("download").disabled = run.kept === 0;
-}
-
-function download() {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([...fileRun.blobs, ...fileRun.held]));
-  link.download = `${fileRun.name.replace(/\.(jsonl|ndjson|json|txt)$/i, "")}.rewards.jsonl`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 60_000); // The browser may not have read it yet.
-}
-
-// A file can be dropped anywhere: left alone, a browser would show it in place of the page.
-function onDrag(event) {
-  const files = event.dataTransfer.types.includes("Files");
-  document.body.classList.toggle("dropping", files && event.type === "dragover");
-  if (files) event.preventDefault();
-  if (files && event.type === "drop") [...event.dataTransfer.files].slice(0, 1).forEach(scoreFile);
-}
-
 // ---- Start ----
 
-const on = (id, type, action) => byId(id).addEventListener(type, action);
+// Shows which model answers.
+async function showServer() {
+  try {
+    const [version, models] = await Promise.all(
+      ["/version", "/v1/models"].map(async (path) => (await send(path, {})).json()));
+    say("model", models.data.map((model) => model.id).join(", "));
+    const limits = models.data.map((model) => `at most ${plural(model.max_model_len, "token")}`);
+    say("limits", `version ${version.version}, ${limits.join(", ")}`);
+  } catch (thrown) {
+    say("model", thrown.message);
+  }
+}
 
 function startForms() {
   addItem("turns", "What is 1+1?", "user");
@@ -654,17 +340,6 @@ function startForms() {
   });
   on("add-response", "click", () => addItem("responses").querySelector("textarea").focus());
   on("copy", "click", copyCurl);
-}
-
-function startFiles() {
-  on("choose", "change", ({ target }) => {
-    [...target.files].forEach(scoreFile);
-    target.value = ""; // The same file can then be chosen again.
-  });
-  on("cancel", "click", () => fileRun.abort.abort());
-  on("download", "click", download);
-  for (const type of ["dragover", "dragleave", "drop"]) addEventListener(type, onDrag);
-  addEventListener("beforeunload", (event) => fileRun && !fileRun.end && event.preventDefault());
 }
 
 startForms();

@@ -58,7 +58,9 @@ pub(crate) struct UnderWay(App);
 
 /// A request's place among those under way, which a streamed answer takes with it.
 #[derive(Clone, Debug)]
-pub(crate) struct Place(Arc<UnderWay>);
+pub(crate) struct Place {
+    _under_way: Arc<UnderWay>,
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -95,7 +97,7 @@ impl App {
     fn accept(&self) -> Result<Place, Failure> {
         // Counted before the phase is read, so that a drain misses none.
         self.under_way.send_modify(|count| *count += 1);
-        let place = Place(Arc::new(UnderWay(self.clone())));
+        let place = Place { _under_way: Arc::new(UnderWay(self.clone())) };
         if *self.draining.borrow() {
             let message = "the server is ending, and takes no more requests";
             return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "draining", message)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::{Bytes, BytesMut};
@@ -55,11 +55,6 @@ pub(crate) fn form(headers: &HeaderMap) -> Result<Form, Failure> {
     let is_json = essence == "application/json"
         || essence.strip_prefix("application/").is_some_and(|subtype| subtype.ends_with("+json"));
     if is_json { Ok(Form::Json) } else { Err(unsupported(format!("the body's type is {given:?}"))) }
-}
-
-/// Returns whether a client accepts lines of JSON only.
-pub(crate) fn wants_lines(headers: &HeaderMap) -> bool {
-    headers.get(ACCEPT).is_some_and(|accept| LINES.iter().any(|lines| accept == lines))
 }
 
 /// The limits of bodies, and a budget for the bytes of all that are in memory.

@@ -83,11 +83,6 @@ impl Scored {
             _ => scores_fields(&self.scores),
         }
     }
-
-    /// Returns the tokens of all sequences that were scored.
-    pub(crate) fn tokens(&self) -> usize {
-        self.scores.iter().flatten().map(|score| score.tokens).sum()
-    }
 }
 
 /// Threads that render and tokenize: at most as many as the machine has CPUs, so that preparing

@@ -29,6 +29,13 @@ pub(super) async fn models(State(app): State<App>) -> Response {
     json_response(StatusCode::OK, &json!({"object": "list", "data": models}))
 }
 
+/// Describes the model as SGLang does
+#[utoipa::path(get, path = "/get_model_info", tag = "vLLM and SGLang", responses((status = 200, body = Object)))]
+pub(super) async fn model_info(State(app): State<App>) -> Response {
+    let info = json!({"model_path": app.options.name(), "tokenizer_path": null, "is_generation": false});
+    json_response(StatusCode::OK, &info)
+}
+
 /// Says whether the engine works
 ///
 /// Status 503 once it has failed: the process has to be started again.

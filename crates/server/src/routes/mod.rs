@@ -1,9 +1,15 @@
 //! The paths that are served, and their description in OpenAPI.
 
+mod dialect;
 mod info;
 mod lines;
+mod page;
 mod rewards;
 mod schema;
+mod tei;
+mod tokens;
+mod trainers;
+mod vllm;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -30,7 +36,25 @@ pub(crate) fn router(app: App) -> Router {
     let (router, mut description) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(rewards::rewards))
         .routes(routes!(rewards::render))
+        .routes(routes!(trainers::get_reward))
+        .routes(routes!(trainers::root))
+        .routes(routes!(vllm::classify, vllm::put_classify))
+        .routes(routes!(vllm::v1_classify))
+        .routes(routes!(vllm::encode))
+        .routes(routes!(vllm::pooling))
+        .routes(routes!(vllm::embeddings))
+        .routes(routes!(vllm::score))
+        .routes(routes!(vllm::v1_score))
+        .routes(routes!(vllm::rerank))
+        .routes(routes!(vllm::v1_rerank))
+        .routes(routes!(vllm::v2_rerank))
+        .routes(routes!(tei::predict))
+        .routes(routes!(tei::info))
+        .routes(routes!(tei::chat_completions))
+        .routes(routes!(tokens::tokenize))
+        .routes(routes!(tokens::detokenize))
         .routes(routes!(info::models))
+        .routes(routes!(info::model_info))
         .routes(routes!(info::health))
         .routes(routes!(info::ready))
         .routes(routes!(info::metrics))
@@ -38,7 +62,7 @@ pub(crate) fn router(app: App) -> Router {
         .split_for_parts();
     description.info.version = env!("CARGO_PKG_VERSION").to_owned();
     let description = description.to_json().expect("the description is JSON");
-    router
+    page::with_page(router)
         .route("/openapi.json", axum::routing::get(move || info::openapi(description.clone())))
         .fallback(|| async {
             let message = "there is nothing at this path";

@@ -1,6 +1,6 @@
 //! Forms of requests and answers, for the description in OpenAPI. Requests are read by
 //! `kudos::internals::request`, and answers made by `kudos::internals::results`.
-#![allow(dead_code, reason = "the types are only described")]
+#![allow(dead_code, clippy::large_enum_variant, reason = "the types are only described")]
 
 use serde_json::Value;
 use utoipa::ToSchema;
