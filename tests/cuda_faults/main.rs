@@ -11,6 +11,8 @@ mod drivers;
 mod gpu;
 mod processes;
 mod ranks;
+#[cfg(feature = "serve")]
+mod server;
 mod streams;
 
 use std::fs;

@@ -6,6 +6,7 @@ mod common;
 mod clients;
 mod faults;
 mod http;
+mod load;
 mod native;
 mod process;
 mod safety;

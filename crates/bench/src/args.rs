@@ -218,8 +218,17 @@ pub(super) struct ServeArgs {
     pub(super) seconds: Duration,
 
     /// Threads that submit requests in open loops
-    #[arg(long, value_name = "N", default_value = "4")]
+    #[arg(long, value_name = "N", default_value = "4", conflicts_with = "url")]
     pub(super) submitters: NonZeroUsize,
+
+    /// Measure a server of this address, such as `http://127.0.0.1:8000`, which serves the model; only
+    /// the model's vocabulary is read here
+    #[arg(long, value_name = "URL", requires = "model")]
+    pub(super) url: Option<String>,
+
+    /// Connections to the server in open loops: the most requests that are under way
+    #[arg(long, value_name = "N", default_value = "256", requires = "url")]
+    pub(super) connections: NonZeroUsize,
 
     /// Format of the report: JSON, or Markdown tables, which leave out single requests
     #[arg(short, long, value_enum, default_value = "md")]

@@ -35,6 +35,16 @@ pub(super) struct Sample {
     pub(super) due: f64,
     pub(super) submitted: f64,
     pub(super) completed: f64,
+    pub(super) outcome: Outcome,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Answered,
+    /// A server's queue was full.
+    Refused,
+    Failed,
 }
 
 /// A load and its samples.

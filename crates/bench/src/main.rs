@@ -17,6 +17,7 @@ mod measure;
 mod metadata;
 mod open;
 mod peak;
+mod remote;
 mod report;
 mod requests;
 mod roof;

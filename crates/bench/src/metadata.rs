@@ -25,6 +25,14 @@ pub(super) fn of_process(commit: Option<&str>) -> Value {
     })
 }
 
+/// The beginning of a report on a server, as it describes itself.
+pub(super) fn of_server(model: &str, device: &str, commit: Option<&str>) -> Value {
+    let mut report = of_process(commit);
+    report["device"] = json!(device);
+    report["model"] = json!({"name": model});
+    report
+}
+
 /// The beginning of a report on an engine.
 pub(super) fn of_engine(args: &ModelArgs, engine: &Engine, commit: Option<&str>) -> Value {
     let (config, plan) = (engine.config(), engine.plan());

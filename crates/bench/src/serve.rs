@@ -19,13 +19,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::args::ServeArgs;
-use crate::load::{Load, LoadTest, Sample};
+use crate::load::{Load, LoadTest, Outcome, Sample};
+use crate::metadata;
 use crate::open::open;
+use crate::remote::Server;
 use crate::report;
 use crate::requests::{Requests, arrivals};
 use crate::serve_report::{self, Measured};
 use crate::workload::Ids;
+use kudos::internals::config::ModelConfig;
 use kudos::{Engine, Pending, Result, Stats};
+use kudos_cli::model_dir;
 use kudos_cli::output::Output;
 use kudos_cli::say;
 
@@ -35,22 +39,17 @@ const CAPACITY_PASSES: usize = 4;
 const CAPACITY_SECONDS: f64 = 1.0;
 
 pub(super) fn run(args: &ServeArgs, commit: Option<&str>) -> anyhow::Result<()> {
+    if let Some(url) = &args.url {
+        return run_remote(args, url, commit);
+    }
     let mut output = Output::open(None, &[])?;
     let engine = open(&args.model, args.tokens.longest(), None)?;
-    let requests = Requests {
-        lengths: args.tokens,
-        responses: args.responses.get(),
-        shared: args.shared,
-        ids: Ids::of(engine.config()),
-    };
+    let requests = requests(args, engine.config());
     // This also touches everything once, before anything is measured.
     let capacity = capacity(&engine, &requests)?;
     say(&format!("{capacity:.1} requests/s from a full queue"));
-    let open = args.rate.iter().map(|&rate| Load::Open { rate, share: None });
-    let shares = args.load.iter().map(|&share| Load::Open { rate: share * capacity, share: Some(share) });
-    let closed = args.concurrency.iter().map(|clients| Load::Closed { concurrency: clients.get() });
     let (mut tests, seconds) = (Vec::new(), args.seconds.as_secs_f64());
-    for load in open.chain(shares).chain(closed) {
+    for load in loads(args, capacity) {
         say(&format!("measuring {load}"));
         let before = engine.stats();
         let samples = match load {
@@ -61,8 +60,50 @@ pub(super) fn run(args: &ServeArgs, commit: Option<&str>) -> anyhow::Result<()> 
         };
         tests.push(LoadTest { load, samples, computed: since(engine.stats(), before) });
     }
-    let report = Measured { args, engine: &engine, commit, capacity, tests }.report();
+    let beginning = metadata::of_engine(&args.model, &engine, commit);
+    let report = Measured { args, beginning, capacity, tests }.report();
     output.line(&report::text(&report, args.output, serve_report::markdown))
+}
+
+/// Measures a server.
+fn run_remote(args: &ServeArgs, url: &str, commit: Option<&str>) -> anyhow::Result<()> {
+    let mut output = Output::open(None, &[])?;
+    let dir = model_dir::find(args.model.model.as_deref().unwrap_or_default())?;
+    let requests = requests(args, &ModelConfig::read(&dir)?);
+    let server = Server::new(url, args.connections.get());
+    let (model, device) = server.description()?;
+    let capacity = server.capacity(&requests)?;
+    say(&format!("{capacity:.1} requests/s from lists"));
+    let (mut tests, seconds) = (Vec::new(), args.seconds.as_secs_f64());
+    for load in loads(args, capacity) {
+        say(&format!("measuring {load}"));
+        let before = server.stats()?;
+        let samples = match load {
+            Load::Open { rate, .. } => server.open_loop(&requests, &arrivals(rate, seconds)),
+            Load::Closed { concurrency } => server.closed_loop(&requests, concurrency, args.seconds),
+        };
+        tests.push(LoadTest { load, samples, computed: since(server.stats()?, before) });
+    }
+    let beginning = metadata::of_server(&model, &device, commit);
+    let report = Measured { args, beginning, capacity, tests }.report();
+    output.line(&report::text(&report, args.output, serve_report::markdown))
+}
+
+fn requests(args: &ServeArgs, config: &ModelConfig) -> Requests {
+    Requests {
+        lengths: args.tokens,
+        responses: args.responses.get(),
+        shared: args.shared,
+        ids: Ids::of(config),
+    }
+}
+
+/// Returns the loads to measure, in order.
+fn loads(args: &ServeArgs, capacity: f64) -> Vec<Load> {
+    let open = args.rate.iter().map(|&rate| Load::Open { rate, share: None });
+    let shares = args.load.iter().map(|&share| Load::Open { rate: share * capacity, share: Some(share) });
+    let closed = args.concurrency.iter().map(|clients| Load::Closed { concurrency: clients.get() });
+    open.chain(shares).chain(closed).collect()
 }
 
 /// Requests a second that the engine completes when enough of them are queued to fill every pass.
@@ -95,7 +136,7 @@ fn open_loop(engine: &Engine, requests: &Requests, due: &[f64], threads: usize) 
         let in_flight = (first..due.len()).step_by(threads).map(submit).collect::<Result<Vec<_>>>()?;
         let complete = |(index, tokens, submitted, in_flight): (usize, usize, f64, InFlight)| {
             let completed = in_flight.completion()?.duration_since(start).as_secs_f64();
-            Ok((index, Sample { tokens, due: due[index], submitted, completed }))
+            Ok((index, Sample { tokens, due: due[index], submitted, completed, outcome: Outcome::Answered }))
         };
         in_flight.into_iter().map(complete).collect()
     };
@@ -113,7 +154,8 @@ fn closed_loop(engine: &Engine, requests: &Requests, clients: usize, time: Durat
             let (tokens, due) = (ids.len(), since_start(start));
             let in_flight = InFlight::new(engine.submit(ids).wait()?);
             let completed = in_flight.completion()?.duration_since(start).as_secs_f64();
-            samples.push((index, Sample { tokens, due, submitted: due, completed }));
+            let outcome = Outcome::Answered;
+            samples.push((index, Sample { tokens, due, submitted: due, completed, outcome }));
         }
         Ok(samples)
     };

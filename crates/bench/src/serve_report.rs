@@ -3,16 +3,14 @@
 use serde_json::{Value, json};
 
 use crate::args::ServeArgs;
-use crate::load::{Load, LoadTest, Sample};
-use crate::metadata;
+use crate::load::{Load, LoadTest, Outcome, Sample};
 use crate::report::{elements, number, origin, plain, rate, table};
-use kudos::Engine;
 
 /// Everything that a run of `bench serve-like` measured.
 pub(super) struct Measured<'a> {
     pub(super) args: &'a ServeArgs,
-    pub(super) engine: &'a Engine,
-    pub(super) commit: Option<&'a str>,
+    /// The fields with which the report begins.
+    pub(super) beginning: Value,
     /// Requests a second from a full queue.
     pub(super) capacity: f64,
     pub(super) tests: Vec<LoadTest>,
@@ -70,7 +68,7 @@ impl LoadSummary {
 
 impl Measured<'_> {
     pub(super) fn report(&self) -> Value {
-        let mut report = metadata::of_engine(&self.args.model, self.engine, self.commit);
+        let mut report = self.beginning.clone();
         report["lengths"] = json!(self.args.tokens.to_string());
         report["responses"] = json!(self.args.responses);
         report["shared"] = json!(self.args.shared);
@@ -82,7 +80,11 @@ impl Measured<'_> {
 }
 
 fn json(test: &LoadTest) -> Value {
-    let summary = LoadSummary::new(&test.samples);
+    let of = |outcome: Outcome| -> Vec<Sample> {
+        test.samples.iter().copied().filter(|sample| sample.outcome == outcome).collect()
+    };
+    let answered = of(Outcome::Answered);
+    let summary = LoadSummary::new(&answered);
     let (rate, share, concurrency) = match test.load {
         Load::Open { rate, share } => (Some(rate), share, None),
         Load::Closed { concurrency } => (None, None, Some(concurrency)),
@@ -101,8 +103,10 @@ fn json(test: &LoadTest) -> Value {
         "capacity_share": share,
         "concurrency": concurrency,
         "seconds": summary.seconds,
-        "answered": test.samples.len(),
-        "answered_per_second": test.samples.len() as f64 / summary.seconds,
+        "answered": answered.len(),
+        "answered_per_second": answered.len() as f64 / summary.seconds,
+        "refused": of(Outcome::Refused).len(),
+        "failed": of(Outcome::Failed).len(),
         "latency_seconds": {
             "mean": summary.mean(),
             "p50": summary.percentile(0.5),
@@ -116,7 +120,7 @@ fn json(test: &LoadTest) -> Value {
         "unique_tokens_per_second": test.computed.unique_tokens as f64 / summary.seconds,
         "passes": test.computed.passes,
         "unique_tokens_per_pass": test.computed.unique_tokens as f64 / test.computed.passes.max(1) as f64,
-        "samples": test.samples.iter().map(sample).collect::<Vec<_>>(),
+        "samples": answered.iter().map(sample).collect::<Vec<_>>(),
     })
 }
 
@@ -129,6 +133,7 @@ pub(super) fn markdown(report: &Value) -> String {
         [
             plain(&load["load"]),
             number(&load["answered_per_second"], rate),
+            format!("{}, {}", load["refused"], load["failed"]),
             latency("p50"),
             latency("p90"),
             latency("p99"),
@@ -139,8 +144,8 @@ pub(super) fn markdown(report: &Value) -> String {
         ]
     });
     let table = table(
-        "| load | answered/s | p50 | p90 | p99 | max | in flight, mean (max) | nominal tokens/s | tokens a pass |\n\
-         |---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| load | answered/s | refused, failed | p50 | p90 | p99 | max | in flight, mean (max) | nominal tokens/s | tokens a pass |\n\
+         |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
         loads,
     );
     let shared = match (&report["shared"], &report["responses"]) {
@@ -158,7 +163,7 @@ mod tests {
     use super::*;
 
     fn sample(due: f64, submitted: f64, completed: f64) -> Sample {
-        Sample { tokens: 1, due, submitted, completed }
+        Sample { tokens: 1, due, submitted, completed, outcome: Outcome::Answered }
     }
 
     #[test]

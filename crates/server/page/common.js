@@ -44,7 +44,7 @@ export const say = (id, text) => byId(id).textContent === text || byId(id).repla
 // ---- Errors ----
 
 // An error in the server's form {kind, message, place, hint}, so that one function shows them all.
-class Failure extends Error {
+export class Failure extends Error {
   constructor(error, status, waitSeconds) {
     super(error.message);
     Object.assign(this, { error, status, waitSeconds });

@@ -1,7 +1,7 @@
 // file.js: scores a file of JSON lines. It is read, sent and answered in parts, so that its size is
 // bounded by the disk and not by the memory, and the results keep its order.
 
-import { BUSY, alertOf, byId, count, errorOf, noAnswer, on, plural, post, say } from "./common.js";
+import { BUSY, Failure, alertOf, byId, count, errorOf, noAnswer, on, plural, post, say } from "./common.js";
 
 const CHUNK_LINES_MAX = 128; // Lines in one request of a file.
 const CHUNK_BYTES_MAX = 1 << 20; // A longer line goes alone.
@@ -11,13 +11,14 @@ const TRIES_MAX = 8; // Of a request that a busy server refuses.
 const WAIT_SECONDS_MAX = 60; // Between two tries, whatever the server asks for.
 const HELD_BYTES_MAX = 1 << 20; // Results that are held as strings before they become a Blob.
 const FAILURES_SHOWN_MAX = 5;
+const BLANK = [...new TextEncoder().encode(" \t\r\f")];
 
-const utf8 = new TextDecoder("utf-8", { fatal: true });
+// Copies bytes, and texts in UTF-8, into one array.
+const join = async (parts) => new Uint8Array(await new Blob(parts).arrayBuffer());
 
-// Yields the bytes of each line; cut before decoding, so that a bad byte costs its own line alone.
+// Yields the bytes of each line; they are not decoded, so that the server judges them as they are.
 async function* linesOf(stream) {
   const reader = stream.getReader();
-  const join = async (parts) => new Uint8Array(await new Blob(parts).arrayBuffer());
   let [parts, held] = [[], 0];
   try {
     for (let read; !(read = await reader.read()).done; ) {
@@ -37,74 +38,64 @@ async function* linesOf(stream) {
   }
 }
 
-// Returns the text of a line, null where it is not UTF-8.
-function decoded(bytes) {
-  try {
-    return utf8.decode(bytes);
-  } catch {
-    return null;
-  }
-}
+const isBlank = (bytes) => bytes.every((byte) => BLANK.includes(byte));
 
-// Yields lists of lines {index, text, bytes}; the index counts blank lines, as `kudos score` does.
+// Yields lists of lines {index, bytes}; the index counts blank lines, as `kudos score` does.
 async function* chunksOf(file) {
   let [lines, chunkBytes, index] = [[], 0, 0];
   for await (const bytes of linesOf(file.stream())) {
-    const line = { index: index++, text: decoded(bytes), bytes: bytes.length + 1 };
-    if (line.text !== null && /^\ufeff*[ \t\r\f]*$/.test(line.text)) continue;
-    if (lines.length === CHUNK_LINES_MAX || (lines.length && chunkBytes + line.bytes > CHUNK_BYTES_MAX)) {
+    const line = { index: index++, bytes };
+    if (isBlank(bytes)) continue;
+    if (lines.length === CHUNK_LINES_MAX || (lines.length && chunkBytes + bytes.length > CHUNK_BYTES_MAX)) {
       yield lines;
       [lines, chunkBytes] = [[], 0];
     }
     lines.push(line);
-    chunkBytes += line.bytes;
+    chunkBytes += bytes.length + 1;
   }
   if (lines.length) yield lines;
 }
 
-// Returns a result line with the file's index in place of the chunk's. The text is edited, because a
-// number that is parsed and printed again can lose digits; a key within the `id` is not meant.
-function withIndex(text, chunkIndex, index) {
-  let depth = 0;
-  for (const { 0: token, index: at } of text.matchAll(/"[^"\\]*(?:\\.[^"\\]*)*"|[{}[\]]/g)) {
-    depth += "{[".includes(token) - "}]".includes(token);
-    const value = depth === 1 && token === '"index"' && /^(\s*:\s*)(\d+)/.exec(text.slice(at + 7, at + 40));
-    if (value && Number(value[2]) === chunkIndex) {
-      return text.slice(0, at + 7) + value[1] + index + text.slice(at + 7 + value[0].length);
-    }
-  }
-  throw new Error(`a line of the server's answer does not have \`index\` ${chunkIndex}`);
+// Returns a line of the server's answer with an `index` that counts in the file, not in the request.
+// The text is edited, because a number that is parsed and printed again can lose digits.
+function resultOf(text, requestIndex, index) {
+  if (text.startsWith(`{"index":${requestIndex},`)) return text.replace(/\d+/, index);
+  if (text.startsWith('{"id":')) return text;
+  // After results, a failure of the whole request can come only as a line.
+  if (text.startsWith('{"error":')) throw new Failure(JSON.parse(text).error);
+  throw new Error(`the server's answer has a line without \`id\` and \`index\` ${requestIndex}`);
 }
 
-// Returns the server's answers to lines, one per line, and counts them as they arrive.
+// Returns the results {index, text} of lines, and counts them as they arrive.
 async function ask(lines, run) {
   const { signal } = run.abort;
-  const body = lines.map((line) => `${line.text}\n`).join("");
+  const body = await join(lines.flatMap(({ bytes }) => [bytes, "\n"]));
   const response = await post("/v1/rewards", "application/x-ndjson", body, signal);
-  const answers = [];
+  const results = [];
   try {
     for await (const bytes of linesOf(response.body)) {
-      const line = lines[answers.length];
+      const line = lines[results.length];
       if (!line) throw new Error("the server answered more lines than it was sent");
-      answers.push(withIndex(utf8.decode(bytes), answers.length, line.index));
+      const text = resultOf(new TextDecoder().decode(bytes), results.length, line.index);
+      results.push({ index: line.index, text });
       arrived(line, run);
     }
   } catch (cause) {
     throw signal.aborted || !(cause instanceof TypeError) ? cause : noAnswer("/v1/rewards");
   }
-  if (answers.length === lines.length) return answers;
-  throw new Error(`the server answered ${answers.length} of ${plural(lines.length, "line")}`);
+  if (results.length === lines.length) return results;
+  throw new Error(`the server answered ${results.length} of ${plural(lines.length, "line")}`);
 }
 
-function arrived(line, run) {
+function arrived({ bytes }, run) {
   run.lines++;
-  run.bytes += line.bytes;
+  run.bytes += bytes.length + 1;
 }
 
-// Returns the result of a line that the server did not see or take, in the server's form.
-function failedLine(line, error, run) {
+// Returns the result of a line that is too large for what is between the page and the server.
+function refused(line, error, run) {
   arrived(line, run);
-  return JSON.stringify({ index: line.index, error });
+  return { index: line.index, text: JSON.stringify({ index: line.index, error }) };
 }
 
 // Waits before the next try, and says so.
@@ -124,26 +115,17 @@ async function askPatiently(lines, run) {
     try {
       return await ask(lines, run);
     } catch (failure) {
-      if (failure.status === 413 && lines.length === 1) return [failedLine(lines[0], failure.error, run)];
+      if (failure.status === 413 && lines.length === 1) return [refused(lines[0], failure.error, run)];
       if (!BUSY.includes(failure.status) || tries === TRIES_MAX) throw failure;
       await pause(failure, tries, run);
     }
   }
 }
 
-// Returns the result lines of a chunk; a line that is not UTF-8 gets its error here.
-async function scoreChunk(lines, run) {
-  const sent = lines.filter((line) => line.text !== null);
-  const answers = sent.length ? await askPatiently(sent, run) : [];
-  const hint = "JSON is written in UTF-8: convert it, as with `iconv -t UTF-8`";
-  const error = { kind: "invalid_input", message: "the text is not UTF-8", hint };
-  return lines.map((line) => (line.text === null ? failedLine(line, error, run) : answers.shift()));
-}
-
 // Keeps results in the file's order; a Blob can be moved to disk by the browser, strings cannot.
 function keep(results, run) {
-  for (const text of results) {
-    const { index, error, errors } = JSON.parse(text);
+  for (const { index, text } of results) {
+    const { error, errors } = JSON.parse(text);
     const failed = error ?? errors?.[0];
     if (failed && run.failed++ < FAILURES_SHOWN_MAX) showFileError(failed, `line ${index + 1}`);
     run.held.push(`${text}\n`);
@@ -166,7 +148,7 @@ async function scoreLines(file, run) {
     say("file-state", "Scoring …");
   };
   for await (const lines of chunksOf(file)) {
-    underWay.push(scoreChunk(lines, run));
+    underWay.push(askPatiently(lines, run));
     underWay.at(-1).catch(() => {}); // Its error is thrown when its turn comes.
     if (underWay.length === REQUESTS_MAX) await keepOldest();
   }
