@@ -6,7 +6,7 @@ CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
 
-.PHONY: demo test test-gpu test-python test-trainers wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
+.PHONY: demo test test-gpu test-python test-trainers test-clients test-page wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
 .PHONY: softgpu softgpu-env kernels-page golden bench-cpu plots capi
 
 demo: build
@@ -33,6 +33,14 @@ test-python: cuda-toolchain
 # The reward functions within TRL, verl, OpenRLHF and AReaL, which pip downloads (some 4 GB).
 test-trainers: test-python
 	tests/trainers/run.sh
+
+# The server with the libraries of its clients, which pip downloads (200 MB).
+test-clients: build
+	tests/clients/run.sh
+
+# The server's page in a browser: Debian's chromium, where it is installed.
+test-page: build
+	tests/page/run.sh
 
 # A wheel for PyPI, in target/wheels: for glibc 2.28 and later (manylinux_2_28), linked by zig, which pip installs.
 # WHEEL_FLAGS= builds for this machine's own glibc.

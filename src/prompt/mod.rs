@@ -213,7 +213,7 @@ impl Prompt {
     /// are recognised by their spelling.
     ///
     /// Errors are those of [`limit`](Self::limit); and [`ErrorKind::InvalidInput`] where control
-    /// tokens are sanitized: in rendered text they cannot be told from those that users wrote.
+    /// tokens are sanitized: in rendered text they look like those that users wrote.
     pub fn rendered_tokens(&self, text: &str, bos: RenderedBos, max_tokens: usize) -> Result<PromptTokens> {
         if self.options.sanitize_control_tokens {
             let message = "rendered text was given, and control tokens are sanitized, which it cannot be";

@@ -4,8 +4,12 @@
 mod common;
 
 mod hostile;
+#[path = "../server/http.rs"]
+mod http;
 mod interruptions;
 mod lines;
+#[path = "../server/process.rs"]
+mod process;
 mod readme;
 mod refusals;
 mod scale;

@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::http;
+use crate::process::Server;
 use common::{kudos_path, root};
 
 /// Runs a program at a terminal, copies what appears there to standard output, and ends as it did.
@@ -57,12 +59,15 @@ fn every_console_block_of_the_readme_is_true() {
     std::os::unix::fs::symlink(root().join("demo"), dir.path().join("demo")).unwrap();
     let blocks: Vec<&str> =
         readme.split("```console\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
-    assert_eq!(blocks.len(), 3, "make demo, a file, and what is scored");
+    assert_eq!(blocks.len(), 4, "make demo, a file, what is scored, and a request");
     for block in blocks {
         let commands: Vec<String> =
             block.lines().filter_map(|line| line.strip_prefix("$ ")).map(runnable).collect();
         let expected: Vec<&str> = block.lines().filter(|line| !line.starts_with("$ ")).collect();
-        let found = shown(&commands.join("\n"), dir.path());
+        let found = match commands[0].strip_prefix("curl ") {
+            Some(arguments) => answered(arguments),
+            None => shown(&commands.join("\n"), dir.path()),
+        };
         assert_eq!(found.lines().count(), expected.len(), "{block}\n{found}");
         for (found, expected) in found.lines().zip(expected) {
             let words = |line: &str| -> Vec<String> {
@@ -74,4 +79,18 @@ fn every_console_block_of_the_readme_is_true() {
             assert!(all, "found {found}\nshown {expected}");
         }
     }
+}
+
+/// Returns what a server of the demo model answers to a request of `curl`, which may not be installed,
+/// with these arguments.
+fn answered(arguments: &str) -> String {
+    let server = Server::start(&[]);
+    let (url, rest) = arguments.split_once(' ').unwrap();
+    let path = url.strip_prefix("http://127.0.0.1:8000").unwrap();
+    let quoted: Vec<&str> = rest.split('\'').collect();
+    let [" -H " | "-H ", header, " -d ", body, ""] = quoted[..] else { panic!("{quoted:?}") };
+    let (name, value) = header.split_once(": ").unwrap();
+    let answer = http::request(server.address, "POST", path, &[(name, value)], body.as_bytes());
+    assert_eq!(answer.status, 200);
+    answer.text().to_owned() + "\n"
 }

@@ -1,4 +1,4 @@
-//! A server whose GPU is lost: every request that was accepted is answered once, none hangs, and the
+//! A server whose GPU is lost: every request that was accepted has one answer, none hangs, and the
 //! server says that it does not work any more.
 
 #[path = "../server/http.rs"]

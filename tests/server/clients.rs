@@ -285,7 +285,7 @@ fn what_other_servers_would_do_and_this_one_does_not_is_refused() {
 }
 
 #[test]
-fn several_items_are_answered_in_their_order() {
+fn several_items_keep_their_order() {
     let server = Server::start(&[]);
     let rewards = rewards();
     let (text, ids) = rendered(&server);

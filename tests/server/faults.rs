@@ -1,5 +1,5 @@
 //! Clients that vanish, stall, flood or break the protocol, and the end of the server under load:
-//! every request that was accepted is answered once, and no other one suffers.
+//! every request that was accepted has one answer, and no other one suffers.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -223,7 +223,7 @@ fn a_termination_answers_what_was_accepted() {
                 }
             });
         }
-        server.wait_until("some are answered", |_| answered.load(Ordering::Relaxed) > 20);
+        server.wait_until("some have answers", |_| answered.load(Ordering::Relaxed) > 20);
         server.terminate();
         assert_eq!(large.join().unwrap().json().as_array().unwrap().len(), 1000);
         thread::sleep(Duration::from_millis(300));

@@ -1,4 +1,5 @@
 //! An HTTP client that sends just the bytes that it is given, and reads the answer.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,4 +1,5 @@
 //! The server as a process, which ends with the test.
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use crate::http::{Answer, request};
 pub(crate) struct Server {
     process: Child,
     pub(crate) address: SocketAddr,
-    /// What it writes to standard error after its address.
+    /// Its standard error after its address.
     log: Option<JoinHandle<String>>,
 }
 

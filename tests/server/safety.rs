@@ -1,4 +1,4 @@
-//! What a request, and a page in a browser, cannot do.
+//! Limits of what a request, and a page in a browser, can do.
 
 use std::io::Write;
 

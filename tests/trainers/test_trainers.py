@@ -5,6 +5,7 @@ import asyncio
 import importlib
 import importlib.util
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -33,9 +34,23 @@ def tokenizer():
     return AutoTokenizer.from_pretrained(MODEL)
 
 
+@pytest.fixture(scope="module")
+def server():
+    """The address of `kudos serve` from the wheel's own command."""
+    command = [Path(sys.executable).with_name("kudos"), "serve", "--model", MODEL, "--device", "cpu", "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    address = next(line.split("http://")[1].strip() for line in process.stderr if line.startswith("listening on"))
+    yield address
+    process.terminate()
+    process.stderr.read()
+    assert process.wait() == 0
+
+
 def without_root(*packages):
     """Makes packages importable without running their `__init__`."""
     for name in packages:
+        if name in sys.modules:
+            continue
         parent, _, last = name.rpartition(".")
         if parent:
             path = [os.path.join(root, last) for root in sys.modules[parent].__path__]
@@ -98,14 +113,10 @@ def test_a_step_of_trl_s_trainer_has_our_rewards(model, tokenizer, tmp_path):
     assert log["rewards/kudos_reward/std"] == pytest.approx(float(expected.std(ddof=1)), rel=1e-4)
 
 
-def test_openrlhf_s_executor_gets_our_reward(model, tokenizer, tmp_path):
+def executed_by_openrlhf(reward, tokenizer):
+    """What OpenRLHF's executor makes of an answer, with the reward of a file or of a server."""
     without_root("openrlhf", "openrlhf.utils")
     agent = importlib.import_module("openrlhf.utils.agent")
-    file = tmp_path / "reward.py"
-    file.write_text(
-        "from kudos.integrations import openrlhf_reward\n"
-        f"reward_func = openrlhf_reward({MODEL!r}, prompt=lambda text, label: {QUESTION!r}, device='cpu')\n"
-    )
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": QUESTION}], tokenize=False, add_generation_prompt=True
     )
@@ -117,12 +128,62 @@ def test_openrlhf_s_executor_gets_our_reward(model, tokenizer, tmp_path):
             return types.SimpleNamespace(outputs=[output])
 
     sampling = types.SimpleNamespace(max_tokens=16, logprobs=None)
-    executor = agent.SingleTurnAgentExecutor(str(file))
+    executor = agent.SingleTurnAgentExecutor(reward)
     output = asyncio.run(executor.execute(text, "2", sampling, 512, tokenizer, Engine()))
     print(output["reward"], output["scores"], output["extra_logs"])
+    return output
+
+
+def test_openrlhf_s_executor_gets_our_reward(model, tokenizer, tmp_path):
+    file = tmp_path / "reward.py"
+    file.write_text(
+        "from kudos.integrations import openrlhf_reward\n"
+        f"reward_func = openrlhf_reward({MODEL!r}, prompt=lambda text, label: {QUESTION!r}, device='cpu')\n"
+    )
+    output = executed_by_openrlhf(str(file), tokenizer)
     expected = model.score(prompt=QUESTION, response=ANSWER)
     for value in (output["reward"], output["scores"], output["extra_logs"]["kudos"]):
         assert isinstance(value, torch.Tensor) and value.tolist() == [expected]
+
+
+def test_openrlhf_s_executor_gets_the_server_s_reward(model, tokenizer, server):
+    output = executed_by_openrlhf([f"http://{server}/get_reward"], tokenizer)
+    expected = model.score(prompt=QUESTION, response=ANSWER)
+    for value in (output["reward"], output["scores"]):
+        assert torch.tensor(value, dtype=torch.float32).tolist() == [expected]
+    assert output["extra_logs"] == {}
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang"])
+def test_verl_s_reward_loop_gets_the_server_s_reward(model, tokenizer, server, engine):
+    import numpy
+    from tensordict import TensorDict
+
+    import verl
+    import verl.experimental
+
+    without_root("verl.experimental.reward_loop")
+    # It starts servers of vLLM's or SGLang's; here is ours.
+    servers = sys.modules["verl.experimental.reward_loop.reward_model"] = types.ModuleType("reward_model")
+    servers.RewardModelManager = None
+    loop = importlib.import_module("verl.experimental.reward_loop.reward_loop")
+    ids = torch.tensor([tokenizer(ANSWER + "<|eot_id|>", add_special_tokens=False)["input_ids"]])
+    data = verl.DataProto(
+        batch=TensorDict({"responses": ids, "attention_mask": torch.ones_like(ids)}, batch_size=1),
+        non_tensor_batch={"raw_prompt": numpy.array([[{"role": "user", "content": QUESTION}], None], dtype=object)[:1]},
+    )
+    # The class that Ray makes an actor of, without the servers that it would start.
+    worker_class = getattr(loop.RewardLoopWorker, "__ray_actor_class__", loop.RewardLoopWorker)
+    worker = object.__new__(worker_class)
+    rollout = types.SimpleNamespace(name=engine)
+    reward_model = types.SimpleNamespace(rollout=rollout, model_path=MODEL)
+    worker.config = types.SimpleNamespace(reward=types.SimpleNamespace(reward_model=reward_model))
+    worker.reward_router_address = server
+    worker.input_tokenizer = worker.reward_model_tokenizer = tokenizer
+    found = asyncio.run(worker.compute_score_disrm(data))
+    print(found)
+    # JSON has the digits that identify the float32.
+    assert numpy.float32(found["reward_score"]) == model.score(prompt=QUESTION, response=ANSWER)
 
 
 def test_areal_s_pool_gets_our_reward(model):

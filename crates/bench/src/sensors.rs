@@ -6,8 +6,10 @@ use serde_json::{Value, json};
 
 use crate::summary::Summary;
 #[cfg(feature = "cuda")]
+use kudos::DeviceKind;
+use kudos::Engine;
+#[cfg(feature = "cuda")]
 use kudos::internals::backend::cuda::{nvml, probe};
-use kudos::{DeviceKind, Engine};
 
 /// The sensors of all ranks' GPUs.
 #[derive(Debug)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+#[cfg(feature = "cuda")]
 use crate::shapes::ShapeArg;
 use kudos::internals::units::GIB;
 use kudos::{
@@ -41,6 +42,9 @@ pub(super) enum Command {
     /// Serve rewards over HTTP
     #[cfg(feature = "serve")]
     Serve(Box<ServeArgs>),
+    /// Serve rewards over HTTP, in builds with the feature `serve`
+    #[cfg(not(feature = "serve"))]
+    Serve(MissingArgs),
     /// Show the text and the token ids that would be scored, without weights
     Render(RenderArgs),
     /// Show the memory that the model needs, and whether it fits on well-known GPUs, on those of
@@ -202,6 +206,14 @@ pub(super) struct ProcessArgs {
     pub(super) rendezvous_secret_file: Option<PathBuf>,
 }
 
+/// Arguments of a command that this build does not have.
+#[cfg(not(feature = "serve"))]
+#[derive(Debug, clap::Args)]
+pub(super) struct MissingArgs {
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
+    _arguments: Vec<std::ffi::OsString>,
+}
+
 #[cfg(feature = "serve")]
 #[derive(Debug, clap::Args)]
 pub(super) struct ServeArgs {
@@ -253,7 +265,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(super) timeout: Option<Duration>,
 
-    /// Limit on the time for requests under way when the server is told to end
+    /// Limit on the time for requests under way when a signal ends the server
     #[arg(long, value_name = "SECONDS", value_parser = seconds, default_value = "30")]
     pub(super) drain: Duration,
 
@@ -270,7 +282,7 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "X")]
     pub(super) canary_tolerance: Option<f32>,
 
-    /// What is written to standard error
+    /// Events that are written to standard error
     #[arg(long, value_enum, default_value = "info")]
     pub(super) log: LogArg,
 
@@ -282,7 +294,7 @@ pub(super) struct ServeArgs {
 #[cfg(feature = "serve")]
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub(super) enum LogArg {
-    /// What makes the server unready
+    /// Failures that make the server unready
     Error,
     /// And what may matter
     Warn,

@@ -61,6 +61,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Score(args) => score::run(&args),
         #[cfg(feature = "serve")]
         Command::Serve(args) => serve::run(&args),
+        #[cfg(not(feature = "serve"))]
+        Command::Serve(_) => {
+            Err(kudos::Error::new(kudos::ErrorKind::Unsupported, "this build has no server")
+                .with_hint("build kudos with the feature `serve`, which is on by default")
+                .into())
+        }
         Command::Render(args) => render::run(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),

@@ -55,9 +55,9 @@ export const errorOf = (thrown) => thrown.error ?? { kind: "page", message: thro
 
 // Returns an alert that says what happened, where, and what to do.
 export function alertOf({ kind, message, place, hint }, where) {
-  const places = [where, place].filter(Boolean).join(", ");
+  const places = [where, place && `at ${place}`].filter(Boolean).join(", ");
   const box = element("div", "error", element("p", "", element("strong", "", kind), `: ${message}`));
-  if (places) box.append(element("p", "note", `at ${places}`));
+  if (places) box.append(element("p", "note", places));
   if (hint) box.append(element("p", "note", `hint: ${hint}`));
   return Object.assign(box, { role: "alert" });
 }
@@ -72,7 +72,8 @@ export function noAnswer(path) {
 
 // Returns the response to a request that the server accepted.
 export async function send(path, options) {
-  const response = await fetch(path, { cache: "no-store", ...options }).catch((cause) => {
+  // `fetch` refuses a relative path where the page's address has a password.
+  const response = await fetch(location.origin + path, { cache: "no-store", ...options }).catch((cause) => {
     throw options.signal?.aborted ? cause : noAnswer(path);
   });
   if (response.ok) return response;

@@ -177,11 +177,11 @@ function rowElement(row, low, high) {
   const item = element("li", row.best ? "row best" : "row", element("p", "head", name, snippet, value));
   if (row.error) item.append(alertOf(row.error));
   if (typeof row.reward !== "number") return item;
-  const facts = [`bf16 ${row.reward_bf16}`, plural(row.tokens, "token")];
-  if (row.truncated) facts.push("truncated");
-  if (row.reward_normalized != null) facts.push(`normalized ${row.reward_normalized}`);
-  if (row.logits) facts.push(`logits ${row.logits.join(", ")}`);
-  item.append(barOf(row.reward, low, high), element("p", "note", facts.join(" · ")));
+  const notes = [`bf16 ${row.reward_bf16}`, plural(row.tokens, "token")];
+  if (row.truncated) notes.push("truncated");
+  if (row.reward_normalized != null) notes.push(`normalized ${row.reward_normalized}`);
+  if (row.logits) notes.push(`logits ${row.logits.join(", ")}`);
+  item.append(barOf(row.reward, low, high), element("p", "note", notes.join(" · ")));
   return item;
 }
 

@@ -20,7 +20,7 @@ use crate::options::Options;
 use crate::scheduler::Scheduler;
 use crate::scoring::Workers;
 
-/// Seconds after which a client is told to try again while a server drains: another one may be there
+/// Value of `Retry-After`, in seconds, while a server drains: another one may be there
 /// by then.
 const RETRY_AFTER_DRAIN: u64 = 5;
 

@@ -2,7 +2,7 @@
 //!
 //! Browsers send requests for any page that is open in them. `Host` is a name that the page chose,
 //! whatever address it resolves to; a name that is not this server's is refused. Addresses are
-//! accepted: nobody else can make one lead here. `Origin` must be this server, too.
+//! accepted: a page cannot make one lead here. `Origin` must be this server, too.
 
 use axum::extract::{Request, State};
 use axum::http::header::{

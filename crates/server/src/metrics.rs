@@ -143,7 +143,7 @@ impl Metrics {
         registry.register("canary_reward", "The first canary's reward", self.canary_reward.clone());
     }
 
-    /// Counts a request that was answered.
+    /// Counts a request that has its answer.
     pub(crate) fn answered(&self, route: &str, status: u16, time: Duration) {
         self.requests.get_or_create(&Route { route: route.to_owned(), status }).inc();
         self.request_seconds.observe(time.as_secs_f64());

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 use crate::failure::Failure;
 
 /// Passes whose tokens the engine has at a time, for each replica.
-const PASSES_AHEAD: usize = 3;
+const PASSES_RELEASED: usize = 3;
 
 /// Passes whose tokens may wait, by default.
 const PASSES_WAITING: usize = 32;
@@ -30,7 +30,7 @@ const COUNTED_PART: usize = 4;
 /// Waiting sequences among which those that share a prompt are found.
 const SHARING_WINDOW: usize = 4096;
 
-/// Bounds of the time after which a client is told to try again, in seconds.
+/// Bounds of `Retry-After`, in seconds.
 const RETRY_AFTER_SECONDS: [f64; 2] = [1.0, 60.0];
 
 /// The scheduler of an engine. Its task ends when this is dropped.
@@ -57,7 +57,7 @@ struct Limits {
     /// Tokens of a pass.
     pass_tokens: usize,
     /// Tokens that the engine has at a time.
-    ahead_tokens: usize,
+    released_tokens: usize,
     /// Time that an idle engine waits for more.
     gather: Duration,
 }
@@ -70,7 +70,7 @@ struct State {
     waiting_tokens: usize,
     waiting_sequences: usize,
     /// Unique tokens of the sequences that the engine has.
-    ahead_tokens: usize,
+    released_tokens: usize,
     rate: Rate,
 }
 
@@ -111,7 +111,7 @@ struct Rate {
     tokens: usize,
 }
 
-/// What waits.
+/// Counts of what waits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waiting {
     pub(crate) sequences: usize,
@@ -127,7 +127,7 @@ impl Scheduler {
         let limits = Limits {
             waiting_tokens: queue_tokens.unwrap_or(PASSES_WAITING * pass_tokens * plan.replicas),
             pass_tokens,
-            ahead_tokens: PASSES_AHEAD * pass_tokens * plan.replicas,
+            released_tokens: PASSES_RELEASED * pass_tokens * plan.replicas,
             gather,
         };
         let state = Mutex::default();
@@ -260,7 +260,7 @@ impl Pending {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.ahead_tokens -= self.tokens;
+        state.released_tokens -= self.tokens;
         state.rate.tokens += self.tokens;
         self.shared.changed.notify_one();
     }
@@ -272,7 +272,7 @@ async fn release(engine: Arc<Engine>, shared: Arc<Shared>) {
         let gather = shared.limits.gather;
         let is_first = {
             let state = shared.lock();
-            state.ahead_tokens == 0 && !state.requests.is_empty()
+            state.released_tokens == 0 && !state.requests.is_empty()
         };
         if is_first && !gather.is_zero() {
             tokio::time::sleep(gather).await;
@@ -304,17 +304,17 @@ impl Shared {
     /// Takes the sequences for which the engine has capacity.
     fn take(self: &Arc<Self>) -> Vec<(Sequence, Permit)> {
         let mut state = self.lock();
-        if state.ahead_tokens == 0 {
+        if state.released_tokens == 0 {
             state.rate = Rate::default();
         }
         let mut taken = Vec::new();
-        while state.ahead_tokens < self.limits.ahead_tokens {
+        while state.released_tokens < self.limits.released_tokens {
             let turn = state.turn(self.limits.pass_tokens);
             if turn.is_empty() {
                 break;
             }
             for (sequence, tokens) in turn {
-                state.ahead_tokens += tokens;
+                state.released_tokens += tokens;
                 taken.push((sequence, Permit { shared: Arc::clone(self), tokens }));
             }
         }

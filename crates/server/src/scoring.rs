@@ -27,7 +27,7 @@ const ITEMS_OF_A_TURN: usize = 16;
 /// The header with the milliseconds that a request may take.
 const TIMEOUT_HEADER: &str = "x-timeout-ms";
 
-/// What an item of a request becomes: the sequences to score, or why they cannot be.
+/// An item of a request as sequences to score, or the errors for which they cannot be.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) key: Option<Key>,

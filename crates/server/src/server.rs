@@ -73,7 +73,7 @@ impl Server {
     }
 
     /// Serves until `end` resolves. Then it drains: requests are refused with status 503, and those
-    /// under way are answered, for as long as [`Options::drain`]. The engine stays open.
+    /// under way are completed, for as long as [`Options::drain`]. The engine stays open.
     pub async fn run(self, end: impl Future<Output = ()>) -> Drained {
         let Self { listener, app, canary } = self;
         let limits =

@@ -1,4 +1,4 @@
-//! What the forms of other servers have in common: fields that are read or refused by name, texts and
+//! Common parts of the forms of other servers: fields that are read or refused by name, texts and
 //! token ids as input, activations of the logits, and answers of one item or several.
 //!
 //! A field that would change the values and is not served is an error; others that are not read have
@@ -34,7 +34,7 @@ const ID_BYTES_MAX: usize = 256;
 #[derive(Debug)]
 pub(super) struct Fields(Map<String, Value>);
 
-/// What a request asks for.
+/// A request that was read: its work, and the form of its answer.
 pub(super) struct Plan {
     pub(super) work: Vec<Work>,
     /// Makes the answer of the scores, one per item of `work`.
@@ -51,14 +51,14 @@ pub(super) enum Work {
     Ids(Vec<u32>),
 }
 
-/// What an answer is made of.
+/// The parts that an answer is made of.
 pub(super) struct Answer<'a> {
     pub(super) app: &'a App,
     pub(super) scores: &'a [Score],
     pub(super) time: Duration,
 }
 
-/// What is done to logits.
+/// A function of the logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Activation {
     /// Nothing: rewards are raw logits.
@@ -163,20 +163,23 @@ impl Fields {
 
     /// Takes `name` as texts or token ids, one of either or several, and whether there are several.
     pub(super) fn inputs(&mut self, name: &str, bos: RenderedBos) -> Result<(bool, Vec<Work>), Failure> {
-        let value = self.required(name)?;
-        let is_ids =
-            |value: &Value| value.as_array().is_some_and(|list| list.first().is_some_and(Value::is_number));
-        match value {
+        let has_ids = |list: &Vec<Value>| list.iter().any(|item| item.is_number() || item.is_array());
+        if self.0.get(name).and_then(Value::as_array).is_some_and(has_ids) {
+            return self.ids(name);
+        }
+        let (is_list, texts) = self.texts(name)?;
+        Ok((is_list, texts.into_iter().map(|text| Work::Text(text, bos)).collect()))
+    }
+
+    /// Takes token ids, or a list of those, and whether it is such a list.
+    pub(super) fn ids(&mut self, name: &str) -> Result<(bool, Vec<Work>), Failure> {
+        match self.required(name)? {
             Value::Array(list) if list.iter().any(Value::is_array) => {
                 let list = list.into_iter().enumerate();
                 let ids = list.map(|(index, ids)| ids_of(ids, &format!("{name}[{index}]")).map(Work::Ids));
                 Ok((true, ids.collect::<Result<_, _>>()?))
             }
-            value if is_ids(&value) => Ok((false, vec![Work::Ids(ids_of(value, name)?)])),
-            value => {
-                let (is_list, texts) = texts(value, name)?;
-                Ok((is_list, texts.into_iter().map(|text| Work::Text(text, bos)).collect()))
-            }
+            value => Ok((false, vec![Work::Ids(ids_of(value, name)?)])),
         }
     }
 

@@ -33,7 +33,7 @@ const LINES_KIB: usize = 16 << 10;
 /// Limit on the time between two parts of a stream: a client may wait for what it sends next.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// What is done with each line.
+/// The work of a stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Work {
     Score,

@@ -1,6 +1,7 @@
 //! The paths that are served, and their description in OpenAPI.
 
 mod dialect;
+mod forms;
 mod info;
 mod lines;
 mod page;
@@ -14,7 +15,9 @@ mod vllm;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::middleware::from_fn_with_state;
+use serde_json::Value;
 use utoipa::OpenApi;
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -33,11 +36,11 @@ struct Description;
 
 /// Returns the routes of a server.
 pub(crate) fn router(app: App) -> Router {
-    let (router, mut description) = OpenApiRouter::with_openapi(Description::openapi())
+    let (router, description) = OpenApiRouter::with_openapi(Description::openapi())
         .routes(routes!(rewards::rewards))
         .routes(routes!(rewards::render))
         .routes(routes!(trainers::get_reward))
-        .routes(routes!(trainers::root))
+        .routes(routes!(trainers::root, page::index))
         .routes(routes!(vllm::classify, vllm::put_classify))
         .routes(routes!(vllm::v1_classify))
         .routes(routes!(vllm::encode))
@@ -60,8 +63,7 @@ pub(crate) fn router(app: App) -> Router {
         .routes(routes!(info::metrics))
         .routes(routes!(info::version))
         .split_for_parts();
-    description.info.version = env!("CARGO_PKG_VERSION").to_owned();
-    let description = description.to_json().expect("the description is JSON");
+    let description = complete(description, app.options.api_key.is_some()).to_string();
     page::with_page(router)
         .route("/openapi.json", axum::routing::get(move || info::openapi(description.clone())))
         .fallback(|| async {
@@ -77,4 +79,35 @@ pub(crate) fn router(app: App) -> Router {
         .layer(from_fn_with_state(app.clone(), guard::guard))
         .layer(from_fn_with_state(app.clone(), app::accept))
         .with_state(app)
+}
+
+/// Returns the description with its version, and with the key where requests need one.
+fn complete(mut description: utoipa::openapi::OpenApi, needs_key: bool) -> Value {
+    description.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    if needs_key {
+        let components = description.components.get_or_insert_default();
+        for (name, scheme) in [("bearer", HttpAuthScheme::Bearer), ("basic", HttpAuthScheme::Basic)] {
+            let scheme = HttpBuilder::new().scheme(scheme).build();
+            components.add_security_scheme(name, SecurityScheme::Http(scheme));
+            let requirement = SecurityRequirement::new(name, [""; 0]);
+            description.security.get_or_insert_default().push(requirement);
+        }
+    }
+    let mut description = serde_json::to_value(description).expect("the description is JSON");
+    one_or_more(&mut description);
+    description
+}
+
+/// Makes each `oneOf` an `anyOf`: a value may have several of the forms, as an empty list has.
+fn one_or_more(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            if let Some(forms) = fields.remove("oneOf") {
+                fields.insert("anyOf".to_owned(), forms);
+            }
+            fields.values_mut().for_each(one_or_more);
+        }
+        Value::Array(items) => items.iter_mut().for_each(one_or_more),
+        _ => {}
+    }
 }

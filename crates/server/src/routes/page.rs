@@ -1,4 +1,4 @@
-//! The page at `/`: its files are in this program, and load nothing from elsewhere.
+//! The page at `/`, [`index`], and its files. They are in this program, and load nothing from elsewhere.
 
 use axum::Router;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, X_FRAME_OPTIONS};
@@ -6,10 +6,10 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::IntoResponse;
 use axum::routing::get;
 
+use super::schema::Failed;
 use crate::app::App;
 use crate::body::typed_response;
 
-const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
 const JS: &str = "text/javascript; charset=utf-8";
 
@@ -20,8 +20,7 @@ macro_rules! files {
 }
 
 /// Paths with the types and texts of their files.
-const FILES: [(&str, &str, &str); 5] = files!(
-    "/" HTML "index.html"
+const FILES: [(&str, &str, &str); 4] = files!(
     "/page.css" CSS "page.css"
     "/page.js" JS "page.js"
     "/file.js" JS "file.js"
@@ -42,7 +41,16 @@ const HEADERS: [(HeaderName, HeaderValue); 4] = [
     (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
 ];
 
-/// Adds the page to a router.
+/// Shows a page that scores and compares conversations
+#[utoipa::path(get, path = "/", tag = "server", responses(
+    (status = 200, body = String, content_type = "text/html"), (status = "4XX", body = Failed),
+))]
+pub(super) async fn index() -> impl IntoResponse {
+    let text = include_str!("../../page/index.html");
+    (HEADERS, typed_response(StatusCode::OK, "text/html; charset=utf-8", text))
+}
+
+/// Adds the files of the page to a router.
 pub(super) fn with_page(router: Router<App>) -> Router<App> {
     let file = |router: Router<App>, (path, content_type, text): (&str, &'static str, &'static str)| {
         router.route(

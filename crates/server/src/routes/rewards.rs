@@ -13,19 +13,26 @@ use kudos::{Engine, Result};
 use serde_json::{Map, Value};
 
 use super::lines::{self, Work};
-use super::schema::{Failed, One, Rendered, Results};
+use super::schema::{Failed, One, RenderedResults, Results, TimeLimit};
 use crate::app::{App, Place};
 use crate::body::{self, Form, typed_response};
 use crate::failure::Failure;
 use crate::scoring::{self, Prepared, Scored, failure_of};
+
+/// An example of lines.
+const LINES: &str =
+    "{\"id\": 1, \"prompt\": \"What is 1+1?\", \"response\": \"1+1=2\"}\n{\"input_ids\": [1008, 306]}\n";
 
 /// Scores conversations
 ///
 /// Takes an object, a list of them, or lines, as `kudos score` does, and answers in the same form. An
 /// object of a list, or a line, that cannot be scored has an `error` in its place.
 #[utoipa::path(post, path = "/v1/rewards", tag = "rewards",
-    params(("x-timeout-ms" = Option<u64>, Header, minimum = 1, description = "Limit on the time of the request, in milliseconds")),
-    request_body(content((One = "application/json"), (String = "application/x-ndjson"))),
+    params(TimeLimit),
+    request_body(content(
+        (One = "application/json", example = json!({"prompt": "What is 1+1?", "responses": ["1+1=2", "1+1=3"]})),
+        (String = "application/x-ndjson", example = json!(LINES)),
+    )),
     responses(
         (status = 200, content((Results = "application/json"), (String = "application/x-ndjson"))),
         (status = 400, body = Failed), (status = 401, body = Failed), (status = 403, body = Failed),
@@ -73,9 +80,9 @@ async fn score(app: &App, headers: &HeaderMap, body: Body) -> Result<Response, F
 
 /// Renders conversations into the text and the token ids that are scored
 #[utoipa::path(post, path = "/v1/render", tag = "rewards",
-    request_body(content = One),
+    request_body(content = One, example = json!({"prompt": "What is 1+1?", "responses": ["1+1=2", "1+1=3"]})),
     responses(
-        (status = 200, body = Rendered),
+        (status = 200, body = RenderedResults),
         (status = 400, body = Failed), (status = 401, body = Failed), (status = 403, body = Failed),
         (status = 408, body = Failed), (status = 413, body = Failed), (status = 415, body = Failed),
         (status = 422, body = Failed), (status = 429, body = Failed), (status = 500, body = Failed),

@@ -2,8 +2,26 @@
 //! `kudos::internals::request`, and answers made by `kudos::internals::results`.
 #![allow(dead_code, clippy::large_enum_variant, reason = "the types are only described")]
 
-use serde_json::Value;
-use utoipa::ToSchema;
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+
+/// The limit that a request sets for its own time
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+pub(super) struct TimeLimit {
+    /// Limit on the time of the request, in milliseconds
+    #[param(rename = "x-timeout-ms", format = "uint64", minimum = 1, required = false)]
+    milliseconds: u64,
+}
+
+/// The form of slime's answer
+#[derive(IntoParams)]
+#[into_params(parameter_in = Query)]
+pub(super) struct RewardKey {
+    /// The name under which slime reads the reward
+    #[param(pattern = "^[A-Za-z0-9_.-]{1,64}$", required = false)]
+    reward_key: String,
+}
 
 /// One conversation, or a list of them
 #[derive(ToSchema)]
@@ -14,7 +32,7 @@ pub(super) enum One {
     List(Vec<Conversation>),
 }
 
-/// What is scored: `messages`, or a `prompt` with `response` or `responses`, or `input_ids`
+/// An item to score: `messages`, or a `prompt` with `response` or `responses`, or `input_ids`
 #[derive(ToSchema)]
 pub(super) struct Conversation {
     /// Comes back with the result, as it was spelled
@@ -23,8 +41,7 @@ pub(super) struct Conversation {
     /// The conversation, whose last turn is judged
     messages: Option<Vec<Message>>,
     /// The user's turn, or the messages before the response
-    #[schema(value_type = Option<Value>)]
-    prompt: Option<Value>,
+    prompt: Option<Prompt>,
     /// The response to judge
     response: Option<String>,
     /// Several responses to one prompt
@@ -35,12 +52,11 @@ pub(super) struct Conversation {
     /// 1 for each token id that counts, 0 for padding
     attention_mask: Option<Vec<u8>>,
     /// Tools, for the chat template
-    tools: Option<Vec<Value>>,
+    tools: Option<Vec<Map<String, Value>>>,
     /// Documents, for the chat template
-    documents: Option<Vec<Value>>,
+    documents: Option<Vec<Map<String, Value>>>,
     /// Variables of the chat template
-    #[schema(value_type = Option<Value>)]
-    template_vars: Option<Value>,
+    template_vars: Option<Map<String, Value>>,
 }
 
 /// A turn
@@ -51,6 +67,14 @@ pub(super) struct Message {
     /// The text
     #[schema(value_type = Option<Value>)]
     content: Option<Value>,
+}
+
+/// A text, or messages
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(super) enum Prompt {
+    Text(String),
+    Messages(Vec<Message>),
 }
 
 /// One result, or a list of them
@@ -67,6 +91,8 @@ pub(super) struct Rewards {
     /// The request's `id`
     #[schema(value_type = Option<Value>)]
     id: Option<Value>,
+    /// The line's number, from 0, where the line has no `id`
+    index: Option<usize>,
     /// The reward: the raw logit in f32
     reward: Option<f32>,
     /// The reward rounded to bf16
@@ -79,6 +105,8 @@ pub(super) struct Rewards {
     rewards: Option<Vec<Option<f32>>>,
     /// Those rewards rounded to bf16
     rewards_bf16: Option<Vec<Option<f32>>>,
+    /// Those rewards by `mean` and `std` of config.json, where that says so
+    rewards_normalized: Option<Vec<Option<f32>>>,
     /// Tokens of the conversation, or of each
     #[schema(value_type = Option<Value>)]
     tokens: Option<Value>,
@@ -93,7 +121,15 @@ pub(super) struct Rewards {
     error: Option<Error>,
 }
 
-/// The text and the token ids that are scored; each field is a list for `responses`
+/// One rendered conversation, or a list of them
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(super) enum RenderedResults {
+    One(Rendered),
+    List(Vec<Rendered>),
+}
+
+/// The text and the token ids that are scored, or an error; each field is a list for `responses`
 #[derive(ToSchema)]
 pub(super) struct Rendered {
     /// The rendered text, where the request is no token ids
@@ -108,6 +144,8 @@ pub(super) struct Rendered {
     /// The token at which the reward is read: `position`, `token`, `reason`, `text`, `span`
     #[schema(value_type = Option<Value>)]
     scored: Option<Value>,
+    /// The error of the whole item
+    error: Option<Error>,
 }
 
 /// An error
@@ -116,16 +154,16 @@ pub(super) struct Failed {
     error: Error,
 }
 
-/// What happened, where, and what to do
+/// An error: its message, its place, and a hint
 #[derive(ToSchema)]
 pub(super) struct Error {
     /// The kind, to match on
     kind: String,
-    /// What happened
+    /// The message
     message: String,
-    /// Where
+    /// The place
     place: Option<String>,
-    /// What to do
+    /// The hint: an action
     hint: Option<String>,
     /// The index of the response that it is of
     response: Option<usize>,

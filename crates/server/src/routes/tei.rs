@@ -9,7 +9,8 @@ use kudos::{RenderedBos, Score};
 use serde_json::{Value, json};
 
 use super::dialect::{Activation, Answer, Fields, Plan, Work, exchange, new_id, now, ranked, respond, usage};
-use super::schema::Failed;
+use super::forms::{Completion, ConversationInput, PredictAnswer, PredictRequest, TeiFailed};
+use super::schema::{Failed, TimeLimit};
 use crate::app::App;
 use crate::body::json_response;
 use crate::failure::Failure;
@@ -39,9 +40,11 @@ pub(super) fn failed(failure: Failure) -> Response {
 ///
 /// `inputs` is a text, a list of one text, a pair (the user's turn and the response), or a list of
 /// lists of these. Scores are raw rewards unless `raw_scores` is false.
-#[utoipa::path(post, path = "/predict", tag = "TEI", request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = serde_json::Value), (status = "5XX", body = serde_json::Value),
-))]
+#[utoipa::path(post, path = "/predict", tag = "TEI", params(TimeLimit),
+    request_body(content = PredictRequest, example = json!({"inputs": [["What is 1+1?", "1+1=2"], ["1+1=3"]]})),
+    responses(
+        (status = 200, body = PredictAnswer), (status = "4XX", body = TeiFailed), (status = "5XX", body = TeiFailed),
+    ))]
 pub(super) async fn predict(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     respond(app, headers, body, predict_plan, failed).await
 }
@@ -112,7 +115,9 @@ pub(super) fn rerank_plan(mut fields: Fields) -> Result<Plan, Failure> {
 }
 
 /// Describes the model as TEI does
-#[utoipa::path(get, path = "/info", tag = "TEI", responses((status = 200, body = Object)))]
+#[utoipa::path(get, path = "/info", tag = "TEI", responses(
+    (status = 200, body = Object), (status = "4XX", body = Failed),
+))]
 pub(super) async fn info(State(app): State<App>) -> Response {
     let labels = app.engine.labels();
     let names: Vec<String> = (0..labels).map(|label| format!("LABEL_{label}")).collect();
@@ -142,9 +147,11 @@ pub(super) async fn info(State(app): State<App>) -> Response {
 ///
 /// The `messages` end with the turn that is judged. `choices[0].message.content` is `reward:X`, and
 /// `logprobs.content` has the reward once more, where some clients read it.
-#[utoipa::path(post, path = "/v1/chat/completions", tag = "NIM", request_body = Object, responses(
-    (status = 200, body = Object), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/v1/chat/completions", tag = "NIM", params(TimeLimit),
+    request_body(content = ConversationInput, example = json!({"messages": [{"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "1+1=2"}]})),
+    responses(
+        (status = 200, body = Completion), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn chat_completions(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     let plan = |app: &App, mut fields: Fields| {
         fields.refuse(&[("stream", json!(false)), ("n", json!(1))])?;

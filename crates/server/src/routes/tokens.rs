@@ -11,7 +11,8 @@ use kudos::{Engine, Prompt, RenderedBos};
 use serde_json::{Value, json};
 
 use super::dialect::{Fields, Work, ids_of};
-use super::schema::Failed;
+use super::forms::{DetokenizeRequest, Detokenized, TokenizeAnswer, TokenizeRequest};
+use super::schema::{Failed, TimeLimit};
 use crate::app::App;
 use crate::body::json_response;
 use crate::failure::Failure;
@@ -20,9 +21,11 @@ use crate::failure::Failure;
 ///
 /// `prompt`, a text, or `messages`: `tokens` are the ids that are scored, with one beginning-of-text
 /// token. With `inputs` TEI's form.
-#[utoipa::path(post, path = "/tokenize", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/tokenize", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = TokenizeRequest, example = json!({"prompt": "1+1=2"})),
+    responses(
+        (status = 200, body = TokenizeAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn tokenize(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     answer(app, headers, body, |engine, mut fields| {
         let prompt = engine.prompt()?;
@@ -53,13 +56,21 @@ pub(super) async fn tokenize(State(app): State<App>, headers: HeaderMap, body: B
 }
 
 /// Returns the text of token ids, as vLLM and SGLang do
-#[utoipa::path(post, path = "/detokenize", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = Object), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/detokenize", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = DetokenizeRequest, example = json!({"tokens": [1008, 306]})),
+    responses(
+        (status = 200, body = Detokenized), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn detokenize(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     answer(app, headers, body, |engine, mut fields| {
         let ids = ids_of(fields.required("tokens")?, "tokens")?;
-        let text = engine.prompt()?.decode(&ids)?;
+        let prompt = engine.prompt()?;
+        if let Some(index) = ids.iter().position(|&id| prompt.token(id).is_none()) {
+            let message =
+                format!("`tokens[{index}]` is {}, which is no token of the model's tokenizer", ids[index]);
+            return Err(Failure::invalid(message));
+        }
+        let text = prompt.decode(&ids)?;
         // vLLM's clients read the one, SGLang's the other.
         Ok(json!({"prompt": text, "text": text}))
     })

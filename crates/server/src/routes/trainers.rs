@@ -9,6 +9,8 @@ use kudos::internals::results::number;
 use serde_json::{Map, Value, json};
 
 use super::dialect::{Activation, Answer, Fields, Plan, Work, exchange, respond};
+use super::forms::{OpenRlhfAnswer, OpenRlhfRequest, RootAnswer, RootRequest};
+use super::schema::{Failed, RewardKey, TimeLimit};
 use super::tei;
 use crate::app::App;
 use crate::failure::Failure;
@@ -17,9 +19,11 @@ use crate::failure::Failure;
 ///
 /// `query` is the text, or a list of texts. `prompts` and `labels`, which OpenRLHF sends besides, are
 /// not read. `rewards` and `scores` are the raw rewards.
-#[utoipa::path(post, path = "/get_reward", tag = "trainers", request_body = Object, responses(
-    (status = 200, body = Object), (status = "4XX", body = super::schema::Failed), (status = "5XX", body = super::schema::Failed),
-))]
+#[utoipa::path(post, path = "/get_reward", tag = "trainers", params(TimeLimit),
+    request_body(content = OpenRlhfRequest, example = json!({"query": ["1+1=2", "1+1=3"]})),
+    responses(
+        (status = 200, body = OpenRlhfAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn get_reward(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     let plan = |_: &App, mut fields: Fields| {
         let (_, texts) = fields.texts("query")?;
@@ -40,11 +44,11 @@ pub(super) async fn get_reward(State(app): State<App>, headers: HeaderMap, body:
 /// `?reward_key=NAME` an object with the reward under that name. A text is scored with the response
 /// behind it as it is; messages go through the chat template, and an end of turn that the response
 /// ends with is left out. `inputs` is TEI's `/predict`, `query` with `texts` its `/rerank`.
-#[utoipa::path(post, path = "/", tag = "trainers",
-    params(("reward_key" = Option<String>, Query, description = "The name under which slime reads the reward")),
-    request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = super::schema::Failed), (status = "5XX", body = super::schema::Failed),
-))]
+#[utoipa::path(post, path = "/", tag = "trainers", params(TimeLimit, RewardKey),
+    request_body(content = RootRequest, example = json!({"prompt": "What is 1+1?", "response": "1+1=2"})),
+    responses(
+        (status = 200, body = RootAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn root(
     State(app): State<App>,
     RawQuery(query): RawQuery,

@@ -12,7 +12,11 @@ use serde_json::{Value, json};
 use super::dialect::{
     Answer, Fields, Plan, Work, base64, checked_id, exchange, new_id, now, numbers, ranked, respond, usage,
 };
-use super::schema::Failed;
+use super::forms::{
+    ClassifyAnswer, ClassifyRequest, Embedding, EmbeddingsRequest, Listed, PairScore, Pooled, PoolingRequest,
+    RerankAnswer, RerankRequest, ScoreRequest, SglangAnswer, SglangRequest,
+};
+use super::schema::{Failed, TimeLimit};
 use super::tei;
 use crate::app::App;
 use crate::failure::Failure;
@@ -104,17 +108,21 @@ fn each(scores: &[Score], item: impl Fn(usize, &Score) -> Value) -> Vec<Value> {
 /// With `input` (texts or token ids) or `messages` vLLM's form; `probs` are raw logits unless
 /// `use_activation` is true, and `activation` names what was done to them. With `text` or `input_ids`
 /// SGLang's native form: `embedding` has the raw reward.
-#[utoipa::path(post, path = "/classify", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/classify", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = ClassifyRequest, example = json!({"messages": [{"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "1+1=2"}]})),
+    responses(
+        (status = 200, body = ClassifyAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn classify(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     respond(app, headers, body, classify_plan, IntoResponse::into_response).await
 }
 
 /// Classifies as SGLang does, which takes PUT for POST
-#[utoipa::path(put, path = "/classify", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(put, path = "/classify", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = ClassifyRequest, example = json!({"text": ["1+1=2", "1+1=3"]})),
+    responses(
+        (status = 200, body = ClassifyAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn put_classify(state: State<App>, headers: HeaderMap, body: Body) -> Response {
     classify(state, headers, body).await
 }
@@ -122,17 +130,21 @@ pub(super) async fn put_classify(state: State<App>, headers: HeaderMap, body: Bo
 /// Classifies as vLLM does: `/classify` under another path
 ///
 /// SGLang has a softmax here, which is 1 for every reward: not so this server.
-#[utoipa::path(post, path = "/v1/classify", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/v1/classify", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = ClassifyRequest, example = json!({"input": ["1+1=2", "1+1=3"]})),
+    responses(
+        (status = 200, body = ClassifyAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn v1_classify(state: State<App>, headers: HeaderMap, body: Body) -> Response {
     classify(state, headers, body).await
 }
 
 /// Encodes as SGLang's native form does: the raw reward as `embedding`
-#[utoipa::path(post, path = "/encode", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/encode", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = SglangRequest, example = json!({"input_ids": [[1008, 1014, 306, 1015], [1008]]})),
+    responses(
+        (status = 200, body = SglangAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn encode(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     respond(app, headers, body, |_, fields| sglang_plan(fields), IntoResponse::into_response).await
 }
@@ -178,15 +190,17 @@ fn sglang_plan(mut fields: Fields) -> Result<Plan, Failure> {
         ("image_data", Value::Null),
         ("return_pooled_hidden_states", json!(false)),
     ])?;
-    let name = match (fields.has("text"), fields.has("input_ids")) {
-        (true, false) => "text",
-        (false, true) => "input_ids",
+    let (is_list, work) = match (fields.has("text"), fields.has("input_ids")) {
+        (true, false) => {
+            let (is_list, texts) = fields.texts("text")?;
+            (is_list, texts.into_iter().map(|text| Work::Text(text, RenderedBos::Once)).collect())
+        }
+        (false, true) => fields.ids("input_ids")?,
         (true, true) => return Err(Failure::invalid("`text` and `input_ids` are given at once")),
         (false, false) => return Err(Failure::invalid("the request has neither `text` nor `input_ids`")),
     };
-    let (is_list, work) = fields.inputs(name, RenderedBos::Once)?;
     if work.is_empty() {
-        return Err(Failure::invalid(format!("`{name}` is an empty list")));
+        return Err(Failure::invalid("`text` is an empty list"));
     }
     let ids = match fields.take("rid") {
         None => (0..work.len()).map(|_| new_id("classify")).collect(),
@@ -219,9 +233,11 @@ fn sglang_plan(mut fields: Fields) -> Result<Plan, Failure> {
 }
 
 /// Pools as vLLM does: `data` has the logits
-#[utoipa::path(post, path = "/pooling", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = Object), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/pooling", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = PoolingRequest, example = json!({"messages": [{"role": "user", "content": "What is 1+1?"}, {"role": "assistant", "content": "1+1=2"}]})),
+    responses(
+        (status = 200, body = Listed<Pooled>), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn pooling(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     let plan = |app: &App, mut fields: Fields| {
         if !matches!(fields.text("task")?.as_deref(), None | Some("classify")) {
@@ -248,9 +264,11 @@ pub(super) async fn pooling(State(app): State<App>, headers: HeaderMap, body: Bo
 ///
 /// `embedding` has the raw reward, or the logits of all labels. `encoding_format` may be `base64`, as
 /// OpenAI's Python client asks.
-#[utoipa::path(post, path = "/v1/embeddings", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = Object), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/v1/embeddings", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = EmbeddingsRequest, example = json!({"input": ["1+1=2", "1+1=3"], "encoding_format": "float"})),
+    responses(
+        (status = 200, body = Listed<Embedding>), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn embeddings(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     let plan = |app: &App, mut fields: Fields| {
         let (model, encoding) = (fields.model(app)?, Encoding::take(&mut fields)?);
@@ -271,17 +289,21 @@ pub(super) async fn embeddings(State(app): State<App>, headers: HeaderMap, body:
 ///
 /// Each pair goes through the chat template. `queries` and `documents` (also `text_1` and `text_2`,
 /// `data_1` and `data_2`, `items`) are one and one, one and several, or as many of both.
-#[utoipa::path(post, path = "/score", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = Object), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/score", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = ScoreRequest, example = json!({"queries": "What is 1+1?", "documents": ["1+1=2", "1+1=3"]})),
+    responses(
+        (status = 200, body = Listed<PairScore>), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn score(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     respond(app, headers, body, score_plan, IntoResponse::into_response).await
 }
 
 /// Scores pairs: `/score` under another path
-#[utoipa::path(post, path = "/v1/score", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = Object), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
-))]
+#[utoipa::path(post, path = "/v1/score", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = ScoreRequest, example = json!({"queries": "What is 1+1?", "documents": ["1+1=2", "1+1=3"]})),
+    responses(
+        (status = 200, body = Listed<PairScore>), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn v1_score(state: State<App>, headers: HeaderMap, body: Body) -> Response {
     score(state, headers, body).await
 }
@@ -319,9 +341,11 @@ fn score_plan(app: &App, mut fields: Fields) -> Result<Plan, Failure> {
 ///
 /// With `documents` vLLM's form: `results` with `relevance_score`. With `texts` TEI's: a list with
 /// `score`. Each pair goes through the chat template, as the user's turn and the response.
-#[utoipa::path(post, path = "/rerank", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = serde_json::Value), (status = "5XX", body = serde_json::Value),
-))]
+#[utoipa::path(post, path = "/rerank", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = RerankRequest, example = json!({"query": "What is 1+1?", "texts": ["1+1=2", "1+1=3"]})),
+    responses(
+        (status = 200, body = RerankAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn rerank(State(app): State<App>, headers: HeaderMap, body: Body) -> Response {
     let plan = |app: &App, fields: Fields| {
         if fields.has("texts") { tei::rerank_plan(fields) } else { rerank_plan(app, fields) }
@@ -330,17 +354,21 @@ pub(super) async fn rerank(State(app): State<App>, headers: HeaderMap, body: Bod
 }
 
 /// Ranks responses: `/rerank` under another path
-#[utoipa::path(post, path = "/v1/rerank", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = serde_json::Value), (status = "5XX", body = serde_json::Value),
-))]
+#[utoipa::path(post, path = "/v1/rerank", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = RerankRequest, example = json!({"query": "What is 1+1?", "documents": ["1+1=2", "1+1=3"]})),
+    responses(
+        (status = 200, body = RerankAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn v1_rerank(state: State<App>, headers: HeaderMap, body: Body) -> Response {
     rerank(state, headers, body).await
 }
 
 /// Ranks responses: `/rerank` under another path
-#[utoipa::path(post, path = "/v2/rerank", tag = "vLLM and SGLang", request_body = Object, responses(
-    (status = 200, body = serde_json::Value), (status = "4XX", body = serde_json::Value), (status = "5XX", body = serde_json::Value),
-))]
+#[utoipa::path(post, path = "/v2/rerank", tag = "vLLM and SGLang", params(TimeLimit),
+    request_body(content = RerankRequest, example = json!({"query": "What is 1+1?", "documents": ["1+1=2", "1+1=3"]})),
+    responses(
+        (status = 200, body = RerankAnswer), (status = "4XX", body = Failed), (status = "5XX", body = Failed),
+    ))]
 pub(super) async fn v2_rerank(state: State<App>, headers: HeaderMap, body: Body) -> Response {
     rerank(state, headers, body).await
 }
