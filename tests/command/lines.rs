@@ -504,12 +504,16 @@ fn render_names_the_scored_token_and_the_reason() {
         serde_json::from_str::<Value>(&run.stdout).unwrap()["scored"].clone()
     };
     let line = "{\"input_ids\": [5, 6, 7, 7]}";
-    let expected = json!({"position": 3, "token": 7, "reason": "last token"});
+    let expected = json!({"position": 3, "token": 7, "reason": "last token", "text": "("});
     assert_eq!(rendered(&demo_model(), line), expected);
     let each = rendered(&demo_model(), "{\"prompt\": \"a\", \"responses\": [\"b\", \"c d e\"]}");
     let positions: Vec<u64> =
         each.as_array().unwrap().iter().map(|one| one["position"].as_u64().unwrap()).collect();
     assert!(positions[0] < positions[1], "{each}");
+    // The token that ends the turn, and its place in the text.
+    let spans: Vec<(&Value, u64)> =
+        each.as_array().unwrap().iter().map(|one| (&one["text"], one["span"][0].as_u64().unwrap())).collect();
+    assert!(spans[0].0 == "<|eot_id|>" && spans[1].1 == spans[0].1 + 4, "{each}");
 
     let dir = tempfile::tempdir().unwrap();
     for entry in fs::read_dir(demo_model()).unwrap() {
@@ -522,11 +526,11 @@ fn render_names_the_scored_token_and_the_reason() {
     (values["num_labels"], values["pad_token_id"]) = (json!(1), json!(7));
     fs::write(&config, values.to_string()).unwrap();
     let reason = "rightmost token that is not the pad token 7";
-    assert_eq!(rendered(dir.path(), line), json!({"position": 1, "token": 6, "reason": reason}));
+    assert_eq!(rendered(dir.path(), line), json!({"position": 1, "token": 6, "reason": reason, "text": "'"}));
     let reason = "first token: all are the pad token 7";
     assert_eq!(
         rendered(dir.path(), "{\"input_ids\": [7, 7]}"),
-        json!({"position": 0, "token": 7, "reason": reason})
+        json!({"position": 0, "token": 7, "reason": reason, "text": "("})
     );
 }
 

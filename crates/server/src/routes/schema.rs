@@ -10,7 +10,7 @@ use utoipa::{IntoParams, ToSchema};
 #[into_params(parameter_in = Header)]
 pub(super) struct TimeLimit {
     /// Limit on the time of the request, in milliseconds
-    #[param(rename = "x-timeout-ms", format = "uint64", minimum = 1, required = false)]
+    #[param(rename = "x-timeout-ms", format = "uint64", minimum = 1, example = 60000, required = false)]
     milliseconds: u64,
 }
 

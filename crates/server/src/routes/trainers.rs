@@ -56,19 +56,19 @@ pub(super) async fn root(
     body: Body,
 ) -> Response {
     let plan = move |app: &App, fields: Fields| {
+        let key = reward_key(query.as_deref().unwrap_or_default())?;
         if fields.has("inputs") {
             return tei::predict_plan(app, fields);
         }
         if fields.has("texts") {
             return tei::rerank_plan(fields);
         }
-        slime(app, fields, query.as_deref().unwrap_or_default())
+        slime(app, fields, key)
     };
     respond(app, headers, body, plan, IntoResponse::into_response).await
 }
 
-fn slime(app: &App, mut fields: Fields, query: &str) -> Result<Plan, Failure> {
-    let key = reward_key(query)?;
+fn slime(app: &App, mut fields: Fields, key: Option<String>) -> Result<Plan, Failure> {
     let prompt = fields.required("prompt")?;
     let Some(mut response) = fields.text("response")? else {
         return Err(Failure::invalid("`response` is missing"));
