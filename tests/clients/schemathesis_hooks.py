@@ -19,7 +19,7 @@ def from_lines(context, response):
 
 @schemathesis.hook
 def filter_case(context, case):
-    """Leaves out lists and lines that should be refused: an item that is wrong has an error in its place, with status 200."""
+    """Leaves out lists and lines with wrong items: each has an error in its place, and the answer status 200."""
     is_several = isinstance(case.body, list) or case.media_type == LINES
     negative = case.meta is not None and case.meta.generation.mode.is_negative
     return not (is_several and negative and case.operation.path in ("/v1/rewards", "/v1/render"))

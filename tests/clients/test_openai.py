@@ -107,7 +107,7 @@ def test_a_full_queue_is_a_rate_limit_that_ends(serve, rendered):
     server = serve("--queue-tokens", "1000")
     text, _ = rendered
     reward = expected(pairs([RESPONSE]))
-    many = [{"prompt": f"What is {n}+1?", "response": str(n + 1)} for n in range(500)]
+    many = [{"prompt": f"{n} " * 50, "response": str(n)} for n in range(100, 200)]
     limited = threading.Event()
 
     def fill():
@@ -122,8 +122,8 @@ def test_a_full_queue_is_a_rate_limit_that_ends(serve, rendered):
     with ThreadPoolExecutor(8) as pool, connect(server) as client, connect(server, max_retries=20) as patient:
         filled = [pool.submit(fill) for _ in range(8)]
         try:
-            # From then on the server knows how fast it is.
-            server.wait_until("some are scored", lambda: server.metric("kudos_sequences_total") > 0)
+            # From then on the server knows how fast it is, and how long a client should wait.
+            server.wait_until("some are scored", lambda: server.metric("kudos_sequences_total") > len(many))
             with pytest.raises(openai.RateLimitError) as error:
                 ask()
         finally:

@@ -101,6 +101,9 @@ struct Released {
 #[derive(Debug)]
 struct Permit {
     shared: Arc<Shared>,
+    /// Tokens that the sequence adds to its pass.
+    added: usize,
+    /// Tokens of the sequence.
     tokens: usize,
 }
 
@@ -260,7 +263,7 @@ impl Pending {
 impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
-        state.released_tokens -= self.tokens;
+        state.released_tokens -= self.added;
         state.rate.tokens += self.tokens;
         self.shared.changed.notify_one();
     }
@@ -313,9 +316,10 @@ impl Shared {
             if turn.is_empty() {
                 break;
             }
-            for (sequence, tokens) in turn {
-                state.released_tokens += tokens;
-                taken.push((sequence, Permit { shared: Arc::clone(self), tokens }));
+            for (sequence, added) in turn {
+                state.released_tokens += added;
+                let tokens = sequence.tokens.ids.len();
+                taken.push((sequence, Permit { shared: Arc::clone(self), added, tokens }));
             }
         }
         taken
@@ -390,9 +394,13 @@ impl Default for Rate {
 }
 
 impl Rate {
-    /// Returns the seconds that so many tokens take, by those scored so far.
+    /// Returns the seconds that so many tokens take, by those scored so far; 0 where there are none.
     fn seconds(&self, tokens: usize) -> f64 {
-        self.since.elapsed().as_secs_f64() * tokens as f64 / self.tokens.max(1) as f64
+        if self.tokens == 0 {
+            0.0
+        } else {
+            self.since.elapsed().as_secs_f64() * tokens as f64 / self.tokens as f64
+        }
     }
 }
 
@@ -468,6 +476,14 @@ mod tests {
         let added: Vec<Vec<usize>> =
             turns(&mut state, 9).iter().map(|turn| turn.iter().map(|(_, added)| *added).collect()).collect();
         assert_eq!(added, [vec![5, 2, 2], vec![5, 2, 2]]);
+    }
+
+    #[test]
+    fn a_time_to_wait_follows_from_what_was_scored() {
+        let since = Instant::now().checked_sub(Duration::from_secs(2)).unwrap();
+        assert_eq!(Rate { since, tokens: 0 }.seconds(1000), 0.0);
+        let seconds = Rate { since, tokens: 500 }.seconds(1000);
+        assert!((4.0..5.0).contains(&seconds), "{seconds}");
     }
 
     #[test]
