@@ -5,8 +5,9 @@
 //! share. A request that has had the tokens of a pass goes behind the others, so that one with many
 //! sequences holds a short one for as long as a pass.
 //!
-//! The engine has at any time the pass that runs, a full one behind it, and part of another: enough
-//! to be never without work, and few enough that the order is decided late.
+//! The order is decided late: what arrives while a pass runs may share a prompt with what waits. The
+//! engine gets the next pass near the expected end of the one that runs, so that it is never without
+//! work and can prefetch.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,14 +19,14 @@ use tokio::task::JoinHandle;
 
 use crate::failure::Failure;
 
-/// Passes whose tokens the engine has at a time, for each replica.
-const PASSES_RELEASED: usize = 3;
-
 /// Passes whose tokens may wait, by default.
 const PASSES_WAITING: usize = 32;
 
 /// A request counts for at most this part of the limit: one that is larger shuts out no others.
 const COUNTED_PART: usize = 4;
+
+/// Part of a pass's expected time after which the next one is released.
+const HELD_PART: f64 = 0.7;
 
 /// Waiting sequences among which those that share a prompt are found.
 const SHARING_WINDOW: usize = 4096;
@@ -56,8 +57,10 @@ struct Limits {
     waiting_tokens: usize,
     /// Tokens of a pass.
     pass_tokens: usize,
-    /// Tokens that the engine has at a time.
-    released_tokens: usize,
+    /// Tokens of a pass of every replica.
+    running_tokens: usize,
+    /// Whether the next pass is held while one runs: not where another replica may be idle.
+    holds: bool,
     /// Time that an idle engine waits for more.
     gather: Duration,
 }
@@ -71,7 +74,14 @@ struct State {
     waiting_sequences: usize,
     /// Unique tokens of the sequences that the engine has.
     released_tokens: usize,
+    /// Those of them that are in a pass, as far as can be known: a pass takes what is there when the
+    /// one before it ends.
+    running_tokens: usize,
+    /// The time at which that pass began.
+    pass_began: Option<Instant>,
     rate: Rate,
+    /// Unique tokens a second while the engine has work; 0 until some were scored.
+    unique_rate: f64,
 }
 
 #[derive(Debug)]
@@ -112,6 +122,7 @@ struct Permit {
 struct Rate {
     since: Instant,
     tokens: usize,
+    unique_tokens: usize,
 }
 
 /// Counts of what waits.
@@ -130,7 +141,8 @@ impl Scheduler {
         let limits = Limits {
             waiting_tokens: queue_tokens.unwrap_or(PASSES_WAITING * pass_tokens * plan.replicas),
             pass_tokens,
-            released_tokens: PASSES_RELEASED * pass_tokens * plan.replicas,
+            running_tokens: pass_tokens * plan.replicas,
+            holds: plan.replicas == 1,
             gather,
         };
         let state = Mutex::default();
@@ -264,7 +276,11 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.released_tokens -= self.added;
+        state.running_tokens = state.released_tokens.min(self.shared.limits.running_tokens);
+        state.pass_began = Some(Instant::now());
         state.rate.tokens += self.tokens;
+        state.rate.unique_tokens += self.added;
+        state.unique_rate = state.rate.unique_tokens as f64 / state.rate.since.elapsed().as_secs_f64();
         self.shared.changed.notify_one();
     }
 }
@@ -280,9 +296,12 @@ async fn release(engine: Arc<Engine>, shared: Arc<Shared>) {
         if is_first && !gather.is_zero() {
             tokio::time::sleep(gather).await;
         }
-        let taken = shared.take();
+        let held = shared.held();
+        let taken = if held.is_zero() { shared.take() } else { Vec::new() };
         if taken.is_empty() {
-            shared.changed.notified().await;
+            let held = if held.is_zero() { Duration::MAX } else { held };
+            // What waits has a turn at once when the pass ends early.
+            let _ = tokio::time::timeout(held, shared.changed.notified()).await;
             continue;
         }
         let (tokens, waiting): (Vec<_>, Vec<_>) = taken
@@ -304,6 +323,16 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns the time for which the next pass is held, from now on.
+    fn held(&self) -> Duration {
+        let state = self.lock();
+        let Some(began) = state.pass_began.filter(|_| self.limits.holds && state.released_tokens > 0) else {
+            return Duration::ZERO;
+        };
+        let expected = HELD_PART * state.running_tokens as f64 / state.unique_rate;
+        Duration::try_from_secs_f64(expected).unwrap_or_default().saturating_sub(began.elapsed())
+    }
+
     /// Takes the sequences for which the engine has capacity.
     fn take(self: &Arc<Self>) -> Vec<(Sequence, Permit)> {
         let mut state = self.lock();
@@ -311,7 +340,8 @@ impl Shared {
             state.rate = Rate::default();
         }
         let mut taken = Vec::new();
-        while state.released_tokens < self.limits.released_tokens {
+        let is_idle = state.released_tokens == 0;
+        while state.released_tokens < state.running_tokens + self.limits.running_tokens {
             let turn = state.turn(self.limits.pass_tokens);
             if turn.is_empty() {
                 break;
@@ -321,6 +351,10 @@ impl Shared {
                 let tokens = sequence.tokens.ids.len();
                 taken.push((sequence, Permit { shared: Arc::clone(self), added, tokens }));
             }
+        }
+        if is_idle {
+            state.running_tokens = state.released_tokens.min(self.limits.running_tokens);
+            state.pass_began = Some(Instant::now());
         }
         taken
     }
@@ -389,7 +423,7 @@ impl Request {
 
 impl Default for Rate {
     fn default() -> Self {
-        Self { since: Instant::now(), tokens: 0 }
+        Self { since: Instant::now(), tokens: 0, unique_tokens: 0 }
     }
 }
 
@@ -481,8 +515,9 @@ mod tests {
     #[test]
     fn a_time_to_wait_follows_from_what_was_scored() {
         let since = Instant::now().checked_sub(Duration::from_secs(2)).unwrap();
-        assert_eq!(Rate { since, tokens: 0 }.seconds(1000), 0.0);
-        let seconds = Rate { since, tokens: 500 }.seconds(1000);
+        let seconds = |tokens| Rate { since, tokens, unique_tokens: 0 }.seconds(1000);
+        assert_eq!(seconds(0), 0.0);
+        let seconds = seconds(500);
         assert!((4.0..5.0).contains(&seconds), "{seconds}");
     }
 
