@@ -6,11 +6,15 @@ CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
 
-.PHONY: demo test test-gpu test-python test-trainers test-clients test-page wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
+.PHONY: demo demo-build test test-gpu test-python test-trainers test-clients test-page wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
 .PHONY: softgpu softgpu-env kernels-page golden bench-cpu plots capi
 
-demo: build
+demo: demo-build
 	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
+
+# Without the server and its dependencies, which `make build` has.
+demo-build: cuda-toolchain
+	cargo build $(CARGO_FLAGS) --no-default-features --features cuda --bin kudos
 
 build: cuda-toolchain
 	cargo build $(CARGO_FLAGS) --bin kudos

@@ -18,7 +18,7 @@ const ON_TERMINAL: &str = "import os, pty, sys; sys.exit(os.waitstatus_to_exitco
 fn runnable(command: &str) -> String {
     let command = if command == "make demo" {
         let makefile = fs::read_to_string(root().join("Makefile")).unwrap();
-        let (_, recipe) = makefile.split_once("\ndemo: build\n\t").unwrap();
+        let (_, recipe) = makefile.split_once("\ndemo: demo-build\n\t").unwrap();
         recipe.lines().next().unwrap().replace("$(KUDOS)", "kudos").replace("$(DEMO)", "demo/model")
     } else {
         command.to_owned()

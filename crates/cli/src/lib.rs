@@ -64,7 +64,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         #[cfg(not(feature = "serve"))]
         Command::Serve(_) => {
             Err(kudos::Error::new(kudos::ErrorKind::Unsupported, "this build has no server")
-                .with_hint("build kudos with the feature `serve`, which is on by default")
+                .with_hint("`make build` builds kudos with the feature `serve`, which is on by default")
                 .into())
         }
         Command::Render(args) => render::run(&args),
