@@ -1,6 +1,8 @@
 //! The requests that clients of other servers send, byte for byte as their code makes them, and what
 //! they read of the answer: `clients.json` names the client, its version, and where its code is.
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -70,21 +72,9 @@ fn numbers(value: &Value, found: &mut Vec<f32>) {
 
 /// Returns the floats of base64 text, little-endian; nothing where it is another text.
 fn decoded(text: &str) -> Vec<f32> {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let (mut bits, mut count, mut bytes) = (0_u32, 0, Vec::new());
-    for byte in text.trim_end_matches('=').bytes() {
-        let Some(digit) = ALPHABET.iter().position(|&known| known == byte) else { return Vec::new() };
-        bits = bits << 6 | digit as u32;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    if !text.ends_with('=') || bytes.len() % 4 != 0 {
-        return Vec::new();
-    }
-    bytes.chunks(4).map(|chunk| f32::from_le_bytes(chunk.try_into().unwrap())).collect()
+    let bytes = BASE64_STANDARD.decode(text).unwrap_or_default();
+    let (floats, rest) = bytes.as_chunks();
+    if rest.is_empty() { floats.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect() } else { Vec::new() }
 }
 
 /// Returns the rewards of the conversations in the clients' requests, by the command.

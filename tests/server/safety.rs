@@ -132,3 +132,25 @@ fn nothing_of_a_request_reaches_the_log_as_it_is() {
     assert!(!log.chars().any(|c| c.is_control() && c != '\n'), "{log:?}");
     assert!(!log.contains("red") && !log.contains("forged"), "{log}");
 }
+
+#[test]
+fn options_that_could_not_work_are_refused_before_the_model_is_opened() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (options, expected) in [
+        (["--canary-tolerance", "NaN"], "expected a number from 0 on"),
+        (["--canary-tolerance", "-1"], "expected a number from 0 on"),
+        (["--allow-origin", "example.org"], "expected a scheme and a host"),
+        (["--allow-origin", "https://example.org/"], "expected a scheme and a host"),
+        (["--queue-tokens", "0"], "zero"),
+        (["--canary", "no-such-file"], "cannot read the canaries"),
+        (["--port", port.as_str()], "choose another port"),
+    ] {
+        let mut command = std::process::Command::new(crate::common::kudos_path());
+        command.args(["serve", "--device", "cpu", "--model"]).arg(crate::common::demo_model());
+        let output = command.arg(format!("{}={}", options[0], options[1])).output().unwrap();
+        let log = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{options:?}: {log}");
+        assert!(log.contains(expected) && !log.contains("running on"), "{options:?}: {log}");
+    }
+}

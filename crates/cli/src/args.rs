@@ -240,7 +240,7 @@ pub(super) struct ServeArgs {
 
     /// The origin of web pages elsewhere that may call the server, such as `https://example.org`. May
     /// be repeated
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     pub(super) allow_origin: Vec<String>,
 
     /// File with a key that requests must have [default: KUDOS_API_KEY in the environment, or none]
@@ -279,7 +279,7 @@ pub(super) struct ServeArgs {
     pub(super) canary: Option<PathBuf>,
 
     /// Largest difference from those rewards [default: 0.05, and 0 from the first reward]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = tolerance)]
     pub(super) canary_tolerance: Option<f32>,
 
     /// Events that are written to standard error
@@ -513,6 +513,22 @@ fn gib(text: &str) -> Result<f64, String> {
 pub fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
     seconds.filter(|seconds| !seconds.is_zero()).ok_or_else(|| "expected seconds, greater than 0".to_owned())
+}
+
+/// Parses a difference that is accepted: NaN would accept every one.
+#[cfg(feature = "serve")]
+fn tolerance(text: &str) -> Result<f32, String> {
+    let tolerance = text.parse().ok().filter(|tolerance: &f32| tolerance.is_finite() && *tolerance >= 0.0);
+    tolerance.ok_or_else(|| "expected a number from 0 on".to_owned())
+}
+
+/// Parses an origin as browsers send it: any other text would match none.
+#[cfg(feature = "serve")]
+fn origin(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let is_origin = host.is_some_and(|host| !host.is_empty() && !host.contains(['/', '?', '#', ' ', '*']));
+    let wrong = "expected a scheme and a host, without a path, such as `https://example.org`";
+    if is_origin { Ok(text.to_ascii_lowercase()) } else { Err(wrong.to_owned()) }
 }
 
 fn template_var(text: &str) -> Result<(String, Value), String> {

@@ -2,6 +2,7 @@
 //! the requests that are under way; by a second one at once; and where the engine fails.
 
 use std::io::{self, Write};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process;
 use std::sync::Arc;
@@ -37,6 +38,8 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     }
     // Before the model, which takes longer: errors of the options show at once.
     let options = options(args)?;
+    let address = address(args);
+    drop(TcpListener::bind(&address).map_err(|error| cannot_listen(&address, error))?);
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get()).min(IO_THREADS_MAX);
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(threads).enable_all().build().context("cannot start threads")?;
@@ -46,7 +49,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let engine = Arc::new(progress::while_loading(&loading, || builder.open())?);
     say(&running_on(engine.device()));
     engine.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
-    let drained = runtime.block_on(serve(args, options, &engine))?;
+    let drained = runtime.block_on(serve(&address, options, &engine))?;
     let failure = engine.failure();
     engine.close();
     if let Some(error) = failure {
@@ -61,19 +64,30 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     }
 }
 
-async fn serve(args: &ServeArgs, options: Options, engine: &Arc<Engine>) -> anyhow::Result<Drained> {
-    let has_key = options.api_key.is_some();
+/// Returns the address to listen at, with its port.
+fn address(args: &ServeArgs) -> String {
     // An IPv6 address has colons of its own.
-    let host = if args.host.contains(':') && !args.host.starts_with('[') {
-        format!("[{}]", args.host)
+    if args.host.contains(':') && !args.host.starts_with('[') {
+        format!("[{}]:{}", args.host, args.port)
     } else {
-        args.host.clone()
+        format!("{}:{}", args.host, args.port)
+    }
+}
+
+fn cannot_listen(address: &str, error: io::Error) -> Error {
+    let hint = match error.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there: choose another port with `--port`",
+        _ => "`--host` is an address or name of this machine, and `--port` one that this user may listen at",
     };
-    let address = format!("{host}:{}", args.port);
+    Error::new(ErrorKind::Io, format!("cannot listen at {address}")).caused_by(error).with_hint(hint)
+}
+
+async fn serve(address: &str, options: Options, engine: &Arc<Engine>) -> anyhow::Result<Drained> {
+    let has_key = options.api_key.is_some();
     // Before the first request is accepted: one that comes then ends the server as later ones do.
     let mut signals = Signals::new()?;
-    let server = Server::bind(Arc::clone(engine), options, &address).await;
-    let server = server.with_context(|| format!("cannot listen at {address}"))?;
+    let server = Server::bind(Arc::clone(engine), options, address).await;
+    let server = server.map_err(|error| cannot_listen(address, error))?;
     let bound = server.local_addr()?;
     say(&format!("listening on http://{bound}"));
     if !bound.ip().is_loopback() && !has_key {
