@@ -9,7 +9,7 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use kudos::Engine;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::body::Bodies;
 use crate::canary::Readiness;
@@ -17,12 +17,15 @@ use crate::failure::Failure;
 use crate::guard::Guard;
 use crate::metrics::Metrics;
 use crate::options::Options;
+use crate::routes::LINES_KIB;
 use crate::scheduler::Scheduler;
 use crate::scoring::Workers;
 
-/// Value of `Retry-After`, in seconds, while a server drains: another one may be there
-/// by then.
+/// Value of `Retry-After`, in seconds, while a server drains: another one may be there by then.
 const RETRY_AFTER_DRAIN: u64 = 5;
+
+/// Streams whose lines fit into memory at a time.
+const STREAMS: usize = 16;
 
 /// The state that all requests share.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) scheduler: Scheduler,
     pub(crate) workers: Workers,
     pub(crate) bodies: Bodies,
+    /// Text of the lines of all streams that have no result yet, in KiB.
+    pub(crate) lines_budget: Arc<Semaphore>,
     pub(crate) guard: Guard,
     pub(crate) metrics: Metrics,
     pub(crate) readiness: Readiness,
@@ -75,6 +80,7 @@ impl App {
             scheduler: Scheduler::new(Arc::clone(&engine), options.queue_tokens, options.gather),
             workers: Workers::new(),
             bodies: Bodies::new(options.body_bytes_max, options.body_timeout),
+            lines_budget: Arc::new(Semaphore::new(STREAMS * LINES_KIB)),
             guard: Guard::new(&options, bound),
             metrics: Metrics::new(&engine, &options),
             readiness: Readiness::new(),

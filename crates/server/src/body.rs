@@ -125,8 +125,12 @@ impl Bodies {
             .with_hint("send it in parts, or as lines (`Content-Type: application/x-ndjson`) to /v1/rewards"))
     }
 
-    /// Grows a permit to `bytes`.
-    fn reserve(&self, bytes: usize, permit: &mut Option<OwnedSemaphorePermit>) -> Result<(), Failure> {
+    /// Grows a permit to `bytes`, unless bodies fill the memory for them.
+    pub(crate) fn reserve(
+        &self,
+        bytes: usize,
+        permit: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<(), Failure> {
         let held = permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         let more = bytes.div_ceil(PERMIT_BYTES).saturating_sub(held);
         let more = Arc::clone(&self.budget).try_acquire_many_owned(u32::try_from(more).unwrap_or(u32::MAX));

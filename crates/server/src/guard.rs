@@ -173,7 +173,7 @@ mod tests {
         Guard::new(&options, "127.0.0.1")
     }
 
-    /// Returns the kind of the failure of a request with these headers; empty where there is none.
+    /// Returns the kind of the failure of a request with these headers; empty where it is let in.
     fn check(path: &str, headers: &[(&str, &str)]) -> String {
         let mut request = Request::builder().uri(path);
         for (name, value) in headers {

@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, StatusCode};
 use futures_util::future::join_all;
 use kudos::internals::request::{self, Input, Request};
 use kudos::internals::results::{Key, error_fields, is_of_sequence, score_fields, scores_fields};
-use kudos::{Conversation, Engine, Error, PromptTokens, Result, Score};
+use kudos::{Conversation, Engine, PromptTokens, Result, Score};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
@@ -144,6 +144,24 @@ impl Drop for SetOnDrop {
     }
 }
 
+/// An item without its tokens, which wait for a pass.
+struct Unscored {
+    key: Option<Key>,
+    form: Form,
+    /// For each sequence whether it waits, or why not.
+    sequences: Vec<Result<()>>,
+}
+
+/// Takes the tokens out of items.
+fn apart(items: Vec<Prepared>) -> (Vec<Unscored>, Vec<PromptTokens>) {
+    let mut tokens = Vec::new();
+    let unscored = |Prepared { key, form, sequences }: Prepared| {
+        let sequences = sequences.into_iter().map(|ready| ready.map(|ready| tokens.push(ready))).collect();
+        Unscored { key, form, sequences }
+    };
+    (items.into_iter().map(unscored).collect(), tokens)
+}
+
 impl App {
     /// Scores the items of a request together, within its time.
     ///
@@ -151,11 +169,7 @@ impl App {
     /// one of the whole request.
     pub(crate) async fn score(&self, items: Vec<Prepared>) -> Result<Vec<Scored>, Failure> {
         let ticket = self.scheduler.request();
-        let (mut tokens, mut forms) = (Vec::new(), Vec::new());
-        for Prepared { key, form, sequences } in items {
-            let sequence = |sequence: Result<PromptTokens>| sequence.map(|ready| tokens.push(ready));
-            forms.push((key, form, sequences.into_iter().map(sequence).collect::<Vec<Result<()>>>()));
-        }
+        let (forms, tokens) = apart(items);
         let pending = ticket.try_push(tokens).inspect_err(|_| {
             self.metrics.refused.inc();
         })?;
@@ -165,21 +179,14 @@ impl App {
 
     /// Scores an item of a stream, after waiting for capacity.
     pub(crate) async fn score_line(&self, ticket: &Ticket, item: Prepared) -> Result<Scored, Failure> {
-        let Prepared { key, form, sequences } = item;
-        let mut tokens = Vec::new();
-        let sequence = |sequence: Result<PromptTokens>| sequence.map(|ready| tokens.push(ready));
-        let forms = vec![(key, form, sequences.into_iter().map(sequence).collect())];
+        let (forms, tokens) = apart(vec![item]);
         let pending = ticket.push(tokens).await;
         let scores = join_all(pending.into_iter().map(|pending| pending.score())).await;
         Ok(self.scored(forms, scores)?.remove(0))
     }
 
     /// Puts the scores into the items that they are of, and counts them.
-    fn scored(
-        &self,
-        forms: Vec<(Option<Key>, Form, Vec<Result<()>>)>,
-        scores: Vec<Result<Score>>,
-    ) -> Result<Vec<Scored>, Failure> {
+    fn scored(&self, forms: Vec<Unscored>, scores: Vec<Result<Score>>) -> Result<Vec<Scored>, Failure> {
         // Such an error is no item's own: another try may succeed.
         if let Some(error) = scores.iter().find_map(|score| score.as_ref().err())
             && !is_of_sequence(error)
@@ -188,7 +195,8 @@ impl App {
         }
         let mut scores = scores.into_iter();
         let mut next = || scores.next().expect("a score for each sequence");
-        let item = |(key, form, sequences): (_, _, Vec<Result<()>>)| {
+        let item = |Unscored { key, form, sequences }| {
+            let sequences: Vec<Result<()>> = sequences;
             let scores = sequences.into_iter().map(|prepared| prepared.and_then(|()| next())).collect();
             Scored { key, form, scores }
         };
@@ -231,9 +239,4 @@ pub(crate) fn objects(text: &[u8]) -> Result<(bool, Vec<&[u8]>), Failure> {
         Failure::new(StatusCode::BAD_REQUEST, "invalid_input", format!("the body is not JSON: {error}"))
     })?;
     Ok((true, all.into_iter().map(|object| object.get().as_bytes()).collect()))
-}
-
-/// Returns the failure of a request of one item that has an error.
-pub(crate) fn failure_of(error: &Error) -> Failure {
-    error.clone().into()
 }

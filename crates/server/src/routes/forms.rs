@@ -157,7 +157,7 @@ pub(super) struct VllmRerankRequest {
     query: String,
     /// Responses
     documents: Texts,
-    /// Limit on the results; 0, the default, is none
+    /// Limit on the results; 0, the default, lists all
     #[schema(format = "uint64")]
     top_n: Option<u64>,
     /// The model's name, which is checked where the server was given names

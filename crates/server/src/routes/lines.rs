@@ -28,16 +28,10 @@ use crate::scoring::Prepared;
 const RESULTS_MAX: usize = 1 << 17;
 
 /// Budget for the text of a stream's lines that have no result yet, in KiB.
-const LINES_KIB: usize = 16 << 10;
+pub(crate) const LINES_KIB: usize = 16 << 10;
 
 /// Limit on the time between two parts of a stream: a client may wait for what it sends next.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(600);
-
-/// The work of a stream.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Work {
-    Score,
-}
 
 /// A line whose result is being made.
 struct InFlight(JoinHandle<Result<String, Failure>>);
@@ -49,7 +43,7 @@ impl Drop for InFlight {
 }
 
 /// Returns the response of a stream.
-pub(super) fn stream(app: App, place: Place, _work: Work, body: Body) -> Response {
+pub(super) fn stream(app: App, place: Place, body: Body) -> Response {
     let (sender, results) = mpsc::channel(RESULTS_MAX);
     let reader = tokio::spawn(read(app, body, sender)).abort_handle();
     let results = Results { results, _reader: AbortOnDrop(reader), _place: place, failed: false };
@@ -106,7 +100,7 @@ async fn read(app: App, body: Body, sender: mpsc::Sender<Result<InFlight, Failur
     let ticket = Arc::new(app.scheduler.request());
     let budget = Arc::new(Semaphore::new(LINES_KIB));
     let mut draining = app.draining.subscribe();
-    let mut lines = Lines::new(body, app.bodies.bytes_max);
+    let mut lines = Lines::new(body, app.clone());
     loop {
         let line = tokio::select! {
             line = lines.next() => line,
@@ -122,8 +116,11 @@ async fn read(app: App, body: Body, sender: mpsc::Sender<Result<InFlight, Failur
         };
         let kib = text.as_ref().map_or(1, |text| text.len() / 1024 + 1).min(LINES_KIB);
         let kib = u32::try_from(kib).expect("the budget is small");
-        let permit = Arc::clone(&budget).acquire_many_owned(kib).await.expect("it is never closed");
-        let task = result(app.clone(), Arc::clone(&ticket), index, text, permit);
+        // Lines of this stream, then of all streams: their results free both.
+        let acquire = |budget: &Arc<Semaphore>| Arc::clone(budget).acquire_many_owned(kib);
+        let own = acquire(&budget).await.expect("it is never closed");
+        let of_all = acquire(&app.lines_budget).await.expect("it is never closed");
+        let task = result(app.clone(), Arc::clone(&ticket), index, text, [own, of_all]);
         if sender.send(Ok(InFlight(tokio::spawn(task)))).await.is_err() {
             return;
         }
@@ -136,7 +133,7 @@ async fn result(
     ticket: Arc<Ticket>,
     index: usize,
     text: Result<Bytes, Failure>,
-    _permit: OwnedSemaphorePermit,
+    _permits: [OwnedSemaphorePermit; 2],
 ) -> Result<String, Failure> {
     let line = |key: Key, fields: Map<String, Value>| result_line(Some(&key), fields);
     let text = match text {
@@ -153,10 +150,12 @@ async fn result(
 /// The lines of a body, with their numbers from 0. Empty ones count, and are left out.
 struct Lines {
     body: Body,
+    app: App,
     buffer: BytesMut,
+    /// Bytes of the buffer, as of a body.
+    reserved: Option<OwnedSemaphorePermit>,
     /// Bytes of the buffer that hold no line break.
     searched: usize,
-    bytes_max: usize,
     index: usize,
     /// Whether the line that is being read is too long, and its text not kept.
     is_skipped: bool,
@@ -166,12 +165,12 @@ struct Lines {
 type Line = (usize, Result<Bytes, Failure>);
 
 impl Lines {
-    fn new(body: Body, bytes_max: usize) -> Self {
-        let (buffer, ended) = (BytesMut::new(), false);
-        Self { body, buffer, searched: 0, bytes_max, index: 0, is_skipped: false, ended }
+    fn new(body: Body, app: App) -> Self {
+        let (buffer, reserved) = (BytesMut::new(), None);
+        Self { body, app, buffer, reserved, searched: 0, index: 0, is_skipped: false, ended: false }
     }
 
-    /// Returns the next line, or the error for which there is none.
+    /// Returns the next line, an error of the stream, or `None` at its end.
     async fn next(&mut self) -> Option<Result<Line, Failure>> {
         loop {
             let found = self.buffer[self.searched..].iter().position(|&byte| byte == b'\n');
@@ -190,7 +189,8 @@ impl Lines {
             if let Some(line) = line {
                 let index = self.index;
                 self.index += 1;
-                if std::mem::take(&mut self.is_skipped) || line.len() > self.bytes_max {
+                self.reserved = None;
+                if std::mem::take(&mut self.is_skipped) || line.len() > self.app.bodies.bytes_max {
                     return Some(Ok((index, Err(self.too_long()))));
                 }
                 if !line.trim_ascii().is_empty() {
@@ -202,9 +202,10 @@ impl Lines {
                 return None;
             }
             self.searched = self.buffer.len();
-            if self.buffer.len() > self.bytes_max {
+            if self.buffer.len() > self.app.bodies.bytes_max {
                 self.is_skipped = true;
                 self.buffer.clear();
+                self.reserved = None;
                 self.searched = 0;
             }
             if let Err(failure) = self.more().await {
@@ -223,6 +224,7 @@ impl Lines {
             None => self.ended = true,
             Some(Ok(frame)) => {
                 if let Ok(data) = frame.into_data() {
+                    self.app.bodies.reserve(self.buffer.len() + data.len(), &mut self.reserved)?;
                     self.buffer.extend_from_slice(&data);
                 }
             }
@@ -235,7 +237,7 @@ impl Lines {
     }
 
     fn too_long(&self) -> Failure {
-        let message = format!("the line has more than {} bytes", self.bytes_max);
+        let message = format!("the line has more than {} bytes", self.app.bodies.bytes_max);
         Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
     }
 }

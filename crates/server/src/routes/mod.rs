@@ -21,6 +21,8 @@ use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+pub(crate) use lines::LINES_KIB;
+
 use crate::app::{self, App};
 use crate::failure::Failure;
 use crate::guard;

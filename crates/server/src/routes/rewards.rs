@@ -12,12 +12,12 @@ use kudos::internals::results::{Key, Renderer, error_fields, result_line};
 use kudos::{Engine, Result};
 use serde_json::{Map, Value};
 
-use super::lines::{self, Work};
+use super::lines;
 use super::schema::{Failed, One, RenderedResults, Results, TimeLimit};
 use crate::app::{App, Place};
 use crate::body::{self, Form, typed_response};
 use crate::failure::Failure;
-use crate::scoring::{self, Prepared, Scored, failure_of};
+use crate::scoring::{self, Prepared, Scored};
 
 /// An example of lines.
 const LINES: &str =
@@ -48,7 +48,7 @@ pub(super) async fn rewards(
 ) -> Response {
     match body::form(&headers) {
         Err(failure) => failure.into_response(),
-        Ok(Form::Lines) => lines::stream(app, place, Work::Score, body),
+        Ok(Form::Lines) => lines::stream(app, place, body),
         Ok(Form::Json) => {
             let result = app.within_time(&headers, score(&app, &headers, body)).await;
             result.unwrap_or_else(IntoResponse::into_response)
@@ -72,7 +72,7 @@ async fn score(app: &App, headers: &HeaderMap, body: Body) -> Result<Response, F
         && let [Scored { scores, form: scoring::Form::One, .. }] = &scored[..]
         && let [Err(error)] = &scores[..]
     {
-        return Err(failure_of(error));
+        return Err(error.clone().into());
     }
     let results = scored.into_iter().map(|item| result_line(item.key.as_ref(), item.fields()));
     Ok(answer(is_list, results))

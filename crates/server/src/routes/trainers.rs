@@ -30,7 +30,7 @@ pub(super) async fn get_reward(State(app): State<App>, headers: HeaderMap, body:
         let work = texts.into_iter().map(|text| Work::Text(text, RenderedBos::Once)).collect();
         let answer = |answer: &Answer<'_>| {
             let rewards: Vec<Value> = answer.scores.iter().map(|score| number(score.reward)).collect();
-            // Some versions take each value of `extra_logs` for a tensor: there is none.
+            // Some versions of OpenRLHF take each value in `extra_logs` for a tensor, and fail.
             json!({"rewards": rewards, "scores": rewards, "extra_logs": {}})
         };
         Ok(Plan { work, answer: Box::new(answer) })
