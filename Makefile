@@ -38,7 +38,7 @@ test-python: cuda-toolchain
 test-trainers: test-python
 	tests/trainers/run.sh
 
-# The server with the libraries of its clients, which pip downloads (200 MB).
+# The server with the libraries of its clients, which pip installs (300 MB on disk).
 test-clients: build
 	tests/clients/run.sh
 

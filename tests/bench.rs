@@ -7,6 +7,7 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use common::{Run, demo_model, root};
@@ -259,6 +260,48 @@ fn serve_like_answers_all_requests_and_keeps_their_latencies() {
 
     let run = bench(&["serve-like", "--model", model.to_str().unwrap()]);
     assert!(run.status == Some(2) && run.stderr.contains("--rate"), "{run:?}");
+}
+
+/// A `kudos serve` of the demo model, which ends with the test.
+struct Server(std::process::Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn serve_like_measures_a_server_by_its_own_counts() {
+    use std::io::{BufRead, BufReader};
+    let (kudos, model) = (Path::new(env!("CARGO_BIN_EXE_bench")).with_file_name("kudos"), demo_model());
+    let mut kudos_serve = std::process::Command::new(&kudos);
+    kudos_serve
+        .args(["serve", "--device", "cpu", "--port", "0", "--model"])
+        .arg(&model)
+        .stderr(std::process::Stdio::piped());
+    let process = kudos_serve
+        .spawn()
+        .unwrap_or_else(|error| panic!("{}: {error}: build kudos-cli too", kudos.display()));
+    let mut server = Server(process);
+    let mut log = BufReader::new(server.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let url = log.find_map(|line| line.strip_prefix("listening on ").map(str::to_owned)).expect("it listens");
+    // Nothing else that it writes is read, and it does not wait for that.
+    std::thread::spawn(move || log.for_each(drop));
+    let arguments = ["serve-like", "--model", model.to_str().unwrap(), "--url", &url, "--tokens", "4..12"];
+    let loads = ["--rate", "100", "--concurrency", "3", "--seconds", "0.3", "-o", "json"];
+    let report: Value = serde_json::from_str(&command(&[&arguments[..], &loads].concat())).unwrap();
+    assert_eq!(report["model"]["name"], "model");
+    assert!(report["capacity"].as_f64().unwrap() > 0.0);
+    for load in report["loads"].as_array().unwrap() {
+        let samples = load["samples"].as_array().unwrap();
+        assert!(!samples.is_empty() && load["refused"] == 0 && load["failed"] == 0, "{load}");
+        let tokens: f64 = samples.iter().map(|one| one["tokens"].as_f64().unwrap()).sum();
+        // The server's canary may be scored meanwhile.
+        let counted = load["nominal_tokens_per_second"].as_f64().unwrap() * load["seconds"].as_f64().unwrap();
+        assert!(counted >= tokens - 1e-6 && counted < tokens + 100.0, "{counted} {tokens}");
+    }
 }
 
 fn in_flight_max(load: &Value) -> u64 {

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Runs the server with the libraries of its clients, and Schemathesis on its description: `make test-clients`, after a
-# build. Installs them (some 400 MB) into target/clients-venv. Arguments are pytest's.
+# build. Installs them (300 MB on disk) into target/clients-venv. Arguments are pytest's.
 set -eu
 cd "$(dirname "$0")/../.."
 target=${CARGO_TARGET_DIR:-$PWD/target}

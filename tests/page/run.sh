@@ -1,6 +1,6 @@
 #!/bin/sh
 # Checks the page of `kudos serve` in Chromium, which is KUDOS_TEST_CHROMIUM or in the PATH. Installs Playwright and axe
-# (some 50 MB), without their browsers, into target/page-venv. Names of checks, or parts of them, select checks.
+# (190 MB on disk), without their browsers, into target/page-venv. Names of checks, or parts of them, select checks.
 set -eu
 cd "$(dirname "$0")/../.."
 venv=${CARGO_TARGET_DIR:-$PWD/target}/page-venv
