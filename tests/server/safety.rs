@@ -134,7 +134,7 @@ fn nothing_of_a_request_reaches_the_log_as_it_is() {
 }
 
 #[test]
-fn options_that_could_not_work_are_refused_before_the_model_is_opened() {
+fn options_that_could_not_work_are_refused_at_once() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     for (options, expected) in [
