@@ -169,6 +169,12 @@ impl Conversation {
         Self { messages, tools: None, documents: None, template_vars: Map::new() }
     }
 
+    /// Returns the conversation with more turns.
+    pub(crate) fn with_turns(mut self, turns: Vec<Message>) -> Self {
+        self.messages.extend(turns);
+        self
+    }
+
     /// Returns the conversation with one more turn, the assistant's.
     pub(crate) fn with_response(mut self, response: String) -> Self {
         self.messages.push(Message::assistant(response));

@@ -5,10 +5,11 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
 use crate::config::Head;
+use crate::engine::Input as Sequence;
 use crate::engine::Score;
 use crate::error::{Error, ErrorKind, Result};
 use crate::prompt::Prompt;
-use crate::request::{Input, Request, Responses};
+use crate::request::{Form, Input, Request};
 
 /// The key of a line's result.
 #[derive(Debug)]
@@ -69,7 +70,7 @@ pub fn number(reward: f32) -> Value {
 }
 
 /// Returns the fields of one reward.
-pub fn score_fields(score: &Score) -> Map<String, Value> {
+fn score_fields(score: &Score) -> Map<String, Value> {
     let mut fields = Map::new();
     fields.insert("reward".to_owned(), number(score.reward));
     fields.insert("reward_bf16".to_owned(), number(score.reward_bf16));
@@ -117,6 +118,64 @@ pub fn scores_fields(scores: &[Result<Score>]) -> Map<String, Value> {
         fields.insert("errors".to_owned(), Value::Array(errors));
     }
     fields
+}
+
+/// Returns the fields of a pair's rewards: each side's own, and their difference. A side without a
+/// reward is `null`, and has an entry in `errors`.
+fn pair_fields(chosen: &Result<Score>, rejected: &Result<Score>) -> Map<String, Value> {
+    let sides = [("chosen", chosen), ("rejected", rejected)];
+    let scores = || [chosen, rejected].into_iter().flatten();
+    let mut fields = Map::new();
+    let each = |fields: &mut Map<String, Value>, name: &str, field: &dyn Fn(&Score) -> Value| {
+        for (side, score) in sides {
+            fields.insert(format!("{name}_{side}"), score.as_ref().map_or(Value::Null, field));
+        }
+    };
+    each(&mut fields, "reward", &|score| number(score.reward));
+    let margin = match (chosen, rejected) {
+        (Ok(chosen), Ok(rejected)) => number(chosen.reward - rejected.reward),
+        _ => Value::Null,
+    };
+    fields.insert("margin".to_owned(), margin);
+    each(&mut fields, "reward_bf16", &|score| number(score.reward_bf16));
+    if scores().any(|score| score.reward_normalized.is_some()) {
+        each(&mut fields, "reward_normalized", &|score| score.reward_normalized.map_or(Value::Null, number));
+    }
+    each(&mut fields, "tokens", &|score| json!(score.tokens));
+    if scores().any(|score| score.truncated) {
+        each(&mut fields, "truncated", &|score| json!(score.truncated));
+    }
+    let errors: Vec<Value> = sides
+        .into_iter()
+        .filter_map(|(side, score)| {
+            let mut error = error_object(score.as_ref().err()?);
+            error.insert("response".to_owned(), json!(side));
+            Some(Value::Object(error))
+        })
+        .collect();
+    if !errors.is_empty() {
+        fields.insert("errors".to_owned(), Value::Array(errors));
+    }
+    fields
+}
+
+/// Returns the fields of a request's scores, of which there are as many as `form` says.
+pub fn fields(form: Form, scores: &[Result<Score>]) -> Map<String, Value> {
+    match (form, scores) {
+        (Form::One, [Ok(score)]) => score_fields(score),
+        (Form::One, [Err(error)]) => error_fields(error),
+        (Form::Pair, [chosen, rejected]) => pair_fields(chosen, rejected),
+        _ => scores_fields(scores),
+    }
+}
+
+impl From<Input> for Sequence {
+    fn from(input: Input) -> Self {
+        match input {
+            Input::Conversation(conversation) => conversation.into(),
+            Input::Tokens(ids) => ids.into(),
+        }
+    }
 }
 
 /// Returns the index of the highest reward: the first of equal ones, `None` if there is no reward.
@@ -170,11 +229,12 @@ pub struct Renderer<'a> {
 
 impl Renderer<'_> {
     /// Returns the fields of a request that is rendered: its text, its token ids, whether it was
-    /// cut, and the token at which the reward is read; each a list for several responses.
+    /// cut, and the token at which the reward is read; each a list for several responses and for the
+    /// two of a pair.
     pub fn fields(&self, request: Request) -> Result<Map<String, Value>> {
         match request {
             Request::One(input) => self.one(input),
-            Request::Responses(all) => self.responses(all),
+            Request::Responses(_) | Request::Pair { .. } => self.each(request.into_inputs()),
         }
     }
 
@@ -197,11 +257,11 @@ impl Renderer<'_> {
         Ok(fields)
     }
 
-    /// The fields of `one`, each a list with one entry per response.
-    fn responses(&self, responses: Responses) -> Result<Map<String, Value>> {
+    /// The fields of `one`, each a list with one entry per input.
+    fn each(&self, inputs: impl Iterator<Item = Input>) -> Result<Map<String, Value>> {
         let mut columns = Map::new();
-        for conversation in responses.into_conversations() {
-            for (name, value) in self.one(Input::Conversation(conversation))? {
+        for input in inputs {
+            for (name, value) in self.one(input)? {
                 if let Value::Array(column) = columns.entry(name).or_insert_with(|| json!([])) {
                     column.push(value);
                 }

@@ -643,9 +643,8 @@ fn other_input_formats_are_named_before_anything_is_scored() {
     let marked = [&[0xff, 0xfe][..], &utf16].concat();
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
     for (bytes, words, hint) in [
-        (&b"\x1f\x8b\x08\0\n\0"[..], "is compressed by gzip, expected JSON lines", "gzip -dc"),
-        (b"\x28\xb5\x2f\xfd\n", "is compressed by zstd", "zstd -dc"),
-        (b"PAR1\x15\0", "is a Parquet file", "to_json"),
+        (&b"BZh91AY"[..], "is compressed by bzip2, expected JSON lines", "bzip2 -dc"),
+        (b"PK\x03\x04\n", "is a zip archive", "unzip -p"),
         (&marked, "is written in UTF-16", "iconv -f UTF-16"),
         (&utf16, "is written in UTF-16", "iconv -f UTF-16"),
         (pointer, "is a pointer of git-lfs, not the file itself", "git lfs pull"),

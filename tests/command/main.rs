@@ -13,4 +13,6 @@ mod process;
 mod readme;
 mod refusals;
 mod scale;
+#[cfg(feature = "tables")]
+mod tables;
 mod terminal;

@@ -196,7 +196,7 @@ fn nan_weights_are_an_error_of_the_conversation() {
 #[test]
 fn a_missing_input_is_named_with_a_hint() {
     let run = kudos(&["score", "--model", demo_model().to_str().unwrap(), "no-such-file.jsonl"], "");
-    assert_refused(&run, &["cannot open the input", "no-such-file.jsonl", "hint: name a file"]);
+    assert_refused(&run, &["cannot open the input", "no-such-file.jsonl", "hint: name files"]);
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn bad_lines_are_errors_and_the_others_are_scored() {
         (1, "not JSON", "input line 2"),
         (2, "a list", "line 3"),
         (3, "neither", "line 4"),
-        (4, "at once", "line 5"),
+        (4, "`messages` does not begin with `prompt`", "line 5"),
         (5, "message", "line 6"),
         (6, "message 0", "line 7"),
         (7, "message 0", "line 8"),
@@ -292,8 +292,9 @@ fn a_model_that_cannot_be_opened_keeps_earlier_results() {
 fn an_unwritable_output_is_an_error_before_scoring() {
     let run = score_lines(&demo_model(), &["-o", "no/such/folder/out.jsonl"], r#"{"input_ids": [1]}"#);
     assert_refused(&run, &["cannot write `no/such/folder/out.jsonl`", "hint: name a file"]);
-    let folder = demo_model();
-    let run = kudos(&["score", "--model", folder.to_str().unwrap(), folder.to_str().unwrap()], "");
-    assert_refused(&run, &["cannot open the input: is a directory", "hint: name a file"]);
+    let empty = tempfile::tempdir().unwrap();
+    let run =
+        kudos(&["score", "--model", demo_model().to_str().unwrap(), empty.path().to_str().unwrap()], "");
+    assert_refused(&run, &["the folder has no files", "hint: folders within it"]);
     assert!(!run.stderr.contains("running on"), "the model was opened first: {run:?}");
 }

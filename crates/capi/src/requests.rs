@@ -3,9 +3,9 @@
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
-use kudos::internals::request::{self, Input, Parsed, Request};
-use kudos::internals::results::{Renderer, is_of_sequence, score_fields, scores_fields};
-use kudos::{Engine, Error, Pending, Result, Score};
+use kudos::internals::request::{self, Form, Parsed};
+use kudos::internals::results::{Renderer, fields, is_of_sequence};
+use kudos::{Engine, Input, Pending, Result, Score};
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -15,13 +15,6 @@ pub(crate) struct Waiting {
     id: Option<Box<RawValue>>,
     form: Form,
     scores: Vec<Slot>,
-}
-
-/// Whether the result is one reward or a list of them.
-#[derive(Clone, Copy)]
-enum Form {
-    One,
-    Responses,
 }
 
 /// One score.
@@ -40,24 +33,18 @@ pub(crate) struct Scored {
 /// Parses a request and submits it. Blocks while the engine's queue is full.
 pub(crate) fn submit(engine: &Engine, text: &[u8]) -> Result<Waiting> {
     let Parsed { id, request } = request::parse(text);
-    let (form, pending) = match request? {
-        Request::One(Input::Conversation(conversation)) => (Form::One, engine.submit_all([conversation])),
-        Request::One(Input::Tokens(ids)) => (Form::One, engine.submit_all([ids])),
-        Request::Responses(all) => {
-            engine.prompt()?;
-            (Form::Responses, engine.submit_all(all.into_conversations()))
-        }
-    };
+    let request = request?;
+    if !request.is_tokens() {
+        engine.prompt()?;
+    }
+    let (form, pending) = (request.form(), engine.submit_all(request.into_inputs().map(Input::from)));
     let slot = |pending: Result<Pending>| pending.map_or_else(|error| Slot::Done(Err(error)), Slot::Waiting);
     Ok(Waiting { id, form, scores: pending.into_iter().map(slot).collect() })
 }
 
 /// Parses a request and returns the number of its rewards.
 pub(crate) fn count(text: &[u8]) -> Result<usize> {
-    Ok(match request::parse(text).request? {
-        Request::One(_) => 1,
-        Request::Responses(all) => all.count(),
-    })
+    Ok(request::parse(text).request?.form().sequences())
 }
 
 /// Renders a request without scoring it, and returns the result's JSON text.
@@ -108,11 +95,10 @@ impl Scored {
         {
             return Err(error.clone());
         }
-        let fields = match (form, scores.as_slice()) {
-            (Form::One, [score]) => score_fields(score.as_ref().map_err(Error::clone)?),
-            _ => scores_fields(&scores),
-        };
-        Ok(object(id.as_deref(), &fields))
+        match (form, scores.as_slice()) {
+            (Form::One, [Err(error)]) => Err(error.clone()),
+            _ => Ok(object(id.as_deref(), &fields(form, &scores))),
+        }
     }
 
     /// Returns the rewards, or the first error.

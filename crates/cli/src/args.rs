@@ -9,8 +9,10 @@ use std::time::Duration;
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use crate::input::Input;
 #[cfg(feature = "cuda")]
 use crate::shapes::ShapeArg;
+use kudos::internals::request::{Columns, Reading, Rows};
 use kudos::internals::units::GIB;
 use kudos::{
     AllReduce, Batching, Cluster, CpuMath, CpuOptions, CudaOptions, CudaTier, Device, DoubleBos,
@@ -77,9 +79,14 @@ pub(super) struct ScoreArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
 
-    /// JSON lines to score, `-` for standard input
+    /// Files of conversations to score, one after another, `-` for standard input: JSON lines, also
+    /// compressed by gzip or zstd, and Parquet and Arrow files, by their content. A folder
+    /// stands for its files, and a pattern such as 'data/*.parquet' for those that it matches
     #[arg(value_name = "INPUT", required_unless_present_any = ["prompt", "rendezvous"], conflicts_with = "prompt")]
-    pub(super) input: Option<PathBuf>,
+    pub(super) input: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) rows: RowArgs,
 
     /// Score responses to this prompt instead of a file
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
@@ -106,6 +113,37 @@ pub(super) struct ScoreArgs {
 
     #[command(flatten)]
     pub(super) engine: EngineArgs,
+}
+
+/// How rows become conversations.
+#[derive(Debug, clap::Args)]
+pub(super) struct RowArgs {
+    /// Kind of the rows, where their keys or columns would allow several; keys of other kinds are
+    /// ignored [default: what the first row of a file, or the columns of a table, say]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub(super) rows: Option<Rows>,
+
+    /// Columns with other names, such as `prompt=question,response=answer`
+    #[arg(long, value_name = "KEY=COLUMN,..", value_delimiter = ',', value_parser = column)]
+    pub(super) columns: Vec<(String, String)>,
+}
+
+impl RowArgs {
+    /// Opens the input.
+    pub(super) fn open(&self, paths: &[PathBuf]) -> anyhow::Result<Input> {
+        let columns = self.columns.iter().map(|(key, column)| (key.as_str(), column.as_str()));
+        let columns = Columns::new(columns).map_err(|error| error.prefixed("`--columns`"))?;
+        Input::open(paths, Reading::new(columns, self.rows))
+    }
+}
+
+fn column(text: &str) -> std::result::Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, column)) if !key.is_empty() && !column.is_empty() => {
+            Ok((key.to_owned(), column.to_owned()))
+        }
+        _ => Err("expected KEY=COLUMN".to_owned()),
+    }
 }
 
 /// The device, and how the model runs on it.
@@ -309,9 +347,12 @@ pub(super) struct RenderArgs {
     #[command(flatten)]
     pub(super) model: ModelArgs,
 
-    /// JSON lines to render, `-` for standard input
-    #[arg(value_name = "INPUT")]
-    pub(super) input: PathBuf,
+    /// Files of conversations to render, as `kudos score` takes them
+    #[arg(value_name = "INPUT", required = true)]
+    pub(super) input: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) rows: RowArgs,
 }
 
 #[cfg(feature = "cuda")]

@@ -103,18 +103,24 @@ pub extern "C" fn note_closed_streams() {
 
 /// Formats that are passed instead of JSON lines: their first bytes, their names, and a command
 /// that converts them.
-const OTHER_FORMATS: [(&[u8], &str, &str); 11] = [
-    (b"\x1f\x8b", "is compressed by gzip", "`gzip -dc FILE | kudos .. -` reads it"),
-    (b"\x28\xb5\x2f\xfd", "is compressed by zstd", "`zstd -dc FILE | kudos .. -` reads it"),
+const OTHER_FORMATS: [(&[u8], &str, &str); 7] = [
     (b"BZh", "is compressed by bzip2", "`bzip2 -dc FILE | kudos .. -` reads it"),
     (b"\xfd7zXZ\0", "is compressed by xz", "`xz -dc FILE | kudos .. -` reads it"),
     (b"PK\x03\x04", "is a zip archive", "`unzip -p FILE | kudos .. -` reads it"),
-    (b"PAR1", "is a Parquet file", "write it as JSON lines: `Dataset.from_parquet(FILE).to_json(..)`"),
-    (b"ARROW1", "is an Arrow file", "write it as JSON lines: `Dataset.from_file(FILE).to_json(..)`"),
     (b"\xff\xfe", "is written in UTF-16", UTF16_HINT),
     (b"\xfe\xff", "is written in UTF-16", UTF16_HINT),
     (b"{\0", "is written in UTF-16", UTF16_HINT),
     (b"\0{", "is written in UTF-16", UTF16_HINT),
+];
+
+/// Formats that builds with the feature `tables` read.
+#[cfg(not(feature = "tables"))]
+const TABLE_FORMATS: [(&[u8], &str); 5] = [
+    (b"\x1f\x8b", "is compressed by gzip"),
+    (b"\x28\xb5\x2f\xfd", "is compressed by zstd"),
+    (b"PAR1", "is a Parquet file"),
+    (b"ARROW1", "is an Arrow file"),
+    (b"\xff\xff\xff\xff", "is an Arrow stream"),
 ];
 
 const UTF16_HINT: &str = "`iconv -f UTF-16 -t UTF-8 FILE | kudos .. -` reads it";
@@ -122,6 +128,12 @@ const UTF16_HINT: &str = "`iconv -f UTF-16 -t UTF-8 FILE | kudos .. -` reads it"
 /// Returns an error if `start` begins a format other than JSON lines.
 pub(super) fn check_format(start: &[u8], name: &str) -> Result<(), Error> {
     refuse_lfs_pointer(start, ErrorKind::Io).map_err(|error| error.at(name.trim_matches('`')))?;
+    #[cfg(not(feature = "tables"))]
+    if let Some((_, what)) = TABLE_FORMATS.iter().find(|(magic, _)| start.starts_with(magic)) {
+        let message = format!("{name} {what}, which this build does not read");
+        return Err(Error::new(ErrorKind::Unsupported, message)
+            .with_hint("`make build` builds kudos with the feature `tables`, which is on by default"));
+    }
     match OTHER_FORMATS.iter().find(|(magic, ..)| start.starts_with(magic)) {
         None => Ok(()),
         Some((_, what, hint)) => {

@@ -4,7 +4,7 @@
 use std::fmt;
 
 use kudos::internals::prompt;
-use kudos::internals::request::{Input, Request};
+use kudos::internals::request::Input;
 use kudos::{Conversation, Result};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -160,12 +160,12 @@ impl<'de> Deserialize<'de> for Pairs {
 /// place of the model's prompt.
 fn rendered_line(text: &[u8], index: usize, render: impl Fn(&Conversation) -> Result<String>) -> String {
     let line = input::parse(text, index);
-    let text = line.request.and_then(|request| match request {
-        Request::One(Input::Conversation(conversation)) => render(&conversation),
-        Request::One(Input::Tokens(ids)) => Ok(format!("{ids:?}")),
-        Request::Responses(responses) => {
-            responses.into_conversations().map(|conversation| render(&conversation)).collect()
-        }
+    let text = line.request.and_then(|request| {
+        let text = |input| match input {
+            Input::Conversation(conversation) => render(&conversation),
+            Input::Tokens(ids) => Ok(format!("{ids:?}")),
+        };
+        request.into_inputs().map(text).collect::<Result<String>>()
     });
     let fields = match text {
         Ok(text) => Map::from_iter([("text".to_owned(), Value::from(text))]),

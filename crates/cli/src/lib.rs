@@ -37,16 +37,17 @@ use args::{Args, Command};
 pub(crate) use messages::Outcome;
 pub use messages::{report, running_on, say};
 
-use kudos::internals::request::{Input, Request};
+use kudos::internals::request::Input;
 use kudos::{Conversation, Result};
 
 /// The conversations of line `index` of an input, from 0.
 pub fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Conversation>> {
-    Ok(match input::parse(text, index).request? {
-        Request::One(Input::Conversation(conversation)) => vec![conversation],
-        Request::One(Input::Tokens(_)) => vec![],
-        Request::Responses(responses) => responses.into_conversations().collect(),
-    })
+    let inputs = input::parse(text, index).request?.into_inputs();
+    let conversation = |input| match input {
+        Input::Conversation(conversation) => Some(conversation),
+        Input::Tokens(_) => None,
+    };
+    Ok(inputs.filter_map(conversation).collect())
 }
 
 /// Runs the command line of this process.

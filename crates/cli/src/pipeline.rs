@@ -23,10 +23,10 @@ use std::thread;
 
 use anyhow::anyhow;
 
-use crate::input::{Line, Lines, RawLine};
-use kudos::internals::request::{Input, Request};
+use crate::input::{Line, RawLine};
+use kudos::internals::request::Form;
 use kudos::internals::results::Key;
-use kudos::{Conversation, Engine, Pending, PromptTokens, Result};
+use kudos::{Engine, Input, Pending, PromptTokens, Result};
 
 /// Budget for the text of lines in the pipeline: many batches of any engine, and little memory.
 const LINES_BYTES_MAX: usize = 16 << 20;
@@ -44,10 +44,10 @@ const TOKENS_BYTES_MAX: usize = 16 << 20;
 /// Bytes of a sequence besides its tokens.
 const SEQUENCE_BYTES: usize = 256;
 
-/// The rewards that are being computed for a line: one, or one per response; or why they are not.
-pub(super) enum Submitted {
-    One(Result<Pending>),
-    Responses(Vec<Result<Pending>>),
+/// The rewards that are being computed for a line, or why they are not.
+pub(super) struct Submitted {
+    pub(super) form: Form,
+    pub(super) pending: Vec<Result<Pending>>,
 }
 
 /// A line whose results are being computed.
@@ -83,15 +83,8 @@ struct Job {
 /// its sequences. An error is one of all lines: the model folder has no usable tokenizer or
 /// template.
 enum LineMessage {
-    Line(Key, ResultForm),
+    Line(Key, Form),
     Tokens(Result<PromptTokens>, Permit),
-}
-
-/// Whether a line's result is one reward or a list of them, and how many sequences it needs.
-#[derive(Clone, Copy)]
-pub(super) enum ResultForm {
-    One,
-    Responses(usize),
 }
 
 /// A line that the submitter takes in order.
@@ -103,7 +96,10 @@ struct QueuedLine {
 
 /// Starts the pipeline. Its threads end after the input does, or after the receiver is dropped and
 /// a line comes; they release the engine before the channel ends.
-pub(super) fn start(engine: &Arc<Engine>, lines: Lines) -> Receiver<PipelineItem> {
+pub(super) fn start(
+    engine: &Arc<Engine>,
+    lines: impl Iterator<Item = anyhow::Result<RawLine>> + Send + 'static,
+) -> Receiver<PipelineItem> {
     // The budget bounds the lines, and so the channel.
     let (sender, items) = sync_channel(LINES_BYTES_MAX / LINE_BYTES);
     let engine = Arc::clone(engine);
@@ -118,7 +114,11 @@ pub(super) fn start(engine: &Arc<Engine>, lines: Lines) -> Receiver<PipelineItem
     items
 }
 
-fn run(engine: &Engine, lines: Lines, items: &SyncSender<PipelineItem>) {
+fn run(
+    engine: &Engine,
+    lines: impl Iterator<Item = anyhow::Result<RawLine>> + Send,
+    items: &SyncSender<PipelineItem>,
+) {
     let workers = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(WORKERS_MAX);
     let (jobs, to_prepare) = channel();
     let to_prepare = Mutex::new(to_prepare);
@@ -140,7 +140,11 @@ fn run(engine: &Engine, lines: Lines, items: &SyncSender<PipelineItem>) {
 }
 
 /// Reads lines, and sends each to the workers and to the submitter.
-fn read(lines: Lines, jobs: &Sender<Job>, queue: &Sender<anyhow::Result<QueuedLine>>) {
+fn read(
+    lines: impl Iterator<Item = anyhow::Result<RawLine>>,
+    jobs: &Sender<Job>,
+    queue: &Sender<anyhow::Result<QueuedLine>>,
+) {
     let budget = Arc::new(ByteBudget::new(LINES_BYTES_MAX));
     for (order, raw) in lines.enumerate() {
         let line = raw.map(|raw| {
@@ -188,21 +192,15 @@ fn prepare_lines(engine: &Engine, jobs: &Mutex<Receiver<Job>>, tokens_budget: &A
 type Sequences<'a> = Box<dyn Iterator<Item = Result<PromptTokens>> + 'a>;
 
 /// Returns a line's key, form and sequences. An error is one of all lines.
-fn prepare(engine: &Engine, line: Line) -> Result<(Key, ResultForm, Sequences<'_>)> {
+fn prepare(engine: &Engine, line: Line) -> Result<(Key, Form, Sequences<'_>)> {
     let (form, sequences): (_, Sequences<'_>) = match line.request {
-        Err(error) => (ResultForm::One, Box::new(iter::once(Err(error)))),
-        Ok(Request::One(Input::Tokens(ids))) => {
-            (ResultForm::One, Box::new(iter::once_with(|| engine.prepare(ids))))
-        }
-        Ok(Request::One(Input::Conversation(conversation))) => {
-            engine.prompt()?;
-            (ResultForm::One, Box::new(iter::once_with(move || engine.prepare(conversation))))
-        }
-        Ok(Request::Responses(responses)) => {
-            engine.prompt()?;
-            let prepare = |conversation: Conversation| engine.prepare(conversation);
-            let form = ResultForm::Responses(responses.count());
-            (form, Box::new(responses.into_conversations().map(prepare)))
+        Err(error) => (Form::One, Box::new(iter::once(Err(error)))),
+        Ok(request) => {
+            if !request.is_tokens() {
+                engine.prompt()?;
+            }
+            let prepare = |input| engine.prepare(Input::from(input));
+            (request.form(), Box::new(request.into_inputs().map(prepare)))
         }
     };
     Ok((line.key, form, sequences))
@@ -211,23 +209,7 @@ fn prepare(engine: &Engine, line: Line) -> Result<(Key, ResultForm, Sequences<'_
 /// Prepares and submits one line by itself.
 pub(super) fn submit(engine: &Engine, line: Line) -> Result<(Key, Submitted)> {
     let (key, form, sequences) = prepare(engine, line)?;
-    Ok((key, form.submitted(engine.submit_all(sequences))))
-}
-
-impl ResultForm {
-    fn sequences(self) -> usize {
-        match self {
-            Self::One => 1,
-            Self::Responses(count) => count,
-        }
-    }
-
-    fn submitted(self, mut pending: Vec<Result<Pending>>) -> Submitted {
-        match self {
-            Self::One => Submitted::One(pending.pop().expect("a line has a sequence")),
-            Self::Responses(_) => Submitted::Responses(pending),
-        }
-    }
+    Ok((key, Submitted { form, pending: engine.submit_all(sequences) }))
 }
 
 /// Submits line after line, in order, until the input ends or the receiver of `items` is dropped.
@@ -262,7 +244,7 @@ fn submit_all(
         if let Some(error) = failed {
             return Err(error);
         }
-        let in_flight = InFlight { key, submitted: form.submitted(pending), end, _permit: permit };
+        let in_flight = InFlight { key, submitted: Submitted { form, pending }, end, _permit: permit };
         if items.send(PipelineItem::Line(in_flight)).is_err() {
             break;
         }

@@ -3,7 +3,6 @@
 
 use crate::args::RenderArgs;
 use crate::files::InputFile;
-use crate::input::Lines;
 use crate::output::Output;
 use crate::{Outcome, model_dir, say};
 use kudos::Prompt;
@@ -19,8 +18,8 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
         say(&format!("warning: {warning}"));
     }
     let renderer = Renderer { prompt: &prompt, max_tokens, head: config.head };
-    let lines = Lines::open(&args.input)?;
-    let inputs: Vec<InputFile> = model_dir::files(&dir).into_iter().chain(lines.file()).collect();
+    let lines = args.rows.open(&args.input)?;
+    let inputs: Vec<InputFile> = model_dir::files(&dir).into_iter().chain(lines.files()).collect();
     let mut output = Output::open(None, &inputs)?;
     let mut outcome = Outcome::Complete;
     for raw in lines {

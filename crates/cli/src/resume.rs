@@ -14,9 +14,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use serde_json::value::RawValue;
 
-use crate::input::{Line, Lines, RawLine};
+use crate::input::{Input, Line, RawLine};
 use crate::output::Output;
-use kudos::internals::request::Request;
+use kudos::internals::request::{Form, Request};
 use kudos::{Error, ErrorKind, Result};
 
 /// The results of an earlier run.
@@ -41,7 +41,7 @@ struct Probe {
 impl EarlierRun {
     /// Reads the results in `output`, skips the lines of `input` that they belong to, and has
     /// `output` keep them.
-    pub(super) fn find(input: &mut Lines, output: &mut Output) -> anyhow::Result<Self> {
+    pub(super) fn find(input: &mut Input, output: &mut Output) -> anyhow::Result<Self> {
         let Some(file) = output.file() else {
             let message = format!("{} cannot be resumed", output.name());
             return Err(Error::new(ErrorKind::Options, message)
@@ -136,18 +136,20 @@ fn check(line: &Line, result: &[u8]) -> Result<bool, String> {
     }
     let result = serde_json::from_slice::<Value>(result).map_err(|_| "it is not JSON".to_owned())?;
     let has = |field: &str| result.get(field).is_some();
-    match &line.request {
-        Ok(Request::Responses(responses)) => {
-            let (rewards, expected) = (result.get("rewards").and_then(Value::as_array), responses.count());
+    match line.request.as_ref().map(Request::form) {
+        Ok(Form::Responses(expected)) => {
+            let rewards = result.get("rewards").and_then(Value::as_array);
             match rewards.map(Vec::len) {
                 Some(count) if count == expected => Ok(has("errors")),
                 Some(count) => Err(format!("it has {count} rewards, expected {expected}")),
                 None => Err(format!("it has no `rewards`, expected {expected} of them")),
             }
         }
-        Ok(Request::One(_)) if has("reward") => Ok(false),
-        Ok(Request::One(_)) | Err(_) if has("error") => Ok(true),
-        Ok(Request::One(_)) => Err("it has no `reward`".to_owned()),
+        Ok(Form::Pair) if has("reward_chosen") && has("reward_rejected") => Ok(has("errors")),
+        Ok(Form::Pair) => Err("it has no `reward_chosen` and `reward_rejected`".to_owned()),
+        Ok(Form::One) if has("reward") => Ok(false),
+        Ok(Form::One) | Err(_) if has("error") => Ok(true),
+        Ok(Form::One) => Err("it has no `reward`".to_owned()),
         Err(_) => Err("it has no `error`".to_owned()),
     }
 }

@@ -13,13 +13,14 @@ use serde_json::{Map, Value};
 
 use crate::args::ScoreArgs;
 use crate::files::InputFile;
-use crate::input::{Line, Lines};
+use crate::input::{Input, Line};
 use crate::output::{Output, is_terminal, table};
 use crate::pipeline::{self, InFlight, PipelineItem, Submitted};
 use crate::progress::{self, Progress, Results};
 use crate::resume::EarlierRun;
 use crate::{Outcome, model_dir, process, running_on, say};
-use kudos::internals::results::{error_fields, result_line, score_fields, scores_fields};
+use kudos::internals::request::Form;
+use kudos::internals::results::{fields, result_line};
 use kudos::{Cluster, Engine, Error, Loading, Pending, Result, Score};
 
 /// Interval at which a command that waits for lines checks whether the engine has failed.
@@ -34,9 +35,9 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Complete);
     }
     // Before the model, which takes longer: errors of the input and the output show at once.
-    let mut source = args.input.as_deref().map(Lines::open).transpose()?;
+    let mut source = if args.input.is_empty() { None } else { Some(args.rows.open(&args.input)?) };
     let mut inputs = model_dir::files(&dir);
-    inputs.extend(source.iter().filter_map(Lines::file));
+    inputs.extend(source.iter().flat_map(Input::files));
     inputs.extend(args.engine.process.rendezvous_secret_file.as_deref().and_then(InputFile::at));
     let mut output = Output::open(args.output.as_deref(), &inputs)?;
     let mut earlier = match &mut source {
@@ -68,7 +69,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
 
 /// Refuses a rank 0 without an input, and other ranks with one.
 fn check_input(args: &ScoreArgs, process: &Cluster) -> Result<()> {
-    let has_input = args.input.is_some() || args.prompt.is_some();
+    let has_input = !args.input.is_empty() || args.prompt.is_some();
     if process.rank == 0 && !has_input {
         let error = process::mistake("rank 0 has no input");
         return Err(error.with_hint("give it an INPUT, `-` for standard input"));
@@ -108,7 +109,8 @@ fn inline(args: &ScoreArgs, prompt: &str, engine: &Engine, output: &mut Output) 
     engine.prompt()?;
     let scores = engine.score(args.response.iter().map(|response| (prompt, response)));
     if args.json || args.output.is_some() || !is_terminal() {
-        output.line(&Value::Object(scores_fields(&scores)).to_string())?;
+        let form = Form::Responses(scores.len());
+        output.line(&Value::Object(fields(form, &scores)).to_string())?;
     } else {
         output.line(&table(&args.response, &scores))?;
     }
@@ -121,13 +123,13 @@ fn inline(args: &ScoreArgs, prompt: &str, engine: &Engine, output: &mut Output) 
 }
 
 fn stream(
-    lines: Lines,
+    lines: Input,
     earlier: &EarlierRun,
     engine: &Arc<Engine>,
     output: &mut Output,
     warnings: &mut Warnings<'_>,
 ) -> anyhow::Result<Outcome> {
-    let size = lines.size();
+    let (size, notes) = (lines.size(), lines.notes());
     let items = pipeline::start(engine, lines);
     let (mut total, mut failed) = (earlier.lines, earlier.failed);
     let results =
@@ -158,6 +160,7 @@ fn stream(
         total += 1;
         output.line(&result_line(Some(&key), fields))?;
         progress.reached(end, || engine.stats());
+        notes.take().iter().for_each(|note| progress.say(note));
         warnings.print(|text| progress.say(text));
     }
     progress.end(&engine.stats());
@@ -170,16 +173,9 @@ fn stream(
 
 /// Waits for a line's results, and returns the fields of its output and its first error.
 fn finish(submitted: Submitted) -> (Map<String, Value>, Option<Error>) {
-    match submitted {
-        Submitted::One(pending) => match pending.and_then(Pending::wait) {
-            Ok(score) => (score_fields(&score), None),
-            Err(error) => (error_fields(&error), Some(error)),
-        },
-        Submitted::Responses(pending) => {
-            let scores: Vec<Result<Score>> =
-                pending.into_iter().map(|pending| pending.and_then(Pending::wait)).collect();
-            let failure = scores.iter().find_map(|score| score.as_ref().err().cloned());
-            (scores_fields(&scores), failure)
-        }
-    }
+    let Submitted { form, pending } = submitted;
+    let scores: Vec<Result<Score>> =
+        pending.into_iter().map(|pending| pending.and_then(Pending::wait)).collect();
+    let failure = scores.iter().find_map(|score| score.as_ref().err().cloned());
+    (fields(form, &scores), failure)
 }

@@ -4,23 +4,19 @@
 use std::ffi::CStr;
 use std::sync::Arc;
 
-use arrow_array::cast::AsArray;
 use arrow_array::ffi_stream::{FFI_ArrowArrayStream, RecordBatchStreamReader};
-use arrow_array::types::{
-    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type,
-    UInt64Type,
-};
-use arrow_array::{Array, ArrayRef, Float32Array, ListArray, RecordBatch, RecordBatchIterator};
+use arrow_array::{ArrayRef, Float32Array, ListArray, RecordBatch, RecordBatchIterator, RecordBatchReader};
 use arrow_buffer::OffsetBuffer;
 use arrow_schema::{ArrowError, DataType, Field};
 use kudos::Result;
-use kudos::internals::request::{self, Request};
+use kudos::internals::request::{Reading, Request};
+use kudos_tables::RowWriter;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyCapsule;
 
-use crate::errors::wrong;
-use crate::input::{string, type_of};
+use crate::errors::exception;
+use crate::input::type_of;
 
 /// The name that the interface gives to capsules of streams.
 const STREAM: &CStr = c"arrow_array_stream";
@@ -46,11 +42,16 @@ pub(crate) fn requests(
     // the capsule does. It is moved out, and the capsule's destructor finds a released one.
     let reader =
         unsafe { RecordBatchStreamReader::from_raw(stream.as_ptr()) }.map_err(|error| failed(&error))?;
-    Ok(reader.flat_map(|batch| match batch {
+    let writer = RowWriter::new(&reader.schema(), Reading::default());
+    let writer = Arc::new(writer.map_err(|error| exception(table.py(), &error, None))?.without_id());
+    let request = |writer: &RowWriter, batch: &RecordBatch, row| {
+        writer.object(batch, row).and_then(|text| writer.reading().parse(&text).request)
+    };
+    Ok(reader.flat_map(move |batch| match batch {
         Ok(batch) => {
-            let rows = batch.num_rows();
+            let (rows, writer) = (batch.num_rows(), Arc::clone(&writer));
             let rows: Box<dyn Iterator<Item = _>> =
-                Box::new((0..rows).map(move |row| Ok(self::request(&batch, row))));
+                Box::new((0..rows).map(move |row| Ok(request(&writer, &batch, row))));
             rows
         }
         Err(error) => Box::new(std::iter::once(Err(failed(&error)))),
@@ -59,107 +60,6 @@ pub(crate) fn requests(
 
 fn failed(error: &ArrowError) -> PyErr {
     PyValueError::new_err(format!("the table cannot be read: {error}"))
-}
-
-fn request(batch: &RecordBatch, row: usize) -> Result<Request> {
-    let mut text = vec![b'{'];
-    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-        let name = field.name();
-        if !request::is_read(name) || name == "id" || column.is_null(row) {
-            continue;
-        }
-        separate(&mut text, 1);
-        string(&mut text, name);
-        text.push(b':');
-        write(&mut text, column, row).map_err(|error| error.prefixed(format!("column `{name}`")))?;
-    }
-    text.push(b'}');
-    request::parse(&text).request
-}
-
-/// Writes a comma after what was written since a list or an object began at `start`.
-fn separate(out: &mut Vec<u8>, start: usize) {
-    if out.len() > start {
-        out.push(b',');
-    }
-}
-
-/// Writes a value as JSON.
-fn write(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<()> {
-    if array.is_null(row) {
-        out.extend(b"null");
-        return Ok(());
-    }
-    macro_rules! number {
-        ($type:ty) => {
-            out.extend(array.as_primitive::<$type>().value(row).to_string().as_bytes())
-        };
-    }
-    macro_rules! float {
-        ($type:ty) => {{
-            let value = array.as_primitive::<$type>().value(row);
-            if !value.is_finite() {
-                return Err(wrong(format!("a number is {value}, which JSON does not have")));
-            }
-            // A vector takes every write.
-            let _ = serde_json::to_writer(&mut *out, &value);
-        }};
-    }
-    match array.data_type() {
-        DataType::Utf8 => string(out, array.as_string::<i32>().value(row)),
-        DataType::LargeUtf8 => string(out, array.as_string::<i64>().value(row)),
-        DataType::Utf8View => string(out, array.as_string_view().value(row)),
-        DataType::List(_) => list(out, &array.as_list::<i32>().value(row))?,
-        DataType::LargeList(_) => list(out, &array.as_list::<i64>().value(row))?,
-        DataType::FixedSizeList(..) => list(out, &array.as_fixed_size_list().value(row))?,
-        DataType::Struct(fields) => {
-            out.push(b'{');
-            let start = out.len();
-            for (field, column) in fields.iter().zip(array.as_struct().columns()) {
-                separate(out, start);
-                string(out, field.name());
-                out.push(b':');
-                write(out, column, row)?;
-            }
-            out.push(b'}');
-        }
-        DataType::Dictionary(..) => {
-            // The keys of one row: those of all would be copied for each.
-            let one = array.slice(row, 1);
-            let dictionary = one.as_any_dictionary();
-            write(out, dictionary.values(), dictionary.normalized_keys()[0])?;
-        }
-        DataType::Null => out.extend(b"null"),
-        DataType::Boolean => {
-            out.extend(if array.as_boolean().value(row) { &b"true"[..] } else { b"false" });
-        }
-        DataType::Int8 => number!(Int8Type),
-        DataType::Int16 => number!(Int16Type),
-        DataType::Int32 => number!(Int32Type),
-        DataType::Int64 => number!(Int64Type),
-        DataType::UInt8 => number!(UInt8Type),
-        DataType::UInt16 => number!(UInt16Type),
-        DataType::UInt32 => number!(UInt32Type),
-        DataType::UInt64 => number!(UInt64Type),
-        DataType::Float32 => float!(Float32Type),
-        DataType::Float64 => float!(Float64Type),
-        other => {
-            return Err(wrong(format!("a value is of type {other}, which JSON does not have"))
-                .with_hint("text, numbers, booleans, lists and structs are read: cast the column"));
-        }
-    }
-    Ok(())
-}
-
-fn list(out: &mut Vec<u8>, items: &dyn Array) -> Result<()> {
-    out.push(b'[');
-    let start = out.len();
-    for row in 0..items.len() {
-        separate(out, start);
-        write(out, items, row)?;
-    }
-    out.push(b']');
-    Ok(())
 }
 
 /// The rewards of a table: a column that every library of Arrow's reads.

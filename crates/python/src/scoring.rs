@@ -78,13 +78,12 @@ impl Rewards {
     /// Adds a row, and returns its sequences.
     pub(crate) fn row(&mut self, request: Result<Request>) -> Vec<Result<Input>> {
         let (count, inputs) = match request {
-            Ok(Request::One(request::Input::Conversation(conversation))) => {
-                (None, vec![Ok(conversation.into())])
-            }
-            Ok(Request::One(request::Input::Tokens(ids))) => (None, vec![Ok(ids.into())]),
-            Ok(Request::Responses(responses)) => {
-                let inputs: Vec<_> = responses.into_conversations().map(|one| Ok(one.into())).collect();
-                (Some(inputs.len()), inputs)
+            Ok(request) => {
+                let count = match request.form() {
+                    request::Form::One => None,
+                    form => Some(form.sequences()),
+                };
+                (count, request.into_inputs().map(|input| Ok(input.into())).collect())
             }
             Err(error) => (None, vec![Err(error)]),
         };

@@ -116,7 +116,7 @@ def test_errors_are_nan_on_request(model):
         ({"messages": [{"role": "user", "content": float("nan")}]}, "a number is NaN"),
         ({"messages": PAIR, "tools": [{"maximum": 2**64}]}, "beyond 64 bits"),
         ({"messages": PAIR, "tools": [{1: 2}]}, "a key is of type int, expected str"),
-        ({"messages": PAIR, "prompt": "a"}, "`messages` and `prompt` are given at once"),
+        ({"messages": PAIR, "prompt": "a"}, "`messages` does not begin with `prompt`"),
         ({"messages": PAIR, "system": "Be brief."}, "`system` is not read here"),
         ({"input_ids": [5, -1]}, r"`input_ids\[1\]` is `-1`"),
         ({"prompt": "a", "responses": []}, "an empty list"),

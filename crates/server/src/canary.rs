@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kudos::internals::request::{self, Input as RequestInput, Request};
+use kudos::internals::request::{self, Form};
 use kudos::{Conversation, Error, ErrorKind, Input, Result};
 use serde::Deserialize;
 
@@ -104,19 +104,12 @@ impl Case {
         let request = request::parse(line).request?;
         let given: Expected =
             serde_json::from_slice(line).map_err(|_| wrong("`reward` and `rewards` are no numbers"))?;
-        let (inputs, rewards): (Vec<Input>, Vec<f32>) = match (request, given) {
-            (Request::One(one), Expected { reward: Some(reward), rewards: None }) => {
-                let input = match one {
-                    RequestInput::Conversation(conversation) => conversation.into(),
-                    RequestInput::Tokens(ids) => ids.into(),
-                };
-                (vec![input], vec![reward])
-            }
-            (Request::Responses(all), Expected { reward: None, rewards: Some(rewards) }) => {
-                (all.into_conversations().map(Input::from).collect(), rewards)
-            }
+        let rewards: Vec<f32> = match (request.form(), given) {
+            (Form::One, Expected { reward: Some(reward), rewards: None }) => vec![reward],
+            (Form::Responses(_), Expected { reward: None, rewards: Some(rewards) }) => rewards,
             _ => return Err(wrong("the line has no reward that fits its request")),
         };
+        let inputs: Vec<Input> = request.into_inputs().map(Input::from).collect();
         if inputs.len() != rewards.len() {
             return Err(wrong("the line has another number of rewards than of responses"));
         }

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, StatusCode};
 use futures_util::future::join_all;
-use kudos::internals::request::{self, Input, Request};
-use kudos::internals::results::{Key, error_fields, is_of_sequence, score_fields, scores_fields};
-use kudos::{Conversation, Engine, PromptTokens, Result, Score};
+use kudos::internals::request::{self, Form};
+use kudos::internals::results::{Key, fields, is_of_sequence};
+use kudos::{Engine, Input, PromptTokens, Result, Score};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
@@ -35,13 +35,6 @@ pub(crate) struct Prepared {
     pub(crate) sequences: Vec<Result<PromptTokens>>,
 }
 
-/// Whether an item has one reward, or a list with one per response.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    One,
-    Responses,
-}
-
 /// The scores of an item.
 #[derive(Debug)]
 pub(crate) struct Scored {
@@ -56,13 +49,9 @@ impl Prepared {
         let parsed = request::parse(text);
         let (form, sequences) = match parsed.request {
             Err(error) => (Form::One, vec![Err(error)]),
-            Ok(Request::One(Input::Tokens(ids))) => (Form::One, vec![engine.prepare(ids)]),
-            Ok(Request::One(Input::Conversation(conversation))) => {
-                (Form::One, vec![engine.prepare(conversation)])
-            }
-            Ok(Request::Responses(all)) => {
-                let prepare = |conversation: Conversation| engine.prepare(conversation);
-                (Form::Responses, all.into_conversations().map(prepare).collect())
+            Ok(request) => {
+                let prepare = |input| engine.prepare(Input::from(input));
+                (request.form(), request.into_inputs().map(prepare).collect())
             }
         };
         Self { key: parsed.id.map(Key::Id), form, sequences }
@@ -77,11 +66,7 @@ impl Prepared {
 impl Scored {
     /// Returns the fields of the item's result, as the command writes them.
     pub(crate) fn fields(&self) -> Map<String, Value> {
-        match (self.form, &self.scores[..]) {
-            (Form::One, [Ok(score)]) => score_fields(score),
-            (Form::One, [Err(error)]) => error_fields(error),
-            _ => scores_fields(&self.scores),
-        }
+        fields(self.form, &self.scores)
     }
 }
 

@@ -69,7 +69,7 @@ async fn score(app: &App, headers: &HeaderMap, body: Body) -> Result<Response, F
     let scored = app.score(items).await?;
     drop(read);
     if !is_list
-        && let [Scored { scores, form: scoring::Form::One, .. }] = &scored[..]
+        && let [Scored { scores, form: request::Form::One, .. }] = &scored[..]
         && let [Err(error)] = &scores[..]
     {
         return Err(error.clone().into());

@@ -32,7 +32,8 @@ pub(super) enum One {
     List(Vec<Conversation>),
 }
 
-/// An item to score: `messages`, or a `prompt` with `response` or `responses`, or `input_ids`
+/// An item to score: `messages`, or a `prompt` with `response` or `responses`, or `chosen` and
+/// `rejected`, or `input_ids`; or a row of another data set, with the keys that files may have
 #[derive(ToSchema)]
 pub(super) struct Conversation {
     /// Comes back with the result, as it was spelled
@@ -47,6 +48,10 @@ pub(super) struct Conversation {
     /// Several responses to one prompt
     #[schema(min_items = 1)]
     responses: Option<Vec<String>>,
+    /// The preferred conversation, or what follows the prompt in it
+    chosen: Option<Side>,
+    /// The other conversation, or what follows the prompt in it
+    rejected: Option<Side>,
     /// Token ids, scored as they are
     input_ids: Option<Vec<u32>>,
     /// 1 for each token id that counts, 0 for padding
@@ -77,6 +82,14 @@ pub(super) enum Prompt {
     Messages(Vec<Message>),
 }
 
+/// A response, or messages: of the whole conversation, or those after the prompt
+#[derive(ToSchema)]
+#[serde(untagged)]
+pub(super) enum Side {
+    Text(String),
+    Messages(Vec<Message>),
+}
+
 /// One result, or a list of them
 #[derive(ToSchema)]
 #[serde(untagged)]
@@ -85,7 +98,7 @@ pub(super) enum Results {
     List(Vec<Rewards>),
 }
 
-/// A result: one reward, or one per response, or an error
+/// A result: one reward, or one per response, or those of a pair, or an error
 #[derive(ToSchema)]
 pub(super) struct Rewards {
     /// The request's `id`
@@ -107,6 +120,28 @@ pub(super) struct Rewards {
     rewards_bf16: Option<Vec<Option<f32>>>,
     /// Those rewards by `mean` and `std` of config.json, where that says so
     rewards_normalized: Option<Vec<Option<f32>>>,
+    /// The reward of `chosen`
+    reward_chosen: Option<f32>,
+    /// The reward of `rejected`
+    reward_rejected: Option<f32>,
+    /// How much higher the first is
+    margin: Option<f32>,
+    /// The reward of `chosen`, rounded to bf16
+    reward_bf16_chosen: Option<f32>,
+    /// The reward of `rejected`, rounded to bf16
+    reward_bf16_rejected: Option<f32>,
+    /// The reward of `chosen` by `mean` and `std` of config.json, where that says so
+    reward_normalized_chosen: Option<f32>,
+    /// The reward of `rejected` by `mean` and `std` of config.json, where that says so
+    reward_normalized_rejected: Option<f32>,
+    /// Tokens of `chosen`
+    tokens_chosen: Option<usize>,
+    /// Tokens of `rejected`
+    tokens_rejected: Option<usize>,
+    /// Whether `chosen` was cut to the limit
+    truncated_chosen: Option<bool>,
+    /// Whether `rejected` was cut to the limit
+    truncated_rejected: Option<bool>,
     /// Tokens of the conversation, or of each
     #[schema(value_type = Option<Value>)]
     tokens: Option<Value>,
@@ -165,8 +200,9 @@ pub(super) struct Error {
     place: Option<String>,
     /// The hint: an action
     hint: Option<String>,
-    /// The index of the response that it is of
-    response: Option<usize>,
+    /// The index of the response that it is of, or `chosen` or `rejected`
+    #[schema(value_type = Option<Value>)]
+    response: Option<Value>,
     /// The kind once more, for clients of OpenAI's interface
     r#type: Option<String>,
     /// The status

@@ -1,6 +1,14 @@
 //! Tables of objects with the requests that they make, or the whole text of their error.
 
+mod rows;
+
+use serde_json::value::RawValue;
+
+use super::json::ARRAY_HINT;
+use super::keys::{BESIDE_TOKENS, CONTRADICTIONS, ELSEWHERE, KEYS};
 use super::*;
+use crate::conversation::{Conversation, Message};
+use crate::error::{ErrorKind, Result};
 
 /// A short form of a request: roles and contents of each conversation, or token ids.
 fn asked(text: &str) -> Result<Vec<String>> {
@@ -8,13 +16,11 @@ fn asked(text: &str) -> Result<Vec<String>> {
         let turn = |message: &Message| format!("{}:{}", message.role(), message.fields()["content"]);
         conversation.messages().iter().map(turn).collect::<Vec<_>>().join(" ").replace('"', "")
     };
-    Ok(match parse(text.as_bytes()).request? {
-        Request::One(Input::Conversation(conversation)) => vec![turns(&conversation)],
-        Request::One(Input::Tokens(ids)) => vec![format!("{ids:?}")],
-        Request::Responses(responses) => {
-            responses.into_conversations().map(|conversation| turns(&conversation)).collect()
-        }
-    })
+    let input = |input| match input {
+        Input::Conversation(conversation) => turns(&conversation),
+        Input::Tokens(ids) => format!("{ids:?}"),
+    };
+    Ok(parse(text.as_bytes()).request?.into_inputs().map(input).collect())
 }
 
 #[track_caller]
@@ -108,7 +114,7 @@ fn an_object_without_anything_to_score_says_what_is_missing() {
         Some("a conversation is {\"messages\": [..]} or {\"prompt\": .., \"responses\": [..]}"),
     );
     assert_refused(
-        r#"{"prompt": "q", "chosen": "a", "rejected": "b"}"#,
+        r#"{"prompt": "q", "chosen": "a", "rejected": 1}"#,
         "the object has a `prompt`, but neither `response` nor `responses`",
         Some("the reward is that of a response; a whole conversation goes into `messages`"),
     );

@@ -1,0 +1,322 @@
+//! Inputs: files of rows, one after another, to requests. [`request`](kudos::internals::request) defines what a row may
+//! contain.
+//!
+//! [`Input`] reads and counts; [`RawLine::parse`] parses, on any thread. Rows of tables become the
+//! text of lines, so that there is one way to read both.
+
+mod lines;
+mod paths;
+mod row;
+#[cfg(feature = "tables")]
+mod table;
+
+use std::collections::VecDeque;
+use std::fs::{self, File};
+use std::io::{self, BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context;
+
+use crate::files::{Identity, InputFile, StandardStream, check_format};
+use kudos::Result;
+use kudos::internals::request::{Parsed, Reading, Request};
+use kudos::internals::results::Key;
+#[cfg(feature = "tables")]
+use kudos::{Error, ErrorKind};
+use lines::Lines;
+use row::{Notes, Row, cannot_open};
+
+/// A parsed line of input: the key of its result, and its request.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) key: Key,
+    /// The request, or the error of parsing it.
+    pub(super) request: Result<Request>,
+}
+
+/// A line as it was read, or a row of a table as the line that it would be.
+#[derive(Debug)]
+pub(super) struct RawLine {
+    /// The line's number over all files, from 0; empty lines count.
+    pub(super) index: usize,
+    /// Bytes of the input up to the end of this line.
+    pub(super) end: u64,
+    place: Place,
+    /// The bytes of the line, or why there are none.
+    text: Result<Vec<u8>>,
+    reading: Arc<Reading>,
+}
+
+/// The place of a line in messages.
+#[derive(Clone, Debug)]
+struct Place {
+    /// The file, where there are several.
+    file: Option<Arc<str>>,
+    unit: &'static str,
+    /// The number in its file, from 1.
+    number: usize,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { file, unit, number } = self;
+        match file {
+            None => write!(f, "input {unit} {number}"),
+            Some(file) => write!(f, "{unit} {number} of {file}"),
+        }
+    }
+}
+
+impl RawLine {
+    /// Bytes of its text.
+    pub(super) fn bytes(&self) -> usize {
+        self.text.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Parses the line.
+    pub(super) fn parse(&self) -> Line {
+        let Parsed { id, request } = match &self.text {
+            Ok(text) => self.reading.parse(text),
+            Err(error) => Parsed { id: None, request: Err(error.clone()) },
+        };
+        let key = id.map_or(Key::Index(self.index), Key::Id);
+        Line { key, request: request.map_err(|error| error.at(&self.place)) }
+    }
+}
+
+/// Parses line `index`, from 0.
+pub(super) fn parse(bytes: &[u8], index: usize) -> Line {
+    let place = Place { file: None, unit: "line", number: index + 1 };
+    let (text, reading) = (Ok(bytes.to_vec()), Arc::default());
+    RawLine { index, end: 0, place, text, reading }.parse()
+}
+
+/// Files, or standard input, whose rows are read one after another. Empty lines are skipped, but
+/// counted.
+pub(super) struct Input {
+    /// How rows are read, as far as options say it.
+    reading: Reading,
+    /// Files that are still to be read.
+    files: VecDeque<Source>,
+    current: Option<Rows>,
+    /// The first row, which was read when the input was opened.
+    first: Option<RawLine>,
+    /// The input's name in messages.
+    name: String,
+    identities: Vec<InputFile>,
+    several: bool,
+    /// Bytes of all files, where known before they are read.
+    size: Option<u64>,
+    /// Rows and bytes of the files before the current one.
+    before: (usize, u64),
+    notes: Notes,
+}
+
+/// A file, or standard input.
+struct Source {
+    path: Option<PathBuf>,
+    /// Its name in messages.
+    name: String,
+    /// Its bytes, if it is a regular file.
+    bytes: Option<u64>,
+}
+
+/// The rows of one file.
+enum Rows {
+    Lines(Lines),
+    #[cfg(feature = "tables")]
+    Table(table::Rows),
+}
+
+impl Input {
+    /// Opens files, folders and patterns, or standard input for `-`. Errors of the files that can be
+    /// found before anything is computed are found here.
+    pub(super) fn open(paths: &[PathBuf], reading: Reading) -> anyhow::Result<Self> {
+        let files = paths::expand(paths)?;
+        let several = files.len() > 1;
+        let (mut sources, mut identities) = (VecDeque::new(), Vec::new());
+        for path in files {
+            let source = Source::check(path)?;
+            identities.extend(source.file());
+            sources.push_back(source);
+        }
+        let name = match &sources.make_contiguous()[..] {
+            [one] => one.name.clone(),
+            _ => "the input".to_owned(),
+        };
+        let size = sources.iter().map(|source| source.bytes).sum();
+        let (current, first, notes) = (None, None, Notes::default());
+        let mut input = Self {
+            reading,
+            files: sources,
+            current,
+            first,
+            name,
+            identities,
+            several,
+            size,
+            before: (0, 0),
+            notes,
+        };
+        // What decides how rows are read shows before the model is loaded; a pipe may have to be
+        // waited for.
+        if input.files.front().is_some_and(|source| source.bytes.is_some()) {
+            input.first = input.next().transpose()?;
+        }
+        Ok(input)
+    }
+
+    /// The regular files that are read, for [`Output::open`](crate::output::Output::open).
+    pub(super) fn files(&self) -> impl Iterator<Item = InputFile> + '_ {
+        self.identities.iter().cloned()
+    }
+
+    /// The input's name in messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Bytes of the input, where known before it is read.
+    pub(super) fn size(&self) -> Option<u64> {
+        self.size
+    }
+
+    /// Messages about the input, as they are found.
+    pub(super) fn notes(&self) -> Notes {
+        self.notes.clone()
+    }
+
+    /// Reads the next row of all files; `None` after the last one.
+    fn read(&mut self) -> anyhow::Result<Option<RawLine>> {
+        loop {
+            let Some(rows) = &mut self.current else {
+                let Some(source) = self.files.front() else { return Ok(None) };
+                self.current = Some(source.open(&self.reading, &self.notes)?);
+                continue;
+            };
+            let source = self.files.front().expect("the current file is the first one");
+            let row = match rows {
+                Rows::Lines(lines) => lines.read(&source.name)?,
+                #[cfg(feature = "tables")]
+                Rows::Table(rows) => rows.read().map_err(|error| error.at(&source.name))?,
+            };
+            if let Some(Row { index, end, text, reading }) = row {
+                let file = self.several.then(|| Arc::from(&*source.name));
+                let place = Place { file, unit: rows.unit(), number: index + 1 };
+                let (index, end) = (self.before.0 + index, self.before.1 + end);
+                return Ok(Some(RawLine { index, end, place, text, reading }));
+            }
+            self.before.0 += rows.count();
+            self.before.1 += source.bytes.unwrap_or(0);
+            self.current = None;
+            self.files.pop_front();
+        }
+    }
+}
+
+impl Iterator for Input {
+    type Item = anyhow::Result<RawLine>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.first.take() {
+            Some(first) => Some(Ok(first)),
+            None => self.read().transpose(),
+        }
+    }
+}
+
+impl Rows {
+    /// The word for a row in messages.
+    fn unit(&self) -> &'static str {
+        match self {
+            Self::Lines(_) => "line",
+            #[cfg(feature = "tables")]
+            Self::Table(_) => "row",
+        }
+    }
+
+    /// Number of rows that were read, with empty lines.
+    fn count(&self) -> usize {
+        match self {
+            Self::Lines(lines) => lines.count(),
+            #[cfg(feature = "tables")]
+            Self::Table(rows) => rows.count(),
+        }
+    }
+}
+
+impl Source {
+    /// Returns the source of a path after checks that need no rows.
+    fn check(path: PathBuf) -> anyhow::Result<Self> {
+        if path == Path::new("-") {
+            StandardStream::Input.check_open()?;
+            return Ok(Self { path: None, name: "standard input".to_owned(), bytes: None });
+        }
+        let name = format!("`{}`", path.display());
+        let file = File::open(&path).map_err(|error| cannot_open(&path, error))?;
+        let metadata = file.metadata().map_err(|error| cannot_open(&path, error))?;
+        let bytes = metadata.is_file().then_some(metadata.len());
+        if bytes.is_some() {
+            // A read error here shows again at the first line.
+            check_format(BufReader::new(file).fill_buf().unwrap_or_default(), &name)?;
+        }
+        Ok(Self { path: Some(path), name, bytes })
+    }
+
+    /// The file, if it is a regular one.
+    fn file(&self) -> Option<InputFile> {
+        let identity = match &self.path {
+            None => StandardStream::Input.identity(),
+            Some(path) => fs::metadata(path).ok().as_ref().and_then(Identity::of),
+        }?;
+        Some(InputFile { identity, name: self.name.clone() })
+    }
+
+    /// Opens the rows of the file.
+    fn open(&self, reading: &Reading, notes: &Notes) -> anyhow::Result<Rows> {
+        let Some(path) = &self.path else {
+            return self.rows(BufReader::new(io::stdin()), None, reading, notes);
+        };
+        let file = File::open(path).map_err(|error| cannot_open(path, error))?;
+        let table = file.try_clone().ok().filter(|_| self.bytes.is_some());
+        self.rows(BufReader::new(file), table, reading, notes)
+    }
+
+    /// Returns the rows of the format that the first bytes are of. Tables need the file itself.
+    fn rows(
+        &self,
+        mut reader: impl BufRead + Send + 'static,
+        file: Option<File>,
+        reading: &Reading,
+        notes: &Notes,
+    ) -> anyhow::Result<Rows> {
+        let start = reader.fill_buf().with_context(|| format!("cannot read {}", self.name))?;
+        check_format(start, &self.name)?;
+        #[cfg(feature = "tables")]
+        {
+            use kudos_tables::Container;
+            let container = Container::of(start);
+            if container.is_table() {
+                let Some(file) = file else {
+                    let message =
+                        format!("{} is a table, which is not read from its start to its end", self.name);
+                    return Err(Error::new(ErrorKind::Io, message).with_hint("name the file itself").into());
+                };
+                let rows =
+                    table::Rows::open(file, container, reading).map_err(|error| error.at(&self.name))?;
+                notes.push(rows.note(&self.name));
+                return Ok(Rows::Table(rows));
+            }
+            if container != Container::Lines {
+                let counted = lines::Counted::new(reader);
+                let count = counted.count();
+                let lines = kudos_tables::lines(container, counted)
+                    .with_context(|| format!("cannot read {}", self.name))?;
+                return Ok(Rows::Lines(Lines::new(lines, reading.clone(), notes.clone()).compressed(count)));
+            }
+        }
+        let _ = file;
+        Ok(Rows::Lines(Lines::new(Box::new(reader), reading.clone(), notes.clone())))
+    }
+}

@@ -1,0 +1,186 @@
+//! Rows of Arrow's batches as JSON.
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{
+    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type, UInt32Type,
+    UInt64Type,
+};
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::{DataType, Schema};
+use kudos::internals::request::{Reading, Shape};
+use kudos::{Error, ErrorKind, Result};
+
+/// Returns the shape of values of a type; `None` for a type without values.
+pub fn shape(data_type: &DataType) -> Option<Shape> {
+    match data_type {
+        DataType::Null => None,
+        DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View => Some(Shape::Text),
+        DataType::List(_) | DataType::LargeList(_) | DataType::FixedSizeList(..) => Some(Shape::List),
+        DataType::Struct(_) => Some(Shape::Object),
+        DataType::Dictionary(_, values) => shape(values),
+        _ => Some(Shape::Other),
+    }
+}
+
+/// Writes rows as objects with the keys that are read.
+#[derive(Clone, Debug)]
+pub struct RowWriter {
+    reading: Reading,
+    /// The columns that are read, by index in batches, with the JSON of their names.
+    columns: Vec<(usize, String)>,
+}
+
+impl RowWriter {
+    /// Returns a writer of the rows of a table with this schema, whose kind its columns decide
+    /// unless the reading does.
+    pub fn new(schema: &Schema, reading: Reading) -> Result<Self> {
+        let shape = |key: &str| {
+            let field = schema.fields().iter().find(|field| reading.columns().key(field.name()) == Some(key));
+            field.and_then(|field| shape(field.data_type()))
+        };
+        let reading = reading.clone().with_shapes(shape)?;
+        let columns = schema.fields().iter().enumerate();
+        let columns = columns.filter(|(_, field)| reading.reads(field.name()));
+        let columns = columns.map(|(index, field)| (index, quoted(field.name()))).collect();
+        Ok(Self { reading, columns })
+    }
+
+    /// Returns how the objects are read.
+    pub fn reading(&self) -> &Reading {
+        &self.reading
+    }
+
+    /// Returns the columns that are read, by their index in the schema.
+    pub fn columns(&self) -> impl Iterator<Item = usize> + '_ {
+        self.columns.iter().map(|(index, _)| *index)
+    }
+
+    /// Returns the writer of rows without `id`, for callers that do not read it.
+    #[must_use]
+    pub fn without_id(mut self) -> Self {
+        self.columns.retain(|(_, name)| name != "\"id\"");
+        self
+    }
+
+    /// Returns the writer for batches that have only the columns that are read.
+    #[must_use]
+    pub fn projected(mut self) -> Self {
+        self.columns.iter_mut().enumerate().for_each(|(index, (column, _))| *column = index);
+        self
+    }
+
+    /// Returns a row as the JSON text of an object. Nulls are left out.
+    pub fn object(&self, batch: &RecordBatch, row: usize) -> Result<Vec<u8>> {
+        let mut out = vec![b'{'];
+        for (index, name) in &self.columns {
+            let column = batch.column(*index);
+            if column.is_null(row) {
+                continue;
+            }
+            separate(&mut out, 1);
+            out.extend(name.as_bytes());
+            out.push(b':');
+            write(&mut out, column, row).map_err(|error| error.prefixed(format!("column {name}")))?;
+        }
+        out.push(b'}');
+        Ok(out)
+    }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn wrong(message: String) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
+}
+
+/// Writes a comma after what was written since a list or an object began at `start`.
+fn separate(out: &mut Vec<u8>, start: usize) {
+    if out.len() > start {
+        out.push(b',');
+    }
+}
+
+fn string(out: &mut Vec<u8>, text: &str) {
+    // A vector takes every write.
+    let _ = serde_json::to_writer(out, text);
+}
+
+/// Writes a value as JSON.
+fn write(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<()> {
+    if array.is_null(row) {
+        out.extend(b"null");
+        return Ok(());
+    }
+    macro_rules! number {
+        ($type:ty) => {
+            out.extend(array.as_primitive::<$type>().value(row).to_string().as_bytes())
+        };
+    }
+    macro_rules! float {
+        ($type:ty) => {{
+            let value = array.as_primitive::<$type>().value(row);
+            if !value.is_finite() {
+                return Err(wrong(format!("a number is {value}, which JSON does not have")));
+            }
+            // A vector takes every write.
+            let _ = serde_json::to_writer(&mut *out, &value);
+        }};
+    }
+    match array.data_type() {
+        DataType::Utf8 => string(out, array.as_string::<i32>().value(row)),
+        DataType::LargeUtf8 => string(out, array.as_string::<i64>().value(row)),
+        DataType::Utf8View => string(out, array.as_string_view().value(row)),
+        DataType::List(_) => list(out, &array.as_list::<i32>().value(row))?,
+        DataType::LargeList(_) => list(out, &array.as_list::<i64>().value(row))?,
+        DataType::FixedSizeList(..) => list(out, &array.as_fixed_size_list().value(row))?,
+        DataType::Struct(fields) => {
+            out.push(b'{');
+            let start = out.len();
+            for (field, column) in fields.iter().zip(array.as_struct().columns()) {
+                separate(out, start);
+                string(out, field.name());
+                out.push(b':');
+                write(out, column, row)?;
+            }
+            out.push(b'}');
+        }
+        DataType::Dictionary(..) => {
+            // The keys of one row: those of all would be copied for each.
+            let one = array.slice(row, 1);
+            let dictionary = one.as_any_dictionary();
+            write(out, dictionary.values(), dictionary.normalized_keys()[0])?;
+        }
+        DataType::Null => out.extend(b"null"),
+        DataType::Boolean => {
+            out.extend(if array.as_boolean().value(row) { &b"true"[..] } else { b"false" });
+        }
+        DataType::Int8 => number!(Int8Type),
+        DataType::Int16 => number!(Int16Type),
+        DataType::Int32 => number!(Int32Type),
+        DataType::Int64 => number!(Int64Type),
+        DataType::UInt8 => number!(UInt8Type),
+        DataType::UInt16 => number!(UInt16Type),
+        DataType::UInt32 => number!(UInt32Type),
+        DataType::UInt64 => number!(UInt64Type),
+        DataType::Float32 => float!(Float32Type),
+        DataType::Float64 => float!(Float64Type),
+        other => {
+            return Err(wrong(format!("a value is of type {other}, which JSON does not have"))
+                .with_hint("text, numbers, booleans, lists and structs are read: cast the column"));
+        }
+    }
+    Ok(())
+}
+
+fn list(out: &mut Vec<u8>, items: &dyn Array) -> Result<()> {
+    out.push(b'[');
+    let start = out.len();
+    for row in 0..items.len() {
+        separate(out, start);
+        write(out, items, row)?;
+    }
+    out.push(b']');
+    Ok(())
+}

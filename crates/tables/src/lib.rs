@@ -1,0 +1,15 @@
+//! Containers of rows other than plain lines: Parquet files, Arrow files and streams, and lines
+//! compressed by gzip or zstd.
+//!
+//! A row becomes the JSON text of one object, which is then read like a line: the library's `request`
+//! alone defines what a row may have.
+
+mod compressed;
+mod container;
+mod json;
+mod table;
+
+pub use compressed::lines;
+pub use container::Container;
+pub use json::{RowWriter, shape};
+pub use table::{Batches, Table};
