@@ -406,6 +406,13 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "DIR")]
     pub(super) model: String,
 
+    #[command(flatten)]
+    pub(super) prompt: PromptArgs,
+}
+
+/// How conversations become tokens.
+#[derive(Debug, clap::Args)]
+pub(super) struct PromptArgs {
     /// Limit on the tokens of a conversation [default: the model's own limit, or as many as let all
     /// layers stay on the GPU, at least 8192]
     #[arg(long, value_name = "N")]
@@ -461,8 +468,8 @@ impl From<ResidencyArg> for Residency {
     }
 }
 
-impl ModelArgs {
-    pub(super) fn prompt_options(&self) -> PromptOptions {
+impl PromptArgs {
+    pub(super) fn options(&self) -> PromptOptions {
         PromptOptions {
             template_vars: self.template_var.iter().cloned().collect(),
             truncate: self.truncate,
@@ -474,20 +481,20 @@ impl ModelArgs {
 }
 
 impl EngineArgs {
-    /// Returns the engine's builder for the `model` in `dir`; `cluster` comes from [`ProcessArgs`].
+    /// Returns the engine's builder for the model in `dir`; `cluster` comes from [`ProcessArgs`].
     pub(super) fn builder(
         &self,
-        model: &ModelArgs,
+        prompt: &PromptArgs,
         dir: &Path,
         cluster: Option<Cluster>,
     ) -> Result<EngineBuilder> {
         let batching = Batching { batch_tokens: self.batch_tokens, ..Batching::default() };
         Ok(EngineBuilder::new(dir)
             .device(self.device(cluster)?)
-            .max_tokens(model.max_tokens)
+            .max_tokens(prompt.max_tokens)
             .residency(self.residency.into())
             .batching(batching)
-            .prompt(model.prompt_options()))
+            .prompt(prompt.options()))
     }
 
     fn device(&self, cluster: Option<Cluster>) -> Result<Device> {

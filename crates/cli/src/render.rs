@@ -12,8 +12,8 @@ use kudos::internals::results::{Renderer, error_fields, result_line};
 pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model.model)?;
     let config = ModelConfig::read(&dir)?;
-    let max_tokens = args.model.max_tokens.unwrap_or(config.max_tokens).min(config.max_tokens);
-    let prompt = Prompt::open(&dir, args.model.prompt_options())?;
+    let max_tokens = args.model.prompt.max_tokens.unwrap_or(config.max_tokens).min(config.max_tokens);
+    let prompt = Prompt::open(&dir, args.model.prompt.options())?;
     for warning in prompt.warnings() {
         say(&format!("warning: {warning}"));
     }

@@ -31,7 +31,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let process = process::rank(&args.engine.process)?;
     process.as_ref().map_or(Ok(()), |process| check_input(args, process))?;
     if let Some(process) = process.clone().filter(|process| process.rank > 0) {
-        process::follow(args.engine.builder(&args.model, &dir, Some(process.clone()))?, &process)?;
+        process::follow(args.engine.builder(&args.model.prompt, &dir, Some(process.clone()))?, &process)?;
         return Ok(Outcome::Complete);
     }
     // Before the model, which takes longer: errors of the input and the output show at once.
@@ -45,7 +45,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         _ => EarlierRun::default(),
     };
     let loading = Loading::default();
-    let builder = args.engine.builder(&args.model, &dir, process)?.loading(loading.clone());
+    let builder = args.engine.builder(&args.model.prompt, &dir, process)?.loading(loading.clone());
     let engine = Arc::new(progress::while_loading(&loading, || builder.open())?);
     say(&running_on(engine.device()));
     let mut warnings = Warnings { engine: &engine, printed: 0 };

@@ -33,7 +33,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let dir = model_dir::find(&args.model.model)?;
     let process = ranks::rank(&args.engine.process)?;
     if let Some(process) = process.clone().filter(|process| process.rank > 0) {
-        ranks::follow(args.engine.builder(&args.model, &dir, Some(process.clone()))?, &process)?;
+        ranks::follow(args.engine.builder(&args.model.prompt, &dir, Some(process.clone()))?, &process)?;
         return Ok(Outcome::Complete);
     }
     // Before the model, which takes longer: errors of the options show at once.
@@ -45,7 +45,7 @@ pub(super) fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let runtime = runtime.worker_threads(threads).enable_all().build().context("cannot start threads")?;
     log(args.log);
     let loading = Loading::default();
-    let builder = args.engine.builder(&args.model, &dir, process)?.loading(loading.clone());
+    let builder = args.engine.builder(&args.model.prompt, &dir, process)?.loading(loading.clone());
     let engine = Arc::new(progress::while_loading(&loading, || builder.open())?);
     say(&running_on(engine.device()));
     engine.warnings().iter().for_each(|warning| say(&format!("warning: {warning}")));
