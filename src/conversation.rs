@@ -298,7 +298,7 @@ fn refused(message: String) -> Error {
 }
 
 /// Returns the kind of a value, for messages.
-pub(crate) fn kind_of(value: &Value) -> &'static str {
+pub fn kind_of(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

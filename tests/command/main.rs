@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod eval;
 mod hostile;
 #[path = "../server/http.rs"]
 mod http;

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args as _, Id, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
+use crate::eval::metrics::TieCredit;
 use crate::input::Input;
 #[cfg(feature = "cuda")]
 use crate::shapes::ShapeArg;
@@ -47,6 +48,8 @@ pub(super) enum Command {
     /// Serve rewards over HTTP, in builds with the feature `serve`
     #[cfg(not(feature = "serve"))]
     Serve(MissingArgs),
+    /// Evaluate a model on a published benchmark of reward models
+    Eval(Box<EvalArgs>),
     /// Show the text and the token ids that would be scored, without weights
     Render(RenderArgs),
     /// Show the memory that the model needs, and whether it fits on well-known GPUs, on those of
@@ -143,6 +146,132 @@ fn column(text: &str) -> std::result::Result<(String, String), String> {
             Ok((key.to_owned(), column.to_owned()))
         }
         _ => Err("expected KEY=COLUMN".to_owned()),
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct EvalArgs {
+    /// The benchmark
+    #[arg(value_enum, value_name = "BENCHMARK")]
+    pub(super) benchmark: BenchmarkArg,
+
+    /// The benchmark's file as it was published: JSON lines or a JSON array
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// The model's folder, or an `org/name` that is in the local Hugging Face cache
+    #[arg(long, value_name = "DIR", required_unless_present = "scores")]
+    pub(super) model: Option<String>,
+
+    /// Evaluate these results, as --output writes them, instead of a model
+    #[arg(long, value_name = "RESULTS", conflicts_with_all = options_of_scoring())]
+    pub(super) scores: Option<PathBuf>,
+
+    /// Write each item with its scores to this file, as the benchmark's own program does. An
+    /// existing file is replaced once the model is open, unless --resume is given
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+
+    /// Continue an earlier run after the last whole line that it wrote to the output, if there is
+    /// one. The file becomes, byte for byte, that of an uninterrupted run
+    #[arg(long, requires = "output")]
+    pub(super) resume: bool,
+
+    /// Compare with the results of another model, item by item
+    #[arg(long, value_name = "RESULTS")]
+    pub(super) baseline: Option<PathBuf>,
+
+    /// Write one JSON object instead of tables
+    #[arg(long)]
+    pub(super) json: bool,
+
+    /// Compare rewards rounded to bf16, in which programs that run the model in bf16 have them:
+    /// some are equal then
+    #[arg(long)]
+    pub(super) bf16: bool,
+
+    /// Credit for equal scores in rm-bench, rewardbench, helpsteer3 and preferences [default: none]
+    #[arg(long, value_enum)]
+    pub(super) ties: Option<TieCredit>,
+
+    /// judgebench: the first game alone counts, in which a tie is a decision for B
+    #[arg(long)]
+    pub(super) single_game: bool,
+
+    /// rewardbench2: leave prompts whose right responses have one score out of the last term of
+    /// Ties, as the package rewardbench 0.1.4 does
+    #[arg(long)]
+    pub(super) skip_zero_spread: bool,
+
+    /// preferences: the column that groups items [default: the first of subset, source and domain
+    /// that all items have]
+    #[arg(long, value_name = "COLUMN")]
+    pub(super) by: Option<String>,
+
+    #[command(flatten)]
+    pub(super) prompt: PromptArgs,
+
+    #[command(flatten)]
+    pub(super) engine: EngineArgs,
+}
+
+/// A benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum BenchmarkArg {
+    /// RM-Bench
+    RmBench,
+    /// JudgeBench
+    #[value(name = "judgebench")]
+    JudgeBench,
+    /// RewardBench
+    #[value(name = "rewardbench")]
+    RewardBench,
+    /// RewardBench 2
+    #[value(name = "rewardbench2")]
+    RewardBench2,
+    /// HelpSteer3-Preference
+    #[value(name = "helpsteer3")]
+    HelpSteer3,
+    /// Any file of chosen and rejected responses
+    Preferences,
+}
+
+/// Returns the options of `kudos eval` that change nothing where no model runs.
+fn options_of_scoring() -> Vec<Id> {
+    let flattened = PromptArgs::augment_args(EngineArgs::augment_args(clap::Command::new("kudos")));
+    let ids = flattened.get_arguments().map(|argument| argument.get_id().clone());
+    ids.chain(["model", "output", "resume", "bf16"].map(Id::from)).collect()
+}
+
+impl EvalArgs {
+    /// Fails if an option of another benchmark was given: it would change nothing.
+    pub(super) fn check(&self) -> Result<()> {
+        use BenchmarkArg::{HelpSteer3, JudgeBench, Preferences, RewardBench, RewardBench2, RmBench};
+        let options: [(&str, bool, &[BenchmarkArg]); 4] = [
+            ("--ties", self.ties.is_some(), &[RmBench, RewardBench, HelpSteer3, Preferences]),
+            ("--single-game", self.single_game, &[JudgeBench]),
+            ("--skip-zero-spread", self.skip_zero_spread, &[RewardBench2]),
+            ("--by", self.by.is_some(), &[Preferences]),
+        ];
+        let name = |benchmark: BenchmarkArg| {
+            benchmark.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+        };
+        for (option, is_given, benchmarks) in options {
+            if is_given && !benchmarks.contains(&self.benchmark) {
+                let of: Vec<String> = benchmarks.iter().map(|benchmark| name(*benchmark)).collect();
+                let message = format!(
+                    "`{option}` is an option of {}, and the benchmark is {}",
+                    of.join(", "),
+                    name(self.benchmark)
+                );
+                return Err(Error::new(ErrorKind::Options, message).with_hint("leave it out"));
+            }
+        }
+        if self.output.as_deref() == Some(Path::new("-")) {
+            return Err(Error::new(ErrorKind::Options, "standard output has the report, not the results")
+                .with_hint("name a file for `--output`"));
+        }
+        Ok(())
     }
 }
 

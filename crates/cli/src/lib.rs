@@ -7,6 +7,7 @@
 //! so there is nothing to save at the end.
 
 pub mod args;
+mod eval;
 pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -68,6 +69,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
                 .with_hint("`make build` builds kudos with the feature `serve`, which is on by default")
                 .into())
         }
+        Command::Eval(args) => eval::run(&args),
         Command::Render(args) => render::run(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),

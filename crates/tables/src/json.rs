@@ -45,6 +45,13 @@ impl RowWriter {
         Ok(Self { reading, columns })
     }
 
+    /// Returns a writer of whole rows.
+    pub fn whole(schema: &Schema) -> Self {
+        let columns = schema.fields().iter().enumerate();
+        let columns = columns.map(|(index, field)| (index, quoted(field.name()))).collect();
+        Self { reading: Reading::default(), columns }
+    }
+
     /// Returns how the objects are read.
     pub fn reading(&self) -> &Reading {
         &self.reading

@@ -15,6 +15,8 @@ use kudos::internals::request::{BYTE_ORDER_MARK, Reading};
 pub(super) struct Lines {
     reader: Box<dyn BufRead + Send>,
     reading: Arc<Reading>,
+    /// Whether the first line decides how lines are read.
+    decides: bool,
     notes: Notes,
     index: usize,
     read_bytes: u64,
@@ -24,9 +26,18 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn new(reader: Box<dyn BufRead + Send>, reading: Reading, notes: Notes) -> Self {
-        let (reading, line_bytes_max) = (Arc::new(reading), LINE_BYTES_MAX);
-        Self { reader, reading, notes, index: 0, read_bytes: 0, compressed_bytes: None, line_bytes_max }
+    /// Returns the lines of a reader, which are taken as they are where there is no reading.
+    pub(super) fn new(reader: Box<dyn BufRead + Send>, reading: Option<Reading>, notes: Notes) -> Self {
+        Self {
+            reader,
+            decides: reading.is_some(),
+            reading: Arc::new(reading.unwrap_or_default()),
+            notes,
+            index: 0,
+            read_bytes: 0,
+            compressed_bytes: None,
+            line_bytes_max: LINE_BYTES_MAX,
+        }
     }
 
     /// Sets the count of bytes of the file, where lines have others.
@@ -52,7 +63,7 @@ impl Lines {
                 if index == 0 {
                     check_format(text, name)?;
                 }
-                if !self.reading.is_decided() {
+                if self.decides && !self.reading.is_decided() {
                     self.decide(text, name)?;
                 }
             }
@@ -151,7 +162,7 @@ mod tests {
 
     fn lines(text: &str, line_bytes_max: u64) -> Vec<Row> {
         let reader = Box::new(Cursor::new(text.as_bytes().to_vec()));
-        let mut lines = Lines::new(reader, Reading::default(), Notes::default());
+        let mut lines = Lines::new(reader, Some(Reading::default()), Notes::default());
         lines.line_bytes_max = line_bytes_max;
         std::iter::from_fn(|| lines.read("a test").unwrap()).collect()
     }

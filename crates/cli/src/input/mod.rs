@@ -69,6 +69,17 @@ impl std::fmt::Display for Place {
 }
 
 impl RawLine {
+    /// Returns line `index` of an input, from 0, with this text.
+    pub(super) fn new(index: usize, end: u64, text: Vec<u8>) -> Self {
+        let place = Place { file: None, unit: "line", number: index + 1 };
+        Self { index, end, place, text: Ok(text), reading: Arc::default() }
+    }
+
+    /// Returns its text, or why there is none.
+    pub(super) fn into_text(self) -> Result<Vec<u8>> {
+        self.text.map_err(|error| error.at(self.place))
+    }
+
     /// Bytes of its text.
     pub(super) fn bytes(&self) -> usize {
         self.text.as_ref().map_or(0, Vec::len)
@@ -87,16 +98,14 @@ impl RawLine {
 
 /// Parses line `index`, from 0.
 pub(super) fn parse(bytes: &[u8], index: usize) -> Line {
-    let place = Place { file: None, unit: "line", number: index + 1 };
-    let (text, reading) = (Ok(bytes.to_vec()), Arc::default());
-    RawLine { index, end: 0, place, text, reading }.parse()
+    RawLine::new(index, 0, bytes.to_vec()).parse()
 }
 
 /// Files, or standard input, whose rows are read one after another. Empty lines are skipped, but
 /// counted.
 pub(super) struct Input {
-    /// How rows are read, as far as options say it.
-    reading: Reading,
+    /// How rows are read, as far as options say it; `None` where they are taken whole.
+    reading: Option<Reading>,
     /// Files that are still to be read.
     files: VecDeque<Source>,
     current: Option<Rows>,
@@ -133,6 +142,15 @@ impl Input {
     /// Opens files, folders and patterns, or standard input for `-`. Errors of the files that can be
     /// found before anything is computed are found here.
     pub(super) fn open(paths: &[PathBuf], reading: Reading) -> anyhow::Result<Self> {
+        Self::open_as(paths, Some(reading))
+    }
+
+    /// Opens a file whose rows are taken whole, with all of their keys.
+    pub(super) fn open_whole(path: &Path) -> anyhow::Result<Self> {
+        Self::open_as(&[path.to_owned()], None)
+    }
+
+    fn open_as(paths: &[PathBuf], reading: Option<Reading>) -> anyhow::Result<Self> {
         let files = paths::expand(paths)?;
         let several = files.len() > 1;
         let (mut sources, mut identities) = (VecDeque::new(), Vec::new());
@@ -192,7 +210,7 @@ impl Input {
         loop {
             let Some(rows) = &mut self.current else {
                 let Some(source) = self.files.front() else { return Ok(None) };
-                self.current = Some(source.open(&self.reading, &self.notes)?);
+                self.current = Some(source.open(self.reading.as_ref(), &self.notes)?);
                 continue;
             };
             let source = self.files.front().expect("the current file is the first one");
@@ -274,7 +292,7 @@ impl Source {
     }
 
     /// Opens the rows of the file.
-    fn open(&self, reading: &Reading, notes: &Notes) -> anyhow::Result<Rows> {
+    fn open(&self, reading: Option<&Reading>, notes: &Notes) -> anyhow::Result<Rows> {
         let Some(path) = &self.path else {
             return self.rows(BufReader::new(io::stdin()), None, reading, notes);
         };
@@ -288,7 +306,7 @@ impl Source {
         &self,
         mut reader: impl BufRead + Send + 'static,
         file: Option<File>,
-        reading: &Reading,
+        reading: Option<&Reading>,
         notes: &Notes,
     ) -> anyhow::Result<Rows> {
         let start = reader.fill_buf().with_context(|| format!("cannot read {}", self.name))?;
@@ -313,10 +331,10 @@ impl Source {
                 let count = counted.count();
                 let lines = kudos_tables::lines(container, counted)
                     .with_context(|| format!("cannot read {}", self.name))?;
-                return Ok(Rows::Lines(Lines::new(lines, reading.clone(), notes.clone()).compressed(count)));
+                return Ok(Rows::Lines(Lines::new(lines, reading.cloned(), notes.clone()).compressed(count)));
             }
         }
         let _ = file;
-        Ok(Rows::Lines(Lines::new(Box::new(reader), reading.clone(), notes.clone())))
+        Ok(Rows::Lines(Lines::new(Box::new(reader), reading.cloned(), notes.clone())))
     }
 }

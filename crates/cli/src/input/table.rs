@@ -24,10 +24,14 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Opens a table; its columns decide how rows are read, unless `reading` does.
-    pub(super) fn open(file: File, container: Container, reading: &Reading) -> Result<Self> {
+    /// Opens a table; its columns decide how rows are read, unless `reading` does. Without a reading
+    /// rows have all columns.
+    pub(super) fn open(file: File, container: Container, reading: Option<&Reading>) -> Result<Self> {
         let table = Table::open(file, container)?;
-        let writer = RowWriter::new(table.schema(), reading.clone())?;
+        let writer = match reading {
+            Some(reading) => RowWriter::new(table.schema(), reading.clone())?,
+            None => RowWriter::whole(table.schema()),
+        };
         let columns: Vec<usize> = writer.columns().collect();
         if columns.is_empty() {
             let names: Vec<&str> =
