@@ -6,7 +6,7 @@ CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
 
-.PHONY: demo demo-build test test-gpu test-python test-trainers test-clients test-page wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
+.PHONY: demo demo-build test test-gpu test-python test-trainers test-clients test-page test-eval wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
 .PHONY: softgpu softgpu-env kernels-page golden bench-cpu plots capi
 
 demo: demo-build
@@ -45,6 +45,11 @@ test-clients: build
 # The server's page in a browser: Debian's chromium, where it is installed.
 test-page: build
 	tests/page/run.sh
+
+# The numbers of `kudos eval` against a second implementation, and against rewardbench's own functions
+# (pip installs 100 MB).
+test-eval: build
+	tests/eval/run.sh
 
 # A wheel for PyPI, in target/wheels: for glibc 2.28 and later (manylinux_2_28), linked by zig, which pip installs.
 # WHEEL_FLAGS= builds for this machine's own glibc.
