@@ -81,10 +81,13 @@ def test_numbers_equal_the_second_implementation(tmp_path, benchmark, seed):
     items = getattr(benchmarks, f"{name}_items")(random, ITEMS)
     scored = [benchmarks.scores(random, count(item)) for item in items]
     results = [item | fields(values) for item, values in zip(items, scored)]
+    tables = []
     for arguments, meaning in options:
         report = evaluate(tmp_path, benchmark, items, results, *arguments)
         assert report["ties"]["count"] > 0
         compare(report, getattr(benchmarks, name)(items, scored, **meaning))
+        tables.append(report["tables"])
+    assert tables[0] != tables[1], "the option changes no number of these items"
 
 
 def test_a_baseline_equals_the_second_implementation(tmp_path):
