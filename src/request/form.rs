@@ -53,6 +53,18 @@ impl Request {
         }
     }
 
+    /// Returns the turns before the response, of a pair before the chosen one; `None` for token ids.
+    pub fn prompt(&self) -> Option<&[Message]> {
+        let before = |conversation: &'_ Conversation| conversation.messages().len().saturating_sub(1);
+        match self {
+            Self::One(Input::Tokens(_)) => None,
+            Self::Responses(all) => Some(all.prompt.messages()),
+            Self::One(Input::Conversation(whole)) | Self::Pair { chosen: whole, .. } => {
+                Some(&whole.messages()[..before(whole)])
+            }
+        }
+    }
+
     /// Returns whether the request is token ids, which need no chat template.
     pub fn is_tokens(&self) -> bool {
         matches!(self, Self::One(Input::Tokens(_)))

@@ -24,7 +24,7 @@ const STRICT: [&str; 5] = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-g"];
 const SANITIZED: [&str; 2] = ["-fsanitize=address", "-fno-omit-frame-pointer"];
 
 /// Options of `kudos score` that an engine in this process does not have.
-const OF_THE_COMMAND: [&str; 12] = [
+const OF_THE_COMMAND: [&str; 16] = [
     "help",
     "json",
     "model",
@@ -35,6 +35,10 @@ const OF_THE_COMMAND: [&str; 12] = [
     "rendezvous_secret_file",
     "response",
     "resume",
+    "rows",
+    "columns",
+    "shard",
+    "whole",
     "version",
     "world_size",
 ];

@@ -14,6 +14,7 @@ mod process;
 mod readme;
 mod refusals;
 mod scale;
+mod shards;
 #[cfg(feature = "tables")]
 mod tables;
 mod terminal;

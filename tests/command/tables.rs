@@ -288,3 +288,39 @@ fn broken_files_are_refused_with_their_name() {
         assert!(!run.stderr.contains("running on"), "{run:?}");
     }
 }
+
+#[test]
+fn benchmarks_are_read_from_tables_and_compressed_lines() {
+    let folder = Folder::new();
+    let column = |values: [&str; 2]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+    let columns = [
+        ("prompt", column(["What is 1+1?", "What is 8+6?"])),
+        ("chosen", column(["1+1=2", "8+6=14"])),
+        ("rejected", column(["1+1=3", "8+6=13"])),
+        ("source", column(["x", "y"])),
+    ];
+    parquet(
+        &folder.path("pairs.parquet"),
+        &[RecordBatch::try_from_iter(columns).unwrap()],
+        Compression::SNAPPY,
+    );
+    let lines = [
+        r#"{"prompt": "What is 1+1?", "chosen": "1+1=2", "rejected": "1+1=3", "source": "x"}"#,
+        r#"{"prompt": "What is 8+6?", "chosen": "8+6=14", "rejected": "8+6=13", "source": "y"}"#,
+    ];
+    let plain = folder.write("pairs.jsonl", lines.join("\n"));
+    folder.write("pairs.zst", zstd::encode_all(lines.join("\n").as_bytes(), 3).unwrap());
+    let model = demo_model();
+    let report = |path: &str| {
+        let arguments =
+            ["eval", "preferences", path, "--device", "cpu", "--json", "--model", model.to_str().unwrap()];
+        let run = kudos(&arguments, "");
+        assert_eq!(run.status, Some(0), "{run:?}");
+        serde_json::from_str::<Value>(&run.stdout).unwrap()["tables"].clone()
+    };
+    let expected = report(&plain);
+    assert!(expected["group"]["overall"].is_object(), "{expected}");
+    for name in ["pairs.parquet", "pairs.zst"] {
+        assert_eq!(report(&folder.text(name)), expected, "{name}");
+    }
+}

@@ -10,7 +10,7 @@ use clap::{ArgGroup, Args as _, Id, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use crate::eval::metrics::TieCredit;
-use crate::input::Input;
+use crate::input::{Input, Shard};
 #[cfg(feature = "cuda")]
 use crate::shapes::ShapeArg;
 use kudos::internals::request::{Columns, Reading, Rows};
@@ -110,6 +110,17 @@ pub(super) struct ScoreArgs {
     #[arg(long, requires = "output", conflicts_with = "prompt")]
     pub(super) resume: bool,
 
+    /// Score one of N contiguous parts of the files, counted from 0: `0/4` to `3/4` are the whole. They
+    /// are cut by bytes, and where neighbours share a prompt at its next change; of compressed and
+    /// Arrow files whole ones are taken
+    #[arg(long, value_name = "I/N", conflicts_with = "prompt")]
+    pub(super) shard: Option<Shard>,
+
+    /// Write to FILE.partial, which becomes FILE when all is scored, with FILE.manifest.json beside
+    /// it. With --resume a run whose FILE is there ends at once
+    #[arg(long, requires = "output", conflicts_with = "prompt")]
+    pub(super) whole: bool,
+
     /// Write JSON instead of a table
     #[arg(long)]
     pub(super) json: bool,
@@ -132,11 +143,11 @@ pub(super) struct RowArgs {
 }
 
 impl RowArgs {
-    /// Opens the input.
-    pub(super) fn open(&self, paths: &[PathBuf]) -> anyhow::Result<Input> {
+    /// Opens the input, or a shard of it.
+    pub(super) fn open(&self, paths: &[PathBuf], shard: Option<Shard>) -> anyhow::Result<Input> {
         let columns = self.columns.iter().map(|(key, column)| (key.as_str(), column.as_str()));
         let columns = Columns::new(columns).map_err(|error| error.prefixed("`--columns`"))?;
-        Input::open(paths, Reading::new(columns, self.rows))
+        Input::open(paths, Reading::new(columns, self.rows), shard)
     }
 }
 

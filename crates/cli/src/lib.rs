@@ -13,6 +13,7 @@ pub mod files;
 pub mod fuzzing;
 pub mod gpus;
 mod input;
+mod manifest;
 mod manual;
 mod messages;
 pub mod model_dir;

@@ -1,6 +1,6 @@
 //! Results: JSON lines, each written in one piece, or a table on a terminal.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind as IoErrorKind, IsTerminal, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -36,9 +36,30 @@ pub(super) struct OutputFile {
     kept_bytes: u64,
     /// Lines in the file, once this run has begun to write.
     lines: usize,
+    /// The name that the file has once it is whole, if another.
+    whole: Option<PathBuf>,
 }
 
 impl Output {
+    /// Opens the file that becomes the one at `path` when it is whole.
+    pub(super) fn open_whole(path: &Path, inputs: &[InputFile]) -> anyhow::Result<Self> {
+        let existing = fs::metadata(path).ok().as_ref().and_then(Identity::of);
+        check_no_input(existing, &format!("`{}`", path.display()), inputs)?;
+        let mut partial = path.as_os_str().to_owned();
+        partial.push(".partial");
+        let mut output = Self::open(Some(Path::new(&partial)), inputs)?;
+        match &mut output.file {
+            Some(file) => file.whole = Some(path.to_owned()),
+            None => {
+                let message = format!("{} is no regular file", output.name);
+                return Err(Error::new(ErrorKind::Options, message)
+                    .with_hint("`--whole` needs a file that can be renamed")
+                    .into());
+            }
+        }
+        Ok(output)
+    }
+
     /// Opens a file, or standard output for `None` and `-`. A file that cannot be written is an
     /// error here, before anything is computed. Its content stays until `begin`.
     ///
@@ -78,7 +99,13 @@ impl Output {
             };
             probe().with_context(|| format!("cannot write {name}"))?;
         }
-        let file = file.map(|handle| OutputFile { path: path.to_owned(), handle, kept_bytes: 0, lines: 0 });
+        let file = file.map(|handle| OutputFile {
+            path: path.to_owned(),
+            handle,
+            kept_bytes: 0,
+            lines: 0,
+            whole: None,
+        });
         Ok(Self { writer: Box::new(handle), name, file, standard: false, line: String::new() })
     }
 
@@ -126,6 +153,13 @@ impl Output {
             file.lines += 1;
         }
         Ok(())
+    }
+
+    /// Gives the file its name, if it has another until it is whole.
+    pub(super) fn rename(&mut self) -> anyhow::Result<()> {
+        let Some(OutputFile { path, whole: Some(whole), .. }) = &self.file else { return Ok(()) };
+        fs::rename(path, whole)
+            .with_context(|| format!("cannot rename {} to `{}`", self.name, whole.display()))
     }
 
     /// Syncs the file to the disk, which may still find that it is full.

@@ -18,7 +18,7 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
         say(&format!("warning: {warning}"));
     }
     let renderer = Renderer { prompt: &prompt, max_tokens, head: config.head };
-    let lines = args.rows.open(&args.input)?;
+    let lines = args.rows.open(&args.input, None)?;
     let inputs: Vec<InputFile> = model_dir::files(&dir).into_iter().chain(lines.files()).collect();
     let mut output = Output::open(None, &inputs)?;
     let mut outcome = Outcome::Complete;

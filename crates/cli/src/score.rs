@@ -4,16 +4,18 @@
 //! writes them. The memory of all lines in the pipeline is bounded, and results are written while
 //! the input is read.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use serde_json::{Map, Value};
 
 use crate::args::ScoreArgs;
 use crate::files::InputFile;
 use crate::input::{Input, Line};
+use crate::manifest::{Lines, Manifest};
 use crate::output::{Output, is_terminal, table};
 use crate::pipeline::{self, InFlight, PipelineItem, Submitted};
 use crate::progress::{self, Progress, Results};
@@ -35,11 +37,24 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         return Ok(Outcome::Complete);
     }
     // Before the model, which takes longer: errors of the input and the output show at once.
-    let mut source = if args.input.is_empty() { None } else { Some(args.rows.open(&args.input)?) };
+    let mut source =
+        if args.input.is_empty() { None } else { Some(args.rows.open(&args.input, args.shard)?) };
     let mut inputs = model_dir::files(&dir);
     inputs.extend(source.iter().flat_map(Input::files));
     inputs.extend(args.engine.process.rendezvous_secret_file.as_deref().and_then(InputFile::at));
-    let mut output = Output::open(args.output.as_deref(), &inputs)?;
+    let whole = Whole::new(args, &dir, source.as_ref())?;
+    if let Some(whole) = &whole
+        && args.resume
+        && whole.path.exists()
+    {
+        whole.manifest.check(whole.path)?;
+        say(&format!("`{}` is whole: there is nothing to score", whole.path.display()));
+        return Ok(Outcome::Complete);
+    }
+    let mut output = match &whole {
+        Some(whole) => Output::open_whole(whole.path, &inputs)?,
+        None => Output::open(args.output.as_deref(), &inputs)?,
+    };
     let mut earlier = match &mut source {
         Some(source) if args.resume => EarlierRun::find(source, &mut output)?,
         _ => EarlierRun::default(),
@@ -55,16 +70,44 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         say(&format!("continuing after {} results in {}", earlier.lines, output.name()));
     }
     output.begin()?;
+    let began = Instant::now();
+    let mut lines = Lines { total: earlier.lines, failed: earlier.failed, earlier: earlier.lines };
     let outcome = match (&args.prompt, source) {
         (Some(prompt), _) => inline(args, prompt, &engine, &mut output),
-        (None, Some(source)) => stream(source, &earlier, &engine, &mut output, &mut warnings),
+        (None, Some(source)) => {
+            stream(source, earlier.input_bytes, &mut lines, &engine, &mut output, &mut warnings)
+        }
         (None, None) => unreachable!("the command line asks for a prompt or an input"),
     };
     warnings.print(say);
     let outcome = outcome.and_then(|outcome| output.end().map(|()| outcome));
+    let outcome = outcome.and_then(|outcome| {
+        if let Some(Whole { path, manifest }) = whole {
+            // The output last: where it is, all is.
+            let written = manifest.write(path, lines, &engine.stats(), began.elapsed());
+            written.with_context(|| format!("cannot write the manifest of `{}`", path.display()))?;
+            output.rename()?;
+        }
+        Ok(outcome)
+    });
     // Ends ranks in other processes. The thread that reads may hold the engine for ever.
     engine.abort();
     outcome.map_err(|error| output.with_resume_hint(error))
+}
+
+/// An output that appears under its name when it is whole.
+struct Whole<'a> {
+    path: &'a Path,
+    manifest: Manifest,
+}
+
+impl<'a> Whole<'a> {
+    fn new(args: &'a ScoreArgs, dir: &Path, source: Option<&Input>) -> anyhow::Result<Option<Self>> {
+        let (Some(path), Some(source), true) = (args.output.as_deref(), source, args.whole) else {
+            return Ok(None);
+        };
+        Ok(Some(Self { path, manifest: Manifest::new(args, dir, source)? }))
+    }
 }
 
 /// Refuses a rank 0 without an input, and other ranks with one.
@@ -123,18 +166,18 @@ fn inline(args: &ScoreArgs, prompt: &str, engine: &Engine, output: &mut Output) 
 }
 
 fn stream(
-    lines: Input,
-    earlier: &EarlierRun,
+    input: Input,
+    earlier_bytes: u64,
+    lines: &mut Lines,
     engine: &Arc<Engine>,
     output: &mut Output,
     warnings: &mut Warnings<'_>,
 ) -> anyhow::Result<Outcome> {
-    let (size, notes) = (lines.size(), lines.notes());
-    let items = pipeline::start(engine, lines);
-    let (mut total, mut failed) = (earlier.lines, earlier.failed);
+    let (size, notes) = (input.size(), input.notes());
+    let items = pipeline::start(engine, input);
     let results =
         if output.is_standard() && is_terminal() { Results::OnTerminal } else { Results::Elsewhere };
-    let mut progress = Progress::new(results, size, earlier.input_bytes, engine.stats());
+    let mut progress = Progress::new(results, size, earlier_bytes, engine.stats());
     loop {
         let InFlight { key, submitted, end, .. } = match items.recv_timeout(POLL_INTERVAL) {
             Ok(PipelineItem::Line(in_flight)) => in_flight,
@@ -155,15 +198,16 @@ fn stream(
             if engine.failure().is_some() {
                 return Err(error.into());
             }
-            failed += 1;
+            lines.failed += 1;
         }
-        total += 1;
+        lines.total += 1;
         output.line(&result_line(Some(&key), fields))?;
         progress.reached(end, || engine.stats());
         notes.take().iter().for_each(|note| progress.say(note));
         warnings.print(|text| progress.say(text));
     }
     progress.end(&engine.stats());
+    let Lines { total, failed, .. } = *lines;
     if failed == 0 {
         return Ok(Outcome::Complete);
     }

@@ -95,14 +95,20 @@ impl Table {
         self.bytes
     }
 
-    /// Returns batches of the columns with these indices, in ascending order.
-    pub fn batches(&self, columns: &[usize]) -> Result<Batches> {
+    /// Returns batches of the columns with these indices, in ascending order; of a Parquet file also
+    /// of these rows only.
+    pub fn batches(&self, columns: &[usize], rows: Option<Range<u64>>) -> Result<Batches> {
         let batches: Box<dyn Iterator<Item = _> + Send> = guarded(|| match &self.kind {
             Kind::Parquet(metadata) => {
                 let mask = ProjectionMask::roots(metadata.parquet_schema(), columns.iter().copied());
                 let file = self.file.try_clone().map_err(|error| io(&error))?;
                 let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(file, metadata.clone());
-                let reader = builder.with_projection(mask).with_batch_size(BATCH_ROWS).build();
+                let mut builder = builder.with_projection(mask).with_batch_size(BATCH_ROWS);
+                if let Some(Range { start, end }) = rows {
+                    let part = |rows: u64| usize::try_from(rows).unwrap_or(usize::MAX);
+                    builder = builder.with_offset(part(start)).with_limit(part(end.saturating_sub(start)));
+                }
+                let reader = builder.build();
                 Ok(Box::new(reader.map_err(|error| broken(&error))?) as Box<_>)
             }
             Kind::ArrowFile => {

@@ -46,7 +46,18 @@ impl Lines {
         Self { compressed_bytes: Some(bytes), ..self }
     }
 
-    /// Number of lines that were read, with empty ones.
+    /// Sets the number of lines of the file before these.
+    pub(super) fn after(self, lines: usize) -> Self {
+        Self { index: lines, ..self }
+    }
+
+    /// Returns how the lines of the file with this name are read, from the first that decides it.
+    pub(super) fn decided(mut self, name: &str) -> anyhow::Result<Option<Reading>> {
+        while self.decides && !self.reading.is_decided() && self.read(name)?.is_some() {}
+        Ok(self.decides.then(|| (*self.reading).clone()))
+    }
+
+    /// Number of lines of the file up to the last that was read, with empty ones.
     pub(super) fn count(&self) -> usize {
         self.index
     }

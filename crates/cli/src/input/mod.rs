@@ -7,12 +7,13 @@
 mod lines;
 mod paths;
 mod row;
+mod shard;
 #[cfg(feature = "tables")]
 mod table;
 
 use std::collections::VecDeque;
 use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -20,12 +21,16 @@ use anyhow::Context;
 
 use crate::files::{Identity, InputFile, StandardStream, check_format};
 use kudos::Result;
+use serde_json::{Value, json};
+
 use kudos::internals::request::{Parsed, Reading, Request};
 use kudos::internals::results::Key;
 #[cfg(feature = "tables")]
 use kudos::{Error, ErrorKind};
 use lines::Lines;
 use row::{Notes, Row, cannot_open};
+pub(crate) use shard::Shard;
+use shard::Span;
 
 /// A parsed line of input: the key of its result, and its request.
 #[derive(Debug)]
@@ -129,6 +134,7 @@ struct Source {
     name: String,
     /// Its bytes, if it is a regular file.
     bytes: Option<u64>,
+    span: Span,
 }
 
 /// The rows of one file.
@@ -141,16 +147,16 @@ enum Rows {
 impl Input {
     /// Opens files, folders and patterns, or standard input for `-`. Errors of the files that can be
     /// found before anything is computed are found here.
-    pub(super) fn open(paths: &[PathBuf], reading: Reading) -> anyhow::Result<Self> {
-        Self::open_as(paths, Some(reading))
+    pub(super) fn open(paths: &[PathBuf], reading: Reading, shard: Option<Shard>) -> anyhow::Result<Self> {
+        Self::open_as(paths, Some(reading), shard)
     }
 
     /// Opens a file whose rows are taken whole, with all of their keys.
     pub(super) fn open_whole(path: &Path) -> anyhow::Result<Self> {
-        Self::open_as(&[path.to_owned()], None)
+        Self::open_as(&[path.to_owned()], None, None)
     }
 
-    fn open_as(paths: &[PathBuf], reading: Option<Reading>) -> anyhow::Result<Self> {
+    fn open_as(paths: &[PathBuf], reading: Option<Reading>, shard: Option<Shard>) -> anyhow::Result<Self> {
         let files = paths::expand(paths)?;
         let several = files.len() > 1;
         let (mut sources, mut identities) = (VecDeque::new(), Vec::new());
@@ -163,7 +169,11 @@ impl Input {
             [one] => one.name.clone(),
             _ => "the input".to_owned(),
         };
-        let size = sources.iter().map(|source| source.bytes).sum();
+        let mut rows_before = 0;
+        if let Some(shard) = shard {
+            (sources, rows_before) = sources_of(shard, sources, reading.as_ref())?;
+        }
+        let size = sources.iter().map(Source::bytes_to_read).sum();
         let (current, first, notes) = (None, None, Notes::default());
         let mut input = Self {
             reading,
@@ -174,7 +184,7 @@ impl Input {
             identities,
             several,
             size,
-            before: (0, 0),
+            before: (rows_before, 0),
             notes,
         };
         // What decides how rows are read shows before the model is loaded; a pipe may have to be
@@ -188,6 +198,15 @@ impl Input {
     /// The regular files that are read, for [`Output::open`](crate::output::Output::open).
     pub(super) fn files(&self) -> impl Iterator<Item = InputFile> + '_ {
         self.identities.iter().cloned()
+    }
+
+    /// Returns the name and the size of each file that is read.
+    pub(super) fn described(&self) -> Vec<Value> {
+        let described = |source: &Source| {
+            let path = source.path.as_ref().map(|path| path.display().to_string());
+            json!({"path": path, "bytes": source.bytes})
+        };
+        self.files.iter().map(described).collect()
     }
 
     /// The input's name in messages.
@@ -226,7 +245,7 @@ impl Input {
                 return Ok(Some(RawLine { index, end, place, text, reading }));
             }
             self.before.0 += rows.count();
-            self.before.1 += source.bytes.unwrap_or(0);
+            self.before.1 += source.bytes_to_read().unwrap_or(0);
             self.current = None;
             self.files.pop_front();
         }
@@ -269,7 +288,7 @@ impl Source {
     fn check(path: PathBuf) -> anyhow::Result<Self> {
         if path == Path::new("-") {
             StandardStream::Input.check_open()?;
-            return Ok(Self { path: None, name: "standard input".to_owned(), bytes: None });
+            return Ok(Self { path: None, name: "standard input".to_owned(), bytes: None, span: Span::ALL });
         }
         let name = format!("`{}`", path.display());
         let file = File::open(&path).map_err(|error| cannot_open(&path, error))?;
@@ -279,7 +298,7 @@ impl Source {
             // A read error here shows again at the first line.
             check_format(BufReader::new(file).fill_buf().unwrap_or_default(), &name)?;
         }
-        Ok(Self { path: Some(path), name, bytes })
+        Ok(Self { path: Some(path), name, bytes, span: Span::ALL })
     }
 
     /// The file, if it is a regular one.
@@ -298,7 +317,25 @@ impl Source {
         };
         let file = File::open(path).map_err(|error| cannot_open(path, error))?;
         let table = file.try_clone().ok().filter(|_| self.bytes.is_some());
-        self.rows(BufReader::new(file), table, reading, notes)
+        let rows = self.rows(BufReader::new(file), table, reading, notes)?;
+        match rows {
+            Rows::Lines(lines) if self.span != Span::ALL => {
+                let cannot_read = || format!("cannot read {}", self.name);
+                // The first line of the file decides, also where it is in another shard.
+                let reading = lines.decided(&self.name)?;
+                let mut file = File::open(path).map_err(|error| cannot_open(path, error))?;
+                file.seek(SeekFrom::Start(self.span.start)).with_context(cannot_read)?;
+                let bytes = self.span.end.map_or(u64::MAX, |end| end - self.span.start);
+                let reader = Box::new(BufReader::new(file.take(bytes)));
+                Ok(Rows::Lines(Lines::new(reader, reading, notes.clone()).after(self.span.rows_before)))
+            }
+            rows => Ok(rows),
+        }
+    }
+
+    /// Bytes of the part of the file that is read, where known.
+    fn bytes_to_read(&self) -> Option<u64> {
+        self.bytes.map(|bytes| self.span.bytes(bytes))
     }
 
     /// Returns the rows of the format that the first bytes are of. Tables need the file itself.
@@ -321,8 +358,8 @@ impl Source {
                         format!("{} is a table, which is not read from its start to its end", self.name);
                     return Err(Error::new(ErrorKind::Io, message).with_hint("name the file itself").into());
                 };
-                let rows =
-                    table::Rows::open(file, container, reading).map_err(|error| error.at(&self.name))?;
+                let rows = table::Rows::open(file, container, reading, self.span);
+                let rows = rows.map_err(|error| error.at(&self.name))?;
                 notes.push(rows.note(&self.name));
                 return Ok(Rows::Table(rows));
             }
@@ -336,5 +373,98 @@ impl Source {
         }
         let _ = file;
         Ok(Rows::Lines(Lines::new(Box::new(reader), reading.cloned(), notes.clone())))
+    }
+}
+
+/// Returns the sources of a shard, and the number of rows of the files before them.
+fn sources_of(
+    shard: Shard,
+    sources: VecDeque<Source>,
+    reading: Option<&Reading>,
+) -> anyhow::Result<(VecDeque<Source>, usize)> {
+    let total: Option<u64> = sources.iter().map(|source| source.bytes).sum();
+    let Some(total) = total else {
+        let error = Error::new(ErrorKind::Options, "standard input and pipes have no shards");
+        return Err(error.with_hint("`--shard` needs files, whose sizes are known").into());
+    };
+    let [start, end] = shard.cuts(total);
+    let (mut kept, mut rows_before, mut base) = (VecDeque::new(), 0, 0);
+    for mut source in sources {
+        let bytes = source.bytes.unwrap_or_default();
+        let cut = |position: u64| -> anyhow::Result<Option<u64>> {
+            match position.saturating_sub(base) {
+                0 => Ok(Some(0)),
+                within if within < bytes => source.cut(within, reading),
+                _ => Ok(None),
+            }
+        };
+        let (from, to) = (cut(start)?, cut(end)?);
+        base += bytes;
+        match (from, to) {
+            (_, Some(0)) => break,
+            (None, _) => rows_before += source.count(None)?,
+            (Some(from), to) if Some(from) != to => {
+                let count = if from == 0 { 0 } else { source.count(Some(from))? };
+                source.span = Span { start: from, end: to, rows_before: count };
+                kept.push_back(source);
+            }
+            _ => {}
+        }
+    }
+    Ok((kept, rows_before))
+}
+
+impl Source {
+    /// Returns the byte of lines, or the row of a Parquet file, of a cut at a byte within the file;
+    /// `None` for its end.
+    fn cut(&self, position: u64, reading: Option<&Reading>) -> anyhow::Result<Option<u64>> {
+        let Some(path) = &self.path else { return Ok(None) };
+        let cannot_read = || format!("cannot read {}", self.name);
+        let mut file = File::open(path).map_err(|error| cannot_open(path, error))?;
+        let reading = reading.cloned().unwrap_or_default();
+        #[cfg(feature = "tables")]
+        {
+            use kudos_tables::Container;
+            let mut start = Vec::new();
+            (&mut file)
+                .take(Container::START_BYTES as u64)
+                .read_to_end(&mut start)
+                .with_context(cannot_read)?;
+            match Container::of(&start) {
+                Container::Lines => {}
+                Container::Parquet => {
+                    let share = position as f64 / self.bytes.unwrap_or(1) as f64;
+                    let row = table::cut(file, share, &reading).map_err(|error| error.at(&self.name))?;
+                    return Ok(row);
+                }
+                _ => return Ok(None),
+            }
+        }
+        let byte = shard::cut_of_lines(&mut file, position, &reading).with_context(cannot_read)?;
+        Ok(Some(byte).filter(|byte| Some(*byte) < self.bytes))
+    }
+
+    /// Returns the number of rows before a cut, with empty lines; `None` for its end.
+    fn count(&self, cut: Option<u64>) -> anyhow::Result<usize> {
+        let Some(path) = &self.path else { return Ok(0) };
+        let cannot_read = || format!("cannot read {}", self.name);
+        let file = File::open(path).map_err(|error| cannot_open(path, error))?;
+        #[cfg(feature = "tables")]
+        {
+            use kudos_tables::Container;
+            let mut reader = BufReader::new(file.try_clone().with_context(cannot_read)?);
+            let container = Container::of(reader.fill_buf().with_context(cannot_read)?);
+            if container.is_table() {
+                let count = table::count(file, container).map_err(|error| error.at(&self.name))?;
+                return Ok(cut.map_or(count, |row| row as usize));
+            }
+            if container != Container::Lines {
+                let mut lines = kudos_tables::lines(container, reader).with_context(cannot_read)?;
+                return shard::count_lines(&mut lines, u64::MAX).with_context(cannot_read);
+            }
+            (&file).rewind().with_context(cannot_read)?;
+        }
+        let mut file = file;
+        shard::count_lines(&mut file, cut.unwrap_or(u64::MAX)).with_context(cannot_read)
     }
 }

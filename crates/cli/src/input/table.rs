@@ -1,6 +1,7 @@
 //! Rows of Parquet and Arrow files.
 
 use std::fs::File;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow_array::RecordBatch;
@@ -9,6 +10,7 @@ use kudos::internals::request::Reading;
 use kudos_tables::{Batches, Container, RowWriter, Table};
 
 use super::row::{LINE_BYTES_MAX, Row, wrong};
+use super::shard::{Span, prompt_of};
 
 /// The rows of a table, each as the text of a line.
 pub(super) struct Rows {
@@ -18,15 +20,21 @@ pub(super) struct Rows {
     writer: RowWriter,
     reading: Arc<Reading>,
     index: usize,
-    /// Number of rows, where the file says so.
-    rows: Option<u64>,
+    /// The rows that are read, where the file says how many it has.
+    rows: Option<Range<u64>>,
+    /// Bytes of these rows, about.
     bytes: u64,
 }
 
 impl Rows {
     /// Opens a table; its columns decide how rows are read, unless `reading` does. Without a reading
     /// rows have all columns.
-    pub(super) fn open(file: File, container: Container, reading: Option<&Reading>) -> Result<Self> {
+    pub(super) fn open(
+        file: File,
+        container: Container,
+        reading: Option<&Reading>,
+        span: Span,
+    ) -> Result<Self> {
         let table = Table::open(file, container)?;
         let writer = match reading {
             Some(reading) => RowWriter::new(table.schema(), reading.clone())?,
@@ -39,21 +47,27 @@ impl Rows {
             let error = wrong(format!("the table has no column that is read, only `{}`", names.join("`, `")));
             return Err(error.with_hint("`--columns prompt=NAME,response=NAME` names the columns that are"));
         }
-        let (batches, reading) = (table.batches(&columns)?, Arc::new(writer.reading().clone()));
-        let (rows, bytes) = (table.rows(), table.bytes());
-        Ok(Self { batches, batch: None, writer: writer.projected(), reading, index: 0, rows, bytes })
+        let reading = Arc::new(writer.reading().clone());
+        let rows = table.rows().map(|rows| span.start..span.end.unwrap_or(rows));
+        let batches = table.batches(&columns, rows.clone())?;
+        let (index, bytes) = (span.rows_before, table.bytes());
+        Ok(Self { batches, batch: None, writer: writer.projected(), reading, index, rows, bytes })
     }
 
     /// Returns a message about the rows of a table with this name.
     pub(super) fn note(&self, name: &str) -> String {
-        let rows = self.rows.map_or_else(|| "rows".to_owned(), |rows| format!("{rows} rows"));
+        let rows = match &self.rows {
+            None => "rows".to_owned(),
+            Some(Range { start: 0, end }) => format!("{end} rows"),
+            Some(Range { start, end }) => format!("rows {} to {end}", start + 1),
+        };
         match self.reading.rows() {
             Some(kind) => format!("{name} has {rows} with {kind}"),
             None => format!("{name} has {rows}"),
         }
     }
 
-    /// Number of rows that were read.
+    /// Number of rows of the file up to the last that was read.
     pub(super) fn count(&self) -> usize {
         self.index
     }
@@ -76,9 +90,46 @@ impl Rows {
             *next += 1;
             let index = self.index;
             self.index += 1;
-            let read = self.rows.filter(|rows| *rows > 0).map(|rows| self.index as f64 / rows as f64);
+            let read = self.rows.as_ref().filter(|rows| !rows.is_empty()).map(|rows| {
+                (self.index as u64).saturating_sub(rows.start) as f64 / (rows.end - rows.start) as f64
+            });
             let end = read.map_or(0, |share| (self.bytes as f64 * share.min(1.0)) as u64);
             return Ok(Some(Row { index, end, text, reading: Arc::clone(&self.reading) }));
         }
     }
+}
+
+/// Returns the row at which a Parquet file is cut for a share of its rows; `None` for its end.
+pub(super) fn cut(file: File, share: f64, reading: &Reading) -> Result<Option<u64>> {
+    let table = Table::open(file, Container::Parquet)?;
+    let rows = table.rows().unwrap_or(0);
+    let cut = ((rows as f64 * share) as u64).min(rows);
+    if cut == 0 || cut == rows {
+        return Ok(Some(cut).filter(|cut| *cut < rows));
+    }
+    let writer = RowWriter::new(table.schema(), reading.clone())?;
+    let columns: Vec<usize> = writer.columns().collect();
+    let batches = table.batches(&columns, Some(cut - 1..rows))?;
+    let (writer, mut next, mut before) = (writer.projected(), cut - 1, None);
+    for batch in batches {
+        let batch = batch?;
+        for row in 0..batch.num_rows() {
+            let prompt = writer.object(&batch, row).ok().and_then(|text| prompt_of(writer.reading(), &text));
+            if next >= cut && (prompt.is_none() || prompt != before) {
+                return Ok(Some(next));
+            }
+            before = prompt;
+            next += 1;
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the number of rows of a table.
+pub(super) fn count(file: File, container: Container) -> Result<usize> {
+    let table = Table::open(file, container)?;
+    if let Some(rows) = table.rows() {
+        return Ok(rows as usize);
+    }
+    table.batches(&[], None)?.map(|batch| batch.map(|batch| batch.num_rows())).sum()
 }

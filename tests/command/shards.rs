@@ -1,0 +1,151 @@
+//! `--shard` and `--whole`: parts of an input, each an output that is there when it is whole.
+
+use crate::common;
+
+use std::fs;
+use std::path::PathBuf;
+
+use common::{Run, demo_model, kudos};
+use serde_json::{Value, json};
+
+fn run(arguments: &[&str]) -> Run {
+    let model = demo_model();
+    kudos(&[&["score", "--device", "cpu", "--model", model.to_str().unwrap()], arguments].concat(), "")
+}
+
+/// Lines whose prompts have several neighbours, with an empty line, a broken one, and one with an `id`.
+fn lines(count: usize) -> String {
+    let line = |index: usize| match index {
+        5 => String::new(),
+        9 => "{".to_owned(),
+        11 => json!({"id": "x", "input_ids": [5, 6]}).to_string(),
+        _ => json!({"prompt": format!("Question {}?", index / 4), "response": "7 ".repeat(index % 7)})
+            .to_string(),
+    };
+    (0..count).map(|index| line(index) + "\n").collect()
+}
+
+fn prompts_of(part: &str, lines: &[String]) -> Vec<usize> {
+    let indices =
+        part.lines().filter_map(|line| serde_json::from_str::<Value>(line).unwrap()["index"].as_u64());
+    indices
+        .filter(|index| lines[*index as usize].contains("prompt"))
+        .map(|index| index as usize / 4)
+        .collect()
+}
+
+#[test]
+fn shards_one_after_another_are_the_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text = lines(40);
+    let all: Vec<String> = text.lines().map(str::to_owned).collect();
+    fs::write(path("a"), &text).unwrap();
+    // Without a line end after the last line.
+    fs::write(path("b"), text.trim_end()).unwrap();
+    for files in [vec![path("a")], vec![path("a"), path("b")]] {
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        let whole = run(&files).stdout;
+        assert_eq!(whole.lines().count(), 39 * files.len());
+        for count in [1, 2, 3, 7] {
+            let part =
+                |index: usize| run(&[&files[..], &["--shard", &format!("{index}/{count}")]].concat()).stdout;
+            let parts: Vec<String> = (0..count).map(part).collect();
+            assert_eq!(parts.concat(), whole, "{count} shards");
+            if files.len() == 1 {
+                assert!(parts.iter().all(|part| !part.is_empty()), "{parts:?}");
+                for pair in parts.windows(2) {
+                    let [before, after] = [0, 1].map(|side| prompts_of(&pair[side], &all));
+                    assert!(before.last() < after.first() || after.is_empty(), "a prompt is cut: {pair:?}");
+                }
+            }
+        }
+    }
+    // More shards than lines.
+    fs::write(path("few"), "{\"input_ids\": [5]}\n{\"input_ids\": [6]}\n").unwrap();
+    let part = |index: usize| run(&[&path("few"), "--shard", &format!("{index}/9")]);
+    let parts: Vec<Run> = (0..9).map(part).collect();
+    assert!(parts.iter().all(|part| part.status == Some(0)), "{parts:?}");
+    let joined: String = parts.into_iter().map(|part| part.stdout).collect();
+    assert_eq!(joined, run(&[&path("few")]).stdout);
+    let piped = run(&["-", "--shard", "0/2"]);
+    assert!(piped.stderr.contains("standard input and pipes have no shards"), "{piped:?}");
+}
+
+#[cfg(feature = "tables")]
+#[test]
+fn shards_of_tables_and_compressed_files_are_the_whole() {
+    use std::fs::File;
+    use std::sync::Arc;
+
+    use arrow_array::{ArrayRef, RecordBatch, StringArray};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let column = |make: &dyn Fn(usize) -> String| {
+        Arc::new(StringArray::from_iter_values((0..30).map(make))) as ArrayRef
+    };
+    let columns = [
+        ("prompt", column(&|row| format!("Question {}?", row / 4))),
+        ("response", column(&|row| row.to_string())),
+    ];
+    let batch = RecordBatch::try_from_iter(columns).unwrap();
+    let properties =
+        parquet::file::properties::WriterProperties::builder().set_max_row_group_row_count(Some(7));
+    let file = File::create(path("a.parquet")).unwrap();
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(file, batch.schema(), Some(properties.build())).unwrap();
+    writer.write(&batch).unwrap();
+    writer.close().unwrap();
+    let mut stream =
+        arrow_ipc::writer::StreamWriter::try_new(File::create(path("b.arrow")).unwrap(), &batch.schema())
+            .unwrap();
+    stream.write(&batch).unwrap();
+    stream.finish().unwrap();
+    fs::write(path("c.zst"), zstd::encode_all(lines(20).as_bytes(), 3).unwrap()).unwrap();
+    for files in [&["a.parquet"][..], &["a.parquet", "b.arrow", "c.zst"]] {
+        let files: Vec<String> = files.iter().map(|name| path(name)).collect();
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        let whole = run(&files).stdout;
+        for count in [2, 5] {
+            let part =
+                |index: usize| run(&[&files[..], &["--shard", &format!("{index}/{count}")]].concat()).stdout;
+            let parts: Vec<String> = (0..count).map(part).collect();
+            assert_eq!(parts.concat(), whole, "{count} shards of {files:?}");
+            assert!(files.len() > 1 || parts.iter().all(|part| !part.is_empty()), "{parts:?}");
+        }
+    }
+}
+
+#[test]
+fn an_output_is_there_when_it_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+    fs::write(path("in"), lines(9)).unwrap();
+    let (input, output) = (text(path("in")), text(path("out")));
+    let arguments = [&input, "-o", &output, "--whole", "--shard", "0/2"];
+    let first = run(&arguments);
+    assert_eq!(first.status, Some(0), "{first:?}");
+    let whole = fs::read_to_string(&output).unwrap();
+    assert_eq!(whole, run(&[&input, "--shard", "0/2"]).stdout);
+    assert!(!path("out.partial").exists());
+    let manifest: Value = serde_json::from_slice(&fs::read(path("out.manifest.json")).unwrap()).unwrap();
+    assert_eq!([&manifest["shard"], &manifest["run"]["failed"]], [&json!("0/2"), &json!(0)]);
+    assert_eq!(manifest["run"]["lines"], whole.lines().count());
+    assert!(manifest["model"]["digest"].as_str().unwrap().starts_with("sha256:"), "{manifest}");
+    // Again: nothing is done, and the model is not opened.
+    let again = run(&[&arguments[..], &["--resume"]].concat());
+    assert_eq!(again.status, Some(0), "{again:?}");
+    assert!(again.stderr.contains("is whole: there is nothing to score"), "{again:?}");
+    assert!(!again.stderr.contains("running on"), "{again:?}");
+    let other = run(&[&input, "-o", &output, "--whole", "--resume", "--shard", "1/2"]);
+    assert_eq!(other.status, Some(2), "{other:?}");
+    assert!(other.stderr.contains("is of another run, with `shard` \"0/2\", not \"1/2\""), "{other:?}");
+    // A run that was ended early goes on.
+    fs::rename(&output, path("out.partial")).unwrap();
+    fs::write(path("out.partial"), &whole.as_bytes()[..whole.len() / 2]).unwrap();
+    let resumed = run(&[&arguments[..], &["--resume"]].concat());
+    assert_eq!(resumed.status, Some(0), "{resumed:?}");
+    assert_eq!(fs::read_to_string(&output).unwrap(), whole);
+}
