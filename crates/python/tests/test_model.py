@@ -29,7 +29,8 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
 
 def test_the_options_are_those_of_the_command():
     of_command = set(re.findall(r"--([a-z-]+)", SCORE_HELP.split("\nOptions:")[1]))
-    of_lines = {"model", "prompt", "response", "output", "resume", "json", "help", "version", "template-var"}
+    of_lines = {"model", "prompt", "response", "output", "resume", "rows", "columns", "shard", "whole", "json"}
+    of_lines |= {"help", "version", "template-var"}
     of_processes = {name for name in of_command if name in {"rank", "world-size"} or name.startswith("rendezvous")}
     named = {name for name in of_command if re.search(rf"^ +(-., )?--{name}\b", SCORE_HELP, re.MULTILINE)}
     options = {name.replace("-", "_") for name in named - of_lines - of_processes}
@@ -112,7 +113,7 @@ def test_the_wheel_needs_numpy_alone_and_serves_all_versions():
     wheel = Path(os.environ["KUDOS_TEST_WHEEL"])
     assert re.fullmatch(r"kudos_rm-[^-]+-cp310-abi3-(many)?linux_\w+\.whl", wheel.name)
     names = zipfile.ZipFile(wheel).namelist()
-    for name in ("kudos/py.typed", "kudos/_kudos.pyi", "kudos/_kudos.abi3.so", "kudos/integrations.py"):
+    for name in ("kudos/py.typed", "kudos/_kudos.pyi", "kudos/_kudos.abi3.so", "kudos/integrations/__init__.py"):
         assert name in names
     assert importlib.metadata.requires("kudos-rm") == ["numpy>=1.22"]
     assert importlib.metadata.version("kudos-rm") == kudos.__version__

@@ -8,46 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-import threading
-from typing import Any, Awaitable, Callable, Dict, List, Sequence, Union
+from typing import Any, Awaitable, Callable, Dict, List, Sequence
 
-from kudos import Errors, RewardModel
+from kudos import Errors
+from kudos.integrations._source import Model, Source
 
-Model = Union[RewardModel, str, "os.PathLike[str]"]
 Messages = Sequence[Dict[str, Any]]
 
 #: Tokens with which text that a trainer decoded may end.
 END_TOKENS = ("<|eot_id|>", "<|im_end|>", "<|end_of_text|>", "<|endoftext|>", "<end_of_turn>", "</s>", "<eos>")
-
-
-class _Source:
-    """A model, or what opens one in each process that uses it."""
-
-    def __init__(self, model: Model, options: Dict[str, Any]) -> None:
-        if isinstance(model, RewardModel) and options:
-            raise TypeError("options are those of a model that is not open yet")
-        self.given, self.options = model, options
-        self.opened: RewardModel | None = None
-        self.pid, self.lock = 0, threading.Lock()
-
-    def __getstate__(self) -> Dict[str, Any]:
-        if isinstance(self.given, RewardModel):
-            raise TypeError("an open RewardModel stays in its process: give the model's folder instead")
-        return {"given": self.given, "options": self.options}
-
-    def __setstate__(self, state: Dict[str, Any]) -> None:
-        self.__init__(state["given"], state["options"])  # type: ignore[misc]
-
-    def model(self) -> RewardModel:
-        if isinstance(self.given, RewardModel):
-            return self.given
-        if self.pid != os.getpid():
-            # The lock of a forked child may be held by a thread that is not there.
-            self.lock, self.opened, self.pid = threading.Lock(), None, os.getpid()
-        with self.lock:
-            if self.opened is None:
-                self.opened = RewardModel(self.given, **self.options)
-            return self.opened
 
 
 def conversation(prompt: str | Messages, completion: str | Messages) -> List[Dict[str, Any]]:
@@ -66,7 +35,7 @@ def trl_reward(model: Model, *, errors: Errors = "raise", **options: Any) -> Cal
 
     With ``errors="nan"`` the reward of what cannot be scored is ``None``, which TRL leaves out.
     """
-    source = _Source(model, options)
+    source = Source(model, options)
 
     def kudos_reward(prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> List[float | None]:
         rows = [conversation(*row) for row in zip(prompts, completions)]
@@ -77,7 +46,7 @@ def trl_reward(model: Model, *, errors: Errors = "raise", **options: Any) -> Cal
 
 def trl_reward_async(model: Model, *, errors: Errors = "raise", **options: Any) -> Callable[..., Awaitable[List[float | None]]]:
     """Returns a coroutine function for ``reward_funcs``, which TRL awaits beside others."""
-    source = _Source(model, options)
+    source = Source(model, options)
 
     async def kudos_reward(prompts: Any, completions: Any, completion_ids: Any = None, **columns: Any) -> List[float | None]:
         rows = [conversation(*row) for row in zip(prompts, completions)]
@@ -94,7 +63,7 @@ def verl_reward(
     verl passes the response alone. The prompt is what ``extra_info`` has under the key ``prompt``, or
     what the function ``prompt`` returns for ``extra_info``: a text, or messages.
     """
-    source = _Source(model, options)
+    source = Source(model, options)
 
     def prompt_of(extra_info: Dict[str, Any]) -> str | Messages:
         if callable(prompt):
@@ -131,7 +100,7 @@ def openrlhf_reward(
     A query is a prompt and the response to it; end tokens behind that are left out. Where OpenRLHF
     applied the policy's chat template to prompts, ``prompt`` returns the text or the messages of one.
     """
-    source = _Source(model, options)
+    source = Source(model, options)
 
     def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence[Any], **others: Any) -> Dict[str, Any]:
         rows = []
@@ -173,7 +142,7 @@ class areal_reward:
         end_tokens: Sequence[str] = END_TOKENS,
         **options: Any,
     ) -> None:
-        self.source, self.prompt, self.end_tokens = _Source(model, options), prompt, tuple(end_tokens)
+        self.source, self.prompt, self.end_tokens = Source(model, options), prompt, tuple(end_tokens)
         self.__name__ = "kudos_reward"
 
     def __call__(self, prompt: str, completions: str, prompt_ids: Any = None, completion_ids: Any = None, **columns: Any) -> float:
