@@ -9,6 +9,12 @@
 mod common;
 mod drivers;
 mod gpu;
+#[cfg(feature = "serve")]
+#[path = "../server/http.rs"]
+mod http;
+#[cfg(feature = "serve")]
+#[path = "../server/process.rs"]
+mod process;
 mod processes;
 mod ranks;
 #[cfg(feature = "serve")]

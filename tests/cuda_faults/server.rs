@@ -1,9 +1,6 @@
 //! A server whose GPU is lost: every request that was accepted has one answer, none hangs, and the
 //! server says that it does not work any more.
 
-#[path = "../server/http.rs"]
-mod http;
-
 use std::sync::Arc;
 use std::thread;
 
@@ -12,9 +9,10 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use super::{MODEL, open};
-use crate::common::ids;
+use crate::common::{demo_model, ids};
 use crate::gpu::{Gpu, in_own_processes};
-use http::request;
+use crate::http::request;
+use crate::process::{self, LINE};
 
 const CLIENTS: usize = 24;
 
@@ -71,4 +69,28 @@ fn serve_until_lost() {
     assert_eq!(runtime.block_on(running).unwrap(), Drained::All);
     drop((engine, runtime));
     gpu.plan("");
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn a_server_process_whose_gpu_is_lost_ends_with_status_2() {
+    let _gpu = Gpu::take();
+    // Some passes after the one of the canary.
+    let server =
+        process::Server::start_with(&demo_model(), &["--device", "cuda"], &[("SOFTGPU_FAIL", "lost:2000")]);
+    server.wait_until("ready", |server| server.get("/ready").status == 200);
+    let mut scored = 0;
+    let failed = loop {
+        let answer = server.post("/v1/rewards", LINE);
+        if answer.status != 200 {
+            break answer;
+        }
+        scored += 1;
+        assert!(scored < 2000, "the GPU was not lost");
+    };
+    assert!(scored > 0);
+    assert_eq!(failed.failure(), (500, "device".to_owned()), "{}", failed.text());
+    let (status, log) = server.end();
+    assert_eq!(status.code(), Some(2), "{log}");
+    assert!(log.lines().any(|line| line.starts_with("error: ")), "{log}");
 }

@@ -32,9 +32,11 @@ impl Server {
 
     pub(crate) fn start_with(model: &Path, options: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut command = Command::new(kudos_path());
-        command.args(["serve", "--device", "cpu", "--port", "0", "--model"]).arg(model).args(options);
-        command.envs(variables.iter().copied()).env_remove("KUDOS_API_KEY");
-        command.envs(variables.iter().copied());
+        command.args(["serve", "--port", "0", "--model"]).arg(model).args(options);
+        if !options.contains(&"--device") {
+            command.args(["--device", "cpu"]);
+        }
+        command.env_remove("KUDOS_API_KEY").envs(variables.iter().copied());
         let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
         let mut log = BufReader::new(process.stderr.take().unwrap());
         let mut early = String::new();
