@@ -50,7 +50,7 @@ impl<'a> Given<'a> {
     pub(super) fn read(text: &'a str, columns: &Columns) -> Result<Self> {
         if !text.starts_with('{') {
             let other: Value = serde_json::from_str(text).map_err(|error| not_json(text, &error))?;
-            let error = wrong(format!("the line is {}, expected an object", kind_of(&other)));
+            let error = wrong(format!("the text is {}, expected an object", kind_of(&other)));
             return Err(if other.is_array() { error.with_hint(ARRAY_HINT) } else { error });
         }
         let mut deserializer = serde_json::Deserializer::from_str(text);
@@ -131,7 +131,7 @@ fn not_json_at(text: &str, error: &serde_json::Error, column: Option<usize>) -> 
     let follows = |word: &str| text.get(at..).is_some_and(|rest| rest.starts_with(word));
     if let Some(word) = ["NaN", "Infinity"].into_iter().find(|word| follows(word)) {
         let sign = if text[..at].ends_with('-') { "-" } else { "" };
-        return wrong(format!("the line is not JSON: it has {sign}{word}, {place}")).with_hint(
+        return wrong(format!("the text is not JSON: it has {sign}{word}, {place}")).with_hint(
             "Python's json module writes NaN and Infinity, which are not JSON: write null instead, or leave the key \
              out (`json.dumps(.., allow_nan=False)` finds them)",
         );
@@ -142,7 +142,7 @@ fn not_json_at(text: &str, error: &serde_json::Error, column: Option<usize>) -> 
                 "the text was cut within an emoji or another character beyond 16 bits: cut it at a whole one",
             );
     }
-    let error_text = format!("the line is not JSON: {reason}, {place}");
+    let error_text = format!("the text is not JSON: {reason}, {place}");
     let error = match text.as_bytes().first() {
         Some(b'[') => return wrong(error_text).with_hint(ARRAY_HINT),
         Some(b'{') if error.is_eof() => wrong(error_text)

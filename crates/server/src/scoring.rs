@@ -220,8 +220,7 @@ pub(crate) fn objects(text: &[u8]) -> Result<(bool, Vec<&[u8]>), Failure> {
     if start.is_none_or(|start| text[start] != b'[') {
         return Ok((false, vec![text]));
     }
-    let all: Vec<&RawValue> = serde_json::from_slice(text).map_err(|error| {
-        Failure::new(StatusCode::BAD_REQUEST, "invalid_input", format!("the body is not JSON: {error}"))
-    })?;
+    let all: Vec<&RawValue> = serde_json::from_slice(text)
+        .map_err(|error| Failure::invalid(format!("the body is not JSON: {error}")))?;
     Ok((true, all.into_iter().map(|object| object.get().as_bytes()).collect()))
 }

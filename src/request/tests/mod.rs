@@ -259,12 +259,12 @@ fn values_of_wrong_types_are_named_with_what_was_expected() {
             r#"{"prompt": "q", "response": "a", "chat_template_kwargs": []}"#,
             "`chat_template_kwargs` is an empty list, expected an object",
         ),
-        ("7", "the line is a number, expected an object"),
-        ("null", "the line is null, expected an object"),
+        ("7", "the text is a number, expected an object"),
+        ("null", "the text is null, expected an object"),
     ] {
         assert_refused(text, message, None);
     }
-    assert_refused("[1]", "the line is a list, expected an object", Some(ARRAY_HINT));
+    assert_refused("[1]", "the text is a list, expected an object", Some(ARRAY_HINT));
 }
 
 #[test]
@@ -285,7 +285,7 @@ fn byte_order_marks_before_an_object_are_passed_over() {
         assert_asks(&format!("{start}{{\"input_ids\": [1]}}\r"), &["[1]"]);
     }
     let error = asked("{\"input_ids\": [1]}\u{feff}{\"input_ids\": [1]}").unwrap_err();
-    assert_eq!(error.message(), "the line is not JSON: trailing characters, column 19");
+    assert_eq!(error.message(), "the text is not JSON: trailing characters, column 19");
 }
 
 #[test]
@@ -296,9 +296,9 @@ fn text_that_is_not_json_says_why_and_what_to_do() {
     let lines = "each line holds one whole JSON object; `jq -c .` puts an object on one line";
     let any = "a conversation is one JSON object on one line, such as {\"messages\": [..]}";
     for (text, message, hint) in [
-        (r#"{"score": NaN, "prompt": "q"}"#, "the line is not JSON: it has NaN, column 11", python),
-        (r#"{"tools": [{"x": Infinity}]}"#, "the line is not JSON: it has Infinity, column 18", python),
-        (r#"{"x": -Infinity}"#, "the line is not JSON: it has -Infinity, column 8", python),
+        (r#"{"score": NaN, "prompt": "q"}"#, "the text is not JSON: it has NaN, column 11", python),
+        (r#"{"tools": [{"x": Infinity}]}"#, "the text is not JSON: it has Infinity, column 18", python),
+        (r#"{"x": -Infinity}"#, "the text is not JSON: it has -Infinity, column 8", python),
         (
             r#"{"prompt": "a\ud83d", "response": "b"}"#,
             "`prompt`: the text has half of a character, a lone surrogate such as \\ud83d, column 21",
@@ -309,12 +309,12 @@ fn text_that_is_not_json_says_why_and_what_to_do() {
             "`response`: the text has half of a character, a lone surrogate such as \\ud83d, column 35",
             half,
         ),
-        ("[", "the line is not JSON: EOF while parsing a list, column 1", ARRAY_HINT),
-        ("[{\"prompt\": \"q\"},", "the line is not JSON: EOF while parsing a value, column 17", ARRAY_HINT),
-        ("{", "the line is not JSON: EOF while parsing an object, column 1", lines),
-        ("\"messages\": [", "the line is not JSON: trailing characters, column 11", any),
-        ("{'prompt': 1}", "the line is not JSON: key must be a string, column 2", any),
-        ("", "the line is not JSON: EOF while parsing a value, column 0", any),
+        ("[", "the text is not JSON: EOF while parsing a list, column 1", ARRAY_HINT),
+        ("[{\"prompt\": \"q\"},", "the text is not JSON: EOF while parsing a value, column 17", ARRAY_HINT),
+        ("{", "the text is not JSON: EOF while parsing an object, column 1", lines),
+        ("\"messages\": [", "the text is not JSON: trailing characters, column 11", any),
+        ("{'prompt': 1}", "the text is not JSON: key must be a string, column 2", any),
+        ("", "the text is not JSON: EOF while parsing a value, column 0", any),
     ] {
         let error = asked(text).unwrap_err();
         // The column of a broken escape depends on the parser.
