@@ -6,7 +6,8 @@ CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
 
-.PHONY: demo demo-build test test-gpu test-python test-trainers test-clients test-page test-eval wheel test-real gpu-bundle gpu-bundle-check build fmt lint doc cuda-toolchain
+.PHONY: demo demo-build test test-gpu test-python test-trainers test-clusters test-clients test-page test-docker test-eval wheel test-real gpu-bundle
+.PHONY: gpu-bundle-check build fmt lint doc cuda-toolchain
 .PHONY: softgpu softgpu-env kernels-page golden bench-cpu plots capi
 
 demo: demo-build
@@ -38,8 +39,13 @@ test-python: cuda-toolchain
 test-trainers: test-python
 	tests/trainers/run.sh
 
-# The server with the libraries of its clients, which pip installs (300 MB on disk).
+# The recipes of docs/clusters with Ray, Daft and Spark, which pip downloads (1.3 GB on disk).
+test-clusters: test-python softgpu
+	tests/clusters/run.sh
+
+# The server with the libraries of its clients, which pip installs (300 MB on disk), and under load.
 test-clients: build
+	cargo build $(CARGO_FLAGS) --bin bench
 	tests/clients/run.sh
 
 # The server's page in a browser: Debian's chromium, where it is installed.
@@ -50,6 +56,10 @@ test-page: build
 # (pip installs 100 MB).
 test-eval: build
 	tests/eval/run.sh
+
+# The Dockerfiles, read by hadolint and run in roots that debootstrap makes: as root, and for as long as two builds take.
+test-docker:
+	docker/test.sh
 
 # A wheel for PyPI, in target/wheels: for glibc 2.28 and later (manylinux_2_28), linked by zig, which pip installs.
 # WHEEL_FLAGS= builds for this machine's own glibc.

@@ -155,5 +155,6 @@ def ids_of():
 
 def pytest_unconfigure(config):
     stats = config.pluginmanager.get_plugin("terminalreporter").stats
-    counts = [f"{len(stats[outcome])} {outcome}" for outcome in ("passed", "failed", "error") if stats.get(outcome)]
+    outcomes = ("passed", "skipped", "failed", "error")
+    counts = [f"{len(stats[outcome])} {outcome}" for outcome in outcomes if stats.get(outcome)]
     print("clients: " + ", ".join(counts or ["0 passed"]))

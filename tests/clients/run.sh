@@ -12,7 +12,9 @@ failed() {
     exit 1
 }
 
-[ -x "$target/release/kudos" ] || failed "there is no $target/release/kudos: run \`make build\`"
+for command in kudos bench; do
+    [ -x "$target/release/$command" ] || failed "there is no $target/release/$command: \`make test-clients\` builds it"
+done
 
 if ! cmp -s "$here/requirements.txt" "$venv/requirements.txt"; then
     rm -rf "$venv"
