@@ -87,7 +87,8 @@ impl RowWriter {
             separate(&mut out, 1);
             out.extend(name.as_bytes());
             out.push(b':');
-            write(&mut out, column, row).map_err(|error| error.prefixed(format!("column {name}")))?;
+            write(&mut out, column, row)
+                .map_err(|error| error.prefixed(format!("column `{}`", name.trim_matches('"'))))?;
         }
         out.push(b'}');
         Ok(out)
