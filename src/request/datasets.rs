@@ -18,7 +18,11 @@ pub(super) fn conversations(given: &Given<'_>) -> Result<Request> {
 /// Reads TRL's `prompt` with `completion` or `completions`, each a string or a list of messages.
 pub(super) fn completions(given: &Given<'_>) -> Result<Request> {
     let before = own::prompt(given)?.unwrap_or_default();
-    let prompt = with_extras(Conversation::unanswered(before), given)?;
+    if before.is_empty() {
+        return Err(wrong("`prompt` is an empty list, expected a string or messages"));
+    }
+    let completion = |value, key: &str| completion(value, key, &before, given);
+    let prompt = with_extras(Conversation::unanswered(before.clone()), given)?;
     match (given.value("completion")?, given.value("completions")?) {
         (Some(_), Some(_)) => {
             Err(wrong("`completion` and `completions` are given at once, expected one of them"))
@@ -28,7 +32,9 @@ pub(super) fn completions(given: &Given<'_>) -> Result<Request> {
             Ok(Request::One(Input::Conversation(prompt.with_turns(turns))))
         }
         (None, Some(Value::Array(_)))
-            if given.raw("labels").is_some_and(|raw| raw.get().starts_with('[')) =>
+            if given
+                .raw("labels")
+                .is_some_and(|raw| ["[", "\"["].iter().any(|start| raw.get().starts_with(start))) =>
         {
             Err(wrong("`completions` with a list of `labels` are the steps of one response, not responses")
                 .with_hint("join the steps into one `completion`"))
@@ -45,11 +51,22 @@ pub(super) fn completions(given: &Given<'_>) -> Result<Request> {
     }
 }
 
-/// Returns the turns of a completion, the value of `key`.
-fn completion(value: Value, key: &str) -> Result<Vec<Message>> {
+/// Returns the turns of a completion, the value of `key`, after those `before` it, which it may
+/// repeat.
+fn completion(value: Value, key: &str, before: &[Message], given: &Given<'_>) -> Result<Vec<Message>> {
     match value {
         Value::String(text) => Ok(vec![Message::assistant(text)]),
-        Value::Array(list) if !list.is_empty() => messages(Value::Array(list), key),
+        Value::Array(list) if !list.is_empty() => {
+            let turns = messages(Value::Array(list), key)?;
+            if !own::is_whole(&turns) {
+                return Ok(turns);
+            }
+            own::begins_with(&turns, key, Some(before), given)?;
+            match turns.strip_prefix(before) {
+                Some(turns) if !turns.is_empty() => Ok(turns.to_vec()),
+                _ => Err(wrong(format!("`{key}` has no turns after those of `prompt`"))),
+            }
+        }
         other => {
             Err(wrong(format!("`{key}` is {}, expected a string or a list of messages", kind_of(&other))))
         }
@@ -63,6 +80,9 @@ pub(super) fn context(given: &Given<'_>) -> Result<Request> {
         Some(list) => messages(list, "context")?,
         None => return Err(wrong("the row has no `context`")),
     };
+    if before.is_empty() {
+        return Err(wrong("`context` is an empty list, expected messages"));
+    }
     let response = |key: &str| match given.value(key)? {
         Some(Value::String(text)) => Ok(vec![Message::assistant(text)]),
         other => Err(wrong(format!("`{key}` is {}, expected a string", kind_of(&other.unwrap_or_default())))),
@@ -130,7 +150,8 @@ pub(super) fn turns_of_instruction(given: &Given<'_>) -> Result<Vec<Message>> {
         }
     };
     let (instruction, input) = (string("instruction")?, string("input")?);
-    turns.push(Message::user(if input.is_empty() { instruction } else { format!("{instruction}\n{input}") }));
+    let parts: Vec<String> = [instruction, input].into_iter().filter(|part| !part.is_empty()).collect();
+    turns.push(Message::user(parts.join("\n")));
     after_system(turns, given)
 }
 

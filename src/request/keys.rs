@@ -88,8 +88,9 @@ impl Columns {
         let wrong = |message: String| Error::new(ErrorKind::Options, message);
         let mut columns = Self::default();
         for (key, column) in pairs {
-            let Some(known) = KEYS.into_iter().chain(DATASET_KEYS).find(|known| *known == key) else {
-                let keys: Vec<&str> = KEYS.into_iter().chain(DATASET_KEYS).collect();
+            let keys = || KEYS.into_iter().chain(DATASET_KEYS).chain(["system"]);
+            let Some(known) = keys().find(|known| *known == key) else {
+                let keys: Vec<&str> = keys().collect();
                 return Err(wrong(format!("`{key}` is not a key that is read"))
                     .with_hint(format!("the keys are {}", keys.join(", "))));
             };

@@ -153,6 +153,11 @@ pub(super) fn prompt(given: &Given<'_>) -> Result<Option<Vec<Message>>> {
     })
 }
 
+/// Returns whether turns are a whole conversation, rather than those of a response.
+pub(super) fn is_whole(turns: &[Message]) -> bool {
+    turns.first().is_some_and(|first| matches!(first.role(), "system" | "developer" | "user"))
+}
+
 /// Returns an error unless the turns, the value of `key`, begin with those `before` them, which the
 /// row has apart. A system turn may precede a `prompt` that is a string.
 pub(super) fn begins_with(
@@ -188,6 +193,11 @@ pub(super) fn messages(value: Value, key: &str) -> Result<Vec<Message>> {
 
 /// Returns the conversation with the object's tools, documents and template variables.
 pub(super) fn with_extras(mut conversation: Conversation, given: &Given<'_>) -> Result<Conversation> {
+    if given.has("template_vars") && given.has("chat_template_kwargs") {
+        return Err(wrong(
+            "`template_vars` and `chat_template_kwargs` are given at once, expected one of them",
+        ));
+    }
     if let Some(tools) = json_value("tools", given)? {
         conversation = conversation.with_tools(tools)?;
     }
@@ -210,6 +220,8 @@ pub(super) fn with_extras(mut conversation: Conversation, given: &Given<'_>) -> 
 /// column for values of any form.
 fn json_value(key: &str, given: &Given<'_>) -> Result<Option<Value>> {
     match given.value(key)? {
+        // As tables have it where a row has none.
+        Some(Value::String(text)) if text.is_empty() => Ok(None),
         Some(Value::String(text)) if text.trim_start().starts_with(['[', '{']) => {
             strict(text.as_bytes()).map(Some).map_err(|error| error.prefixed(format!("`{key}`")))
         }

@@ -17,6 +17,12 @@ use crate::error::Result;
 
 /// Reads a row with `chosen` and `rejected`.
 pub(super) fn request(given: &Given<'_>) -> Result<Request> {
+    if let Some(key) =
+        ["input", "history"].into_iter().find(|key| given.has(key) && !given.has("instruction"))
+    {
+        return Err(wrong(format!("`{key}` is given, but no `instruction` that it belongs to"))
+            .with_hint("leave it out, or make it a part of the `prompt`"));
+    }
     let before = before(given)?;
     let chosen = side("chosen", before.as_deref(), given)?;
     let rejected = side("rejected", before.as_deref(), given)?;
@@ -66,7 +72,7 @@ fn side(key: &str, before: Option<&[Message]>, given: &Given<'_>) -> Result<Vec<
             return Err(wrong(format!("`{key}` is {kind}, expected a string or a list of messages")));
         }
     };
-    if matches!(turns[0].role(), "system" | "user") {
+    if own::is_whole(&turns) {
         own::begins_with(&turns, key, before, given)?;
         return Ok(turns);
     }
@@ -77,5 +83,8 @@ fn side(key: &str, before: Option<&[Message]>, given: &Given<'_>) -> Result<Vec<
              taken apart",
         ));
     };
+    if before.is_empty() {
+        return Err(wrong(format!("`{key}` is a response, but what is before it has no turns")));
+    }
     Ok(before.iter().cloned().chain(turns).collect())
 }

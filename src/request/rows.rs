@@ -273,7 +273,8 @@ impl Reading {
                 let (id, custom_id) = (given.id("id"), given.id("custom_id"));
                 let kind = self.kind(&given);
                 let id = if matches!(kind, Ok(Some(Rows::Batch))) { custom_id.or(id) } else { id };
-                Parsed { id, request: kind.and_then(|rows| request(given, rows)) }
+                let is_chosen = matches!(self.rows, Expected::Only(_));
+                Parsed { id, request: kind.and_then(|rows| request(given, rows, is_chosen)) }
             }
         }
     }
@@ -307,8 +308,35 @@ fn is_read_of(rows: Option<Rows>, key: &str) -> bool {
     }
 }
 
-/// Reads a row of a kind; `None` is one of kudos's own objects, by its keys.
-fn request(mut given: Given<'_>, rows: Option<Rows>) -> Result<Request> {
+/// Keys of what a reward may depend on: beside a kind of rows that does not read them, they are an
+/// error, unless the kind was chosen by name.
+fn would_be_ignored(rows: Option<Rows>) -> &'static [&'static str] {
+    match rows {
+        None => &["completion", "completions"],
+        Some(Rows::Batch) => &[
+            "messages",
+            "prompt",
+            "response",
+            "responses",
+            "tools",
+            "documents",
+            "template_vars",
+            "chat_template_kwargs",
+        ],
+        Some(_) => &["prompt", "response", "responses", "completion", "completions"],
+    }
+}
+
+/// Reads a row of a kind, which options may have chosen; `None` is one of kudos's own objects, by
+/// its keys.
+fn request(mut given: Given<'_>, rows: Option<Rows>, is_chosen: bool) -> Result<Request> {
+    let is_read = |key: &str| rows.is_some_and(|rows| rows.keys().contains(&key));
+    let ignored = would_be_ignored(rows).iter().find(|key| !is_read(key) && given.has(key) && !is_chosen);
+    if let Some(key) = ignored {
+        let row = rows.map_or_else(|| "the row".to_owned(), |rows| rows.to_string());
+        return Err(wrong(format!("`{key}` is given beside {row}, and would not be read"))
+            .with_hint("leave it out; for a file, `--rows` names the kind that is meant"));
+    }
     given.keep(|key| is_read_of(rows, key));
     if let Some(key) = given.repeated() {
         return Err(wrong(format!("the key `{key}` comes twice, expected once")));

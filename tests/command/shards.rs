@@ -142,10 +142,48 @@ fn an_output_is_there_when_it_is_whole() {
     let other = run(&[&input, "-o", &output, "--whole", "--resume", "--shard", "1/2"]);
     assert_eq!(other.status, Some(2), "{other:?}");
     assert!(other.stderr.contains("is of another run, with `shard` \"0/2\", not \"1/2\""), "{other:?}");
+    // So does one that ended before its file had its name.
+    fs::rename(&output, path("out.partial")).unwrap();
+    let again = run(&[&arguments[..], &["--resume"]].concat());
+    assert!(again.stderr.contains("is whole") && fs::read_to_string(&output).unwrap() == whole, "{again:?}");
     // A run that was ended early goes on.
     fs::rename(&output, path("out.partial")).unwrap();
     fs::write(path("out.partial"), &whole.as_bytes()[..whole.len() / 2]).unwrap();
     let resumed = run(&[&arguments[..], &["--resume"]].concat());
     assert_eq!(resumed.status, Some(0), "{resumed:?}");
     assert_eq!(fs::read_to_string(&output).unwrap(), whole);
+}
+
+#[test]
+fn a_part_of_another_run_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (a, b, output) = (text("a"), text("b"), text("out"));
+    fs::write(&a, lines(9)).unwrap();
+    fs::write(&b, lines(30)).unwrap();
+    let arguments = [&*a, &b, "-o", &output, "--whole", "--shard", "1/2"];
+    assert_eq!(run(&arguments).status, Some(1));
+    let whole = fs::read(&output).unwrap();
+    let resume = |extra: &[&str]| run(&[&arguments[..], &["--resume"], extra].concat());
+    // Its status is that of the run.
+    assert_eq!(resume(&[]).status, Some(1));
+    #[track_caller]
+    fn assert_refused(run: &Run, message: &str) {
+        assert!(run.status == Some(2) && run.stderr.contains(message), "{run:?}");
+    }
+    assert_refused(&resume(&["--truncate", "left"]), "is of another run, with `options`");
+    // Also of a part that is not whole.
+    fs::rename(&output, text("out.partial")).unwrap();
+    fs::write(text("out.partial"), &whole[..whole.len() / 2]).unwrap();
+    assert_refused(&resume(&["--truncate", "left"]), "is of another run, with `options`");
+    fs::write(&output, "{}\n").unwrap();
+    assert_refused(&resume(&[]), "has been changed since its run");
+    // A file of the whole input, though not of this part, moves the cut.
+    fs::write(&output, &whole).unwrap();
+    fs::write(&a, lines(12)).unwrap();
+    assert_refused(&resume(&[]), "is of another run, with `input`");
+    fs::remove_file(text("out.manifest.json")).unwrap();
+    assert_refused(&resume(&[]), "is there, but no manifest");
+    assert_refused(&run(&["-", "-o", &output, "--whole"]), "standard input and pipes have no manifest");
+    assert_refused(&run(&[&a, "-o", "-", "--whole"]), "standard output is never whole");
 }

@@ -98,7 +98,9 @@ fn containers(folder: &Folder) -> Vec<String> {
         encoder.finish().unwrap()
     };
     folder.write("gzip", gzip(lines().as_bytes()));
-    folder.write("zstd", zstd::encode_all(lines().as_bytes(), 3).unwrap());
+    // After a frame that is to be skipped, as parallel programs write it.
+    let skipped = b"\x50\x2a\x4d\x18\x04\0\0\0kudo";
+    folder.write("zstd", [&skipped[..], &zstd::encode_all(lines().as_bytes(), 3).unwrap()].concat());
     let zstd = Compression::ZSTD(ZstdLevel::default());
     for (name, compression) in [("snappy", Compression::SNAPPY), ("parquet-zstd", zstd)] {
         parquet(&folder.path(name), &[batch()], compression);
@@ -139,6 +141,7 @@ fn several_files_are_one_input() {
     let a = folder.write("a.jsonl", "{\"input_ids\": [5]}\n\n{\"input_ids\": [6]}\n");
     let b = folder.write("b.jsonl", "{\"input_ids\": [7]}\n{\"input_ids\": 1}\n");
     folder.write(".hidden", "no JSON");
+    folder.write(".c.jsonl", "no JSON");
     folder.write("_SUCCESS", "");
     let (expected, _) = scored(&[&a, &b], 1);
     let index = |line: &str| serde_json::from_str::<Value>(line).unwrap()["index"].clone();
@@ -147,6 +150,7 @@ fn several_files_are_one_input() {
     assert_eq!(last["error"]["place"], json!(format!("line 2 of `{b}`")));
     assert_eq!(scored(&[folder.0.path().to_str().unwrap()], 1).0, expected);
     assert_eq!(scored(&[&folder.text("[ab].jsonl")], 1).0, expected);
+    assert_eq!(scored(&[&folder.text("*.jsonl")], 1).0, expected);
     for (arguments, message) in [
         (&[&*folder.text("*.parquet")][..], "cannot open the input"),
         (&["-", &a], "`-` is given beside files"),
@@ -323,4 +327,27 @@ fn benchmarks_are_read_from_tables_and_compressed_lines() {
     for name in ["pairs.parquet", "pairs.zst"] {
         assert_eq!(report(&folder.text(name)), expected, "{name}");
     }
+}
+
+#[test]
+fn every_file_is_checked_before_the_model_is_loaded() {
+    let folder = Folder::new();
+    let good = folder.write("a.jsonl", r#"{"input_ids": [5]}"#);
+    let two = folder.write("b.jsonl", r#"{"messages": [], "conversations": []}"#);
+    parquet(&folder.path("c"), &[batch()], Compression::SNAPPY);
+    let whole = fs::read(folder.path("c")).unwrap();
+    let broken = folder.write("c.parquet", &whole[..whole.len() - 9]);
+    for (file, message) in [(&two, "several kinds of rows"), (&broken, "does not end as one")] {
+        let run = run(&[&good, file]);
+        assert!(run.status == Some(2) && run.stderr.contains(message), "{run:?}");
+        assert!(!run.stderr.contains("running on"), "{run:?}");
+    }
+}
+
+#[test]
+fn a_table_without_rows_has_no_results() {
+    let folder = Folder::new();
+    parquet(&folder.path("empty.parquet"), &[batch().slice(0, 0)], Compression::SNAPPY);
+    let (found, notes) = scored(&[&folder.text("empty.parquet")], 0);
+    assert!(found.is_empty() && notes.contains("has 0 rows"), "{notes}");
 }

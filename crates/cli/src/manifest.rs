@@ -1,8 +1,8 @@
-//! The manifest beside an output that is whole: what was scored with which model and options, and
-//! how fast. A run whose output is there compares it with its own, and has nothing to do.
+//! The manifest beside an output of `--whole`: its model, its input and its options, which a run that
+//! continues it must have, and at the end its counts, its rate and the output's digest.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,9 +14,14 @@ use crate::args::ScoreArgs;
 use crate::input::Input;
 use kudos::{Error, ErrorKind, Stats};
 
-/// Bytes of a file of the model that are part of its digest: all of small files, and of weights the
-/// headers.
-const DIGEST_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a file of the model that is hashed whole.
+const SMALL_BYTES: u64 = 64 << 20;
+
+/// Bytes of a sample of a larger one.
+const SAMPLE_BYTES: u64 = 256 << 10;
+
+/// Number of samples of a larger one, besides its beginning and its end.
+const SAMPLES: u64 = 64;
 
 /// The fields that say what a run scores, as they are compared.
 const COMPARED: [&str; 4] = ["model", "input", "shard", "options"];
@@ -27,6 +32,13 @@ pub(super) struct Manifest(Map<String, Value>);
 impl Manifest {
     /// Returns the description of a run with the model in `dir` over an input.
     pub(super) fn new(args: &ScoreArgs, dir: &Path, input: &Input) -> anyhow::Result<Self> {
+        let described = input.described();
+        if described.iter().any(|file| file["bytes"].is_null()) {
+            let error = Error::new(ErrorKind::Options, "standard input and pipes have no manifest");
+            return Err(error
+                .with_hint("`--whole` needs files, which another run can find unchanged")
+                .into());
+        }
         let (prompt, engine) = (&args.model.prompt, &args.engine);
         let name = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
         let options = json!({
@@ -40,62 +52,96 @@ impl Manifest {
             "device": name(&engine.device),
             "cpu_math": engine.cpu_math.map(|math| name(&math)),
         });
-        let digest = digest(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+        let digest = digest_of_model(dir).with_context(|| format!("cannot read {}", dir.display()))?;
         let shard = args.shard.map(|shard| shard.to_string());
         let mut fields = Map::new();
         fields.insert("version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
         fields.insert("model".to_owned(), json!({"name": args.model.model, "digest": digest}));
-        fields.insert("input".to_owned(), Value::Array(input.described()));
+        fields.insert("input".to_owned(), Value::Array(described.to_vec()));
         fields.insert("shard".to_owned(), json!(shard));
         fields.insert("options".to_owned(), options);
         Ok(Self(fields))
     }
 
-    /// Returns the path of the manifest of an output.
-    fn path(output: &Path) -> PathBuf {
-        let mut name = output.as_os_str().to_owned();
-        name.push(".manifest.json");
-        name.into()
-    }
-
-    /// Returns an error unless the manifest beside an output that is there describes the same run.
-    pub(super) fn check(&self, output: &Path) -> anyhow::Result<()> {
-        let path = Self::path(output);
+    /// Returns what an earlier run has left of the output at `path`. The manifest of another run, and
+    /// results without one, are an error.
+    pub(super) fn earlier(&self, path: &Path) -> anyhow::Result<Earlier> {
+        let (manifest, partial) = (manifest_path(path), partial_path(path));
+        let cannot_read = |path: &Path| format!("cannot read `{}`", path.display());
         let other_run = |message: String| {
             Error::new(ErrorKind::Options, message)
+                .at(manifest.display())
                 .with_hint("give the model, the files and the options of that run, or write to another file")
         };
-        let read = fs::read(&path);
-        let read = read.map_err(|error| {
-            other_run(format!("`{}` is there, but no manifest: {error}", output.display())).at(path.display())
-        })?;
+        let has_results = |path: &Path| fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0);
+        let read = match fs::read(&manifest) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let Some(found) = [path, &partial].into_iter().find(|path| has_results(path)) else {
+                    return Ok(Earlier::Unfinished);
+                };
+                return Err(other_run(format!("`{}` is there, but no manifest", found.display())).into());
+            }
+            read => read.with_context(|| cannot_read(&manifest))?,
+        };
         let found: Map<String, Value> = serde_json::from_slice(&read)
-            .map_err(|error| other_run(format!("the manifest is not JSON: {error}")).at(path.display()))?;
+            .map_err(|error| other_run(format!("the manifest is not JSON: {error}")))?;
         for key in COMPARED {
             let (found, expected) = (found.get(key).unwrap_or(&Value::Null), &self.0[key]);
             if found != expected {
-                let message =
-                    format!("`{}` is of another run, with `{key}` {found}, not {expected}", output.display());
-                return Err(other_run(message).at(path.display()).into());
+                let path = path.display();
+                return Err(other_run(format!(
+                    "`{path}` is of another run, with `{key}` {found}, not {expected}"
+                ))
+                .into());
             }
         }
-        Ok(())
+        let Some(run) = found.get("run") else { return Ok(Earlier::Unfinished) };
+        let has_digest = |path: &Path| -> anyhow::Result<bool> {
+            match File::open(path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+                file => {
+                    Ok(json!(digest_of(file.with_context(|| cannot_read(path))?)?) == run["output_digest"])
+                }
+            }
+        };
+        if !has_digest(path)? {
+            if !has_digest(&partial)? {
+                if let Some(found) = [path, &partial].into_iter().find(|path| has_results(path)) {
+                    return Err(
+                        other_run(format!("`{}` has been changed since its run", found.display())).into()
+                    );
+                }
+                return Ok(Earlier::Unfinished);
+            }
+            // The run ended before it could give the file its name.
+            fs::rename(&partial, path).with_context(|| format!("cannot rename `{}`", partial.display()))?;
+        }
+        Ok(Earlier::Whole { failed: run["failed"].as_u64().unwrap_or(0) })
     }
 
-    /// Writes the manifest of a run that took so long, beside its output.
-    pub(super) fn write(
+    /// Writes the manifest of a run that begins, beside its output.
+    pub(super) fn begin(&self, path: &Path) -> anyhow::Result<()> {
+        self.write(path).with_context(|| format!("cannot write `{}`", manifest_path(path).display()))
+    }
+
+    /// Writes the manifest of a run that took so long, beside its output, which has its other name
+    /// still.
+    pub(super) fn end(
         mut self,
-        output: &Path,
+        path: &Path,
         lines: Lines,
         stats: &Stats,
         time: Duration,
-    ) -> io::Result<()> {
+    ) -> anyhow::Result<()> {
         let seconds = time.as_secs_f64();
         let rate = if seconds > 0.0 { stats.tokens as f64 / seconds } else { 0.0 };
+        let cannot_write = || format!("cannot write `{}`", manifest_path(path).display());
+        let output = File::open(partial_path(path)).and_then(digest_of).with_context(cannot_write)?;
         let run = json!({
             "lines": lines.total,
             "failed": lines.failed,
             "earlier_lines": lines.earlier,
+            "output_digest": output,
             "sequences": stats.sequences,
             "tokens": stats.tokens,
             "unique_tokens": stats.unique_tokens,
@@ -103,14 +149,42 @@ impl Manifest {
             "tokens_per_second": rate.round(),
         });
         self.0.insert("run".to_owned(), run);
-        let path = Self::path(output);
-        let partial = path.with_extension("json.partial");
+        self.write(path).with_context(cannot_write)
+    }
+
+    fn write(&self, path: &Path) -> io::Result<()> {
+        let path = manifest_path(path);
+        let partial = partial_path(&path);
         let mut file = File::create(&partial)?;
         file.write_all(serde_json::to_string_pretty(&self.0).expect("keys are strings").as_bytes())?;
         file.write_all(b"\n")?;
         file.sync_data()?;
         fs::rename(partial, path)
     }
+}
+
+/// The output that an earlier run has left.
+pub(super) enum Earlier {
+    /// It is whole; so many lines have an error.
+    Whole { failed: u64 },
+    /// There is none, or a part of it.
+    Unfinished,
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Returns the path of the manifest of an output.
+fn manifest_path(output: &Path) -> PathBuf {
+    with_ending(output, ".manifest.json")
+}
+
+/// Returns the name that an output has until it is whole.
+pub(super) fn partial_path(output: &Path) -> PathBuf {
+    with_ending(output, ".partial")
 }
 
 /// Counts of an output's lines.
@@ -123,21 +197,43 @@ pub(super) struct Lines {
     pub(super) earlier: usize,
 }
 
-/// Returns a digest of the names, the sizes and the first MiB of the files of a model.
-fn digest(dir: &Path) -> io::Result<String> {
+/// Returns a digest of the files of a model: their names and sizes, all of small ones, and of weights
+/// the beginning, the end and samples.
+fn digest_of_model(dir: &Path) -> io::Result<String> {
     let mut names: Vec<_> = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
     names.retain(|path| path.is_file());
     names.sort();
     let mut digest = Sha256::new();
     for path in names {
-        let file = File::open(&path)?;
+        let mut file = File::open(&path)?;
         let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+        let bytes = file.metadata()?.len();
         digest.update((name.len() as u64).to_le_bytes());
         digest.update(name);
-        digest.update(file.metadata()?.len().to_le_bytes());
-        io::copy(&mut file.take(DIGEST_BYTES_MAX), &mut Hashed(&mut digest))?;
+        digest.update(bytes.to_le_bytes());
+        if bytes <= SMALL_BYTES {
+            io::copy(&mut file, &mut Hashed(&mut digest))?;
+            continue;
+        }
+        for sample in 0..=SAMPLES {
+            file.seek(SeekFrom::Start((bytes - SAMPLE_BYTES) / SAMPLES * sample))?;
+            io::copy(&mut (&file).take(SAMPLE_BYTES), &mut Hashed(&mut digest))?;
+        }
+        file.seek(SeekFrom::Start(bytes - SAMPLE_BYTES))?;
+        io::copy(&mut file, &mut Hashed(&mut digest))?;
     }
-    Ok(format!("sha256:{}", digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+    Ok(text_of(digest))
+}
+
+/// Returns the digest of a file.
+fn digest_of(mut file: File) -> io::Result<String> {
+    let mut digest = Sha256::new();
+    io::copy(&mut file, &mut Hashed(&mut digest))?;
+    Ok(text_of(digest))
+}
+
+fn text_of(digest: Sha256) -> String {
+    format!("sha256:{}", digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect::<String>())
 }
 
 /// A digest as a writer.

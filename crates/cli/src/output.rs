@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::files::{Identity, InputFile, StandardStream};
+use crate::manifest::partial_path;
 use crate::report;
 use kudos::internals::results::best;
 use kudos::{Error, ErrorKind, Result, Score};
@@ -45,9 +46,12 @@ impl Output {
     pub(super) fn open_whole(path: &Path, inputs: &[InputFile]) -> anyhow::Result<Self> {
         let existing = fs::metadata(path).ok().as_ref().and_then(Identity::of);
         check_no_input(existing, &format!("`{}`", path.display()), inputs)?;
-        let mut partial = path.as_os_str().to_owned();
-        partial.push(".partial");
-        let mut output = Self::open(Some(Path::new(&partial)), inputs)?;
+        if path == Path::new("-") {
+            return Err(Error::new(ErrorKind::Options, "standard output is never whole")
+                .with_hint("name a file for `--output`")
+                .into());
+        }
+        let mut output = Self::open(Some(&partial_path(path)), inputs)?;
         match &mut output.file {
             Some(file) => file.whole = Some(path.to_owned()),
             None => {

@@ -20,6 +20,7 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
     let renderer = Renderer { prompt: &prompt, max_tokens, head: config.head };
     let lines = args.rows.open(&args.input, None)?;
     let inputs: Vec<InputFile> = model_dir::files(&dir).into_iter().chain(lines.files()).collect();
+    let notes = lines.notes();
     let mut output = Output::open(None, &inputs)?;
     let mut outcome = Outcome::Complete;
     for raw in lines {
@@ -30,6 +31,7 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
             error_fields(&error)
         });
         output.line(&result_line(Some(&line.key), fields))?;
+        notes.take().iter().for_each(|note| say(note));
     }
     Ok(outcome)
 }

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use serde_json::{Map, Value};
 
 use crate::args::ScoreArgs;
 use crate::files::InputFile;
 use crate::input::{Input, Line};
-use crate::manifest::{Lines, Manifest};
+use crate::manifest::{Earlier, Lines, Manifest};
 use crate::output::{Output, is_terminal, table};
 use crate::pipeline::{self, InFlight, PipelineItem, Submitted};
 use crate::progress::{self, Progress, Results};
@@ -45,11 +45,10 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let whole = Whole::new(args, &dir, source.as_ref())?;
     if let Some(whole) = &whole
         && args.resume
-        && whole.path.exists()
+        && let Earlier::Whole { failed } = whole.manifest.earlier(whole.path)?
     {
-        whole.manifest.check(whole.path)?;
         say(&format!("`{}` is whole: there is nothing to score", whole.path.display()));
-        return Ok(Outcome::Complete);
+        return Ok(if failed == 0 { Outcome::Complete } else { Outcome::SomeFailed });
     }
     let mut output = match &whole {
         Some(whole) => Output::open_whole(whole.path, &inputs)?,
@@ -69,6 +68,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
         earlier.confirm(&output, |line| score_line(&engine, line))?;
         say(&format!("continuing after {} results in {}", earlier.lines, output.name()));
     }
+    whole.as_ref().map_or(Ok(()), |whole| whole.manifest.begin(whole.path))?;
     output.begin()?;
     let began = Instant::now();
     let mut lines = Lines { total: earlier.lines, failed: earlier.failed, earlier: earlier.lines };
@@ -84,8 +84,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let outcome = outcome.and_then(|outcome| {
         if let Some(Whole { path, manifest }) = whole {
             // The output last: where it is, all is.
-            let written = manifest.write(path, lines, &engine.stats(), began.elapsed());
-            written.with_context(|| format!("cannot write the manifest of `{}`", path.display()))?;
+            manifest.end(path, lines, &engine.stats(), began.elapsed())?;
             output.rename()?;
         }
         Ok(outcome)

@@ -171,3 +171,11 @@ def test_a_folder_of_shards_is_one_input(tmp_path, rewards):
     results, _ = score(tmp_path)
     assert [result["index"] for result in results] == [0, 1, 2, 3]
     assert all(same(rewards_of(result), rewards) for result in results)
+
+
+def test_a_file_without_rows_is_read(tmp_path, rewards):
+    table = pyarrow.Table.from_pylist([TRL_TEXT])
+    pyarrow.parquet.write_table(table.slice(0, 0), tmp_path / "part-0.parquet")
+    pyarrow.parquet.write_table(table, tmp_path / "part-1.parquet")
+    results, _ = score(tmp_path)
+    assert len(results) == 1 and same(rewards_of(results[0]), rewards)

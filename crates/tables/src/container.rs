@@ -17,7 +17,7 @@ pub enum Container {
     ArrowStream,
 }
 
-/// The first bytes of each format. Frames of zstd that are skipped are as good a start as others.
+/// The first bytes of each format.
 const MAGIC: [(&[u8], Container); 6] = [
     (b"\x1f\x8b", Container::Gzip),
     (b"\x28\xb5\x2f\xfd", Container::Zstd),
@@ -34,6 +34,10 @@ impl Container {
 
     /// Returns the format of a file that starts with these bytes.
     pub fn of(start: &[u8]) -> Self {
+        // A frame of zstd to be skipped, of 16 kinds.
+        if matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]) {
+            return Self::Zstd;
+        }
         let format = MAGIC.iter().find(|(magic, _)| start.starts_with(magic));
         format.map_or(Self::Lines, |(_, container)| *container)
     }

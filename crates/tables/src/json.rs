@@ -146,7 +146,11 @@ fn write(out: &mut Vec<u8>, array: &dyn Array, row: usize) -> Result<()> {
         DataType::Struct(fields) => {
             out.push(b'{');
             let start = out.len();
+            // Rows of one column share its fields: one that a row does not have is null there.
             for (field, column) in fields.iter().zip(array.as_struct().columns()) {
+                if column.is_null(row) {
+                    continue;
+                }
                 separate(out, start);
                 string(out, field.name());
                 out.push(b':');
@@ -191,4 +195,33 @@ fn list(out: &mut Vec<u8>, items: &dyn Array) -> Result<()> {
     }
     out.push(b']');
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow_array::{ArrayRef, RecordBatch, StringArray, StructArray};
+    use arrow_schema::Field;
+
+    use super::*;
+
+    #[test]
+    fn nulls_are_absent_at_every_depth() {
+        let column = |values: [Option<&str>; 2]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+        let field = |name: &str| Arc::new(Field::new(name, DataType::Utf8, true));
+        let arguments = StructArray::from(vec![
+            (field("city"), column([Some("x"), None])),
+            (field("date"), column([None, Some("y")])),
+        ]);
+        let columns =
+            [("arguments", Arc::new(arguments) as ArrayRef), ("text", column([None, Some("a \"b\"")]))];
+        let batch =
+            RecordBatch::try_from_iter_with_nullable(columns.map(|(name, column)| (name, column, true)));
+        let batch = batch.unwrap();
+        let writer = RowWriter::whole(&batch.schema());
+        let row = |row| String::from_utf8(writer.object(&batch, row).unwrap()).unwrap();
+        assert_eq!(row(0), r#"{"arguments":{"city":"x"}}"#);
+        assert_eq!(row(1), r#"{"arguments":{"date":"y"},"text":"a \"b\""}"#);
+    }
 }

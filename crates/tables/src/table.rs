@@ -196,6 +196,9 @@ fn check_chunks(metadata: &ParquetMetaData, bytes: u64) -> Result<()> {
         }
         rows = rows.saturating_add(group.num_rows());
         for chunk in group.columns() {
+            if chunk.num_values() == 0 {
+                continue;
+            }
             let name = chunk.column_path().string();
             let start = chunk
                 .dictionary_page_offset()

@@ -245,3 +245,73 @@ fn columns_are_read_as_the_keys_that_options_name() {
     assert!(Columns::new([("prompt", "a"), ("prompt", "b")]).is_err());
     assert!(Columns::new([("prompt", "a"), ("response", "a")]).is_err());
 }
+
+#[test]
+fn what_would_not_be_read_beside_a_kind_is_refused() {
+    let hint = "leave it out; for a file, `--rows` names the kind that is meant";
+    for (text, key, row) in [
+        (r#"{"conversations": [$U], "response": "a"}"#, "response", "`conversations`"),
+        (r#"{"conversations": [$U, $A], "prompt": "x"}"#, "prompt", "`conversations`"),
+        (
+            r#"{"instruction": "q", "output": "a", "completion": "b"}"#,
+            "completion",
+            "`instruction` with `output`",
+        ),
+        (r#"{"custom_id": 1, "body": {"input_ids": [1]}, "tools": []}"#, "tools", "`custom_id` and `body`"),
+        (r#"{"input_ids": [1], "completion": "b"}"#, "completion", "the row"),
+    ] {
+        assert_refused(
+            &filled(text),
+            &format!("`{key}` is given beside {row}, and would not be read"),
+            Some(hint),
+        );
+    }
+    for key in ["input", "history"] {
+        let text = format!(r#"{{"prompt": "q", "{key}": "x", "chosen": "a", "rejected": "b"}}"#);
+        let message = format!("`{key}` is given, but no `instruction` that it belongs to");
+        assert_refused(&text, &message, Some("leave it out, or make it a part of the `prompt`"));
+    }
+    assert_refused(
+        &filled(
+            r#"{"conversations": [$U, $A], "template_vars": {"x": 1}, "chat_template_kwargs": {"y": 2}}"#,
+        ),
+        "`template_vars` and `chat_template_kwargs` are given at once, expected one of them",
+        None,
+    );
+}
+
+#[test]
+fn responses_may_repeat_their_prompt_but_need_one() {
+    for text in [
+        r#"{"prompt": "q", "completion": [$U, $A]}"#,
+        r#"{"prompt": [$U], "completion": [$A]}"#,
+        r#"{"instruction": "", "input": "q", "output": "good"}"#,
+        r#"{"conversations": [$U, $A], "tools": "", "system": ""}"#,
+    ] {
+        assert_asks(&filled(text), &["user:q assistant:good"]);
+    }
+    for (text, message) in [
+        (
+            r#"{"prompt": [], "chosen": "a", "rejected": "b"}"#,
+            "`chosen` is a response, but what is before it has no turns",
+        ),
+        (r#"{"prompt": [], "completion": "a"}"#, "`prompt` is an empty list, expected a string or messages"),
+        (
+            r#"{"context": [], "response1": "a", "response2": "b"}"#,
+            "`context` is an empty list, expected messages",
+        ),
+        (r#"{"prompt": "q", "completion": [$U]}"#, "`completion` has no turns after those of `prompt`"),
+    ] {
+        assert_refused(&filled(text), message, None);
+    }
+    assert_refused(
+        &filled(r#"{"prompt": "x", "completion": [$U, $A]}"#),
+        "`completion` does not begin with `prompt`, which would not be read",
+        Some("leave out `prompt`, or make it the first turns of `completion`"),
+    );
+    assert_refused(
+        r#"{"prompt": "q", "completions": ["1", "2"], "labels": "[true, false]"}"#,
+        "`completions` with a list of `labels` are the steps of one response, not responses",
+        Some("join the steps into one `completion`"),
+    );
+}

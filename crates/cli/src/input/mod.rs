@@ -16,6 +16,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use anyhow::Context;
 
@@ -119,6 +120,7 @@ pub(super) struct Input {
     /// The input's name in messages.
     name: String,
     identities: Vec<InputFile>,
+    described: Vec<Value>,
     several: bool,
     /// Bytes of all files, where known before they are read.
     size: Option<u64>,
@@ -159,10 +161,11 @@ impl Input {
     fn open_as(paths: &[PathBuf], reading: Option<Reading>, shard: Option<Shard>) -> anyhow::Result<Self> {
         let files = paths::expand(paths)?;
         let several = files.len() > 1;
-        let (mut sources, mut identities) = (VecDeque::new(), Vec::new());
+        let (mut sources, mut identities, mut described) = (VecDeque::new(), Vec::new(), Vec::new());
         for path in files {
             let source = Source::check(path)?;
             identities.extend(source.file());
+            described.push(source.described());
             sources.push_back(source);
         }
         let name = match &sources.make_contiguous()[..] {
@@ -182,6 +185,7 @@ impl Input {
             first,
             name,
             identities,
+            described,
             several,
             size,
             before: (rows_before, 0),
@@ -192,6 +196,11 @@ impl Input {
         if input.files.front().is_some_and(|source| source.bytes.is_some()) {
             input.first = input.next().transpose()?;
         }
+        // So does that of later files.
+        for source in input.files.iter().skip(1).filter(|source| source.bytes.is_some()) {
+            let mut rows = source.open(input.reading.as_ref(), &Notes::default())?;
+            rows.read(&source.name)?;
+        }
         Ok(input)
     }
 
@@ -200,13 +209,9 @@ impl Input {
         self.identities.iter().cloned()
     }
 
-    /// Returns the name and the size of each file that is read.
-    pub(super) fn described(&self) -> Vec<Value> {
-        let described = |source: &Source| {
-            let path = source.path.as_ref().map(|path| path.display().to_string());
-            json!({"path": path, "bytes": source.bytes})
-        };
-        self.files.iter().map(described).collect()
+    /// Returns the name, the size and the time of the last change of each file of the whole input.
+    pub(super) fn described(&self) -> &[Value] {
+        &self.described
     }
 
     /// The input's name in messages.
@@ -233,11 +238,7 @@ impl Input {
                 continue;
             };
             let source = self.files.front().expect("the current file is the first one");
-            let row = match rows {
-                Rows::Lines(lines) => lines.read(&source.name)?,
-                #[cfg(feature = "tables")]
-                Rows::Table(rows) => rows.read().map_err(|error| error.at(&source.name))?,
-            };
+            let row = rows.read(&source.name)?;
             if let Some(Row { index, end, text, reading }) = row {
                 let file = self.several.then(|| Arc::from(&*source.name));
                 let place = Place { file, unit: rows.unit(), number: index + 1 };
@@ -264,6 +265,15 @@ impl Iterator for Input {
 }
 
 impl Rows {
+    /// Returns the next row of the file with this name.
+    fn read(&mut self, name: &str) -> anyhow::Result<Option<Row>> {
+        match self {
+            Self::Lines(lines) => lines.read(name),
+            #[cfg(feature = "tables")]
+            Self::Table(rows) => Ok(rows.read().map_err(|error| error.at(name))?),
+        }
+    }
+
     /// The word for a row in messages.
     fn unit(&self) -> &'static str {
         match self {
@@ -301,6 +311,15 @@ impl Source {
         Ok(Self { path: Some(path), name, bytes, span: Span::ALL })
     }
 
+    /// Returns its name, its size and the time of its last change, in nanoseconds since 1970.
+    fn described(&self) -> Value {
+        let modified = self.path.as_ref().and_then(|path| fs::metadata(path).ok()?.modified().ok());
+        let modified =
+            modified.and_then(|time| Some(time.duration_since(UNIX_EPOCH).ok()?.as_nanos() as u64));
+        let path = self.path.as_ref().map(|path| path.display().to_string());
+        json!({"path": path, "bytes": self.bytes, "modified": modified})
+    }
+
     /// The file, if it is a regular one.
     fn file(&self) -> Option<InputFile> {
         let identity = match &self.path {
@@ -335,7 +354,7 @@ impl Source {
 
     /// Bytes of the part of the file that is read, where known.
     fn bytes_to_read(&self) -> Option<u64> {
-        self.bytes.map(|bytes| self.span.bytes(bytes))
+        self.span.bytes.or(self.bytes)
     }
 
     /// Returns the rows of the format that the first bytes are of. Tables need the file itself.
@@ -405,7 +424,8 @@ fn sources_of(
             (None, _) => rows_before += source.count(None)?,
             (Some(from), to) if Some(from) != to => {
                 let count = if from == 0 { 0 } else { source.count(Some(from))? };
-                source.span = Span { start: from, end: to, rows_before: count };
+                let cut_bytes = end.min(base).saturating_sub(start.max(base - bytes));
+                source.span = Span { start: from, end: to, rows_before: count, bytes: Some(cut_bytes) };
                 kept.push_back(source);
             }
             _ => {}

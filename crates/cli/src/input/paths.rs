@@ -55,7 +55,9 @@ fn of_folder(folder: &Path) -> Result<Vec<PathBuf>> {
 
 fn of_pattern(pattern: &str) -> Result<Vec<PathBuf>> {
     let wrong = |message: String| Error::new(ErrorKind::Options, message).at(pattern);
-    let paths = glob::glob(pattern).map_err(|error| wrong(format!("the pattern is wrong: {error}")))?;
+    let options = glob::MatchOptions { require_literal_leading_dot: true, ..glob::MatchOptions::new() };
+    let paths =
+        glob::glob_with(pattern, options).map_err(|error| wrong(format!("the pattern is wrong: {error}")))?;
     let mut files = Vec::new();
     for path in paths {
         let path = path.map_err(|error| {

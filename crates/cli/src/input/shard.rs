@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::str::FromStr;
 
+use super::row::LINE_BYTES_MAX;
 use kudos::Message;
 use kudos::internals::request::Reading;
 
@@ -60,15 +61,12 @@ pub(super) struct Span {
     pub(super) end: Option<u64>,
     /// Rows of the file before the start.
     pub(super) rows_before: usize,
+    /// Bytes of the file that it takes, about; `None` for all.
+    pub(super) bytes: Option<u64>,
 }
 
 impl Span {
-    pub(super) const ALL: Self = Self { start: 0, end: None, rows_before: 0 };
-
-    /// Returns the bytes of a part of a file of lines that has so many.
-    pub(super) fn bytes(self, file_bytes: u64) -> u64 {
-        self.end.unwrap_or(file_bytes).saturating_sub(self.start)
-    }
+    pub(super) const ALL: Self = Self { start: 0, end: None, rows_before: 0, bytes: None };
 }
 
 /// Returns the prompt of a row, the turns before its response; `None` for token ids and for a row
@@ -83,16 +81,26 @@ pub(super) fn cut_of_lines(file: &mut File, position: u64, reading: &Reading) ->
     file.seek(SeekFrom::Start(start))?;
     let mut reader = BufReader::new(file);
     let mut line = Vec::new();
-    let mut end = start + reader.read_until(b'\n', &mut line)? as u64;
+    let mut end = start + read_line(&mut reader, &mut line)?;
     let Some(prompt) = prompt_of(reading, &line) else { return Ok(end) };
     loop {
         line.clear();
-        let bytes = reader.read_until(b'\n', &mut line)? as u64;
+        let bytes = read_line(&mut reader, &mut line)?;
         if bytes == 0 || prompt_of(reading, &line).as_ref() != Some(&prompt) {
             return Ok(end);
         }
         end += bytes;
     }
+}
+
+/// Reads a line, of which one over the limit is not kept, and returns its bytes.
+fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<u64> {
+    let bytes = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', line)? as u64;
+    if bytes < LINE_BYTES_MAX || line.ends_with(b"\n") {
+        return Ok(bytes);
+    }
+    line.clear();
+    Ok(bytes + reader.skip_until(b'\n')? as u64)
 }
 
 /// Returns the start of the line that has the byte at `position`.

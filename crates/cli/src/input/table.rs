@@ -50,7 +50,7 @@ impl Rows {
         let reading = Arc::new(writer.reading().clone());
         let rows = table.rows().map(|rows| span.start..span.end.unwrap_or(rows));
         let batches = table.batches(&columns, rows.clone())?;
-        let (index, bytes) = (span.rows_before, table.bytes());
+        let (index, bytes) = (span.rows_before, span.bytes.unwrap_or(table.bytes()));
         Ok(Self { batches, batch: None, writer: writer.projected(), reading, index, rows, bytes })
     }
 
