@@ -3,7 +3,9 @@
 FROM rust:1.95.0-slim-bookworm AS build
 WORKDIR /kudos
 COPY . .
-RUN cargo build --profile dist --locked --package kudos-cli --no-default-features --features serve
+# The image's toolchain as it is, without the components that rust-toolchain.toml adds for development.
+RUN RUSTUP_TOOLCHAIN=$RUST_VERSION \
+    cargo build --profile dist --locked --package kudos-cli --no-default-features --features serve
 
 FROM debian:bookworm-slim
 COPY --from=build /kudos/target/dist/kudos /usr/local/bin/kudos

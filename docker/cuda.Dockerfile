@@ -1,15 +1,17 @@
 # `kudos serve` on NVIDIA GPUs, with cuBLAS and NCCL of CUDA 13. docker build -f docker/cuda.Dockerfile -t kudos:cuda .
 # docker run --gpus all -p 127.0.0.1:8000:8000 -v MODEL:/model:ro kudos:cuda [OPTIONS OF kudos serve]
 FROM rust:1.95.0-slim-bookworm AS build
-# For the pinned nvcc, which pip downloads.
+# For the pinned nvcc: pip, which downloads it, and the C++ compiler that it preprocesses with.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends python3-venv \
+    && apt-get install --yes --no-install-recommends g++ python3-venv \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /kudos
 COPY . .
+# The image's toolchain as it is, without the components that rust-toolchain.toml adds for development.
 RUN tools/cuda-toolchain.sh \
-    && cargo build --profile dist --locked --package kudos-cli --no-default-features --features cuda,serve
+    && RUSTUP_TOOLCHAIN=$RUST_VERSION \
+    cargo build --profile dist --locked --package kudos-cli --no-default-features --features cuda,serve
 
 FROM nvidia/cuda:13.0.2-runtime-ubuntu24.04
 COPY --from=build /kudos/target/dist/kudos /usr/local/bin/kudos
