@@ -13,6 +13,7 @@ RUN tools/cuda-toolchain.sh \
     && RUSTUP_TOOLCHAIN=$RUST_VERSION \
     cargo build --profile dist --locked --package kudos-cli --no-default-features --features cuda,serve
 
+# The runtime images of CUDA 13.1 and later have no NCCL.
 FROM nvidia/cuda:13.0.2-runtime-ubuntu24.04
 COPY --from=build /kudos/target/dist/kudos /usr/local/bin/kudos
 # No user of the image: nothing in it is written, and timings of matmuls are not kept.

@@ -203,8 +203,9 @@ lint
 [ "$(id -u)" -eq 0 ] || not_run "only root makes roots"
 command -v debootstrap >/dev/null || not_run "no debootstrap is installed; Debian's package is \`debootstrap\`"
 command -v rustup >/dev/null || not_run "no rustup is installed, whose toolchain goes into a root"
-trap 'kill -KILL $(jobs -p) 2>/dev/null || true' EXIT
-namespaces=() env=()
+# `--kill-child` does not reach a server that has another user.
+trap 'kill -KILL $server $(jobs -p) 2>/dev/null || true' EXIT
+namespaces=() env=() server=''
 debian_root
 for file in "${files[@]}"; do
     build "$file"
