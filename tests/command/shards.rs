@@ -149,6 +149,9 @@ fn an_output_is_there_when_it_is_whole() {
     // A run that was ended early goes on.
     fs::rename(&output, path("out.partial")).unwrap();
     fs::write(path("out.partial"), &whole.as_bytes()[..whole.len() / 2]).unwrap();
+    let mut begun = manifest;
+    begun.as_object_mut().unwrap().remove("run");
+    fs::write(path("out.manifest.json"), begun.to_string()).unwrap();
     let resumed = run(&[&arguments[..], &["--resume"]].concat());
     assert_eq!(resumed.status, Some(0), "{resumed:?}");
     assert_eq!(fs::read_to_string(&output).unwrap(), whole);
@@ -161,7 +164,8 @@ fn a_part_of_another_run_is_refused() {
     let (a, b, output) = (text("a"), text("b"), text("out"));
     fs::write(&a, lines(9)).unwrap();
     fs::write(&b, lines(30)).unwrap();
-    let arguments = [&*a, &b, "-o", &output, "--whole", "--shard", "1/2"];
+    // The part has no line of `a`.
+    let arguments = [&*b, &a, "-o", &output, "--whole", "--shard", "0/2"];
     assert_eq!(run(&arguments).status, Some(1));
     let whole = fs::read(&output).unwrap();
     let resume = |extra: &[&str]| run(&[&arguments[..], &["--resume"], extra].concat());

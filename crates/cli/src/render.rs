@@ -33,5 +33,6 @@ pub(super) fn run(args: &RenderArgs) -> anyhow::Result<Outcome> {
         output.line(&result_line(Some(&line.key), fields))?;
         notes.take().iter().for_each(|note| say(note));
     }
+    notes.take().iter().for_each(|note| say(note));
     Ok(outcome)
 }

@@ -206,6 +206,7 @@ fn stream(
         warnings.print(|text| progress.say(text));
     }
     progress.end(&engine.stats());
+    notes.take().iter().for_each(|note| say(note));
     let Lines { total, failed, .. } = *lines;
     if failed == 0 {
         return Ok(Outcome::Complete);

@@ -338,7 +338,7 @@ impl Source {
         let table = file.try_clone().ok().filter(|_| self.bytes.is_some());
         let rows = self.rows(BufReader::new(file), table, reading, notes)?;
         match rows {
-            Rows::Lines(lines) if self.span != Span::ALL => {
+            Rows::Lines(lines) if self.span.is_part() => {
                 let cannot_read = || format!("cannot read {}", self.name);
                 // The first line of the file decides, also where it is in another shard.
                 let reading = lines.decided(&self.name)?;

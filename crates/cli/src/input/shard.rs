@@ -67,6 +67,11 @@ pub(super) struct Span {
 
 impl Span {
     pub(super) const ALL: Self = Self { start: 0, end: None, rows_before: 0, bytes: None };
+
+    /// Returns whether it is not the whole file.
+    pub(super) fn is_part(&self) -> bool {
+        self.start > 0 || self.end.is_some()
+    }
 }
 
 /// Returns the prompt of a row, the turns before its response; `None` for token ids and for a row
