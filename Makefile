@@ -104,6 +104,10 @@ lint: cuda-toolchain
 	cargo clippy --release --locked --package kudos --features cluster -- -D warnings
 	cargo clippy --release --locked --package kudos --features internals -- -D warnings
 	cargo clippy --release --locked --package kudos --features clap -- -D warnings
+	@# The command as the demo and the Dockerfiles build it.
+	cargo clippy --release --locked --package kudos-cli --no-default-features -- -D warnings
+	cargo clippy --release --locked --package kudos-cli --no-default-features --features cuda -- -D warnings
+	cargo clippy --release --locked --package kudos-cli --no-default-features --features serve -- -D warnings
 
 doc: cuda-toolchain
 	@# The library as hosted documentation has it, then all packages.

@@ -1,5 +1,5 @@
-//! Inputs: files of rows, one after another, to requests. [`request`](kudos::internals::request) defines what a row may
-//! contain.
+//! Inputs: files of rows, one after another, to requests.
+//! [`request`](kudos::internals::request) defines what a row may contain.
 //!
 //! [`Input`] reads and counts; [`RawLine::parse`] parses, on any thread. Rows of tables become the
 //! text of lines, so that there is one way to read both.
@@ -21,13 +21,11 @@ use std::time::UNIX_EPOCH;
 use anyhow::Context;
 
 use crate::files::{Identity, InputFile, StandardStream, check_format};
-use kudos::Result;
+use kudos::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use kudos::internals::request::{Parsed, Reading, Request};
 use kudos::internals::results::Key;
-#[cfg(feature = "tables")]
-use kudos::{Error, ErrorKind};
 use lines::Lines;
 use row::{Notes, Row, cannot_open};
 pub(crate) use shard::Shard;
