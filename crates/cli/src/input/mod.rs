@@ -19,13 +19,12 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use anyhow::Context;
-
-use crate::files::{Identity, InputFile, StandardStream, check_format};
-use kudos::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
+use crate::files::{Identity, InputFile, StandardStream, check_format};
 use kudos::internals::request::{Parsed, Reading, Request};
 use kudos::internals::results::Key;
+use kudos::{Error, ErrorKind, Result};
 use lines::Lines;
 use row::{Notes, Row, cannot_open};
 pub(crate) use shard::Shard;
