@@ -108,10 +108,12 @@ pub fn request(choices: &[u8]) -> bool {
     let others =
         ["tools", "documents", "template_vars", "chat_template_kwargs", "position_ids", "inputs_embeds"];
     let beside: usize = others.iter().map(|key| count(key)).sum();
+    // `messages` may repeat their beginning as `prompt`.
+    let repeats = count("messages") == 1 && count("prompt") == 1 && sources == 2 && responses == 0;
     let ignored = KEYS[..18].iter().any(|key| count(key) > 1)
-        || sources != 1
+        || (sources != 1 && !repeats)
         || responses > 1
-        || (count("prompt") == 1 && responses == 0)
+        || (count("prompt") == 1 && responses == 0 && !repeats)
         || (count("input_ids") == 1 && responses + beside > 0)
         || count("attention_mask") > count("input_ids")
         || count("template_vars") + count("chat_template_kwargs") > 1
