@@ -292,7 +292,8 @@ impl Reading {
             ))),
             (Expected::Like(expected), found) if found != Some(expected) => {
                 let found = found.map_or_else(|| "no kind that is known".to_owned(), |rows| rows.to_string());
-                Err(wrong(format!("the row has {found}, but the file's first one has {expected}")))
+                Err(wrong(format!("the row has {found}, but the file's first one has {expected}"))
+                    .with_hint("a key of the row is missing or null, or has a value of another form"))
             }
             (_, rows) => Ok(rows.filter(|rows| !rows.is_own())),
         }
