@@ -165,9 +165,9 @@ impl Manifest {
 
 /// The output that an earlier run has left.
 pub(super) enum Earlier {
-    /// It is whole; so many lines have an error.
+    /// A complete output, in which `failed` lines have an error.
     Whole { failed: u64 },
-    /// There is none, or a part of it.
+    /// No output, or a part of one.
     Unfinished,
 }
 

@@ -46,7 +46,7 @@ pub(super) struct RawLine {
     /// Bytes of the input up to the end of this line.
     pub(super) end: u64,
     place: Place,
-    /// The bytes of the line, or why there are none.
+    /// The bytes of the line, or the error of reading it.
     text: Result<Vec<u8>>,
     reading: Arc<Reading>,
 }
@@ -78,7 +78,7 @@ impl RawLine {
         Self { index, end, place, text: Ok(text), reading: Arc::default() }
     }
 
-    /// Returns its text, or why there is none.
+    /// Returns the text of the line, or the error of reading it.
     pub(super) fn into_text(self) -> Result<Vec<u8>> {
         self.text.map_err(|error| error.at(self.place))
     }

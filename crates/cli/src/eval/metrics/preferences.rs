@@ -13,23 +13,6 @@ use kudos::internals::request::{Columns, Reading, Rows};
 /// Columns that group items, the first that all items have.
 const COLUMNS: [&str; 3] = ["subset", "source", "domain"];
 
-/// Keys of a pair and of the conversations around it.
-const PAIR_KEYS: [&str; 13] = [
-    "chosen",
-    "rejected",
-    "prompt",
-    "messages",
-    "conversations",
-    "instruction",
-    "input",
-    "history",
-    "system",
-    "tools",
-    "documents",
-    "template_vars",
-    "chat_template_kwargs",
-];
-
 /// Preferences with the options.
 #[derive(Clone, Debug)]
 pub(crate) struct Preferences {
@@ -113,13 +96,11 @@ fn label(value: &Value) -> String {
 /// Returns the request of an item's pair, in whichever way it has its prompt. Other keys are left
 /// out: an item may also be read as something else.
 fn pair(item: &Map<String, Value>) -> Result<String> {
-    let pair: Map<String, Value> = item
-        .iter()
-        .filter(|(key, _)| PAIR_KEYS.contains(&key.as_str()))
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect();
+    let reading = Reading::new(Columns::default(), Some(Rows::Pairs));
+    let read = item.iter().filter(|(key, _)| reading.reads(key));
+    let pair: Map<String, Value> = read.map(|(key, value)| (key.clone(), value.clone())).collect();
     let text = Value::Object(pair).to_string();
-    Reading::new(Columns::default(), Some(Rows::Pairs)).parse(text.as_bytes()).request?;
+    reading.parse(text.as_bytes()).request?;
     Ok(text)
 }
 
