@@ -13,9 +13,11 @@ DEMO := demo/model
 demo: demo-build
 	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
 
-# Without the server and its dependencies, which `make build` has.
-demo-build: cuda-toolchain
-	cargo build $(CARGO_FLAGS) --no-default-features --features cuda --bin kudos
+# Without the server, tables and their dependencies, which `make build` has; with CUDA where there is an NVIDIA GPU.
+DEMO_FEATURES := $(if $(wildcard /dev/nvidiactl /dev/dxg),--features cuda)
+demo-build: $(if $(DEMO_FEATURES),cuda-toolchain)
+	@$(if $(DEMO_FEATURES),,echo 'There is no NVIDIA GPU here: the demo is built for the CPU alone, and `make build` builds all.')
+	cargo build $(CARGO_FLAGS) --no-default-features $(DEMO_FEATURES) --bin kudos
 
 build: cuda-toolchain
 	cargo build $(CARGO_FLAGS) --bin kudos
