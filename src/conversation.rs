@@ -39,7 +39,7 @@ const RESERVED_VARS: [(&[&str], &str); 8] = [
 
 /// One turn: a JSON object whose keys keep their order, with a string `role` and no `null` values
 /// at its top.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Message(Map<String, Value>);
 
 impl Message {
@@ -173,6 +173,12 @@ impl Conversation {
     pub(crate) fn with_turns(mut self, turns: Vec<Message>) -> Self {
         self.messages.extend(turns);
         self
+    }
+
+    /// Splits off the turns from `index` on.
+    pub(crate) fn split_at(mut self, index: usize) -> (Self, Vec<Message>) {
+        let turns = self.messages.split_off(index);
+        (self, turns)
     }
 
     /// Returns the conversation with one more turn, the assistant's.

@@ -169,6 +169,84 @@ pub fn fields(form: Form, scores: &[Result<Score>]) -> Map<String, Value> {
     }
 }
 
+/// A field of results as a column of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// The field's name.
+    pub name: String,
+    /// The type of its values.
+    pub values: Values,
+    /// Whether each result has a list of values.
+    pub is_list: bool,
+}
+
+/// The type of a column's values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Values {
+    /// Numbers of f32.
+    Reals,
+    /// Integers.
+    Counts,
+    /// Booleans.
+    Flags,
+}
+
+/// Settings of a run on which it depends whether results have certain fields.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FieldOptions {
+    /// Whether the model normalizes its rewards.
+    pub normalized: bool,
+    /// Whether a sequence has several logits.
+    pub several_labels: bool,
+    /// Whether conversations may be cut.
+    pub may_truncate: bool,
+}
+
+/// Returns the columns that hold all that [`fields`] may have in a form, besides errors.
+pub fn columns(form: Form, options: FieldOptions) -> Vec<Column> {
+    let FieldOptions { normalized, several_labels, may_truncate } = options;
+    let names: &[(&str, Values, bool)] = &[
+        ("reward", Values::Reals, true),
+        ("reward_bf16", Values::Reals, true),
+        ("reward_normalized", Values::Reals, normalized),
+        ("tokens", Values::Counts, true),
+        ("truncated", Values::Flags, may_truncate),
+    ];
+    let column = |name: String, values, is_list| Column { name, values, is_list };
+    let present = names.iter().filter(|(.., is_present)| *is_present);
+    let mut columns: Vec<Column> = match form {
+        Form::One => present.map(|(name, values, _)| column((*name).to_owned(), *values, false)).collect(),
+        Form::Responses(_) => present
+            .map(|(name, values, _)| column(name.replacen("reward", "rewards", 1), *values, true))
+            .collect(),
+        Form::Pair => {
+            let sides = |(name, values, _): &(&str, Values, bool)| {
+                ["chosen", "rejected"].map(|side| column(format!("{name}_{side}"), *values, false))
+            };
+            present.flat_map(sides).collect()
+        }
+    };
+    match form {
+        Form::One if several_labels => columns.push(column("logits".to_owned(), Values::Reals, true)),
+        Form::One => {}
+        Form::Responses(_) => columns.push(column("best".to_owned(), Values::Counts, false)),
+        Form::Pair => columns.insert(2, column("margin".to_owned(), Values::Reals, false)),
+    }
+    columns
+}
+
+/// Returns the fields of a result in the form of others: those of one reward as lists, where others
+/// have several responses.
+pub fn in_form(form: Form, fields: Map<String, Value>) -> Map<String, Value> {
+    if !matches!(form, Form::Responses(_)) || !fields.contains_key("reward") {
+        return fields;
+    }
+    let listed = |(name, value): (String, Value)| (name.replacen("reward", "rewards", 1), json!([value]));
+    let mut fields: Map<String, Value> = fields.into_iter().map(listed).collect();
+    fields.insert("best".to_owned(), json!(0));
+    fields
+}
+
 impl From<Input> for Sequence {
     fn from(input: Input) -> Self {
         match input {
@@ -293,5 +371,68 @@ impl Renderer<'_> {
             scored["span"] = json!(spans[position]);
         }
         scored
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn score(reward: f32) -> Score {
+        Score {
+            reward,
+            reward_bf16: reward,
+            reward_normalized: Some(reward),
+            logits: vec![reward, 0.0],
+            tokens: 3,
+            truncated: true,
+            scored_token: 2,
+            queue_time: Duration::ZERO,
+            compute_time: Duration::ZERO,
+        }
+    }
+
+    fn values_of(value: &Value) -> Option<Values> {
+        match value {
+            Value::Number(number) if number.is_f64() => Some(Values::Reals),
+            Value::Number(_) => Some(Values::Counts),
+            Value::Bool(_) => Some(Values::Flags),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn columns_hold_the_fields_of_their_form() {
+        let all = FieldOptions { normalized: true, several_labels: true, may_truncate: true };
+        for (form, scores) in [(Form::One, 1), (Form::Responses(3), 3), (Form::Pair, 2)] {
+            let scores: Vec<Result<Score>> = (0..scores).map(|reward| Ok(score(reward as f32))).collect();
+            let mut found: Vec<Column> = fields(form, &scores)
+                .iter()
+                .map(|(name, value)| Column {
+                    name: name.clone(),
+                    values: values_of(value.get(0).unwrap_or(value)).unwrap(),
+                    is_list: value.is_array(),
+                })
+                .collect();
+            let mut expected = columns(form, all);
+            let by_name = |a: &Column, b: &Column| a.name.cmp(&b.name);
+            found.sort_by(by_name);
+            expected.sort_by(by_name);
+            assert_eq!(found, expected);
+        }
+        let few = columns(Form::One, FieldOptions::default());
+        let names: Vec<&str> = few.iter().map(|column| column.name.as_str()).collect();
+        assert_eq!(names, ["reward", "reward_bf16", "tokens"]);
+    }
+
+    #[test]
+    fn one_reward_among_several_is_a_list_of_one() {
+        let one = || fields(Form::One, &[Ok(score(2.0))]);
+        let mut expected = fields(Form::Responses(1), &[Ok(score(2.0))]);
+        expected.insert("logits".to_owned(), json!([[2.0, 0.0]]));
+        assert_eq!(in_form(Form::Responses(4), one()), expected);
+        assert_eq!(in_form(Form::One, one()), one());
     }
 }

@@ -2,6 +2,7 @@
 
 use serde_json::value::RawValue;
 
+use super::keys::wrong;
 use crate::conversation::{Conversation, Message};
 use crate::error::Result;
 
@@ -62,6 +63,28 @@ impl Request {
             Self::One(Input::Conversation(whole)) | Self::Pair { chosen: whole, .. } => {
                 Some(&whole.messages()[..before(whole)])
             }
+        }
+    }
+
+    /// Returns what comes before the responses, and the turns of each response: of one conversation
+    /// its last turn, and of a pair what follows the turns that both have.
+    pub fn into_candidates(self) -> Result<(Conversation, Vec<Vec<Message>>)> {
+        match self {
+            Self::Responses(Responses { prompt, responses }) => Ok((prompt, responses)),
+            Self::One(Input::Conversation(whole)) => {
+                let before = whole.messages().len().saturating_sub(1);
+                let (prompt, response) = whole.split_at(before);
+                Ok((prompt, vec![response]))
+            }
+            Self::Pair { chosen, rejected } => {
+                let both = chosen.messages().iter().zip(rejected.messages());
+                let common = both.take_while(|(chosen, rejected)| chosen == rejected).count();
+                let shorter = chosen.messages().len().min(rejected.messages().len());
+                let (prompt, chosen) = chosen.split_at(common.min(shorter.saturating_sub(1)));
+                let (_, rejected) = rejected.split_at(prompt.messages().len());
+                Ok((prompt, vec![chosen, rejected]))
+            }
+            Self::One(Input::Tokens(_)) => Err(wrong("token ids have no response, only a conversation has")),
         }
     }
 

@@ -14,7 +14,7 @@
 
 use std::fmt;
 
-use super::form::{Parsed, Request};
+use super::form::{Form, Parsed, Request};
 use super::json::{Given, text_of};
 use super::keys::{Columns, DATASET_KEYS, ELSEWHERE, wrong};
 use super::{datasets, own, pairs};
@@ -196,6 +196,8 @@ impl fmt::Display for Rows {
 pub struct Reading {
     columns: Columns,
     rows: Expected,
+    /// Keys of the caller's own that tables are read for, too.
+    also: &'static [&'static str],
 }
 
 /// The rows that are expected.
@@ -216,7 +218,13 @@ impl Reading {
     /// Returns a reading of rows with these names of columns; of one kind, which ignores the keys
     /// of others, or of any kind.
     pub fn new(columns: Columns, rows: Option<Rows>) -> Self {
-        Self { columns, rows: rows.map_or(Expected::Any, Expected::Only) }
+        Self { columns, rows: rows.map_or(Expected::Any, Expected::Only), also: &[] }
+    }
+
+    /// Returns the reading that has more columns of a table, whose values the caller reads.
+    #[must_use]
+    pub fn with_also(self, keys: &'static [&'static str]) -> Self {
+        Self { also: keys, ..self }
     }
 
     /// Returns the reading of a file whose first row, or whose schema, has keys of these shapes.
@@ -254,10 +262,31 @@ impl Reading {
         self.rows != Expected::Any
     }
 
+    /// Returns the form of the results of a table's rows, whose columns have these shapes; `None`
+    /// where each row decides it. Beside rows of responses there may be rows of one.
+    pub fn form(&self, shape: impl Fn(&str) -> Option<Shape>) -> Option<Form> {
+        let lists = |key: &str| match shape(key) {
+            Some(_) => Form::Responses(0),
+            None => Form::One,
+        };
+        match self.rows() {
+            Some(Rows::Batch) => None,
+            Some(Rows::Tokens | Rows::Conversations) => Some(Form::One),
+            Some(Rows::Pairs) => Some(Form::Pair),
+            Some(Rows::Context) => Some(Form::Responses(2)),
+            Some(Rows::Completions) => Some(lists("completions")),
+            Some(Rows::Instruction) => Some(match shape("output") {
+                Some(Shape::List) => Form::Responses(0),
+                _ => Form::One,
+            }),
+            Some(Rows::Messages | Rows::Responses) | None => Some(lists("responses")),
+        }
+    }
+
     /// Returns whether rows have a column that is read.
     pub fn reads(&self, column: &str) -> bool {
         let is_kept = |key| self.rows == Expected::Any || is_read_of(self.rows(), key);
-        self.columns.key(column).is_some_and(is_kept)
+        self.columns.key(column).is_some_and(is_kept) || self.also.contains(&column)
     }
 
     /// Returns the names of columns.

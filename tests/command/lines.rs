@@ -681,29 +681,47 @@ fn page_blocks(language: &str) -> Vec<Vec<String>> {
     blocks.map(|block| block.lines().map(str::to_owned).collect()).collect()
 }
 
-/// Rewards may differ in the last digits of an f32, as they do between kinds of CPUs.
+/// Returns whether values are equal, and their keys in one order, but for the last digits of f32 numbers: from
+/// one kind of CPU to another they differ.
+fn agree(found: &Value, shown: &Value) -> bool {
+    match (found, shown) {
+        (Value::Number(found), Value::Number(shown)) => {
+            (found.as_f64().unwrap() - shown.as_f64().unwrap()).abs() <= 1e-5
+        }
+        (Value::Array(found), Value::Array(shown)) => {
+            found.len() == shown.len() && found.iter().zip(shown).all(|(found, shown)| agree(found, shown))
+        }
+        (Value::Object(found), Value::Object(shown)) => {
+            found.keys().eq(shown.keys())
+                && found.values().zip(shown.values()).all(|(found, shown)| agree(found, shown))
+        }
+        (found, shown) => found == shown,
+    }
+}
+
 #[test]
 fn the_page_of_the_command_shows_its_output() {
     let blocks = page_blocks("json");
-    let [input, output] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
+    let [input, output, best, pairs] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
+    let check = |found: &[Value], shown: &[String]| {
+        let shown: Vec<Value> = shown.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(
+            found.len() == shown.len() && found.iter().zip(&shown).all(|(found, shown)| agree(found, shown)),
+            "{found:?}"
+        );
+    };
     let found = scored(&["-"], &input.join("\n"));
-    assert_eq!(found.len(), output.len());
-    for (found, shown) in found.iter().zip(output) {
-        let shown: Value = serde_json::from_str(shown).unwrap();
-        let (found, shown) = (found.as_object().unwrap(), shown.as_object().unwrap());
-        assert_eq!(found.keys().collect::<Vec<_>>(), shown.keys().collect::<Vec<_>>());
-        for (key, shown) in shown {
-            let close = |found: &Value, shown: &Value| {
-                (found.as_f64().unwrap() - shown.as_f64().unwrap()).abs() <= 1e-5
-            };
-            let same = match (&found[key], shown) {
-                (Value::Array(found), Value::Array(shown)) => {
-                    found.len() == shown.len()
-                        && found.iter().zip(shown).all(|(found, shown)| close(found, shown))
-                }
-                (found, shown) => close(found, shown),
-            };
-            assert!(same, "{key}: {} and {shown}", found[key]);
-        }
+    check(&found, output);
+    // The second line has several responses.
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        fs::write(folder.path().join(name), text).unwrap();
+        folder.path().join(name).to_str().unwrap().to_owned()
+    };
+    let (row, result) = (file("row", &input[1]), file("result", &format!("{}\n", found[1])));
+    for (selection, shown) in [("best", best), ("pairs", pairs)] {
+        let selected = kudos(&["select", selection, &row, "--rewards", &result], "");
+        assert_eq!(selected.status, Some(0), "{selected:?}");
+        check(&[serde_json::from_str(&selected.stdout).unwrap()], shown);
     }
 }

@@ -9,11 +9,14 @@ mod hostile;
 mod http;
 mod interruptions;
 mod lines;
+#[cfg(feature = "tables")]
+mod outputs;
 #[path = "../server/process.rs"]
 mod process;
 mod readme;
 mod refusals;
 mod scale;
+mod select;
 mod shards;
 #[cfg(feature = "tables")]
 mod tables;

@@ -191,3 +191,39 @@ fn a_part_of_another_run_is_refused() {
     assert_refused(&run(&["-", "-o", &output, "--whole"]), "standard input and pipes have no manifest");
     assert_refused(&run(&[&a, "-o", "-", "--whole"]), "standard output is never whole");
 }
+
+#[test]
+fn a_window_shares_prompts_and_changes_no_result() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    // Forty prompts in turn, each with four responses.
+    let prompt = |index: usize| format!("Question {} of {}", index % 40, "many words ".repeat(20));
+    let row =
+        |index: usize| json!({"prompt": prompt(index), "response": index.to_string()}).to_string() + "\n";
+    let mut text: String = (0..160).map(row).collect();
+    text.insert_str(text.find('\n').unwrap() + 1, "\n{\n");
+    fs::write(path("in"), text).unwrap();
+    let scored = |arguments: &[&str]| {
+        let scored =
+            run(&[&[&*path("in"), "-o", &path("out"), "--whole", "--batch-tokens", "512"], arguments]
+                .concat());
+        assert_eq!(scored.status, Some(1), "{scored:?}");
+        let manifest: Value = serde_json::from_slice(&fs::read(path("out.manifest.json")).unwrap()).unwrap();
+        (fs::read_to_string(path("out")).unwrap(), manifest["run"]["unique_tokens"].as_u64().unwrap())
+    };
+    let (expected, alone) = scored(&[]);
+    let (results, together) = scored(&["--window", "1000"]);
+    assert_eq!(results, expected);
+    assert!(together * 2 < alone, "{together} of {alone} tokens");
+    let (results, few) = scored(&["--window", "80"]);
+    assert_eq!(results, expected);
+    assert!(together < few && few < alone, "{few} of {alone} tokens");
+    // Continued in the middle of a window.
+    let manifest = fs::read_to_string(path("out.manifest.json")).unwrap();
+    let mut begun: Value = serde_json::from_str(&manifest).unwrap();
+    begun.as_object_mut().unwrap().remove("run");
+    fs::write(path("out.manifest.json"), begun.to_string()).unwrap();
+    fs::rename(path("out"), path("out.partial")).unwrap();
+    fs::write(path("out.partial"), &expected.as_bytes()[..expected.len() / 3]).unwrap();
+    assert_eq!(scored(&["--window", "1000", "--resume"]).0, expected);
+}

@@ -22,7 +22,7 @@ use serde_json::{Value, json};
 const PROMPTS: [&str; 3] = ["What is 1+1?", "Name a colour.", "Zwölf?"];
 const RESPONSES: [Option<&str>; 3] = [Some("1+1=2"), None, Some("12 \u{1f600}")];
 
-fn run(arguments: &[&str]) -> Run {
+pub(crate) fn run(arguments: &[&str]) -> Run {
     let model = demo_model();
     kudos(&[&["score", "--device", "cpu", "--model", model.to_str().unwrap()], arguments].concat(), "")
 }
@@ -35,28 +35,28 @@ fn scored(arguments: &[&str], status: i32) -> (String, String) {
 }
 
 /// A folder of its own, and the paths in it.
-struct Folder(tempfile::TempDir);
+pub(crate) struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
+    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
         fs::write(self.path(name), bytes).unwrap();
         self.text(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).to_str().unwrap().to_owned()
     }
 }
 
-fn batch() -> RecordBatch {
+pub(crate) fn batch() -> RecordBatch {
     let mut parts = ListBuilder::new(StringBuilder::new());
     for response in RESPONSES {
         match response {
@@ -81,7 +81,7 @@ fn lines() -> String {
     PROMPTS.iter().enumerate().map(line).collect()
 }
 
-fn parquet(path: &Path, batches: &[RecordBatch], compression: Compression) {
+pub(crate) fn parquet(path: &Path, batches: &[RecordBatch], compression: Compression) {
     let properties = WriterProperties::builder().set_compression(compression);
     let properties = properties.set_max_row_group_row_count(Some(2)).build();
     let file = File::create(path).unwrap();

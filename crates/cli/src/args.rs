@@ -1,6 +1,5 @@
 //! The command line.
 
-#[cfg(any(feature = "cuda", feature = "serve"))]
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -50,6 +49,8 @@ pub(super) enum Command {
     Serve(MissingArgs),
     /// Evaluate a model on a published benchmark of reward models
     Eval(Box<EvalArgs>),
+    /// Select the best response to each prompt, or pairs of a better and a worse one, by their rewards
+    Select(Box<SelectArgs>),
     /// Show the text and the token ids that would be scored, without weights
     Render(RenderArgs),
     /// Show the memory that the model needs, and whether it fits on well-known GPUs, on those of
@@ -99,16 +100,28 @@ pub(super) struct ScoreArgs {
     #[arg(long, value_name = "TEXT", requires = "prompt", allow_hyphen_values = true)]
     pub(super) response: Vec<String>,
 
-    /// Write results to this file instead of standard output. An existing file is replaced once the
-    /// model is open, unless --resume is given
+    /// Write results to this file instead of standard output: lines; compressed ones where its name
+    /// ends in .gz or .zst; a table with the input's columns and the rewards where it ends in .parquet
+    /// and the input is tables. An existing file is replaced, of lines once the model is open, of others
+    /// when all is scored, unless --resume is given
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
+
+    /// Put this text before the names of the columns that a Parquet output adds
+    #[arg(long, value_name = "TEXT", requires = "output", conflicts_with = "prompt")]
+    pub(super) prefix: Option<String>,
 
     /// Continue an earlier run after the last whole line that it wrote to the output, if there is
     /// one. Give the whole input and the options of that run again; the file becomes, byte for
     /// byte, that of an uninterrupted run
     #[arg(long, requires = "output", conflicts_with = "prompt")]
     pub(super) resume: bool,
+
+    /// Score rows with the same prompt together, also where they do not stand together: of each N rows
+    /// in turn, or 256 MiB of text, which are in memory. The results are in the order of the input, and
+    /// no reward changes by it
+    #[arg(long, value_name = "N", conflicts_with = "prompt")]
+    pub(super) window: Option<NonZeroUsize>,
 
     /// Score one of N contiguous parts of the files, counted from 0: `0/4` to `3/4` are the whole. They
     /// are cut by bytes, and where neighbours share a prompt at its next change; of compressed and
@@ -117,7 +130,7 @@ pub(super) struct ScoreArgs {
     pub(super) shard: Option<Shard>,
 
     /// Write to FILE.partial, which becomes FILE when all is scored, with FILE.manifest.json beside
-    /// it. With --resume a run whose FILE is there ends at once
+    /// it; outputs other than lines always are written so. With --resume a run whose FILE is there ends at once
     #[arg(long, requires = "output", conflicts_with = "prompt")]
     pub(super) whole: bool,
 
@@ -127,6 +140,78 @@ pub(super) struct ScoreArgs {
 
     #[command(flatten)]
     pub(super) engine: EngineArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(mut_group("PromptArgs", |group| group.requires("model")))]
+#[command(mut_group("EngineArgs", |group| group.requires("model")))]
+#[command(mut_group("ProcessArgs", |group| group.requires("model")))]
+pub(super) struct SelectArgs {
+    /// The selection
+    #[arg(value_enum, value_name = "SELECTION")]
+    pub(super) selection: Selection,
+
+    /// Files of conversations, as `kudos score` takes them. Rows of several responses stand alone; of
+    /// rows of one response neighbours with the same prompt are taken together
+    #[arg(value_name = "INPUT", required_unless_present = "rendezvous")]
+    pub(super) input: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) rows: RowArgs,
+
+    /// Take the rewards from this output of `kudos score` for the same input [default: those in the
+    /// rows themselves, as a Parquet output has them]
+    #[arg(long, value_name = "RESULTS", conflicts_with_all = options_of_model())]
+    pub(super) rewards: Option<PathBuf>,
+
+    /// Compute the rewards with this model: a folder, or an `org/name` that is in the local Hugging
+    /// Face cache
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: Option<String>,
+
+    /// Write to this file instead of standard output. An existing file is replaced
+    #[arg(short, long, value_name = "FILE")]
+    pub(super) output: Option<PathBuf>,
+
+    /// Leave out what is better by less than this. Equal rewards make no pair
+    #[arg(long, value_name = "X", default_value = "0", value_parser = margin)]
+    pub(super) min_margin: f32,
+
+    /// pairs: the pairs of a prompt's responses [default: extremes]
+    #[arg(long, value_enum)]
+    pub(super) pairs: Option<PairRule>,
+
+    #[command(flatten)]
+    pub(super) prompt: PromptArgs,
+
+    #[command(flatten)]
+    pub(super) engine: EngineArgs,
+}
+
+/// A selection among the responses to a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Selection {
+    /// The response with the highest reward, with its margin to the second
+    Best,
+    /// Chosen and rejected responses
+    Pairs,
+}
+
+/// The pairs of a prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum PairRule {
+    /// One: the highest and the lowest reward
+    #[default]
+    Extremes,
+    /// All in which one has the higher reward
+    All,
+}
+
+fn margin(text: &str) -> std::result::Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if value.is_finite() && value >= 0.0 => Ok(value),
+        _ => Err("expected a number of at least 0".to_owned()),
+    }
 }
 
 /// How rows become conversations.
@@ -145,9 +230,22 @@ pub(super) struct RowArgs {
 impl RowArgs {
     /// Opens the input, or a shard of it.
     pub(super) fn open(&self, paths: &[PathBuf], shard: Option<Shard>) -> anyhow::Result<Input> {
+        Input::open(paths, self.reading()?, shard)
+    }
+
+    /// Opens the input with more columns of tables, whose values the caller reads.
+    pub(super) fn open_with(
+        &self,
+        paths: &[PathBuf],
+        also: &'static [&'static str],
+    ) -> anyhow::Result<Input> {
+        Input::open(paths, self.reading()?.with_also(also), None)
+    }
+
+    fn reading(&self) -> Result<Reading> {
         let columns = self.columns.iter().map(|(key, column)| (key.as_str(), column.as_str()));
         let columns = Columns::new(columns).map_err(|error| error.prefixed("`--columns`"))?;
-        Input::open(paths, Reading::new(columns, self.rows), shard)
+        Ok(Reading::new(columns, self.rows))
     }
 }
 
@@ -249,9 +347,14 @@ pub(super) enum BenchmarkArg {
 
 /// Returns the options of `kudos eval` that change nothing where no model runs.
 fn options_of_scoring() -> Vec<Id> {
+    options_of_model().into_iter().chain(["output", "resume", "bf16"].map(Id::from)).collect()
+}
+
+/// Returns the options of a model that runs.
+fn options_of_model() -> Vec<Id> {
     let flattened = PromptArgs::augment_args(EngineArgs::augment_args(clap::Command::new("kudos")));
     let ids = flattened.get_arguments().map(|argument| argument.get_id().clone());
-    ids.chain(["model", "output", "resume", "bf16"].map(Id::from)).collect()
+    ids.chain([Id::from("model")]).collect()
 }
 
 impl EvalArgs {

@@ -7,13 +7,13 @@
 //! so there is nothing to save at the end.
 
 pub mod args;
+mod engine;
 mod eval;
 pub mod files;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod gpus;
 mod input;
-mod manifest;
 mod manual;
 mod messages;
 pub mod model_dir;
@@ -26,9 +26,12 @@ pub mod progress;
 mod render;
 mod resume;
 mod score;
+mod select;
 #[cfg(feature = "serve")]
 mod serve;
 pub mod shapes;
+mod whole;
+mod window;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -71,6 +74,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
                 .into())
         }
         Command::Eval(args) => eval::run(&args),
+        Command::Select(args) => select::run(&args),
         Command::Render(args) => render::run(&args),
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::files::{Identity, InputFile, StandardStream};
-use crate::manifest::partial_path;
 use crate::report;
+use crate::whole::names::Names;
 use kudos::internals::results::best;
 use kudos::{Error, ErrorKind, Result, Score};
 
@@ -37,29 +37,24 @@ pub(super) struct OutputFile {
     kept_bytes: u64,
     /// Lines in the file, once this run has begun to write.
     lines: usize,
-    /// The name that the file has once it is whole, if another.
-    whole: Option<PathBuf>,
 }
 
 impl Output {
-    /// Opens the file that becomes the one at `path` when it is whole.
-    pub(super) fn open_whole(path: &Path, inputs: &[InputFile]) -> anyhow::Result<Self> {
-        let existing = fs::metadata(path).ok().as_ref().and_then(Identity::of);
-        check_no_input(existing, &format!("`{}`", path.display()), inputs)?;
-        if path == Path::new("-") {
+    /// Opens the journal of an output that appears when it is whole.
+    pub(super) fn open_journal(names: &Names, inputs: &[InputFile]) -> anyhow::Result<Self> {
+        let existing = fs::metadata(&names.output).ok().as_ref().and_then(Identity::of);
+        check_no_input(existing, &format!("`{}`", names.output.display()), inputs)?;
+        if names.output == Path::new("-") {
             return Err(Error::new(ErrorKind::Options, "standard output is never whole")
                 .with_hint("name a file for `--output`")
                 .into());
         }
-        let mut output = Self::open(Some(&partial_path(path)), inputs)?;
-        match &mut output.file {
-            Some(file) => file.whole = Some(path.to_owned()),
-            None => {
-                let message = format!("{} is no regular file", output.name);
-                return Err(Error::new(ErrorKind::Options, message)
-                    .with_hint("`--whole` needs a file that can be renamed")
-                    .into());
-            }
+        let output = Self::open(Some(&names.journal), inputs)?;
+        if output.file.is_none() {
+            let message = format!("{} is no regular file", output.name);
+            return Err(Error::new(ErrorKind::Options, message)
+                .with_hint("`--whole` needs a file that can be renamed")
+                .into());
         }
         Ok(output)
     }
@@ -67,7 +62,8 @@ impl Output {
     /// Opens a file, or standard output for `None` and `-`. A file that cannot be written is an
     /// error here, before anything is computed. Its content stays until `begin`.
     ///
-    /// `inputs` are the files that are read: none of them, by whatever name, may be the output.
+    /// `inputs` are the files that are read: none of them, by whatever name, may be the output. A name of
+    /// another content than lines is an error.
     pub fn open(path: Option<&Path>, inputs: &[InputFile]) -> anyhow::Result<Self> {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             StandardStream::Output.check_open()?;
@@ -76,6 +72,10 @@ impl Output {
             return Ok(Self { writer, name, file: None, standard: true, line: String::new() });
         };
         let name = format!("`{}`", path.display());
+        if let Some(ending) = other_ending(path) {
+            let message = format!("{name} would have lines, which its ending `.{ending}` is not for");
+            return Err(Error::new(ErrorKind::Options, message).with_hint("name it `FILE.jsonl`").into());
+        }
         let open = || -> io::Result<(File, Option<File>)> {
             let handle = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
             // A device or a pipe has no length that could be set.
@@ -103,13 +103,7 @@ impl Output {
             };
             probe().with_context(|| format!("cannot write {name}"))?;
         }
-        let file = file.map(|handle| OutputFile {
-            path: path.to_owned(),
-            handle,
-            kept_bytes: 0,
-            lines: 0,
-            whole: None,
-        });
+        let file = file.map(|handle| OutputFile { path: path.to_owned(), handle, kept_bytes: 0, lines: 0 });
         Ok(Self { writer: Box::new(handle), name, file, standard: false, line: String::new() })
     }
 
@@ -159,13 +153,6 @@ impl Output {
         Ok(())
     }
 
-    /// Gives the file its name, if it has another until it is whole.
-    pub(super) fn rename(&mut self) -> anyhow::Result<()> {
-        let Some(OutputFile { path, whole: Some(whole), .. }) = &self.file else { return Ok(()) };
-        fs::rename(path, whole)
-            .with_context(|| format!("cannot rename {} to `{}`", self.name, whole.display()))
-    }
-
     /// Syncs the file to the disk, which may still find that it is full.
     pub(super) fn end(&mut self) -> anyhow::Result<()> {
         let Some(file) = &self.file else { return Ok(()) };
@@ -185,6 +172,15 @@ impl Output {
             _ => error,
         }
     }
+}
+
+/// Endings of names whose content is not lines.
+const OTHER_ENDINGS: [&str; 4] = ["gz", "zst", "zstd", "parquet"];
+
+/// Returns the ending of a name whose content is not lines.
+pub(super) fn other_ending(path: &Path) -> Option<&'static str> {
+    let ending = path.extension()?.to_str()?;
+    OTHER_ENDINGS.into_iter().find(|other| other.eq_ignore_ascii_case(ending))
 }
 
 /// Returns an error if the output is one of the `inputs`: it would be truncated before it is read,

@@ -17,16 +17,17 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::iter;
 use std::num::NonZeroUsize;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::anyhow;
 
 use crate::input::{Line, RawLine};
 use kudos::internals::request::Form;
 use kudos::internals::results::Key;
-use kudos::{Engine, Input, Pending, PromptTokens, Result};
+use kudos::{Engine, Input, Pending, PromptTokens, Result, Score};
 
 /// Budget for the text of lines in the pipeline: many batches of any engine, and little memory.
 const LINES_BYTES_MAX: usize = 16 << 20;
@@ -40,6 +41,9 @@ const WORKERS_MAX: usize = 8;
 /// Budget for tokens that wait to be submitted. Without it, one line with many responses to a long
 /// prompt would have all of their tokens in memory at once, as would all the lines behind it.
 const TOKENS_BYTES_MAX: usize = 16 << 20;
+
+/// Interval at which a command that waits for lines checks whether the engine has failed.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Bytes of a sequence besides its tokens.
 const SEQUENCE_BYTES: usize = 256;
@@ -55,6 +59,8 @@ pub(super) struct InFlight {
     /// The name of its result.
     pub(super) key: Key,
     pub(super) submitted: Submitted,
+    /// Its number among the rows that are read.
+    pub(super) number: usize,
     /// Bytes of the input up to the end of this line.
     pub(super) end: u64,
     /// Released with this.
@@ -69,6 +75,48 @@ pub(super) enum PipelineItem {
     /// The error of all lines from here on: the input cannot be read, or the model folder has no
     /// usable tokenizer.
     Failed(anyhow::Error),
+}
+
+/// The lines of a pipeline whose results are being computed, in the order of their submission.
+pub(super) struct InFlightLines<'a> {
+    engine: &'a Engine,
+    items: Receiver<PipelineItem>,
+}
+
+impl<'a> InFlightLines<'a> {
+    /// Starts the pipeline of an engine.
+    pub(super) fn start(
+        engine: &'a Arc<Engine>,
+        lines: impl Iterator<Item = anyhow::Result<RawLine>> + Send + 'static,
+    ) -> Self {
+        Self { engine, items: start(engine, lines) }
+    }
+
+    /// Returns the next line; `None` at the end. A failure of the engine is an error, also while a line
+    /// is awaited.
+    pub(super) fn next(&self) -> anyhow::Result<Option<InFlight>> {
+        loop {
+            match self.items.recv_timeout(POLL_INTERVAL) {
+                Ok(PipelineItem::Line(in_flight)) => return Ok(Some(in_flight)),
+                Ok(PipelineItem::End) => return Ok(None),
+                Ok(PipelineItem::Failed(error)) => return Err(error),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(anyhow!("kudos has a bug: the thread that reads the input panicked"));
+                }
+                Err(RecvTimeoutError::Timeout) => match self.engine.failure() {
+                    Some(error) => return Err(error.into()),
+                    None => continue,
+                },
+            }
+        }
+    }
+}
+
+impl Submitted {
+    /// Waits for the results.
+    pub(super) fn wait(self) -> Vec<Result<Score>> {
+        self.pending.into_iter().map(|pending| pending.and_then(Pending::wait)).collect()
+    }
 }
 
 /// A line for the workers.
@@ -90,6 +138,7 @@ enum LineMessage {
 /// A line that the submitter takes in order.
 struct QueuedLine {
     messages: Receiver<Result<LineMessage>>,
+    number: usize,
     end: u64,
     permit: Permit,
 }
@@ -149,10 +198,10 @@ fn read(
     for (order, raw) in lines.enumerate() {
         let line = raw.map(|raw| {
             let permit = budget.reserve(ALWAYS_WAITS, raw.bytes() + LINE_BYTES);
-            let (end, (sender, messages)) = (raw.end, channel());
+            let (number, end, (sender, messages)) = (raw.number, raw.end, channel());
             // If no worker is left, the submitter finds the channel of messages closed.
             let _ = jobs.send(Job { raw, order, messages: sender });
-            QueuedLine { messages, end, permit }
+            QueuedLine { messages, number, end, permit }
         });
         if queue.send(line).is_err() {
             return;
@@ -221,7 +270,7 @@ fn submit_all(
 ) -> anyhow::Result<()> {
     let panicked = || anyhow!("kudos has a bug: the thread that prepared a line panicked");
     for (order, line) in queue.into_iter().enumerate() {
-        let QueuedLine { messages, end, permit } = line?;
+        let QueuedLine { messages, number, end, permit } = line?;
         // Lines behind this one, whose tokens are awaited, may have reserved the whole budget.
         tokens_budget.advance(order);
         let LineMessage::Line(key, form) = messages.recv().map_err(|_| panicked())?? else {
@@ -244,7 +293,8 @@ fn submit_all(
         if let Some(error) = failed {
             return Err(error);
         }
-        let in_flight = InFlight { key, submitted: Submitted { form, pending }, end, _permit: permit };
+        let submitted = Submitted { form, pending };
+        let in_flight = InFlight { key, submitted, number, end, _permit: permit };
         if items.send(PipelineItem::Line(in_flight)).is_err() {
             break;
         }
@@ -326,7 +376,6 @@ impl Drop for Permit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn a_reservation_beyond_the_budget_waits_until_nothing_is_held() {

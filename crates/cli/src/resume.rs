@@ -120,7 +120,7 @@ struct ResultKey<'a> {
 
 /// Returns true if the result is or holds an error. Fails with the reason if it cannot be the
 /// result of `line`.
-fn check(line: &Line, result: &[u8]) -> Result<bool, String> {
+pub(crate) fn check(line: &Line, result: &[u8]) -> Result<bool, String> {
     let found =
         serde_json::from_slice::<ResultKey<'_>>(result).map_err(|_| "it is not a JSON object".to_owned())?;
     let (name, key) = (line.key.name(), line.key.text());

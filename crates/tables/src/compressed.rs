@@ -1,8 +1,10 @@
 //! Compressed lines.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read, Write};
 
+use flate2::Compression;
 use flate2::bufread::MultiGzDecoder;
+use flate2::write::GzEncoder;
 
 use crate::Container;
 
@@ -26,6 +28,28 @@ pub fn lines(
         }
         _ => Box::new(reader),
     })
+}
+
+/// Compresses a file of lines into another one.
+pub fn compress(container: Container, lines: impl Read, file: impl Write) -> io::Result<()> {
+    const ZSTD_LEVEL: i32 = 3;
+    let mut lines = BufReader::with_capacity(128 << 10, lines);
+    match container {
+        Container::Gzip => {
+            let mut encoder = GzEncoder::new(file, Compression::default());
+            io::copy(&mut lines, &mut encoder)?;
+            encoder.finish()?.flush()
+        }
+        Container::Zstd => {
+            let mut encoder = zstd::stream::write::Encoder::new(file, ZSTD_LEVEL)?;
+            encoder.include_checksum(true)?;
+            io::copy(&mut lines, &mut encoder)?;
+            encoder.finish()?.flush()
+        }
+        other => {
+            Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{other:?} is no compression of lines")))
+        }
+    }
 }
 
 fn buffered(reader: impl Read + Send + 'static) -> Box<dyn BufRead + Send> {

@@ -7,7 +7,7 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, Schema};
-use kudos::internals::request::{Reading, Shape};
+use kudos::internals::request::{Form, Reading, Shape};
 use kudos::{Error, ErrorKind, Result};
 
 /// Returns the shape of values of a type; `None` for a type without values.
@@ -28,6 +28,7 @@ pub struct RowWriter {
     reading: Reading,
     /// The columns that are read, by index in batches, with the JSON of their names.
     columns: Vec<(usize, String)>,
+    form: Option<Form>,
 }
 
 impl RowWriter {
@@ -39,22 +40,28 @@ impl RowWriter {
             field.and_then(|field| shape(field.data_type()))
         };
         let reading = reading.clone().with_shapes(shape)?;
+        let form = reading.form(shape);
         let columns = schema.fields().iter().enumerate();
         let columns = columns.filter(|(_, field)| reading.reads(field.name()));
         let columns = columns.map(|(index, field)| (index, quoted(field.name()))).collect();
-        Ok(Self { reading, columns })
+        Ok(Self { reading, columns, form })
     }
 
     /// Returns a writer of whole rows.
     pub fn whole(schema: &Schema) -> Self {
         let columns = schema.fields().iter().enumerate();
         let columns = columns.map(|(index, field)| (index, quoted(field.name()))).collect();
-        Self { reading: Reading::default(), columns }
+        Self { reading: Reading::default(), columns, form: None }
     }
 
     /// Returns how the objects are read.
     pub fn reading(&self) -> &Reading {
         &self.reading
+    }
+
+    /// Returns the form of the rows' results, where the columns decide it.
+    pub fn form(&self) -> Option<Form> {
+        self.form
     }
 
     /// Returns the columns that are read, by their index in the schema.

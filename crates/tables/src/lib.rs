@@ -1,5 +1,5 @@
 //! Containers of rows other than plain lines: Parquet files, Arrow files and streams, and lines
-//! compressed by gzip or zstd.
+//! compressed by gzip or zstd; and Parquet files of rows with their results.
 //!
 //! A row becomes the JSON text of one object, which is then read like a line: the library's `request`
 //! alone defines what a row may have.
@@ -7,9 +7,11 @@
 mod compressed;
 mod container;
 mod json;
+mod results;
 mod table;
 
-pub use compressed::lines;
+pub use compressed::{compress, lines};
 pub use container::Container;
 pub use json::{RowWriter, shape};
+pub use results::{ResultsWriter, with_results};
 pub use table::{Batches, Table};

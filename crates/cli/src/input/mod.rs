@@ -4,6 +4,8 @@
 //! [`Input`] reads and counts; [`RawLine::parse`] parses, on any thread. Rows of tables become the
 //! text of lines, so that there is one way to read both.
 
+#[cfg(feature = "tables")]
+mod copy;
 mod lines;
 mod paths;
 mod row;
@@ -13,17 +15,21 @@ mod source;
 mod table;
 
 use std::collections::VecDeque;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
 
 use crate::files::InputFile;
+#[cfg(feature = "tables")]
+pub(crate) use copy::Tables;
 use kudos::Result;
 use kudos::internals::request::{Parsed, Reading, Request};
 use kudos::internals::results::Key;
 use row::{Notes, Row};
 pub(crate) use shard::Shard;
+use shard::prompt_of;
 use source::{Rows, Source, sources_of};
 
 /// A parsed line of input: the key of its result, and its request.
@@ -39,6 +45,8 @@ pub(super) struct Line {
 pub(super) struct RawLine {
     /// The line's number over all files, from 0; empty lines count.
     pub(super) index: usize,
+    /// Its number among the rows that are read, from 0.
+    pub(super) number: usize,
     /// Bytes of the input up to the end of this line.
     pub(super) end: u64,
     place: Place,
@@ -71,7 +79,7 @@ impl RawLine {
     /// Returns line `index` of an input, from 0, with this text.
     pub(super) fn new(index: usize, end: u64, text: Vec<u8>) -> Self {
         let place = Place { file: None, unit: "line", number: index + 1 };
-        Self { index, end, place, text: Ok(text), reading: Arc::default() }
+        Self { index, number: index, end, place, text: Ok(text), reading: Arc::default() }
     }
 
     /// Returns the text of the line, or the error of reading it.
@@ -79,9 +87,27 @@ impl RawLine {
         self.text.map_err(|error| error.at(self.place))
     }
 
+    /// Returns its place in messages.
+    pub(super) fn place(&self) -> String {
+        self.place.to_string()
+    }
+
+    /// Returns the text of the line, where it could be read.
+    pub(super) fn text(&self) -> Option<&[u8]> {
+        self.text.as_deref().ok()
+    }
+
     /// Bytes of its text.
     pub(super) fn bytes(&self) -> usize {
         self.text.as_ref().map_or(0, Vec::len)
+    }
+
+    /// Returns a number that is equal for lines with the same turns before their responses; `None` for
+    /// token ids and for a line that cannot be read.
+    pub(super) fn prompt_hash(&self) -> Option<u64> {
+        let mut hasher = DefaultHasher::new();
+        prompt_of(&self.reading, self.text.as_ref().ok()?)?.hash(&mut hasher);
+        Some(hasher.finish())
     }
 
     /// Parses the line.
@@ -105,6 +131,8 @@ pub(super) fn parse(bytes: &[u8], index: usize) -> Line {
 pub(super) struct Input {
     /// How rows are read, as far as options say it; `None` where they are taken whole.
     reading: Option<Reading>,
+    /// All files, also those of other shards.
+    all: Vec<Source>,
     /// Files that are still to be read.
     files: VecDeque<Source>,
     current: Option<Rows>,
@@ -112,13 +140,12 @@ pub(super) struct Input {
     first: Option<RawLine>,
     /// The input's name in messages.
     name: String,
-    identities: Vec<InputFile>,
-    described: Vec<Value>,
-    several: bool,
     /// Bytes of all files, where known before they are read.
     size: Option<u64>,
     /// Rows and bytes of the files before the current one.
     before: (usize, u64),
+    /// Number of rows that were read.
+    count: usize,
     notes: Notes,
 }
 
@@ -136,35 +163,27 @@ impl Input {
 
     fn open_as(paths: &[PathBuf], reading: Option<Reading>, shard: Option<Shard>) -> anyhow::Result<Self> {
         let files = paths::expand(paths)?;
-        let several = files.len() > 1;
-        let (mut sources, mut identities, mut described) = (VecDeque::new(), Vec::new(), Vec::new());
-        for path in files {
-            let source = Source::check(path)?;
-            identities.extend(source.file());
-            described.push(source.described());
-            sources.push_back(source);
-        }
-        let name = match &sources.make_contiguous()[..] {
+        let all = files.into_iter().map(Source::check).collect::<anyhow::Result<Vec<Source>>>()?;
+        let name = match &all[..] {
             [one] => one.name.clone(),
             _ => "the input".to_owned(),
         };
-        let mut rows_before = 0;
-        if let Some(shard) = shard {
-            (sources, rows_before) = sources_of(shard, sources, reading.as_ref())?;
-        }
-        let size = sources.iter().map(Source::bytes_to_read).sum();
+        let (files, rows_before) = match shard {
+            None => (all.clone().into(), 0),
+            Some(shard) => sources_of(shard, &all, reading.as_ref())?,
+        };
+        let size = files.iter().map(Source::bytes_to_read).sum();
         let (current, first, notes) = (None, None, Notes::default());
         let mut input = Self {
             reading,
-            files: sources,
+            all,
+            files,
             current,
             first,
             name,
-            identities,
-            described,
-            several,
             size,
             before: (rows_before, 0),
+            count: 0,
             notes,
         };
         // What decides how rows are read shows before the model is loaded; a pipe may have to be
@@ -182,12 +201,18 @@ impl Input {
 
     /// The regular files that are read, for [`Output::open`](crate::output::Output::open).
     pub(super) fn files(&self) -> impl Iterator<Item = InputFile> + '_ {
-        self.identities.iter().cloned()
+        self.all.iter().filter_map(Source::file)
     }
 
     /// Returns the name, the size and the time of the last change of each file of the whole input.
-    pub(super) fn described(&self) -> &[Value] {
-        &self.described
+    pub(super) fn described(&self) -> Vec<Value> {
+        self.all.iter().map(Source::described).collect()
+    }
+
+    /// Returns the tables of the input, which is read from its start; an error if a file is none.
+    #[cfg(feature = "tables")]
+    pub(super) fn tables(&self) -> anyhow::Result<Tables> {
+        Tables::new(&self.all, self.files.iter().cloned().collect(), self.reading.as_ref())
     }
 
     /// The input's name in messages.
@@ -216,10 +241,12 @@ impl Input {
             let source = self.files.front().expect("the current file is the first one");
             let row = rows.read(&source.name)?;
             if let Some(Row { index, end, text, reading }) = row {
-                let file = self.several.then(|| Arc::from(&*source.name));
+                let file = (self.all.len() > 1).then(|| Arc::from(&*source.name));
                 let place = Place { file, unit: rows.unit(), number: index + 1 };
                 let (index, end) = (self.before.0 + index, self.before.1 + end);
-                return Ok(Some(RawLine { index, end, place, text, reading }));
+                let number = self.count;
+                self.count += 1;
+                return Ok(Some(RawLine { index, number, end, place, text, reading }));
             }
             self.before.0 += rows.count();
             self.before.1 += source.bytes_to_read().unwrap_or(0);

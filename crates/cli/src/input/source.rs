@@ -19,6 +19,7 @@ use kudos::internals::request::Reading;
 use kudos::{Error, ErrorKind};
 
 /// A file, or standard input.
+#[derive(Clone)]
 pub(super) struct Source {
     path: Option<PathBuf>,
     /// Its name in messages.
@@ -123,6 +124,25 @@ impl Source {
         }
     }
 
+    /// Returns the file as a table, and the rows of it that are read; `None` for lines.
+    #[cfg(feature = "tables")]
+    pub(super) fn table(&self) -> anyhow::Result<Option<(kudos_tables::Table, Span)>> {
+        use kudos_tables::{Container, Table};
+        let Some(path) = self.path.as_ref().filter(|_| self.bytes.is_some()) else { return Ok(None) };
+        let file = File::open(path).map_err(|error| cannot_open(path, error))?;
+        let mut start = Vec::new();
+        (&file)
+            .take(Container::START_BYTES as u64)
+            .read_to_end(&mut start)
+            .with_context(|| format!("cannot read {}", self.name))?;
+        let container = Container::of(&start);
+        if !container.is_table() {
+            return Ok(None);
+        }
+        let table = Table::open(file, container).map_err(|error| error.at(&self.name))?;
+        Ok(Some((table, self.span)))
+    }
+
     /// Bytes of the part of the file that is read, where known.
     pub(super) fn bytes_to_read(&self) -> Option<u64> {
         self.span.bytes.or(self.bytes)
@@ -169,7 +189,7 @@ impl Source {
 /// Returns the sources of a shard, and the number of rows of the files before them.
 pub(super) fn sources_of(
     shard: Shard,
-    sources: VecDeque<Source>,
+    sources: &[Source],
     reading: Option<&Reading>,
 ) -> anyhow::Result<(VecDeque<Source>, usize)> {
     let total: Option<u64> = sources.iter().map(|source| source.bytes).sum();
@@ -179,7 +199,7 @@ pub(super) fn sources_of(
     };
     let [start, end] = shard.cuts(total);
     let (mut kept, mut rows_before, mut base) = (VecDeque::new(), 0, 0);
-    for mut source in sources {
+    for source in sources {
         let bytes = source.bytes.unwrap_or_default();
         let cut = |position: u64| -> anyhow::Result<Option<u64>> {
             match position.saturating_sub(base) {
@@ -196,8 +216,8 @@ pub(super) fn sources_of(
             (Some(from), to) if Some(from) != to => {
                 let count = if from == 0 { 0 } else { source.count(Some(from))? };
                 let cut_bytes = end.min(base).saturating_sub(start.max(base - bytes));
-                source.span = Span { start: from, end: to, rows_before: count, bytes: Some(cut_bytes) };
-                kept.push_back(source);
+                let span = Span { start: from, end: to, rows_before: count, bytes: Some(cut_bytes) };
+                kept.push_back(Source { span, ..source.clone() });
             }
             _ => {}
         }

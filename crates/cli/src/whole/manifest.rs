@@ -1,9 +1,9 @@
-//! The manifest beside an output of `--whole`: its model, its input and its options, which a run that
+//! The manifest beside an output that appears when it is whole: its model, its input and its options, which a run that
 //! continues it must have, and at the end its counts, its rate and the output's digest.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::args::ScoreArgs;
 use crate::input::Input;
+use crate::whole::names::{Names, with_ending};
 use kudos::{Error, ErrorKind, Stats};
 
 /// Bytes of a file of the model that is hashed whole.
@@ -27,11 +28,11 @@ const SAMPLES: u64 = 64;
 const COMPARED: [&str; 4] = ["model", "input", "shard", "options"];
 
 /// A description of a run.
-pub(super) struct Manifest(Map<String, Value>);
+pub(crate) struct Manifest(Map<String, Value>);
 
 impl Manifest {
     /// Returns the description of a run with the model in `dir` over an input.
-    pub(super) fn new(args: &ScoreArgs, dir: &Path, input: &Input) -> anyhow::Result<Self> {
+    pub(crate) fn new(args: &ScoreArgs, dir: &Path, input: &Input) -> anyhow::Result<Self> {
         let described = input.described();
         if described.iter().any(|file| file["bytes"].is_null()) {
             let error = Error::new(ErrorKind::Options, "standard input and pipes have no manifest");
@@ -48,6 +49,7 @@ impl Manifest {
             "template_vars": prompt.template_var.iter().cloned().collect::<Map<String, Value>>(),
             "sanitize_control_tokens": prompt.sanitize_control_tokens,
             "rows": args.rows.rows.map(kudos::internals::request::Rows::name),
+            "prefix": args.prefix,
             "columns": args.rows.columns.iter().map(|(key, column)| format!("{key}={column}")).collect::<Vec<_>>(),
             "device": name(&engine.device),
             "cpu_math": engine.cpu_math.map(|math| name(&math)),
@@ -57,16 +59,16 @@ impl Manifest {
         let mut fields = Map::new();
         fields.insert("version".to_owned(), json!(env!("CARGO_PKG_VERSION")));
         fields.insert("model".to_owned(), json!({"name": args.model.model, "digest": digest}));
-        fields.insert("input".to_owned(), Value::Array(described.to_vec()));
+        fields.insert("input".to_owned(), Value::Array(described));
         fields.insert("shard".to_owned(), json!(shard));
         fields.insert("options".to_owned(), options);
         Ok(Self(fields))
     }
 
-    /// Returns what an earlier run has left of the output at `path`. The manifest of another run, and
-    /// results without one, are an error.
-    pub(super) fn earlier(&self, path: &Path) -> anyhow::Result<Earlier> {
-        let (manifest, partial) = (manifest_path(path), partial_path(path));
+    /// Returns what an earlier run has left of an output. The manifest of another run, and results
+    /// without one, are an error.
+    pub(crate) fn earlier(&self, names: &Names) -> anyhow::Result<Earlier> {
+        let Names { output, manifest, journal, staged } = names;
         let cannot_read = |path: &Path| format!("cannot read `{}`", path.display());
         let other_run = |message: String| {
             Error::new(ErrorKind::Options, message)
@@ -74,23 +76,23 @@ impl Manifest {
                 .with_hint("give the model, the files and the options of that run, or write to another file")
         };
         let has_results = |path: &Path| fs::metadata(path).is_ok_and(|metadata| metadata.len() > 0);
-        let read = match fs::read(&manifest) {
+        let read = match fs::read(manifest) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let Some(found) = [path, &partial].into_iter().find(|path| has_results(path)) else {
+                let Some(found) = [output, journal].into_iter().find(|path| has_results(path)) else {
                     return Ok(Earlier::Unfinished);
                 };
                 return Err(other_run(format!("`{}` is there, but no manifest", found.display())).into());
             }
-            read => read.with_context(|| cannot_read(&manifest))?,
+            read => read.with_context(|| cannot_read(manifest))?,
         };
         let found: Map<String, Value> = serde_json::from_slice(&read)
             .map_err(|error| other_run(format!("the manifest is not JSON: {error}")))?;
         for key in COMPARED {
             let (found, expected) = (found.get(key).unwrap_or(&Value::Null), &self.0[key]);
             if found != expected {
-                let path = path.display();
+                let output = output.display();
                 return Err(other_run(format!(
-                    "`{path}` is of another run, with `{key}` {found}, not {expected}"
+                    "`{output}` is of another run, with `{key}` {found}, not {expected}"
                 ))
                 .into());
             }
@@ -104,9 +106,9 @@ impl Manifest {
                 }
             }
         };
-        if !has_digest(path)? {
-            if !has_digest(&partial)? {
-                if let Some(found) = [path, &partial].into_iter().find(|path| has_results(path)) {
+        if !has_digest(output)? {
+            if !has_digest(staged)? {
+                if let Some(found) = [output, staged].into_iter().find(|path| has_results(path)) {
                     return Err(
                         other_run(format!("`{}` has been changed since its run", found.display())).into()
                     );
@@ -114,29 +116,24 @@ impl Manifest {
                 return Ok(Earlier::Unfinished);
             }
             // The run ended before it could give the file its name.
-            fs::rename(&partial, path).with_context(|| format!("cannot rename `{}`", partial.display()))?;
+            fs::rename(staged, output).with_context(|| format!("cannot rename `{}`", staged.display()))?;
         }
         Ok(Earlier::Whole { failed: run["failed"].as_u64().unwrap_or(0) })
     }
 
-    /// Writes the manifest of a run that begins, beside its output.
-    pub(super) fn begin(&self, path: &Path) -> anyhow::Result<()> {
-        self.write(path).with_context(|| format!("cannot write `{}`", manifest_path(path).display()))
-    }
-
-    /// Writes the manifest of a run that took so long, beside its output, which has its other name
-    /// still.
-    pub(super) fn end(
+    /// Returns the description with that of the run itself, which took so long, and whose output is
+    /// staged.
+    pub(crate) fn with_run(
         mut self,
-        path: &Path,
+        names: &Names,
         lines: Lines,
         stats: &Stats,
         time: Duration,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Self> {
         let seconds = time.as_secs_f64();
         let rate = if seconds > 0.0 { stats.tokens as f64 / seconds } else { 0.0 };
-        let cannot_write = || format!("cannot write `{}`", manifest_path(path).display());
-        let output = File::open(partial_path(path)).and_then(digest_of).with_context(cannot_write)?;
+        let cannot_read = || format!("cannot read `{}`", names.staged.display());
+        let output = File::open(&names.staged).and_then(digest_of).with_context(cannot_read)?;
         let run = json!({
             "lines": lines.total,
             "failed": lines.failed,
@@ -149,52 +146,39 @@ impl Manifest {
             "tokens_per_second": rate.round(),
         });
         self.0.insert("run".to_owned(), run);
-        self.write(path).with_context(cannot_write)
+        Ok(self)
     }
 
-    fn write(&self, path: &Path) -> io::Result<()> {
-        let path = manifest_path(path);
-        let partial = partial_path(&path);
-        let mut file = File::create(&partial)?;
-        file.write_all(serde_json::to_string_pretty(&self.0).expect("keys are strings").as_bytes())?;
-        file.write_all(b"\n")?;
-        file.sync_data()?;
-        fs::rename(partial, path)
+    /// Writes the manifest beside its output.
+    pub(crate) fn write(&self, names: &Names) -> anyhow::Result<()> {
+        let partial = with_ending(&names.manifest, ".partial");
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&partial)?;
+            file.write_all(serde_json::to_string_pretty(&self.0).expect("keys are strings").as_bytes())?;
+            file.write_all(b"\n")?;
+            file.sync_data()?;
+            fs::rename(&partial, &names.manifest)
+        };
+        write().with_context(|| format!("cannot write `{}`", names.manifest.display()))
     }
 }
 
 /// The output that an earlier run has left.
-pub(super) enum Earlier {
+pub(crate) enum Earlier {
     /// A complete output, in which `failed` lines have an error.
     Whole { failed: u64 },
     /// No output, or a part of one.
     Unfinished,
 }
 
-fn with_ending(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
-}
-
-/// Returns the path of the manifest of an output.
-fn manifest_path(output: &Path) -> PathBuf {
-    with_ending(output, ".manifest.json")
-}
-
-/// Returns the name that an output has until it is whole.
-pub(super) fn partial_path(output: &Path) -> PathBuf {
-    with_ending(output, ".partial")
-}
-
 /// Counts of an output's lines.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Lines {
-    pub(super) total: usize,
+pub(crate) struct Lines {
+    pub(crate) total: usize,
     /// Lines that have an error.
-    pub(super) failed: usize,
+    pub(crate) failed: usize,
     /// Lines of an earlier run, which this one kept.
-    pub(super) earlier: usize,
+    pub(crate) earlier: usize,
 }
 
 /// Returns a digest of the files of a model: their names and sizes, all of small ones, and of weights
