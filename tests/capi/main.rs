@@ -24,11 +24,12 @@ const STRICT: [&str; 5] = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-g"];
 const SANITIZED: [&str; 2] = ["-fsanitize=address", "-fno-omit-frame-pointer"];
 
 /// Options of `kudos score` that an engine in this process does not have.
-const OF_THE_COMMAND: [&str; 16] = [
+const OF_THE_COMMAND: [&str; 18] = [
     "help",
     "json",
     "model",
     "output",
+    "prefix",
     "prompt",
     "rank",
     "rendezvous",
@@ -39,6 +40,7 @@ const OF_THE_COMMAND: [&str; 16] = [
     "columns",
     "shard",
     "whole",
+    "window",
     "version",
     "world_size",
 ];

@@ -179,3 +179,39 @@ def test_a_file_without_rows_is_read(tmp_path, rewards):
     pyarrow.parquet.write_table(table, tmp_path / "part-1.parquet")
     results, _ = score(tmp_path)
     assert len(results) == 1 and same(rewards_of(results[0]), rewards)
+
+
+def table_of(path):
+    with path.open("rb") as file:
+        start = file.read(6)
+    if start.startswith(b"PAR1"):
+        return pyarrow.parquet.read_table(path)
+    if start == b"ARROW1":
+        return pyarrow.ipc.open_file(path).read_all()
+    return pyarrow.ipc.open_stream(path).read_all()
+
+
+@pytest.mark.parametrize("writer", [w for w in WRITERS if w is not lines_by_datasets], ids=lambda writer: writer.__name__)
+def test_a_scored_table_has_the_columns_of_its_input(tmp_path, rewards, writer):
+    for name, row in ROWS.items():
+        path, output = tmp_path / name, tmp_path / f"{name}.scored.parquet"
+        writer([row] * 3, path)
+        score(path, "-o", output)
+        given, scored = table_of(path), pyarrow.parquet.read_table(output)
+        columns = given.column_names
+        assert scored.column_names[: len(columns)] == columns
+        assert scored.select(columns).to_pylist() == given.to_pylist()
+        # As datasets keeps its description of the columns.
+        for key, value in (given.schema.metadata or {}).items():
+            assert scored.schema.metadata[key] == value
+        for result in scored.to_pylist():
+            assert same(rewards_of(result), rewards), name
+            assert result["error"] is None
+        kinds = {scored.schema.field(key).type for key in scored.column_names if key.startswith("reward_")}
+        assert kinds == {pyarrow.float32()} or "rewards" in scored.column_names
+        # Read by the other two libraries; datasets reads no views of strings, also from the input itself.
+        assert polars.read_parquet(output).columns == scored.column_names
+        if writer is ipc_by_polars:
+            continue
+        loaded = datasets.Dataset.from_parquet(str(output), cache_dir=tmp_path / "cache")
+        assert loaded.column_names == scored.column_names and len(loaded) == 3

@@ -29,8 +29,8 @@ def test_an_unknown_option_is_refused_with_the_known_ones():
 
 def test_the_options_are_those_of_the_command():
     of_command = set(re.findall(r"--([a-z-]+)", SCORE_HELP.split("\nOptions:")[1]))
-    of_lines = {"model", "prompt", "response", "output", "resume", "rows", "columns", "shard", "whole", "json"}
-    of_lines |= {"help", "version", "template-var"}
+    of_lines = {"model", "prompt", "response", "output", "resume", "rows", "columns", "shard", "whole", "window", "json"}
+    of_lines |= {"prefix", "help", "version", "template-var"}
     of_processes = {name for name in of_command if name in {"rank", "world-size"} or name.startswith("rendezvous")}
     named = {name for name in of_command if re.search(rf"^ +(-., )?--{name}\b", SCORE_HELP, re.MULTILINE)}
     options = {name.replace("-", "_") for name in named - of_lines - of_processes}
