@@ -37,6 +37,8 @@ pub(super) enum Command {
     ServeLike(ServeArgs),
     /// Measure rendering and tokenization, which run beside the device's work
     Tokenize(TokenizeArgs),
+    /// Measure how fast rows are read from files, and the memory that this takes
+    Rows(RowsArgs),
 }
 
 /// The model and the device.
@@ -258,6 +260,28 @@ pub(super) struct TokenizeArgs {
     /// Time of a run
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub(super) seconds: Duration,
+
+    /// Format of the report
+    #[arg(short, long, value_enum, default_value = "md")]
+    pub(super) output: Format,
+}
+
+/// Arguments of `bench rows`.
+#[derive(Debug, clap::Args)]
+pub(super) struct RowsArgs {
+    /// The model's folder, or an `org/name` in the local Hugging Face cache: only its tokenizer and
+    /// template are read
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: String,
+
+    /// Files as `kudos score` reads them
+    #[arg(value_name = "INPUT", required = true)]
+    pub(super) input: Vec<PathBuf>,
+
+    /// Threads that parse, render and tokenize rows, beside the one that reads them: one test per
+    /// number, after one without
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1")]
+    pub(super) threads: Vec<NonZeroUsize>,
 
     /// Format of the report
     #[arg(short, long, value_enum, default_value = "md")]

@@ -7,6 +7,11 @@ pub(super) fn peak_memory_bytes() -> Option<u64> {
     kib_of("/proc/self/status", "VmHWM:")
 }
 
+/// The memory of this process besides mapped files.
+pub(super) fn anonymous_memory_bytes() -> Option<u64> {
+    kib_of("/proc/self/status", "RssAnon:")
+}
+
 /// CPU time of all threads of this process so far, in seconds.
 pub(super) fn cpu_seconds() -> Option<f64> {
     #[cfg(unix)]

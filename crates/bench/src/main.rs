@@ -3,8 +3,8 @@
 //! It measures what a program that links the engine sees: one call of [`Engine::score`] with
 //! all sequences of a test, from queue to rewards, without tokenization; the same code on every
 //! device. `benches/schema.md` describes its reports. `serve-like` measures requests that arrive
-//! one by one, `tokenize` rendering and tokenization, `kernels` single kernels, and `--compare`
-//! Hugging Face transformers.
+//! one by one, `tokenize` rendering and tokenization, `rows` the reading of files, `kernels` single
+//! kernels, and `--compare` Hugging Face transformers.
 
 mod args;
 mod classes;
@@ -21,6 +21,7 @@ mod remote;
 mod report;
 mod requests;
 mod roof;
+mod rows;
 mod sensors;
 mod serve;
 mod serve_report;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         Some(Command::Kernels(args)) => kernels::run(&args, commit),
         Some(Command::ServeLike(args)) => serve::run(&args, commit),
         Some(Command::Tokenize(args)) => tokenize::run(&args, commit),
+        Some(Command::Rows(args)) => rows::run(&args, commit),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -34,6 +34,7 @@ mod whole;
 mod window;
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -42,17 +43,35 @@ use args::{Args, Command};
 pub(crate) use messages::Outcome;
 pub use messages::{report, running_on, say};
 
-use kudos::internals::request::Input;
+use kudos::internals::request::{Input, Reading};
 use kudos::{Conversation, Result};
 
 /// The conversations of line `index` of an input, from 0.
 pub fn conversations_of_line(text: &[u8], index: usize) -> Result<Vec<Conversation>> {
-    let inputs = input::parse(text, index).request?.into_inputs();
+    conversations(input::parse(text, index))
+}
+
+/// A row of files, as it was read.
+pub struct Row(input::RawLine);
+
+impl Row {
+    /// Parses its conversations.
+    pub fn conversations(&self) -> Result<Vec<Conversation>> {
+        conversations(self.0.parse())
+    }
+}
+
+/// Reads files, folders and patterns as `kudos score` does.
+pub fn rows(paths: &[PathBuf]) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Row>>> {
+    Ok(input::Input::open(paths, Reading::default(), None)?.map(|raw| raw.map(Row)))
+}
+
+fn conversations(line: input::Line) -> Result<Vec<Conversation>> {
     let conversation = |input| match input {
         Input::Conversation(conversation) => Some(conversation),
         Input::Tokens(_) => None,
     };
-    Ok(inputs.filter_map(conversation).collect())
+    Ok(line.request?.into_inputs().filter_map(conversation).collect())
 }
 
 /// Runs the command line of this process.
