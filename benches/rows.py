@@ -12,7 +12,7 @@ import pyarrow.parquet
 GROUP_ROWS, SHARED = 10_000, 4
 WORDS = (
     "the of and to a in is you that it he was for on are as with his they at be this have from or one had by word but not what "
-    "all were we when your can said there use an each which she do how their if will up other about out many then them these so "
+    "all were we when your can spoke there use an each which she do how their if will up other about out many then them these so "
     "some her would make like him into time has look two more write go see number no way could people my than first water been"
 ).split()
 
