@@ -61,15 +61,16 @@ impl Benchmark for HelpSteer3 {
             rows.iter().map(|row| row.labels.preference.unsigned_abs().to_string()).collect();
         let row = |name: &str, items: &[usize]| {
             let items: Vec<usize> = items.iter().copied().filter(is_counted).collect();
-            let credit = |&item: &usize| {
-                let (better, worse) = ordered(&rows[item]);
-                (item, self.ties.of(better, worse))
+            let credit = |item: usize| {
+                let Scored { labels, scores } = &rows[item];
+                let credit = move |(better, worse)| (item, self.ties.of(scores[better], scores[worse]));
+                self.comparisons(labels).into_iter().map(credit)
             };
             Row {
                 name: name.to_owned(),
                 items: items.len(),
                 ties: Some(items.iter().filter(|&&item| is_tie(&rows[item])).count()),
-                cells: vec![Statistic::mean(items.iter().map(credit).collect())],
+                cells: vec![Statistic::mean(items.iter().copied().flat_map(credit).collect())],
             }
         };
         let accuracy = |groups: Vec<(&str, Vec<usize>)>| -> Vec<Row<Statistic>> {
@@ -123,16 +124,17 @@ impl Benchmark for HelpSteer3 {
         }
     }
 
-    fn verdicts(&self, row: &Scored<Labels>) -> Vec<bool> {
-        let (better, worse) = ordered(row);
-        if row.labels.preference == 0 { vec![] } else { vec![better > worse] }
+    fn comparisons(&self, labels: &Labels) -> Vec<(usize, usize)> {
+        match labels.preference.signum() {
+            0 => vec![],
+            1 => vec![(1, 0)],
+            _ => vec![(0, 1)],
+        }
     }
-}
 
-/// The scores of the preferred response and of the other one.
-fn ordered(row: &Scored<Labels>) -> (f64, f64) {
-    let [first, second] = [row.scores[0], row.scores[1]];
-    if row.labels.preference > 0 { (second, first) } else { (first, second) }
+    fn categories<'a>(&self, rows: &'a [Scored<Labels>]) -> Vec<Option<&'a str>> {
+        rows.iter().map(|row| Some(row.labels.domain.as_str())).collect()
+    }
 }
 
 fn is_tie(row: &Scored<Labels>) -> bool {

@@ -158,8 +158,17 @@ impl Benchmark for JudgeBench {
         }
     }
 
+    /// Those of the first game.
+    fn comparisons(&self, labels: &Labels) -> Vec<(usize, usize)> {
+        vec![if labels.is_a { (0, 1) } else { (1, 0) }]
+    }
+
     fn verdicts(&self, row: &Scored<Labels>) -> Vec<bool> {
         vec![self.balance(row) > 0]
+    }
+
+    fn categories<'a>(&self, rows: &'a [Scored<Labels>]) -> Vec<Option<&'a str>> {
+        rows.iter().map(|row| Some(row.labels.category)).collect()
     }
 }
 

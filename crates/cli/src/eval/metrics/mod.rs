@@ -40,9 +40,20 @@ pub(crate) trait Benchmark: Clone + Send + 'static {
     /// Returns the numbers of all items.
     fn evaluate(&self, rows: &[Scored<Self::Labels>]) -> Evaluation;
 
-    /// Returns for each comparison of an item whether its scores have it right: those of every
-    /// model in the same order. None for an item that the numbers leave out.
-    fn verdicts(&self, row: &Scored<Self::Labels>) -> Vec<bool>;
+    /// Returns the item's comparisons: the indices of the scores of a better response and of a
+    /// worse one. None for an item that the numbers leave out.
+    fn comparisons(&self, labels: &Self::Labels) -> Vec<(usize, usize)>;
+
+    /// Returns for each verdict on an item whether its scores have it right: those of every model
+    /// in the same order. Each comparison is one, unless the benchmark judges the item as a whole.
+    fn verdicts(&self, row: &Scored<Self::Labels>) -> Vec<bool> {
+        let is_right = |(better, worse): (usize, usize)| row.scores[better] > row.scores[worse];
+        self.comparisons(&row.labels).into_iter().map(is_right).collect()
+    }
+
+    /// Returns the category of each row, by which resamples are stratified; `None` where rows have
+    /// none.
+    fn categories<'a>(&self, rows: &'a [Scored<Self::Labels>]) -> Vec<Option<&'a str>>;
 }
 
 /// An item as its benchmark reads it.

@@ -59,12 +59,9 @@ impl Benchmark for Preferences {
                 cells: vec![Statistic::mean(credits(rows, items, self.ties)), margins],
             }
         };
-        let has = |&column: &usize| rows.iter().all(|row| row.labels[column].is_some());
-        let column = (0..rows.first().map_or(0, |row| row.labels.len())).find(has);
-        let group = |row: &Scored<Labels>| column.and_then(|column| row.labels[column].clone());
-        let labels: Vec<String> = rows.iter().filter_map(group).collect();
-        let name = column.map(|column| self.by.as_deref().unwrap_or(COLUMNS[column]));
-        let groups = groups(&[], labels.iter().map(String::as_str));
+        let categories = self.categories(rows);
+        let name = column(rows).map(|column| self.by.as_deref().unwrap_or(COLUMNS[column]));
+        let groups = groups(&[], categories.iter().copied().flatten());
         let mut table_rows: Vec<Row<Statistic>> =
             groups.iter().map(|(name, items)| row(name, items)).collect();
         let overall = row("overall", &(0..rows.len()).collect::<Vec<_>>());
@@ -77,15 +74,26 @@ impl Benchmark for Preferences {
         Evaluation {
             tables: vec![Table { name: "group", columns, rows: table_rows }],
             headline: Headline { name: "group overall accuracy".to_owned(), unit: Unit::Percent, statistic },
-            design: Design::of_items(rows.iter().map(group)),
+            design: Design::of_items(categories),
             ties: Ties { count: ties, of: rows.len() },
             notes: name.map(|name| format!("groups are the values of `{name}`")).into_iter().collect(),
         }
     }
 
-    fn verdicts(&self, row: &Scored<Labels>) -> Vec<bool> {
-        vec![row.scores[0] > row.scores[1]]
+    fn comparisons(&self, _: &Labels) -> Vec<(usize, usize)> {
+        vec![(0, 1)]
     }
+
+    fn categories<'a>(&self, rows: &'a [Scored<Labels>]) -> Vec<Option<&'a str>> {
+        let column = column(rows);
+        rows.iter().map(|row| column.and_then(|column| row.labels[column].as_deref())).collect()
+    }
+}
+
+/// Returns the first column that all rows have.
+fn column(rows: &[Scored<Labels>]) -> Option<usize> {
+    let has = |&column: &usize| rows.iter().all(|row| row.labels[column].is_some());
+    (0..rows.first().map_or(0, |row| row.labels.len())).find(has)
 }
 
 /// Returns a value as the name of a group.

@@ -148,8 +148,12 @@ impl Benchmark for RewardBench {
         }
     }
 
-    fn verdicts(&self, row: &Scored<&'static str>) -> Vec<bool> {
-        vec![row.scores[0] > row.scores[1]]
+    fn comparisons(&self, _: &&'static str) -> Vec<(usize, usize)> {
+        vec![(0, 1)]
+    }
+
+    fn categories<'a>(&self, rows: &'a [Scored<&'static str>]) -> Vec<Option<&'a str>> {
+        rows.iter().map(|row| Some(row.labels)).collect()
     }
 }
 

@@ -141,9 +141,19 @@ impl Benchmark for RewardBench2 {
         }
     }
 
+    /// Each right response with each other one.
+    fn comparisons(&self, labels: &Labels) -> Vec<(usize, usize)> {
+        let wrong = || labels.right..labels.responses;
+        (0..labels.right).flat_map(|right| wrong().map(move |wrong| (right, wrong))).collect()
+    }
+
     /// Whether all right responses have higher scores than all others.
     fn verdicts(&self, row: &Scored<Labels>) -> Vec<bool> {
         vec![PromptStats::of(row).margin > 0.0]
+    }
+
+    fn categories<'a>(&self, rows: &'a [Scored<Labels>]) -> Vec<Option<&'a str>> {
+        rows.iter().map(|row| Some(row.labels.subset.as_str())).collect()
     }
 }
 

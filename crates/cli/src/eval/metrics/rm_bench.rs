@@ -100,8 +100,12 @@ impl Benchmark for RmBench {
         }
     }
 
-    fn verdicts(&self, row: &Scored<&'static str>) -> Vec<bool> {
-        comparisons(row).map(|(chosen, rejected)| chosen > rejected).collect()
+    fn comparisons(&self, _: &&'static str) -> Vec<(usize, usize)> {
+        pairs().collect()
+    }
+
+    fn categories<'a>(&self, rows: &'a [Scored<&'static str>]) -> Vec<Option<&'a str>> {
+        rows.iter().map(|row| Some(row.labels)).collect()
     }
 }
 
@@ -121,14 +125,13 @@ impl RmBench {
     }
 }
 
-/// An item's comparisons: the right response's score, the wrong one's.
-fn comparisons(row: &Scored<&'static str>) -> impl Iterator<Item = (f64, f64)> {
-    let (chosen, rejected) = row.scores.split_at(STYLES);
-    chosen.iter().flat_map(|&right| rejected.iter().map(move |&wrong| (right, wrong)))
+/// The indices of each right response's score and each wrong one's.
+fn pairs() -> impl Iterator<Item = (usize, usize)> {
+    (0..STYLES).flat_map(|right| (STYLES..2 * STYLES).map(move |wrong| (right, wrong)))
 }
 
 fn ties(row: &Scored<&'static str>) -> usize {
-    comparisons(row).filter(|(right, wrong)| right == wrong).count()
+    pairs().filter(|&(right, wrong)| row.scores[right] == row.scores[wrong]).count()
 }
 
 #[cfg(test)]
