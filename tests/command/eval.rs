@@ -12,37 +12,37 @@ use common::{Run, demo_model, kudos, root};
 use serde_json::{Map, Value, json};
 
 /// A folder with a benchmark's file and results of it.
-struct Workspace {
+pub(crate) struct Workspace {
     dir: tempfile::TempDir,
     benchmark: &'static str,
 }
 
 impl Workspace {
-    fn new(benchmark: &'static str, file: &str) -> Self {
+    pub(crate) fn new(benchmark: &'static str, file: &str) -> Self {
         let workspace = Self { dir: tempfile::tempdir().unwrap(), benchmark };
         workspace.write("items", file);
         workspace
     }
 
-    fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.dir.path().join(name).to_str().unwrap().to_owned()
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
     }
 
-    fn read(&self, name: &str) -> String {
+    pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.path(name)).unwrap()
     }
 
     /// Runs `kudos eval BENCHMARK items`, with options.
-    fn run(&self, options: &[&str]) -> Run {
+    pub(crate) fn run(&self, options: &[&str]) -> Run {
         kudos(&[&["eval", self.benchmark, &self.path("items")], options].concat(), "")
     }
 
     /// Runs it with the demo model.
-    fn with_model(&self, options: &[&str]) -> Run {
+    pub(crate) fn with_model(&self, options: &[&str]) -> Run {
         let model = demo_model();
         self.run(&[&["--device", "cpu", "--model", model.to_str().unwrap()], options].concat())
     }
@@ -56,13 +56,13 @@ impl Workspace {
     }
 }
 
-fn lines(items: &[Value]) -> String {
+pub(crate) fn lines(items: &[Value]) -> String {
     items.iter().map(|item| item.to_string() + "\n").collect()
 }
 
 /// The items of a small file of each benchmark, in which the right answers are those that the demo
 /// model may find.
-fn benchmarks() -> Vec<(&'static str, Vec<Value>)> {
+pub(crate) fn benchmarks() -> Vec<(&'static str, Vec<Value>)> {
     let sum = |n: usize, off: usize| format!("{n}+1={}", n + 1 + off);
     let styles = |n: usize, off: usize| {
         json!([sum(n, off), format!("The sum is {}.", sum(n, off)), format!("**{}**", sum(n, off))])
@@ -122,7 +122,7 @@ fn benchmarks() -> Vec<(&'static str, Vec<Value>)> {
 
 /// Returns the file of one of them, as a JSON array for RM-Bench, as it is published, and as JSON
 /// lines otherwise.
-fn small(benchmark: &'static str) -> Workspace {
+pub(crate) fn small(benchmark: &'static str) -> Workspace {
     let (_, items) = benchmarks().into_iter().find(|(name, _)| *name == benchmark).unwrap();
     let text = if benchmark == "rm-bench" { format!("{:#}", json!(items)) } else { lines(&items) };
     Workspace::new(benchmark, &text)

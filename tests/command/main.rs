@@ -4,6 +4,7 @@
 mod common;
 
 mod eval;
+mod eval_report;
 mod hostile;
 #[path = "../server/http.rs"]
 mod http;

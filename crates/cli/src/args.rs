@@ -290,6 +290,11 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "RESULTS")]
     pub(super) baseline: Option<PathBuf>,
 
+    /// Write the report to this file as an HTML page too, with plots of margins, reliability and
+    /// length, and with the worst misses. The page loads nothing, and holds texts of the benchmark
+    #[arg(long, value_name = "FILE")]
+    pub(super) report: Option<PathBuf>,
+
     /// Write one JSON object instead of tables
     #[arg(long)]
     pub(super) json: bool,
@@ -384,6 +389,13 @@ impl EvalArgs {
         if self.output.as_deref() == Some(Path::new("-")) {
             return Err(Error::new(ErrorKind::Options, "standard output has the report, not the results")
                 .with_hint("name a file for `--output`"));
+        }
+        if self.report.as_deref() == Some(Path::new("-")) {
+            return Err(Error::new(
+                ErrorKind::Options,
+                "standard output has the printed report, not the page",
+            )
+            .with_hint("name a file for `--report`"));
         }
         Ok(())
     }

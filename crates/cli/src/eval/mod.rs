@@ -2,15 +2,16 @@
 //!
 //! ```text
 //! items (a file's items) -> entry (an item, read by its benchmark) -> scoring, or results
-//!     -> metrics (numbers as functions of labels and scores) -> report -> print
+//!     -> metrics (numbers as functions of labels and scores) -> report -> print, page
 //! ```
 //!
 //! The text of an item is in memory until its line of results is written; its labels and scores
-//! stay.
+//! stay, and for a page the texts of a bounded number of items.
 
 mod entry;
 mod items;
 pub(crate) mod metrics;
+mod page;
 mod print;
 mod report;
 mod results;
@@ -31,6 +32,7 @@ use metrics::rewardbench::RewardBench;
 use metrics::rewardbench2::{RewardBench2, ZeroSpread};
 use metrics::rm_bench::RmBench;
 use metrics::{Benchmark, Evaluation, Scored};
+use page::{Details, PageFile, Run};
 use report::{Comparison, Failure, Report, Verdicts, estimate, estimates};
 use results::ResultsFile;
 use scoring::{Scoring, Source, model_name, score};
@@ -67,15 +69,20 @@ struct Collected<L> {
     /// One per row: how a file of results names the item, and the number of its text.
     keys: Vec<(String, u64)>,
     failures: Vec<Failure>,
+    /// The lengths and texts that a page needs, of the items of `rows`.
+    details: Option<Details>,
 }
 
 impl<L: Clone> Collected<L> {
-    fn add(&mut self, entry: &Entry<L>, scores: Result<Vec<f64>>) {
+    fn add<B: Benchmark<Labels = L>>(&mut self, benchmark: &B, entry: &Entry<L>, scores: Result<Vec<f64>>) {
         self.items += 1;
         let read = scores.and_then(|scores| Ok((entry.content.as_ref().map_err(Error::clone)?, scores)));
         match read {
             Ok((content, scores)) => {
                 self.keys.push((entry.key(), fingerprint(content)));
+                if let Some(details) = &mut self.details {
+                    details.add(benchmark, entry, content, &scores);
+                }
                 self.rows.push(Scored { labels: content.labels.clone(), scores });
             }
             Err(error) => {
@@ -96,20 +103,26 @@ fn evaluate<B: Benchmark>(args: &EvalArgs, benchmark: &B) -> anyhow::Result<Outc
         let (benchmark, name) = (benchmark.clone(), name.clone());
         items.enumerate().map(move |(index, item)| Ok(Entry::read(&benchmark, index, item?, &name)))
     };
-    let mut collected = Collected { items: 0, rows: vec![], keys: vec![], failures: vec![] };
+    let details = args.report.is_some().then(Details::default);
+    let mut collected = Collected { items: 0, rows: vec![], keys: vec![], failures: vec![], details };
     let mut notes = Vec::new();
-    match (&args.scores, &args.model) {
-        (Some(path), _) => notes.extend(recorded(benchmark, path, entries, &mut collected)?),
+    let page = match (&args.scores, &args.model) {
+        (Some(path), _) => {
+            files.extend(InputFile::at(path));
+            let page = PageFile::open(args, &files)?;
+            notes.extend(recorded(benchmark, path, entries, &mut collected)?);
+            page
+        }
         (None, Some(model)) => {
             let source = Source { entries, size, files };
-            let scoring =
-                score(args, model, benchmark, source, |entry, scores| collected.add(entry, scores))?;
-            if let Scoring::Followed = scoring {
-                return Ok(Outcome::Complete);
+            let each = |entry: &Entry<B::Labels>, scores| collected.add(benchmark, entry, scores);
+            match score(args, model, benchmark, source, each)? {
+                Scoring::Done(page) => page,
+                Scoring::Followed => return Ok(Outcome::Complete),
             }
         }
         (None, None) => unreachable!("the command line asks for a model or for scores"),
-    }
+    };
     if collected.items == 0 {
         let error = Error::new(ErrorKind::InvalidInput, "the file has no items").at(name);
         return Err(error
@@ -117,6 +130,7 @@ fn evaluate<B: Benchmark>(args: &EvalArgs, benchmark: &B) -> anyhow::Result<Outc
             .into());
     }
     let baseline = baseline.map(|file| compare(benchmark, &collected, file)).transpose()?;
+    let figures = collected.details.take().map(|details| details.figures(benchmark, &collected.rows));
     let mut report = report(benchmark, collected, baseline);
     report.notes.extend(notes);
     let failed = report.failures.len();
@@ -131,7 +145,12 @@ fn evaluate<B: Benchmark>(args: &EvalArgs, benchmark: &B) -> anyhow::Result<Outc
         ));
     }
     let text = if args.json { print::json(&report).to_string() } else { print::text(&report) };
-    Output::open(None, &[])?.line(&text)?;
+    let printed = Output::open(None, &[]).and_then(|mut output| output.line(&text));
+    // Either is written though the other one cannot be.
+    if let (Some(page), Some(figures)) = (page, figures) {
+        page.write(&page::html(&Run::of(args), &report, &figures)?)?;
+    }
+    printed?;
     Ok(if failed > 0 { Outcome::SomeFailed } else { Outcome::Complete })
 }
 
@@ -159,7 +178,7 @@ fn recorded<B: Benchmark>(
                 taken.unwrap_or(Err(missing)).map_err(|error| entry.failed(error))
             }
         };
-        collected.add(&entry, scores);
+        collected.add(benchmark, &entry, scores);
     }
     let (left, name) = (file.left(), file.name);
     Ok((left > 0).then(|| format!("{left} results in {name} belong to no item")))

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::args::EvalArgs;
 use crate::eval::entry::Entry;
 use crate::eval::metrics::Benchmark;
+use crate::eval::page::PageFile;
 use crate::eval::results::{Kept, resume};
 use crate::files::InputFile;
 use crate::input::RawLine;
@@ -28,8 +29,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The outcome of a process.
 pub(crate) enum Scoring {
-    /// All items have been passed on.
-    Done,
+    /// All items have been passed on. The page, if one is to be written, has its file.
+    Done(Option<PageFile>),
     /// This process computed for rank 0, which is another one.
     Followed,
 }
@@ -63,6 +64,7 @@ pub(crate) fn score<B: Benchmark>(
         Some(path) => Some(Output::open(Some(path.as_path()), &files)?),
         None => None,
     };
+    let page = PageFile::open(args, &files)?;
     let (mut probes, mut position) = (Vec::new(), 0);
     if let Some(output) = output.as_mut().filter(|_| args.resume) {
         resume(benchmark, &mut entries, output, |kept| {
@@ -103,7 +105,7 @@ pub(crate) fn score<B: Benchmark>(
     // Ends ranks in other processes. The thread that reads may hold the engine for ever.
     engine.abort();
     match (result, &output) {
-        (Ok(()), _) => Ok(Scoring::Done),
+        (Ok(()), _) => Ok(Scoring::Done(page)),
         (Err(error), Some(output)) => Err(output.with_resume_hint(error)),
         (Err(error), None) => Err(error),
     }

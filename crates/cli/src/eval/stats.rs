@@ -22,6 +22,9 @@ const DRAWS_MAX: usize = 50_000_000;
 /// The part of a distribution that an interval covers.
 pub(crate) const LEVEL: f64 = 0.95;
 
+/// Quantile of the normal distribution that leaves (1 - `LEVEL`) / 2 above it.
+const NORMAL_QUANTILE: f64 = 1.959_963_984_540_054;
+
 /// Seed of the resamples: the same in every run.
 const SEED: u64 = 0;
 
@@ -197,10 +200,18 @@ fn interval(mut draws: Vec<f64>) -> Option<[f64; 2]> {
 }
 
 /// Returns the value below which a part of sorted values lies, interpolated between neighbours.
-fn percentile(sorted: &[f64], part: f64) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], part: f64) -> f64 {
     let position = part * (sorted.len() - 1) as f64;
     let (below, above) = (sorted[position.floor() as usize], sorted[position.ceil() as usize]);
     below + position.fract() * (above - below)
+}
+
+/// Returns Wilson's score interval of a share of `count` independent trials.
+pub(crate) fn wilson(share: f64, count: usize) -> [f64; 2] {
+    let (count, square) = (count as f64, NORMAL_QUANTILE * NORMAL_QUANTILE);
+    let center = share + square / (2.0 * count);
+    let half = NORMAL_QUANTILE * (share * (1.0 - share) / count + square / (4.0 * count * count)).sqrt();
+    [center - half, center + half].map(|end| (end / (1.0 + square / count)).clamp(0.0, 1.0))
 }
 
 /// Returns the two-sided p of McNemar's exact test: that of a fair coin, thrown once for each
@@ -289,6 +300,17 @@ mod tests {
         assert_eq!(Design::of_items([(); 5_000]).resamples(), 10_000);
         assert_eq!(Design::of_items([(); 10_000]).resamples(), 5_000);
         assert_eq!(Design::of_items([(); 0]).resamples(), 10_000);
+    }
+
+    #[test]
+    fn wilson_equals_the_interval_computed_by_hand() {
+        // z^2 = 3.841459: (0.8 + 0.1920729 -+ 1.959964 sqrt(0.016 + 0.00960365)) / 1.3841459.
+        let found = wilson(0.8, 10);
+        assert!((found[0] - 0.490_162_5).abs() < 1e-6 && (found[1] - 0.943_317_8).abs() < 1e-6, "{found:?}");
+        // All of 4: 4 / (4 + z^2) to 1.
+        let found = wilson(1.0, 4);
+        assert!((found[0] - 4.0 / 7.841_458_820_694).abs() < 1e-9, "{found:?}");
+        assert_eq!(found[1], 1.0);
     }
 
     #[test]
