@@ -50,7 +50,7 @@ test-clients: build
 	cargo build $(CARGO_FLAGS) --bin bench
 	tests/clients/run.sh
 
-# The server's page in a browser: Debian's chromium, where it is installed.
+# The server's page and those of `kudos eval --report` in a browser: Debian's chromium, where it is installed.
 test-page: build
 	tests/page/run.sh
 

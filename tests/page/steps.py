@@ -15,7 +15,7 @@ from pathlib import Path
 from playwright.sync_api import expect
 
 ROOT = Path(__file__).parents[2]
-KUDOS = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "kudos"
+KUDOS = os.environ["KUDOS"]
 MODEL = ["--model", ROOT / "demo" / "model", "--device", "cpu"]
 START_SECONDS = 60
 # The server is asked directly, and has no key unless a check gives it one.
@@ -50,19 +50,26 @@ def address(server, log):
 
 @contextlib.contextmanager
 def checked_page(browser, url, **options):
-    """A page in a new profile; that it reports an error or asks another server fails the check."""
-    context = browser.new_context(base_url=url, accept_downloads=True, **options)
+    """A page of the server; that it reports an error or asks another one fails the check."""
+    host = re.escape(url.removeprefix("http://"))
+    own = f"request to (blob:)?http://([^/]*@)?{host}/|console: Failed to load resource"
+    with watched_page(browser, own, base_url=url, accept_downloads=True, **options) as page:
+        yield page
+
+
+@contextlib.contextmanager
+def watched_page(browser, own, **options):
+    """A page in a new profile; errors and requests fail the check, unless `own` matches their text."""
+    context = browser.new_context(**options)
     page = context.new_page()
     page.set_default_timeout(10_000)
     problems = []
     page.on("pageerror", lambda error: problems.append(f"error: {error}"))
     page.on("console", lambda message: message.type == "error" and problems.append(f"console: {message.text}"))
     page.on("request", lambda request: problems.append(f"request to {request.url}"))
-    host = re.escape(url.removeprefix("http://"))
-    own = re.compile(f"request to (blob:)?http://([^/]*@)?{host}/|console: Failed to load resource")
     try:
         yield page
-        problems = [problem for problem in problems if not own.match(problem)]
+        problems = [problem for problem in problems if not re.match(own, problem)]
         assert not problems, problems
     finally:
         context.close()
