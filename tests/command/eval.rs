@@ -424,6 +424,40 @@ fn published_scores_on_judgebench_have_the_published_numbers() {
     assert_eq!(note, "single game: a tie is a decision for B>A");
 }
 
+/// Llama-3.3-Nemotron-70B-Reward-Multilingual: the fractions that its card's percentages are.
+#[test]
+fn right_pairs_of_judgebench_have_the_percentages_of_a_card() {
+    let categories = [
+        ("mmlu-pro-law", 154, 102),
+        ("livebench-reasoning", 98, 70),
+        ("livebench-math", 56, 46),
+        ("livecodebench", 42, 25),
+    ];
+    let (mut items, mut results) = (Vec::new(), Vec::new());
+    for (source, pairs, right) in categories {
+        for pair in 0..pairs {
+            let id = format!("{source}-{pair}");
+            let [better, worse] = if pair % 2 == 0 { ["A", "B"] } else { ["B", "A"] };
+            items.push(json!({
+                "pair_id": id, "source": source, "question": "q", "response_A": "a", "response_B": "b",
+                "label": format!("{better}>{worse}"),
+            }));
+            let scores = if (pair < right) == (better == "A") { [1.5, -2.0] } else { [-2.0, 1.5] };
+            let game = |scores: [f64; 2]| json!({"judgment": {"scores": scores}});
+            results.push(json!({"pair_id": id, "judgments": [game(scores), game([scores[1], scores[0]])]}));
+        }
+    }
+    let workspace = Workspace::new("judgebench", &lines(&items));
+    workspace.write("results", &lines(&results));
+    let report = workspace.report("results", &[]);
+    let rows = ["knowledge", "reasoning", "math", "coding", "overall"];
+    // The card prints 66.2, 71.4, 82.1, 59.5 and 69.4.
+    assert_eq!(
+        percentages(&report, "category", &rows, "accuracy"),
+        ["66.23", "71.43", "82.14", "59.52", "69.43"]
+    );
+}
+
 #[test]
 fn rows_of_rm_bench_are_read_as_they_were_published() {
     let Some(items) = data("rm_bench_chat_code_60.json") else { return };

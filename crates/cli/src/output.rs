@@ -40,23 +40,28 @@ pub(super) struct OutputFile {
 }
 
 impl Output {
-    /// Opens the journal of an output that appears when it is whole.
+    /// Opens the journal of an output that appears when it is whole, which replaces a regular file at
+    /// most.
     pub(super) fn open_journal(names: &Names, inputs: &[InputFile]) -> anyhow::Result<Self> {
-        let existing = fs::metadata(&names.output).ok().as_ref().and_then(Identity::of);
-        check_no_input(existing, &format!("`{}`", names.output.display()), inputs)?;
         if names.output == Path::new("-") {
             return Err(Error::new(ErrorKind::Options, "standard output is never whole")
-                .with_hint("name a file for `--output`")
+                .with_hint("name a file for it")
                 .into());
+        }
+        let no_file = |name: &str| {
+            Error::new(ErrorKind::Options, format!("{name} is no regular file"))
+                .with_hint("an output that appears when it is whole replaces a file: name another one")
+        };
+        let (existing, name) = (fs::metadata(&names.output).ok(), format!("`{}`", names.output.display()));
+        check_no_input(existing.as_ref().and_then(Identity::of), &name, inputs)?;
+        if existing.is_some_and(|existing| !existing.is_file()) {
+            return Err(no_file(&name).into());
         }
         let output = Self::open(Some(&names.journal), inputs)?;
-        if output.file.is_none() {
-            let message = format!("{} is no regular file", output.name);
-            return Err(Error::new(ErrorKind::Options, message)
-                .with_hint("`--whole` needs a file that can be renamed")
-                .into());
+        match output.file {
+            Some(_) => Ok(output),
+            None => Err(no_file(&output.name).into()),
         }
-        Ok(output)
     }
 
     /// Opens a file, or standard output for `None` and `-`. A file that cannot be written is an

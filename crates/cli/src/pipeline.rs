@@ -68,7 +68,7 @@ pub(super) struct InFlight {
 }
 
 /// Output of the pipeline.
-pub(super) enum PipelineItem {
+enum PipelineItem {
     Line(InFlight),
     /// The input has ended; nothing comes after this.
     End,
@@ -145,7 +145,7 @@ struct QueuedLine {
 
 /// Starts the pipeline. Its threads end after the input does, or after the receiver is dropped and
 /// a line comes; they release the engine before the channel ends.
-pub(super) fn start(
+fn start(
     engine: &Arc<Engine>,
     lines: impl Iterator<Item = anyhow::Result<RawLine>> + Send + 'static,
 ) -> Receiver<PipelineItem> {

@@ -3,14 +3,13 @@
 
 use std::cell::Cell;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::Duration;
+use std::sync::{Arc, mpsc};
 
 use anyhow::anyhow;
 use serde_json::{Map, Value};
 
 use crate::args::EvalArgs;
+use crate::engine::{self, Warnings};
 use crate::eval::entry::Entry;
 use crate::eval::metrics::Benchmark;
 use crate::eval::page::PageFile;
@@ -18,14 +17,11 @@ use crate::eval::results::{Kept, resume};
 use crate::files::InputFile;
 use crate::input::RawLine;
 use crate::output::Output;
-use crate::pipeline::{self, PipelineItem, Submitted};
-use crate::progress::{self, Progress, Results};
-use crate::{model_dir, process, running_on, say};
+use crate::pipeline::{self, InFlightLines};
+use crate::progress::{Progress, Results};
+use crate::{model_dir, process, say};
 use kudos::internals::results::number;
-use kudos::{Engine, Error, ErrorKind, Loading, Pending, Result, Score};
-
-/// Interval at which the command checks whether the engine has failed.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
+use kudos::{Engine, Error, ErrorKind, Result, Score};
 
 /// The outcome of a process.
 pub(crate) enum Scoring {
@@ -77,16 +73,9 @@ pub(crate) fn score<B: Benchmark>(
             }
         })?;
     }
-    let loading = Loading::default();
-    let builder = args.engine.builder(&args.prompt, &dir, process)?.loading(loading.clone());
-    let engine = Arc::new(progress::while_loading(&loading, || builder.open())?);
-    say(&running_on(engine.device()));
-    let mut warnings = 0;
-    let mut warn = || {
-        engine.warnings().iter().skip(warnings).for_each(|warning| say(&format!("warning: {warning}")));
-        warnings = engine.warnings().len();
-    };
-    warn();
+    let engine = engine::open(&args.engine, &args.prompt, &dir, process)?;
+    let mut warnings = Warnings::new(&engine);
+    warnings.print(say);
     let run = Run { benchmark, engine: &engine, bf16: args.bf16, cut: Cell::new(0) };
     if let Some(output) = &mut output {
         run.confirm(probes, output.name())?;
@@ -98,7 +87,7 @@ pub(crate) fn score<B: Benchmark>(
         output.as_mut().map_or(Ok(()), |output| output.line(&line))
     });
     let result = result.and_then(|()| output.as_mut().map_or(Ok(()), Output::end));
-    warn();
+    warnings.print(say);
     if run.cut.get() > 0 {
         say(&format!("{} conversations were cut to the limit of tokens", run.cut.get()));
     }
@@ -139,7 +128,7 @@ impl<B: Benchmark> Run<'_, B> {
             let mut scores = Vec::new();
             for request in requests {
                 let raw = RawLine::new(entry.index, entry.end, request.clone().into_bytes());
-                scores.extend(wait(pipeline::submit(self.engine, raw.parse())?.1));
+                scores.extend(pipeline::submit(self.engine, raw.parse())?.1.wait());
             }
             let computed = self.result(&entry, scores)?.line;
             if computed != line {
@@ -179,43 +168,25 @@ impl<B: Benchmark> Run<'_, B> {
             let _ = sender.send(entry);
             lines
         });
-        let items = pipeline::start(self.engine, lines);
+        let in_flight = InFlightLines::start(self.engine, lines);
         for entry in sent {
             let requests = entry.content.as_ref().map_or(0, |content| content.requests.len());
             let mut scores = Vec::new();
             for _ in 0..requests {
-                let Some(submitted) = self.next(&items)? else {
+                let Some(line) = in_flight.next()? else {
                     return Err(anyhow!("kudos has a bug: the pipeline ended before its input"));
                 };
-                scores.extend(wait(submitted));
+                scores.extend(line.submitted.wait());
             }
             let Finished { scores, line } = self.result(&entry, scores)?;
             each(&entry, scores, line)?;
             progress.reached(entry.end, || self.engine.stats());
         }
-        match self.next(&items)? {
+        match in_flight.next()? {
             None => progress.end(&self.engine.stats()),
             Some(_) => return Err(anyhow!("kudos has a bug: the pipeline has more lines than its input")),
         }
         Ok(())
-    }
-
-    /// Returns the next line of the pipeline, `None` at its end.
-    fn next(&self, items: &Receiver<PipelineItem>) -> anyhow::Result<Option<Submitted>> {
-        loop {
-            match items.recv_timeout(POLL_INTERVAL) {
-                Ok(PipelineItem::Line(in_flight)) => return Ok(Some(in_flight.submitted)),
-                Ok(PipelineItem::End) => return Ok(None),
-                Ok(PipelineItem::Failed(error)) => return Err(error),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(anyhow!("kudos has a bug: the thread that reads the items panicked"));
-                }
-                Err(RecvTimeoutError::Timeout) => match self.engine.failure() {
-                    Some(error) => return Err(error.into()),
-                    None => continue,
-                },
-            }
-        }
     }
 
     /// Returns an item's scores and its line of results. An error is one of the engine, which is
@@ -245,9 +216,4 @@ impl<B: Benchmark> Run<'_, B> {
             fields.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         Ok(Finished { scores: self.benchmark.scores(&content.labels, &fields), line })
     }
-}
-
-/// Waits for the rewards of a line.
-fn wait(submitted: Submitted) -> Vec<Result<Score>> {
-    submitted.pending.into_iter().map(|pending| pending.and_then(Pending::wait)).collect()
 }

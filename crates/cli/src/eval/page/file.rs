@@ -49,25 +49,18 @@ impl Drop for PageFile {
     }
 }
 
-/// Returns an error if a page cannot be renamed to `path`, or would replace the results.
+/// Returns an error if a page at `path` would replace the results.
 fn check(path: &Path, output: Option<&Path>) -> Result<()> {
-    let wrong = |message: String, hint: &str| Err(Error::new(ErrorKind::Options, message).with_hint(hint));
-    let metadata = fs::metadata(path).ok();
-    if metadata.as_ref().is_some_and(|metadata| !metadata.is_file()) {
-        return wrong(
-            format!("`{}` is no regular file", path.display()),
-            "`--report` writes a file, which replaces one of the same name",
-        );
-    }
     let identity = |path: &Path| fs::metadata(path).ok().as_ref().and_then(Identity::of);
     let is_same = |output: &Path| {
         output == path || identity(output).is_some_and(|output| identity(path) == Some(output))
     };
     match output.filter(|output| is_same(output)) {
         None => Ok(()),
-        Some(output) => wrong(
-            format!("`--report` and `--output` are one file, `{}`", output.display()),
-            "name a file for the page and another one for the results",
-        ),
+        Some(output) => {
+            let message = format!("`--report` and `--output` are one file, `{}`", output.display());
+            let error = Error::new(ErrorKind::Options, message);
+            Err(error.with_hint("name a file for the page and another one for the results"))
+        }
     }
 }
