@@ -8,10 +8,10 @@ use crate::measure::TestResult;
 use crate::peak::Peak;
 use crate::report::{elements, median, number, origin, percent, plain, rate, spread, table};
 use crate::roof::{ROOF_FORMULA, Rates};
-use crate::workload::FLOP_FORMULA;
 use crate::{classes, metadata, sensors, warm_up};
 use kudos::Engine;
 use kudos::internals::units::gib;
+use kudos_cli::work::FLOP_FORMULA;
 
 /// Everything that a run of `bench` measured.
 pub(super) struct Measured<'a> {

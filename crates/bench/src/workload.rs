@@ -4,12 +4,9 @@ use std::fmt;
 
 use kudos::internals::config::ModelConfig;
 use kudos::internals::random::Random;
+use kudos::internals::shard::Shard;
 use kudos::{Error, ErrorKind, Result};
-
-/// The formula of [`Workload::flop`], in words.
-pub(super) const FLOP_FORMULA: &str = "2 * weights of the layers' matrices for each unique token, and 4 * heads * \
-    head_dim * keys for its attention, causal and within the layer's window; of the last layer, keys and values for each unique token and the rest for \
-    each sequence, for nothing else is computed; a shared prefix once; norms, RoPE, the gate's function and the head not counted";
+use kudos_cli::work::Work;
 
 /// Sequences of one length, of which consecutive ones share a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,31 +65,16 @@ impl Workload {
         (0..self.sequences).map(sequence).collect()
     }
 
-    /// FLOP of all sequences: [`FLOP_FORMULA`].
+    /// FLOP of all sequences on all ranks.
     pub(super) fn flop(&self, config: &ModelConfig) -> f64 {
-        let (hidden, q_width, kv_width) = (config.hidden, config.q_width(), config.kv_width());
-        let keys_and_values = (2 * hidden * 2 * kv_width) as f64;
-        // Queries, the output projection, and the MLP.
-        let others = (2 * (2 * hidden * q_width + 3 * hidden * config.ffn)) as f64;
-        let (unique, sequences) = (self.unique_tokens() as f64, self.sequences as f64);
-        let layers = config.layers;
-        // Keys of all queries: those of positions 0..n have n * (n + 1) / 2, less what lies before
-        // their windows.
-        let keys_to = |tokens: usize, window: usize| {
-            let before = tokens.saturating_sub(window);
-            (tokens * (tokens + 1) / 2 - before * (before + 1) / 2) as f64
+        let shard = Shard::new(config, 0, 1).expect("one rank takes every model");
+        let work = Work {
+            sequences: self.sequences as f64,
+            tokens: self.tokens as f64,
+            prefixes: self.prefixes() as f64,
+            prefix_tokens: self.shared_prefix as f64,
         };
-        let keys = |window: usize| {
-            self.prefixes() as f64 * keys_to(self.shared_prefix, window)
-                + sequences * (keys_to(self.tokens, window) - keys_to(self.shared_prefix, window))
-        };
-        let attention = |keys: f64| 4.0 * q_width as f64 * keys;
-        let window = |layer: usize| config.window(layer).unwrap_or(usize::MAX);
-        let of_layer = |layer| unique * (keys_and_values + others) + attention(keys(window(layer)));
-        let last_keys = self.tokens.min(window(layers - 1)) as f64;
-        (0..layers - 1).map(of_layer).sum::<f64>()
-            + unique * keys_and_values
-            + sequences * (others + attention(last_keys))
+        work.flop(config, &shard)
     }
 }
 

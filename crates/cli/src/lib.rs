@@ -32,6 +32,7 @@ mod serve;
 pub mod shapes;
 mod whole;
 mod window;
+pub mod work;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
