@@ -26,7 +26,7 @@ pub use builder::EngineBuilder;
 pub use handle::Engine;
 pub use input::Input;
 pub use options::{Batching, Cluster, CpuOptions, CudaOptions, Device, Replicas, Secret};
-pub use plan::{MemoryPlan, TOKENS_PER_SEQUENCE};
+pub use plan::{BATCH_TOKENS, MemoryPlan, TOKENS_PER_SEQUENCE};
 #[cfg(feature = "cuda")]
 pub use platform::PlannedGpus;
 pub use platform::{DeviceInfo, DeviceKind};

@@ -19,7 +19,7 @@ use crate::weights::{ModelTensors, WeightBytes};
 pub const TOKENS_PER_SEQUENCE: usize = 16;
 
 /// Unique tokens of a pass by default: matmuls are at full speed from this size on.
-const BATCH_TOKENS: usize = 4096;
+pub const BATCH_TOKENS: usize = 4096;
 
 /// Unique tokens of a pass by default where layers are streamed: the first value that leaves half
 /// of the free memory to layers. Each layer is copied once a pass, while that many tokens are

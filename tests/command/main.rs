@@ -12,6 +12,8 @@ mod interruptions;
 mod lines;
 #[cfg(feature = "tables")]
 mod outputs;
+#[cfg(feature = "cuda")]
+mod plan;
 #[path = "../server/process.rs"]
 mod process;
 mod readme;

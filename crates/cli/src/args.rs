@@ -649,6 +649,32 @@ pub(super) struct PlanArgs {
     #[arg(long, value_name = "X", value_parser = gib)]
     pub(super) gpu_memory_gib: Option<f64>,
 
+    /// Show how long it takes to score so many conversations, such as 100e6, by the data sheets of
+    /// the GPUs
+    #[arg(long, value_name = "N", value_parser = count, requires = "tokens_mean", conflicts_with = "gpu_memory_gib")]
+    pub(super) conversations: Option<u64>,
+
+    /// Tokens of a conversation on average, its prompt and its response
+    #[arg(long, value_name = "N", value_parser = tokens, requires = "conversations")]
+    pub(super) tokens_mean: Option<f64>,
+
+    /// Conversations that begin with one prompt, side by side in the input [default: 1]
+    #[arg(long, value_name = "N", value_parser = count, requires = "conversations")]
+    pub(super) responses: Option<u64>,
+
+    /// Tokens of that prompt on average, which are computed once in a pass [default: 0, nothing is
+    /// shared]
+    #[arg(long, value_name = "N", value_parser = tokens, requires = "responses")]
+    pub(super) prompt_tokens: Option<f64>,
+
+    /// Show the time on so many CPU nodes, too, each with a part of the conversations
+    #[arg(long, value_name = "N", value_parser = count, requires_all = ["conversations", "cpu_gflops"])]
+    pub(super) cpu_nodes: Option<u64>,
+
+    /// GFLOP/s that one of them reaches with the model, as `bench` measures on it
+    #[arg(long, value_name = "X", value_parser = gflops, requires = "cpu_nodes")]
+    pub(super) cpu_gflops: Option<f64>,
+
     /// Write a line of JSON for each GPU
     #[arg(long)]
     pub(super) json: bool,
@@ -810,6 +836,32 @@ pub(super) fn bytes_of(gib: f64) -> usize {
 fn gib(text: &str) -> Result<f64, String> {
     let gib = text.parse::<f64>().ok().filter(|gib| gib.is_finite() && *gib >= 0.0);
     gib.ok_or_else(|| "expected a number of GiB, such as 23.5".to_owned())
+}
+
+/// Parses a whole number from 1 on, such as `250`, `1_000_000` or `100e6`.
+#[cfg(feature = "cuda")]
+fn count(text: &str) -> Result<u64, String> {
+    let number = text.replace('_', "").parse::<f64>().ok();
+    // Integers up to here are exact.
+    let number = number.filter(|number| number.fract() == 0.0 && (1.0..=2_f64.powi(53)).contains(number));
+    number
+        .map(|number| number as u64)
+        .ok_or_else(|| "expected a whole number from 1 on, such as 100e6".to_owned())
+}
+
+/// Parses a mean of tokens.
+#[cfg(feature = "cuda")]
+fn tokens(text: &str) -> Result<f64, String> {
+    let tokens = text.replace('_', "").parse::<f64>().ok();
+    let tokens = tokens.filter(|tokens| tokens.is_finite() && *tokens >= 1.0);
+    tokens.ok_or_else(|| "expected a number of tokens from 1 on, such as 868.4".to_owned())
+}
+
+/// Parses a rate.
+#[cfg(feature = "cuda")]
+fn gflops(text: &str) -> Result<f64, String> {
+    let gflops = text.parse::<f64>().ok().filter(|gflops| gflops.is_finite() && *gflops > 0.0);
+    gflops.ok_or_else(|| "expected a number of GFLOP/s above 0, such as 1500".to_owned())
 }
 
 /// Parses a duration in seconds, greater than 0.

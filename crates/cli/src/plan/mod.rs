@@ -1,22 +1,19 @@
-//! `kudos plan`: the memory that the model needs, and whether it fits. Neither a GPU nor weights
-//! are needed.
+//! `kudos plan`: the memory that the model needs, whether it fits, and how long scoring takes.
+//! Neither a GPU nor weights are needed.
+
+mod scale;
 
 use serde_json::{Value, json};
 
 use crate::args::{PlanArgs, bytes_of};
-use crate::gpus::{GPUS, KnownGpu};
+use crate::gpus::{GPUS, KnownGpu, LINK_REACHED, TFLOPS_REACHED};
 use crate::output::Output;
 use crate::{Outcome, model_dir};
+use kudos::internals::config::ModelConfig;
+use kudos::internals::engine::BATCH_TOKENS;
 use kudos::internals::units::gib;
-use kudos::{Batching, CudaOptions, CudaTier, Engine, MemoryPlan, PlannedGpus, Replicas};
-
-/// Share of the tensor cores' data sheet rate that matmuls of this size reach, by published
-/// measurements.
-const TFLOPS_REACHED: f64 = 0.75;
-
-/// Share of the link's data sheet rate that copies from pinned memory reach, by published
-/// measurements.
-const LINK_REACHED: f64 = 0.8;
+use kudos::{Batching, CudaOptions, CudaTier, Engine, MemoryPlan, PlannedGpus, Replicas, Result};
+use scale::{Conversations, Estimate};
 
 /// Memory that the driver and a CUDA context use.
 const CONTEXT_MIB: usize = 800;
@@ -30,14 +27,23 @@ struct GpuPlan {
     fits: bool,
     /// The GPU's data sheet, where known.
     known: Option<&'static KnownGpu>,
+    /// The time that scoring takes, where conversations are given and the GPUs can score them.
+    estimate: Option<Estimate>,
 }
 
 pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
-    let builder = match (&args.model, args.shape) {
-        (Some(model), _) => Engine::builder(model_dir::find(model)?),
-        (None, Some(shape)) => Engine::builder_random(shape.shape().config(None, None)?, 0),
+    let (builder, config) = match (&args.model, args.shape) {
+        (Some(model), _) => {
+            let dir = model_dir::find(model)?;
+            (Engine::builder(&dir), ModelConfig::read(&dir)?)
+        }
+        (None, Some(shape)) => {
+            let config = shape.shape().config(None, None)?;
+            (Engine::builder_random(config.clone(), 0), config)
+        }
         (None, None) => unreachable!("the command line asks for a model or a shape"),
     };
+    let conversations = Conversations::new(args, &config)?;
     let builder = builder
         .device(CudaOptions {
             ranks: args.ranks,
@@ -48,45 +54,75 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         .max_tokens(args.max_tokens)
         .batching(Batching { batch_tokens: args.batch_tokens, ..Batching::default() });
     let mut plans = Vec::new();
-    let mut add = |gpus: PlannedGpus, plan: MemoryPlan, known| {
+    let mut add = |gpus: PlannedGpus, plan: MemoryPlan, known: Option<&'static KnownGpu>| -> Result<()> {
         let fits = plan.footprint.total() <= gpus.free_bytes;
-        plans.push(GpuPlan { gpus, plan, fits, known });
+        let estimate = match (&conversations, known) {
+            (Some(conversations), Some(known)) if fits => conversations.on_gpus(&config, &plan, known)?,
+            _ => None,
+        };
+        plans.push(GpuPlan { gpus, plan, fits, known, estimate });
+        Ok(())
     };
     let count = args.gpus.get();
     if let Some(gib) = args.gpu_memory_gib {
         let (name, free_bytes) = (format!("{gib} GiB"), bytes_of(gib));
         let gpus = PlannedGpus { name, tier: CudaTier::Sm80, free_bytes, count };
         let plan = builder.plan_for(&gpus)?;
-        add(gpus, plan, None);
+        add(gpus, plan, None)?;
     } else {
         for known in &GPUS {
             let free_bytes = (known.mib - CONTEXT_MIB) * MIB;
             let gpus = PlannedGpus { name: known.name.to_owned(), tier: known.tier, free_bytes, count };
             let plan = builder.plan_for(&gpus)?;
-            add(gpus, plan, Some(known));
+            add(gpus, plan, Some(known))?;
         }
         if let Some((gpus, plan)) = builder.plan_here()? {
-            add(PlannedGpus { name: format!("here: {}", gpus.name), ..gpus }, plan, None);
+            add(PlannedGpus { name: format!("here: {}", gpus.name), ..gpus }, plan, None)?;
         }
     }
+    let on_cpus = match (&conversations, args.cpu_nodes.zip(args.cpu_gflops)) {
+        (Some(conversations), Some(nodes)) => {
+            let batch_tokens = args.batch_tokens.unwrap_or(BATCH_TOKENS);
+            Some(conversations.on_cpus(&config, batch_tokens, nodes)?)
+        }
+        _ => None,
+    };
     let mut output = Output::open(None, &[])?;
     if args.json {
         for plan in &plans {
-            output.line(&plan.json().to_string())?;
+            output.line(&plan.json(conversations.is_some()).to_string())?;
+        }
+        if let Some(estimate) = on_cpus {
+            output.line(&json!({"cpu_nodes": args.cpu_nodes, "time": estimate.json()}).to_string())?;
         }
         return Ok(Outcome::Complete);
     }
+    write_memory(&mut output, args, &plans)?;
+    if let Some(conversations) = conversations {
+        output.line("")?;
+        conversations.heading().iter().try_for_each(|line| output.line(line))?;
+        plans.iter().try_for_each(|plan| output.line(&plan.time_line()))?;
+        on_cpus.iter().try_for_each(|estimate| output.line(&estimate.line("CPU node")))?;
+        output.line("")?;
+        scale::notes().iter().try_for_each(|line| output.line(line))?;
+    }
+    Ok(Outcome::Complete)
+}
+
+/// Writes the table of memory, and notes on it.
+fn write_memory(output: &mut Output, args: &PlanArgs, plans: &[GpuPlan]) -> anyhow::Result<()> {
     let free =
         if args.gpu_memory_gib.is_some() { "what is free" } else { "its memory less 0.8 for the driver" };
     output.line(&format!(
-        "GiB per GPU, of {free}; GPUs: those of one replica; replicas: on up to {count} GPUs; longest: tokens of a \
-         conversation; batch: tokens per pass"
+        "GiB per GPU, of {free}; GPUs: those of one replica; replicas: on up to {} GPUs; longest: tokens of a \
+         conversation; batch: tokens per pass",
+        args.gpus
     ))?;
     output.line("")?;
     output.line(
         "GPU             free   GPUs   replicas   weights   workspace   libraries     left   longest   batch   layers on it",
     )?;
-    for plan in &plans {
+    for plan in plans {
         output.line(&plan.line())?;
     }
     output.line("")?;
@@ -113,7 +149,7 @@ pub(super) fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
             100.0 * TFLOPS_REACHED
         ))?;
     }
-    Ok(Outcome::Complete)
+    Ok(())
 }
 
 impl GpuPlan {
@@ -158,9 +194,21 @@ impl GpuPlan {
         )
     }
 
-    fn json(&self) -> Value {
+    fn time_line(&self) -> String {
+        let name = &self.gpus.name;
+        let reason = match (&self.estimate, self.known) {
+            (Some(estimate), _) => return estimate.line(name),
+            (None, None) => "its rates are not known",
+            (None, Some(_)) if !self.fits => "the model does not fit",
+            (None, Some(_)) => "conversations of so many tokens do not fit",
+        };
+        format!("{name:<13}   {reason}")
+    }
+
+    /// Returns the fields of the line of JSON, with the time where conversations are given.
+    fn json(&self, has_time: bool) -> Value {
         let Self { gpus, plan, fits, .. } = self;
-        json!({
+        let mut value = json!({
             "gpu": gpus.name,
             "free_bytes": gpus.free_bytes,
             "ranks": plan.ranks,
@@ -177,6 +225,10 @@ impl GpuPlan {
             "passes_per_million_tokens": 1_000_000_usize.div_ceil(plan.batch_tokens),
             "max_tokens": plan.max_tokens,
             "limited_by_memory": plan.limited_by_memory,
-        })
+        });
+        if has_time {
+            value["time"] = self.estimate.as_ref().map_or(Value::Null, Estimate::json);
+        }
+        value
     }
 }
