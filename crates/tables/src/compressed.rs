@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 
 use flate2::Compression;
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use flate2::write::GzEncoder;
 
 use crate::Container;
@@ -13,14 +13,16 @@ use crate::Container;
 const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 
 /// Returns a reader of the lines in a container that is no table. Files that were concatenated are
-/// read to their end. Memory is bounded by the format's window, 128 MiB at most, whatever a file
-/// declares.
+/// read to their end, and zeros after gzip data are padding. Memory is bounded by the format's
+/// window, 128 MiB at most, whatever a file declares.
 pub fn lines(
     container: Container,
     reader: impl BufRead + Send + 'static,
 ) -> io::Result<Box<dyn BufRead + Send>> {
     Ok(match container {
-        Container::Gzip => buffered(Whole { reader: MultiGzDecoder::new(reader), format: "gzip" }),
+        Container::Gzip => {
+            buffered(Whole { reader: Gzip { member: Some(GzDecoder::new(reader)) }, format: "gzip" })
+        }
         Container::Zstd => {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(reader)?;
             decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
@@ -77,6 +79,44 @@ impl<R: Read> Read for Whole<R> {
     }
 }
 
+/// The members of a gzip file, one after another, and zeros after the last one, with which some
+/// tools fill blocks.
+struct Gzip<R> {
+    /// The present member; `None` after padding or an error.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> Read for Gzip<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(buffer)?;
+            if read > 0 || buffer.is_empty() {
+                return Ok(read);
+            }
+            let next = member.get_mut().fill_buf()?.first().copied();
+            let reader = self.member.take().map(GzDecoder::into_inner);
+            match (next, reader) {
+                (Some(0), Some(reader)) => check_padding(reader)?,
+                (Some(_), Some(reader)) => self.member = Some(GzDecoder::new(reader)),
+                (None, _) | (_, None) => {}
+            }
+        }
+        Ok(0)
+    }
+}
+
+/// Checks that nothing but zeros is left.
+fn check_padding(mut reader: impl BufRead) -> io::Result<()> {
+    loop {
+        let zeros = match reader.fill_buf()? {
+            [] => return Ok(()),
+            bytes if bytes.iter().all(|byte| *byte == 0) => bytes.len(),
+            _ => return Err(io::Error::other("bytes other than zeros follow its end")),
+        };
+        reader.consume(zeros);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{Cursor, Write};
@@ -102,6 +142,21 @@ mod tests {
         assert_eq!(read([gzip(b"a\n"), gzip(b"b\n")].concat()).unwrap(), b"a\nb\n");
         assert_eq!(read([zstd(b"a\n"), zstd(b"b\n")].concat()).unwrap(), b"a\nb\n");
         assert_eq!(read(b"{}\n".to_vec()).unwrap(), b"{}\n");
+    }
+
+    #[test]
+    fn zeros_after_gzip_data_are_padding_and_nothing_else_is() {
+        for zeros in [1, 511, 300_000] {
+            let padded = [gzip(b"a\n"), gzip(b"b\n"), vec![0; zeros]].concat();
+            assert_eq!(read(padded.clone()).unwrap(), b"a\nb\n", "{zeros} zeros");
+            for after in [gzip(b"c\n"), b"\n".to_vec()] {
+                let error = read([padded.clone(), after].concat()).unwrap_err().to_string();
+                assert_eq!(error, "the gzip data is broken: bytes other than zeros follow its end");
+            }
+        }
+        // No member before them, and no member after the first.
+        assert!(read([b"\x1f\x8b".to_vec(), vec![0; 40]].concat()).is_err());
+        assert!(read([gzip(b"a\n"), b"b".to_vec()].concat()).is_err());
     }
 
     #[test]

@@ -10,6 +10,10 @@ use arrow_schema::{DataType, Schema};
 use kudos::internals::request::{Form, Reading, Shape};
 use kudos::{Error, ErrorKind, Result};
 
+/// Limit on the text of a row, as on a line: values without bytes of their own, such as nulls, can
+/// be many.
+const ROW_BYTES_MAX: usize = 256 << 20;
+
 /// Returns the shape of values of a type; `None` for a type without values.
 pub fn shape(data_type: &DataType) -> Option<Shape> {
     match data_type {
@@ -197,6 +201,10 @@ fn list(out: &mut Vec<u8>, items: &dyn Array) -> Result<()> {
     out.push(b'[');
     let start = out.len();
     for row in 0..items.len() {
+        // Each item that is left takes a comma and a digit at least.
+        if out.len().saturating_add(2 * (items.len() - row)) > ROW_BYTES_MAX {
+            return Err(wrong(format!("the row has more than {ROW_BYTES_MAX} bytes of text")));
+        }
         separate(out, start);
         write(out, items, row)?;
     }
@@ -208,7 +216,7 @@ fn list(out: &mut Vec<u8>, items: &dyn Array) -> Result<()> {
 mod tests {
     use std::sync::Arc;
 
-    use arrow_array::{ArrayRef, RecordBatch, StringArray, StructArray};
+    use arrow_array::{ArrayRef, FixedSizeListArray, NullArray, RecordBatch, StringArray, StructArray};
     use arrow_schema::Field;
 
     use super::*;
@@ -230,5 +238,14 @@ mod tests {
         let row = |row| String::from_utf8(writer.object(&batch, row).unwrap()).unwrap();
         assert_eq!(row(0), r#"{"arguments":{"city":"x"}}"#);
         assert_eq!(row(1), r#"{"arguments":{"date":"y"},"text":"a \"b\""}"#);
+    }
+    #[test]
+    fn a_row_of_nulls_without_end_is_refused() {
+        let item = Arc::new(Field::new("item", DataType::Null, true));
+        let nulls = Arc::new(NullArray::new(i32::MAX as usize));
+        let list = FixedSizeListArray::new(item, i32::MAX, nulls, None);
+        let batch = RecordBatch::try_from_iter([("input_ids", Arc::new(list) as ArrayRef)]).unwrap();
+        let error = RowWriter::whole(&batch.schema()).object(&batch, 0).unwrap_err();
+        assert!(error.to_string().contains("the row has more than 268435456 bytes of text"), "{error}");
     }
 }

@@ -4,11 +4,15 @@
 //! A row becomes the JSON text of one object, which is then read like a line: the library's `request`
 //! alone defines what a row may have.
 
+mod arrow_file;
 mod compressed;
 mod container;
+mod errors;
 mod json;
+mod parquet_file;
 mod results;
 mod table;
+mod thrift;
 
 pub use compressed::{compress, lines};
 pub use container::Container;
