@@ -355,6 +355,7 @@ fn a_checkpoint_in_f32_has_the_plan_of_one_in_bf16() {
     assert_eq!(wide, narrow);
 }
 
+#[cfg(feature = "cuda")]
 #[test]
 fn a_known_shape_has_the_plan_of_its_model() {
     let dir = tempfile::tempdir().unwrap();
