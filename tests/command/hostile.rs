@@ -200,6 +200,27 @@ fn lines() {
     }
 }
 
+#[test]
+fn rows() {
+    let goods = [
+        r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "prompt": "q"}"#,
+        r#"{"id": 1, "prompt": "q", "responses": ["a", "b"]}"#,
+        r#"{"input_ids": [1, 2, 3], "attention_mask": [1, 1, 0]}"#,
+        r#"{"prompt": "q", "chosen": [{"role": "assistant", "content": "a"}], "rejected": [{"role": "assistant", "content": "b"}]}"#,
+        r#"{"chosen": "a", "rejected": "b", "instruction": "i", "input": "x", "history": [["p", "r"]], "system": "s"}"#,
+        r#"{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "system": "s"}"#,
+        r#"{"prompt": [{"role": "user", "content": "q"}], "completions": ["a", [{"role": "assistant", "content": "b"}]]}"#,
+        r#"{"context": [{"role": "user", "content": "q"}], "response1": "a", "response2": "b"}"#,
+        r#"{"instruction": "i", "input": "x", "output": ["a", "b"], "history": [["p", "r"]]}"#,
+        r#"{"custom_id": "c", "body": {"messages": [{"role": "user", "content": "q"}], "response": "a"}}"#,
+    ];
+    let goods: Vec<Vec<u8>> = goods.iter().map(|row| row.as_bytes().to_vec()).collect();
+    survives("row", &goods, 10_000, line_fuzzing::row);
+    for open in ["{\"chosen\":[", "{\"body\":", "{\"conversations\":[["] {
+        assert!(!line_fuzzing::row(open.repeat(1_000_000).as_bytes()));
+    }
+}
+
 /// Each would end the process, or never end, if it were executed without limits.
 #[test]
 fn hostile_templates_are_refused_in_time() {

@@ -3,8 +3,9 @@
 
 use std::fmt;
 
+use clap::ValueEnum;
 use kudos::internals::prompt;
-use kudos::internals::request::Input;
+use kudos::internals::request::{Columns, Input, Reading, Request, Rows};
 use kudos::{Conversation, Result};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
@@ -122,6 +123,27 @@ pub fn request(choices: &[u8]) -> bool {
             .any(|key| pairs.iter().any(|(name, value)| name == key && !["null", "false"].contains(value)));
     assert!(!(accepted && ignored), "a key of {text} is ignored");
     accepted
+}
+
+/// Reads a row by its keys, as the first one of a file, and as each kind. Panics unless a row is
+/// read alike alone and as the first of a file, and has as many sequences as its result has
+/// rewards.
+pub fn row(bytes: &[u8]) -> bool {
+    let request = |reading: &Reading| reading.parse(bytes).request.ok();
+    let text = |reading: &Reading| request(reading).map(|request| format!("{request:?}"));
+    let alone = Reading::default();
+    if let (Some(found), Ok(first)) = (text(&alone), alone.clone().with_first(bytes)) {
+        assert_eq!(text(&first), Some(found), "the row is another one as a file's first");
+    }
+    let kinds = Rows::value_variants().iter().map(|rows| Reading::new(Columns::default(), Some(*rows)));
+    let requests: Vec<Request> =
+        [alone].into_iter().chain(kinds).filter_map(|reading| request(&reading)).collect();
+    let is_accepted = !requests.is_empty();
+    for request in requests {
+        let sequences = request.form().sequences();
+        assert_eq!(request.into_inputs().count(), sequences, "sequences of the result's form");
+    }
+    is_accepted
 }
 
 /// The JSON of a line's `id`, where it has one that is not null.

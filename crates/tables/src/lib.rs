@@ -8,6 +8,8 @@ mod arrow_file;
 mod compressed;
 mod container;
 mod errors;
+#[doc(hidden)]
+pub mod fuzzing;
 mod json;
 mod parquet_file;
 mod results;
