@@ -31,6 +31,10 @@ pub use json::{BYTE_ORDER_MARK, strict};
 pub use keys::{Columns, is_read};
 pub use rows::{Reading, Rows, Shape};
 
+/// Limit on the bytes of an object's text in a file; a longer one is an error of it. A file that is
+/// not of objects may be one long text, and must not end up in memory.
+pub const TEXT_BYTES_MAX: u64 = 256 << 20;
+
 /// Reads the JSON text of one object, by its own keys. Every error is one of
 /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput).
 pub fn parse(bytes: &[u8]) -> Parsed {

@@ -175,3 +175,42 @@ fn the_table_of_measurements_agrees_with_its_record() {
     }
     assert!(rows >= 8, "the table has {rows} rows");
 }
+
+/// The reading of rows: what the page says of its record.
+#[test]
+fn the_rates_of_reading_rows_are_those_of_their_record() {
+    let page = fs::read_to_string(common::root().join("benches/README.md")).unwrap();
+    let (_, text) = page.split_once("A million rows of a Parquet file").unwrap();
+    let text = text.split_once("\n\n").unwrap().0.replace('\n', " ");
+    let name = text.split('`').nth(3).unwrap();
+    let folder = common::root().join("benches/record/intel-r-xeon-r-processor-family-6-model-207");
+    let record: Value = serde_json::from_slice(&fs::read(folder.join(name)).unwrap()).unwrap();
+    let tests = record["reports"][0]["reading"].as_array().unwrap();
+    let sample = |threads: u64| {
+        let test = tests.iter().find(|test| test["threads"] == threads).unwrap();
+        assert_eq!([&test["sample"]["rows"], &test["sample"]["failed"]], [1_000_000, 0]);
+        &test["sample"]
+    };
+    // Three digits.
+    let rate = |sample: &Value, key: &str| {
+        let rate = sample[key].as_f64().unwrap() / sample["seconds"].as_f64().unwrap();
+        let unit = 10_f64.powf(rate.log10().floor() - 2.0);
+        let digits = ((rate / unit).round() * unit) as u64;
+        let text = digits.to_string();
+        let groups: Vec<&str> =
+            text.as_bytes().rchunks(3).rev().map(|group| str::from_utf8(group).unwrap()).collect();
+        groups.join(",")
+    };
+    for (rate, unit) in [
+        (rate(sample(0), "rows"), "rows/s"),
+        (rate(sample(2), "rows"), "rows/s"),
+        (rate(sample(2), "tokens"), "tokens/s"),
+    ] {
+        assert!(text.contains(&format!("{rate} {unit}")), "{rate} {unit}: {text}");
+    }
+    let memory =
+        sample(2)["anonymous_bytes"].as_array().unwrap().iter().map(|bytes| bytes.as_f64().unwrap() / 1e6);
+    let (least, most) =
+        memory.clone().fold((f64::MAX, 0.0_f64), |(least, most), mb| (least.min(mb), most.max(mb)));
+    assert!(text.contains(&format!("{} to {} MB at all of {}", least.round(), most.round(), memory.len())));
+}

@@ -7,12 +7,8 @@ use arrow_array::types::{
 };
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, Schema};
-use kudos::internals::request::{Form, Reading, Shape};
+use kudos::internals::request::{Form, Reading, Shape, TEXT_BYTES_MAX};
 use kudos::{Error, ErrorKind, Result};
-
-/// Limit on the text of a row, as on a line: values without bytes of their own, such as nulls, can
-/// be many.
-const ROW_BYTES_MAX: usize = 256 << 20;
 
 /// Returns the shape of values of a type; `None` for a type without values.
 pub fn shape(data_type: &DataType) -> Option<Shape> {
@@ -202,8 +198,8 @@ fn list(out: &mut Vec<u8>, items: &dyn Array) -> Result<()> {
     let start = out.len();
     for row in 0..items.len() {
         // Each item that is left takes a comma and a digit at least.
-        if out.len().saturating_add(2 * (items.len() - row)) > ROW_BYTES_MAX {
-            return Err(wrong(format!("the row has more than {ROW_BYTES_MAX} bytes of text")));
+        if out.len().saturating_add(2 * (items.len() - row)) as u64 > TEXT_BYTES_MAX {
+            return Err(wrong(format!("the row has more than {TEXT_BYTES_MAX} bytes of text")));
         }
         separate(out, start);
         write(out, items, row)?;

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 
-use super::row::{LINE_BYTES_MAX, Notes, Row, wrong};
+use super::row::{Notes, Row, wrong};
 use crate::files::check_format;
 use kudos::Result;
-use kudos::internals::request::{BYTE_ORDER_MARK, Reading};
+use kudos::internals::request::{BYTE_ORDER_MARK, Reading, TEXT_BYTES_MAX};
 
 /// The lines of a file.
 pub(super) struct Lines {
@@ -36,7 +36,7 @@ impl Lines {
             index: 0,
             read_bytes: 0,
             compressed_bytes: None,
-            line_bytes_max: LINE_BYTES_MAX,
+            line_bytes_max: TEXT_BYTES_MAX,
         }
     }
 

@@ -7,10 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kudos::internals::request::Reading;
 use kudos::{Error, ErrorKind, Result};
 
-/// Limit on the bytes of a line; a longer one is an error of that line. A file that is not JSON
-/// lines may be one long line, and must not end up in memory.
-pub(super) const LINE_BYTES_MAX: u64 = 256 << 20;
-
 /// A row of a file.
 pub(super) struct Row {
     /// Its number in the file, from 0.

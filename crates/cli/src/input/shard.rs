@@ -9,9 +9,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::str::FromStr;
 
-use super::row::LINE_BYTES_MAX;
 use kudos::Message;
-use kudos::internals::request::Reading;
+use kudos::internals::request::{Reading, TEXT_BYTES_MAX};
 
 /// Bytes in which the beginning of a line is searched backwards.
 const BACK_BYTES: u64 = 64 << 10;
@@ -100,8 +99,8 @@ pub(super) fn cut_of_lines(file: &mut File, position: u64, reading: &Reading) ->
 
 /// Reads a line, of which one over the limit is not kept, and returns its bytes.
 fn read_line(reader: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<u64> {
-    let bytes = reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', line)? as u64;
-    if bytes < LINE_BYTES_MAX || line.ends_with(b"\n") {
+    let bytes = reader.by_ref().take(TEXT_BYTES_MAX).read_until(b'\n', line)? as u64;
+    if bytes < TEXT_BYTES_MAX || line.ends_with(b"\n") {
         return Ok(bytes);
     }
     line.clear();

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use kudos::Result;
-use kudos::internals::request::Reading;
+use kudos::internals::request::{Reading, TEXT_BYTES_MAX};
 use kudos_tables::{Batches, Container, RowWriter, Table};
 
-use super::row::{LINE_BYTES_MAX, Row, wrong};
+use super::row::{Row, wrong};
 use super::shard::{Span, prompt_of};
 
 /// The rows of a table, each as the text of a line.
@@ -82,8 +82,8 @@ impl Rows {
                 continue;
             };
             let text = self.writer.object(batch, *next).and_then(|text| match text.len() as u64 {
-                bytes if bytes > LINE_BYTES_MAX => {
-                    Err(wrong(format!("the row has {bytes} bytes, the limit is {LINE_BYTES_MAX}")))
+                bytes if bytes > TEXT_BYTES_MAX => {
+                    Err(wrong(format!("the row has {bytes} bytes, the limit is {TEXT_BYTES_MAX}")))
                 }
                 _ => Ok(text),
             });
