@@ -16,6 +16,7 @@ pub mod gemm;
 pub mod heads;
 pub mod kernels;
 mod matmuls;
+mod narrow;
 pub mod nccl;
 pub mod nvml;
 pub mod ops;

@@ -88,11 +88,8 @@ impl Ring {
                 format!("a row of {} bytes does not fit into {CHUNK_BYTES} of pinned memory", rows.row_bytes);
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
-        // A layer is staged again and again; its subnormal weights were counted when it was
-        // checked.
-        let not_counted = AtomicU64::new(0);
-        let subnormal =
-            if matches!(kind, JobKind::Stage { .. }) { &not_counted } else { &self.state.subnormal };
+        // A layer is staged again and again; its weights were checked before.
+        let subnormal = Some(&self.state.subnormal).filter(|_| !matches!(kind, JobKind::Stage { .. }));
         let rows_at_once = CHUNK_BYTES / rows.row_bytes.max(1);
         for start in (0..rows.count).step_by(rows_at_once) {
             if let Some(error) = self.state.ends() {
@@ -133,7 +130,7 @@ fn fill(
     rows: &WeightRows,
     first: usize,
     bytes: &mut [u8],
-    subnormal: &AtomicU64,
+    subnormal: Option<&AtomicU64>,
 ) -> Result<()> {
     let count = bytes.len() / rows.row_bytes.max(1);
     let least = READ_BYTES_MIN.div_ceil(rows.row_bytes.max(1));

@@ -4,16 +4,15 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use cudarc::driver::sys::CUdeviceptr;
-use half::{bf16, f16};
-
 use super::buffer::{DeviceBuffer, DeviceSlice};
 use super::context::Context;
 use super::format::{ActivationFormat, WeightFormat};
 use super::heads::HeadLayout;
+use super::narrow;
 use crate::backend::{HostWeight, Matrix};
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::{Dtype, HostTensor, Normal};
+use cudarc::driver::sys::CUdeviceptr;
 
 /// A matrix `[out_features, in_features]` with an optional bias, or a vector: one row.
 #[derive(Debug)]
@@ -205,13 +204,14 @@ impl WeightRows {
     }
 
     /// Writes rows from `first` on, as many as `bytes` holds, in the format of the device. Adds to
-    /// `subnormal` the elements that became subnormal f16 numbers and lost digits by it.
-    pub(super) fn fill(&self, first: usize, bytes: &mut [u8], subnormal: &AtomicU64) -> Result<()> {
+    /// `subnormal` the elements that became subnormal f16 numbers and lost digits by it; without it
+    /// elements are not checked, as those that were before.
+    pub(super) fn fill(&self, first: usize, bytes: &mut [u8], subnormal: Option<&AtomicU64>) -> Result<()> {
         if self.kind == Kind::Bias {
             return self.fill_bias(bytes, subnormal);
         }
         let WeightLayout { format, heads, .. } = self.layout;
-        let mut scratch = Vec::new();
+        let (mut scratch, mut padded) = (Vec::new(), Vec::new());
         for (row, bytes) in (first..).zip(bytes.chunks_exact_mut(self.row_bytes)) {
             let source = if self.matrix == Matrix::Qkv { heads.source(row) } else { Some(row) };
             let Some((piece, row)) = source.map(|row| piece_of(&self.pieces, row)) else {
@@ -224,19 +224,21 @@ impl WeightRows {
             }
             scratch.resize(piece.cols(), 0.0);
             piece.row_to_f32(row, &mut scratch);
-            for (feature, element) in bytes.chunks_exact_mut(format.bytes()).enumerate() {
-                let source = if self.matrix == Matrix::O { heads.source(feature) } else { Some(feature) };
-                let bits = match source {
-                    Some(source) => converted(scratch[source], format, piece, subnormal)?,
-                    None => 0,
-                };
-                element.copy_from_slice(&bits.to_le_bytes());
-            }
+            // Padding has heads of the input features alone.
+            let values = if self.width == piece.cols() {
+                &scratch
+            } else {
+                padded.clear();
+                let value = |feature| heads.source(feature).map_or(0.0, |source| scratch[source]);
+                padded.extend((0..self.width).map(value));
+                &padded
+            };
+            write_checked(values, format, bytes, piece, subnormal)?;
         }
         Ok(())
     }
 
-    fn fill_bias(&self, bytes: &mut [u8], subnormal: &AtomicU64) -> Result<()> {
+    fn fill_bias(&self, bytes: &mut [u8], subnormal: Option<&AtomicU64>) -> Result<()> {
         let WeightLayout { format, activations, heads } = self.layout;
         let mut values = Vec::new();
         for piece in &self.pieces {
@@ -244,17 +246,16 @@ impl WeightRows {
             values.resize(first + piece.cols(), 0.0);
             piece.row_to_f32(0, &mut values[first..]);
         }
-        for (feature, element) in bytes.chunks_exact_mut(self.row_bytes / self.width).enumerate() {
-            let source = if self.matrix == Matrix::Qkv { heads.source(feature) } else { Some(feature) };
-            let value = source.map_or(0.0, |source| values[source]);
-            if into_f32(self.matrix, activations) {
-                element.copy_from_slice(&value.to_le_bytes());
-            } else {
-                let bits = converted(value, format, &self.pieces[0], subnormal)?;
-                element.copy_from_slice(&bits.to_le_bytes());
+        let source = |feature| if self.matrix == Matrix::Qkv { heads.source(feature) } else { Some(feature) };
+        let values: Vec<f32> =
+            (0..self.width).map(|feature| source(feature).map_or(0.0, |source| values[source])).collect();
+        if into_f32(self.matrix, activations) {
+            for (element, value) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(&values) {
+                *element = value.to_le_bytes();
             }
+            return Ok(());
         }
-        Ok(())
+        write_checked(&values, format, bytes, &self.pieces[0], subnormal)
     }
 }
 
@@ -278,25 +279,27 @@ fn stored_alike(dtype: Dtype, format: WeightFormat) -> bool {
     matches!((dtype, format), (Dtype::BF16, WeightFormat::Bf16) | (Dtype::F16, WeightFormat::F16))
 }
 
-/// Bits of a weight in the device's format; an error that names the tensor when the weight is
-/// outside of f16's range.
-fn converted(value: f32, format: WeightFormat, tensor: &HostTensor, subnormal: &AtomicU64) -> Result<u16> {
-    match format {
-        WeightFormat::Bf16 => Ok(bf16::from_f32(value).to_bits()),
-        WeightFormat::F16 => {
-            let short = f16::from_f32(value);
-            if short.is_infinite() && value.is_finite() {
-                return Err(Error::new(
-                    ErrorKind::Unsupported,
-                    format!("tensor `{}` holds {value}, which f16 cannot", tensor.name()),
-                )
-                .at(tensor.path().display())
-                .with_hint("this GPU has no bf16; a newer one (compute capability 8.0), or the CPU, can score this model"));
-            }
-            if value != 0.0 && short.to_f32().abs() < f16::MIN_POSITIVE.to_f32() && short.to_f32() != value {
-                subnormal.fetch_add(1, Ordering::Relaxed);
-            }
-            Ok(short.to_bits())
+/// Writes weights in the device's format. An error names the tensor when one is outside of f16's
+/// range, where they are checked.
+fn write_checked(
+    values: &[f32],
+    format: WeightFormat,
+    bytes: &mut [u8],
+    tensor: &HostTensor,
+    subnormal: Option<&AtomicU64>,
+) -> Result<()> {
+    if let (WeightFormat::F16, Some(subnormal)) = (format, subnormal) {
+        let losses = narrow::losses(values);
+        if let Some(value) = losses.beyond {
+            let message = format!("tensor `{}` holds {value}, which f16 cannot", tensor.name());
+            return Err(Error::new(ErrorKind::Unsupported, message).at(tensor.path().display()).with_hint(
+                "this GPU has no bf16; a newer one (compute capability 8.0), or the CPU, can score this model",
+            ));
+        }
+        if losses.subnormal > 0 {
+            subnormal.fetch_add(losses.subnormal, Ordering::Relaxed);
         }
     }
+    narrow::write(values, format, bytes);
+    Ok(())
 }
