@@ -94,6 +94,11 @@ impl Gpu {
         self.json("softgpu_calls_json")["copied_in"]["pageable"].as_u64().unwrap()
     }
 
+    /// Returns the bytes that were copied from the device to memory that is not pinned.
+    pub(crate) fn copied_out_pageable(&self) -> u64 {
+        self.json("softgpu_calls_json")["copied_out"]["pageable"].as_u64().unwrap()
+    }
+
     /// Returns the bytes that were copied to the device from pinned memory.
     pub(crate) fn copied_in_pinned(&self) -> u64 {
         self.json("softgpu_calls_json")["copied_in"]["pinned"].as_u64().unwrap()

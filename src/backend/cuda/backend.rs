@@ -27,6 +27,7 @@ use super::ops::{
     SeamTiles,
 };
 use super::probe::DeviceInfo;
+use super::results::Results;
 use super::sizes::{AllReduceSizes, normed_width, parts, scratch_elements, tables_bytes};
 use super::slot::Slot;
 use super::staging::Staging;
@@ -71,6 +72,8 @@ pub struct Cuda {
     /// Tables of the present pass.
     tables: DeviceTables,
     logits: DeviceBuffer,
+    /// Where logits are copied to.
+    results: Results,
     pub(super) ops: Ops,
     pub(super) geometry: Geometry,
     capacity: Capacity,
@@ -156,6 +159,7 @@ impl Cuda {
         let rope_tables = RopeTables::new(&ops, &frequencies, capacity.tokens)?;
         let tables = DeviceTables::allocate(context, tables_bytes(&geometry, &heads, &capacity))?;
         let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;
+        let results = Results::new(context, logits.bytes())?;
         let all_reducer = match group.clone() {
             Some(group) => Some(AllReducer::new(context, group, &geometry, &capacity, format)?),
             None => None,
@@ -181,6 +185,7 @@ impl Cuda {
             rope_tables,
             tables,
             logits,
+            results,
             ops,
             geometry,
             capacity,
@@ -686,7 +691,8 @@ impl Backend for Cuda {
         if let Some(all_reducer) = &self.all_reducer {
             all_reducer.wait(self.ops.context())?;
         }
-        self.logits.slice(0..rows * labels * size_of::<f32>()).download(self.ops.context().compute())
+        let logits = self.logits.slice(0..rows * labels * size_of::<f32>());
+        self.results.read(self.ops.context(), logits)
     }
 }
 

@@ -22,6 +22,7 @@ pub mod nvml;
 pub mod ops;
 mod pinned;
 pub mod probe;
+mod results;
 mod ring;
 mod sizes;
 mod slot;

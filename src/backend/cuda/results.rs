@@ -1,0 +1,60 @@
+//! [`Results`]: numbers of the device that the host waits for, once a pass.
+
+use std::fmt;
+
+use bytemuck::Pod;
+use cudarc::driver::sys::CUevent_flags;
+use cudarc::driver::{CudaEvent, result};
+
+use super::buffer::DeviceSlice;
+use super::context::Context;
+use super::fault::OrFault;
+use super::pinned::Pinned;
+use crate::error::Result;
+
+const DOING: &str = "waiting for the GPU's results";
+
+/// Pinned memory that results are copied to. A copy to other memory would have the driver wait within
+/// its call, at full speed on a core of the host.
+pub(super) struct Results {
+    pinned: Pinned,
+    /// Recorded behind the copy.
+    copied: CudaEvent,
+}
+
+impl Results {
+    /// Memory for `bytes` bytes of results.
+    pub(super) fn new(context: &Context, bytes: usize) -> Result<Self> {
+        let pinned = Pinned::new(context.cuda(), bytes)?;
+        // The thread that waits sleeps: a pass is long, and others want the core.
+        let sleeping = Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC);
+        let copied = context.cuda().new_event(sleeping).or_fault(DOING)?;
+        Ok(Self { pinned, copied })
+    }
+
+    /// Returns the numbers in `from` after what is queued on the compute stream. Failures of earlier
+    /// kernels show here too.
+    ///
+    /// # Panics
+    ///
+    /// When they are more than there is memory for.
+    pub(super) fn read<T: Pod>(&mut self, context: &Context, from: DeviceSlice<'_>) -> Result<Vec<T>> {
+        context.bind()?;
+        let bytes = &mut self.pinned.bytes()[..from.bytes()];
+        // SAFETY: `bytes` is as long as `from`, which lies within its buffer. It is not read before the
+        // event was waited for; when that fails the device is lost, and dropping it waits for the
+        // device.
+        unsafe { result::memcpy_dtoh_async(bytes, from.address(), context.compute().cu_stream()) }
+            .or_fault(DOING)?;
+        self.copied.record(context.compute()).or_fault(DOING)?;
+        self.copied.synchronize().or_fault(DOING)?;
+        // Pinned memory begins at a page.
+        Ok(bytemuck::cast_slice(bytes).to_vec())
+    }
+}
+
+impl fmt::Debug for Results {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Results").finish_non_exhaustive()
+    }
+}
