@@ -117,7 +117,7 @@ mod tests {
         assert_eq!(order(&prompts, 4, 1 << 20), [0, 3, 1, 2, 4, 5, 6]);
         assert_eq!(order(&prompts, 1, 1 << 20), [0, 1, 2, 3, 4, 5, 6]);
         // A window ends with the row that reaches the bytes.
-        assert_eq!(order(&prompts, 9, 80), [0, 1, 2, 3, 6, 4, 5]);
+        assert_eq!(order(&prompts, 9, 101), [0, 3, 1, 5, 2, 4, 6]);
     }
 
     #[test]

@@ -19,5 +19,5 @@ mod thrift;
 pub use compressed::{compress, lines};
 pub use container::Container;
 pub use json::{RowWriter, shape};
-pub use results::{ResultsWriter, with_results};
+pub use results::{ResultsWriter, check_writable, with_results};
 pub use table::{Batches, Table};

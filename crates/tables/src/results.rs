@@ -1,16 +1,16 @@
 //! Parquet files of tables with the results of their rows.
 
-use std::fs::File;
-use std::io::Write;
+use std::io::{self, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow_array::builder::{BooleanBuilder, ListBuilder};
 use arrow_array::types::{Float32Type, Int64Type};
 use arrow_array::{ArrayRef, BooleanArray, Float32Array, Int64Array, ListArray, RecordBatch, StringArray};
-use arrow_schema::{DataType, Field, Schema};
+use arrow_schema::{DataType, Field, Schema, TimeUnit};
 use kudos::internals::results::{Column, Values};
 use kudos::{Error, ErrorKind, Result};
-use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
+use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use serde_json::{Map, Value};
@@ -23,22 +23,25 @@ const ERROR: &str = "error";
 
 /// A Parquet file that is written: the columns of a table, then those of results, then `error`, the
 /// JSON text of a row's error or errors.
-pub struct ResultsWriter {
-    writer: ArrowWriter<File>,
+pub struct ResultsWriter<W: Write + Send> {
+    writer: ArrowWriter<W>,
     schema: Arc<Schema>,
     columns: Vec<Column>,
 }
 
-impl ResultsWriter {
-    /// Writes to a file the rows of tables with this schema, which is that of [`with_results`].
-    pub fn new(file: File, schema: Schema, columns: Vec<Column>) -> Result<Self> {
+impl<W: Write + Send> ResultsWriter<W> {
+    /// Writes to `file` the rows of tables with this schema, which is that of [`with_results`].
+    pub fn new(file: W, schema: Schema, columns: Vec<Column>) -> Result<Self> {
         let schema = Arc::new(schema);
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
             .set_max_row_group_bytes(Some(GROUP_BYTES))
             .build();
-        let writer = ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties));
-        Ok(Self { writer: writer.map_err(|error| cannot_write(&error))?, schema, columns })
+        let writer = guarded(|| {
+            ArrowWriter::try_new(file, Arc::clone(&schema), Some(properties))
+                .map_err(|error| cannot_write(&error))
+        })?;
+        Ok(Self { writer, schema, columns })
     }
 
     /// Appends rows, each with its result.
@@ -52,23 +55,53 @@ impl ResultsWriter {
         arrays.push(Arc::new(errors.collect::<StringArray>()));
         let batch = RecordBatch::try_new(Arc::clone(&self.schema), arrays);
         let batch = batch.map_err(|error| cannot_write(&error))?;
-        self.writer.write(&batch).map_err(|error| cannot_write(&error))
+        guarded(|| self.writer.write(&batch).map_err(|error| cannot_write(&error)))
     }
 
-    /// Ends the file, and syncs it to the disk.
-    pub fn finish(self) -> Result<()> {
-        let mut file = self.writer.into_inner().map_err(|error| cannot_write(&error))?;
-        file.flush().and_then(|()| file.sync_data()).map_err(|error| cannot_write(&error))
+    /// Ends the file, and returns it.
+    pub fn finish(self) -> Result<W> {
+        guarded(|| self.writer.into_inner().map_err(|error| cannot_write(&error)))
     }
+}
+
+/// Runs an encoder, whose panics are errors: it does not know all types.
+fn guarded<T>(encode: impl FnOnce() -> Result<T>) -> Result<T> {
+    // What the encoder leaves behind is dropped, not used.
+    catch_unwind(AssertUnwindSafe(encode)).unwrap_or_else(|_| Err(cannot_write(&"its encoder panicked")))
 }
 
 fn cannot_write(error: &impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Io, format!("the Parquet file cannot be written: {error}"))
 }
 
+/// Fails if a table with rows such as these cannot be written, or would be read back as another one.
+pub fn check_writable(schema: &Schema, rows: Option<&RecordBatch>) -> Result<()> {
+    let refused = |message: String| {
+        Error::new(ErrorKind::Unsupported, message)
+            .with_hint("write lines: `-o FILE.jsonl`; or cast the column")
+    };
+    // Parquet has no seconds, and no milliseconds of dates: they would become numbers.
+    let is_lost = |field: &&Field| {
+        use DataType::{Date64, Time32, Timestamp};
+        matches!(field.data_type(), Date64 | Time32(TimeUnit::Second) | Timestamp(TimeUnit::Second, _))
+    };
+    if let Some(field) = schema.flattened_fields().into_iter().find(is_lost) {
+        let (name, data_type) = (field.name(), field.data_type());
+        return Err(refused(format!("column `{name}` is of {data_type}, which Parquet does not have")));
+    }
+    let write = || -> Result<()> {
+        let schema = with_results(schema, &[], "\u{0}")?;
+        let mut writer = ResultsWriter::new(io::sink(), schema, vec![])?;
+        if let Some(rows) = rows {
+            writer.append(rows, &vec![Map::new(); rows.num_rows()])?;
+        }
+        writer.finish().map(drop)
+    };
+    write().map_err(|error| refused(format!("the columns cannot be written to Parquet: {}", error.message())))
+}
+
 /// Returns the schema of a table with columns of results and of errors, whose names begin with
-/// `prefix`. A column of the table with the name of one of these is an error, and so is one of a type
-/// that Parquet does not have.
+/// `prefix`. A column of the table with the name of one of these is an error.
 pub fn with_results(table: &Schema, columns: &[Column], prefix: &str) -> Result<Schema> {
     let mut fields: Vec<Arc<Field>> = table.fields().to_vec();
     let columns = columns.iter().map(|column| (column.name.as_str(), data_type(column)));
@@ -81,15 +114,7 @@ pub fn with_results(table: &Schema, columns: &[Column], prefix: &str) -> Result<
         }
         fields.push(Arc::new(field));
     }
-    let schema = Schema::new_with_metadata(fields, table.metadata().clone());
-    ArrowSchemaConverter::new().convert(&schema).map_err(|error| {
-        Error::new(
-            ErrorKind::Unsupported,
-            format!("the table's columns cannot be written to Parquet: {error}"),
-        )
-        .with_hint("write lines: `-o FILE.jsonl`")
-    })?;
-    Ok(schema)
+    Ok(Schema::new_with_metadata(fields, table.metadata().clone()))
 }
 
 fn data_type(column: &Column) -> DataType {

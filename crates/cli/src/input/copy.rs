@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrow_array::RecordBatch;
 use arrow_schema::{Field, Schema};
-use kudos_tables::RowWriter;
+use kudos_tables::{RowWriter, check_writable};
 
 use super::row::wrong;
 use super::source::Source;
@@ -20,8 +20,8 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Returns the tables of `all` files, and those of `sources` to copy. Reads the first rows of
-    /// each, with all of their columns.
+    /// Returns the tables of `all` files, and those of `sources` to copy. The first rows of each are
+    /// read with all of their columns, and written to nowhere: what fails then is found here.
     pub(super) fn new(
         all: &[Source],
         sources: Vec<Source>,
@@ -40,7 +40,9 @@ impl Tables {
             let schema = table.schema().clone();
             let columns: Vec<usize> = (0..schema.fields().len()).collect();
             let begun = table.batches(&columns, None).and_then(|mut rows| rows.next().transpose());
-            begun.map_err(|error| error.at(&source.name))?;
+            begun
+                .and_then(|rows| check_writable(&schema, rows.as_ref()))
+                .map_err(|error| error.at(&source.name))?;
             first = Some(match first {
                 None => (source, schema),
                 Some((other, expected)) => {

@@ -18,13 +18,16 @@ pub(super) struct Candidates {
 /// The turns of a response, and its reward.
 #[derive(Debug)]
 pub(super) struct Candidate {
+    /// Its place among all responses to the prompt, from 0, with those that have no reward.
+    pub(super) index: usize,
     pub(super) turns: Vec<Message>,
     pub(super) reward: f32,
 }
 
 impl Candidates {
-    /// Returns the line of the response with the highest reward, the first of equal ones, unless it is
-    /// better than the second by less than `min_margin`. One response alone has no margin.
+    /// Returns the line of the response with the highest reward, the first of equal ones, with its place
+    /// and the number of those with a reward, unless it is better than the second by less than
+    /// `min_margin`. One response alone has no margin.
     pub(super) fn best(&self, min_margin: f32) -> Option<String> {
         let order = self.order();
         let (&best, second) = (order.first()?, order.get(1));
@@ -39,7 +42,7 @@ impl Candidates {
         self.add_extras(&mut fields);
         fields.insert("reward".to_owned(), number(self.responses[best].reward));
         fields.insert("margin".to_owned(), margin.map_or(Value::Null, number));
-        fields.insert("best".to_owned(), json!(best));
+        fields.insert("best".to_owned(), json!(self.responses[best].index));
         fields.insert("candidates".to_owned(), json!(self.responses.len()));
         Some(result_line(Some(&self.key), fields))
     }
@@ -112,7 +115,9 @@ mod tests {
     use super::*;
 
     fn candidates(rewards: &[f32]) -> Candidates {
+        // The first response has no reward.
         let candidate = |(index, &reward): (usize, &f32)| Candidate {
+            index: index + 1,
             turns: vec![Message::assistant(format!("r{index}"))],
             reward,
         };
@@ -145,14 +150,14 @@ mod tests {
             "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r1"}],
             "reward": 2.25,
             "margin": 1.25,
-            "best": 1,
+            "best": 2,
             "candidates": 4,
         });
         assert_eq!(value(&line), expected);
         assert_eq!(candidates(&[0.5, 2.25, 1.0]).best(1.5), None);
         // The first of equal ones, and one alone.
         let equal = value(&candidates(&[1.0, 3.0, 3.0]).best(0.0).unwrap());
-        assert_eq!([&equal["best"], &equal["margin"]], [&json!(1), &json!(0.0)]);
+        assert_eq!([&equal["best"], &equal["margin"]], [&json!(2), &json!(0.0)]);
         assert_eq!(value(&candidates(&[1.0]).best(9.0).unwrap())["margin"], Value::Null);
         assert_eq!(candidates(&[]).best(0.0), None);
     }

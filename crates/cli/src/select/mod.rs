@@ -77,13 +77,20 @@ pub(super) fn run(args: &SelectArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::SomeFailed)
 }
 
+/// The prompt of the last row.
+struct Open {
+    candidates: Candidates,
+    /// Responses, also those without a reward.
+    count: usize,
+    /// Whether its rows have one response each, so that the next one may belong to it.
+    is_of_ones: bool,
+}
+
 /// The selection while rows are read.
 struct Selected<'a> {
     args: &'a SelectArgs,
     output: &'a mut Output,
-    /// The prompt of the last row, and whether its rows have one response each, so that the next one may
-    /// belong to it.
-    open: Option<(Candidates, bool)>,
+    open: Option<Open>,
     rows: usize,
     /// Rows with responses that have no reward.
     failed: usize,
@@ -106,11 +113,14 @@ impl Selected<'_> {
                 return Ok(());
             }
         };
-        let is_one = rewarded.len() == 1;
+        let (is_one, count) = (rewarded.len() == 1, rewarded.len());
+        let continues = is_one
+            && self.open.as_ref().is_some_and(|open| open.is_of_ones && open.candidates.prompt == prompt);
+        let first = self.open.as_ref().filter(|_| continues).map_or(0, |open| open.count);
         let (mut responses, mut error) = (Vec::new(), None);
-        for (turns, reward) in rewarded {
+        for (index, (turns, reward)) in (first..).zip(rewarded) {
             match reward {
-                Ok(reward) => responses.push(Candidate { turns, reward }),
+                Ok(reward) => responses.push(Candidate { index, turns, reward }),
                 Err(found) => error = error.or(Some(found)),
             }
         }
@@ -119,10 +129,14 @@ impl Selected<'_> {
         }
         match &mut self.open {
             // One response in each of several rows.
-            Some((open, true)) if is_one && open.prompt == prompt => open.responses.append(&mut responses),
+            Some(open) if continues => {
+                open.candidates.responses.append(&mut responses);
+                open.count += count;
+            }
             _ => {
                 self.end_prompt()?;
-                self.open = Some((Candidates { key: line.key, prompt, responses }, is_one));
+                let candidates = Candidates { key: line.key, prompt, responses };
+                self.open = Some(Open { candidates, count, is_of_ones: is_one });
             }
         }
         Ok(())
@@ -138,7 +152,7 @@ impl Selected<'_> {
 
     /// Writes the selection of the last prompt.
     fn end_prompt(&mut self) -> anyhow::Result<()> {
-        let Some((open, _)) = self.open.take() else { return Ok(()) };
+        let Some(Open { candidates: open, .. }) = self.open.take() else { return Ok(()) };
         let lines = match self.args.selection {
             Selection::Best => open.best(self.args.min_margin).into_iter().collect(),
             Selection::Pairs => open.pairs(self.args.pairs.unwrap_or_default(), self.args.min_margin),

@@ -57,8 +57,9 @@ pub(super) fn recorded(
     let mut results = Input::open_whole(path)?;
     let name = results.name().to_owned();
     let other = |message: String| {
-        Error::new(ErrorKind::Options, message)
-            .with_hint("give the input that the results were made from, all of it")
+        Error::new(ErrorKind::Options, message).with_hint(
+            "give the input that the results were made from, all of it; a Parquet output is an input itself, with its rewards",
+        )
     };
     for raw in input {
         let raw = raw?;
@@ -88,14 +89,14 @@ fn rewards(form: Form, fields: &Map<String, Value>) -> Result<Rewards> {
     let real = |value: &Value| {
         value.as_f64().map(|value| value as f32).ok_or_else(|| wrong("the response has no reward".to_owned()))
     };
-    let each = |keys: &[&str]| keys.iter().map(|key| fields.get(*key).map(real)).collect();
+    let each =
+        |keys: &[&str]| -> Option<Rewards> { keys.iter().map(|key| fields.get(*key).map(real)).collect() };
+    let list = || Some(fields.get("rewards")?.as_array()?.iter().map(real).collect());
     let (key, found): (_, Option<Rewards>) = match form {
-        Form::One => ("reward", each(&["reward"])),
+        // A table whose other rows have several responses has lists in all rows.
+        Form::One => ("reward", each(&["reward"]).or_else(list)),
         Form::Pair => ("reward_chosen", each(&["reward_chosen", "reward_rejected"])),
-        Form::Responses(_) => {
-            let list = fields.get("rewards").and_then(Value::as_array);
-            ("rewards", list.map(|list| list.iter().map(real).collect()))
-        }
+        Form::Responses(_) => ("rewards", list()),
     };
     match found {
         Some(found) if found.len() == form.sequences() => Ok(found),

@@ -72,6 +72,7 @@ impl Table {
         if !results(1)?.is_empty() {
             return Err(changed().into());
         }
-        Ok(writer.finish()?)
+        let file = writer.finish()?;
+        Ok(file.sync_data()?)
     }
 }
