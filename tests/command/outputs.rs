@@ -7,8 +7,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::Float32Type;
-use arrow_array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray};
+use arrow_array::types::{Float32Type, IntervalMonthDayNanoType};
+use arrow_array::{
+    Array, ArrayRef, Date64Array, Int64Array, IntervalMonthDayNanoArray, RecordBatch, StringArray,
+    TimestampSecondArray,
+};
 use arrow_ipc::writer::FileWriter;
 use arrow_schema::{Field, Schema};
 use arrow_select::concat::concat_batches;
@@ -220,6 +223,37 @@ fn a_table_needs_tables_of_the_same_columns() {
     let scored = run(&[&a, &b, "-o", &output]);
     assert_eq!(scored.status, Some(0), "{scored:?}");
     assert_eq!(read(&folder.path("out.parquet")).column(3).null_count(), 1);
+}
+
+#[test]
+fn columns_that_parquet_does_not_have_are_refused_before_the_model() {
+    let folder = Folder::new();
+    let interval = IntervalMonthDayNanoType::make_value(1, 2, 3);
+    let columns: [(ArrayRef, &str); 3] = [
+        (
+            Arc::new(TimestampSecondArray::from(vec![5])),
+            "column `when` is of Timestamp(s), which Parquet does not have",
+        ),
+        (Arc::new(Date64Array::from(vec![5])), "column `when` is of Date64, which Parquet does not have"),
+        (
+            Arc::new(IntervalMonthDayNanoArray::from(vec![interval])),
+            "the columns cannot be written to Parquet",
+        ),
+    ];
+    for (column, message) in columns {
+        let text = |text: &str| Arc::new(StringArray::from(vec![text])) as ArrayRef;
+        let rows = [("prompt", text("a")), ("response", text("b")), ("when", column)];
+        let rows = RecordBatch::try_from_iter(rows).unwrap();
+        let mut file =
+            FileWriter::try_new(File::create(folder.path("in.arrow")).unwrap(), &rows.schema()).unwrap();
+        file.write(&rows).unwrap();
+        file.finish().unwrap();
+        let input = folder.text("in.arrow");
+        let refused = run(&[&input, "-o", &folder.text("out.parquet")]);
+        assert!(refused.status == Some(2) && refused.stderr.contains(message), "{refused:?}");
+        assert!(!refused.stderr.contains("running on"), "{refused:?}");
+        assert_eq!(run(&[&input]).status, Some(0));
+    }
 }
 
 #[test]

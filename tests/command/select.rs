@@ -132,6 +132,30 @@ fn a_scored_table_has_its_rewards_in_it() {
 }
 
 #[test]
+fn responses_without_a_reward_are_counted_and_left_out() {
+    let folder = Folder::new();
+    let rows = [
+        json!({"prompt": "a", "responses": ["x", "y", "z"], "rewards": [null, 1.5, 1.0]}),
+        json!({"prompt": "b", "response": "x", "error": {"kind": "too_long", "message": "m"}}),
+        json!({"prompt": "b", "response": "y", "reward": 2.0}),
+        // As in a table in which other rows have several responses.
+        json!({"prompt": "c", "response": "z", "rewards": [0.25]}),
+    ];
+    let input = folder.write("in.jsonl", &rows.map(|row| row.to_string() + "\n").concat());
+    let best = select(&["best", &input]);
+    assert_eq!(best.status, Some(1), "{best:?}");
+    assert!(best.stderr.contains("2 rows have responses without a reward"), "{best:?}");
+    let found: Vec<[Value; 4]> = lines(&best.stdout)
+        .iter()
+        .map(|line| ["index", "best", "candidates", "reward"].map(|key| line[key].clone()))
+        .collect();
+    let expected = [[0.0, 1.0, 2.0, 1.5], [1.0, 1.0, 1.0, 2.0], [3.0, 0.0, 1.0, 0.25]];
+    let found: Vec<[f64; 4]> =
+        found.iter().map(|line| line.each_ref().map(|value| value.as_f64().unwrap())).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
 fn what_does_not_belong_together_is_refused() {
     let folder = Folder::new();
     let input = folder.write("in.jsonl", &rows());
