@@ -156,6 +156,17 @@ def test_files_of_every_library_have_the_rewards_of_their_rows(tmp_path, rewards
         assert "rows with" in notes, notes
 
 
+@pytest.mark.parametrize("version", [pyarrow.ipc.MetadataVersion.V4, pyarrow.ipc.MetadataVersion.V5])
+def test_arrow_files_of_each_version_are_read(tmp_path, rewards, version):
+    table = pyarrow.Table.from_pylist([TRL_TEXT] * 3)
+    options = pyarrow.ipc.IpcWriteOptions(metadata_version=version)
+    for writer in [pyarrow.ipc.new_file, pyarrow.ipc.new_stream]:
+        with writer(tmp_path / "rows", table.schema, options=options) as file:
+            file.write_table(table, max_chunksize=2)
+        results, _ = score(tmp_path / "rows")
+        assert len(results) == 3 and all(same(rewards_of(result), rewards) for result in results)
+
+
 def test_rows_with_nulls_are_errors_of_their_own(tmp_path):
     rows = [TRL_TEXT, {**TRL_TEXT, "rejected": None}, TRL_TEXT]
     parquet_by_pyarrow(rows, tmp_path / "nulls")

@@ -12,9 +12,7 @@ use arrow_array::RecordBatch;
 use arrow_buffer::{Buffer, MutableBuffer};
 use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::FileDecoder;
-use arrow_ipc::{
-    Block, CompressionType, Message, MessageHeader, MetadataVersion, root_as_footer, root_as_message,
-};
+use arrow_ipc::{Block, CompressionType, Message, MessageHeader, root_as_footer, root_as_message};
 use arrow_schema::Schema;
 use kudos::Result;
 
@@ -41,7 +39,6 @@ pub(crate) struct Messages {
     /// Bytes of the file.
     bytes: u64,
     schema: Arc<Schema>,
-    version: MetadataVersion,
     /// A file's messages that are left: dictionaries, then batches. `None` for a stream, whose
     /// messages follow each other.
     blocks: Option<vec::IntoIter<Block>>,
@@ -50,7 +47,9 @@ pub(crate) struct Messages {
 /// Batches of some columns, one after another.
 pub(crate) struct ArrowBatches {
     messages: Messages,
-    decoder: FileDecoder,
+    columns: Vec<usize>,
+    /// Made for the first message.
+    decoder: Option<FileDecoder>,
 }
 
 impl Messages {
@@ -92,23 +91,16 @@ impl Messages {
             }
         }
         let schema = decoded(footer.schema())?;
-        let (version, blocks) = (footer.version(), Some(blocks.into_iter()));
-        Ok(Self { file, bytes, schema, version, blocks })
+        Ok(Self { file, bytes, schema, blocks: Some(blocks.into_iter()) })
     }
 
     /// Opens a stream, whose first message has its schema.
     pub(crate) fn of_stream(file: &File, bytes: u64) -> Result<Self> {
-        let mut messages = Self {
-            file: reader(file)?,
-            bytes,
-            schema: Arc::new(Schema::empty()),
-            version: MetadataVersion::V5,
-            blocks: None,
-        };
+        let mut messages =
+            Self { file: reader(file)?, bytes, schema: Arc::new(Schema::empty()), blocks: None };
         let Some((_, first)) = messages.next()? else { return Err(wrong("the stream has no messages")) };
         let message = parsed(&first)?;
         messages.schema = decoded(message.header_as_schema())?;
-        messages.version = message.version();
         Ok(messages)
     }
 
@@ -119,8 +111,7 @@ impl Messages {
 
     /// Returns the batches of the columns with these indices, in ascending order.
     pub(crate) fn batches(self, columns: &[usize]) -> ArrowBatches {
-        let decoder = FileDecoder::new(Arc::clone(&self.schema), self.version);
-        ArrowBatches { messages: self, decoder: decoder.with_projection(columns.to_vec()) }
+        ArrowBatches { messages: self, columns: columns.to_vec(), decoder: None }
     }
 
     /// Reads the next message, with a block that has its lengths.
@@ -188,11 +179,16 @@ impl ArrowBatches {
         while let Some((block, buffer)) = self.messages.next()? {
             let message = parsed(&buffer)?;
             check_buffers(&message, &buffer[block.metaDataLength() as usize..])?;
+            // The version of a footer may be another one than that of its messages.
+            let decoder = self.decoder.get_or_insert_with(|| {
+                FileDecoder::new(self.messages.schema(), message.version())
+                    .with_projection(self.columns.clone())
+            });
             if message.header_type() == MessageHeader::DictionaryBatch {
-                self.decoder.read_dictionary(&block, &buffer).map_err(|error| broken(&error))?;
+                decoder.read_dictionary(&block, &buffer).map_err(|error| broken(&error))?;
                 continue;
             }
-            let batch = self.decoder.read_record_batch(&block, &buffer).map_err(|error| broken(&error))?;
+            let batch = decoder.read_record_batch(&block, &buffer).map_err(|error| broken(&error))?;
             if batch.is_some() {
                 return Ok(batch);
             }
