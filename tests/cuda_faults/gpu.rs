@@ -89,6 +89,11 @@ impl Gpu {
         serde_json::from_value(self.json("softgpu_calls_json")["calls"].clone()).unwrap()
     }
 
+    /// Returns the number of contexts that were made.
+    pub(crate) fn contexts(&self) -> u64 {
+        self.json("softgpu_calls_json")["contexts"].as_u64().unwrap()
+    }
+
     /// Returns the bytes that were copied to the device from memory that is not pinned.
     pub(crate) fn copied_in_pageable(&self) -> u64 {
         self.json("softgpu_calls_json")["copied_in"]["pageable"].as_u64().unwrap()

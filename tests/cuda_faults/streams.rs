@@ -62,6 +62,20 @@ fn a_pass_creates_nothing_and_waits_once() {
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
+fn opening_makes_each_context_once() {
+    let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
+    random_model(dir.path(), SIZES);
+    for ranks in [1, 2] {
+        gpu.reset_trace();
+        // Free bytes are asked for, and decide what stays on the GPUs.
+        let engine = open(dir.path(), Residency::Auto, ranks);
+        assert_eq!(gpu.contexts(), ranks as u64);
+        drop(engine);
+    }
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
 fn a_pass_makes_no_more_calls_than_its_layers_need() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);

@@ -70,10 +70,10 @@ pub extern "C" fn softgpu_reset_trace() {
     }
 }
 
-/// Calls of the libraries' entry points by name, and bytes between host and device, both as they
-/// were asked for since the last [`softgpu_reset_trace`]:
+/// Calls of the libraries' entry points by name, bytes between host and device, both as they were
+/// asked for, and contexts that were made, since the last [`softgpu_reset_trace`]:
 /// `{"calls":{"cuMemAlloc_v2":3},"copied_in":{"pinned":0,"pageable":64},"copied_out":{"pinned":0,
-/// "pageable":0}}`. Returns and writes as [`softgpu_counters_json`] does.
+/// "pageable":0},"contexts":1}`. Returns and writes as [`softgpu_counters_json`] does.
 ///
 /// # Safety
 /// `buffer` is null or holds `length` bytes.

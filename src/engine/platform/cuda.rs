@@ -2,7 +2,7 @@
 //! GPU.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::device::{DeviceInfo, DeviceKind};
 use super::interface::{Platform, RankSetup, at_least_one};
@@ -18,6 +18,7 @@ use crate::engine::options::{CudaOptions, Replicas};
 use crate::engine::ranks::Rank;
 use crate::engine::residency::Residency;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lock::lock;
 use crate::shard::allowed_ranks;
 use crate::weights::{ModelTensors, WeightBytes};
 
@@ -61,6 +62,9 @@ pub(in crate::engine) struct CudaPlatform {
     cache_dir: Option<PathBuf>,
     /// Free bytes of each GPU, where the GPUs are planned for and need not exist.
     free_bytes: Option<usize>,
+    /// Contexts of GPUs that were asked for their free bytes, kept until the ranks have theirs: the
+    /// last one of a GPU that is closed costs making another.
+    probed: Mutex<Vec<Context>>,
 }
 
 impl CudaPlatform {
@@ -91,6 +95,7 @@ impl CudaPlatform {
             groups: Vec::new(),
             cache_dir,
             free_bytes: None,
+            probed: Mutex::default(),
         })
     }
 
@@ -122,6 +127,7 @@ impl CudaPlatform {
             groups: Vec::new(),
             cache_dir: None,
             free_bytes: Some(planned.free_bytes),
+            probed: Mutex::default(),
         }
     }
 
@@ -132,6 +138,22 @@ impl CudaPlatform {
             Some(other) => format!("{gpus} of one kind; {} is of another", name_of(other)),
             None => gpus.to_string(),
         }
+    }
+
+    /// Returns the bytes that are free on a GPU. A context takes memory itself, so they are read within
+    /// one, as they are by the rank that will load.
+    fn free_on(&self, gpu: &Gpu) -> Result<usize> {
+        if let Some(known) = self.free_bytes {
+            return Ok(known);
+        }
+        let mut probed = lock(&self.probed);
+        if let Some(context) = probed.iter().find(|context| context.info().ordinal == gpu.ordinal) {
+            return context.free_bytes();
+        }
+        let context = Context::open(gpu)?;
+        let free_bytes = context.free_bytes()?;
+        probed.push(context);
+        Ok(free_bytes)
     }
 
     /// Returns the GPUs as they can be planned for.
@@ -198,7 +220,7 @@ impl Platform for CudaPlatform {
         let (mut free, mut seen) = (usize::MAX, 0);
         for &ranks in candidates {
             for gpu in &self.gpus[seen..ranks] {
-                free = free.min(free_on(gpu, self.free_bytes)?);
+                free = free.min(self.free_on(gpu)?);
             }
             seen = ranks;
             if footprint(ranks)?.total() <= free {
@@ -232,6 +254,8 @@ impl Platform for CudaPlatform {
 
     fn divide(&mut self, replicas: usize, ranks: usize) -> Result<()> {
         self.gpus.truncate(replicas * ranks);
+        let is_used = |context: &Context| self.gpus.iter().any(|gpu| gpu.ordinal == context.info().ordinal);
+        lock(&self.probed).retain(is_used);
         self.ranks = ranks;
         // All ranks use one format for elements: the oldest of their GPUs decides.
         let Gpu { name, capability, .. } = oldest(&self.gpus);
@@ -279,7 +303,7 @@ impl Platform for CudaPlatform {
     }
 
     fn free_bytes(&self) -> Result<Option<usize>> {
-        let free = self.gpus.iter().map(|gpu| free_on(gpu, self.free_bytes));
+        let free = self.gpus.iter().map(|gpu| self.free_on(gpu));
         free.collect::<Result<Vec<_>>>().map(|free| free.into_iter().min())
     }
 
@@ -402,12 +426,6 @@ fn with_plan(error: Error, footprint: &Footprint) -> Error {
          CUDA's libraries take more than the {} that are reserved for them (`--gpu-reserve-gib`)",
         footprint.libraries
     ))
-}
-
-/// Returns the bytes that are free on a GPU. A context takes memory itself, so they are read within
-/// one, as they are by the rank that will load.
-fn free_on(info: &Gpu, known: Option<usize>) -> Result<usize> {
-    known.map_or_else(|| Context::open(info)?.free_bytes(), Ok)
 }
 
 /// Returns the GPU with the lowest compute capability.

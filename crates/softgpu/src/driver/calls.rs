@@ -9,9 +9,11 @@ struct Calls {
     by_name: BTreeMap<&'static str, u64>,
     /// [in, out][pageable, pinned].
     copied: [[u64; 2]; 2],
+    /// Contexts that were made.
+    contexts: u64,
 }
 
-static CALLS: Mutex<Calls> = Mutex::new(Calls { by_name: BTreeMap::new(), copied: [[0; 2]; 2] });
+static CALLS: Mutex<Calls> = Mutex::new(Calls { by_name: BTreeMap::new(), copied: [[0; 2]; 2], contexts: 0 });
 
 fn calls<T>(with: impl FnOnce(&mut Calls) -> T) -> T {
     with(&mut CALLS.lock().unwrap_or_else(PoisonError::into_inner))
@@ -34,6 +36,11 @@ pub(super) fn copied(direction: Direction, pinned: bool, bytes: usize) {
     calls(|c| c.copied[direction as usize][pinned as usize] += bytes as u64);
 }
 
+/// Counts a context that is made.
+pub(super) fn context_made() {
+    calls(|c| c.contexts += 1);
+}
+
 /// The counts as one JSON object.
 pub(crate) fn calls_json() -> String {
     calls(|c| {
@@ -43,7 +50,10 @@ pub(crate) fn calls_json() -> String {
             format!("{{\"pinned\":{pinned},\"pageable\":{pageable}}}")
         };
         let (calls, copied_in, copied_out) = (names.join(","), copied(Direction::In), copied(Direction::Out));
-        format!("{{\"calls\":{{{calls}}},\"copied_in\":{copied_in},\"copied_out\":{copied_out}}}")
+        let contexts = c.contexts;
+        format!(
+            "{{\"calls\":{{{calls}}},\"copied_in\":{copied_in},\"copied_out\":{copied_out},\"contexts\":{contexts}}}"
+        )
     })
 }
 

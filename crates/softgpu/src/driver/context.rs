@@ -1,6 +1,6 @@
 //! `cuInit`, devices, contexts, error texts.
 
-use super::calls::called;
+use super::calls::{called, context_made};
 use super::limits::{limits, reserved};
 use super::status::{self, Status};
 use super::wait::drain_all;
@@ -149,6 +149,9 @@ fn attribute_of(cc: u32, attribute: c_uint) -> Option<c_int> {
 pub unsafe extern "C" fn cuDevicePrimaryCtxRetain(context: *mut usize, device: c_int) -> CuResult {
     called("cuDevicePrimaryCtxRetain");
     code(lock(device as usize).and_then(|mut d| {
+        if d.context_references == 0 {
+            context_made();
+        }
         d.context_references += 1;
         // SAFETY: the caller's out parameter.
         unsafe { store(context, device as usize + 1) }
