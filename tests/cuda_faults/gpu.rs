@@ -30,6 +30,7 @@ pub(crate) struct Held {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) device: usize,
+    pub(crate) priority: i32,
     pub(crate) kind: String,
     pub(crate) start: u64,
     pub(crate) end: u64,

@@ -246,6 +246,9 @@ fn all_reduces_overlap_with_computation_where_they_may() {
         let (all_reduces, compute) = (of(&["collective"]), of(&["kernel", "library"]));
         let time = |entry: &Entry| entry.end - entry.start;
         assert!(all_reduces.len() >= 2 * SIZES.layers, "{all_reduces:?}");
+        // They come before the blocks of a kernel that fills the card.
+        assert!(all_reduces.iter().all(|entry| entry.priority < 0), "{all_reduces:?}");
+        assert!(compute.iter().all(|entry| entry.priority == 0), "{compute:?}");
         let overlapped: u64 = all_reduces.iter().map(|entry| overlap_of(entry, &compute)).sum();
         (overlapped as f64 / all_reduces.iter().map(time).sum::<u64>() as f64, reward)
     };

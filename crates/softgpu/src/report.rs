@@ -35,7 +35,7 @@ pub extern "C" fn softgpu_reset_counters() {
 }
 
 /// The entries that ran since the last reset, as a JSON array of
-/// `{"device","stream","kind","name","bytes","start","end"}`, devices in order. Kinds are `kernel`,
+/// `{"device","stream","priority","kind","name","bytes","start","end"}`, devices in order. Kinds are `kernel`,
 /// `library`, `collective`, `copy_in` and `copy_out` (named `pinned` or `pageable`), `copy_device`
 /// and `fill`; times are logical nanoseconds. Returns and writes as [`softgpu_counters_json`] does.
 ///

@@ -17,7 +17,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use cudarc::driver::{CudaEvent, CudaStream};
+use cudarc::driver::{CudaEvent, CudaStream, result};
 
 use super::buffer::DeviceBuffer;
 use super::context::Context;
@@ -83,11 +83,16 @@ impl AllReducer {
         // Pieces are gathered in as many buffers as there are; NCCL reduces all that a pass can
         // have.
         let events = if buffers > 0 { buffers } else { sizes.pieces };
+        // Blocks of a matmul fill the card: an all-reduce that waited for them would begin late, and hold
+        // up the other ranks. Of two streams a card runs the blocks of the one with the higher priority.
+        context.bind()?;
+        let (_, greatest) = result::stream::get_priority_range().or_fault(DOING)?;
+        let stream = context.cuda().new_stream_with_priority(greatest).or_fault("creating a stream")?;
         Ok(Self {
             comm: None,
             group,
             rank: geometry.shard.rank,
-            stream: context.cuda().new_stream().or_fault("creating a stream")?,
+            stream,
             hidden: geometry.hidden,
             element: match format {
                 ActivationFormat::F16 => Element::F32,

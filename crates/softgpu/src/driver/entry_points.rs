@@ -54,6 +54,8 @@ fn entry_points() -> Vec<EntryPoint> {
         "cuMemcpyDtoDAsync" 3020 memory::cuMemcpyDtoDAsync_v2;
         "cuMemcpy2DAsync" 3020 memory::cuMemcpy2DAsync_v2;
         "cuStreamCreate" 2000 stream::cuStreamCreate;
+        "cuStreamCreateWithPriority" 5050 stream::cuStreamCreateWithPriority;
+        "cuCtxGetStreamPriorityRange" 5050 stream::cuCtxGetStreamPriorityRange;
         "cuStreamDestroy" 4000 stream::cuStreamDestroy_v2;
         "cuStreamSynchronize" 2000 stream::cuStreamSynchronize;
         "cuStreamWaitEvent" 3020 stream::cuStreamWaitEvent;

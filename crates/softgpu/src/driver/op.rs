@@ -98,6 +98,8 @@ pub struct Stream {
     pub(super) ends: Vec<u64>,
     /// Waits for the default stream and is waited for by it.
     pub blocking: bool,
+    /// The lower, the earlier its work would run on a card.
+    pub priority: i32,
 }
 
 /// An event.

@@ -125,7 +125,8 @@ impl DeviceState {
     fn record(&mut self, world: &World, stream: usize, label: Label, start: u64) -> u64 {
         let link = world.settings.link_bytes_per_ns;
         let end = start + label.duration(link, self.memory.counters.warp_instructions);
-        self.trace.record(stream, label, start, end);
+        let priority = self.streams.get(&stream).map_or(0, |stream| stream.priority);
+        self.trace.record((stream, priority), label, start, end);
         end
     }
 

@@ -8,9 +8,12 @@ use super::version::{ELAPSED_TIME_V2_SINCE, driver_version};
 use super::wait::{drain, finish, help};
 use super::world::world;
 use super::{CuResult, code, current_device, device_of, enter, lock, store};
-use std::ffi::c_uint;
+use std::ffi::{c_int, c_uint};
 
 const STREAM_NON_BLOCKING: c_uint = 1;
+
+/// The greatest priority of a stream; the least is 0.
+const PRIORITY_GREATEST: c_int = -5;
 
 /// A stream of the current device.
 ///
@@ -19,12 +22,53 @@ const STREAM_NON_BLOCKING: c_uint = 1;
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn cuStreamCreate(stream: *mut usize, flags: c_uint) -> CuResult {
     called("cuStreamCreate");
+    // SAFETY: as this function's.
+    unsafe { create(stream, flags, 0) }
+}
+
+/// Creates a stream whose priority the trace shows; it changes nothing else.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuStreamCreateWithPriority(
+    stream: *mut usize,
+    flags: c_uint,
+    priority: c_int,
+) -> CuResult {
+    called("cuStreamCreateWithPriority");
+    // SAFETY: as this function's.
+    unsafe { create(stream, flags, priority.clamp(PRIORITY_GREATEST, 0)) }
+}
+
+/// # Safety
+/// `stream` is null or can be written.
+unsafe fn create(stream: *mut usize, flags: c_uint, priority: c_int) -> CuResult {
     code(current_device().and_then(enter).and_then(|mut d| {
         let handle = d.handle();
-        d.streams.insert(handle, Stream { blocking: flags & STREAM_NON_BLOCKING == 0, ..Stream::default() });
+        let blocking = flags & STREAM_NON_BLOCKING == 0;
+        d.streams.insert(handle, Stream { blocking, priority, ..Stream::default() });
         // SAFETY: the caller's out parameter.
         unsafe { store(stream, handle) }
     }))
+}
+
+/// The least priority of streams, and the greatest, which is a lower number.
+///
+/// # Safety
+/// As the CUDA driver documents.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int) -> CuResult {
+    called("cuCtxGetStreamPriorityRange");
+    let range = || {
+        current_device()?;
+        // SAFETY: the caller's out parameters.
+        unsafe {
+            store(least, 0)?;
+            store(greatest, PRIORITY_GREATEST)
+        }
+    };
+    code(range())
 }
 
 /// Runs what is left, then forgets the stream.

@@ -16,6 +16,7 @@ const MEMORY_BYTES_PER_NS: f64 = 1000.0;
 
 struct Entry {
     stream: usize,
+    priority: i32,
     label: Label,
     start: u64,
     end: u64,
@@ -93,18 +94,18 @@ impl Trace {
         self.gone = self.gone.max(stream.clock);
     }
 
-    /// Appends an entry.
-    pub(super) fn record(&mut self, stream: usize, label: Label, start: u64, end: u64) {
-        self.entries.push(Entry { stream, label, start, end });
+    /// Appends an entry of a stream with this handle and priority.
+    pub(super) fn record(&mut self, (stream, priority): (usize, i32), label: Label, start: u64, end: u64) {
+        self.entries.push(Entry { stream, priority, label, start, end });
     }
 
     /// JSON objects of all entries, in the order in which they ran on this device.
     pub(crate) fn json(&self, device: usize) -> Vec<String> {
         let json = |e: &Entry| {
-            let (stream, Label { kind, name, bytes, .. }) = (e.stream, &e.label);
+            let (stream, priority, Label { kind, name, bytes, .. }) = (e.stream, e.priority, &e.label);
             let (start, end) = (e.start - self.floor, e.end - self.floor);
             format!(
-                "{{\"device\":{device},\"stream\":{stream},\"kind\":\"{kind}\",\"name\":\"{name}\",\"bytes\":{bytes},\"start\":{start},\"end\":{end}}}"
+                "{{\"device\":{device},\"stream\":{stream},\"priority\":{priority},\"kind\":\"{kind}\",\"name\":\"{name}\",\"bytes\":{bytes},\"start\":{start},\"end\":{end}}}"
             )
         };
         self.entries.iter().map(json).collect()
