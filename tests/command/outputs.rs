@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Float32Type, IntervalMonthDayNanoType};
@@ -19,6 +22,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::Compression;
 use serde_json::Value;
 
+use crate::common::{demo_model, kudos_path};
 use crate::tables::{Folder, batch, parquet, run};
 
 /// The rows of a Parquet file.
@@ -223,6 +227,56 @@ fn a_table_needs_tables_of_the_same_columns() {
     let scored = run(&[&a, &b, "-o", &output]);
     assert_eq!(scored.status, Some(0), "{scored:?}");
     assert_eq!(read(&folder.path("out.parquet")).column(3).null_count(), 1);
+}
+
+#[test]
+fn an_input_that_changes_meanwhile_is_an_error() {
+    let folder = Folder::new();
+    let (input, output) = (folder.text("in.parquet"), folder.text("out.parquet"));
+    // A second of work at least.
+    parquet(&folder.path("in.parquet"), &[pairs(4000)], Compression::SNAPPY);
+    parquet(&folder.path("other.parquet"), &[pairs(4000)], Compression::SNAPPY);
+    let mut command = Command::new(kudos_path());
+    command.args([
+        "score",
+        "--device",
+        "cpu",
+        "--model",
+        demo_model().to_str().unwrap(),
+        &input,
+        "-o",
+        &output,
+    ]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let journal = folder.path("out.parquet.partial");
+    while !fs::read(&journal).is_ok_and(|lines| lines.ends_with(b"\n")) {
+        assert_eq!(child.try_wait().unwrap(), None);
+        thread::sleep(Duration::from_millis(1));
+    }
+    fs::rename(folder.path("other.parquet"), folder.path("in.parquet")).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(ended.status.code(), Some(2), "{stderr}");
+    for part in ["has changed since the run began", &*input, "all results are lines in"] {
+        assert!(stderr.contains(part), "{stderr}");
+    }
+    assert!(!folder.path("out.parquet").exists());
+    assert_eq!(fs::read_to_string(&journal).unwrap().lines().count(), 4000);
+}
+
+#[test]
+fn an_output_that_would_replace_its_input_is_refused() {
+    let folder = Folder::new();
+    for ending in ["", ".partial", ".staged", ".manifest.json", ".manifest.json.partial"] {
+        let (input, output) = (folder.text(&format!("x.parquet{ending}")), folder.text("x.parquet"));
+        parquet(Path::new(&input), &[pairs(2)], Compression::SNAPPY);
+        let bytes = fs::read(&input).unwrap();
+        let refused = run(&[&input, "-o", &output]);
+        assert_eq!(refused.status, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains("input"), "{refused:?}");
+        assert_eq!(fs::read(&input).unwrap(), bytes, "{ending}");
+        fs::remove_file(&input).unwrap();
+    }
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn the_rewards_of_results_and_of_a_model_select_the_same() {
         assert_eq!(computed.stdout, recorded.stdout);
     }
     let best = select(&["best", &input, "--rewards", &results]);
-    assert!(best.stderr.contains("4 responses of 4 prompts in 5 rows"), "{best:?}");
+    assert!(best.stderr.contains("rows: 5, prompts: 4, selected: 4"), "{best:?}");
     let best = lines(&best.stdout);
     let first = &best[0];
     assert_eq!(
@@ -93,7 +93,7 @@ fn the_rewards_of_results_and_of_a_model_select_the_same() {
     assert_eq!(best[3]["template_vars"], json!({"date_string": "1 Jan 2026"}));
     // A prompt with one response makes no pair, and pairs are scored as they were.
     let pairs = select(&["pairs", &input, "--rewards", &results]);
-    assert!(pairs.stderr.contains("3 pairs of 4 prompts in 5 rows"), "{pairs:?}");
+    assert!(pairs.stderr.contains("rows: 5, prompts: 4, selected: 3"), "{pairs:?}");
     let again = score(&["-"], &pairs.stdout);
     for (pair, again) in lines(&pairs.stdout).iter().zip(lines(&again.stdout)) {
         for key in ["reward_chosen", "reward_rejected", "margin"] {
@@ -124,11 +124,16 @@ fn a_scored_table_has_its_rewards_in_it() {
     let own = select(&["best", &scored]);
     // One row of three has no responses.
     assert_eq!(own.status, Some(1), "{own:?}");
-    assert!(own.stderr.contains("1 rows have responses without a reward"), "{own:?}");
+    assert!(own.stderr.contains("rows with a response that has no reward and was left out: 1"), "{own:?}");
     assert_eq!(own.stdout.lines().count(), 2);
     assert_eq!(own.stdout, select(&["best", &input, "--rewards", &results]).stdout);
+    let refused = select(&["best", &input, "--rewards", &scored]);
+    assert!(
+        refused.status == Some(2) && refused.stderr.contains("a table is given as results"),
+        "{refused:?}"
+    );
     let refused = select(&["best", &input]);
-    assert!(refused.status == Some(2) && refused.stderr.contains("the row has no `rewards`"), "{refused:?}");
+    assert!(refused.status == Some(2) && refused.stderr.contains("the row has no rewards"), "{refused:?}");
 }
 
 #[test]
@@ -140,16 +145,36 @@ fn responses_without_a_reward_are_counted_and_left_out() {
         json!({"prompt": "b", "response": "y", "reward": 2.0}),
         // As in a table in which other rows have several responses.
         json!({"prompt": "c", "response": "z", "rewards": [0.25]}),
+        // A side of a pair, whose other one is null.
+        json!({"prompt": "d", "chosen": "x", "rejected": "y", "reward_rejected": 3.0, "error": "[]"}),
+        json!({"prompt": "e", "response": "x", "reward": 1e39}),
+        json!({"prompt": "f", "responses": ["x", "y"], "rewards": [1.0]}),
     ];
     let input = folder.write("in.jsonl", &rows.map(|row| row.to_string() + "\n").concat());
     let best = select(&["best", &input]);
     assert_eq!(best.status, Some(1), "{best:?}");
-    assert!(best.stderr.contains("2 rows have responses without a reward"), "{best:?}");
+    assert!(best.stderr.contains("rows with a response that has no reward and was left out: 5"), "{best:?}");
     let found: Vec<[Value; 4]> = lines(&best.stdout)
         .iter()
         .map(|line| ["index", "best", "candidates", "reward"].map(|key| line[key].clone()))
         .collect();
-    let expected = [[0.0, 1.0, 2.0, 1.5], [1.0, 1.0, 1.0, 2.0], [3.0, 0.0, 1.0, 0.25]];
+    let expected = [[0.0, 1.0, 2.0, 1.5], [1.0, 1.0, 1.0, 2.0], [3.0, 0.0, 1.0, 0.25], [4.0, 1.0, 1.0, 3.0]];
+    for message in [
+        "m\n  at input line 2",
+        "the reward 1e39 is beyond f32",
+        "the number of rewards is 1, expected 2\n  at input line 7",
+    ] {
+        assert!(best.stderr.contains(message), "{message}: {best:?}");
+    }
+    assert_eq!(
+        select(&[
+            "best",
+            &folder
+                .write("twice", "{\"prompt\": \"a\", \"response\": \"b\", \"reward\": 1, \"reward\": 2}\n")
+        ])
+        .status,
+        Some(1)
+    );
     let found: Vec<[f64; 4]> =
         found.iter().map(|line| line.each_ref().map(|value| value.as_f64().unwrap())).collect();
     assert_eq!(found, expected);

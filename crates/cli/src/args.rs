@@ -159,7 +159,7 @@ pub(super) struct SelectArgs {
     #[command(flatten)]
     pub(super) rows: RowArgs,
 
-    /// Take the rewards from this output of `kudos score` for the same input [default: those in the
+    /// Take the rewards from these lines of `kudos score` for the same input [default: those in the
     /// rows themselves, as a Parquet output has them]
     #[arg(long, value_name = "RESULTS", conflicts_with_all = options_of_model())]
     pub(super) rewards: Option<PathBuf>,

@@ -103,9 +103,11 @@ pub extern "C" fn note_closed_streams() {
 
 /// Formats that are passed instead of JSON lines: their first bytes, their names, and a command
 /// that converts them.
-const OTHER_FORMATS: [(&[u8], &str, &str); 7] = [
+const OTHER_FORMATS: [(&[u8], &str, &str); 9] = [
     (b"BZh", "is compressed by bzip2", "`bzip2 -dc FILE | kudos .. -` reads it"),
     (b"\xfd7zXZ\0", "is compressed by xz", "`xz -dc FILE | kudos .. -` reads it"),
+    (b"\x04\x22\x4d\x18", "is compressed by lz4", "`lz4 -dc FILE | kudos .. -` reads it"),
+    (b"FEA1", "is a Feather file of version 1", "`pyarrow.feather` reads it, and writes version 2"),
     (b"PK\x03\x04", "is a zip archive", "`unzip -p FILE | kudos .. -` reads it"),
     (b"\xff\xfe", "is written in UTF-16", UTF16_HINT),
     (b"\xfe\xff", "is written in UTF-16", UTF16_HINT),

@@ -52,10 +52,12 @@ impl Output {
             Error::new(ErrorKind::Options, format!("{name} is no regular file"))
                 .with_hint("an output that appears when it is whole replaces a file: name another one")
         };
-        let (existing, name) = (fs::metadata(&names.output).ok(), format!("`{}`", names.output.display()));
-        check_no_input(existing.as_ref().and_then(Identity::of), &name, inputs)?;
-        if existing.is_some_and(|existing| !existing.is_file()) {
-            return Err(no_file(&name).into());
+        // All of these are written or replaced.
+        for path in names.all() {
+            check_no_input(&path, inputs)?;
+            if fs::metadata(&path).is_ok_and(|existing| !existing.is_file()) {
+                return Err(no_file(&format!("`{}`", path.display())).into());
+            }
         }
         let output = Self::open(Some(&names.journal), inputs)?;
         match output.file {
@@ -72,7 +74,7 @@ impl Output {
     pub fn open(path: Option<&Path>, inputs: &[InputFile]) -> anyhow::Result<Self> {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             StandardStream::Output.check_open()?;
-            check_no_input(StandardStream::Output.identity(), "standard output", inputs)?;
+            check_identity(StandardStream::Output.identity(), "standard output", inputs)?;
             let (writer, name) = (Box::new(io::stdout()), "standard output".to_owned());
             return Ok(Self { writer, name, file: None, standard: true, line: String::new() });
         };
@@ -93,7 +95,7 @@ impl Output {
                 .with_hint("name a file that you may write, in a folder that exists")
         })?;
         if let Some(mut file) = file.as_ref() {
-            check_no_input(file.metadata().ok().as_ref().and_then(Identity::of), &name, inputs)?;
+            check_identity(file.metadata().ok().as_ref().and_then(Identity::of), &name, inputs)?;
             // File systems without locks are accepted.
             if let Err(TryLockError::WouldBlock) = file.try_lock() {
                 let message = format!("{name} is being written by another kudos process");
@@ -188,9 +190,15 @@ pub(super) fn other_ending(path: &Path) -> Option<&'static str> {
     OTHER_ENDINGS.into_iter().find(|other| other.eq_ignore_ascii_case(ending))
 }
 
+/// Returns an error if the file at a path is one of the `inputs`.
+pub(super) fn check_no_input(path: &Path, inputs: &[InputFile]) -> Result<()> {
+    let identity = fs::metadata(path).ok().as_ref().and_then(Identity::of);
+    check_identity(identity, &format!("`{}`", path.display()), inputs)
+}
+
 /// Returns an error if the output is one of the `inputs`: it would be truncated before it is read,
 /// or read without end.
-fn check_no_input(output: Option<Identity>, name: &str, inputs: &[InputFile]) -> Result<()> {
+fn check_identity(output: Option<Identity>, name: &str, inputs: &[InputFile]) -> Result<()> {
     let Some(input) = inputs.iter().find(|input| Some(&input.identity) == output.as_ref()) else {
         return Ok(());
     };

@@ -39,7 +39,7 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     let mut inputs = model_dir::files(&dir);
     inputs.extend(source.iter().flat_map(Input::files));
     inputs.extend(args.engine.process.rendezvous_secret_file.as_deref().and_then(InputFile::at));
-    let whole = Whole::new(args, &dir, source.as_ref())?;
+    let whole = Whole::new(args, &dir, source.as_ref(), &inputs)?;
     if let Some(whole) = &whole
         && args.resume
         && let Earlier::Whole { failed } = whole.earlier()?
@@ -80,13 +80,13 @@ pub(super) fn run(args: &ScoreArgs) -> anyhow::Result<Outcome> {
     };
     warnings.print(say);
     let outcome = outcome.and_then(|outcome| output.end().map(|()| outcome));
-    let outcome = outcome.and_then(|outcome| {
+    let outcome = outcome.map_err(|error| output.with_resume_hint(error)).and_then(|outcome| {
         whole.map_or(Ok(()), |whole| whole.end(&engine, lines, began.elapsed()))?;
         Ok(outcome)
     });
     // Ends ranks in other processes. The thread that reads may hold the engine for ever.
     engine.abort();
-    outcome.map_err(|error| output.with_resume_hint(error))
+    outcome
 }
 
 /// Refuses a rank 0 without an input, and other ranks with one.

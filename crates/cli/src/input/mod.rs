@@ -149,6 +149,16 @@ pub(super) struct Input {
     notes: Notes,
 }
 
+/// The files of an input.
+pub(super) struct Files(Vec<Source>);
+
+impl Files {
+    /// Returns the name, the size and the time of the last change of each, as they are now.
+    pub(super) fn described(&self) -> Vec<Value> {
+        self.0.iter().map(Source::described).collect()
+    }
+}
+
 impl Input {
     /// Opens files, folders and patterns, or standard input for `-`. Errors of the files that can be
     /// found before anything is computed are found here.
@@ -204,9 +214,15 @@ impl Input {
         self.all.iter().filter_map(Source::file)
     }
 
-    /// Returns the name, the size and the time of the last change of each file of the whole input.
-    pub(super) fn described(&self) -> Vec<Value> {
-        self.all.iter().map(Source::described).collect()
+    /// Returns the files of the whole input.
+    pub(super) fn sources(&self) -> Files {
+        Files(self.all.clone())
+    }
+
+    /// Returns whether its first file is a table.
+    #[cfg(feature = "tables")]
+    pub(super) fn is_table(&self) -> anyhow::Result<bool> {
+        Ok(self.all.first().map(Source::table).transpose()?.flatten().is_some())
     }
 
     /// Returns the tables of the input, which is read from its start; an error if a file is none.

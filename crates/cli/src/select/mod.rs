@@ -7,9 +7,13 @@
 mod candidates;
 mod rewards;
 
+use std::path::Path;
+
 use crate::args::{SelectArgs, Selection};
 use crate::engine::{self, Warnings};
 use crate::files::InputFile;
+#[cfg(feature = "tables")]
+use crate::input::Input;
 use crate::input::Line;
 use crate::output::Output;
 use crate::{Outcome, model_dir, process, say};
@@ -37,6 +41,9 @@ pub(super) fn run(args: &SelectArgs) -> anyhow::Result<Outcome> {
     files.extend(args.rewards.as_deref().and_then(InputFile::at));
     files.extend(dir.iter().flat_map(|dir| model_dir::files(dir)));
     let mut output = Output::open(args.output.as_deref(), &files)?;
+    if let Some(path) = &args.rewards {
+        refuse_table(path)?;
+    }
     let notes = input.notes();
     let mut selected =
         Selected { args, output: &mut output, open: None, rows: 0, failed: 0, prompts: 0, lines: 0 };
@@ -65,16 +72,26 @@ pub(super) fn run(args: &SelectArgs) -> anyhow::Result<Outcome> {
     let Selected { rows, failed, prompts, lines, .. } = selected;
     output.end()?;
     notes.take().iter().for_each(|note| say(note));
-    let what = match args.selection {
-        Selection::Best => "responses",
-        Selection::Pairs => "pairs",
-    };
-    say(&format!("{lines} {what} of {prompts} prompts in {rows} rows"));
+    say(&format!("rows: {rows}, prompts: {prompts}, selected: {lines}"));
     if failed == 0 {
         return Ok(Outcome::Complete);
     }
-    say(&format!("{failed} rows have responses without a reward, which were left out"));
+    say(&format!("rows with a response that has no reward and was left out: {failed}"));
     Ok(Outcome::SomeFailed)
+}
+
+/// Refuses a table of results: each of its rows has its rewards beside the conversation.
+fn refuse_table(path: &Path) -> anyhow::Result<()> {
+    #[cfg(feature = "tables")]
+    if Input::open_whole(path)?.is_table()? {
+        let message = "a table is given as results, and its rewards are in its rows";
+        return Err(Error::new(ErrorKind::Options, message)
+            .at(path.display())
+            .with_hint(format!("give it as the input: `kudos select .. {}`", path.display()))
+            .into());
+    }
+    let _ = path;
+    Ok(())
 }
 
 /// The prompt of the last row.

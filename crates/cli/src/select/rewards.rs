@@ -10,7 +10,8 @@ use crate::input::{Input, Line};
 use crate::pipeline::{InFlight, InFlightLines};
 use crate::progress::{Progress, Results};
 use crate::resume;
-use kudos::internals::request::Form;
+use kudos::internals::conversation::kind_of;
+use kudos::internals::request::{self, Form};
 use kudos::{Engine, Error, ErrorKind, Result};
 
 /// Keys of rewards in rows.
@@ -27,22 +28,26 @@ pub(super) fn own(
     for raw in input {
         let raw = raw?;
         let line = raw.parse();
-        let rewards = line.request.as_ref().map_err(Error::clone).and_then(|request| {
-            let row: Map<String, Value> =
-                raw.text().and_then(|text| serde_json::from_slice(text).ok()).unwrap_or_default();
-            rewards(request.form(), &row)
-        });
-        if let Err(error) = &rewards
-            && line.request.is_ok()
-        {
-            return Err(error
-                .clone()
-                .at(raw.place())
-                .with_hint(
-                    "`--rewards` names an output of `kudos score` for this input, and `--model` a model",
-                )
-                .into());
-        }
+        let found = match &line.request {
+            Err(error) => Err(error.clone()),
+            Ok(request) => {
+                let row = strict(raw.text().unwrap_or_default());
+                row.and_then(|row| rewards(request.form(), &row)).map_err(|error| error.at(raw.place()))
+            }
+        };
+        let rewards = match found {
+            Ok(Some(rewards)) => Ok(rewards),
+            Ok(None) => {
+                let message = "the row has no rewards";
+                return Err(Error::new(ErrorKind::InvalidInput, message)
+                    .at(raw.place())
+                    .with_hint(
+                        "`--rewards` names an output of `kudos score` for this input, and `--model` a model",
+                    )
+                    .into());
+            }
+            Err(error) => Err(error),
+        };
         each(line, rewards)?;
     }
     Ok(())
@@ -57,9 +62,8 @@ pub(super) fn recorded(
     let mut results = Input::open_whole(path)?;
     let name = results.name().to_owned();
     let other = |message: String| {
-        Error::new(ErrorKind::Options, message).with_hint(
-            "give the input that the results were made from, all of it; a Parquet output is an input itself, with its rewards",
-        )
+        Error::new(ErrorKind::Options, message)
+            .with_hint("give the input that the results were made from, all of it")
     };
     for raw in input {
         let raw = raw?;
@@ -71,9 +75,14 @@ pub(super) fn recorded(
         let text = result.text().unwrap_or_default();
         resume::check(&line, text)
             .map_err(|why| other(format!("{place} of {name} is not the result of {}: {why}", raw.place())))?;
-        let result: Map<String, Value> = serde_json::from_slice(text).unwrap_or_default();
-        let rewards =
-            line.request.as_ref().map_err(Error::clone).and_then(|request| rewards(request.form(), &result));
+        let rewards = match &line.request {
+            Err(error) => Err(error.clone()),
+            Ok(request) => {
+                let found = strict(text).and_then(|result| rewards(request.form(), &result));
+                // `check` has found them.
+                found.map(Option::unwrap_or_default).map_err(|error| error.at(raw.place()))
+            }
+        };
         each(line, rewards)?;
     }
     match results.next() {
@@ -82,32 +91,54 @@ pub(super) fn recorded(
     }
 }
 
-/// Returns the rewards among the fields of a result. One without any has an error.
-fn rewards(form: Form, fields: &Map<String, Value>) -> Result<Rewards> {
-    let wrong = |message: String| Error::new(ErrorKind::InvalidInput, message);
+/// Reads an object in which no key comes twice.
+fn strict(text: &[u8]) -> Result<Map<String, Value>> {
+    match request::strict(text)? {
+        Value::Object(object) => Ok(object),
+        other => Err(wrong(format!("the row is {}, expected an object", kind_of(&other)))),
+    }
+}
+
+/// Returns the rewards among the fields of a result, or why there are none; `None` where no field is
+/// about them.
+fn rewards(form: Form, fields: &Map<String, Value>) -> Result<Option<Rewards>> {
+    let message = |error: &Value| Some(error.get("message")?.as_str()?.to_owned());
+    // A table has the text of it.
+    let parsed = fields.get("error").map(|error| match error.as_str() {
+        Some(text) => serde_json::from_str(text).unwrap_or_default(),
+        None => error.clone(),
+    });
+    let why = parsed.as_ref().and_then(message).unwrap_or_else(|| "the response has no reward".to_owned());
     // The shortest decimal of an f32, and so that f32 again.
-    let real = |value: &Value| {
-        value.as_f64().map(|value| value as f32).ok_or_else(|| wrong("the response has no reward".to_owned()))
+    let real = |value: Option<&Value>| match value.and_then(Value::as_f64).map(|value| (value, value as f32))
+    {
+        Some((_, reward)) if reward.is_finite() => Ok(reward),
+        Some((value, _)) => Err(wrong(format!("the reward {value:e} is beyond f32"))),
+        None => Err(wrong(why.clone())),
     };
-    let each =
-        |keys: &[&str]| -> Option<Rewards> { keys.iter().map(|key| fields.get(*key).map(real)).collect() };
-    let list = || Some(fields.get("rewards")?.as_array()?.iter().map(real).collect());
-    let (key, found): (_, Option<Rewards>) = match form {
+    let list = || {
+        let list = fields.get("rewards")?.as_array()?;
+        Some(list.iter().map(|value| real(Some(value))).collect::<Rewards>())
+    };
+    let sides = ["reward_chosen", "reward_rejected"].map(|key| fields.get(key));
+    let found = match form {
         // A table whose other rows have several responses has lists in all rows.
-        Form::One => ("reward", each(&["reward"]).or_else(list)),
-        Form::Pair => ("reward_chosen", each(&["reward_chosen", "reward_rejected"])),
-        Form::Responses(_) => ("rewards", list()),
+        Form::One => fields.get("reward").map(|reward| vec![real(Some(reward))]).or_else(list),
+        Form::Pair => sides.iter().any(Option::is_some).then(|| sides.map(real).to_vec()),
+        Form::Responses(_) => list(),
     };
     match found {
-        Some(found) if found.len() == form.sequences() => Ok(found),
+        Some(found) if found.len() == form.sequences() => Ok(Some(found)),
         Some(found) => {
-            Err(wrong(format!("`{key}` has {} rewards, expected {}", found.len(), form.sequences())))
+            let (count, expected) = (found.len(), form.sequences());
+            Err(wrong(format!("the number of rewards is {count}, expected {expected}")))
         }
-        None if fields.contains_key("error") => {
-            Ok(vec![Err(wrong("the row has an error instead of rewards".to_owned())); form.sequences()])
-        }
-        None => Err(wrong(format!("the row has no `{key}`"))),
+        None => Ok(parsed.map(|_| vec![real(None); form.sequences()])),
     }
+}
+
+fn wrong(message: String) -> Error {
+    Error::new(ErrorKind::InvalidInput, message)
 }
 
 /// Passes on each row of an input with the rewards that an engine computes.

@@ -71,7 +71,7 @@ impl Content {
                     kudos_tables::compress(*container, lines, &compressed).with_context(cannot_write)?;
                     compressed.sync_data().with_context(cannot_write)?;
                 }
-                Self::Table(table) => table.write(engine, journal, file).with_context(cannot_write)?,
+                Self::Table(table) => table.write(engine, journal, file)?,
             }
         }
         let _ = (engine, journal, file);

@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::args::ScoreArgs;
-use crate::input::Input;
-use crate::whole::names::{Names, with_ending};
-use kudos::{Error, ErrorKind, Stats};
+use crate::input::Files;
+use crate::whole::names::Names;
+use kudos::{Error, ErrorKind, Result, Stats};
 
 /// Bytes of a file of the model that is hashed whole.
 const SMALL_BYTES: u64 = 64 << 20;
@@ -32,12 +32,13 @@ pub(crate) struct Manifest(Map<String, Value>);
 
 impl Manifest {
     /// Returns the description of a run with the model in `dir` over an input.
-    pub(crate) fn new(args: &ScoreArgs, dir: &Path, input: &Input) -> anyhow::Result<Self> {
+    pub(crate) fn new(args: &ScoreArgs, dir: &Path, input: &Files) -> anyhow::Result<Self> {
         let described = input.described();
         if described.iter().any(|file| file["bytes"].is_null()) {
-            let error = Error::new(ErrorKind::Options, "standard input and pipes have no manifest");
-            return Err(error
-                .with_hint("`--whole` needs files, which another run can find unchanged")
+            let message = "an output that appears when it is whole has a manifest of its input, and standard input and \
+                           pipes have none";
+            return Err(Error::new(ErrorKind::Options, message)
+                .with_hint("name files, or write lines to standard output: `kudos score .. - | gzip`")
                 .into());
         }
         let (prompt, engine) = (&args.model.prompt, &args.engine);
@@ -121,6 +122,20 @@ impl Manifest {
         Ok(Earlier::Whole { failed: run["failed"].as_u64().unwrap_or(0) })
     }
 
+    /// Fails if a file of the input is not the one that was described.
+    pub(crate) fn check_unchanged(&self, input: &Files) -> Result<()> {
+        let described = self.0["input"].as_array().into_iter().flatten();
+        match described.zip(input.described()).find(|(before, now)| **before != *now) {
+            None => Ok(()),
+            Some((before, _)) => {
+                let path = before["path"].as_str().unwrap_or_default();
+                Err(Error::new(ErrorKind::Io, "the file has changed since the run began").at(path).with_hint(
+                    "its results are not those of the rows that it has now: score it again, without `--resume`",
+                ))
+            }
+        }
+    }
+
     /// Returns the description with that of the run itself, which took so long, and whose output is
     /// staged.
     pub(crate) fn with_run(
@@ -151,7 +166,7 @@ impl Manifest {
 
     /// Writes the manifest beside its output.
     pub(crate) fn write(&self, names: &Names) -> anyhow::Result<()> {
-        let partial = with_ending(&names.manifest, ".partial");
+        let partial = names.partial_manifest();
         let write = || -> io::Result<()> {
             let mut file = File::create(&partial)?;
             file.write_all(serde_json::to_string_pretty(&self.0).expect("keys are strings").as_bytes())?;

@@ -17,8 +17,9 @@ use anyhow::Context;
 
 use crate::args::ScoreArgs;
 use crate::files::InputFile;
-use crate::input::Input;
-use crate::output::Output;
+use crate::input::{Files, Input};
+use crate::output::{Output, check_no_input};
+use crate::report;
 use content::Content;
 use kudos::Engine;
 use manifest::Manifest;
@@ -30,17 +31,26 @@ pub(super) struct Whole {
     content: Content,
     names: Names,
     manifest: Manifest,
+    input: Files,
 }
 
 impl Whole {
     /// Returns the output of a run, if it is such an output: of `--whole`, or of another content than
     /// lines.
-    pub(super) fn new(args: &ScoreArgs, dir: &Path, input: Option<&Input>) -> anyhow::Result<Option<Self>> {
+    /// None of `inputs` may be one of its files.
+    pub(super) fn new(
+        args: &ScoreArgs,
+        dir: &Path,
+        input: Option<&Input>,
+        inputs: &[InputFile],
+    ) -> anyhow::Result<Option<Self>> {
         let Some(path) = args.output.as_deref() else { return Ok(None) };
+        // Before tables are compared, of which the output may be one.
+        check_no_input(path, inputs)?;
         let content = Content::new(args, path, input)?;
         let Some(input) = input.filter(|_| args.whole || !content.is_lines()) else { return Ok(None) };
-        let names = Names::new(path, content.is_lines());
-        Ok(Some(Self { content, names, manifest: Manifest::new(args, dir, input)? }))
+        let (names, input) = (Names::new(path, content.is_lines()), input.sources());
+        Ok(Some(Self { content, names, manifest: Manifest::new(args, dir, &input)?, input }))
     }
 
     /// The output's path.
@@ -67,11 +77,22 @@ impl Whole {
         self.manifest.write(&self.names)
     }
 
-    /// Makes the output of the journal, which has all results of a run that took so long.
+    /// Makes the output of the journal, which has all results of a run that took so long. An error says
+    /// where the results are.
     pub(super) fn end(self, engine: &Engine, lines: Lines, time: Duration) -> anyhow::Result<()> {
-        let Self { content, names, manifest } = self;
+        let journal = self.names.journal.display().to_string();
+        self.made(engine, lines, time).map_err(|error| {
+            let report = report(&error);
+            anyhow::anyhow!("{report}\n\nhint: all results are lines in `{journal}`")
+        })
+    }
+
+    fn made(self, engine: &Engine, lines: Lines, time: Duration) -> anyhow::Result<()> {
+        let Self { content, names, manifest, input } = self;
         let Names { output, journal, staged, .. } = &names;
         content.make(engine, journal, staged)?;
+        // A table has been read again, and the manifest describes what was scored.
+        manifest.check_unchanged(&input)?;
         manifest.with_run(&names, lines, &engine.stats(), time)?.write(&names)?;
         // The output last: where it is, all is.
         fs::rename(staged, output)

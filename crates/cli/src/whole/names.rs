@@ -20,10 +20,21 @@ impl Names {
         let staged = if is_journal { journal.clone() } else { with_ending(output, ".staged") };
         Self { output: output.to_owned(), manifest: with_ending(output, ".manifest.json"), journal, staged }
     }
+
+    /// Returns the path of the manifest while it is written.
+    pub(crate) fn partial_manifest(&self) -> PathBuf {
+        with_ending(&self.manifest, ".partial")
+    }
+
+    /// Returns all paths at which files are written or replaced.
+    pub(crate) fn all(&self) -> [PathBuf; 5] {
+        let Self { output, manifest, journal, staged } = self;
+        [output, manifest, journal, staged, &self.partial_manifest()].map(PathBuf::clone)
+    }
 }
 
 /// Returns a path with an ending after its name.
-pub(crate) fn with_ending(path: &Path, ending: &str) -> PathBuf {
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(ending);
     name.into()

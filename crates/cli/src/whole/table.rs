@@ -46,7 +46,9 @@ impl Table {
             may_truncate: self.may_truncate,
         });
         let schema = with_results(self.input.schema(), &columns, &self.prefix)?;
-        let mut writer = ResultsWriter::new(File::create(file)?, schema, columns)?;
+        let cannot_write = || format!("cannot write `{}`", file.display());
+        let created = File::create(file).with_context(cannot_write)?;
+        let mut writer = ResultsWriter::new(created, schema, columns).with_context(cannot_write)?;
         let cannot_read = || format!("cannot read `{}`", journal.display());
         let mut lines = BufReader::new(File::open(journal).with_context(cannot_read)?).lines();
         let form = self.input.form();
@@ -56,23 +58,20 @@ impl Table {
             lines.map(result).collect::<anyhow::Result<_>>().with_context(cannot_read)
         };
         let changed = || {
-            Error::new(
-                ErrorKind::Io,
-                "the input has another number of rows than results: it has changed meanwhile",
-            )
-            .with_hint("score it again, without `--resume`")
+            Error::new(ErrorKind::Io, "the input has another number of rows than results")
+                .with_hint("has it changed since the run began? score it again, without `--resume`")
         };
         self.input.read(|rows| {
             let results = results(rows.num_rows())?;
             if results.len() < rows.num_rows() {
                 return Err(changed().into());
             }
-            Ok(writer.append(rows, &results)?)
+            writer.append(rows, &results).with_context(cannot_write)
         })?;
         if !results(1)?.is_empty() {
             return Err(changed().into());
         }
-        let file = writer.finish()?;
-        Ok(file.sync_data()?)
+        let written = writer.finish().with_context(cannot_write)?;
+        written.sync_data().with_context(cannot_write)
     }
 }
