@@ -145,24 +145,22 @@ fn responses_without_a_reward_are_counted_and_left_out() {
         json!({"prompt": "b", "response": "y", "reward": 2.0}),
         // As in a table in which other rows have several responses.
         json!({"prompt": "c", "response": "z", "rewards": [0.25]}),
-        // A side of a pair, whose other one is null.
-        json!({"prompt": "d", "chosen": "x", "rejected": "y", "reward_rejected": 3.0, "error": "[]"}),
         json!({"prompt": "e", "response": "x", "reward": 1e39}),
         json!({"prompt": "f", "responses": ["x", "y"], "rewards": [1.0]}),
     ];
     let input = folder.write("in.jsonl", &rows.map(|row| row.to_string() + "\n").concat());
     let best = select(&["best", &input]);
     assert_eq!(best.status, Some(1), "{best:?}");
-    assert!(best.stderr.contains("rows with a response that has no reward and was left out: 5"), "{best:?}");
+    assert!(best.stderr.contains("rows with a response that has no reward and was left out: 4"), "{best:?}");
     let found: Vec<[Value; 4]> = lines(&best.stdout)
         .iter()
         .map(|line| ["index", "best", "candidates", "reward"].map(|key| line[key].clone()))
         .collect();
-    let expected = [[0.0, 1.0, 2.0, 1.5], [1.0, 1.0, 1.0, 2.0], [3.0, 0.0, 1.0, 0.25], [4.0, 1.0, 1.0, 3.0]];
+    let expected = [[0.0, 1.0, 2.0, 1.5], [1.0, 1.0, 1.0, 2.0], [3.0, 0.0, 1.0, 0.25]];
     for message in [
         "m\n  at input line 2",
         "the reward 1e39 is beyond f32",
-        "the number of rewards is 1, expected 2\n  at input line 7",
+        "the number of rewards is 1, expected 2\n  at input line 6",
     ] {
         assert!(best.stderr.contains(message), "{message}: {best:?}");
     }
@@ -178,6 +176,18 @@ fn responses_without_a_reward_are_counted_and_left_out() {
     let found: Vec<[f64; 4]> =
         found.iter().map(|line| line.each_ref().map(|value| value.as_f64().unwrap())).collect();
     assert_eq!(found, expected);
+}
+
+#[test]
+fn a_side_of_a_pair_may_have_no_reward() {
+    let folder = Folder::new();
+    // As in a table, in which the other one is null.
+    let row = json!({"prompt": "d", "chosen": "x", "rejected": "y", "reward_rejected": 3.0, "error": "[]"});
+    let best = select(&["best", &folder.write("in.jsonl", &row.to_string())]);
+    assert_eq!(best.status, Some(1), "{best:?}");
+    let found = lines(&best.stdout);
+    assert_eq!([&found[0]["best"], &found[0]["reward"]], [&json!(1), &json!(3.0)]);
+    assert!(best.stderr.contains("the response has no reward\n  at input line 1"), "{best:?}");
 }
 
 #[test]

@@ -188,7 +188,7 @@ fn a_part_of_another_run_is_refused() {
     assert_refused(&resume(&[]), "is of another run, with `input`");
     fs::remove_file(text("out.manifest.json")).unwrap();
     assert_refused(&resume(&[]), "is there, but no manifest");
-    assert_refused(&run(&["-", "-o", &output, "--whole"]), "standard input and pipes have no manifest");
+    assert_refused(&run(&["-", "-o", &output, "--whole"]), "standard input and pipes have none");
     assert_refused(&run(&[&a, "-o", "-", "--whole"]), "standard output is never whole");
     let folder = folder.path().to_str().unwrap();
     assert_refused(&run(&[&a, "-o", folder, "--whole"]), "is no regular file");

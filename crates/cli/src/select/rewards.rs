@@ -32,7 +32,7 @@ pub(super) fn own(
             Err(error) => Err(error.clone()),
             Ok(request) => {
                 let row = strict(raw.text().unwrap_or_default());
-                row.and_then(|row| rewards(request.form(), &row)).map_err(|error| error.at(raw.place()))
+                at(&raw.place(), row.and_then(|row| rewards(request.form(), &row)))
             }
         };
         let rewards = match found {
@@ -80,7 +80,7 @@ pub(super) fn recorded(
             Ok(request) => {
                 let found = strict(text).and_then(|result| rewards(request.form(), &result));
                 // `check` has found them.
-                found.map(Option::unwrap_or_default).map_err(|error| error.at(raw.place()))
+                at(&raw.place(), found).map(Option::unwrap_or_default)
             }
         };
         each(line, rewards)?;
@@ -89,6 +89,13 @@ pub(super) fn recorded(
         None => Ok(()),
         Some(_) => Err(other(format!("{name} has more results than the input has rows")).into()),
     }
+}
+
+/// Adds the place of a row to the errors of its rewards.
+fn at(place: &str, rewards: Result<Option<Rewards>>) -> Result<Option<Rewards>> {
+    let of_response = |reward: Result<f32>| reward.map_err(|error| error.at(place));
+    let rewards = rewards.map_err(|error| error.at(place))?;
+    Ok(rewards.map(|rewards| rewards.into_iter().map(of_response).collect()))
 }
 
 /// Reads an object in which no key comes twice.
