@@ -307,8 +307,8 @@ pub struct Renderer<'a> {
 
 impl Renderer<'_> {
     /// Returns the fields of a request that is rendered: its text, its token ids, whether it was
-    /// cut, and the token at which the reward is read; each a list for several responses and for the
-    /// two of a pair.
+    /// cut, and the token at which the reward is read; each a list for several responses and for
+    /// the two of a pair.
     pub fn fields(&self, request: Request) -> Result<Map<String, Value>> {
         match request {
             Request::One(input) => self.one(input),

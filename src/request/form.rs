@@ -54,7 +54,8 @@ impl Request {
         }
     }
 
-    /// Returns the turns before the response, of a pair before the chosen one; `None` for token ids.
+    /// Returns the turns before the response, of a pair before the chosen one; `None` for token
+    /// ids.
     pub fn prompt(&self) -> Option<&[Message]> {
         let before = |conversation: &'_ Conversation| conversation.messages().len().saturating_sub(1);
         match self {

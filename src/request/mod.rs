@@ -13,8 +13,8 @@
 //! every key.
 //!
 //! A key that would have to be ignored is an error: keys that contradict each other, keys that come
-//! twice, and keys that mean something to other systems (`ELSEWHERE` in [`keys`]). All other keys belong to
-//! the user and are not read.
+//! twice, and keys that mean something to other systems (`ELSEWHERE` in [`keys`]). All other keys
+//! belong to the user and are not read.
 
 mod datasets;
 mod form;

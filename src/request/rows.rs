@@ -294,7 +294,8 @@ impl Reading {
         &self.columns
     }
 
-    /// Reads the JSON text of one row. Every error is one of [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput).
+    /// Reads the JSON text of one row. Every error is one of
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput).
     pub fn parse(&self, bytes: &[u8]) -> Parsed {
         match text_of(bytes).and_then(|text| Given::read(text, &self.columns)) {
             Err(error) => Parsed { id: None, request: Err(error) },

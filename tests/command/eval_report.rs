@@ -1,5 +1,5 @@
-//! `kudos eval --report`: the numbers, the texts and the file of a page. `tests/page` reads pages in a
-//! browser.
+//! `kudos eval --report`: the numbers, the texts and the file of a page. `tests/page` reads pages
+//! in a browser.
 
 use std::fs;
 

@@ -682,8 +682,8 @@ fn page_blocks(language: &str) -> Vec<Vec<String>> {
     blocks.map(|block| block.lines().map(str::to_owned).collect()).collect()
 }
 
-/// Returns whether values are equal, and their keys in one order, but for the last digits of f32 numbers: from
-/// one kind of CPU to another they differ.
+/// Returns whether values are equal, and their keys in one order, but for the last digits of f32
+/// numbers: from one kind of CPU to another they differ.
 fn agree(found: &Value, shown: &Value) -> bool {
     match (found, shown) {
         (Value::Number(found), Value::Number(shown)) => {

@@ -1,4 +1,5 @@
-//! Outputs other than lines: Parquet tables of the input's columns and the rewards, and compressed lines.
+//! Outputs other than lines: Parquet tables of the input's columns and the rewards, and compressed
+//! lines.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

@@ -26,7 +26,8 @@ fn hours_follow_from_the_shape_and_the_data_sheets() {
         assert!((found / expected - 1.0).abs() < 1e-9, "{found} {expected}");
     };
 
-    // Passes of 4096 tokens that begin within a prompt's responses compute three quarters of it again.
+    // Passes of 4096 tokens that begin within a prompt's responses compute three quarters of it
+    // again.
     let passes = (1e6 / ((4096.0 - 450.0) / 550.0_f64)).ceil();
     let unique = 1e6 * 400.0 + (250_000.0 + 0.75 * (passes - 1.0)) * 600.0;
     // Matrices: 8192 x (10,240 + 8192) and 3 x 8192 x 28,672. Keys: 1 to 600, then 601 to 1000.

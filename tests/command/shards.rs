@@ -13,7 +13,8 @@ fn run(arguments: &[&str]) -> Run {
     kudos(&[&["score", "--device", "cpu", "--model", model.to_str().unwrap()], arguments].concat(), "")
 }
 
-/// Lines whose prompts have several neighbours, with an empty line, a broken one, and one with an `id`.
+/// Lines whose prompts have several neighbours, with an empty line, a broken one, and one with an
+/// `id`.
 fn lines(count: usize) -> String {
     let line = |index: usize| match index {
         5 => String::new(),

@@ -68,7 +68,8 @@ pub(super) struct ModelArgs {
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
 
-    /// Copies of the model, each on GPUs (or CPU threads) of its own: a number, or `auto` [default: 1]
+    /// Copies of the model, each on GPUs (or CPU threads) of its own: a number, or `auto` [default:
+    /// 1]
     #[arg(long, value_name = "N|auto", default_value = "1", hide_default_value = true)]
     pub(super) replicas: Replicas,
 
@@ -223,8 +224,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "N", default_value = "4", conflicts_with = "url")]
     pub(super) submitters: NonZeroUsize,
 
-    /// Measure a server of this address, such as `http://127.0.0.1:8000`, which serves the model; only
-    /// the model's vocabulary is read here
+    /// Measure a server of this address, such as `http://127.0.0.1:8000`, which serves the model;
+    /// only the model's vocabulary is read here
     #[arg(long, value_name = "URL", requires = "model")]
     pub(super) url: Option<String>,
 

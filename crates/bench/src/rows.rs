@@ -1,5 +1,5 @@
-//! `bench rows`: files to token ids, as the command reads them beside the device's work: a thread that
-//! reads rows, and threads that parse, render and tokenize them.
+//! `bench rows`: files to token ids, as the command reads them beside the device's work: a thread
+//! that reads rows, and threads that parse, render and tokenize them.
 
 use std::sync::Mutex;
 use std::sync::mpsc::sync_channel;

@@ -49,7 +49,8 @@ pub(super) enum Command {
     Serve(MissingArgs),
     /// Evaluate a model on a published benchmark of reward models
     Eval(Box<EvalArgs>),
-    /// Select the best response to each prompt, or pairs of a better and a worse one, by their rewards
+    /// Select the best response to each prompt, or pairs of a better and a worse one, by their
+    /// rewards
     Select(Box<SelectArgs>),
     /// Show the text and the token ids that would be scored, without weights
     Render(RenderArgs),
@@ -101,9 +102,9 @@ pub(super) struct ScoreArgs {
     pub(super) response: Vec<String>,
 
     /// Write results to this file instead of standard output: lines; compressed ones where its name
-    /// ends in .gz or .zst; a table with the input's columns and the rewards where it ends in .parquet
-    /// and the input is tables. An existing file is replaced, of lines once the model is open, of others
-    /// when all is scored, unless --resume is given
+    /// ends in .gz or .zst; a table with the input's columns and the rewards where it ends in
+    /// .parquet and the input is tables. An existing file is replaced, of lines once the model is
+    /// open, of others when all is scored, unless --resume is given
     #[arg(short, long, value_name = "FILE")]
     pub(super) output: Option<PathBuf>,
 
@@ -117,20 +118,21 @@ pub(super) struct ScoreArgs {
     #[arg(long, requires = "output", conflicts_with = "prompt")]
     pub(super) resume: bool,
 
-    /// Score rows with the same prompt together, also where they do not stand together: of each N rows
-    /// in turn, or 256 MiB of text, which are in memory. The results are in the order of the input, and
-    /// no reward changes by it
+    /// Score rows with the same prompt together, also where they do not stand together: of each N
+    /// rows in turn, or 256 MiB of text, which are in memory. The results are in the order of the
+    /// input, and no reward changes by it
     #[arg(long, value_name = "N", conflicts_with = "prompt")]
     pub(super) window: Option<NonZeroUsize>,
 
-    /// Score one of N contiguous parts of the files, counted from 0: `0/4` to `3/4` are the whole. They
-    /// are cut by bytes, and where neighbours share a prompt at its next change; of compressed and
-    /// Arrow files whole ones are taken
+    /// Score one of N contiguous parts of the files, counted from 0: `0/4` to `3/4` are the whole.
+    /// They are cut by bytes, and where neighbours share a prompt at its next change; of compressed
+    /// and Arrow files whole ones are taken
     #[arg(long, value_name = "I/N", conflicts_with = "prompt")]
     pub(super) shard: Option<Shard>,
 
     /// Write to FILE.partial, which becomes FILE when all is scored, with FILE.manifest.json beside
-    /// it; outputs other than lines always are written so. With --resume a run whose FILE is there ends at once
+    /// it; outputs other than lines always are written so. With --resume a run whose FILE is there
+    /// ends at once
     #[arg(long, requires = "output", conflicts_with = "prompt")]
     pub(super) whole: bool,
 
@@ -151,8 +153,8 @@ pub(super) struct SelectArgs {
     #[arg(value_enum, value_name = "SELECTION")]
     pub(super) selection: Selection,
 
-    /// Files of conversations, as `kudos score` takes them. Rows of several responses stand alone; of
-    /// rows of one response neighbours with the same prompt are taken together
+    /// Files of conversations, as `kudos score` takes them. Rows of several responses stand alone;
+    /// of rows of one response neighbours with the same prompt are taken together
     #[arg(value_name = "INPUT", required_unless_present = "rendezvous")]
     pub(super) input: Vec<PathBuf>,
 
@@ -413,8 +415,9 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "N")]
     pub(super) ranks: Option<usize>,
 
-    /// Copies of the model, each on GPUs (or CPU threads) of its own: a number, or `auto` for as many
-    /// as there are GPUs for. They take batches from one queue; no reward depends on it [default: 1]
+    /// Copies of the model, each on GPUs (or CPU threads) of its own: a number, or `auto` for as
+    /// many as there are GPUs for. They take batches from one queue; no reward depends on it
+    /// [default: 1]
     #[arg(long, value_name = "N|auto")]
     pub(super) replicas: Option<Replicas>,
 
@@ -521,18 +524,18 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "PORT", default_value = "8000")]
     pub(super) port: u16,
 
-    /// A name of the model; requests for models of other names are refused. May be repeated, and the
-    /// first is the name in answers [default: any name is taken]
+    /// A name of the model; requests for models of other names are refused. May be repeated, and
+    /// the first is the name in answers [default: any name is taken]
     #[arg(long, value_name = "NAME")]
     pub(super) served_model_name: Vec<String>,
 
-    /// A name by which clients reach the server, besides addresses, `localhost` and HOST; `*` is any.
-    /// May be repeated
+    /// A name by which clients reach the server, besides addresses, `localhost` and HOST; `*` is
+    /// any. May be repeated
     #[arg(long, value_name = "NAME")]
     pub(super) allow_host: Vec<String>,
 
-    /// The origin of web pages elsewhere that may call the server, such as `https://example.org`. May
-    /// be repeated
+    /// The origin of web pages elsewhere that may call the server, such as `https://example.org`.
+    /// May be repeated
     #[arg(long, value_name = "ORIGIN", value_parser = origin)]
     pub(super) allow_origin: Vec<String>,
 
@@ -549,8 +552,8 @@ pub(super) struct ServeArgs {
     #[arg(long, value_name = "N")]
     pub(super) queue_tokens: Option<NonZeroUsize>,
 
-    /// Time for which an idle server waits for more requests when one arrives, in milliseconds: with
-    /// bursts of requests that share a prompt this computes the prompt once
+    /// Time for which an idle server waits for more requests when one arrives, in milliseconds:
+    /// with bursts of requests that share a prompt this computes the prompt once
     #[arg(long, value_name = "MS", default_value = "0")]
     pub(super) gather_ms: u64,
 

@@ -8,8 +8,8 @@ use kudos::internals::backend::tier::CudaTier::{self, Sm75, Sm80};
 pub struct KnownGpu {
     /// Its usual name.
     pub name: &'static str,
-    /// The driver's names of the cards with this peak of tensor cores. Rates of memory and links are
-    /// those of the first.
+    /// The driver's names of the cards with this peak of tensor cores. Rates of memory and links
+    /// are those of the first.
     pub driver_names: &'static [&'static str],
     /// Memory as the driver reports it.
     pub mib: usize,

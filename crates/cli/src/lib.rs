@@ -80,8 +80,8 @@ pub fn main() -> ExitCode {
     ExitCode::from(run(std::env::args_os()))
 }
 
-/// Runs a command line, of which the first argument is the name of the command, and returns the exit
-/// status. Ends the process where the arguments are wrong, and after `--help` and `--version`.
+/// Runs a command line, of which the first argument is the name of the command, and returns the
+/// exit status. Ends the process where the arguments are wrong, and after `--help` and `--version`.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let result = match Args::parse_from(arguments).command {
         Command::Score(args) => score::run(&args),

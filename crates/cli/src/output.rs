@@ -40,8 +40,8 @@ pub(super) struct OutputFile {
 }
 
 impl Output {
-    /// Opens the journal of an output that appears when it is whole, which replaces a regular file at
-    /// most.
+    /// Opens the journal of an output that appears when it is whole, which replaces a regular file
+    /// at most.
     pub(super) fn open_journal(names: &Names, inputs: &[InputFile]) -> anyhow::Result<Self> {
         if names.output == Path::new("-") {
             return Err(Error::new(ErrorKind::Options, "standard output is never whole")
@@ -69,8 +69,8 @@ impl Output {
     /// Opens a file, or standard output for `None` and `-`. A file that cannot be written is an
     /// error here, before anything is computed. Its content stays until `begin`.
     ///
-    /// `inputs` are the files that are read: none of them, by whatever name, may be the output. A name of
-    /// another content than lines is an error.
+    /// `inputs` are the files that are read: none of them, by whatever name, may be the output. A
+    /// name of another content than lines is an error.
     pub fn open(path: Option<&Path>, inputs: &[InputFile]) -> anyhow::Result<Self> {
         let Some(path) = path.filter(|path| *path != Path::new("-")) else {
             StandardStream::Output.check_open()?;

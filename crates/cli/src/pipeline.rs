@@ -92,8 +92,8 @@ impl<'a> InFlightLines<'a> {
         Self { engine, items: start(engine, lines) }
     }
 
-    /// Returns the next line; `None` at the end. A failure of the engine is an error, also while a line
-    /// is awaited.
+    /// Returns the next line; `None` at the end. A failure of the engine is an error, also while a
+    /// line is awaited.
     pub(super) fn next(&self) -> anyhow::Result<Option<InFlight>> {
         loop {
             match self.items.recv_timeout(POLL_INTERVAL) {

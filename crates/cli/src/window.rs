@@ -1,8 +1,8 @@
 //! Windows of rows, in which those with the same prompt stand together while they are scored.
 //!
-//! A prompt is computed once for neighbours. [`Grouped`] has the rows of an input in an order in which
-//! those of one prompt are neighbours, as far as a window reaches; [`InOrder`] has their results in the
-//! order of the input again.
+//! A prompt is computed once for neighbours. [`Grouped`] has the rows of an input in an order in
+//! which those of one prompt are neighbours, as far as a window reaches; [`InOrder`] has their
+//! results in the order of the input again.
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
@@ -13,8 +13,8 @@ use crate::input::RawLine;
 /// Limit on the text of a window.
 const BYTES_MAX: usize = 256 << 20;
 
-/// The rows of an input, window after window, those of a window with the same prompt together: in the
-/// order of the first of each prompt, and of one prompt in that of the input.
+/// The rows of an input, window after window, those of a window with the same prompt together: in
+/// the order of the first of each prompt, and of one prompt in that of the input.
 pub(super) struct Grouped<I> {
     rows: I,
     rows_max: usize,

@@ -35,12 +35,12 @@ pub extern "C" fn softgpu_reset_counters() {
 }
 
 /// The entries that ran since the last reset, as a JSON array of
-/// `{"device","stream","priority","kind","name","bytes","start","end"}`, devices in order. Kinds are `kernel`,
-/// `library`, `collective`, `copy_in` and `copy_out` (named `pinned` or `pageable`), `copy_device`
-/// and `fill`; times are logical nanoseconds. Returns and writes as [`softgpu_counters_json`] does.
+/// `{"device","stream","priority","kind","name","bytes","start","end"}`, devices in order. Kinds
+/// are `kernel`, `library`, `collective`, `copy_in` and `copy_out` (named `pinned` or `pageable`),
+/// `copy_device` and `fill`; times are logical nanoseconds. Returns and writes as
+/// [`softgpu_counters_json`] does.
 ///
-/// # Safety
-/// `buffer` is null or holds `length` bytes.
+/// # Safety `buffer` is null or holds `length` bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn softgpu_trace_json(buffer: *mut c_char, length: usize) -> usize {
     let mut items = Vec::new();

@@ -1,8 +1,8 @@
 //! Containers of rows other than plain lines: Parquet files, Arrow files and streams, and lines
 //! compressed by gzip or zstd; and Parquet files of rows with their results.
 //!
-//! A row becomes the JSON text of one object, which is then read like a line: the library's `request`
-//! alone defines what a row may have.
+//! A row becomes the JSON text of one object, which is then read like a line: the library's
+//! `request` alone defines what a row may have.
 
 mod arrow_file;
 mod compressed;

@@ -24,8 +24,8 @@ const SCHEMA_DEPTH_MAX: usize = 100;
 /// Limit on what a column chunk declares to hold.
 const CHUNK_BYTES_MAX: i64 = 16 << 30;
 
-/// The most that a page can declare to hold, which is allocated at once. Writers end a page after some
-/// 1 MiB or 1,000 values, which may be long.
+/// The most that a page can declare to hold, which is allocated at once. Writers end a page after
+/// some 1 MiB or 1,000 values, which may be long.
 const PAGE_BYTES_MAX: u64 = i32::MAX as u64;
 
 /// The fields of a page's header: its kind, its sizes and its checksum, then what each kind has.

@@ -74,7 +74,8 @@ fn cannot_write(error: &impl std::fmt::Display) -> Error {
     Error::new(ErrorKind::Io, format!("the Parquet file cannot be written: {error}"))
 }
 
-/// Fails if a table with rows such as these cannot be written, or would be read back as another one.
+/// Fails if a table with rows such as these cannot be written, or would be read back as another
+/// one.
 pub fn check_writable(schema: &Schema, rows: Option<&RecordBatch>) -> Result<()> {
     let refused = |message: String| {
         Error::new(ErrorKind::Unsupported, message)

@@ -82,8 +82,8 @@ impl Table {
         self.bytes
     }
 
-    /// Returns batches of the columns with these indices, in ascending order; of a Parquet file also
-    /// of these rows only.
+    /// Returns batches of the columns with these indices, in ascending order; of a Parquet file
+    /// also of these rows only.
     pub fn batches(&self, columns: &[usize], rows: Option<Range<u64>>) -> Result<Batches> {
         let batches: Box<dyn Iterator<Item = _> + Send> = guarded(|| match &self.kind {
             Kind::Parquet(metadata) => {

@@ -83,8 +83,9 @@ impl AllReducer {
         // Pieces are gathered in as many buffers as there are; NCCL reduces all that a pass can
         // have.
         let events = if buffers > 0 { buffers } else { sizes.pieces };
-        // Blocks of a matmul fill the card: an all-reduce that waited for them would begin late, and hold
-        // up the other ranks. Of two streams a card runs the blocks of the one with the higher priority.
+        // Blocks of a matmul fill the card: an all-reduce that waited for them would begin late,
+        // and hold up the other ranks. Of two streams a card runs the blocks of the one with the
+        // higher priority.
         context.bind()?;
         let (_, greatest) = result::stream::get_priority_range().or_fault(DOING)?;
         let stream = context.cuda().new_stream_with_priority(greatest).or_fault("creating a stream")?;

@@ -1,5 +1,5 @@
-//! Numbers of f32 in the 16-bit format of weights, many at a time: a model whose layers are streamed
-//! through a GPU without bf16 converts all of them in every pass.
+//! Numbers of f32 in the 16-bit format of weights, many at a time: a model whose layers are
+//! streamed through a GPU without bf16 converts all of them in every pass.
 
 use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use half::{bf16, f16};
@@ -69,8 +69,8 @@ pub(super) fn losses(values: &[f32]) -> Losses {
 mod tests {
     use super::*;
 
-    /// Numbers of every exponent and sign: ends of f16's ranges, their neighbours, halfway points, and
-    /// those that no finite number is.
+    /// Numbers of every exponent and sign: ends of f16's ranges, their neighbours, halfway points,
+    /// and those that no finite number is.
     fn numbers() -> Vec<f32> {
         let ends = [0.0, 1.0, 65_504.0, 65_519.996, 65_520.0, 65_536.0, f32::MAX, f32::INFINITY, f32::NAN];
         let steps = [0.5, 1.0, 1.5, 2.0, 1_022.5, 1_023.0, 1_023.25, 1_023.499_9, 1_023.5, 1_024.0, 1_024.5];

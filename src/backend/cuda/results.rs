@@ -14,8 +14,8 @@ use crate::error::Result;
 
 const DOING: &str = "waiting for the GPU's results";
 
-/// Pinned memory that results are copied to. A copy to other memory would have the driver wait within
-/// its call, at full speed on a core of the host.
+/// Pinned memory that results are copied to. A copy to other memory would have the driver wait
+/// within its call, at full speed on a core of the host.
 pub(super) struct Results {
     pinned: Pinned,
     /// Recorded behind the copy.
@@ -32,8 +32,8 @@ impl Results {
         Ok(Self { pinned, copied })
     }
 
-    /// Returns the numbers in `from` after what is queued on the compute stream. Failures of earlier
-    /// kernels show here too.
+    /// Returns the numbers in `from` after what is queued on the compute stream. Failures of
+    /// earlier kernels show here too.
     ///
     /// # Panics
     ///
@@ -41,9 +41,9 @@ impl Results {
     pub(super) fn read<T: Pod>(&mut self, context: &Context, from: DeviceSlice<'_>) -> Result<Vec<T>> {
         context.bind()?;
         let bytes = &mut self.pinned.bytes()[..from.bytes()];
-        // SAFETY: `bytes` is as long as `from`, which lies within its buffer. It is not read before the
-        // event was waited for; when that fails the device is lost, and dropping it waits for the
-        // device.
+        // SAFETY: `bytes` is as long as `from`, which lies within its buffer. It is not read before
+        // the event was waited for; when that fails the device is lost, and dropping it waits for
+        // the device.
         unsafe { result::memcpy_dtoh_async(bytes, from.address(), context.compute().cu_stream()) }
             .or_fault(DOING)?;
         self.copied.record(context.compute()).or_fault(DOING)?;

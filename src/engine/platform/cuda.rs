@@ -140,8 +140,8 @@ impl CudaPlatform {
         }
     }
 
-    /// Returns the bytes that are free on a GPU. A context takes memory itself, so they are read within
-    /// one, as they are by the rank that will load.
+    /// Returns the bytes that are free on a GPU. A context takes memory itself, so they are read
+    /// within one, as they are by the rank that will load.
     fn free_on(&self, gpu: &Gpu) -> Result<usize> {
         if let Some(known) = self.free_bytes {
             return Ok(known);

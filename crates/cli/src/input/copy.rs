@@ -20,8 +20,8 @@ pub(crate) struct Tables {
 }
 
 impl Tables {
-    /// Returns the tables of `all` files, and those of `sources` to copy. The first rows of each are
-    /// read with all of their columns, and written to nowhere: what fails then is found here.
+    /// Returns the tables of `all` files, and those of `sources` to copy. The first rows of each
+    /// are read with all of their columns, and written to nowhere: what fails then is found here.
     pub(super) fn new(
         all: &[Source],
         sources: Vec<Source>,

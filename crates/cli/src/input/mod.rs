@@ -102,8 +102,8 @@ impl RawLine {
         self.text.as_ref().map_or(0, Vec::len)
     }
 
-    /// Returns a number that is equal for lines with the same turns before their responses; `None` for
-    /// token ids and for a line that cannot be read.
+    /// Returns a number that is equal for lines with the same turns before their responses; `None`
+    /// for token ids and for a line that cannot be read.
     pub(super) fn prompt_hash(&self) -> Option<u64> {
         let mut hasher = DefaultHasher::new();
         prompt_of(&self.reading, self.text.as_ref().ok()?)?.hash(&mut hasher);
@@ -160,8 +160,8 @@ impl Files {
 }
 
 impl Input {
-    /// Opens files, folders and patterns, or standard input for `-`. Errors of the files that can be
-    /// found before anything is computed are found here.
+    /// Opens files, folders and patterns, or standard input for `-`. Errors of the files that can
+    /// be found before anything is computed are found here.
     pub(super) fn open(paths: &[PathBuf], reading: Reading, shard: Option<Shard>) -> anyhow::Result<Self> {
         Self::open_as(paths, Some(reading), shard)
     }

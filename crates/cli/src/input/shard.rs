@@ -1,9 +1,9 @@
 //! Shards: contiguous ranges of an input, which together are the whole of it.
 //!
-//! The input is cut into ranges of about as many bytes of its files. A cut within plain lines moves to
-//! the end of a line, within a Parquet file to a row, and from there to the next change of prompt,
-//! which neighbours of the same prompt share; within other files it moves to the end of the file.
-//! Each cut depends on the input alone, so that all shards agree on it.
+//! The input is cut into ranges of about as many bytes of its files. A cut within plain lines moves
+//! to the end of a line, within a Parquet file to a row, and from there to the next change of
+//! prompt, which neighbours of the same prompt share; within other files it moves to the end of the
+//! file. Each cut depends on the input alone, so that all shards agree on it.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};

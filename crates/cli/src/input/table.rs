@@ -27,8 +27,8 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Opens a table; its columns decide how rows are read, unless `reading` does. Without a reading
-    /// rows have all columns.
+    /// Opens a table; its columns decide how rows are read, unless `reading` does. Without a
+    /// reading rows have all columns.
     pub(super) fn open(
         file: File,
         container: Container,

@@ -25,9 +25,9 @@ pub(super) struct Candidate {
 }
 
 impl Candidates {
-    /// Returns the line of the response with the highest reward, the first of equal ones, with its place
-    /// and the number of those with a reward, unless it is better than the second by less than
-    /// `min_margin`. One response alone has no margin.
+    /// Returns the line of the response with the highest reward, the first of equal ones, with its
+    /// place and the number of those with a reward, unless it is better than the second by less
+    /// than `min_margin`. One response alone has no margin.
     pub(super) fn best(&self, min_margin: f32) -> Option<String> {
         let order = self.order();
         let (&best, second) = (order.first()?, order.get(1));
@@ -47,8 +47,8 @@ impl Candidates {
         Some(result_line(Some(&self.key), fields))
     }
 
-    /// Returns the lines of pairs by a rule, the one with the largest margin first: those that differ,
-    /// and by `min_margin` at least.
+    /// Returns the lines of pairs by a rule, the one with the largest margin first: those that
+    /// differ, and by `min_margin` at least.
     pub(super) fn pairs(&self, rule: PairRule, min_margin: f32) -> Vec<String> {
         let order = self.order();
         let mut pairs: Vec<(usize, usize)> = match (rule, &order[..]) {

@@ -106,8 +106,8 @@ fn strict(text: &[u8]) -> Result<Map<String, Value>> {
     }
 }
 
-/// Returns the rewards among the fields of a result, or why there are none; `None` where no field is
-/// about them.
+/// Returns the rewards among the fields of a result, or why there are none; `None` where no field
+/// is about them.
 fn rewards(form: Form, fields: &Map<String, Value>) -> Result<Option<Rewards>> {
     let message = |error: &Value| Some(error.get("message")?.as_str()?.to_owned());
     // A table has the text of it.

@@ -1,4 +1,5 @@
-//! The content of an output, by the ending of its name: lines, compressed lines, or a Parquet table.
+//! The content of an output, by the ending of its name: lines, compressed lines, or a Parquet
+//! table.
 
 use std::path::Path;
 
@@ -20,8 +21,8 @@ pub(super) enum Content {
 }
 
 impl Content {
-    /// Returns the content of the output at `path` of a run over an input; of one without an input it is
-    /// lines.
+    /// Returns the content of the output at `path` of a run over an input; of one without an input
+    /// it is lines.
     pub(super) fn new(args: &ScoreArgs, path: &Path, input: Option<&Input>) -> anyhow::Result<Self> {
         let ending = other_ending(path);
         if args.prefix.is_some() && ending != Some("parquet") {

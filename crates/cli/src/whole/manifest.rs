@@ -1,5 +1,6 @@
-//! The manifest beside an output that appears when it is whole: its model, its input and its options, which a run that
-//! continues it must have, and at the end its counts, its rate and the output's digest.
+//! The manifest beside an output that appears when it is whole: its model, its input and its
+//! options, which a run that continues it must have, and at the end its counts, its rate and the
+//! output's digest.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -196,8 +197,8 @@ pub(crate) struct Lines {
     pub(crate) earlier: usize,
 }
 
-/// Returns a digest of the files of a model: their names and sizes, all of small ones, and of weights
-/// the beginning, the end and samples.
+/// Returns a digest of the files of a model: their names and sizes, all of small ones, and of
+/// weights the beginning, the end and samples.
 fn digest_of_model(dir: &Path) -> io::Result<String> {
     let mut names: Vec<_> = fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
     names.retain(|path| path.is_file());

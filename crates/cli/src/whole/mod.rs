@@ -35,9 +35,8 @@ pub(super) struct Whole {
 }
 
 impl Whole {
-    /// Returns the output of a run, if it is such an output: of `--whole`, or of another content than
-    /// lines.
-    /// None of `inputs` may be one of its files.
+    /// Returns the output of a run, if it is such an output: of `--whole`, or of another content
+    /// than lines. None of `inputs` may be one of its files.
     pub(super) fn new(
         args: &ScoreArgs,
         dir: &Path,
@@ -77,8 +76,8 @@ impl Whole {
         self.manifest.write(&self.names)
     }
 
-    /// Makes the output of the journal, which has all results of a run that took so long. An error says
-    /// where the results are.
+    /// Makes the output of the journal, which has all results of a run that took so long. An error
+    /// says where the results are.
     pub(super) fn end(self, engine: &Engine, lines: Lines, time: Duration) -> anyhow::Result<()> {
         let journal = self.names.journal.display().to_string();
         self.made(engine, lines, time).map_err(|error| {
