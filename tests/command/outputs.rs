@@ -281,7 +281,7 @@ fn an_output_that_would_replace_its_input_is_refused() {
 }
 
 #[test]
-fn columns_that_parquet_does_not_have_are_refused_before_the_model() {
+fn columns_that_parquet_does_not_have_are_refused() {
     let folder = Folder::new();
     let interval = IntervalMonthDayNanoType::make_value(1, 2, 3);
     let columns: [(ArrayRef, &str); 3] = [

@@ -18,7 +18,7 @@ const SUBNORMAL_STEPS: f32 = 16_777_216.0; // 2^24
 /// In these steps, the least size that rounds to a normal number: half a step below the first.
 const NORMAL_FROM: f32 = 1_023.5;
 
-/// What f16 loses of some numbers.
+/// Numbers that f16 loses.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Losses {
     /// The first finite number that it rounds to infinity.
