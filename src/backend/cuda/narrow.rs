@@ -50,7 +50,7 @@ pub(super) fn losses(values: &[f32]) -> Losses {
     for values in values.chunks(BLOCK) {
         let (mut is_beyond, mut subnormal) = (0_u32, 0_u32);
         for value in values.iter().map(|value| value.abs()) {
-            is_beyond |= u32::from((value >= BEYOND_F16) & (value < f32::INFINITY));
+            is_beyond |= u32::from((BEYOND_F16..f32::INFINITY).contains(&value));
             let steps = value * SUBNORMAL_STEPS;
             // To an integer, exactly: steps that count are few.
             let whole = (steps + 8_388_608.0) - 8_388_608.0;
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn every_number_is_rounded_as_alone() {
         let numbers = numbers();
-        assert!(numbers.len() > 3 * BLOCK && numbers.len() % BLOCK != 0);
+        assert!(numbers.len() > 3 * BLOCK && !numbers.len().is_multiple_of(BLOCK));
         for format in [WeightFormat::Bf16, WeightFormat::F16] {
             let mut bytes = vec![0; 2 * numbers.len()];
             write(&numbers, format, &mut bytes);
