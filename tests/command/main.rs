@@ -5,6 +5,7 @@ mod common;
 
 mod eval;
 mod eval_report;
+mod folder;
 mod hostile;
 #[path = "../server/http.rs"]
 mod http;

@@ -24,7 +24,8 @@ use parquet::basic::Compression;
 use serde_json::Value;
 
 use crate::common::{demo_model, kudos_path};
-use crate::tables::{Folder, batch, parquet, run};
+use crate::folder::Folder;
+use crate::tables::{batch, parquet, run};
 
 /// The rows of a Parquet file.
 fn read(path: &Path) -> RecordBatch {
@@ -208,8 +209,8 @@ fn a_table_needs_tables_of_the_same_columns() {
         assert!(!folder.path("out.parquet").exists());
     };
     let plain = folder.write("in.jsonl", "{\"input_ids\": [5]}\n");
-    refused(&[&plain], "is no table, and a Parquet output has the input's columns");
-    refused(&["-"], "standard input is no table");
+    refused(&[&plain], "is not a table, and a Parquet output has the input's columns");
+    refused(&["-"], "standard input is not a table");
     refused(
         &["--prompt", "a", "--response", "b"],
         "would have lines, which its ending `.parquet` is not for",
@@ -217,7 +218,7 @@ fn a_table_needs_tables_of_the_same_columns() {
     parquet(&folder.path("a.parquet"), &[pairs(2)], Compression::SNAPPY);
     parquet(&folder.path("b.parquet"), &[pairs(2).project(&[0, 1, 2]).unwrap()], Compression::SNAPPY);
     let (a, b) = (folder.text("a.parquet"), folder.text("b.parquet"));
-    refused(&[&a, &b], "column 4 is none, but `weight` of Int64 in");
+    refused(&[&a, &b], "column 4 is missing, but `weight` of Int64 in");
     // A column that may be null in one of them may be in the output.
     let nullable = |field: &Arc<Field>| field.as_ref().clone().with_nullable(true);
     let schema = Schema::new(pairs(1).schema().fields().iter().map(nullable).collect::<Vec<_>>());

@@ -3,31 +3,10 @@
 use crate::common;
 
 use std::fs;
-use std::path::PathBuf;
 
+use crate::folder::Folder;
 use common::{Run, demo_model, kudos};
 use serde_json::{Value, json};
-
-struct Folder(tempfile::TempDir);
-
-impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        fs::write(self.path(name), text).unwrap();
-        self.text(name)
-    }
-}
 
 fn model() -> [String; 4] {
     ["--device", "cpu", "--model", demo_model().to_str().unwrap()].map(str::to_owned)

@@ -5,9 +5,10 @@ use crate::common;
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
+use crate::folder::Folder;
 use arrow_array::builder::{ListBuilder, StringBuilder};
 use arrow_array::{Array, ArrayRef, Int64Array, RecordBatch, StringArray, StructArray};
 use arrow_ipc::writer::{FileWriter, StreamWriter};
@@ -32,28 +33,6 @@ fn scored(arguments: &[&str], status: i32) -> (String, String) {
     let run = run(arguments);
     assert_eq!(run.status, Some(status), "{run:?}");
     (run.stdout, run.stderr)
-}
-
-/// A folder of its own, and the paths in it.
-pub(crate) struct Folder(tempfile::TempDir);
-
-impl Folder {
-    pub(crate) fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) -> String {
-        fs::write(self.path(name), bytes).unwrap();
-        self.text(name)
-    }
-
-    pub(crate) fn text(&self, name: &str) -> String {
-        self.path(name).to_str().unwrap().to_owned()
-    }
 }
 
 pub(crate) fn batch() -> RecordBatch {
@@ -148,7 +127,7 @@ fn several_files_are_one_input() {
     assert_eq!(expected.lines().map(index).collect::<Vec<_>>(), [0, 2, 3, 4].map(Value::from));
     let last: Value = serde_json::from_str(expected.lines().last().unwrap()).unwrap();
     assert_eq!(last["error"]["place"], json!(format!("line 2 of `{b}`")));
-    assert_eq!(scored(&[folder.0.path().to_str().unwrap()], 1).0, expected);
+    assert_eq!(scored(&[&folder.text("")], 1).0, expected);
     assert_eq!(scored(&[&folder.text("[ab].jsonl")], 1).0, expected);
     assert_eq!(scored(&[&folder.text("*.jsonl")], 1).0, expected);
     for (arguments, message) in [

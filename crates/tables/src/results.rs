@@ -1,6 +1,7 @@
 //! Parquet files of tables with the results of their rows.
 
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -23,15 +24,15 @@ const ERROR: &str = "error";
 
 /// A Parquet file that is written: the columns of a table, then those of results, then `error`, the
 /// JSON text of a row's error or errors.
-pub struct ResultsWriter<W: Write + Send> {
-    writer: ArrowWriter<W>,
+pub struct ResultsWriter {
+    writer: ArrowWriter<File>,
     schema: Arc<Schema>,
     columns: Vec<Column>,
 }
 
-impl<W: Write + Send> ResultsWriter<W> {
+impl ResultsWriter {
     /// Writes to `file` the rows of tables with this schema, which is that of [`with_results`].
-    pub fn new(file: W, schema: Schema, columns: Vec<Column>) -> Result<Self> {
+    pub fn new(file: File, schema: Schema, columns: Vec<Column>) -> Result<Self> {
         let schema = Arc::new(schema);
         let properties = WriterProperties::builder()
             .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -59,7 +60,7 @@ impl<W: Write + Send> ResultsWriter<W> {
     }
 
     /// Ends the file, and returns it.
-    pub fn finish(self) -> Result<W> {
+    pub fn finish(self) -> Result<File> {
         guarded(|| self.writer.into_inner().map_err(|error| cannot_write(&error)))
     }
 }
@@ -90,15 +91,13 @@ pub fn check_writable(schema: &Schema, rows: Option<&RecordBatch>) -> Result<()>
         let (name, data_type) = (field.name(), field.data_type());
         return Err(refused(format!("column `{name}` is of {data_type}, which Parquet does not have")));
     }
-    let write = || -> Result<()> {
-        let schema = with_results(schema, &[], "\u{0}")?;
-        let mut writer = ResultsWriter::new(io::sink(), schema, vec![])?;
-        if let Some(rows) = rows {
-            writer.append(rows, &vec![Map::new(); rows.num_rows()])?;
-        }
-        writer.finish().map(drop)
+    let write = || {
+        let mut writer = ArrowWriter::try_new(io::sink(), Arc::new(schema.clone()), None)?;
+        rows.map_or(Ok(()), |rows| writer.write(rows))?;
+        writer.close()
     };
-    write().map_err(|error| refused(format!("the columns cannot be written to Parquet: {}", error.message())))
+    guarded(|| write().map(drop).map_err(|error| cannot_write(&error)))
+        .map_err(|error| refused(format!("the columns cannot be written to Parquet: {}", error.message())))
 }
 
 /// Returns the schema of a table with columns of results and of errors, whose names begin with

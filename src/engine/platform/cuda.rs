@@ -324,7 +324,7 @@ impl Platform for CudaPlatform {
         let WeightBytes { layers, head, .. } = rank.tensors.bytes();
         let to_stay = layers / rank.tensors.layers.len().max(1) * rank.resident_layers + head;
         let opened = Cuda::new(setup, rank.geometry.clone(), rank.capacity);
-        // The rank has a context of its own, or there is none to have.
+        // The rank has opened its own context, or has failed to.
         lock(&self.probed).retain(|context| context.info().ordinal != gpu.ordinal);
         let model = opened.and_then(|cuda| {
             rank.loading.count_in(to_stay as u64, Arc::clone(cuda.brought_bytes()));

@@ -21,7 +21,7 @@ pub(crate) struct Tables {
 
 impl Tables {
     /// Returns the tables of `all` files, and those of `sources` to copy. The first rows of each
-    /// are read with all of their columns, and written to nowhere: what fails then is found here.
+    /// are read with all of their columns and written to a sink, to find what fails before scoring.
     pub(super) fn new(
         all: &[Source],
         sources: Vec<Source>,
@@ -30,7 +30,7 @@ impl Tables {
         let no_table = |name: &str| {
             Error::new(
                 ErrorKind::Options,
-                format!("{name} is no table, and a Parquet output has the input's columns"),
+                format!("{name} is not a table, and a Parquet output has the input's columns"),
             )
             .with_hint("write lines: `-o FILE.jsonl`, compressed `-o FILE.jsonl.zst`")
         };
@@ -54,9 +54,12 @@ impl Tables {
         let Some((source, schema)) = first else { return Err(no_table("the input").into()) };
         let writer = RowWriter::new(&schema, reading.cloned().unwrap_or_default());
         let form = writer.map_err(|error| error.at(&source.name))?.form().ok_or_else(|| {
-            Error::new(ErrorKind::Options, "each row has results of its own form, which are no columns")
-                .at(&source.name)
-                .with_hint("write lines: `-o FILE.jsonl`")
+            Error::new(
+                ErrorKind::Options,
+                "the form of the results differs from row to row, and a table has one",
+            )
+            .at(&source.name)
+            .with_hint("write lines: `-o FILE.jsonl`")
         })?;
         Ok(Self { schema, form, sources })
     }
@@ -92,7 +95,7 @@ impl Tables {
 fn common(first: &Schema, other: &Schema, name: &str) -> Result<Schema> {
     let described = |schema: &Schema, index: usize| match schema.fields().get(index) {
         Some(field) => format!("`{}` of {}", field.name(), field.data_type()),
-        None => "none".to_owned(),
+        None => "missing".to_owned(),
     };
     let kind = |schema: &Schema, index: usize| {
         schema.fields().get(index).map(|field| (field.name().clone(), field.data_type().clone()))

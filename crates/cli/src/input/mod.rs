@@ -225,7 +225,8 @@ impl Input {
         Ok(self.all.first().map(Source::table).transpose()?.flatten().is_some())
     }
 
-    /// Returns the tables of the input, which is read from its start; an error if a file is none.
+    /// Returns the tables of the input, which is read from its start. A file that is not a table is an
+    /// error.
     #[cfg(feature = "tables")]
     pub(super) fn tables(&self) -> anyhow::Result<Tables> {
         Tables::new(&self.all, self.files.iter().cloned().collect(), self.reading.as_ref())

@@ -48,19 +48,12 @@ pub(super) fn run(args: &SelectArgs) -> anyhow::Result<Outcome> {
     let mut selected =
         Selected { args, output: &mut output, open: None, rows: 0, failed: 0, prompts: 0, lines: 0 };
     let outcome = match (&args.rewards, &dir) {
-        (Some(path), _) => {
-            selected.output.begin()?;
-            rewards::recorded(input, path, |line, rewards| selected.add(line, rewards))
-        }
-        (None, None) => {
-            selected.output.begin()?;
-            rewards::own(input, |line, rewards| selected.add(line, rewards))
-        }
+        (Some(path), _) => rewards::recorded(input, path, |line, rewards| selected.add(line, rewards)),
+        (None, None) => rewards::own(input, |line, rewards| selected.add(line, rewards)),
         (None, Some(dir)) => {
             let engine = engine::open(&args.engine, &args.prompt, dir, process)?;
             let mut warnings = Warnings::new(&engine);
             warnings.print(say);
-            selected.output.begin()?;
             let outcome = rewards::computed(&engine, input, |line, rewards| selected.add(line, rewards));
             warnings.print(say);
             // Ends ranks in other processes. The thread that reads may hold the engine for ever.
@@ -69,6 +62,9 @@ pub(super) fn run(args: &SelectArgs) -> anyhow::Result<Outcome> {
         }
     };
     outcome.and_then(|()| selected.end_prompt())?;
+    if selected.rows == 0 {
+        selected.output.begin()?;
+    }
     let Selected { rows, failed, prompts, lines, .. } = selected;
     output.end()?;
     notes.take().iter().for_each(|note| say(note));
@@ -118,6 +114,10 @@ struct Selected<'a> {
 impl Selected<'_> {
     /// Adds a row with the rewards of its responses. Responses without one are left out.
     fn add(&mut self, line: Line, rewards: Result<Rewards>) -> anyhow::Result<()> {
+        if self.rows == 0 {
+            // Only now: an input without rewards leaves an earlier output in place.
+            self.output.begin()?;
+        }
         self.rows += 1;
         let read = line.request.and_then(|request| {
             let (prompt, responses) = request.into_candidates()?;

@@ -17,7 +17,7 @@ use kudos::{Engine, Error, ErrorKind, Result};
 /// Keys of rewards in rows.
 pub(super) const KEYS: [&str; 5] = ["reward", "rewards", "reward_chosen", "reward_rejected", "error"];
 
-/// The reward of each response of a row, or why there is none.
+/// The reward of each response of a row, or the error in its place.
 pub(super) type Rewards = Vec<Result<f32>>;
 
 /// Passes on each row of an input with the rewards in it.
@@ -71,10 +71,11 @@ pub(super) fn recorded(
         let Some(result) = results.next().transpose()? else {
             return Err(other(format!("{name} has no result for {}", raw.place())).into());
         };
-        let place = result.place();
         let text = result.text().unwrap_or_default();
-        resume::check(&line, text)
-            .map_err(|why| other(format!("{place} of {name} is not the result of {}: {why}", raw.place())))?;
+        resume::check(&line, text).map_err(|why| {
+            let (line, place) = (result.index + 1, raw.place());
+            other(format!("line {line} of {name} is not the result of {place}: {why}"))
+        })?;
         let rewards = match &line.request {
             Err(error) => Err(error.clone()),
             Ok(request) => {
@@ -106,8 +107,8 @@ fn strict(text: &[u8]) -> Result<Map<String, Value>> {
     }
 }
 
-/// Returns the rewards among the fields of a result, or why there are none; `None` where no field
-/// is about them.
+/// Returns the rewards among the fields of a result, with an error for each one that is missing;
+/// `None` where no field is about rewards.
 fn rewards(form: Form, fields: &Map<String, Value>) -> Result<Option<Rewards>> {
     let message = |error: &Value| Some(error.get("message")?.as_str()?.to_owned());
     // A table has the text of it.

@@ -44,7 +44,7 @@ impl PageFile {
 
 impl Drop for PageFile {
     fn drop(&mut self) {
-        // After a rename there is none.
+        // After a rename the file has its other name, and this finds nothing to remove.
         let _ = fs::remove_file(&self.staged);
     }
 }
