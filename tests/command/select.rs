@@ -43,7 +43,7 @@ fn rows() -> String {
 #[test]
 fn the_rewards_of_results_and_of_a_model_select_the_same() {
     let folder = Folder::new();
-    let input = folder.write("in.jsonl", &rows());
+    let input = folder.write("in.jsonl", rows());
     let scored = score(&[&input], "");
     assert_eq!(scored.status, Some(0), "{scored:?}");
     let results = folder.write("rewards.jsonl", &scored.stdout);
@@ -127,7 +127,7 @@ fn responses_without_a_reward_are_counted_and_left_out() {
         json!({"prompt": "e", "response": "x", "reward": 1e39}),
         json!({"prompt": "f", "responses": ["x", "y"], "rewards": [1.0]}),
     ];
-    let input = folder.write("in.jsonl", &rows.map(|row| row.to_string() + "\n").concat());
+    let input = folder.write("in.jsonl", rows.map(|row| row.to_string() + "\n").concat());
     let best = select(&["best", &input]);
     assert_eq!(best.status, Some(1), "{best:?}");
     assert!(best.stderr.contains("rows with a response that has no reward and was left out: 4"), "{best:?}");
@@ -162,7 +162,7 @@ fn a_side_of_a_pair_may_have_no_reward() {
     let folder = Folder::new();
     // As in a table, in which the other one is null.
     let row = json!({"prompt": "d", "chosen": "x", "rejected": "y", "reward_rejected": 3.0, "error": "[]"});
-    let best = select(&["best", &folder.write("in.jsonl", &row.to_string())]);
+    let best = select(&["best", &folder.write("in.jsonl", row.to_string())]);
     assert_eq!(best.status, Some(1), "{best:?}");
     let found = lines(&best.stdout);
     assert_eq!([&found[0]["best"], &found[0]["reward"]], [&json!(1), &json!(3.0)]);
@@ -172,7 +172,7 @@ fn a_side_of_a_pair_may_have_no_reward() {
 #[test]
 fn what_does_not_belong_together_is_refused() {
     let folder = Folder::new();
-    let input = folder.write("in.jsonl", &rows());
+    let input = folder.write("in.jsonl", rows());
     let results = folder.write("rewards.jsonl", &score(&[&input], "").stdout);
     #[track_caller]
     fn assert_refused(run: &Run, message: &str) {
