@@ -117,6 +117,10 @@ const PROPOSED: [(usize, [usize; 7]); 4] = [
     (usize::MAX, [6, 4, 0, 2, 3, 1, 5]),
 ];
 
+/// With the item `shared` of `SOFTGPU_ALGORITHMS`: the first proposal, by id, for a matmul that is
+/// planned for a part of the multiprocessors. It adds in another order than the first one for all.
+const ON_FEWER: usize = 2;
+
 const ID: c_uint = 0;
 const TILE: c_uint = 1;
 const SPLIT_K: c_uint = 2;
@@ -141,18 +145,22 @@ impl Algorithm {
         Self { id: id as u64, tile, split_k, reduction, mark: MARK, aligned, unused: 0 }
     }
 
-    /// The proposals for D of this many columns that need no more workspace, best first.
+    /// The proposals for D of this many columns that need no more workspace, best first. The order
+    /// for a matmul that is planned for a part of the `multiprocessors` can be another; 0 is all.
     pub(super) fn proposed(
         columns: usize,
         workspace_bytes: usize,
         aligned: Aligned,
+        multiprocessors: usize,
     ) -> impl Iterator<Item = Self> {
         let order = PROPOSED.iter().find(|(most, _)| columns <= *most).map_or([0; 7], |(_, order)| *order);
         let offered = move |id: &usize| {
             let Kind { switch, workspace_bytes: needed, .. } = &ALGORITHMS[*id];
             *needed <= workspace_bytes && switch.is_none_or(is_switched_on)
         };
-        let all = order.into_iter().chain(PROPOSED_LAST).filter(offered);
+        let on_fewer = (multiprocessors > 0 && is_switched_on("shared")).then_some(ON_FEWER);
+        let others = order.into_iter().chain(PROPOSED_LAST).filter(move |id| Some(*id) != on_fewer);
+        let all = on_fewer.into_iter().chain(others).filter(offered);
         all.map(move |id| Self { aligned, ..Self::new(id) }).filter(move |algorithm| algorithm.takes(columns))
     }
 

@@ -164,7 +164,8 @@ pub unsafe extern "C" fn softgpu_cublasLtMatmulAlgoGetHeuristic(
     let aligned = Aligned::new(preference.alignments.map(|bytes| bytes as u16), bias);
     let workspace_bytes = usize::try_from(preference.workspace_bytes).unwrap_or(usize::MAX);
     let mut count = 0;
-    for algorithm in Algorithm::proposed(columns, workspace_bytes, aligned).take(wanted.max(0) as usize) {
+    let proposed = Algorithm::proposed(columns, workspace_bytes, aligned, desc.multiprocessors);
+    for algorithm in proposed.take(wanted.max(0) as usize) {
         // SAFETY: the caller gives memory for `wanted` results.
         unsafe { results.add(count).write(HeuristicResult::of(algorithm)) };
         count += 1;
@@ -315,9 +316,10 @@ pub unsafe extern "C" fn cublasLtMatmul(
     ));
     called("cublasLtMatmul");
     // SAFETY: the caller's descriptors and scalars; the algorithm may be null.
-    let (gemm, alpha, beta, algorithm) = unsafe {
+    let (gemm, alpha, beta, algorithm, planned) = unsafe {
         let chosen = if algorithm.is_null() { Algorithm::DEFAULT } else { *algorithm };
-        (gemm(desc, [a_layout, b_layout, c_layout, d_layout], [a, b, c, d]), *alpha, *beta, chosen)
+        let gemm = gemm(desc, [a_layout, b_layout, c_layout, d_layout], [a, b, c, d]);
+        (gemm, *alpha, *beta, chosen, desc.as_ref().map_or(0, |desc| desc.multiprocessors))
     };
     let (gemm, (m, n, k)) = match gemm.and_then(|g| g.sizes().map(|sizes| (g, sizes))) {
         Ok(checked) => checked,
@@ -344,12 +346,18 @@ pub unsafe extern "C" fn cublasLtMatmul(
     }
     let multiplications = (m * n * k) as u64;
     let (Ok(world), Ok(index)) = (world(), device_of(stream)) else { return NOT_INITIALIZED };
-    let size = Size { rows: m, columns: n, k, multiprocessors: world.settings.multiprocessors_of(index) };
+    let all = world.settings.multiprocessors_of(index);
+    let multiprocessors = if planned == 0 { all } else { planned.min(all) };
+    let size = Size { rows: m, columns: n, k, multiprocessors };
     let gemm = Gemm { k_block: algorithm.k_block(size), ..gemm };
     let call = Box::new(move |memory: &mut crate::device::DeviceMemory| gemm.run(memory));
     let queued = device_of(stream).and_then(enter).and_then(|device| {
         let device = loaded(device, &algorithm)?;
-        push_launch(device, stream, Op::Library { name: "cublasLtMatmul", multiplications, call })
+        push_launch(
+            device,
+            stream,
+            Op::Library { name: "cublasLtMatmul", multiplications, multiprocessors, call },
+        )
     });
     match queued {
         Ok(()) => SUCCESS,

@@ -18,6 +18,7 @@ const DESC_TRANSPOSE_A: c_uint = 3;
 const DESC_TRANSPOSE_B: c_uint = 4;
 const DESC_EPILOGUE: c_uint = 7;
 const DESC_BIAS_POINTER: c_uint = 8;
+const DESC_MULTIPROCESSORS: c_uint = 15;
 const EPILOGUE_DEFAULT: i32 = 1;
 const EPILOGUE_BIAS: i32 = 4;
 const PREFERENCE_SEARCH_MODE: c_uint = 0;
@@ -45,6 +46,8 @@ pub struct Description {
     /// Whether the epilogue adds the bias.
     pub(super) biased: bool,
     pub(super) bias: u64,
+    /// Multiprocessors that the caller leaves to the matmul; 0 for all.
+    pub(super) multiprocessors: usize,
     pub(super) refused: Option<&'static str>,
 }
 
@@ -163,13 +166,14 @@ pub unsafe extern "C" fn cublasLtMatmulDescCreate(
             transpose: [false; 2],
             biased: false,
             bias: 0,
+            multiprocessors: 0,
             refused: None,
         })))
     };
     SUCCESS
 }
 
-/// Transposes; no epilogue, or one that adds a bias. Other attributes are refused.
+/// Transposes; no epilogue, or one that adds a bias; multiprocessors. Other attributes are refused.
 ///
 /// # Safety
 /// As cublasLt documents.
@@ -184,7 +188,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
     called("cublasLtMatmulDescSetAttribute");
     // Those that are refused anyway have sizes of their own.
     let size = match attribute {
-        DESC_TRANSPOSE_A | DESC_TRANSPOSE_B | DESC_EPILOGUE => 4,
+        DESC_TRANSPOSE_A | DESC_TRANSPOSE_B | DESC_EPILOGUE | DESC_MULTIPROCESSORS => 4,
         DESC_BIAS_POINTER => 8,
         _ => bytes.max(4),
     };
@@ -200,6 +204,7 @@ pub unsafe extern "C" fn cublasLtMatmulDescSetAttribute(
         DESC_EPILOGUE if matches!(value, EPILOGUE_DEFAULT | EPILOGUE_BIAS) => {
             desc.biased = value == EPILOGUE_BIAS;
         }
+        DESC_MULTIPROCESSORS if value >= 0 => desc.multiprocessors = value as usize,
         // SAFETY: an address of 8 bytes, which this attribute's value holds.
         DESC_BIAS_POINTER => desc.bias = unsafe { pointer.cast::<u64>().read_unaligned() },
         _ => {

@@ -11,9 +11,12 @@ struct Calls {
     copied: [[u64; 2]; 2],
     /// Contexts that were made.
     contexts: u64,
+    /// Calls of communicators that do not block: NCCL starts a thread of the host for each.
+    nccl_jobs: u64,
 }
 
-static CALLS: Mutex<Calls> = Mutex::new(Calls { by_name: BTreeMap::new(), copied: [[0; 2]; 2], contexts: 0 });
+static CALLS: Mutex<Calls> =
+    Mutex::new(Calls { by_name: BTreeMap::new(), copied: [[0; 2]; 2], contexts: 0, nccl_jobs: 0 });
 
 fn calls<T>(with: impl FnOnce(&mut Calls) -> T) -> T {
     with(&mut CALLS.lock().unwrap_or_else(PoisonError::into_inner))
@@ -41,6 +44,11 @@ pub(super) fn context_made() {
     calls(|c| c.contexts += 1);
 }
 
+/// Counts a call for which NCCL starts a thread.
+pub(crate) fn nccl_job() {
+    calls(|c| c.nccl_jobs += 1);
+}
+
 /// The counts as one JSON object.
 pub(crate) fn calls_json() -> String {
     calls(|c| {
@@ -50,9 +58,9 @@ pub(crate) fn calls_json() -> String {
             format!("{{\"pinned\":{pinned},\"pageable\":{pageable}}}")
         };
         let (calls, copied_in, copied_out) = (names.join(","), copied(Direction::In), copied(Direction::Out));
-        let contexts = c.contexts;
+        let (contexts, nccl_jobs) = (c.contexts, c.nccl_jobs);
         format!(
-            "{{\"calls\":{{{calls}}},\"copied_in\":{copied_in},\"copied_out\":{copied_out},\"contexts\":{contexts}}}"
+            "{{\"calls\":{{{calls}}},\"copied_in\":{copied_in},\"copied_out\":{copied_out},\"contexts\":{contexts},\"nccl_jobs\":{nccl_jobs}}}"
         )
     })
 }

@@ -69,8 +69,8 @@ pub enum Op {
     Record { event: usize },
     /// Holds later entries until that entry of another stream is done.
     Wait { stream: usize, sequence: u64 },
-    /// A library call, with its name and size.
-    Library { name: &'static str, multiplications: u64, call: LibraryCall },
+    /// A library call, with its name, its size and the multiprocessors that it is planned for.
+    Library { name: &'static str, multiplications: u64, multiprocessors: usize, call: LibraryCall },
     /// A call that ends when all ranks of a group have made it.
     Collective { name: &'static str, bytes: usize, group: usize, poll: Poll },
 }

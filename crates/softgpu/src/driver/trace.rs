@@ -28,6 +28,8 @@ pub(super) struct Label {
     name: String,
     bytes: usize,
     multiplications: u64,
+    /// Those that a library call is planned for; 0 for other kinds.
+    multiprocessors: usize,
 }
 
 /// The entries that ran on a device since the last reset.
@@ -57,8 +59,11 @@ impl Label {
             Op::Collective { name, bytes, .. } => ("collective", *name, *bytes),
             Op::Record { .. } | Op::Wait { .. } => return None,
         };
-        let multiplications = if let Op::Library { multiplications, .. } = op { *multiplications } else { 0 };
-        Some(Self { kind, name: name.into(), bytes, multiplications })
+        let (multiplications, multiprocessors) = match op {
+            Op::Library { multiplications, multiprocessors, .. } => (*multiplications, *multiprocessors),
+            _ => (0, 0),
+        };
+        Some(Self { kind, name: name.into(), bytes, multiplications, multiprocessors })
     }
 
     /// The duration, where the link to the host has this rate and a kernel ran this number of
@@ -102,10 +107,11 @@ impl Trace {
     /// JSON objects of all entries, in the order in which they ran on this device.
     pub(crate) fn json(&self, device: usize) -> Vec<String> {
         let json = |e: &Entry| {
-            let (stream, priority, Label { kind, name, bytes, .. }) = (e.stream, e.priority, &e.label);
+            let (stream, priority) = (e.stream, e.priority);
+            let Label { kind, name, bytes, multiprocessors, .. } = &e.label;
             let (start, end) = (e.start - self.floor, e.end - self.floor);
             format!(
-                "{{\"device\":{device},\"stream\":{stream},\"priority\":{priority},\"kind\":\"{kind}\",\"name\":\"{name}\",\"bytes\":{bytes},\"start\":{start},\"end\":{end}}}"
+                "{{\"device\":{device},\"stream\":{stream},\"priority\":{priority},\"kind\":\"{kind}\",\"name\":\"{name}\",\"bytes\":{bytes},\"multiprocessors\":{multiprocessors},\"start\":{start},\"end\":{end}}}"
             )
         };
         self.entries.iter().map(json).collect()

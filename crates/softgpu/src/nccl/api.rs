@@ -6,13 +6,14 @@ use super::abi::{
     SYSTEM_ERROR, UNHANDLED_CUDA_ERROR, UniqueId,
 };
 use super::call::{Call, NAMES};
-use super::comm::{Collective, Comm, deadline, last_error};
+use super::comm::{Collective, Comm, Join, Part, deadline, last_error};
 use super::element::Element;
+use super::exchange::{self, Direction, Message};
 use super::group::{DeviceId, Group};
 use super::remote::{Link, Remote, serve, wake};
-use super::sum::{concat, ring_sum};
+use super::sum::{chunks_for, concat, ring_sum};
 use super::wire::listen;
-use crate::driver::calls::called;
+use crate::driver::calls::{called, nccl_job};
 use crate::driver::op::Op;
 use crate::driver::wait::{changed, changes, wait_for_change};
 use crate::driver::world::world;
@@ -138,6 +139,7 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
         link,
         group: BuildHasherDefault::<DefaultHasher>::default().hash_one(id) as usize,
         rank,
+        ranks,
         device,
         blocking,
         unasked: AtomicBool::new(!blocking),
@@ -165,6 +167,7 @@ pub unsafe extern "C" fn ncclCommInitRankConfig(
     };
     // An init that is in progress reports this as the communicator's async error.
     if !blocking {
+        nccl_job();
         return IN_PROGRESS;
     }
     if let Err(error) = memory {
@@ -252,7 +255,7 @@ pub extern "C" fn ncclAllReduce(
         eprintln!("softgpu: nccl: ncclAllReduce supports only ncclSum, not operation {op}");
         return INVALID_ARGUMENT;
     }
-    collective(NAMES[0], [send, receive], count, kind, comm, stream, ring_sum)
+    whole(NAMES[0], [send, receive], count, kind, comm, stream, ring_sum)
 }
 
 /// Queues an all-gather.
@@ -266,10 +269,11 @@ pub extern "C" fn ncclAllGather(
     stream: usize,
 ) -> NcclResult {
     called("ncclAllGather");
-    collective(NAMES[1], [send, receive], count, kind, comm, stream, concat)
+    whole(NAMES[1], [send, receive], count, kind, comm, stream, concat)
 }
 
-fn collective(
+/// A collective whose input and output are one part each.
+fn whole(
     name: &'static str,
     [send, receive]: [u64; 2],
     count: usize,
@@ -278,10 +282,100 @@ fn collective(
     stream: usize,
     join: fn(Element, &[&[u8]]) -> Vec<u8>,
 ) -> NcclResult {
-    let Some(element) = Element::from_number(kind) else {
+    if exchange::is_open() {
+        eprintln!("softgpu: nccl: {name} within a group, which may have sends and receives");
+        return INVALID_USAGE;
+    }
+    let Some(element) = element(kind) else { return INVALID_ARGUMENT };
+    let ranks = if name == NAMES[1] { find(comm).map_or(1, |comm| comm.ranks) } else { 1 };
+    let bytes = count * element.bytes();
+    let call = Call { name, element, count };
+    collective(call, vec![(send, bytes)], vec![(receive, ranks * bytes)], comm, stream, |_| Box::new(join))
+}
+
+fn element(kind: c_uint) -> Option<Element> {
+    let element = Element::from_number(kind);
+    if element.is_none() {
         eprintln!("softgpu: nccl: element type {kind} is not f32, f16 or bf16");
-        return INVALID_ARGUMENT;
+    }
+    element
+}
+
+/// Opens a group of sends and receives, or one within it.
+#[unsafe(no_mangle)]
+pub extern "C" fn ncclGroupStart() -> NcclResult {
+    called("ncclGroupStart");
+    exchange::open();
+    SUCCESS
+}
+
+/// Adds a send to the thread's group.
+#[unsafe(no_mangle)]
+pub extern "C" fn ncclSend(
+    send: u64,
+    count: usize,
+    kind: c_uint,
+    peer: c_int,
+    comm: usize,
+    stream: usize,
+) -> NcclResult {
+    called("ncclSend");
+    exchange::add(Direction::To, peer, Message { address: send, count, kind, comm, stream })
+}
+
+/// Adds a receive to the thread's group.
+#[unsafe(no_mangle)]
+pub extern "C" fn ncclRecv(
+    receive: u64,
+    count: usize,
+    kind: c_uint,
+    peer: c_int,
+    comm: usize,
+    stream: usize,
+) -> NcclResult {
+    called("ncclRecv");
+    exchange::add(Direction::From, peer, Message { address: receive, count, kind, comm, stream })
+}
+
+/// Queues what the thread's group has: an exchange between all ranks of one communicator, with as
+/// much for each. Other groups are refused.
+#[unsafe(no_mangle)]
+pub extern "C" fn ncclGroupEnd() -> NcclResult {
+    called("ncclGroupEnd");
+    let messages = match exchange::close() {
+        Ok(Some(messages)) => messages,
+        Ok(None) => return SUCCESS,
+        Err(result) => return result,
     };
+    let Some(Message { count, kind, comm, stream, .. }) = messages.first() else { return SUCCESS };
+    let made = match find(comm) {
+        Ok(made) => made,
+        Err(result) => return result,
+    };
+    let Some(element) = element(kind) else { return INVALID_ARGUMENT };
+    let parts = match messages.parts(made.rank, made.ranks, count * element.bytes()) {
+        Ok(parts) => parts,
+        Err(why) => {
+            eprintln!("softgpu: nccl: rank {}: {why}", made.rank);
+            return INVALID_USAGE;
+        }
+    };
+    let call = Call { name: NAMES[2], element, count };
+    collective(call, parts.to, parts.from, comm, stream, |rank| {
+        Box::new(move |_, parts: &[&[u8]]| chunks_for(rank, parts))
+    })
+}
+
+/// Queues a collective. `join` makes the function that a rank calls on all inputs.
+fn collective(
+    call: Call,
+    send: Vec<Part>,
+    receive: Vec<Part>,
+    comm: usize,
+    stream: usize,
+    join: impl FnOnce(usize) -> Join,
+) -> NcclResult {
+    let Call { name, count, .. } = call;
     let (comm, world) = match (find(comm), world()) {
         (Ok(comm), Ok(world)) => (comm, world),
         (Err(result), _) => return result,
@@ -307,12 +401,13 @@ fn collective(
     if let Err(error) = comm.take_memory(&mut device, world.settings.library_bytes.nccl, 2) {
         return error;
     }
+    let bytes = send.iter().map(|(_, bytes)| bytes).sum();
     let mut queued = Collective {
         sequence: comm.next.fetch_add(1, Ordering::Relaxed),
-        call: Call { name, element, count },
+        call,
         send,
         receive,
-        join,
+        join: join(comm.rank),
         hangs,
         checked: world.settings.checked,
         until: None,
@@ -321,7 +416,7 @@ fn collective(
     };
     let group = comm.group;
     let poll = Box::new(move |memory: &mut _, ready| queued.poll(memory, ready));
-    if device.push(stream, Op::Collective { name, bytes: count * element.bytes(), group, poll }).is_err() {
+    if device.push(stream, Op::Collective { name, bytes, group, poll }).is_err() {
         return UNHANDLED_CUDA_ERROR;
     }
     changed();
@@ -329,6 +424,7 @@ fn collective(
         return SUCCESS;
     }
     comm.unasked.store(true, Ordering::Release);
+    nccl_job();
     IN_PROGRESS
 }
 

@@ -4,7 +4,7 @@ use super::element::Element;
 use std::sync::Arc;
 
 /// The collectives.
-pub(super) const NAMES: [&str; 2] = ["ncclAllReduce", "ncclAllGather"];
+pub(super) const NAMES: [&str; 3] = ["ncclAllReduce", "ncclAllGather", "ncclSend"];
 
 /// A rank's call; all ranks must make equal ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,7 +12,7 @@ pub(super) struct Call {
     /// One of [`NAMES`].
     pub(super) name: &'static str,
     pub(super) element: Element,
-    /// Elements of a rank.
+    /// Elements of a rank; of an exchange, those for each other rank.
     pub(super) count: usize,
 }
 
@@ -20,7 +20,7 @@ pub(super) struct Call {
 #[derive(Clone)]
 pub(super) struct Contribution {
     pub(super) call: Call,
-    /// The rank's input.
+    /// The rank's input; of an exchange, those for the other ranks, in their order.
     pub(super) bytes: Arc<Vec<u8>>,
     /// The logical time at which the call could start.
     pub(super) ready: u64,

@@ -43,6 +43,7 @@ pub(super) struct Comm {
     /// An id that all ranks of this process share.
     pub(super) group: usize,
     pub(super) rank: usize,
+    pub(super) ranks: usize,
     pub(super) device: usize,
     /// Whether calls wait until they have succeeded; otherwise they return that they are in
     /// progress.
@@ -118,14 +119,22 @@ impl Comm {
     }
 }
 
+/// The output of a rank, from the inputs of all.
+pub(super) type Join = Box<dyn Fn(Element, &[&[u8]]) -> Vec<u8> + Send>;
+
+/// An address on the device, and bytes from there on.
+pub(super) type Part = (u64, usize);
+
 /// A queued collective.
 pub(super) struct Collective {
     pub(super) comm: Arc<Comm>,
     pub(super) sequence: u64,
     pub(super) call: Call,
-    pub(super) send: u64,
-    pub(super) receive: u64,
-    pub(super) join: fn(Element, &[&[u8]]) -> Vec<u8>,
+    /// The parts of its input, one after another.
+    pub(super) send: Vec<Part>,
+    /// Those of its output.
+    pub(super) receive: Vec<Part>,
+    pub(super) join: Join,
     /// Planned: it never contributes.
     pub(super) hangs: bool,
     /// Whether an abort is an error of the device.
@@ -166,10 +175,12 @@ impl Collective {
     }
 
     fn start(&mut self, memory: &mut DeviceMemory, ready: u64) -> Result<Instant, String> {
-        let bytes = self.call.count * self.call.element.bytes();
-        memory.range(self.send, bytes, Access::Read).map_err(|(v, d)| format!("{v} in the input: {d}"))?;
-        // SAFETY: `range` found the input inside a live allocation of this device.
-        let part = unsafe { std::slice::from_raw_parts(self.send as *const u8, bytes) }.to_vec();
+        let mut part = Vec::new();
+        for &(address, bytes) in &self.send {
+            memory.range(address, bytes, Access::Read).map_err(|(v, d)| format!("{v} in the input: {d}"))?;
+            // SAFETY: `range` found the input inside a live allocation of this device.
+            part.extend_from_slice(unsafe { std::slice::from_raw_parts(address as *const u8, bytes) });
+        }
         if !self.hangs {
             let part = Contribution { call: self.call, bytes: Arc::new(part), ready };
             self.comm.link.bring(self.comm.rank, self.sequence, part);
@@ -187,11 +198,16 @@ impl Collective {
         let start = parts.iter().map(|p| p.ready).max().unwrap_or(0);
         let parts: Vec<&[u8]> = parts.iter().map(|p| p.bytes.as_slice()).collect();
         let result = (self.join)(self.call.element, &parts);
-        memory
-            .range(self.receive, result.len(), Access::Write)
-            .map_err(|(v, d)| Failure::fault(Status::IllegalAddress, format!("{v} in the output: {d}")))?;
-        // SAFETY: `range` found the output inside a live allocation of this device.
-        unsafe { std::ptr::copy_nonoverlapping(result.as_ptr(), self.receive as *mut u8, result.len()) };
+        let mut rest = result.as_slice();
+        for &(address, bytes) in &self.receive {
+            let (part, later) = rest.split_at(bytes);
+            rest = later;
+            memory.range(address, bytes, Access::Write).map_err(|(v, d)| {
+                Failure::fault(Status::IllegalAddress, format!("{v} in the output: {d}"))
+            })?;
+            // SAFETY: `range` found the output inside a live allocation of this device.
+            unsafe { std::ptr::copy_nonoverlapping(part.as_ptr(), address as *mut u8, bytes) };
+        }
         Ok(start)
     }
 }

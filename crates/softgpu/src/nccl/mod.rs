@@ -10,6 +10,7 @@ mod api;
 mod call;
 mod comm;
 mod element;
+mod exchange;
 mod group;
 mod remote;
 mod sum;

@@ -7,6 +7,18 @@ pub(super) fn concat(_: Element, parts: &[&[u8]]) -> Vec<u8> {
     parts.concat()
 }
 
+/// An exchange: from each other rank, in their order, the chunk that is for rank `rank`.
+pub(super) fn chunks_for(rank: usize, parts: &[&[u8]]) -> Vec<u8> {
+    let chunk = parts[rank].len() / (parts.len() - 1).max(1);
+    let mut out = Vec::with_capacity(parts[rank].len());
+    for (from, part) in parts.iter().enumerate().filter(|(from, _)| *from != rank) {
+        // A rank has no chunk for itself.
+        let index = if rank < from { rank } else { rank - 1 };
+        out.extend_from_slice(&part[index * chunk..(index + 1) * chunk]);
+    }
+    out
+}
+
 /// The all-reduce: chunk c, of one chunk per rank, starts at rank c + 1 and goes round to rank c,
 /// rounded at every hop. With two ranks both orders give equal sums; with more, an element's sum
 /// depends on its chunk, so on where it lies and on the count.
