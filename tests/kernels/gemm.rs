@@ -14,7 +14,7 @@ use kudos::internals::backend::cuda::gemm::cache::Cache;
 use kudos::internals::backend::cuda::gemm::classes::{BUCKETS, Proposals, Schedule, choose, classes};
 use kudos::internals::backend::cuda::gemm::trial::Trial;
 use kudos::internals::backend::cuda::gemm::tuning::{Stopwatch, Tuner};
-use kudos::internals::backend::cuda::gemm::{BitCheck, Lt, Matmul, MatmulShape, Operands, Out};
+use kudos::internals::backend::cuda::gemm::{BitCheck, Lt, Matmul, MatmulShape, Operands, Out, Share};
 use kudos::internals::backend::cuda::ops::Ops;
 use kudos::{GemmTuning, Result};
 
@@ -29,6 +29,7 @@ pub(crate) const TESTS: &[Test] = &[
     ("favourites_of_other_classes_are_seen", favourites_of_other_classes_are_seen),
     ("a_check_of_bits_finds_an_algorithm_that_changes", a_check_of_bits_finds_one_that_changes),
     ("rows_that_are_refused_are_computed_in_pieces", rows_that_are_refused_are_computed_in_pieces),
+    ("collectives_beside_a_matmul_change_no_bit", collectives_beside_a_matmul_change_no_bit),
     ("algorithms_that_change_between_counts_are_dropped", algorithms_that_change_are_dropped),
     ("times_choose_within_a_class_and_are_kept", times_choose_within_a_class_and_are_kept),
 ];
@@ -84,6 +85,7 @@ fn run_by(
         out_first: shape.out_stride + COLUMN,
         rows,
         alpha,
+        share: Share::Whole,
     };
     launch(operands)?;
     let stream = ops.context().compute();
@@ -159,9 +161,8 @@ fn prepared(ops: &Ops, lt: &Lt, shape: MatmulShape) -> Matmul {
 }
 
 fn tuner<'a>(ops: &'a Ops, lt: &'a Lt, folder: Option<&Path>) -> Tuner<'a> {
-    let context = ops.context();
-    let cache = Cache::new(folder.map(Path::to_owned), context.info(), ops.format()).unwrap();
-    Tuner::new(context, lt, GemmTuning::Auto, cache).unwrap()
+    let cache = Cache::new(folder.map(Path::to_owned), ops.context().info(), ops.format()).unwrap();
+    Tuner::new(ops, lt, GemmTuning::Auto, cache).unwrap()
 }
 
 /// More rows than a whole number of any tile, in the bucket of more than 4,096.
@@ -187,7 +188,7 @@ fn a_row_does_not_depend_on_the_count_of_rows(gpu: &Gpu) {
         let shape = MatmulShape { out, ..SHAPE };
         for tuning in [GemmTuning::Auto, GemmTuning::Off] {
             let cache = Cache::new(None, gpu.info(), gpu.format).unwrap();
-            let mut tuner = Tuner::new(ops.context(), &lt, tuning, cache).unwrap();
+            let mut tuner = Tuner::new(&ops, &lt, tuning, cache).unwrap();
             let mut matmul = tuner.matmul(shape, ROWS_MAX).unwrap();
             assert_eq!(rows_that_differ(&ops, &lt, &mut matmul, shape), None, "{shape:?}, {tuning:?}");
         }
@@ -223,7 +224,7 @@ fn algorithms_and_classes_are_counted(gpu: &Gpu) {
         let proposals = Proposals::of(&lt, &mut problem).unwrap();
         let distinct: BTreeSet<String> =
             proposals.buckets.iter().flatten().map(|one| format!("{:?}", one.config())).collect();
-        let mut trial = Trial::new(ops.context(), gpu.format, shape, 0).unwrap();
+        let mut trial = Trial::new(&ops, shape, 0).unwrap();
         let begun = Instant::now();
         let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
         let (seconds, members) =
@@ -249,7 +250,7 @@ fn favourites_of_other_classes_are_seen(gpu: &Gpu) {
     // In f32 every bit of the sums shows.
     let shape = MatmulShape { out: Out::F32, ..SHAPE };
     let mut problem = lt.problem(shape).unwrap();
-    let mut trial = Trial::new(ops.context(), gpu.format, shape, 0).unwrap();
+    let mut trial = Trial::new(&ops, shape, 0).unwrap();
     let proposals = Proposals::of(&lt, &mut problem).unwrap();
     let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
     // A library may happen to have one class for a shape. The software GPU has two, and one that is
@@ -270,7 +271,7 @@ fn a_check_of_bits_finds_one_that_changes(gpu: &Gpu) {
     // What a result is added to is that of its rows, too.
     let shape = MatmulShape { out: Out::AddF32, ..SHAPE };
     let mut problem = lt.problem(shape).unwrap();
-    let mut trial = Trial::new(ops.context(), gpu.format, shape, 0).unwrap();
+    let mut trial = Trial::new(&ops, shape, 0).unwrap();
     let proposals = Proposals::of(&lt, &mut problem).unwrap();
     let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
     let in_class = |config| found.iter().flat_map(|class| &class.members).any(|one| one.config() == config);
@@ -295,11 +296,12 @@ fn rows_that_are_refused_are_computed_in_pieces(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let lt = Lt::new(ops.context(), gpu.format).unwrap();
     let mut problem = lt.problem(SHAPE).unwrap();
-    let mut trial = Trial::new(ops.context(), gpu.format, SHAPE, 0).unwrap();
+    let mut trial = Trial::new(&ops, SHAPE, 0).unwrap();
     let proposals = Proposals::of(&lt, &mut problem).unwrap();
     let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
     let class = choose(&lt, &mut problem, found).unwrap();
-    let refuses = |problem: &mut _, algorithm: &_| !lt.accepts(problem, algorithm, 100).unwrap();
+    let refuses =
+        |problem: &mut _, algorithm: &_| !lt.accepts(problem, algorithm, 100, Share::Whole).unwrap();
     let refusing = class.members.iter().find(|algorithm| refuses(&mut problem, algorithm)).copied();
     let Some(refusing) = refusing else {
         assert!(gpu.info().has_clock, "the software GPU has one that refuses: {class:?}");
@@ -343,19 +345,60 @@ impl Stopwatch for FavoursOne {
 /// not see: between 5,000 and 6,000, and where few tiles are left for the last round.
 const CHANGING: &str = "window,waves";
 
+/// Whether a test has run in a process of its own: the software GPU offers further algorithms to a
+/// process by its environment. The one with them runs the test itself.
+fn runs_elsewhere(gpu: &Gpu, test: &str, algorithms: &str) -> bool {
+    if std::env::var("SOFTGPU_ALGORITHMS").as_deref() == Ok(algorithms) {
+        return false;
+    }
+    let mut own = Command::new(std::env::current_exe().unwrap());
+    own.args([&format!("{test} ({:?})", gpu.format), "--exact"]);
+    let run = own.env("SOFTGPU_ALGORITHMS", algorithms).output().unwrap();
+    let text = String::from_utf8_lossy(&run.stdout);
+    assert!(run.status.success() && text.contains("1 passed"), "{text}");
+    true
+}
+
+/// Collectives beside matmuls leave fewer multiprocessors, for which the library may propose other
+/// algorithms: whether they run beside them, sometimes or never, changes no bit.
+fn collectives_beside_a_matmul_change_no_bit(gpu: &Gpu) {
+    /// Algorithms that change where few tiles are left for the last round, and other proposals for
+    /// a part of the multiprocessors.
+    const ALGORITHMS: &str = "waves,shared";
+    if !gpu.info().has_clock && runs_elsewhere(gpu, "collectives_beside_a_matmul_change_no_bit", ALGORITHMS) {
+        return;
+    }
+    let ops = gpu.ops(64);
+    // In f32 every bit of the sums shows.
+    let shape = MatmulShape { out: Out::F32, ..SHAPE };
+    let computed = |lt: &Lt, rows: usize, share| {
+        let mut matmul = prepared(&ops, lt, shape);
+        run_by(&ops, shape, rows, 1.0, |operands| lt.run(&mut matmul, Operands { share, ..operands }))
+            .unwrap()
+    };
+    let lt = || Lt::new(ops.context(), gpu.format).unwrap();
+    let alone = computed(&lt(), 1000, Share::Whole);
+    let left = gpu.info().multiprocessors - 8;
+    let never = computed(&lt().beside_collectives(left, usize::MAX), 1000, Share::Whole);
+    // The class is that of the proposals for a part, which on the software GPU is another.
+    assert!(gpu.info().has_clock || never != alone);
+    for rows_min in [0, 512, usize::MAX] {
+        let lt = lt().beside_collectives(left, rows_min);
+        for (rows, share) in
+            [(1000, Share::BesideCollectives), (1000, Share::Whole), (100, Share::BesideCollectives)]
+        {
+            let found = computed(&lt, rows, share);
+            assert!(found[..] == never[..found.len()], "from {rows_min} rows, {rows} rows, {share:?}");
+        }
+    }
+}
+
 fn algorithms_that_change_are_dropped(gpu: &Gpu) {
     if gpu.info().has_clock {
         eprintln!("only the software GPU has such algorithms");
         return;
     }
-    // They are offered to a process by its environment.
-    if std::env::var("SOFTGPU_ALGORITHMS").as_deref() != Ok(CHANGING) {
-        let mut own = Command::new(std::env::current_exe().unwrap());
-        let test = format!("algorithms_that_change_between_counts_are_dropped ({:?})", gpu.format);
-        own.args([&test, "--exact"]);
-        let run = own.env("SOFTGPU_ALGORITHMS", CHANGING).output().unwrap();
-        let text = String::from_utf8_lossy(&run.stdout);
-        assert!(run.status.success() && text.contains("1 passed"), "{text}");
+    if runs_elsewhere(gpu, "algorithms_that_change_between_counts_are_dropped", CHANGING) {
         return;
     }
     let ops = gpu.ops(64);
@@ -365,7 +408,7 @@ fn algorithms_that_change_are_dropped(gpu: &Gpu) {
     let ids =
         |algorithms: &[Algorithm]| -> Vec<u32> { algorithms.iter().map(|one| one.config().id).collect() };
     let mut problem = lt.problem(shape).unwrap();
-    let mut trial = Trial::new(ops.context(), gpu.format, shape, 0).unwrap();
+    let mut trial = Trial::new(&ops, shape, 0).unwrap();
     let proposals = Proposals::of(&lt, &mut problem).unwrap();
     let found = classes(&lt, &mut problem, &mut trial, &proposals).unwrap();
     let class = choose(&lt, &mut problem, found).unwrap();

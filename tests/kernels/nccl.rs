@@ -16,6 +16,7 @@ pub(crate) const TESTS: &[Test] = &[
         "an_all_gather_from_one_rank_gives_its_own_elements",
         an_all_gather_from_one_rank_gives_its_own_elements,
     ),
+    ("slices_of_one_rank_stay_where_they_are", slices_of_one_rank_stay_where_they_are),
     ("collectives_refuse_to_leave_their_buffers", collectives_refuse_to_leave_their_buffers),
 ];
 
@@ -67,6 +68,20 @@ fn an_all_gather_from_one_rank_gives_its_own_elements(gpu: &Gpu) {
     assert_eq!(download(&ops, &to), expected);
 }
 
+fn slices_of_one_rank_stay_where_they_are(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let comm = alone(&ops);
+    let values = Random::new(3).rows(gpu.format, 1_000, 1.0);
+    let (mut from, mut to) = (upload(&ops, &values), upload(&ops, &vec![0.0; 1_000]));
+    let (element, stream) = (Element::Activation(gpu.format), ops.context().compute());
+    // A rank's own slice is not sent.
+    comm.exchange_slices(&from, 8, &mut to, 900, element, stream).unwrap();
+    comm.gather_slices(&mut from, 8, 900, element, stream).unwrap();
+    comm.wait(ops.context()).unwrap();
+    assert_eq!(download(&ops, &from), values);
+    assert!(download(&ops, &to).iter().all(|&value| value == 0.0));
+}
+
 fn collectives_refuse_to_leave_their_buffers(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let comm = alone(&ops);
@@ -75,4 +90,7 @@ fn collectives_refuse_to_leave_their_buffers(gpu: &Gpu) {
     assert!(comm.all_reduce(&mut to, 1, 15, element, stream).is_err());
     assert!(comm.all_gather(&from, 0, &mut to, 16, element, stream).is_err());
     assert!(comm.all_gather(&from, 2, &mut to, 15, element, stream).is_err());
+    assert!(comm.exchange_slices(&from, 0, &mut to, 16, element, stream).is_err());
+    assert!(comm.exchange_slices(&from, 2, &mut to, 15, element, stream).is_err());
+    assert!(comm.gather_slices(&mut to, 1, 15, element, stream).is_err());
 }

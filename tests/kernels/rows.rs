@@ -3,8 +3,8 @@
 use kudos::ErrorKind;
 use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Attention, Delta, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops, Rope, RopeTables, Score,
-    SeamTiles,
+    AddParts, AddRmsNorm, Attention, Delta, DigestRows, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops,
+    Rope, RopeTables, Score, SeamTiles,
 };
 use kudos::internals::backend::cuda::staging::Staging;
 use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
@@ -20,6 +20,9 @@ pub(crate) const TESTS: &[Test] = &[
         "add_rms_norm_adds_parts_in_order_with_one_rounding",
         add_rms_norm_adds_parts_in_order_with_one_rounding,
     ),
+    ("add_parts_has_the_bits_of_add_rms_norm", add_parts_has_the_bits_of_add_rms_norm),
+    ("add_parts_refuses_what_it_cannot_do", add_parts_refuses_what_it_cannot_do),
+    ("digests_are_those_of_the_rows_and_tell_bits_apart", digests_are_those_of_the_rows_and_tell_bits_apart),
     ("add_rms_norm_of_some_rows_leaves_the_others_alone", add_rms_norm_of_some_rows_leaves_the_others_alone),
     ("add_rms_norm_refuses_widths_that_it_cannot_do", add_rms_norm_refuses_widths_that_it_cannot_do),
     ("add_branch_rms_norm_matches_naive", add_branch_rms_norm_matches_naive),
@@ -634,6 +637,119 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counter
+}
+
+fn add_parts_has_the_bits_of_add_rms_norm(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let hidden = 264;
+    for (tokens, parts) in [(4, 2), (3, 3), (10, 5), (8, 8), (1, 9)] {
+        let mut random = Random::new(parts as u64);
+        let numbers = tokens * hidden;
+        let x = random.residual_rows(gpu.format, numbers, 1.0);
+        let all = random.residual_rows(gpu.format, parts * numbers, 1.0);
+        let (mut normed, received) = (upload_residual(&ops, &x), upload_residual(&ops, &all));
+        let weight = upload(&ops, &random.rows(gpu.format, hidden, 1.0));
+        let mut out = ops.context().allocate(numbers * gpu.format.bytes()).unwrap();
+        ops.add_rms_norm(AddRmsNorm {
+            residual: &mut normed,
+            delta: Delta::Parts(received.all(), parts),
+            norm: Norm::Scale,
+            weight: weight.all(),
+            out: &mut out,
+            first_row: 0,
+            tokens,
+            hidden,
+            eps: 1e-5,
+        })
+        .unwrap();
+        let expected = residual(&ops, &normed);
+        // All elements but the first 16, as every rank: its own part lies elsewhere, and is nothing
+        // among those that were received.
+        for rank in 0..parts {
+            let (first, count) = (16, numbers - 16);
+            let slice = |part: usize| &all[part * numbers + first..(part + 1) * numbers];
+            let others: Vec<f64> = (0..parts)
+                .flat_map(|part| if part == rank { vec![1e3; count] } else { slice(part).to_vec() })
+                .collect();
+            let (own, others) = (upload_residual(&ops, slice(rank)), upload_residual(&ops, &others));
+            let mut stream = upload_residual(&ops, &x);
+            let (own, received) = (own.all(), others.all());
+            let args = AddParts { residual: &mut stream, first, own, received, parts, rank, count };
+            ops.add_parts(args, ops.context().compute()).unwrap();
+            let added = residual(&ops, &stream);
+            assert_eq!(added[..first], x[..first], "{tokens} x {hidden} of {parts}, as rank {rank}");
+            assert_eq!(added[first..], expected[first..], "{tokens} x {hidden} of {parts}, as rank {rank}");
+        }
+    }
+}
+
+fn add_parts_refuses_what_it_cannot_do(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let zeros = |count: usize| upload_residual(&ops, &vec![0.0; count]);
+    let (mut stream, own, received) = (zeros(32), zeros(16), zeros(48));
+    let mut add = |first, parts, rank, count| {
+        let (own, received) = (own.all(), received.all());
+        let args = AddParts { residual: &mut stream, first, own, received, parts, rank, count };
+        ops.add_parts(args, ops.context().compute())
+    };
+    add(16, 3, 2, 16).unwrap();
+    assert_refused(add(16, 3, 3, 16), "add_parts", "rank");
+    assert_refused(add(16, 3, 0, 12), "add_parts", "count");
+    assert_refused(add(12, 3, 0, 16), "add_parts", "first");
+    assert_refused(add(24, 3, 0, 16), "add_parts", "residual");
+    assert_refused(add(8, 2, 0, 24), "add_parts", "own");
+    assert_refused(add(16, 4, 0, 16), "add_parts", "received");
+}
+
+/// The sum of splitmix64's finaliser over the words of a row, with their indices.
+fn digest(row: &[u16]) -> u64 {
+    let words = row
+        .chunks_exact(4)
+        .map(|word| word.iter().rev().fold(0, |value, &bits| value << 16 | u64::from(bits)));
+    let mixed = words.enumerate().map(|(index, word)| {
+        let value = word ^ (index as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let value = (value ^ value >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let value = (value ^ value >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        value ^ value >> 31
+    });
+    mixed.fold(0, u64::wrapping_add)
+}
+
+fn digests_are_those_of_the_rows_and_tell_bits_apart(gpu: &Gpu) {
+    let ops = gpu.ops(64);
+    let context = ops.context();
+    // The first output of splitmix64 with seed 0, as published.
+    assert_eq!(digest(&[0; 4]), 0xE220_A839_7B1D_CDAF);
+    for (rows, stride, width) in [(1, 8, 8), (5, 64, 56), (3, 4096, 4096), (2, 5000, 4104)] {
+        let mut random = Random::new(width as u64);
+        let mut bits: Vec<u16> = (0..rows * stride).map(|_| (random.uniform() * 65_536.0) as u16).collect();
+        let digested = |bits: &[u16]| -> Vec<u64> {
+            let x = upload_raw(&ops, bits);
+            let mut digests = context.allocate(rows * size_of::<u64>()).unwrap();
+            let (stride, row_bytes) = (2 * stride, 2 * width);
+            ops.digest_rows(DigestRows { x: x.all(), digests: &mut digests, rows, stride, row_bytes })
+                .unwrap();
+            digests.all().download(context.compute()).unwrap()
+        };
+        let expected: Vec<u64> = bits.chunks(stride).map(|row| digest(&row[..width])).collect();
+        assert_eq!(digested(&bits), expected, "{rows} x {width} of {stride}");
+        // One bit of the last element, and two elements that change places.
+        let last = (rows - 1) * stride + width - 1;
+        bits[last] ^= 1;
+        assert_ne!(digested(&bits)[rows - 1], expected[rows - 1]);
+        bits[last] ^= 1;
+        bits.swap(last, last - 3);
+        assert_ne!(digested(&bits)[rows - 1], expected[rows - 1]);
+    }
+    let (x, mut digests) = (upload_raw(&ops, &[0_u16; 24]), context.allocate(8).unwrap());
+    let mut refused = |rows, stride, row_bytes, operand| {
+        let args = DigestRows { x: x.all(), digests: &mut digests, rows, stride, row_bytes };
+        assert_refused(ops.digest_rows(args), "digest_rows", operand);
+    };
+    refused(1, 24, 16, "multiples");
+    refused(1, 16, 32, "multiples");
+    refused(2, 48, 16, "bytes of x");
+    refused(2, 16, 16, "digests");
 }
 
 fn fill_normal_has_the_bits_of_philox(gpu: &Gpu) {

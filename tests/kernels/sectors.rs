@@ -12,7 +12,8 @@ use std::iter::repeat_n;
 use kudos::internals::backend::cuda::buffer::DeviceBuffer;
 use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Delta, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops, Rope, RopeTables, Score, SeamTiles,
+    AddParts, AddRmsNorm, Delta, DigestRows, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops, Rope,
+    RopeTables, Score, SeamTiles,
 };
 use kudos::internals::backend::cuda::tiles::NO_ROW;
 use kudos::internals::config::Gate;
@@ -27,6 +28,8 @@ pub(crate) type Test = (&'static str, fn(&Gpu, Counters));
 
 pub(crate) const TESTS: &[Test] = &[
     ("add_rms_norm_moves_the_least", add_rms_norm_moves_the_least),
+    ("add_parts_moves_the_least", add_parts_moves_the_least),
+    ("digest_rows_moves_the_least", digest_rows_moves_the_least),
     ("rope_moves_the_least", rope_moves_the_least),
     ("gate_mul_moves_the_least", gate_mul_moves_the_least),
     ("gather_rows_moves_the_least", gather_rows_moves_the_least),
@@ -329,6 +332,49 @@ fn fill_normal_moves_the_least(gpu: &Gpu, counters: Counters) {
     }
 }
 
+/// `parts` ranks add a slice of `count` elements.
+fn add_parts(ops: &Ops, counters: Counters, parts: usize, count: usize) -> Launch {
+    let bytes = count * ops.format().residual_bytes();
+    let (mut residual, own, received) = (zeros(ops, bytes), zeros(ops, bytes), zeros(ops, parts * bytes));
+    let (own, received) = (own.all(), received.all());
+    let args = AddParts { residual: &mut residual, first: 0, own, received, parts, rank: 1, count };
+    counters.launch(ops, "add_parts", || ops.add_parts(args, ops.context().compute()).unwrap())
+}
+
+fn add_parts_moves_the_least(gpu: &Gpu, counters: Counters) {
+    let ops = gpu.ops(64);
+    for (parts, count) in [(2, 8), (3, 264), (8, 4104), (9, HIDDEN)] {
+        let bytes = count * gpu.format.residual_bytes();
+        let mut least = Least::default();
+        least.run(Access::Read, "residual", 0, bytes, WORD);
+        for part in 0..parts {
+            let (buffer, first) = if part == 1 { ("own", 0) } else { ("received", part * bytes) };
+            least.run(Access::Read, buffer, first, bytes, WORD);
+        }
+        least.run(Access::Write, "residual", 0, bytes, WORD);
+        least.assert(&format!("{count} of {parts}"), add_parts(&ops, counters, parts, count).counts, bytes);
+    }
+}
+
+fn digest_rows(ops: &Ops, counters: Counters, rows: usize, row_bytes: usize) -> Launch {
+    let (x, mut digests) = (zeros(ops, rows * row_bytes), zeros(ops, rows * 8));
+    let args = DigestRows { x: x.all(), digests: &mut digests, rows, stride: row_bytes, row_bytes };
+    counters.launch(ops, "digest_rows", || ops.digest_rows(args).unwrap())
+}
+
+fn digest_rows_moves_the_least(gpu: &Gpu, counters: Counters) {
+    let ops = gpu.ops(64);
+    for (rows, width) in SHAPES {
+        let bytes = width * gpu.format.bytes();
+        let mut least = Least::default();
+        for row in 0..rows {
+            least.run(Access::Read, "x", row * bytes, bytes, WORD);
+            least.request(Access::Write, "digests", &[row * 8], 8);
+        }
+        least.assert(&format!("{rows} x {width}"), digest_rows(&ops, counters, rows, bytes).counts, bytes);
+    }
+}
+
 /// The memory traffic of a kernel at the 70B model's width.
 pub(crate) struct AtWidth {
     /// The kernel, and on what.
@@ -381,6 +427,8 @@ pub(crate) fn all_at_70b_width(gpu: &Gpu, counters: Counters) -> Vec<AtWidth> {
         at_width("`seam_tiles`, a row of zeros", |tokens| {
             seam_tiles(ops, counters, HEADS, 16, &nothing[..tokens])
         }),
+        at_width("`add_parts` of 8 ranks, 8,192 elements", |rows| add_parts(ops, counters, 8, rows * HIDDEN)),
+        at_width("`digest_rows`, 8,192 elements", |rows| digest_rows(ops, counters, rows, HIDDEN * 2)),
         at_width("`fill_normal`, 8,192 elements", |rows| fill_normal(ops, counters, rows * HIDDEN)),
     ]
 }

@@ -277,9 +277,11 @@ impl AttentionKernel {
 /// The kernels of one rank, ready to be launched in its context.
 pub struct Kernels {
     pub(super) add_branch_rms_norm: CudaFunction,
+    pub(super) add_parts: CudaFunction,
     pub(super) add_rms_norm: CudaFunction,
     pub(super) attention: CudaFunction,
     pub(super) attention_kernel: &'static AttentionKernel,
+    pub(super) digest_rows: CudaFunction,
     pub(super) fill_normal: CudaFunction,
     pub(super) gate_mul_gelu: CudaFunction,
     pub(super) gate_mul_silu: CudaFunction,
@@ -300,9 +302,11 @@ impl Kernels {
         let gate_mul = |gate: &str| load(context, "gate_mul", &format!("gate_mul_{gate}_{format}"));
         Ok(Self {
             add_branch_rms_norm: typed("add_branch_rms_norm")?,
+            add_parts: typed("add_parts")?,
             add_rms_norm: typed("add_rms_norm")?,
             attention: load_attention(context, attention)?,
             attention_kernel: attention,
+            digest_rows: load(context, "digest_rows", "digest_rows")?,
             fill_normal: typed("fill_normal")?,
             gate_mul_gelu: gate_mul("gelu")?,
             gate_mul_silu: gate_mul("silu")?,
@@ -381,7 +385,7 @@ mod tests {
 
     #[test]
     fn every_fatbin_is_one_and_its_ptx_can_be_read() {
-        assert_eq!(FATBINS.len(), 12);
+        assert_eq!(FATBINS.len(), 14);
         for (stem, bytes) in FATBINS {
             assert_eq!(bytes[..4], [0x50, 0xED, 0x55, 0xBA], "{stem}");
             let entry = format!(".entry {stem}");

@@ -9,7 +9,7 @@ use kudos::internals::backend::cuda::context::Context;
 use kudos::internals::backend::cuda::format::ActivationFormat;
 use kudos::internals::backend::cuda::gemm::cache::Cache;
 use kudos::internals::backend::cuda::gemm::tuning::Tuner;
-use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Operands, Out};
+use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Operands, Out, Share};
 use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionFeatures, AttentionKernel};
 use kudos::internals::backend::cuda::ops::{
     AddRmsNorm, Attention, BRANCH_HIDDEN_MAX, Delta, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops, Rope,
@@ -368,7 +368,7 @@ impl Maker<'_> {
         // As an engine chooses it, but without what was kept of earlier runs.
         let context = self.ops.context();
         let cache = Cache::new(None, context.info(), self.ops.format())?;
-        let product = Tuner::new(context, &lt, GemmTuning::Auto, cache)?.matmul(shape, rows)?;
+        let product = Tuner::new(&self.ops, &lt, GemmTuning::Auto, cache)?.matmul(shape, rows)?;
         let product = RefCell::new(product);
         let flop = 2.0 * (rows * features) as f64 * width as f64;
         let sizes = format!("{rows} x {features} x {width}");
@@ -376,7 +376,8 @@ impl Maker<'_> {
             let sets_len = sets.len();
             let [x, weight, out] = &mut sets[turn % sets_len];
             let (x, weight) = (x.all(), weight.all());
-            let operands = Operands { x, weight, bias: None, out, out_first: 0, rows, alpha: 1.0 };
+            let (bias, share) = (None, Share::Whole);
+            let operands = Operands { x, weight, bias, out, out_first: 0, rows, alpha: 1.0, share };
             lt.run(&mut product.borrow_mut(), operands)
         }))
     }

@@ -18,13 +18,14 @@ use sha2::{Digest, Sha256};
 
 use super::algorithm::Config;
 use super::library::LtLibrary;
+use super::lt::Share;
 use super::shape::MatmulShape;
 use crate::backend::cuda::format::ActivationFormat;
 use crate::backend::cuda::probe::{DeviceInfo, driver_version};
 use crate::error::Result;
 
 /// Version of the files' contents.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The most bytes of a file; a longer one is not ours.
 const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -64,6 +65,8 @@ struct Key {
 pub struct Fastest {
     /// The count of rows.
     pub rows: usize,
+    /// The part of the GPU that it has.
+    pub share: Share,
     /// The library's description of it.
     pub algorithm: Config,
     /// The time of one matmul, for readers of the file.
@@ -175,6 +178,7 @@ mod tests {
 
     const FASTEST: Fastest = Fastest {
         rows: 64,
+        share: Share::Whole,
         algorithm: Config {
             id: 66,
             tile: 20,

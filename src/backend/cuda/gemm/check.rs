@@ -7,7 +7,7 @@
 use std::env;
 use std::fmt;
 
-use super::lt::{Lt, Operands};
+use super::lt::{Lt, Operands, Share};
 use super::matmul::Matmul;
 use super::shape::MatmulShape;
 use crate::backend::cuda::buffer::DeviceBuffer;
@@ -73,7 +73,7 @@ impl BitCheck {
             return lt.run(matmul, operands);
         }
         let (shape, format) = (matmul.shape(), lt.format);
-        let Operands { x, weight, bias, out, out_first, rows, alpha } = operands;
+        let Operands { x, weight, bias, out, out_first, rows, alpha, share } = operands;
         let first = self.random.next_bits() as usize % rows;
         let count = (rows - first).min(ROWS);
         let element = shape.out.bytes(format);
@@ -81,9 +81,11 @@ impl BitCheck {
         let start = (out_first + first * shape.out_stride) * element;
         // What the result is added to, where it is.
         stopwatch::copy(context, out.slice(start..start + bytes), &mut self.alone)?;
-        lt.run(matmul, Operands { x, weight, bias, out: &mut *out, out_first, rows, alpha })?;
+        lt.run(matmul, Operands { x, weight, bias, out: &mut *out, out_first, rows, alpha, share })?;
         let x = x.after(first * shape.x_stride * format.bytes());
-        lt.run(matmul, Operands { x, weight, bias, out: &mut self.alone, out_first: 0, rows: count, alpha })?;
+        // With the GPU to themselves.
+        let (alone, share) = (&mut self.alone, Share::Whole);
+        lt.run(matmul, Operands { x, weight, bias, out: alone, out_first: 0, rows: count, alpha, share })?;
         let of_rows = |buffer: &DeviceBuffer, start: usize| -> Result<Vec<u8>> {
             buffer.slice(start..start + bytes).download(context.compute())
         };

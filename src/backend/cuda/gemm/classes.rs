@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::algorithm::{Algorithm, Config};
-use super::lt::{Lt, Problem};
+use super::lt::{Lt, Problem, Share};
 use super::trial::{Bits, Trial};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -58,27 +58,40 @@ pub fn bucket(rows: usize) -> usize {
 #[derive(Debug)]
 pub struct Proposals {
     nominal: Vec<Algorithm>,
-    /// For each of [`BUCKETS`].
+    /// For each of [`BUCKETS`], with the part of the GPU that such batches usually have.
     pub buckets: Vec<Vec<Algorithm>>,
+    /// For each of [`BUCKETS`], with every part of the GPU: they may be of the class, too, which
+    /// must not depend on whether collectives run beside matmuls.
+    all: Vec<Algorithm>,
 }
 
 impl Proposals {
     /// The proposals that sum in one piece, from the library's host code. They do not depend on the
     /// size of batches.
     pub fn of(lt: &Lt, problem: &mut Problem) -> Result<Self> {
-        let mut of = |rows| -> Result<Vec<Algorithm>> {
-            let mut found = lt.proposals(problem, rows)?;
+        let mut of = |rows, share| -> Result<Vec<Algorithm>> {
+            let mut found = lt.proposals(problem, rows, share)?;
             found.retain(Algorithm::sums_in_one_piece);
             Ok(found)
         };
-        let nominal = of(ROWS_NOMINAL)?;
-        Ok(Self { nominal, buckets: BUCKETS.into_iter().map(of).collect::<Result<_>>()? })
+        let nominal = of(ROWS_NOMINAL, lt.shares()[0])?;
+        let (mut buckets, mut all) = (Vec::new(), Vec::new());
+        for rows in BUCKETS {
+            for &share in lt.shares() {
+                let found = of(rows, share)?;
+                all.extend_from_slice(&found);
+                if share == lt.usual_share(rows) {
+                    buckets.push(found);
+                }
+            }
+        }
+        Ok(Self { nominal, buckets, all })
     }
 
     /// Each algorithm once, those for [`ROWS_NOMINAL`] rows first.
     fn distinct(&self) -> Vec<Algorithm> {
         let mut all: Vec<Algorithm> = Vec::new();
-        for algorithm in self.nominal.iter().chain(self.buckets.iter().flatten()) {
+        for algorithm in self.nominal.iter().chain(&self.all) {
             if find(&all, algorithm.config()).is_none() {
                 all.push(*algorithm);
             }
@@ -97,7 +110,7 @@ pub fn find<'a>(among: &'a [Algorithm], config: &Config) -> Option<&'a Algorithm
 pub fn classes(
     lt: &Lt,
     problem: &mut Problem,
-    trial: &mut Trial,
+    trial: &mut Trial<'_>,
     proposals: &Proposals,
 ) -> Result<Vec<Class>> {
     let mut classes: Vec<Class> = Vec::new();
@@ -116,7 +129,8 @@ pub fn classes(
 pub fn choose(lt: &Lt, problem: &mut Problem, classes: Vec<Class>) -> Result<Class> {
     for class in classes {
         for member in &class.members {
-            if lt.accepts(problem, member, 1)? {
+            // Collectives run beside matmuls of many rows.
+            if lt.accepts(problem, member, 1, Share::Whole)? {
                 return Ok(class);
             }
         }

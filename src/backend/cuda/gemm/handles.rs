@@ -45,6 +45,11 @@ impl Desc {
         self.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, address)
     }
 
+    /// Sets how many multiprocessors the matmul may expect for itself; 0 for all.
+    pub(super) fn set_multiprocessors(&mut self, count: i32) -> Result<(), Status> {
+        self.set(sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, count)
+    }
+
     fn set<T>(&self, attribute: sys::cublasLtMatmulDescAttributes_t, value: T) -> Result<(), Status> {
         // SAFETY: the descriptor is alive; the library copies the value, whose size it checks
         // against the attribute's.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use cudarc::cublaslt::sys;
 use cudarc::driver::CudaStream;
+use serde::{Deserialize, Serialize};
 
 use super::algorithm::Algorithm;
 use super::handles::{Desc, MatrixLayout, OrFault, Preference, WORKSPACE_BYTES};
@@ -28,6 +29,30 @@ pub struct Lt {
     workspace: DeviceBuffer,
     pub(super) stream: Arc<CudaStream>,
     pub(super) format: ActivationFormat,
+    /// `None` with one rank.
+    sharing: Option<Sharing>,
+}
+
+/// How matmuls share the GPU with collectives that run beside them.
+///
+/// The library's kernels for large GPUs have a block for each multiprocessor. Blocks for which a
+/// collective leaves no room would wait for a second round, and the matmul take twice as long: so
+/// it is planned for those that are left.
+#[derive(Clone, Copy, Debug)]
+struct Sharing {
+    /// Multiprocessors that collectives leave.
+    multiprocessors: i32,
+    /// Rows of a matmul from which on it usually has collectives beside it.
+    rows_min: usize,
+}
+
+/// The part of the GPU that a matmul is planned for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Share {
+    /// All multiprocessors.
+    Whole,
+    /// Those that collectives leave.
+    BesideCollectives,
 }
 
 /// A matmul in the library's terms, without a choice of algorithm.
@@ -38,6 +63,7 @@ pub struct Problem {
     weight: MatrixLayout,
     x: MatrixLayout,
     out: MatrixLayout,
+    share: Share,
 }
 
 /// The operands of one run.
@@ -58,6 +84,8 @@ pub struct Operands<'a> {
     pub rows: usize,
     /// Factor of the result.
     pub alpha: f32,
+    /// The part of the GPU that it has.
+    pub share: Share,
 }
 
 /// Loads cublasLt and returns its version and file, such as
@@ -76,7 +104,46 @@ impl Lt {
         let mut handle = ptr::null_mut();
         // SAFETY: the out parameter is a local.
         unsafe { (library.create)(&mut handle) }.result().or_fault("starting cublasLt")?;
-        Ok(Self { library, handle, workspace, stream: context.compute().clone(), format })
+        Ok(Self { library, handle, workspace, stream: context.compute().clone(), format, sharing: None })
+    }
+
+    /// Prepares matmuls for collectives that leave so many multiprocessors to them; those of at
+    /// least `rows_min` rows usually have some beside them.
+    pub fn beside_collectives(mut self, multiprocessors: usize, rows_min: usize) -> Self {
+        let multiprocessors = i32::try_from(multiprocessors).unwrap_or(i32::MAX);
+        self.sharing = Some(Sharing { multiprocessors, rows_min });
+        self
+    }
+
+    /// The parts of the GPU that a matmul may have, that which decides on its bits first.
+    pub(super) fn shares(&self) -> &'static [Share] {
+        match self.sharing {
+            Some(_) => &[Share::BesideCollectives, Share::Whole],
+            None => &[Share::Whole],
+        }
+    }
+
+    /// The part of the GPU that a matmul of so many rows usually has.
+    pub(super) fn usual_share(&self, rows: usize) -> Share {
+        match self.sharing {
+            Some(sharing) if rows >= sharing.rows_min => Share::BesideCollectives,
+            _ => Share::Whole,
+        }
+    }
+
+    /// Plans a matmul for a part of the GPU.
+    pub(super) fn set_share(&self, problem: &mut Problem, share: Share) -> Result<()> {
+        if problem.share == share {
+            return Ok(());
+        }
+        let multiprocessors = match (share, self.sharing) {
+            (Share::BesideCollectives, Some(sharing)) => sharing.multiprocessors,
+            _ => 0,
+        };
+        let set = problem.desc.set_multiprocessors(multiprocessors);
+        set.or_fault(format!("preparing {}", problem.shape))?;
+        problem.share = share;
+        Ok(())
     }
 
     /// The layouts of a matmul.
@@ -100,6 +167,7 @@ impl Lt {
             weight: layout(weights, shape.width, shape.features, shape.width)?,
             x: layout(x, shape.width, 1, shape.x_stride)?,
             out: layout(shape.out.data_type(format), shape.features, 1, shape.out_stride)?,
+            share: Share::Whole,
         })
     }
 
@@ -111,7 +179,8 @@ impl Lt {
         operands: &mut Operands<'_>,
     ) -> Result<std::result::Result<(), Status>> {
         problem.check(operands)?;
-        let Operands { x, weight, bias, ref mut out, out_first, rows, alpha } = *operands;
+        let Operands { x, weight, bias, ref mut out, out_first, rows, alpha, share } = *operands;
+        self.set_share(problem, share)?;
         let shape = problem.shape;
         let doing = || format!("{shape} of {rows} rows");
         problem.set_rows(rows).or_fault(doing())?;
@@ -150,7 +219,8 @@ impl Lt {
 
     /// The library's proposals for a matmul of `rows` rows, the best first. They are the same in
     /// every run of one version of the library on one model of GPU.
-    pub fn proposals(&self, problem: &mut Problem, rows: usize) -> Result<Vec<Algorithm>> {
+    pub fn proposals(&self, problem: &mut Problem, rows: usize, share: Share) -> Result<Vec<Algorithm>> {
+        self.set_share(problem, share)?;
         let shape = problem.shape;
         let doing = || format!("querying algorithms for {shape}");
         let preference = Preference::new(self.library, shape.alignments(self.format)).or_fault(doing())?;
@@ -186,7 +256,14 @@ impl Lt {
 
     /// Whether an algorithm computes the matmul of `rows` rows within the workspace. This runs the
     /// library's host code only.
-    pub fn accepts(&self, problem: &mut Problem, algorithm: &Algorithm, rows: usize) -> Result<bool> {
+    pub fn accepts(
+        &self,
+        problem: &mut Problem,
+        algorithm: &Algorithm,
+        rows: usize,
+        share: Share,
+    ) -> Result<bool> {
+        self.set_share(problem, share)?;
         let shape = problem.shape;
         let doing = || format!("checking an algorithm for {shape}");
         problem.set_rows(rows).or_fault(doing())?;

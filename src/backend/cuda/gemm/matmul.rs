@@ -7,7 +7,7 @@ use std::iter;
 use super::algorithm::Algorithm;
 use super::classes::Schedule;
 use super::handles::OrFault;
-use super::lt::{Lt, Operands, Problem};
+use super::lt::{Lt, Operands, Problem, Share};
 use super::shape::MatmulShape;
 use crate::backend::cuda::fault::behind;
 use crate::error::{Error, ErrorKind, Result};
@@ -16,9 +16,9 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct Matmul {
     problem: Problem,
     schedule: Schedule,
-    /// For a count of rows that are left: how many of them are computed next, and by which
-    /// algorithm.
-    pieces: HashMap<usize, (usize, Algorithm)>,
+    /// For a count of rows that are left, and a part of the GPU: how many of them are computed next,
+    /// and by which algorithm.
+    pieces: HashMap<(usize, Share), (usize, Algorithm)>,
 }
 
 impl Lt {
@@ -29,7 +29,7 @@ impl Lt {
         let x = operands.x;
         let mut first = 0;
         while first < rows {
-            let (count, algorithm) = self.piece(matmul, rows - first)?;
+            let (count, algorithm) = self.piece(matmul, rows - first, operands.share)?;
             operands.x = x.after(first * shape.x_stride * matmul.problem.format.bytes());
             operands.out_first = out_first + first * shape.out_stride;
             operands.rows = count;
@@ -44,15 +44,15 @@ impl Lt {
 
     /// How many of `rows` rows are computed next, and by which algorithm: all, where one takes
     /// them.
-    fn piece(&self, matmul: &mut Matmul, rows: usize) -> Result<(usize, Algorithm)> {
-        if let Some(&known) = matmul.pieces.get(&rows) {
+    fn piece(&self, matmul: &mut Matmul, rows: usize, share: Share) -> Result<(usize, Algorithm)> {
+        if let Some(&known) = matmul.pieces.get(&(rows, share)) {
             return Ok(known);
         }
         let below = (0..rows.ilog2() + u32::from(!rows.is_power_of_two())).rev().map(|log| 1 << log);
         for count in iter::once(rows).chain(below) {
             for algorithm in matmul.schedule.at(count) {
-                if self.accepts(&mut matmul.problem, algorithm, count)? {
-                    matmul.pieces.insert(rows, (count, *algorithm));
+                if self.accepts(&mut matmul.problem, algorithm, count, share)? {
+                    matmul.pieces.insert((rows, share), (count, *algorithm));
                     return Ok((count, *algorithm));
                 }
             }

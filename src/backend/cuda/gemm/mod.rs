@@ -51,6 +51,6 @@ pub mod tuning;
 pub use check::BitCheck;
 pub use classes::ROWS_NOMINAL;
 pub use handles::WORKSPACE_BYTES;
-pub use lt::{Lt, Operands, Problem, library};
+pub use lt::{Lt, Operands, Problem, Share, library};
 pub use matmul::Matmul;
 pub use shape::{MatmulShape, Out};

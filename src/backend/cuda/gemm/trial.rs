@@ -7,19 +7,16 @@
 //! additions round. Rows of `x` repeat with a period: results of equal rows must be equal, wherever
 //! the rows lie in a matmul, and however many it has.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
-use std::sync::Arc;
 
-use cudarc::driver::CudaStream;
 use half::{bf16, f16};
 
 use super::algorithm::Algorithm;
-use super::lt::{Lt, Operands, Problem};
+use super::lt::{Lt, Operands, Problem, Share};
 use super::shape::{MatmulShape, Out};
 use crate::backend::cuda::buffer::DeviceBuffer;
-use crate::backend::cuda::context::Context;
 use crate::backend::cuda::format::{ActivationFormat, WeightFormat};
+use crate::backend::cuda::ops::{DigestRows, Ops};
 use crate::error::Result;
 use crate::random::Random;
 
@@ -32,6 +29,9 @@ const WEIGHT_PERIOD: usize = 67;
 /// Counts of rows that every algorithm computes: one; a few; a whole tile; one row beyond the
 /// tallest tile.
 pub const PROBES: [usize; 4] = [1, 17, 128, 257];
+
+/// Rows that are digested together, at most.
+const DIGESTED_MAX: usize = PROBES[PROBES.len() - 1];
 
 /// Every byte of `out` before a matmul adds to it: 7.1e-4 in bf16 and in f32, about the size of the
 /// rounding errors.
@@ -48,29 +48,30 @@ const EXPONENTS: u64 = 13;
 pub struct Bits(Vec<u64>);
 
 /// The operands of one shape.
-pub struct Trial {
-    stream: Arc<CudaStream>,
-    format: ActivationFormat,
+pub struct Trial<'a> {
+    ops: &'a Ops,
     weight: DeviceBuffer,
     x: DeviceBuffer,
     bias: DeviceBuffer,
     out: DeviceBuffer,
+    digests: DeviceBuffer,
 }
 
-impl Trial {
+impl<'a> Trial<'a> {
     /// Operands for up to `rows` rows, and at least those of [`PROBES`].
-    pub fn new(context: &Context, format: ActivationFormat, shape: MatmulShape, rows: usize) -> Result<Self> {
+    pub fn new(ops: &'a Ops, shape: MatmulShape, rows: usize) -> Result<Self> {
+        let (context, format) = (ops.context(), ops.format());
         let rows = rows.max(PROBES[PROBES.len() - 1]);
         let MatmulShape { features, width, x_stride, out_stride, out, .. } = shape;
         let mut trial = Self {
-            stream: context.compute().clone(),
-            format,
+            ops,
             weight: context.allocate(features * width * WeightFormat::beside(format).bytes())?,
             x: context.allocate(rows * x_stride * format.bytes())?,
             bias: context.allocate(features * out.bytes(format))?,
             out: context.allocate(rows * out_stride * out.bytes(format))?,
+            digests: context.allocate(DIGESTED_MAX * size_of::<u64>())?,
         };
-        trial.fill(format, shape)?;
+        trial.fill(shape)?;
         Ok(trial)
     }
 
@@ -78,16 +79,22 @@ impl Trial {
     pub fn least_bytes(format: ActivationFormat, shape: MatmulShape) -> usize {
         let MatmulShape { features, x_stride, out_stride, out, .. } = shape;
         let rows = PROBES[PROBES.len() - 1];
-        rows * (x_stride * format.bytes() + out_stride * out.bytes(format)) + features * out.bytes(format)
+        let operands = rows * (x_stride * format.bytes() + out_stride * out.bytes(format));
+        operands + features * out.bytes(format) + DIGESTED_MAX * size_of::<u64>()
     }
 
     /// The bits that an algorithm computes; `None` where it takes too few of [`PROBES`], or gives
     /// equal rows different bits.
     pub fn bits(&mut self, lt: &Lt, problem: &mut Problem, algorithm: &Algorithm) -> Result<Option<Bits>> {
         let mut known: Option<Bits> = None;
-        // The most rows first: they show every distinct one.
-        for rows in PROBES.into_iter().rev() {
-            let Some(digests) = self.digests(lt, problem, algorithm, rows, 0..rows)? else { continue };
+        // The most rows first: they show every distinct one. With every part of the GPU: one that
+        // collectives run beside gives the same bits.
+        let probes =
+            PROBES.into_iter().rev().flat_map(|rows| lt.shares().iter().map(move |share| (rows, *share)));
+        for (rows, share) in probes {
+            let Some(digests) = self.digests(lt, problem, algorithm, (rows, share), 0..rows)? else {
+                continue;
+            };
             match &known {
                 None if rows < PERIOD => return Ok(None),
                 None => known = Some(Bits(digests[..PERIOD].to_vec())),
@@ -108,11 +115,12 @@ impl Trial {
         lt: &Lt,
         problem: &mut Problem,
         algorithm: &Algorithm,
-        rows: usize,
+        (rows, share): (usize, Share),
         bits: &Bits,
     ) -> Result<bool> {
         let count = rows.min(PERIOD);
-        let Some(first) = self.digests(lt, problem, algorithm, rows, 0..count)? else { return Ok(false) };
+        let first = self.digests(lt, problem, algorithm, (rows, share), 0..count)?;
+        let Some(first) = first else { return Ok(false) };
         let mut all = bits.are_those_of(&first, 0);
         for from in [(rows - count) / 2, rows - count] {
             let digests = self.row_digests(problem.shape, from..from + count)?;
@@ -127,7 +135,7 @@ impl Trial {
         lt: &Lt,
         problem: &mut Problem,
         algorithm: &Algorithm,
-        rows: usize,
+        (rows, share): (usize, Share),
     ) -> Result<bool> {
         let shape = problem.shape;
         let mut operands = Operands {
@@ -138,6 +146,7 @@ impl Trial {
             out_first: 0,
             rows,
             alpha: 1.0,
+            share,
         };
         Ok(lt.launch(problem, algorithm, &mut operands)?.is_ok())
     }
@@ -148,33 +157,36 @@ impl Trial {
         lt: &Lt,
         problem: &mut Problem,
         algorithm: &Algorithm,
-        rows: usize,
+        (rows, share): (usize, Share),
         of: Range<usize>,
     ) -> Result<Option<Vec<u64>>> {
-        if !lt.accepts(problem, algorithm, rows)? {
+        if !lt.accepts(problem, algorithm, rows, share)? {
             return Ok(None);
         }
-        self.out.fill(OUT_BYTE, &self.stream)?;
-        if !self.launch(lt, problem, algorithm, rows)? {
+        self.out.fill(OUT_BYTE, self.ops.context().compute())?;
+        if !self.launch(lt, problem, algorithm, (rows, share))? {
             return Ok(None);
         }
         self.row_digests(problem.shape, of).map(Some)
     }
 
-    fn row_digests(&self, shape: MatmulShape, rows: Range<usize>) -> Result<Vec<u64>> {
-        let (stride, row) =
-            (shape.out_stride * shape.out.bytes(self.format), shape.features * shape.out.bytes(self.format));
-        let bytes: Vec<u8> = self.out.slice(rows.start * stride..rows.end * stride).download(&self.stream)?;
-        let digest = |bytes: &[u8]| {
-            let mut hasher = DefaultHasher::new();
-            bytes[..row].hash(&mut hasher);
-            hasher.finish()
-        };
-        Ok(bytes.chunks_exact(stride).map(digest).collect())
+    /// Digests of rows of the result, made on the GPU: a result of 257 rows takes 30 MB at the
+    /// 70B's width, its digests 2 kB.
+    fn row_digests(&mut self, shape: MatmulShape, rows: Range<usize>) -> Result<Vec<u64>> {
+        let element = shape.out.bytes(self.ops.format());
+        let stride = shape.out_stride * element;
+        self.ops.digest_rows(DigestRows {
+            x: self.out.slice(rows.start * stride..self.out.bytes()),
+            digests: &mut self.digests,
+            rows: rows.len(),
+            stride,
+            row_bytes: shape.features * element,
+        })?;
+        self.digests.slice(0..rows.len() * size_of::<u64>()).download(self.ops.context().compute())
     }
 
-    fn fill(&mut self, format: ActivationFormat, shape: MatmulShape) -> Result<()> {
-        let stream = &self.stream;
+    fn fill(&mut self, shape: MatmulShape) -> Result<()> {
+        let (stream, format) = (self.ops.context().compute(), self.ops.format());
         let MatmulShape { features, width, x_stride, out, .. } = shape;
         let mut values = Values(Random::new(SEED));
         let x: Vec<u16> =

@@ -18,13 +18,14 @@ use std::time::{Duration, Instant};
 use super::algorithm::{Algorithm, Config};
 use super::cache::{Cache, Fastest};
 use super::classes::{self, BUCKETS, Class, Proposals, Schedule, find};
-use super::lt::{Lt, Problem};
+use super::lt::{Lt, Problem, Share};
 use super::matmul::Matmul;
 use super::shape::MatmulShape;
 use super::trial::Trial;
 use crate::backend::GemmTuning;
 use crate::backend::cuda::context::Context;
 use crate::backend::cuda::nccl::Group;
+use crate::backend::cuda::ops::Ops;
 use crate::backend::cuda::stopwatch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::random::Random;
@@ -63,7 +64,7 @@ impl Stopwatch for Events<'_> {
 
 /// Prepares a rank's matmuls.
 pub struct Tuner<'a> {
-    context: &'a Context,
+    ops: &'a Ops,
     lt: &'a Lt,
     tuning: GemmTuning,
     /// `None` where nothing is measured.
@@ -77,14 +78,15 @@ pub struct Tuner<'a> {
 impl<'a> Tuner<'a> {
     /// A tuner that measures if `tuning` asks for it and the GPU has a clock; otherwise the order
     /// of the library's proposals replaces times.
-    pub fn new(context: &'a Context, lt: &'a Lt, tuning: GemmTuning, cache: Cache) -> Result<Self> {
+    pub fn new(ops: &'a Ops, lt: &'a Lt, tuning: GemmTuning, cache: Cache) -> Result<Self> {
+        let context = ops.context();
         let measures = tuning == GemmTuning::Auto && context.info().has_clock;
         let stopwatch = match measures {
             true => Some(Box::new(Events::new(context)?) as Box<dyn Stopwatch + 'a>),
             false => None,
         };
         let deadline = Instant::now() + Duration::from_secs(SECONDS_MAX);
-        Ok(Self { context, lt, tuning, stopwatch, cache, group: None, deadline })
+        Ok(Self { ops, lt, tuning, stopwatch, cache, group: None, deadline })
     }
 
     /// Sets the group of the rank: the tuner ends with an error as soon as another rank has failed.
@@ -103,9 +105,9 @@ impl<'a> Tuner<'a> {
         self.check_group()?;
         let mut problem = self.lt.problem(shape)?;
         // A GPU without a clock is a simulated one, on which so many rows take too long.
-        let is_fast = self.stopwatch.is_some() || self.context.info().has_clock;
+        let is_fast = self.stopwatch.is_some() || self.ops.context().info().has_clock;
         let rows = if is_fast { rows_max.min(BUCKETS[BUCKETS.len() - 1]) } else { 0 };
-        let mut trial = Trial::new(self.context, self.lt.format, shape, rows)?;
+        let mut trial = Trial::new(self.ops, shape, rows)?;
         let proposals = Proposals::of(self.lt, &mut problem)?;
         let found = classes::classes(self.lt, &mut problem, &mut trial, &proposals)?;
         let class = classes::choose(self.lt, &mut problem, found)?;
@@ -126,7 +128,7 @@ impl<'a> Tuner<'a> {
     fn orders(
         &mut self,
         problem: &mut Problem,
-        trial: &mut Trial,
+        trial: &mut Trial<'_>,
         proposals: &Proposals,
         class: &Class,
         rows_max: usize,
@@ -141,7 +143,8 @@ impl<'a> Tuner<'a> {
             let rows = most.min(rows_max);
             orders.push(match &mut stopwatch {
                 Some(stopwatch) if rows > below => {
-                    let mut size = Size { rows, lt: self.lt, class, problem, trial };
+                    let share = self.lt.usual_share(rows);
+                    let mut size = Size { rows, share, lt: self.lt, class, problem, trial };
                     let (order, found) = self.measure(&mut size, &favourites, &kept, &mut **stopwatch)?;
                     fastest.extend(found);
                     order
@@ -162,12 +165,12 @@ impl<'a> Tuner<'a> {
     fn drop_changing(
         &self,
         problem: &mut Problem,
-        trial: &mut Trial,
+        trial: &mut Trial<'_>,
         class: &Class,
         rows_max: usize,
         orders: &mut [Vec<Algorithm>],
     ) -> Result<()> {
-        let (shape, multiprocessors) = (problem.shape, self.context.info().multiprocessors);
+        let (shape, multiprocessors) = (problem.shape, self.ops.context().info().multiprocessors);
         let mut below = 0;
         for (bucket, &most) in BUCKETS.iter().enumerate() {
             let most = most.min(rows_max);
@@ -186,9 +189,11 @@ impl<'a> Tuner<'a> {
                 };
                 let mut keeps_bits = true;
                 for &rows in &counts {
-                    // Rows that it does not take are another's.
-                    keeps_bits &= !self.lt.accepts(problem, &first, rows)?
-                        || trial.confirms(self.lt, problem, &first, rows, &class.bits)?;
+                    for &share in self.lt.shares() {
+                        // Rows that it does not take are another's.
+                        keeps_bits &= !self.lt.accepts(problem, &first, rows, share)?
+                            || trial.confirms(self.lt, problem, &first, (rows, share), &class.bits)?;
+                    }
                 }
                 if keeps_bits {
                     break;
@@ -205,7 +210,7 @@ impl<'a> Tuner<'a> {
     /// cache, if it is confirmed, or by the stopwatch.
     fn measure(
         &self,
-        size: &mut Size<'_>,
+        size: &mut Size<'_, '_>,
         favourites: &[Algorithm],
         kept: &[Fastest],
         stopwatch: &mut dyn Stopwatch,
@@ -214,7 +219,7 @@ impl<'a> Tuner<'a> {
         let able = followed_by(favourites.to_vec(), &size.class.members[..1]);
         let mut others = size.class.members.clone();
         others.retain(|other| find(&able, other.config()).is_none());
-        let known = kept.iter().find(|kept| kept.rows == size.rows);
+        let known = kept.iter().find(|kept| kept.rows == size.rows && kept.share == size.share);
         if let Some((known, algorithm)) =
             known.and_then(|known| Some((known, find(&able, &known.algorithm)?)))
             && size.confirms(algorithm)?
@@ -236,6 +241,7 @@ impl<'a> Tuner<'a> {
         timed.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         let fastest = timed.first().map(|(microseconds, algorithm)| Fastest {
             rows: size.rows,
+            share: size.share,
             algorithm: *algorithm.config(),
             microseconds: *microseconds,
         });
@@ -245,23 +251,25 @@ impl<'a> Tuner<'a> {
 }
 
 /// One size of batch of one matmul.
-struct Size<'a> {
+struct Size<'a, 'b> {
     rows: usize,
+    share: Share,
     lt: &'a Lt,
     class: &'a Class,
     problem: &'a mut Problem,
-    trial: &'a mut Trial,
+    trial: &'a mut Trial<'b>,
 }
 
-impl Size<'_> {
+impl Size<'_, '_> {
     fn confirms(&mut self, algorithm: &Algorithm) -> Result<bool> {
-        self.trial.confirms(self.lt, self.problem, algorithm, self.rows, &self.class.bits)
+        let size = (self.rows, self.share);
+        self.trial.confirms(self.lt, self.problem, algorithm, size, &self.class.bits)
     }
 
     fn time(&mut self, stopwatch: &mut dyn Stopwatch, algorithm: &Algorithm) -> Result<f32> {
-        let Self { rows, lt, ref mut problem, ref mut trial, .. } = *self;
+        let Self { rows, share, lt, ref mut problem, ref mut trial, .. } = *self;
         // The library took it a moment ago, so it takes it again.
-        let mut run = || trial.launch(lt, problem, algorithm, rows).map(drop);
+        let mut run = || trial.launch(lt, problem, algorithm, (rows, share)).map(drop);
         stopwatch.time(rows, algorithm.config(), &mut run)
     }
 }

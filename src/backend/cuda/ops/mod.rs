@@ -10,16 +10,20 @@
 //! its caller states about data on the device.
 
 mod attention;
+mod digest;
 mod fill;
 mod gate;
 mod launch;
 mod norm;
+mod parts;
 mod rope;
 mod rows;
 
 pub use attention::{Attention, Heads, SeamTiles};
+pub use digest::DigestRows;
 pub use gate::GateMul;
 pub use launch::Ops;
 pub use norm::{AddRmsNorm, BRANCH_HIDDEN_MAX, Delta, Norm};
+pub use parts::AddParts;
 pub use rope::{HeadNorms, Rope, RopeTables, norms_heads_of};
 pub use rows::{GatherRows, Score};
