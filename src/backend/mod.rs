@@ -418,9 +418,10 @@ pub trait Backend: Sized {
     ) -> Result<()>;
 
     /// Begins the all-reduce of an output projection's rows `rows`, which with one rank is only
-    /// kept. Every rank begins the same all-reduces in the same order, and norms add their results
-    /// in that order.
-    fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction>;
+    /// kept, and which may add it to `residual` already. Every rank begins the same all-reduces in
+    /// the same order, and norms take their results in that order; until then, no op uses these
+    /// rows of `residual`.
+    fn all_reduce(&mut self, rows: Range<usize>, residual: &mut Self::Act) -> Result<Reduction>;
 
     /// Computes `gate_up[i, j] = f(gate_up[i, j]) * gate_up[i, ffn + j]` for `j < ffn`, rows
     /// `0..rows` and the model's function `f` ([`Gate`]). `gate_up` is `[rows, 2 * ffn]`; the

@@ -294,8 +294,8 @@ impl<B: Clock> Backend for Timed<B> {
         self.did(op)
     }
 
-    fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
-        let reduction = self.inner.all_reduce(rows)?;
+    fn all_reduce(&mut self, rows: Range<usize>, residual: &mut B::Act) -> Result<Reduction> {
+        let reduction = self.inner.all_reduce(rows, residual)?;
         let is_reduced = reduction == Reduction::Pending && self.inner.geometry().shard.ranks > 1;
         let is_op = self.positions.is_some() && is_reduced;
         self.did(is_op.then_some((Class::AllReduce, Cost::default())))?;

@@ -74,7 +74,7 @@ pub fn forward<B: Backend>(
         backend.rope(scratch, pass.metadata, part, Rotate::QueriesAndKeys, norms)?;
         backend.attention(scratch, pass.metadata, part, pass.window, &mut x.normed)?;
         backend.row_parallel(&x.normed, first, &weights.o, rows.clone(), &mut x.residual)?;
-        reduction = backend.all_reduce(rows.clone())?;
+        reduction = backend.all_reduce(rows.clone(), &mut x.residual)?;
     }
     let after_attention = Branch { reduction, norm: weights.attention_branch_norm.as_ref() };
     for rows in pass.parts {
@@ -115,7 +115,7 @@ pub fn forward_last<B: Backend>(
     backend.rope(scratch, pass.metadata, Tokens::Last, Rotate::Queries, norms)?;
     backend.attention(scratch, pass.metadata, Tokens::Last, pass.window, &mut last.normed)?;
     backend.row_parallel(&last.normed, 0, &weights.o, rows.clone(), &mut last.residual)?;
-    let reduction = backend.all_reduce(rows.clone())?;
+    let reduction = backend.all_reduce(rows.clone(), &mut last.residual)?;
     let after_attention = Branch { reduction, norm: weights.attention_branch_norm.as_ref() };
     mlp(backend, weights, pass, after_attention, rows, last, scratch)
 }
@@ -136,7 +136,7 @@ fn mlp<B: Backend>(
         backend.gate_up(&x.normed, chunk.clone(), &weights.gate_up, scratch)?;
         backend.row_parallel(scratch, 0, &weights.down, chunk, &mut x.residual)?;
     }
-    backend.all_reduce(rows)
+    backend.all_reduce(rows, &mut x.residual)
 }
 
 /// Adds a branch to the residual stream of rows `rows`, and norms it.

@@ -32,6 +32,10 @@ pub(crate) struct Entry {
     pub(crate) device: usize,
     pub(crate) priority: i32,
     pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) bytes: usize,
+    /// Those that a matmul is planned for.
+    pub(crate) multiprocessors: usize,
     pub(crate) start: u64,
     pub(crate) end: u64,
 }
@@ -93,6 +97,11 @@ impl Gpu {
     /// Returns the number of contexts that were made.
     pub(crate) fn contexts(&self) -> u64 {
         self.json("softgpu_calls_json")["contexts"].as_u64().unwrap()
+    }
+
+    /// Returns the number of calls for which NCCL starts a thread of the host.
+    pub(crate) fn nccl_jobs(&self) -> u64 {
+        self.json("softgpu_calls_json")["nccl_jobs"].as_u64().unwrap()
     }
 
     /// Returns the bytes that were copied to the device from memory that is not pinned.

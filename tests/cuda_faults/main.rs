@@ -5,6 +5,7 @@
 //! one per process: tests in this process run one at a time, and tests that need other settings run
 //! the command.
 
+mod collectives;
 #[path = "../common/mod.rs"]
 mod common;
 mod drivers;

@@ -11,6 +11,7 @@ use kudos::internals::backend::cuda::gemm::cache::Cache;
 use kudos::internals::backend::cuda::gemm::tuning::{Stopwatch, Tuner};
 use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Out};
 use kudos::internals::backend::cuda::nccl::Group;
+use kudos::internals::backend::cuda::ops::Ops;
 use kudos::internals::backend::cuda::probe::devices;
 use kudos::internals::backend::cuda::{Cuda, Setup, format::ActivationFormat};
 use kudos::internals::backend::{Backend, Capacity, Footprint, Geometry};
@@ -357,13 +358,12 @@ impl Stopwatch for Fails<'_> {
 fn a_rank_stops_tuning_when_its_group_has_failed() {
     let _gpu = Gpu::take();
     let (info, format) = (devices().unwrap().remove(0), ActivationFormat::Bf16);
-    let context = Context::open(&info).unwrap();
-    let lt = Lt::new(&context, format).unwrap();
+    let ops = Ops::new(Context::open(&info).unwrap(), CudaTier::Sm80, 64).unwrap();
+    let lt = Lt::new(ops.context(), format).unwrap();
     let group = Arc::new(Group::new(2, Duration::from_secs(20)).unwrap());
     let calls = Cell::new(0);
     let cache = Cache::new(None, &info, format).unwrap();
-    let tuner =
-        Tuner::new(&context, &lt, GemmTuning::Auto, cache).unwrap().with_group(Some(Arc::clone(&group)));
+    let tuner = Tuner::new(&ops, &lt, GemmTuning::Auto, cache).unwrap().with_group(Some(Arc::clone(&group)));
     let mut tuner = tuner.with_stopwatch(Fails { group: &group, calls: &calls });
     let shape = MatmulShape {
         features: 96,

@@ -350,7 +350,7 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
+    fn all_reduce(&mut self, rows: Range<usize>, _residual: &mut Act) -> Result<Reduction> {
         let Some(pending) = &mut self.pending else { return Ok(Reduction::InResidual) };
         let Geometry { hidden, shard, .. } = &self.geometry;
         if shard.ranks > 1 {

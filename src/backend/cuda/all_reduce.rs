@@ -9,8 +9,13 @@
 //! reduce                     | o of part 0        | o of part 1        | down of part 0     | down of part 1
 //! ```
 //!
-//! An ordered all-reduce gathers every rank's rows into one of two buffers, a bounded number of
-//! rows at a time, and the norm adds them. NCCL's needs no buffer: it adds in place.
+//! An ordered all-reduce adds every rank's part in the order of ranks, with one rounding, a bounded
+//! number of rows at a time: a piece. Of few rows each rank gathers all parts into one of two
+//! buffers, and the norm adds them. Of many rows among more than two ranks, each rank receives all
+//! parts of its slice of the elements, adds them to its residual stream, and gathers the other
+//! slices of that: `2 (n - 1) / n` pieces over a rank's link instead of `n - 1`, with the same bits.
+//! NCCL's all-reduce moves as much as the second way, needs no buffer, and adds in an order of its
+//! own.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -24,14 +29,14 @@ use super::context::Context;
 use super::fault::OrFault;
 use super::format::ActivationFormat;
 use super::nccl::{Comm, Element, Group};
-use super::ops::Delta;
-use super::sizes::{AllReduceSizes, PIECES_GATHERED};
+use super::ops::{AddParts, Delta, Ops};
+use super::sizes::{AllReduceSizes, PIECES_GATHERED, Summation};
 use crate::backend::{AllReduce, Capacity, Geometry};
 use crate::error::Result;
 
 const DOING: &str = "all-reducing over ranks";
 
-/// Collectives between two checkpoints. At most twice as many are queued and not done, with fewer
+/// All-reduces between two checkpoints. At most twice as many are queued and not done, with fewer
 /// than 10 launches each: a driver's queue holds some 1,024 launches of a stream, and a launch that
 /// waits for a full queue heeds no timeout and no abort.
 const CHECKPOINT_INTERVAL: usize = 32;
@@ -47,9 +52,10 @@ pub(super) struct AllReducer {
     element: Element,
     /// `[rows, hidden]`: this rank's part, and after NCCL's all-reduce the sum of all.
     partial: DeviceBuffer,
-    /// `[ranks, piece_rows, hidden]` each: every rank's part. None where NCCL adds.
+    /// Parts that are received: `[ranks, rows, hidden]` of a piece, or of this rank's slice of one.
+    /// None where NCCL adds.
     gathered: Vec<DeviceBuffer>,
-    piece_rows: usize,
+    sizes: AllReduceSizes,
     /// All-reduces that the next norms take, in their order. The first `begun` are queued.
     pending: VecDeque<Range<usize>>,
     begun: usize,
@@ -60,7 +66,7 @@ pub(super) struct AllReducer {
     computed: CudaEvent,
     /// Recorded on this stream behind it.
     reduced: Vec<CudaEvent>,
-    /// Recorded on this stream, in turn, behind every [`CHECKPOINT_INTERVAL`] collectives.
+    /// Recorded on this stream, in turn, behind every [`CHECKPOINT_INTERVAL`] all-reduces.
     checkpoints: [CudaEvent; 2],
 }
 
@@ -101,8 +107,8 @@ impl AllReducer {
             },
             partial: context.allocate(sizes.partial_bytes)?,
             gathered,
-            piece_rows: sizes.piece_rows,
             pending: VecDeque::with_capacity(sizes.pieces),
+            sizes,
             begun: 0,
             begun_ever: 0,
             taken_ever: 0,
@@ -114,11 +120,22 @@ impl AllReducer {
 
     /// Joins the other ranks, and runs a first collective: NCCL connects its transports and
     /// allocates their buffers then, which takes seconds and can fail.
-    pub(super) fn connect(&mut self, context: &Context) -> Result<()> {
-        self.comm = Some(self.group.join(context, self.rank)?);
+    pub(super) fn connect(&mut self, ops: &Ops) -> Result<()> {
+        let context = ops.context();
+        let comm = self.group.join(context, self.rank)?;
         self.partial.fill(0, context.compute())?;
-        self.begin(context, 0..1)?;
-        self.take(context, 0..1, |_, _| Ok(()))?;
+        let ranks = self.group.ranks();
+        let mut row = context.allocate(self.hidden * self.element.bytes())?;
+        row.fill(0, context.compute())?;
+        self.computed.record(context.compute()).or_fault(DOING)?;
+        self.stream.wait(&self.computed).or_fault(DOING)?;
+        if let (true, Some(to)) = (self.sizes.has_slices(), self.gathered.first_mut()) {
+            // Ranks send to each other over transports that no other collective uses.
+            comm.exchange_slices(&row, 0, to, self.hidden / ranks, self.element, &self.stream)?;
+        }
+        self.comm = Some(comm);
+        self.begin(ops, 0..1, &mut row)?;
+        self.take(ops, 0..1, &mut row, |_, _, _| Ok(()))?;
         self.wait(context)
     }
 
@@ -127,17 +144,18 @@ impl AllReducer {
         &mut self.partial
     }
 
-    /// Begins the all-reduce of these rows, which ops that are queued on the compute stream
-    /// compute.
-    pub(super) fn begin(&mut self, context: &Context, rows: Range<usize>) -> Result<()> {
-        for first in rows.clone().step_by(self.piece_rows) {
-            self.pending.push_back(first..rows.end.min(first + self.piece_rows));
+    /// Begins the all-reduce of these rows of `residual`, which ops that are queued on the compute
+    /// stream compute. Until [`take`](Self::take) no op uses them.
+    pub(super) fn begin(&mut self, ops: &Ops, rows: Range<usize>, residual: &mut DeviceBuffer) -> Result<()> {
+        for first in rows.clone().step_by(self.sizes.piece_rows) {
+            self.pending.push_back(first..rows.end.min(first + self.sizes.piece_rows));
         }
-        self.advance(context)
+        self.advance(ops, residual)
     }
 
     /// Queues as many pending all-reduces as there are buffers for.
-    fn advance(&mut self, context: &Context) -> Result<()> {
+    fn advance(&mut self, ops: &Ops, residual: &mut DeviceBuffer) -> Result<()> {
+        let context = ops.context();
         let comm = self.comm.as_ref().expect("ranks join before the first pass");
         while self.begun < self.pending.len() && self.begun < self.reduced.len() {
             // By then, the compute stream has the rows, and the norm that took the buffer's earlier
@@ -147,9 +165,27 @@ impl AllReducer {
             let rows = &self.pending[self.begun];
             let (first, count) = (rows.start * self.hidden, rows.len() * self.hidden);
             let slot = self.begun_ever % self.reduced.len();
-            match self.gathered.get_mut(slot) {
-                Some(to) => comm.all_gather(&self.partial, first, to, count, self.element, &self.stream)?,
-                None => comm.all_reduce(&mut self.partial, first, count, self.element, &self.stream)?,
+            let (element, stream) = (self.element, &self.stream);
+            match (self.sizes.summation(rows.len()), self.gathered.get_mut(slot)) {
+                (Summation::Nccl, _) | (_, None) => {
+                    comm.all_reduce(&mut self.partial, first, count, element, stream)?;
+                }
+                (Summation::Gathered, Some(to)) => {
+                    comm.all_gather(&self.partial, first, to, count, element, stream)?;
+                }
+                (Summation::BySlices, Some(to)) => {
+                    let (parts, rank) = (self.group.ranks(), self.rank);
+                    let count = count / parts;
+                    let own = first + rank * count;
+                    comm.exchange_slices(&self.partial, first, to, count, element, stream)?;
+                    let bytes = own * element.bytes()..(own + count) * element.bytes();
+                    let (own_part, received) = (self.partial.slice(bytes), to.all());
+                    ops.add_parts(
+                        AddParts { residual, first: own, own: own_part, received, parts, rank, count },
+                        stream,
+                    )?;
+                    comm.gather_slices(residual, first, count, element, stream)?;
+                }
             }
             self.reduced[slot].record(&self.stream).or_fault(DOING)?;
             self.begun += 1;
@@ -163,18 +199,20 @@ impl AllReducer {
         Ok(())
     }
 
-    /// Calls `norm` for each piece of these rows, with what is to be added to the residual, to
-    /// queue kernels behind its all-reduce.
+    /// Calls `norm` for each piece of these rows, with what is to be added to the residual and with
+    /// that, to queue kernels behind its all-reduce.
     ///
     /// # Panics
     ///
     /// When the next all-reduce is that of other rows.
     pub(super) fn take(
         &mut self,
-        context: &Context,
+        ops: &Ops,
         rows: Range<usize>,
-        mut norm: impl FnMut(Range<usize>, Delta<'_>) -> Result<()>,
+        residual: &mut DeviceBuffer,
+        mut norm: impl FnMut(Range<usize>, Delta<'_>, &mut DeviceBuffer) -> Result<()>,
     ) -> Result<()> {
+        let context = ops.context();
         let mut next = rows.start;
         while next < rows.end {
             let piece = self.pending.pop_front().expect("a norm takes all-reduces that were begun");
@@ -183,12 +221,13 @@ impl AllReducer {
             let slot = self.taken_ever % self.reduced.len();
             (self.begun, self.taken_ever) = (self.begun - 1, self.taken_ever + 1);
             context.compute().wait(&self.reduced[slot]).or_fault(DOING)?;
-            let delta = match self.gathered.get(slot) {
-                Some(gathered) => Delta::Parts(gathered.all(), self.group.ranks()),
-                None => Delta::In(self.partial.all()),
+            let delta = match (self.sizes.summation(piece.len()), self.gathered.get(slot)) {
+                (Summation::Nccl, _) | (_, None) => Delta::In(self.partial.all()),
+                (Summation::Gathered, Some(gathered)) => Delta::Parts(gathered.all(), self.group.ranks()),
+                (Summation::BySlices, Some(_)) => Delta::None,
             };
-            norm(piece, delta)?;
-            self.advance(context)?;
+            norm(piece, delta, residual)?;
+            self.advance(ops, residual)?;
         }
         Ok(())
     }

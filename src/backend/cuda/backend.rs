@@ -17,18 +17,20 @@ use super::context::Context;
 use super::format::ActivationFormat;
 use super::gemm::cache::Cache;
 use super::gemm::tuning::Tuner;
-use super::gemm::{BitCheck, Lt, Matmul, MatmulShape, Operands};
+use super::gemm::{BitCheck, Lt, Matmul, MatmulShape, Operands, Share};
 use super::heads::HeadLayout;
 use super::kernels::{AttentionFeatures, AttentionKernel};
 use super::matmuls::{self, Biases, WeightShape, features_of};
-use super::nccl::Group;
+use super::nccl::{BLOCKS_BESIDE_MATMULS, Group};
 use super::ops::{
     self, AddRmsNorm, Attention, GateMul, GatherRows, HeadNorms, Norm, Ops, Rope, RopeTables, Score,
     SeamTiles,
 };
 use super::probe::DeviceInfo;
 use super::results::Results;
-use super::sizes::{AllReduceSizes, normed_width, parts, scratch_elements, tables_bytes};
+use super::sizes::{
+    AllReduceSizes, normed_width, overlapped_rows_min, parts, scratch_elements, tables_bytes,
+};
 use super::slot::Slot;
 use super::staging::Staging;
 use super::tables::{DeviceTables, HostTables, RowIndices, SeamSources, WorkList};
@@ -71,6 +73,8 @@ pub struct Cuda {
     rope_tables: RopeTables,
     /// Tables of the present pass.
     tables: DeviceTables,
+    /// The part of the GPU that the matmuls of the present pass have.
+    share: Share,
     logits: DeviceBuffer,
     /// Where logits are copied to.
     results: Results,
@@ -150,7 +154,11 @@ impl Cuda {
         fits(&context, planned)?;
         let ops = Ops::with_attention(context, attention)?;
         let context = ops.context();
-        let lt = Lt::new(context, format)?;
+        let mut lt = Lt::new(context, format)?;
+        if group.is_some() {
+            let left = info.multiprocessors.saturating_sub(usize::from(BLOCKS_BESIDE_MATMULS)).max(1);
+            lt = lt.beside_collectives(left, overlapped_rows_min(geometry.overlap));
+        }
         let row_bytes = geometry.hidden * format.residual_bytes();
         let staging =
             Staging::new(context, capacity.tokens, row_bytes, tables_bytes(&geometry, &heads, &capacity))?;
@@ -171,7 +179,7 @@ impl Cuda {
         let cache = Cache::new(cache, info, format)?;
         let shapes = matmuls::of_layers(&geometry, &heads, &capacity, format, Biases::of(layer));
         // Before weights and activations are allocated: the trials of matmuls use that memory.
-        let tuner = Tuner::new(context, &lt, tuning, cache)?.with_group(group);
+        let tuner = Tuner::new(&ops, &lt, tuning, cache)?.with_group(group);
         let matmuls = prepare(tuner, &shapes)?;
         let bit_check = BitCheck::from_environment(context, format, shapes.iter().map(|(shape, _)| *shape))?;
         Ok(Self {
@@ -184,6 +192,7 @@ impl Cuda {
             staging,
             rope_tables,
             tables,
+            share: Share::Whole,
             logits,
             results,
             ops,
@@ -367,7 +376,7 @@ impl Backend for Cuda {
     type Slot = Slot;
 
     fn connect(&mut self) -> Result<()> {
-        self.all_reducer.as_mut().map_or(Ok(()), |all_reducer| all_reducer.connect(self.ops.context()))
+        self.all_reducer.as_mut().map_or(Ok(()), |all_reducer| all_reducer.connect(&self.ops))
     }
 
     fn activation(&mut self, role: Role, rows: usize) -> Result<Act> {
@@ -431,6 +440,8 @@ impl Backend for Cuda {
         let tokens = packed.tokens.len();
         let block_rows = self.ops.attention_kernel().block_rows;
         let parts = parts(&self.geometry, tokens);
+        // All-reduces of one part run beside the matmuls of another.
+        self.share = if parts.len() > 1 { Share::BesideCollectives } else { Share::Whole };
         let tiles = Tiles::new(packed, &parts, self.heads.group(), block_rows, tokens);
         let last_positions: Vec<u32> = packed.last.iter().map(|last| packed.positions[last.row]).collect();
         let last_rows: Vec<u32> = packed.last.iter().map(|last| last.row as u32).collect();
@@ -490,9 +501,9 @@ impl Backend for Cuda {
             config::Norm::Scale => Norm::Scale,
             config::Norm::OnePlus => Norm::OnePlus { branch: branch_norm.map(Weight::values) },
         };
-        let mut norm = |rows: Range<usize>, delta: ops::Delta<'_>| {
+        let mut norm = |rows: Range<usize>, delta: ops::Delta<'_>, residual: &mut DeviceBuffer| {
             ops.add_rms_norm(AddRmsNorm {
-                residual: &mut residual.buffer,
+                residual,
                 delta,
                 norm: kind,
                 weight: weight.values(),
@@ -504,12 +515,14 @@ impl Backend for Cuda {
             })
         };
         match (before, &mut self.all_reducer) {
-            (Reduction::Pending, Some(all_reducer)) => all_reducer.take(ops.context(), rows, norm),
+            (Reduction::Pending, Some(all_reducer)) => {
+                all_reducer.take(ops, rows, &mut residual.buffer, norm)
+            }
             (Reduction::Pending, None) => {
                 let pending = self.pending.as_ref().expect("what is pending is kept");
-                norm(rows, ops::Delta::In(pending.all()))
+                norm(rows, ops::Delta::In(pending.all()), &mut residual.buffer)
             }
-            (Reduction::InResidual, _) => norm(rows, ops::Delta::None),
+            (Reduction::InResidual, _) => norm(rows, ops::Delta::None, &mut residual.buffer),
         }
     }
 
@@ -539,6 +552,7 @@ impl Backend for Cuda {
             out_first: out_first * width + features.start,
             rows: rows.len(),
             alpha: 1.0,
+            share: self.share,
         };
         self.multiply(shape, operands)
     }
@@ -640,15 +654,16 @@ impl Backend for Cuda {
             out_first: rows.start * hidden,
             rows: rows.len(),
             alpha,
+            share: self.share,
         };
         let multiplied = self.multiply(shape, operands);
         (self.all_reducer, self.pending) = (all_reducer, pending);
         multiplied
     }
 
-    fn all_reduce(&mut self, rows: Range<usize>) -> Result<Reduction> {
+    fn all_reduce(&mut self, rows: Range<usize>, residual: &mut Act) -> Result<Reduction> {
         match (&mut self.all_reducer, &self.pending) {
-            (Some(all_reducer), _) => all_reducer.begin(self.ops.context(), rows)?,
+            (Some(all_reducer), _) => all_reducer.begin(&self.ops, rows, &mut residual.buffer)?,
             (None, Some(_)) => {}
             (None, None) => return Ok(Reduction::InResidual),
         }

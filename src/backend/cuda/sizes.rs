@@ -13,6 +13,9 @@ pub(super) const PIECES_GATHERED: usize = 2;
 /// Rows of a piece, at most: enough to keep links busy, and little memory beside the activations.
 const PIECE_ROWS_MAX: usize = 4096;
 
+/// Elements of the words that a slice is read in.
+const WORD_ELEMENTS: usize = 8;
+
 /// All parts but the last have whole multiples of this number of rows: those of a matmul's tile.
 const PART_ROWS_STEP: usize = 128;
 
@@ -22,6 +25,23 @@ const PART_ROWS_STEP: usize = 128;
 /// of 81 %, a tenth of the work.
 const OVERLAP_ROWS_MIN: usize = 2048;
 
+/// Bytes of all ranks' parts of a piece up to which every rank gathers them all. Slices of a larger
+/// piece move fewer bytes, but take two collectives and a kernel: at 370 GB/s over NVLink these
+/// bytes take 11 microseconds, about as long as a further collective at the least (calculated).
+const GATHERED_BYTES_MAX: usize = 4 << 20;
+
+/// The way in which a piece's parts are added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Summation {
+    /// Every rank gathers all parts, and the norm adds them.
+    Gathered,
+    /// Every rank receives all parts of its slice and adds them to the residual stream, and the
+    /// ranks gather the sums.
+    BySlices,
+    /// NCCL adds.
+    Nccl,
+}
+
 /// Sizes of all-reduces over several ranks.
 pub(super) struct AllReduceSizes {
     /// Rows of a piece, which one collective reduces.
@@ -30,8 +50,14 @@ pub(super) struct AllReduceSizes {
     pub(super) pieces: usize,
     /// Bytes of a rank's own part of all rows.
     pub(super) partial_bytes: usize,
-    /// Bytes of all ranks' parts of a piece; none where NCCL adds.
+    /// Bytes of the parts of a piece that a rank receives; none where NCCL adds.
     pub(super) gathered_bytes: usize,
+    /// Bytes of a row.
+    row_bytes: usize,
+    ranks: usize,
+    all_reduce: AllReduce,
+    /// Whether a row can be added by slices.
+    has_slices: bool,
 }
 
 impl AllReduceSizes {
@@ -39,12 +65,38 @@ impl AllReduceSizes {
         let rows = capacity.tokens.max(capacity.sequences);
         let piece_rows = rows.div_ceil(2).next_multiple_of(PART_ROWS_STEP).min(PIECE_ROWS_MAX);
         let row_bytes = geometry.hidden * format.residual_bytes();
-        let gathered_bytes = match geometry.all_reduce {
-            AllReduce::Ordered => geometry.shard.ranks * piece_rows * row_bytes,
-            AllReduce::Nccl => 0,
+        let (ranks, all_reduce) = (geometry.shard.ranks, geometry.all_reduce);
+        // Of two ranks each receives one part either way. A branch is normed before it is added,
+        // which takes a whole row.
+        let whole_words = geometry.hidden.is_multiple_of(ranks * WORD_ELEMENTS);
+        let has_slices = ranks > 2 && whole_words && !geometry.branch_norms;
+        let piece_bytes = piece_rows * row_bytes;
+        let gathered_bytes = match (all_reduce, has_slices) {
+            (AllReduce::Nccl, _) => 0,
+            (AllReduce::Ordered, false) => ranks * piece_bytes,
+            (AllReduce::Ordered, true) => piece_bytes.max(GATHERED_BYTES_MAX.min(ranks * piece_bytes)),
         };
         let partial_bytes = geometry.pending_rows(capacity) * row_bytes;
-        Self { piece_rows, pieces: parts_max(geometry, capacity), partial_bytes, gathered_bytes }
+        let pieces = parts_max(geometry, capacity);
+        Self { piece_rows, pieces, partial_bytes, gathered_bytes, row_bytes, ranks, all_reduce, has_slices }
+    }
+
+    /// Whether pieces of many rows are added by slices.
+    pub(super) fn has_slices(&self) -> bool {
+        self.has_slices && self.all_reduce == AllReduce::Ordered
+    }
+
+    /// The way in which a piece of so many rows is added. Both ordered ways give the same bits.
+    pub(super) fn summation(&self, rows: usize) -> Summation {
+        match self.all_reduce {
+            AllReduce::Nccl => Summation::Nccl,
+            AllReduce::Ordered
+                if self.has_slices && self.ranks * rows * self.row_bytes > GATHERED_BYTES_MAX =>
+            {
+                Summation::BySlices
+            }
+            AllReduce::Ordered => Summation::Gathered,
+        }
     }
 
     /// Bytes on the device; none where outputs of projections are added at once.
@@ -55,6 +107,15 @@ impl AllReduceSizes {
         } else {
             sizes.partial_bytes
         }
+    }
+}
+
+/// The fewest rows of a matmul that usually has an all-reduce beside it: those of a part.
+pub(super) fn overlapped_rows_min(overlap: Overlap) -> usize {
+    match overlap {
+        Overlap::Auto => OVERLAP_ROWS_MIN / 2,
+        Overlap::Always => 0,
+        Overlap::Never => usize::MAX,
     }
 }
 

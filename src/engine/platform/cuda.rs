@@ -22,11 +22,6 @@ use crate::lock::lock;
 use crate::shard::allowed_ranks;
 use crate::weights::{ModelTensors, WeightBytes};
 
-/// Multiprocessors that an all-reduce may occupy where it overlaps with other kernels: NCCL's is as
-/// fast with 4 to 8 as with more where the switch adds (published); an all-gather of 8 was not
-/// measured.
-const ALL_REDUCE_BLOCKS_MAX: u8 = 8;
-
 /// Rows that go through the MLP at a time, at least: enough for matmuls at full speed.
 const MLP_TOKENS_MIN: usize = 4096;
 
@@ -278,7 +273,7 @@ impl Platform for CudaPlatform {
             };
             Ok(Arc::new(match self.options.overlap {
                 Overlap::Never => group,
-                Overlap::Auto | Overlap::Always => group.with_blocks_max(ALL_REDUCE_BLOCKS_MAX),
+                Overlap::Auto | Overlap::Always => group.with_blocks_max(nccl::BLOCKS_BESIDE_MATMULS),
             }))
         };
         self.groups = (0..replicas).map(group).collect::<Result<_>>()?;

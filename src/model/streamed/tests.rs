@@ -141,7 +141,7 @@ impl Backend for Recorder {
         unreachable!()
     }
 
-    fn all_reduce(&mut self, _: Range<usize>) -> Result<Reduction> {
+    fn all_reduce(&mut self, _: Range<usize>, (): &mut ()) -> Result<Reduction> {
         unreachable!()
     }
 
