@@ -52,7 +52,7 @@ else
     done
     SOFTGPU_CC=80 SOFTGPU_DEVICES=2
     run "golden bits, software GPU at compute capability 80" --test golden -- softgpu
-    SOFTGPU_CC=80 SOFTGPU_DEVICES=3
+    SOFTGPU_CC=80 SOFTGPU_DEVICES=8
     run "faults, software GPU at compute capability 80" --test cuda_faults -- --ignored
     run "bench, software GPU at compute capability 80" --test bench -- --ignored
 fi

@@ -30,6 +30,7 @@ pub(crate) struct Held {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct Entry {
     pub(crate) device: usize,
+    pub(crate) stream: usize,
     pub(crate) priority: i32,
     pub(crate) kind: String,
     pub(crate) name: String,
@@ -102,6 +103,11 @@ impl Gpu {
     /// Returns the number of calls for which NCCL starts a thread of the host.
     pub(crate) fn nccl_jobs(&self) -> u64 {
         self.json("softgpu_calls_json")["nccl_jobs"].as_u64().unwrap()
+    }
+
+    /// Returns the most launches that were queued behind results when these were copied.
+    pub(crate) fn launches_behind_results(&self) -> u64 {
+        self.json("softgpu_calls_json")["launches_behind_results"].as_u64().unwrap()
     }
 
     /// Returns the bytes that were copied to the device from memory that is not pinned.

@@ -278,10 +278,10 @@ fn assert_error(run: &Run, parts: &[&str]) {
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn a_failed_kernel_is_named_where_launches_block() {
-    let run = score("cuda", &[("SOFTGPU_FAIL", Some("launch:4"))]);
+    let run = score("cuda", &[("SOFTGPU_FAIL", Some("launch@add_rms_norm_bf16:2"))]);
     assert_error(&run, &["CUDA_ERROR_LAUNCH_FAILED", "in a pass of 3 tokens", "CUDA_LAUNCH_BLOCKING=1"]);
-    // The first launches of a layer are the norm and, after a matmul, rope.
-    let run = score("cuda", &[("SOFTGPU_FAIL", Some("launch:2")), ("CUDA_LAUNCH_BLOCKING", Some("1"))]);
+    let fault = ("SOFTGPU_FAIL", Some("launch@rope_bf16:1"));
+    let run = score("cuda", &[fault, ("CUDA_LAUNCH_BLOCKING", Some("1"))]);
     assert_error(&run, &["launching `rope` failed: CUDA_ERROR_LAUNCH_FAILED"]);
 }
 

@@ -94,6 +94,7 @@ fn a_rank_that_fails_ends_both_processes_with_its_cause() {
     for (fault, cause) in [
         ("alloc:3", "CUDA_ERROR_OUT_OF_MEMORY"),
         ("launch:4", "CUDA_ERROR_LAUNCH_FAILED"),
+        ("launch@add_rms_norm_bf16:2", "CUDA_ERROR_LAUNCH_FAILED"),
         ("nccl:2", "NCCL says"),
     ] {
         let address = free_address();

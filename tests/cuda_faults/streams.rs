@@ -300,6 +300,76 @@ fn the_next_full_batch_leaves_the_queue_while_a_pass_runs() {
     }
 }
 
+/// The idle times of the compute stream between passes, in logical nanoseconds, and the launches
+/// that were queued behind a pass's logits: of three full batches of one sequence each.
+fn between_passes(gpu: &Gpu, engine: &Engine, tokens: usize) -> (Vec<u64>, u64, Vec<u32>) {
+    let sequences: Vec<Vec<u32>> = (1..4).map(|seed| ids(seed, tokens, SIZES.vocab as u32)).collect();
+    gpu.reset_trace();
+    let scores = engine.score(&sequences);
+    let trace = gpu.trace();
+    let results = trace.iter().find(|entry| entry.kind == "copy_out").unwrap();
+    let compute: Vec<&Entry> = trace.iter().filter(|entry| entry.stream == results.stream).collect();
+    let is_work = |entry: &Entry| matches!(&*entry.kind, "kernel" | "library");
+    let gaps =
+        compute.iter().enumerate().filter(|(_, entry)| entry.kind == "copy_out").filter_map(|(at, _)| {
+            let before = compute[..at].iter().rfind(|entry| is_work(entry))?;
+            let after = compute[at..].iter().find(|entry| is_work(entry))?;
+            Some(after.start - before.end)
+        });
+    let rewards = scores.into_iter().map(|score| score.unwrap().reward.to_bits()).collect();
+    (gaps.collect(), gpu.launches_behind_results(), rewards)
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn the_next_pass_begins_before_logits_are_waited_for() {
+    let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
+    random_model(dir.path(), SIZES);
+    let tokens = 256;
+    let open = |residency, ranks, profile| {
+        let options = CudaOptions { ranks: Some(ranks), ..CudaOptions::default() };
+        let builder = Engine::builder(dir.path()).device(options).residency(residency).profile(profile);
+        builder.max_tokens(tokens).batching(batches_of(tokens)).open().unwrap()
+    };
+    // A pass that is profiled has no ops of the next one, and waits for its own embeddings.
+    let profile = Profile::default();
+    profile.start();
+    let engine = open(Residency::Resident, 1, Some(profile));
+    let (alone, behind, expected) = between_passes(&gpu, &engine, tokens);
+    assert_eq!(behind, 0);
+    drop(engine);
+    let engine = open(Residency::Resident, 1, None);
+    let (gaps, behind, rewards) = between_passes(&gpu, &engine, tokens);
+    println!(
+        "{gaps:?} ns between passes, {alone:?} where each waits for its embeddings, {behind} launches begun"
+    );
+    assert_eq!(rewards, expected);
+    // Two layers of five kernels and four matmuls, but for the last pass.
+    assert_eq!(behind, 2 * 9);
+    // The logits and the tables are copied, and the embeddings within the device.
+    let embeddings = tokens * SIZES.hidden * 2;
+    assert_eq!((gaps.len(), alone.len()), (2, 2));
+    assert!(
+        gaps.iter().zip(&alone).all(|(gap, alone)| 2 * gap < *alone),
+        "{gaps:?}, {alone:?}, {embeddings}"
+    );
+    drop(engine);
+    // Ranks begin the same collectives; a streamed first layer is not waited for.
+    for (residency, ranks, begun) in [
+        (Residency::Resident, 2, true),
+        (Residency::Streamed { resident_layers: Some(4) }, 1, true),
+        (Residency::Streamed { resident_layers: Some(0) }, 1, false),
+    ] {
+        let engine = open(residency, ranks, None);
+        let (_, behind, rewards) = between_passes(&gpu, &engine, tokens);
+        assert_eq!(behind > 0, begun, "{residency:?}, {ranks} ranks");
+        if ranks == 1 {
+            assert_eq!(rewards, expected, "{residency:?}");
+        }
+    }
+    gpu.assert_free();
+}
+
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn streamed_ranks_give_the_bits_of_resident_ones() {

@@ -13,10 +13,18 @@ struct Calls {
     contexts: u64,
     /// Calls of communicators that do not block: NCCL starts a thread of the host for each.
     nccl_jobs: u64,
+    /// The most launches that were queued behind a copy to pinned memory when it ran, which is when
+    /// its caller waits for it at the latest.
+    launches_behind_results: u64,
 }
 
-static CALLS: Mutex<Calls> =
-    Mutex::new(Calls { by_name: BTreeMap::new(), copied: [[0; 2]; 2], contexts: 0, nccl_jobs: 0 });
+static CALLS: Mutex<Calls> = Mutex::new(Calls {
+    by_name: BTreeMap::new(),
+    copied: [[0; 2]; 2],
+    contexts: 0,
+    nccl_jobs: 0,
+    launches_behind_results: 0,
+});
 
 fn calls<T>(with: impl FnOnce(&mut Calls) -> T) -> T {
     with(&mut CALLS.lock().unwrap_or_else(PoisonError::into_inner))
@@ -49,6 +57,11 @@ pub(crate) fn nccl_job() {
     calls(|c| c.nccl_jobs += 1);
 }
 
+/// Counts the launches that are queued behind a copy to pinned memory.
+pub(super) fn results_copied(launches_behind: usize) {
+    calls(|c| c.launches_behind_results = c.launches_behind_results.max(launches_behind as u64));
+}
+
 /// The counts as one JSON object.
 pub(crate) fn calls_json() -> String {
     calls(|c| {
@@ -58,9 +71,9 @@ pub(crate) fn calls_json() -> String {
             format!("{{\"pinned\":{pinned},\"pageable\":{pageable}}}")
         };
         let (calls, copied_in, copied_out) = (names.join(","), copied(Direction::In), copied(Direction::Out));
-        let (contexts, nccl_jobs) = (c.contexts, c.nccl_jobs);
+        let (contexts, nccl_jobs, behind) = (c.contexts, c.nccl_jobs, c.launches_behind_results);
         format!(
-            "{{\"calls\":{{{calls}}},\"copied_in\":{copied_in},\"copied_out\":{copied_out},\"contexts\":{contexts},\"nccl_jobs\":{nccl_jobs}}}"
+            "{{\"calls\":{{{calls}}},\"copied_in\":{copied_in},\"copied_out\":{copied_out},\"contexts\":{contexts},\"nccl_jobs\":{nccl_jobs},\"launches_behind_results\":{behind}}}"
         )
     })
 }

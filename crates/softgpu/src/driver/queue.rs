@@ -1,9 +1,10 @@
 //! Runs streams: each is a queue that runs when a thread waits for it.
 
+use super::calls::results_copied;
 use super::op::{Failure, Op, Stream};
 use super::status::Status;
 use super::trace::Label;
-use super::world::{DeviceState, World};
+use super::world::{DeviceState, LAUNCH_OF, World};
 use crate::check::{Fault, Violation};
 use crate::decode::Program;
 use crate::device::{Access, Launch};
@@ -94,6 +95,9 @@ impl DeviceState {
                 return Ok(waits);
             }
             let (label, is_launch) = (Label::new(&op), op.is_launch());
+            if let (Op::CopyOut { pinned: true, .. }, Some(s)) = (&op, self.streams.get(&stream)) {
+                results_copied(s.launches);
+            }
             let end = match start.and_then(|start| self.perform(world, op).map(|()| start)) {
                 Ok(start) => label.map_or(start, |label| self.record(world, stream, label, start)),
                 Err(Failure { status, why, lasts }) => {
@@ -218,7 +222,8 @@ impl DeviceState {
                 format!("the device was lost before kernel `{}`, as planned", program.name),
             ));
         }
-        if world.fails("launch", self.index) {
+        let of_kernel = format!("{LAUNCH_OF}{}", program.name);
+        if world.fails("launch", self.index) || world.fails(&of_kernel, self.index) {
             return Err(Failure::fault(
                 Status::LaunchFailed,
                 format!("kernel `{}` failed, as planned", program.name),

@@ -119,11 +119,14 @@ impl DeviceState {
     }
 }
 
+/// Begins the name of a fault of one kernel, whose name follows.
+pub(super) const LAUNCH_OF: &str = "launch@";
+
 /// Calls that can be planned to fail.
 const FAULTS: [&str; 6] = ["alloc", "lazy", "launch", "lost", "nccl", "hang"];
 
 /// A device and a kind of call that are counted; without a device, all devices together.
-type Counted = (Option<usize>, &'static str);
+type Counted = (Option<usize>, String);
 
 /// Planned faults; calls count from 1 since the plan was made.
 #[derive(Clone, Debug, Default)]
@@ -152,14 +155,17 @@ impl Faults {
             Some((device, name)) => (Some(device.parse().ok()?), name),
             None => (None, whose),
         };
-        let name = FAULTS.into_iter().find(|&known| known == name)?;
-        Some(((device, name), n.parse().ok()?))
+        let is_known = FAULTS.contains(&name) || name.starts_with(LAUNCH_OF);
+        is_known.then_some(((device, name.to_owned()), n.parse().ok()?))
     }
 
-    fn due(&mut self, what: &'static str, device: usize) -> bool {
+    fn due(&mut self, what: &str, device: usize) -> bool {
         let mut due = false;
-        for counted in [(None, what), (Some(device), what)] {
-            let seen = self.seen.entry(counted).or_default();
+        for counted in [None, Some(device)].map(|device| (device, what.to_owned())) {
+            if self.plan.is_empty() {
+                return false;
+            }
+            let seen = self.seen.entry(counted.clone()).or_default();
             *seen += 1;
             due |= self.plan.contains(&(counted, *seen));
         }
@@ -214,7 +220,7 @@ pub fn initialise() -> &'static World {
 
 impl World {
     /// Counts a call `what` of a device and returns whether it is planned to fail.
-    pub fn fails(&self, what: &'static str, device: usize) -> bool {
+    pub fn fails(&self, what: &str, device: usize) -> bool {
         let due = self.faults.lock().unwrap_or_else(std::sync::PoisonError::into_inner).due(what, device);
         if due {
             eprintln!("softgpu: planned fault: {what} of device {device}");
