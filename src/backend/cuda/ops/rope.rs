@@ -1,5 +1,7 @@
 //! `rope` and `rope_norm`
 
+use std::thread;
+
 use cudarc::driver::PushKernelArg;
 use half::{bf16, f16};
 
@@ -11,6 +13,10 @@ use crate::backend::cuda::tables::{DeviceTables, RowIndices};
 use crate::error::Result;
 
 const THREADS_MAX: usize = 256;
+
+/// Threads of the host that make the tables, at most, and the fewest rows that are worth one.
+const THREADS_OF_HOST_MAX: usize = 8;
+const ROWS_OF_THREAD_MIN: usize = 1024;
 
 /// Cosines and sines `[positions, head_dim / 2]` on the device, computed by the host in f32 and
 /// rounded to the activations' format.
@@ -27,14 +33,7 @@ impl RopeTables {
     /// per position.
     pub fn new(ops: &Ops, frequencies: &[f32], positions: usize) -> Result<Self> {
         let table = |function: fn(f64) -> f64| {
-            let angles =
-                (0..positions).flat_map(|p| frequencies.iter().map(move |frequency| p as f32 * frequency));
-            // The angle is f32's, as in Transformers; its cosine is then exact to the last place.
-            let values = angles.map(|angle| function(f64::from(angle)) as f32);
-            let bits: Vec<u16> = match ops.format() {
-                ActivationFormat::Bf16 => values.map(|value| bf16::from_f32(value).to_bits()).collect(),
-                ActivationFormat::F16 => values.map(|value| f16::from_f32(value).to_bits()).collect(),
-            };
+            let bits = table(ops.format(), frequencies, positions, function);
             let mut buffer = ops.context.allocate(bits.len() * ops.format().bytes())?;
             buffer.upload(0, &bits, ops.context.compute())?;
             Ok(buffer)
@@ -46,6 +45,38 @@ impl RopeTables {
     pub fn bytes(format: ActivationFormat, head_dim: usize, positions: usize) -> usize {
         positions * head_dim * format.bytes()
     }
+}
+
+/// The function of every angle, `[positions, frequencies]`, as bits of a format.
+fn table(
+    format: ActivationFormat,
+    frequencies: &[f32],
+    positions: usize,
+    function: fn(f64) -> f64,
+) -> Vec<u16> {
+    let mut bits = vec![0; positions * frequencies.len()];
+    let fill = &|first: usize, rows: &mut [u16]| {
+        for (position, row) in (first..).zip(rows.chunks_exact_mut(frequencies.len())) {
+            for (bits, frequency) in row.iter_mut().zip(frequencies) {
+                // The angle is f32's, as in Transformers; its cosine is then exact to the last
+                // place.
+                let value = function(f64::from(position as f32 * frequency)) as f32;
+                *bits = match format {
+                    ActivationFormat::Bf16 => bf16::from_f32(value).to_bits(),
+                    ActivationFormat::F16 => f16::from_f32(value).to_bits(),
+                };
+            }
+        }
+    };
+    // 131,072 positions of a 70B take half a second of one core.
+    let threads = thread::available_parallelism().map_or(1, |cores| cores.get().min(THREADS_OF_HOST_MAX));
+    let rows_each = positions.div_ceil(threads).max(ROWS_OF_THREAD_MIN);
+    thread::scope(|scope| {
+        for (index, rows) in bits.chunks_mut(rows_each * frequencies.len().max(1)).enumerate() {
+            scope.spawn(move || fill(index * rows_each, rows));
+        }
+    });
+    bits
 }
 
 /// Rotates heads of consecutive rows of `qkv` in place, a row for each of `positions`.
