@@ -11,7 +11,7 @@ use crate::gpu::{Entry, Gpu};
 /// Rows of 2 KiB: those of a full pass are added by slices among 4 ranks or more.
 const SIZES: ModelSizes = ModelSizes { hidden: 1024, ffn: 512, layers: 2, vocab: 64 };
 const ROW_BYTES: usize = 2 * SIZES.hidden;
-const SEQUENCES: usize = 10;
+const SEQUENCES: usize = 20;
 const SEQUENCE_TOKENS: usize = 64;
 const TOKENS: usize = SEQUENCES * SEQUENCE_TOKENS;
 
@@ -71,7 +71,9 @@ fn ordered_all_reduces_move_what_nccl_s_own_would() {
         assert_eq!(sent(&entries, ranks), expected, "{ranks} ranks");
         // Each call that does not block starts a thread of NCCL's: an exchange and a gather of each
         // sliced all-reduce, one gather of others.
-        let calls = if ranks > 2 { 2 * 2 * (SIZES.layers - 1) + 2 } else { 2 * SIZES.layers };
+        // All rows are two pieces.
+        let pieces = 2 * 2 * (SIZES.layers - 1);
+        let calls = if ranks > 2 { 2 * pieces } else { pieces } + 2;
         assert_eq!(jobs as usize, ranks * calls, "{ranks} ranks");
         // Alone, a sequence has so few rows that all parts are gathered: the bits are the same.
         gpu.reset_trace();
@@ -88,13 +90,13 @@ fn ordered_all_reduces_move_what_nccl_s_own_would() {
 fn slices_keep_their_bits_beside_other_parts() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
-    // Two parts of 384 and 256 rows: 8 ranks gather the second, and add the first by slices.
+    // Two parts of 640 rows, or two pieces of as many.
     let [never, always] = [Overlap::Never, Overlap::Always].map(|overlap| {
         let engine = open(dir.path(), 8, overlap);
         gpu.reset_trace();
         let rewards = score(&engine, &sequences());
         let exchanges = of_first(&gpu).iter().filter(|entry| entry.name == "ncclSend").count();
-        assert_eq!(exchanges, 2 * (SIZES.layers - 1), "{overlap:?}");
+        assert_eq!(exchanges, 2 * 2 * (SIZES.layers - 1), "{overlap:?}");
         rewards
     });
     assert_eq!(never, always);
