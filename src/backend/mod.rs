@@ -232,8 +232,8 @@ pub type NextBatch<'a> = &'a mut dyn FnMut() -> Option<Arc<Packed>>;
 
 /// The operations that a forward pass consists of, on one device, for one rank.
 ///
-/// Ops are queued in the order of the calls; only [`head`](Backend::head) waits for their results.
-/// After an error the activations are undefined.
+/// Ops are queued in the order of the calls; only [`logits`](Backend::logits) waits for their
+/// results. After an error the activations are undefined.
 pub trait Backend: Sized {
     /// An activation: rows of elements on the device.
     type Act;
@@ -314,11 +314,17 @@ pub trait Backend: Sized {
     /// `[vocab, hidden]` is used where it is mapped.
     fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut Self::Act) -> Result<()>;
 
-    /// Called when all ops of a pass except its head are queued. With an asynchronous device it
-    /// calls `next_batch` and gathers on the host the rows that [`embed`](Backend::embed) will need
-    /// for that batch. The next pass may have another batch nevertheless.
-    fn prefetch_embeddings(&mut self, _table: &HostTensor, _next_batch: NextBatch<'_>) -> Result<()> {
-        Ok(())
+    /// Whether ops run while the host goes on. Then the next pass is prepared, and its first ops are
+    /// queued, before the logits of the present one are waited for.
+    fn is_asynchronous(&self) -> bool {
+        false
+    }
+
+    /// Brings rows that [`embed`](Backend::embed) will need for this batch to the device, while it
+    /// computes; returns whether these are all of them. Called with an asynchronous device when a
+    /// pass is queued, for the next one.
+    fn prefetch_embeddings(&mut self, _table: &HostTensor, _packed: &Packed) -> Result<bool> {
+        Ok(false)
     }
 
     /// Computes `residual += before` and
@@ -431,7 +437,10 @@ pub trait Backend: Sized {
     /// Computes `out[i, :] = x[last[i], :]`, `[sequences, hidden]`.
     fn gather_last(&mut self, x: &Self::Act, metadata: &Self::Metadata, out: &mut Self::Act) -> Result<()>;
 
-    /// Returns `x[i, :] . head[label, :]` in f32 for rows `0..rows`, `[rows, labels]`. Waits for
-    /// all queued ops.
-    fn head(&mut self, x: &Self::Act, head: &Self::Weight, rows: usize) -> Result<Vec<f32>>;
+    /// Computes `x[i, :] . head[label, :]` in f32 for rows `0..rows`: the logits, `[rows, labels]`.
+    fn head(&mut self, x: &Self::Act, head: &Self::Weight, rows: usize) -> Result<()>;
+
+    /// Returns the logits of the last [`head`](Backend::head), and waits for all ops that were
+    /// queued before it.
+    fn logits(&mut self) -> Result<Vec<f32>>;
 }

@@ -11,7 +11,7 @@
 use std::ops::Range;
 
 use super::profile::{Class, Cost, Profile};
-use super::{Backend, Features, Geometry, LayerWeights, Matrix, NextBatch, Reduction, Role, Rotate, Tokens};
+use super::{Backend, Features, Geometry, LayerWeights, Matrix, Reduction, Role, Rotate, Tokens};
 use crate::batch::Packed;
 use crate::error::Result;
 use crate::weights::{HostTensor, LayerTensors};
@@ -214,7 +214,7 @@ impl<B: Clock> Backend for Timed<B> {
         fn stage(&mut self, slot: &mut B::Slot, layer: &LayerTensors) -> Result<()>;
         fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut B::Act) -> Result<()>
             => (Class::Embeddings, Cost::default());
-        fn prefetch_embeddings(&mut self, table: &HostTensor, next_batch: NextBatch<'_>) -> Result<()>;
+        fn prefetch_embeddings(&mut self, table: &HostTensor, packed: &Packed) -> Result<bool>;
         fn add_rms_norm(
             &mut self, residual: &mut B::Act, before: Reduction, branch_norm: Option<&B::Weight>,
             weight: &B::Weight, rows: Range<usize>, out: &mut B::Act
@@ -302,10 +302,19 @@ impl<B: Clock> Backend for Timed<B> {
         Ok(reduction)
     }
 
-    fn head(&mut self, x: &B::Act, head: &B::Weight, rows: usize) -> Result<Vec<f32>> {
+    /// Ops of the next pass would be among those of a pass that is profiled.
+    fn is_asynchronous(&self) -> bool {
+        self.positions.is_none() && self.inner.is_asynchronous()
+    }
+
+    fn head(&mut self, x: &B::Act, head: &B::Weight, rows: usize) -> Result<()> {
         let op = self.positions.is_some().then(|| (Class::Score, self.head_cost(rows)));
-        let logits = self.inner.head(x, head, rows)?;
-        self.did(op)?;
+        self.inner.head(x, head, rows)?;
+        self.did(op)
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        let logits = self.inner.logits()?;
         self.end()?;
         Ok(logits)
     }

@@ -39,8 +39,8 @@ pub(super) trait Rank {
     }
 
     /// Runs one pass: from a packed batch to `[packed.last.len(), labels]` logits. A rank whose
-    /// device is asynchronous calls `next_batch` once, when the pass is queued, to prefetch for the
-    /// next one.
+    /// device is asynchronous calls `next_batch` once, when the pass is queued, and begins the pass
+    /// over the batch that it returns, which is the next.
     fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>>;
 
     /// Checks the rank while it waits for a batch.
@@ -207,9 +207,8 @@ enum Channels {
 enum Command {
     /// Run a pass over this batch.
     Pass(Arc<Packed>),
-    /// Prefetch for the next pass, whose batch this is where it is known. Sent once per pass, while
-    /// it runs.
-    Prefetch(Option<Arc<Packed>>),
+    /// The batch of the next pass, where it is known. Sent once per pass, while it runs.
+    Next(Option<Arc<Packed>>),
 }
 
 fn run(
@@ -291,26 +290,26 @@ fn lead(
             }
         };
         broadcast(&Command::Pass(Arc::clone(&packed)));
-        let mut prefetched = false;
+        let mut asked = false;
         let mut next_batch = || {
-            prefetched = true;
+            asked = true;
             if let Some((packed, replies)) = team.queue.full_batch(team.budget, team.sharing) {
                 in_flight.extend(replies);
                 next = Some(Arc::new(packed));
             }
-            broadcast(&Command::Prefetch(next.clone()));
+            broadcast(&Command::Next(next.clone()));
             next.clone()
         };
         let logits = forward.forward(&packed, &mut next_batch)?;
-        if !prefetched {
-            broadcast(&Command::Prefetch(None));
+        if !asked {
+            broadcast(&Command::Next(None));
         }
         team.queue.computed(team.replica.0).add(&packed);
         for (reply, &row) in in_flight.drain(..packed.sequences.len()).zip(&packed.sequences) {
             reply.complete(Ok(&logits[row * team.labels..(row + 1) * team.labels]));
         }
         if let Some(error) = team.queue.closed() {
-            // The next batch, where it was taken, has not begun.
+            // The next batch, where it was taken, has no scores yet.
             in_flight.drain(..).for_each(|reply| reply.complete(Err(error.clone())));
             return Ok(());
         }
@@ -319,19 +318,19 @@ fn lead(
 
 /// Runs rank 0's commands until rank 0 ends.
 fn follow(forward: &mut dyn Rank, commands: &Receiver<Command>) -> Result<()> {
-    // Rank 0 sends one `Prefetch` per pass; if it has ended, there is no next pass.
+    // Rank 0 sends one `Next` per pass; if it has ended, there is no next pass.
     let mut next_batch = || match commands.recv() {
-        Ok(Command::Prefetch(packed)) => packed,
+        Ok(Command::Next(packed)) => packed,
         Ok(Command::Pass(_)) => {
-            unreachable!("rank 0 sends `Prefetch` for a pass before it begins the next one")
+            unreachable!("rank 0 sends `Next` for a pass before it runs the next one")
         }
         Err(_) => None,
     };
     loop {
         match commands.recv_timeout(POLL_INTERVAL) {
             Ok(Command::Pass(packed)) => drop(forward.forward(&packed, &mut next_batch)?),
-            // From a pass that prefetched nothing.
-            Ok(Command::Prefetch(_)) => {}
+            // From a pass that asked for nothing.
+            Ok(Command::Next(_)) => {}
             Err(RecvTimeoutError::Timeout) => forward.check_idle()?,
             Err(RecvTimeoutError::Disconnected) => return Ok(()),
         }

@@ -15,6 +15,7 @@
 use std::ops::Range;
 
 use crate::backend::{Backend, Features, LayerWeights, Reduction, Rotate, Tokens};
+use crate::batch::Packed;
 use crate::error::Result;
 
 /// The residual stream of some rows, and its normed form, which linear layers read.
@@ -33,6 +34,13 @@ pub struct Branch<'a, W> {
     pub reduction: Reduction,
     /// Its norm, in models that have one.
     pub norm: Option<&'a W>,
+}
+
+impl<'a, P> Pass<'a, P> {
+    /// The arguments of a pass over a batch; its layers set their window.
+    pub fn new(packed: &Packed, parts: &'a [Range<usize>], metadata: &'a P, mlp_tokens: usize) -> Self {
+        Self { metadata, parts, sequences: packed.last.len(), mlp_tokens, window: None }
+    }
 }
 
 impl<W> Clone for Branch<'_, W> {

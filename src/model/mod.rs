@@ -11,6 +11,9 @@ pub mod rope;
 mod source;
 pub mod streamed;
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::backend::{Backend, Capacity, Matrix, NextBatch, Reduction, Role};
 use crate::batch::Packed;
 use crate::config::ModelConfig;
@@ -21,6 +24,11 @@ use layer::{Activations, Branch, Pass};
 
 pub use source::{LayerSource, Resident};
 pub use streamed::Streamed;
+
+/// Layers of the next pass that are queued before the logits of the present one are waited for: the
+/// device computes them while the host completes scores. More would fill the driver's queue, and the
+/// host would wait there instead, with logits that callers want.
+const LAYERS_BEGUN: usize = 2;
 
 /// One rank's model: weights outside of the layers, and the activations that every pass reuses.
 pub struct Model<B: Backend, L> {
@@ -41,6 +49,17 @@ pub struct Model<B: Backend, L> {
     windows: Vec<Option<usize>>,
     logit_cap: Option<f32>,
     head_mlp: Option<HeadMlp>,
+    /// The batch of the next pass, where that was begun; an error is that pass's.
+    next: Option<(Arc<Packed>, Result<Begun<B::Metadata>>)>,
+}
+
+/// A pass of which the first ops are queued.
+struct Begun<M> {
+    metadata: M,
+    /// Layers that are queued.
+    layers: usize,
+    /// The state of the output that the next norm adds.
+    reduction: Reduction,
 }
 
 impl<B: Backend, L: LayerSource<B>> Model<B, L> {
@@ -80,6 +99,7 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
             windows: (0..config.layers).map(|layer| config.window(layer)).collect(),
             logit_cap: config.logit_cap,
             head_mlp: tensors.head_out.as_ref().map(HeadMlp::new),
+            next: None,
         })
     }
 
@@ -93,49 +113,101 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         self.backend.connect()
     }
 
-    /// Runs one pass, and returns `[packed.last.len(), labels]` logits. When all ops but the head
-    /// are queued, a backend with an asynchronous device calls `next_batch` and prefetches
-    /// embeddings for that batch.
+    /// Runs one pass, and returns `[packed.last.len(), labels]` logits. With an asynchronous device,
+    /// `next_batch` is called when all ops are queued, and the pass over the batch that it returns
+    /// is begun before the logits are waited for.
+    ///
+    /// # Panics
+    ///
+    /// When a pass was begun over another batch.
     pub fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
-        let metadata = &self.backend.metadata(packed)?;
-        let mut pass = Pass {
-            metadata,
-            parts: B::parts(metadata),
-            sequences: packed.last.len(),
-            mlp_tokens: self.capacity.mlp_tokens,
-            window: None,
+        let begun = match self.next.take() {
+            Some((batch, begun)) => {
+                assert!(std::ptr::eq(&*batch, packed), "the pass that was begun is the next one");
+                begun?
+            }
+            None => self.begin(packed, 0)?,
         };
-        let backend = &mut self.backend;
-        backend.embed(&self.embedding, packed, &mut self.all.residual)?;
-        let mut branch = Branch { reduction: Reduction::InResidual, norm: None };
-        let layers = self.layers.layers();
-        for index in 0..layers - 1 {
-            let weights = self.layers.layer(backend, index)?;
-            pass.window = self.windows[index];
-            let reduction =
-                layer::forward(backend, weights, &pass, branch, &mut self.all, &mut self.scratch)?;
-            branch = Branch { reduction, norm: self.mlp_branch_norms.get(index) };
+        self.queue_rest(packed, begun)?;
+        if self.backend.is_asynchronous()
+            && let Some(batch) = next_batch()
+        {
+            // These logits are returned, whatever becomes of the next pass.
+            let begun = self.begin_next(&batch).transpose();
+            self.next = begun.map(|begun| (batch, begun));
         }
-        let weights = self.layers.layer(backend, layers - 1)?;
-        pass.window = self.windows[layers - 1];
-        let reduction = layer::forward_last(
-            backend,
-            weights,
-            &pass,
-            branch,
-            &mut self.all,
-            &mut self.last,
-            &mut self.scratch,
-        )?;
-        self.layers.end_pass(backend)?;
-        branch = Branch { reduction, norm: self.mlp_branch_norms.last() };
-        layer::add_rms_norm(backend, branch, &self.final_norm, 0..pass.sequences, &mut self.last)?;
-        backend.prefetch_embeddings(&self.embedding, next_batch)?;
-        let logits = backend.head(&self.last.normed, &self.head, pass.sequences)?;
+        let logits = self.backend.logits()?;
         Ok(match (&self.head_mlp, self.logit_cap) {
             (Some(mlp), _) => mlp.forward(&logits),
             (None, Some(cap)) => logits.into_iter().map(|logit| capped(logit, cap)).collect(),
             (None, None) => logits,
         })
+    }
+
+    /// Begins the next pass where all rows of its embeddings could be prefetched: others wait for
+    /// the end of the present one.
+    fn begin_next(&mut self, packed: &Packed) -> Result<Option<Begun<B::Metadata>>> {
+        if !self.backend.prefetch_embeddings(&self.embedding, packed)? {
+            return Ok(None);
+        }
+        let layers = self.layers.ready_layers().min(LAYERS_BEGUN).min(self.layers.layers() - 1);
+        self.begin(packed, layers).map(Some)
+    }
+
+    /// Queues a pass up to the end of its first `layers` layers, of which the last one is none.
+    fn begin(&mut self, packed: &Packed, layers: usize) -> Result<Begun<B::Metadata>> {
+        let metadata = self.backend.metadata(packed)?;
+        self.backend.embed(&self.embedding, packed, &mut self.all.residual)?;
+        let mut begun = Begun { metadata, layers: 0, reduction: Reduction::InResidual };
+        self.queue_layers(packed, &mut begun, 0..layers)?;
+        Ok(begun)
+    }
+
+    /// Queues layers other than the last one.
+    fn queue_layers(
+        &mut self,
+        packed: &Packed,
+        begun: &mut Begun<B::Metadata>,
+        layers: Range<usize>,
+    ) -> Result<()> {
+        let Begun { metadata, layers: queued, reduction } = begun;
+        let mut pass = Pass::new(packed, B::parts(metadata), metadata, self.capacity.mlp_tokens);
+        for index in layers {
+            let weights = self.layers.layer(&mut self.backend, index)?;
+            pass.window = self.windows[index];
+            let norm = index.checked_sub(1).and_then(|before| self.mlp_branch_norms.get(before));
+            let before = Branch { reduction: *reduction, norm };
+            *reduction =
+                layer::forward(&mut self.backend, weights, &pass, before, &mut self.all, &mut self.scratch)?;
+            *queued = index + 1;
+        }
+        Ok(())
+    }
+
+    /// Queues what is left of a pass.
+    fn queue_rest(&mut self, packed: &Packed, mut begun: Begun<B::Metadata>) -> Result<()> {
+        let last = self.layers.layers() - 1;
+        let first = begun.layers;
+        self.queue_layers(packed, &mut begun, first..last)?;
+        let Begun { metadata, reduction, .. } = &begun;
+        let backend = &mut self.backend;
+        let mut pass = Pass::new(packed, B::parts(metadata), metadata, self.capacity.mlp_tokens);
+        pass.window = self.windows[last];
+        let norm = last.checked_sub(1).and_then(|before| self.mlp_branch_norms.get(before));
+        let before = Branch { reduction: *reduction, norm };
+        let weights = self.layers.layer(backend, last)?;
+        let reduction = layer::forward_last(
+            backend,
+            weights,
+            &pass,
+            before,
+            &mut self.all,
+            &mut self.last,
+            &mut self.scratch,
+        )?;
+        self.layers.end_pass(backend)?;
+        let branch = Branch { reduction, norm: self.mlp_branch_norms.last() };
+        layer::add_rms_norm(backend, branch, &self.final_norm, 0..pass.sequences, &mut self.last)?;
+        backend.head(&self.last.normed, &self.head, pass.sequences)
     }
 }

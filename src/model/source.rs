@@ -14,6 +14,10 @@ pub trait LayerSource<B: Backend> {
     /// layer and pass, in ascending order.
     fn layer(&mut self, backend: &mut B, index: usize) -> Result<&LayerWeights<B::Weight>>;
 
+    /// Returns the number of first layers that are ready whenever they are asked for: the next pass
+    /// may begin with them before the present one has ended.
+    fn ready_layers(&self) -> usize;
+
     /// Called when the last op of a pass that uses a layer is queued.
     fn end_pass(&mut self, _backend: &mut B) -> Result<()> {
         Ok(())
@@ -41,5 +45,9 @@ impl<B: Backend> LayerSource<B> for Resident<B::Weight> {
 
     fn layer(&mut self, _backend: &mut B, index: usize) -> Result<&LayerWeights<B::Weight>> {
         Ok(&self.layers[index])
+    }
+
+    fn ready_layers(&self) -> usize {
+        self.layers.len()
     }
 }

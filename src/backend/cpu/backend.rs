@@ -33,6 +33,8 @@ pub struct Cpu {
     /// `[rows, hidden]`, unless outputs of projections are added at once: what ranks all-reduce,
     /// and the next norm adds.
     pending: Option<Act>,
+    /// Those of the last head, until they are returned.
+    logits: Vec<f32>,
 }
 
 impl Cpu {
@@ -74,7 +76,8 @@ impl Cpu {
             0 => None,
             rows => Some(Act::new(rows * row_stride(geometry.hidden))?),
         };
-        Ok(Self { geometry, capacity, isa, math, warning, threads, group, tables, pending })
+        let logits = Vec::new();
+        Ok(Self { geometry, capacity, isa, math, warning, threads, group, tables, pending, logits })
     }
 
     /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`:
@@ -375,7 +378,7 @@ impl Backend for Cpu {
         Ok(())
     }
 
-    fn head(&mut self, x: &Act, head: &Weight, rows: usize) -> Result<Vec<f32>> {
+    fn head(&mut self, x: &Act, head: &Weight, rows: usize) -> Result<()> {
         let labels = head.out_features();
         let mut logits = vec![0.0; rows * labels];
         // In f32 whatever the arithmetic of the layers: this matmul is the reward.
@@ -391,6 +394,11 @@ impl Backend for Cpu {
             };
             gemm(self.isa, &self.threads, &operands, RowsMut::new(&mut logits, rows, labels, labels));
         }
-        Ok(logits)
+        self.logits = logits;
+        Ok(())
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        Ok(std::mem::take(&mut self.logits))
     }
 }

@@ -136,7 +136,8 @@ impl AllReducer {
         self.comm = Some(comm);
         self.begin(ops, 0..1, &mut row)?;
         self.take(ops, 0..1, &mut row, |_, _, _| Ok(()))?;
-        self.wait(context)
+        self.computed.record(context.compute()).or_fault(DOING)?;
+        self.wait_for(&self.computed)
     }
 
     /// The buffer for this rank's part of the rows of output projections.
@@ -240,10 +241,10 @@ impl AllReducer {
         })
     }
 
-    /// Waits until everything queued on the compute stream is done; an error when a rank fails, or
-    /// does not come in time.
-    pub(super) fn wait(&self, context: &Context) -> Result<()> {
-        self.comm.as_ref().map_or(Ok(()), |comm| comm.wait(context))
+    /// Waits for an event that was recorded behind all-reduces; an error when a rank fails, or does
+    /// not come in time.
+    pub(super) fn wait_for(&self, event: &CudaEvent) -> Result<()> {
+        self.comm.as_ref().map_or(Ok(()), |comm| comm.wait_for(event))
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! All memory is allocated at the start, for passes of full capacity, and all matmuls are prepared.
 //! A pass's tables are uploaded in one copy from pinned memory, and its tokens' embeddings in a
-//! second one. Only [`head`](Backend::head) waits for the GPU. A test counts the calls of the
-//! driver in a pass.
+//! second one, or while the pass before runs. Only [`logits`](Backend::logits) waits for the GPU. A
+//! test counts the calls of the driver in a pass.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -41,7 +41,7 @@ use super::weight::{Weight, WeightLayout};
 use crate::backend::tier::CudaTier;
 use crate::backend::{
     Backend, Capacity, Features, Footprint, GemmTuning, Geometry, HostWeight, LayerWeights, Matrix,
-    NextBatch, Reduction, Role, Rotate, Tokens,
+    Reduction, Role, Rotate, Tokens,
 };
 use crate::batch::Packed;
 use crate::config::{self, ModelConfig};
@@ -480,10 +480,13 @@ impl Backend for Cuda {
         self.staging.copy_rows(self.ops.context(), &mut residual.buffer, &packed.tokens, fill)
     }
 
-    fn prefetch_embeddings(&mut self, table: &HostTensor, next_batch: NextBatch<'_>) -> Result<()> {
-        let Some(packed) = next_batch() else { return Ok(()) };
+    fn is_asynchronous(&self) -> bool {
+        true
+    }
+
+    fn prefetch_embeddings(&mut self, table: &HostTensor, packed: &Packed) -> Result<bool> {
         let fill = embedding(table, self.format(), self.geometry.embedding_scale);
-        self.staging.prefetch(&packed.tokens, fill)
+        self.staging.prefetch(self.ops.context(), &packed.tokens, fill)
     }
 
     fn add_rms_norm(
@@ -693,7 +696,7 @@ impl Backend for Cuda {
         })
     }
 
-    fn head(&mut self, x: &Act, head: &Weight, rows: usize) -> Result<Vec<f32>> {
+    fn head(&mut self, x: &Act, head: &Weight, rows: usize) -> Result<()> {
         let labels = head.out_features;
         self.ops.score(Score {
             x: x.buffer.all(),
@@ -703,11 +706,15 @@ impl Backend for Cuda {
             labels,
             hidden: self.geometry.hidden,
         })?;
-        if let Some(all_reducer) = &self.all_reducer {
-            all_reducer.wait(self.ops.context())?;
-        }
         let logits = self.logits.slice(0..rows * labels * size_of::<f32>());
-        self.results.read(self.ops.context(), logits)
+        self.results.queue(self.ops.context(), logits)
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
+        if let Some(all_reducer) = &self.all_reducer {
+            all_reducer.wait_for(self.results.copied())?;
+        }
+        self.results.read()
     }
 }
 

@@ -9,6 +9,7 @@ use super::heads::HeadLayout;
 use super::matmuls::{self, Biases};
 use super::ops::RopeTables;
 use super::sizes::{AllReduceSizes, normed_width, scratch_elements, tables_bytes};
+use super::staging::Staging;
 use super::weight::WeightLayout;
 use crate::backend::tier::CudaTier;
 use crate::backend::{Capacity, Footprint, Geometry, HostWeight, Matrix};
@@ -62,7 +63,8 @@ impl Cuda {
         let shapes = matmuls::of_layers(geometry, &heads, capacity, format, Biases::default());
         let trial = shapes.iter().map(|(shape, _)| Trial::least_bytes(format, *shape)).max().unwrap_or(0);
         let activations = (rows * row_bytes + scratch).max(trial);
-        let workspace = activations + all_reduce + tables + rope_tables + logits + WORKSPACE_BYTES;
+        let staging = Staging::device_bytes(capacity.tokens, geometry.hidden * format.residual_bytes());
+        let workspace = activations + staging + all_reduce + tables + rope_tables + logits + WORKSPACE_BYTES;
         Footprint { weights, workspace, libraries: libraries_bytes(geometry.shard.ranks) }
     }
 }

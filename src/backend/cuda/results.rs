@@ -20,6 +20,8 @@ pub(super) struct Results {
     pinned: Pinned,
     /// Recorded behind the copy.
     copied: CudaEvent,
+    /// Bytes that are copied and were not read yet.
+    queued: usize,
 }
 
 impl Results {
@@ -29,25 +31,37 @@ impl Results {
         // The thread that waits sleeps: a pass is long, and others want the core.
         let sleeping = Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC);
         let copied = context.cuda().new_event(sleeping).or_fault(DOING)?;
-        Ok(Self { pinned, copied })
+        Ok(Self { pinned, copied, queued: 0 })
     }
 
-    /// Returns the numbers in `from` after what is queued on the compute stream. Failures of
-    /// earlier kernels show here too.
+    /// Queues the copy of the numbers in `from`, behind what is queued on the compute stream.
     ///
     /// # Panics
     ///
-    /// When they are more than there is memory for.
-    pub(super) fn read<T: Pod>(&mut self, context: &Context, from: DeviceSlice<'_>) -> Result<Vec<T>> {
+    /// When they are more than there is memory for, or those before were not read.
+    pub(super) fn queue(&mut self, context: &Context, from: DeviceSlice<'_>) -> Result<()> {
         context.bind()?;
+        assert_eq!(self.queued, 0, "results are read before others are queued");
         let bytes = &mut self.pinned.bytes()[..from.bytes()];
         // SAFETY: `bytes` is as long as `from`, which lies within its buffer. It is not read before
-        // the event was waited for; when that fails the device is lost, and dropping it waits for
-        // the device.
+        // the event was waited for, and no other copy writes there until then; when that fails the
+        // device is lost, and dropping it waits for the device.
         unsafe { result::memcpy_dtoh_async(bytes, from.address(), context.compute().cu_stream()) }
             .or_fault(DOING)?;
-        self.copied.record(context.compute()).or_fault(DOING)?;
+        self.queued = from.bytes();
+        self.copied.record(context.compute()).or_fault(DOING)
+    }
+
+    /// Completes when the numbers that were queued are here.
+    pub(super) fn copied(&self) -> &CudaEvent {
+        &self.copied
+    }
+
+    /// Waits for the numbers that were queued last, and returns them. Failures of earlier kernels
+    /// show here too.
+    pub(super) fn read<T: Pod>(&mut self) -> Result<Vec<T>> {
         self.copied.synchronize().or_fault(DOING)?;
+        let bytes = &self.pinned.bytes()[..std::mem::take(&mut self.queued)];
         // Pinned memory begins at a page.
         Ok(bytemuck::cast_slice(bytes).to_vec())
     }

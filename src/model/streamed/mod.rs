@@ -107,6 +107,11 @@ impl<B: Backend> LayerSource<B> for Streamed<B> {
         }
     }
 
+    /// A streamed layer's copies may wait for the end of the present pass.
+    fn ready_layers(&self) -> usize {
+        self.places.iter().take_while(|place| matches!(place, Place::Resident(_))).count()
+    }
+
     fn end_pass(&mut self, backend: &mut B) -> Result<()> {
         self.release(backend)
     }

@@ -153,7 +153,11 @@ impl Backend for Recorder {
         unreachable!()
     }
 
-    fn head(&mut self, (): &(), _: &String, _: usize) -> Result<Vec<f32>> {
+    fn head(&mut self, (): &(), _: &String, _: usize) -> Result<()> {
+        unreachable!()
+    }
+
+    fn logits(&mut self) -> Result<Vec<f32>> {
         unreachable!()
     }
 }
