@@ -6,9 +6,9 @@ CARGO_FLAGS := --release --locked --workspace
 KUDOS := target/release/kudos
 DEMO := demo/model
 
-.PHONY: demo demo-build test test-gpu test-python test-trainers test-clusters test-clients test-page test-docker test-eval wheel test-real gpu-bundle
+.PHONY: demo demo-build test test-gpu test-python test-trainers test-clusters test-clients test-page test-docker test-eval test-sass wheel test-real gpu-bundle
 .PHONY: gpu-bundle-check build fmt lint doc cuda-toolchain
-.PHONY: softgpu softgpu-env kernels-page golden bench-cpu plots capi
+.PHONY: softgpu softgpu-env kernels-page sass golden bench-cpu plots capi
 
 demo: demo-build
 	$(KUDOS) score --model $(DEMO) --prompt 'What is 1+1?' --response '1+1=2' --response '1+1=3'
@@ -58,6 +58,11 @@ test-page: build
 # (pip installs 100 MB).
 test-eval: build
 	tests/eval/run.sh
+
+# The machine code of the kernels against the tables of kernels/README.md, and what their design promises, read by
+# the disassembler, which pip installs (5 MB to download). KUDOS_NO_SASS=1 leaves it out.
+test-sass: cuda-toolchain
+	tests/sass/run.sh
 
 # The Dockerfiles, read by hadolint and run in roots that debootstrap makes: as root, and for as long as two builds take.
 test-docker:
@@ -125,10 +130,15 @@ softgpu: cuda-toolchain
 	cargo build $(CARGO_FLAGS) --lib
 	crates/softgpu/link target/softgpu
 
-# Counts the figures of kernels/README.md again.
+# Counts the figures of kernels/README.md again, and reads its machine code.
 kernels-page: softgpu
 	KUDOS_WRITE_KERNELS_PAGE=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=80 \
 		cargo test $(CARGO_FLAGS) --test kernels -- figures_of_the_page
+	$(MAKE) sass
+
+# Reads the machine code for kernels/README.md alone.
+sass: cuda-toolchain
+	KUDOS_WRITE_KERNELS_PAGE=1 tests/sass/run.sh
 
 # Rewrites tests/golden/bits.json, which a commit does only if it says which bits change, and why.
 golden: softgpu

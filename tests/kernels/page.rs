@@ -16,6 +16,8 @@ use crate::work::done;
 
 const PAGE: &str = include_str!("../../kernels/README.md");
 const BEGIN: &str = "<!-- Counted from here on: `make kernels-page` -->\n";
+/// The beginning of the rest, which `tests/sass` holds.
+const END: &str = "<!-- Read from machine code from here on: `make sass` -->\n";
 
 /// Variable that makes the test write the page instead of comparing it.
 const WRITE: &str = "KUDOS_WRITE_KERNELS_PAGE";
@@ -51,9 +53,11 @@ pub(crate) fn figures_of_the_page_are_those_counted(gpus: &[Gpu], counters: Coun
 }
 
 fn page(gpus: &[Gpu], counters: Counters) -> String {
-    let (words, _) = PAGE.split_once(BEGIN).expect("the page says where the counted part begins");
+    let (words, rest) = PAGE.split_once(BEGIN).expect("the page says where the counted part begins");
+    let (_, machine_code) = rest.split_once(END).expect("the page says where the counted part ends");
     let tables: Vec<Vec<AtWidth>> = gpus.iter().map(|gpu| all_at_70b_width(gpu, counters)).collect();
-    format!("{words}{BEGIN}\n{}{}{}", bytes(gpus, &tables), attention(gpus, counters), registers(&tables))
+    let (bytes, attention, registers) = (bytes(gpus, &tables), attention(gpus, counters), registers(&tables));
+    format!("{words}{BEGIN}\n{bytes}{attention}{registers}\n{END}{machine_code}")
 }
 
 /// 65536 -> 65,536
