@@ -66,11 +66,11 @@ pub struct Geometry {
 pub enum AllReduce {
     /// In the order of ranks, so that a reward does not depend on what shares its batch
     ///
-    /// Every rank gets what each has computed, and adds it in f32 with one rounding. Over N ranks this
-    /// moves N / 2 times the bytes of [`Nccl`](Self::Nccl).
+    /// What each rank has computed is added in f32 with one rounding. Over more than two ranks each adds
+    /// a slice of the rows, and this moves the bytes of [`Nccl`](Self::Nccl), in one step more.
     #[default]
     Ordered,
-    /// By NCCL, which moves less over more than two ranks; rewards are less exact and change with their batch
+    /// By NCCL, in one step, within the switch where that can; rewards are less exact and change with their batch
     ///
     /// NCCL rounds at every hop, and over more than two ranks in an order that depends on where in its
     /// batch an element lies: rewards are further from float32 by about a quarter.
@@ -134,6 +134,16 @@ impl Geometry {
     /// where they are all-reduced or normed first, by the next norm.
     pub fn adds_at_once(&self) -> bool {
         self.shard.ranks == 1 && !self.branch_norms
+    }
+
+    /// Whether an ordered all-reduce of many rows is divided among the ranks: each adds all parts of
+    /// its slice of the elements, in whole words. Of two ranks each receives one part either way, and
+    /// a branch that is normed before it is added takes whole rows.
+    pub fn adds_by_slices(&self) -> bool {
+        /// Elements of a word.
+        const WORD: usize = 8;
+        let ranks = self.shard.ranks;
+        ranks > 2 && self.hidden.is_multiple_of(ranks * WORD) && !self.branch_norms
     }
 
     /// Returns the rows of `hidden` elements that a rank buffers: outputs of projections, until the

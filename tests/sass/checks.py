@@ -35,8 +35,11 @@ WORD = 16
 IN_FLIGHT = {
     "add_branch_rms_norm_bf16": (128, 9),
     "add_branch_rms_norm_f16": (256, 16),
+    "add_parts_bf16": (64, 1),
+    "add_parts_f16": (64, 1),
     "add_rms_norm_bf16": (64, 10),
     "add_rms_norm_f16": (64, 22),
+    "digest_rows": (32, 1),
     "gate_mul_gelu_bf16": (32, 1),
     "gate_mul_gelu_f16": (32, 1),
     "gate_mul_silu_bf16": (32, 1),

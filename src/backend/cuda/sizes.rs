@@ -13,9 +13,6 @@ pub(super) const PIECES_GATHERED: usize = 2;
 /// Rows of a piece, at most: enough to keep links busy, and little memory beside the activations.
 const PIECE_ROWS_MAX: usize = 4096;
 
-/// Elements of the words that a slice is read in.
-const WORD_ELEMENTS: usize = 8;
-
 /// All parts but the last have whole multiples of this number of rows: those of a matmul's tile.
 const PART_ROWS_STEP: usize = 128;
 
@@ -52,12 +49,10 @@ pub(super) struct AllReduceSizes {
     pub(super) partial_bytes: usize,
     /// Bytes of the parts of a piece that a rank receives; none where NCCL adds.
     pub(super) gathered_bytes: usize,
-    /// Bytes of a row.
-    row_bytes: usize,
-    ranks: usize,
-    all_reduce: AllReduce,
-    /// Whether a row can be added by slices.
-    has_slices: bool,
+    /// Bytes of all ranks' parts of a row.
+    parts_bytes: usize,
+    /// The way in which many rows are added.
+    of_many_rows: Summation,
 }
 
 impl AllReduceSizes {
@@ -65,38 +60,34 @@ impl AllReduceSizes {
         let rows = capacity.tokens.max(capacity.sequences);
         let piece_rows = rows.div_ceil(2).next_multiple_of(PART_ROWS_STEP).min(PIECE_ROWS_MAX);
         let row_bytes = geometry.hidden * format.residual_bytes();
-        let (ranks, all_reduce) = (geometry.shard.ranks, geometry.all_reduce);
-        // Of two ranks each receives one part either way. A branch is normed before it is added,
-        // which takes a whole row.
-        let whole_words = geometry.hidden.is_multiple_of(ranks * WORD_ELEMENTS);
-        let has_slices = ranks > 2 && whole_words && !geometry.branch_norms;
-        let piece_bytes = piece_rows * row_bytes;
-        let gathered_bytes = match (all_reduce, has_slices) {
-            (AllReduce::Nccl, _) => 0,
-            (AllReduce::Ordered, false) => ranks * piece_bytes,
-            (AllReduce::Ordered, true) => piece_bytes.max(GATHERED_BYTES_MAX.min(ranks * piece_bytes)),
+        let of_many_rows = match geometry.all_reduce {
+            AllReduce::Nccl => Summation::Nccl,
+            AllReduce::Ordered if geometry.adds_by_slices() => Summation::BySlices,
+            AllReduce::Ordered => Summation::Gathered,
+        };
+        let parts_bytes = geometry.shard.ranks * row_bytes;
+        let gathered_bytes = match of_many_rows {
+            Summation::Nccl => 0,
+            Summation::Gathered => piece_rows * parts_bytes,
+            // The slices of a piece, or all of a small one.
+            Summation::BySlices => {
+                (piece_rows * row_bytes).max(GATHERED_BYTES_MAX.min(piece_rows * parts_bytes))
+            }
         };
         let partial_bytes = geometry.pending_rows(capacity) * row_bytes;
         let pieces = parts_max(geometry, capacity);
-        Self { piece_rows, pieces, partial_bytes, gathered_bytes, row_bytes, ranks, all_reduce, has_slices }
+        Self { piece_rows, pieces, partial_bytes, gathered_bytes, parts_bytes, of_many_rows }
     }
 
     /// Whether pieces of many rows are added by slices.
     pub(super) fn has_slices(&self) -> bool {
-        self.has_slices && self.all_reduce == AllReduce::Ordered
+        self.of_many_rows == Summation::BySlices
     }
 
     /// The way in which a piece of so many rows is added. Both ordered ways give the same bits.
     pub(super) fn summation(&self, rows: usize) -> Summation {
-        match self.all_reduce {
-            AllReduce::Nccl => Summation::Nccl,
-            AllReduce::Ordered
-                if self.has_slices && self.ranks * rows * self.row_bytes > GATHERED_BYTES_MAX =>
-            {
-                Summation::BySlices
-            }
-            AllReduce::Ordered => Summation::Gathered,
-        }
+        let is_small = rows * self.parts_bytes <= GATHERED_BYTES_MAX;
+        if self.has_slices() && is_small { Summation::Gathered } else { self.of_many_rows }
     }
 
     /// Bytes on the device; none where outputs of projections are added at once.

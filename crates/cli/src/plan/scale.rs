@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::args::PlanArgs;
 use crate::gpus::{KnownGpu, LINK_REACHED, TFLOPS_REACHED};
 use crate::work::Work;
+use kudos::internals::backend::Geometry;
 use kudos::internals::config::ModelConfig;
 use kudos::internals::engine::TOKENS_PER_SEQUENCE;
 use kudos::internals::shard::Shard;
@@ -120,18 +121,20 @@ impl Conversations {
         }
         let shard = Shard::new(config, 0, plan.ranks)?;
         let (work, passes) = self.work(plan.batch_tokens, plan.sequences);
-        let (replicas, ranks) = (plan.replicas as f64, plan.ranks as f64);
+        let replicas = plan.replicas as f64;
         let unique_tokens = work.unique_tokens();
         let flop = work.flop(config, &shard) / replicas;
         let streamed_bytes = plan.streamed_bytes() as f64;
         let slot_bytes = (plan.placement.slots * plan.layer_bytes) as f64;
         let weight_bytes = passes / replicas * (plan.footprint.weights as f64 - slot_bytes + streamed_bytes);
         let link_bytes = passes / replicas * streamed_bytes;
-        // Two in each layer, of which the last has only the rows in which sequences end; every rank
-        // receives the rows of each other, in f32 where activations are f16.
+        // Two in each layer, of which the last has only the rows in which sequences end; in f32 where
+        // activations are f16.
         let element_bytes = if known.tier == CudaTier::Sm75 { 4.0 } else { 2.0 };
         let rows = (config.layers - 1) as f64 * unique_tokens + self.count;
-        let all_reduce_bytes = 2.0 * rows / replicas * config.hidden as f64 * element_bytes * (ranks - 1.0);
+        let row_bytes = config.hidden as f64 * element_bytes;
+        let received = parts_received(&Geometry::new(config, shard, Vec::new(), 1));
+        let all_reduce_bytes = 2.0 * rows / replicas * row_bytes * received;
         let devices = plan.replicas * plan.ranks;
         Ok(Some(Estimate {
             conversations: *self,
@@ -224,6 +227,13 @@ impl Conversations {
                 .to_owned(),
         ]
     }
+}
+
+/// Parts of its rows that a rank receives in an ordered all-reduce of many rows: that of each other
+/// rank, or those of its slice and then the sums of the other slices.
+fn parts_received(geometry: &Geometry) -> f64 {
+    let (ranks, others) = (geometry.shard.ranks as f64, geometry.shard.ranks as f64 - 1.0);
+    if geometry.adds_by_slices() { 2.0 * others / ranks } else { others }
 }
 
 /// The lines after the table.
