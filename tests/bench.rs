@@ -394,6 +394,7 @@ fn classes_have_every_op_of_a_run_and_all_of_its_flop() {
             (total("flop") - classes["score"]["flop"].as_f64().unwrap()) * ranks.parse::<f64>().unwrap();
         assert!((flop / row["flop"].as_f64().unwrap() - 1.0).abs() < 1e-9, "{row}");
         assert_eq!(row["gpu"], Value::Null, "there is no GPU");
+        assert_eq!(row["between_passes_seconds"], Value::Null, "a CPU begins a pass when it has ended one");
     }
 }
 

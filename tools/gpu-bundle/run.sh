@@ -564,6 +564,8 @@ run_bench() {
     step kernels_70b 90 "$bin/bench" kernels --shape llama-3.3-70b --tokens 512,4096 --output json
     step 8b 130 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 512,1024,2048,4096,8192 --seconds 5 --output json
     step 8b_short 45 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 100,200 --seqs 1 --seconds 3 --output json
+    # Eight passes a run: what each takes beyond its ops is the time between passes.
+    step 8b_passes 45 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 512 --seqs 64 --seconds 5 --output json
     # All 80 layers take 128 GiB; fewer have the same widths.
     layers=40
     gib=$(printf '%s\n' "$memory" | awk '/MiB/ { print int($1 / 1024) } /GiB/ { print int($1) }')
@@ -575,6 +577,14 @@ run_bench() {
             --responses $responses --seconds 3 --output json
     done
     step serve_like 60 "$bin/bench" serve-like --device cuda --shape llama-3.1-8b --load 0.5,0.9 --output json
+    if [ "$(metadata_of devices)" -ge 2 ] 2>/dev/null; then
+        for overlap in never auto; do
+            step overlap_$overlap 60 "$bin/bench" --device cuda --shape llama-3.3-70b --layers 20 --ranks 2 \
+                --overlap $overlap --tokens 4096 --seqs 1 --seconds 5 --output json
+        done
+    else
+        skip overlap 'there is one GPU'
+    fi
     step kernels_8b_sm75 60 "$bin/bench" kernels --shape llama-3.1-8b --tokens 4096 --cuda-tier sm75 --output json
     if [ -z "$python" ]; then
         skip transformers 'no python3'

@@ -9,7 +9,7 @@ use crate::peak::Peak;
 use crate::report::{elements, median, number, origin, percent, plain, rate, spread, table};
 use crate::roof::{ROOF_FORMULA, Rates};
 use crate::{classes, metadata, sensors, warm_up};
-use kudos::Engine;
+use kudos::{DeviceKind, Engine};
 use kudos::internals::units::gib;
 use kudos_cli::work::FLOP_FORMULA;
 
@@ -64,11 +64,24 @@ impl Measured<'_> {
             "warm_up": test.warm_up,
             "gpu": sensors::json(&test.readings),
             "profile_seconds": classes::seconds(&test.spent),
+            "between_passes_seconds": self.between_passes(test),
             "classes": classes::json(&test.spent, self.rates),
             "rewards": test.rewards,
             "samples": test.samples,
             "baselines": baselines.collect::<Vec<_>>(),
         })
+    }
+}
+
+impl Measured<'_> {
+    /// Seconds of a run for each of its passes, beyond those of the profiled passes; `None` on a CPU,
+    /// for one pass, and over several ranks, whose all-reduces overlap where they are not profiled.
+    fn between_passes(&self, test: &TestResult) -> Option<f64> {
+        let passes = test.summary(|sample| sample.passes as f64).median;
+        let is_gpu = self.engine.device().kind == DeviceKind::Cuda;
+        let is_known = is_gpu && passes > 1.0 && self.engine.plan().ranks == 1;
+        let seconds = test.summary(|sample| sample.seconds).median;
+        is_known.then(|| (seconds - classes::seconds(&test.spent)) / passes)
     }
 }
 
