@@ -636,6 +636,7 @@ fn a_dry_run_launches_every_kernel_without_speed() {
             "copy",
             "add_rms_norm",
             "add_branch_rms_norm",
+            "add_parts",
             "rope",
             "rope_norm",
             "gate_mul_silu",

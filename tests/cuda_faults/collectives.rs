@@ -1,17 +1,28 @@
 //! All-reduces of several ranks: the bytes that they move, what they start on the host, and the
 //! multiprocessors that they leave to matmuls.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Duration;
 
-use kudos::{CudaOptions, Engine, Overlap};
+use kudos::internals::backend::cuda::all_reduce::AllReducer;
+use kudos::internals::backend::cuda::context::Context;
+use kudos::internals::backend::cuda::format::ActivationFormat;
+use kudos::internals::backend::cuda::nccl::Group;
+use kudos::internals::backend::cuda::ops::{AddRmsNorm, Delta, Norm, Ops};
+use kudos::internals::backend::cuda::probe::devices;
+use kudos::internals::backend::{Capacity, Geometry};
+use kudos::internals::config::ModelConfig;
+use kudos::internals::shard::Shard;
+use kudos::{CudaOptions, CudaTier, Engine, Overlap};
 
 use crate::common::{ModelSizes, batches_of, ids, random_model};
 use crate::gpu::{Entry, Gpu};
 
-/// Rows of 2 KiB: those of a full pass are added by slices among 4 ranks or more.
 const SIZES: ModelSizes = ModelSizes { hidden: 1024, ffn: 512, layers: 2, vocab: 64 };
-const ROW_BYTES: usize = 2 * SIZES.hidden;
-const SEQUENCES: usize = 20;
+const SEQUENCES: usize = 4;
 const SEQUENCE_TOKENS: usize = 64;
 const TOKENS: usize = SEQUENCES * SEQUENCE_TOKENS;
 
@@ -46,60 +57,128 @@ fn sent(entries: &[Entry], ranks: usize) -> usize {
     collectives.map(bytes).sum()
 }
 
-#[test]
-#[ignore = "needs the software GPU: `make test` runs them"]
-fn ordered_all_reduces_move_what_nccl_s_own_would() {
-    let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
-    random_model(dir.path(), SIZES);
-    let sequences = sequences();
-    for ranks in [2, 4, 8] {
-        let engine = open(dir.path(), ranks, Overlap::Never);
-        gpu.reset_trace();
-        let together = score(&engine, &sequences);
-        let (entries, jobs) = (of_first(&gpu), gpu.nccl_jobs());
-        // All rows of the first layer's two projections; of the last layer's, those in which
-        // sequences end, which all ranks gather.
-        let (rows, last_rows) = (2 * (SIZES.layers - 1) * TOKENS, 2 * SEQUENCES);
-        let gathered = (ranks - 1) * ROW_BYTES;
-        let by_slices = 2 * (ranks - 1) * ROW_BYTES / ranks;
-        let expected = rows * by_slices + last_rows * gathered;
-        let before = (rows + last_rows) * gathered;
-        println!(
-            "{ranks} ranks: {} bytes sent by a rank in a pass, {before} by gathering",
-            sent(&entries, ranks)
-        );
-        assert_eq!(sent(&entries, ranks), expected, "{ranks} ranks");
-        // Each call that does not block starts a thread of NCCL's: an exchange and a gather of each
-        // sliced all-reduce, one gather of others.
-        // All rows are two pieces.
-        let pieces = 2 * 2 * (SIZES.layers - 1);
-        let calls = if ranks > 2 { 2 * pieces } else { pieces } + 2;
-        assert_eq!(jobs as usize, ranks * calls, "{ranks} ranks");
-        // Alone, a sequence has so few rows that all parts are gathered: the bits are the same.
-        gpu.reset_trace();
-        let alone: Vec<u32> =
-            sequences.iter().flat_map(|ids| score(&engine, std::slice::from_ref(ids))).collect();
-        assert!(of_first(&gpu).iter().all(|entry| entry.name != "ncclSend"), "{ranks} ranks");
-        assert_eq!(together, alone, "{ranks} ranks");
-    }
-    gpu.assert_free();
+/// Width of the rows that are all-reduced alone: 4 KiB.
+const HIDDEN: usize = 2048;
+/// Two pieces: all parts of one are more than 32 MiB from 4 ranks on.
+const ROWS: usize = 4_352;
+
+/// Bits in bf16 of element `index` of the residual stream, which is rank 0, or of a rank's part, from
+/// 1: of very different sizes, so that the order of additions shows.
+fn element(rank: usize, index: usize) -> u16 {
+    let mut state = (rank as u64 + 1) << 40 | index as u64;
+    state = (state ^ state >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    state = (state ^ state >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    // Exponents of 2^-8 to 2^7.
+    (state as u16 & 0x807F) | (119 + (state >> 20 & 15) as u16) << 7
+}
+
+fn widened(bits: u16) -> f32 {
+    f32::from_bits(u32::from(bits) << 16)
+}
+
+/// Rounds a finite number to the nearest, ties to even.
+fn rounded(value: f32) -> u16 {
+    let bits = value.to_bits();
+    ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16) as u16
+}
+
+fn elements(rank: usize) -> Vec<u16> {
+    (0..ROWS * HIDDEN).map(|index| element(rank, index)).collect()
+}
+
+/// The sums of the residual stream and of all ranks' parts in their order, with one rounding.
+fn sums(ranks: usize) -> Vec<u16> {
+    let sum = |index: usize| {
+        let parts = (1..=ranks).map(|rank| widened(element(rank, index)));
+        rounded(parts.fold(widened(element(0, index)), |sum, part| sum + part))
+    };
+    (0..ROWS * HIDDEN).map(sum).collect()
+}
+
+/// All-reduces rows of as many ranks, each on a thread, and returns what rank 0's norm adds, and its
+/// residual stream.
+fn all_reduce(model: &Path, ranks: usize, rows: usize) -> (&'static str, Vec<u16>) {
+    let config = ModelConfig::read(model).unwrap();
+    let group = Arc::new(Group::new(ranks, Duration::from_secs(60)).unwrap());
+    let infos = devices().unwrap();
+    let done = Barrier::new(ranks);
+    let work = |rank: usize| {
+        let ops = Ops::new(Context::open(&infos[rank]).unwrap(), CudaTier::Sm80, 64).unwrap();
+        let (context, shard) = (ops.context(), Shard::new(&config, rank, ranks).unwrap());
+        let geometry = Geometry::new(&config, shard, Vec::new(), 1);
+        let capacity = Capacity { tokens: ROWS, sequences: 1, mlp_tokens: ROWS };
+        let (group, format) = (Arc::clone(&group), ActivationFormat::Bf16);
+        let mut reducer = AllReducer::new(context, group, &geometry, &capacity, format).unwrap();
+        reducer.connect(&ops).unwrap();
+        let mut residual = context.allocate(ROWS * HIDDEN * 2).unwrap();
+        residual.upload(0, &elements(0), context.compute()).unwrap();
+        reducer.partial().upload(0, &elements(rank + 1), context.compute()).unwrap();
+        done.wait();
+        let mut taken = "";
+        reducer.begin(&ops, 0..rows, &mut residual).unwrap();
+        let norm = |piece: Range<usize>, delta: Delta<'_>, residual: &mut _| {
+            taken = match delta {
+                Delta::None => return Ok(taken = "sums"),
+                Delta::Parts(..) => "parts",
+                Delta::In(_) => "sums of NCCL",
+            };
+            let (mut weight, mut out) = (context.allocate(HIDDEN * 2)?, context.allocate(ROWS * HIDDEN * 2)?);
+            weight.fill(0, context.compute())?;
+            ops.add_rms_norm(AddRmsNorm {
+                residual,
+                delta,
+                norm: Norm::Scale,
+                weight: weight.all(),
+                out: &mut out,
+                first_row: piece.start,
+                tokens: piece.len(),
+                hidden: HIDDEN,
+                eps: 1e-5,
+            })
+        };
+        reducer.take(&ops, 0..rows, &mut residual, norm).unwrap();
+        let residual: Vec<u16> = residual.all().download(context.compute()).unwrap();
+        // A rank that ends aborts the collectives of the others.
+        done.wait();
+        (taken, residual)
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..ranks).map(|rank| scope.spawn(move || work(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).next().unwrap()
+    })
 }
 
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
-fn slices_keep_their_bits_beside_other_parts() {
+fn ordered_all_reduces_move_what_nccl_s_own_would() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
-    random_model(dir.path(), SIZES);
-    // Two parts of 640 rows, or two pieces of as many.
-    let [never, always] = [Overlap::Never, Overlap::Always].map(|overlap| {
-        let engine = open(dir.path(), 8, overlap);
-        gpu.reset_trace();
-        let rewards = score(&engine, &sequences());
-        let exchanges = of_first(&gpu).iter().filter(|entry| entry.name == "ncclSend").count();
-        assert_eq!(exchanges, 2 * 2 * (SIZES.layers - 1), "{overlap:?}");
-        rewards
-    });
-    assert_eq!(never, always);
+    random_model(dir.path(), ModelSizes { hidden: HIDDEN, ffn: 64, layers: 1, vocab: 64 });
+    for ranks in [2, 4, 8] {
+        let expected = sums(ranks);
+        // Few rows are gathered, with the same bits.
+        for rows in [ROWS, 3] {
+            gpu.reset_trace();
+            let (taken, residual) = all_reduce(dir.path(), ranks, rows);
+            let is_sliced = ranks > 2 && rows == ROWS;
+            assert_eq!(taken, if is_sliced { "sums" } else { "parts" }, "{rows} rows of {ranks} ranks");
+            let (changed, kept) = residual.split_at(rows * HIDDEN);
+            assert!(changed == &expected[..changed.len()], "{rows} rows of {ranks} ranks");
+            assert!(kept == &elements(0)[changed.len()..], "{rows} rows of {ranks} ranks");
+            // The first collectives, when ranks connect, have one row.
+            let factor = if is_sliced { 2.0 / ranks as f64 } else { 1.0 };
+            let moved = ((ranks - 1) as f64 * factor * (rows * HIDDEN * 2) as f64) as usize;
+            let first = sent(&of_first(&gpu), ranks) - moved;
+            println!("{rows} rows of {ranks} ranks: {moved} bytes sent by a rank, {first} before");
+            assert!(first < 2 * ranks * HIDDEN * 2, "{first}");
+            // NCCL starts a thread of the host for each call that does not block: when a rank joins,
+            // and for each collective.
+            let pieces = if rows == ROWS { 2 } else { 1 };
+            let collectives = if is_sliced { 2 * pieces } else { pieces };
+            let connects = 1 + if ranks > 2 { 2 } else { 1 };
+            assert_eq!(gpu.nccl_jobs() as usize, ranks * (connects + collectives), "{rows} of {ranks}");
+        }
+    }
+    gpu.assert_free();
 }
 
 #[test]

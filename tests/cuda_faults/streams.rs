@@ -301,9 +301,10 @@ fn the_next_full_batch_leaves_the_queue_while_a_pass_runs() {
 }
 
 /// The idle times of the compute stream between passes, in logical nanoseconds, and the launches
-/// that were queued behind a pass's logits: of three full batches of one sequence each.
+/// that were queued behind a pass's logits: of batches of one sequence each, all but the last of
+/// which are full.
 fn between_passes(gpu: &Gpu, engine: &Engine, tokens: usize) -> (Vec<u64>, u64, Vec<u32>) {
-    let sequences: Vec<Vec<u32>> = (1..4).map(|seed| ids(seed, tokens, SIZES.vocab as u32)).collect();
+    let sequences: Vec<Vec<u32>> = (1..5).map(|seed| ids(seed, tokens, SIZES.vocab as u32)).collect();
     gpu.reset_trace();
     let scores = engine.score(&sequences);
     let trace = gpu.trace();
@@ -346,13 +347,11 @@ fn the_next_pass_begins_before_logits_are_waited_for() {
     assert_eq!(rewards, expected);
     // Two layers of five kernels and four matmuls, but for the last pass.
     assert_eq!(behind, 2 * 9);
-    // The logits and the tables are copied, and the embeddings within the device.
-    let embeddings = tokens * SIZES.hidden * 2;
-    assert_eq!((gaps.len(), alone.len()), (2, 2));
-    assert!(
-        gaps.iter().zip(&alone).all(|(gap, alone)| 2 * gap < *alone),
-        "{gaps:?}, {alone:?}, {embeddings}"
-    );
+    // The logits and the tables are copied, and the embeddings within the device. The last batch is
+    // taken when the pass before has ended: others may share its prefixes.
+    assert_eq!((gaps.len(), alone.len()), (3, 3));
+    let short = |(gap, alone): (&u64, &u64)| 10 * gap < *alone;
+    assert!(gaps[..2].iter().zip(&alone).all(short), "{gaps:?}, {alone:?}");
     drop(engine);
     // Ranks begin the same collectives; a streamed first layer is not waited for.
     for (residency, ranks, begun) in [

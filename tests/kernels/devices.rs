@@ -4,7 +4,8 @@
 use kudos::Sharing;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Delta, GateMul, GatherRows, HeadNorms, Norm, Ops, Rope, RopeTables, Score,
+    AddParts, AddRmsNorm, Delta, DigestRows, GateMul, GatherRows, HeadNorms, Norm, Ops, Rope, RopeTables,
+    Score,
 };
 use kudos::internals::config::Gate;
 
@@ -37,7 +38,7 @@ fn has_as_many_blocks_together_as_the_table_has(gpu: &Gpu, kernel: &'static Atte
 }
 
 /// Kernels of a format, with one of attention.
-const KERNELS: u64 = 11;
+const KERNELS: u64 = 13;
 
 fn every_kernel_is_loaded_with_the_others(gpu: &Gpu, counters: Counters) {
     let calls = counters.calls(|| drop(gpu.ops(64)));
@@ -92,6 +93,12 @@ fn launch_all(ops: &Ops) {
         })
         .unwrap();
     }
+    let (residual, received, mut digests) = (&mut stream, zeros(), zeros());
+    let (own, received) = (weight.all(), received.all());
+    let args = AddParts { residual, first: 0, own, received, parts: 2, rank: 0, count: hidden / 2 };
+    ops.add_parts(args, ops.context().compute()).unwrap();
+    let digests = &mut digests;
+    ops.digest_rows(DigestRows { x: received, digests, rows: 1, stride: 16, row_bytes: 16 }).unwrap();
     // Attention, and the seam tiles of two conversations that share a prefix.
     let heads = heads(1, 1, head_dim);
     let packed = pack(&[(0..70).collect(), (0..71).collect(), (1..99).collect()], Sharing::Prefixes);

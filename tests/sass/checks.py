@@ -39,7 +39,6 @@ IN_FLIGHT = {
     "add_parts_f16": (64, 1),
     "add_rms_norm_bf16": (64, 10),
     "add_rms_norm_f16": (64, 22),
-    "digest_rows": (32, 1),
     "gate_mul_gelu_bf16": (32, 1),
     "gate_mul_gelu_f16": (32, 1),
     "gate_mul_silu_bf16": (32, 1),

@@ -9,8 +9,8 @@ use crate::peak::Peak;
 use crate::report::{elements, median, number, origin, percent, plain, rate, spread, table};
 use crate::roof::{ROOF_FORMULA, Rates};
 use crate::{classes, metadata, sensors, warm_up};
-use kudos::{DeviceKind, Engine};
 use kudos::internals::units::gib;
+use kudos::{DeviceKind, Engine};
 use kudos_cli::work::FLOP_FORMULA;
 
 /// Everything that a run of `bench` measured.

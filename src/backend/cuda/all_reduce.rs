@@ -42,7 +42,7 @@ const DOING: &str = "all-reducing over ranks";
 const CHECKPOINT_INTERVAL: usize = 32;
 
 /// One rank's all-reduces.
-pub(super) struct AllReducer {
+pub struct AllReducer {
     // Dropped first: that ends collectives that wait for other ranks.
     comm: Option<Comm>,
     group: Arc<Group>,
@@ -72,7 +72,7 @@ pub(super) struct AllReducer {
 
 impl AllReducer {
     /// All-reduces of ranks that will join `group`.
-    pub(super) fn new(
+    pub fn new(
         context: &Context,
         group: Arc<Group>,
         geometry: &Geometry,
@@ -120,7 +120,7 @@ impl AllReducer {
 
     /// Joins the other ranks, and runs a first collective: NCCL connects its transports and
     /// allocates their buffers then, which takes seconds and can fail.
-    pub(super) fn connect(&mut self, ops: &Ops) -> Result<()> {
+    pub fn connect(&mut self, ops: &Ops) -> Result<()> {
         let context = ops.context();
         let comm = self.group.join(context, self.rank)?;
         self.partial.fill(0, context.compute())?;
@@ -141,13 +141,13 @@ impl AllReducer {
     }
 
     /// The buffer for this rank's part of the rows of output projections.
-    pub(super) fn partial(&mut self) -> &mut DeviceBuffer {
+    pub fn partial(&mut self) -> &mut DeviceBuffer {
         &mut self.partial
     }
 
     /// Begins the all-reduce of these rows of `residual`, which ops that are queued on the compute
     /// stream compute. Until [`take`](Self::take) no op uses them.
-    pub(super) fn begin(&mut self, ops: &Ops, rows: Range<usize>, residual: &mut DeviceBuffer) -> Result<()> {
+    pub fn begin(&mut self, ops: &Ops, rows: Range<usize>, residual: &mut DeviceBuffer) -> Result<()> {
         for first in rows.clone().step_by(self.sizes.piece_rows) {
             self.pending.push_back(first..rows.end.min(first + self.sizes.piece_rows));
         }
@@ -206,7 +206,7 @@ impl AllReducer {
     /// # Panics
     ///
     /// When the next all-reduce is that of other rows.
-    pub(super) fn take(
+    pub fn take(
         &mut self,
         ops: &Ops,
         rows: Range<usize>,

@@ -4,7 +4,7 @@
 //! Nothing here is used before [`probe::devices`] has found a driver: the bindings resolve symbols
 //! on first use and panic where a library is missing.
 
-mod all_reduce;
+pub mod all_reduce;
 mod backend;
 pub mod buffer;
 mod clock;

@@ -23,9 +23,10 @@ const PART_ROWS_STEP: usize = 128;
 const OVERLAP_ROWS_MIN: usize = 2048;
 
 /// Bytes of all ranks' parts of a piece up to which every rank gathers them all. Slices of a larger
-/// piece move fewer bytes, but take two collectives and a kernel: at 370 GB/s over NVLink these
-/// bytes take 11 microseconds, about as long as a further collective at the least (calculated).
-const GATHERED_BYTES_MAX: usize = 4 << 20;
+/// piece move fewer bytes, but take a further collective and a kernel: NCCL takes some 40 to 100
+/// microseconds of the host for one that does not block, in which 15 to 37 MB travel at 370 GB/s, as
+/// over NVLink (calculated from published figures, not measured).
+const GATHERED_BYTES_MAX: usize = 32 << 20;
 
 /// The way in which a piece's parts are added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,8 +12,8 @@ use kudos::internals::backend::cuda::gemm::tuning::Tuner;
 use kudos::internals::backend::cuda::gemm::{Lt, MatmulShape, Operands, Out, Share};
 use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionFeatures, AttentionKernel};
 use kudos::internals::backend::cuda::ops::{
-    AddRmsNorm, Attention, BRANCH_HIDDEN_MAX, Delta, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops, Rope,
-    RopeTables, Score, SeamTiles, norms_heads_of,
+    AddParts, AddRmsNorm, Attention, BRANCH_HIDDEN_MAX, Delta, GateMul, GatherRows, HeadNorms, Heads, Norm,
+    Ops, Rope, RopeTables, Score, SeamTiles, norms_heads_of,
 };
 use kudos::internals::backend::cuda::stopwatch;
 use kudos::internals::backend::cuda::tables::{DeviceTables, HostTables};
@@ -26,6 +26,9 @@ use kudos::{GemmTuning, Result};
 /// Bytes of all sets of operands, which launches take in turn: far more than the second-level cache
 /// of any GPU holds.
 const ROTATED_BYTES: usize = 512 << 20;
+
+/// Elements of a word of 16 bytes in bf16 or f16.
+const WIDE: usize = 8;
 
 /// The yardsticks: bytes of the copy, and M = N = K of the matmul.
 const COPY_BYTES: usize = 512 << 20;
@@ -71,6 +74,7 @@ impl Maker<'_> {
         let mut cases = vec![
             self.add_rms_norm(tokens, true)?,
             self.add_rms_norm(tokens, false)?,
+            self.add_parts(tokens)?,
             self.rope(tokens, false)?,
             self.gate_mul(tokens, Gate::Silu)?,
             self.gate_mul(tokens, Gate::GeluTanh)?,
@@ -177,6 +181,23 @@ impl Maker<'_> {
                 hidden,
                 eps: 1e-5,
             })
+        }))
+    }
+
+    /// The slice of one of 8 ranks.
+    fn add_parts(&self, tokens: usize) -> Result<Case> {
+        let (parts, width) = (8, self.config.hidden);
+        let count = tokens * width / parts / WIDE * WIDE;
+        let slice = count * self.ops.format().residual_bytes();
+        let mut sets = self.sets([slice, slice, parts * slice])?;
+        let ops = Rc::clone(&self.ops);
+        let sizes = format!("{parts} parts of {count} elements");
+        Ok(self.case("add_parts", sizes, (parts + 2) * slice, 0.0, move |turn| {
+            let sets_len = sets.len();
+            let [residual, own, received] = &mut sets[turn % sets_len];
+            let (own, received) = (own.all(), received.all());
+            let args = AddParts { residual, first: 0, own, received, parts, rank: 0, count };
+            ops.add_parts(args, ops.context().compute())
         }))
     }
 
