@@ -66,8 +66,8 @@ pub struct Geometry {
 pub enum AllReduce {
     /// In the order of ranks, so that a reward does not depend on what shares its batch
     ///
-    /// What each rank has computed is added in f32 with one rounding. Over more than two ranks each adds
-    /// a slice of the rows, and this moves the bytes of [`Nccl`](Self::Nccl), in one step more.
+    /// All ranks' parts are added in f32 with one rounding. Over more than two ranks each adds a slice of
+    /// the rows, and this moves the bytes of [`Nccl`](Self::Nccl), in one step more.
     #[default]
     Ordered,
     /// By NCCL, in one step, within the switch where that can; rewards are less exact and change with their batch

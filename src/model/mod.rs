@@ -30,6 +30,11 @@ pub use streamed::Streamed;
 /// host would wait there instead, with logits that callers want.
 const LAYERS_BEGUN: usize = 2;
 
+/// Rows of a pass, at most, whose first layers are queued before it is its turn. Ranks of other
+/// processes join its all-reduces when that has come: until then no more may be queued than an
+/// all-reducer queues without waiting for them, 64 pieces of up to 4,096 rows.
+const ROWS_BEGUN_MAX: usize = 16_384;
+
 /// One rank's model: weights outside of the layers, and the activations that every pass reuses.
 pub struct Model<B: Backend, L> {
     backend: B,
@@ -147,7 +152,8 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
     /// Begins the next pass where all rows of its embeddings could be prefetched: others wait for
     /// the end of the present one.
     fn begin_next(&mut self, packed: &Packed) -> Result<Option<Begun<B::Metadata>>> {
-        if !self.backend.prefetch_embeddings(&self.embedding, packed)? {
+        let are_all = self.backend.prefetch_embeddings(&self.embedding, packed)?;
+        if !are_all || packed.tokens.len() > ROWS_BEGUN_MAX {
             return Ok(None);
         }
         let layers = self.layers.ready_layers().min(LAYERS_BEGUN).min(self.layers.layers() - 1);

@@ -46,13 +46,13 @@ fn an_all_reduce_over_one_rank_changes_nothing(gpu: &Gpu) {
     let mut buffer = upload(&ops, &values);
     let element = Element::Activation(gpu.format);
     comm.all_reduce(&mut buffer, 8, 900, element, ops.context().compute()).unwrap();
-    comm.wait(ops.context()).unwrap();
+    ops.context().synchronize().unwrap();
     assert_eq!(download(&ops, &buffer), values);
 
     let floats: Vec<f32> = (0..100).map(|i| i as f32 / 3.0).collect();
     let mut buffer = upload_raw(&ops, &floats);
     comm.all_reduce(&mut buffer, 0, 100, Element::F32, ops.context().compute()).unwrap();
-    comm.wait(ops.context()).unwrap();
+    ops.context().synchronize().unwrap();
     assert_eq!(buffer.all().download::<f32>(ops.context().compute()).unwrap(), floats);
 }
 
@@ -63,7 +63,7 @@ fn an_all_gather_from_one_rank_gives_its_own_elements(gpu: &Gpu) {
     let (from, mut to) = (upload(&ops, &values), upload(&ops, &vec![0.0; 1_000]));
     let element = Element::Activation(gpu.format);
     comm.all_gather(&from, 100, &mut to, 800, element, ops.context().compute()).unwrap();
-    comm.wait(ops.context()).unwrap();
+    ops.context().synchronize().unwrap();
     let expected: Vec<f64> = (0..1_000).map(|i| if i < 800 { values[100 + i] } else { 0.0 }).collect();
     assert_eq!(download(&ops, &to), expected);
 }
@@ -77,7 +77,7 @@ fn slices_of_one_rank_stay_where_they_are(gpu: &Gpu) {
     // A rank's own slice is not sent.
     comm.exchange_slices(&from, 8, &mut to, 900, element, stream).unwrap();
     comm.gather_slices(&mut from, 8, 900, element, stream).unwrap();
-    comm.wait(ops.context()).unwrap();
+    ops.context().synchronize().unwrap();
     assert_eq!(download(&ops, &from), values);
     assert!(download(&ops, &to).iter().all(|&value| value == 0.0));
 }

@@ -6,7 +6,7 @@ use crate::{Gpu, Test};
 
 pub(crate) const TESTS: &[Test] = &[
     ("prefetched_rows_are_copied", prefetched_rows_are_copied),
-    ("rows_beyond_the_room_are_not_prefetched", rows_beyond_the_room_are_not_prefetched),
+    ("rows_beyond_the_capacity_are_not_prefetched", rows_beyond_the_capacity_are_not_prefetched),
 ];
 
 /// Four rows fill a slot.
@@ -56,7 +56,7 @@ fn prefetched_rows_are_copied(gpu: &Gpu) {
     }
 }
 
-fn rows_beyond_the_room_are_not_prefetched(gpu: &Gpu) {
+fn rows_beyond_the_capacity_are_not_prefetched(gpu: &Gpu) {
     let ops = gpu.ops(64);
     let context = ops.context();
     // 64 MiB hold 32 of them.

@@ -291,8 +291,7 @@ impl Group {
         let code = unsafe { (self.nccl.init)(&mut raw, ranks, id, rank_index, &mut config) };
         let end = Arc::new(End { comm: Mutex::new(NonNull::new(raw)), cuda: Arc::downgrade(context.cuda()) });
         lock(&self.ends).push(Arc::clone(&end));
-        let done = context.cuda().new_event(None).or_fault("creating an event")?;
-        let comm = Comm { group: Arc::clone(self), end, rank, done };
+        let comm = Comm { group: Arc::clone(self), end, rank };
         comm.settle("joining the other ranks", code, context.compute())?;
         Ok(comm)
     }
@@ -339,8 +338,6 @@ pub struct Comm {
     group: Arc<Group>,
     end: Arc<End>,
     rank: usize,
-    /// Recorded behind the work that is waited for.
-    done: CudaEvent,
 }
 
 impl Comm {
@@ -497,13 +494,6 @@ impl Comm {
             }
         };
         self.settle("gathering slices from all ranks", code, stream)
-    }
-
-    /// Waits until everything queued on the compute stream is done; an error when a rank failed or
-    /// does not come in time.
-    pub fn wait(&self, context: &Context) -> Result<()> {
-        self.done.record(context.compute()).or_fault("waiting for the other ranks")?;
-        self.wait_for(&self.done)
     }
 
     /// Waits for an event that was recorded behind collectives; an error when a rank failed or does

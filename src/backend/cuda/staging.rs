@@ -123,7 +123,7 @@ impl Staging {
         Ok(prefetched.len())
     }
 
-    /// Copies the rows of `ids` to the device, as many of the first ones as there is room for, for
+    /// Copies the rows of `ids` to the device, as many of the first ones as it has memory for, for
     /// the next [`copy_rows`](Self::copy_rows); returns whether these are all. It waits for copies
     /// of its own only.
     pub fn prefetch(

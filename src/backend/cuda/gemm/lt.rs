@@ -36,7 +36,7 @@ pub struct Lt {
 /// How matmuls share the GPU with collectives that run beside them.
 ///
 /// The library's kernels for large GPUs have a block for each multiprocessor. Blocks for which a
-/// collective leaves no room would wait for a second round, and the matmul take twice as long: so
+/// collective leaves no space would wait for a second round, and the matmul take twice as long: so
 /// it is planned for those that are left.
 #[derive(Clone, Copy, Debug)]
 struct Sharing {
