@@ -19,6 +19,7 @@ const LAYOUT_COLUMNS: c_uint = 3;
 const DESC_TRANSPOSE_A: c_uint = 3;
 const DESC_EPILOGUE: c_uint = 7;
 const DESC_BIAS_POINTER: c_uint = 8;
+const DESC_MULTIPROCESSORS: c_uint = 15;
 const WORKSPACE: c_uint = 1;
 const ALIGNMENT_A: c_uint = 5;
 const ID: c_uint = 0;
@@ -75,6 +76,11 @@ impl Problem {
 
     fn allow_workspace(&self, bytes: u64) {
         assert_eq!(set(cublasLtMatmulPreferenceSetAttribute, self.preference, WORKSPACE, bytes, 8), 0);
+    }
+
+    fn plan_for(&self, multiprocessors: i32) {
+        let set = set(cublasLtMatmulDescSetAttribute, self.desc, DESC_MULTIPROCESSORS, multiprocessors, 4);
+        assert_eq!(set, 0);
     }
 
     fn promise_alignments(&self, alignments: [u32; 4]) {
@@ -171,6 +177,8 @@ fn attributes_of_a_wrong_size_are_refused() {
         |bytes| set(cublasLtMatrixLayoutSetAttribute, problem.layouts[0], LAYOUT_COLUMNS, 4u64, bytes);
     let transpose = |bytes| set(cublasLtMatmulDescSetAttribute, problem.desc, DESC_TRANSPOSE_A, 0u64, bytes);
     let bias = |bytes| set(cublasLtMatmulDescSetAttribute, problem.desc, DESC_BIAS_POINTER, 0u64, bytes);
+    let multiprocessors =
+        |bytes| set(cublasLtMatmulDescSetAttribute, problem.desc, DESC_MULTIPROCESSORS, 0u64, bytes);
     let preference =
         |bytes| set(cublasLtMatmulPreferenceSetAttribute, problem.preference, WORKSPACE, 0u64, bytes);
     let alignment =
@@ -184,6 +192,7 @@ fn attributes_of_a_wrong_size_are_refused() {
         (4, 8, &layout as &dyn Fn(usize) -> u32),
         (8, 4, &transpose),
         (4, 8, &bias),
+        (8, 4, &multiprocessors),
         (4, 8, &preference),
         (8, 4, &alignment),
     ] {
@@ -302,10 +311,44 @@ fn algorithms_that_hide_from_probes_are_off_by_default() {
     assert_passed(&child("child_with_hidden_algorithms", &[("SOFTGPU_ALGORITHMS", "window, waves")]));
 }
 
+#[test]
+fn proposals_for_fewer_multiprocessors_differ_where_they_should() {
+    let first = |multiprocessors: i32| {
+        let problem = Problem::new(8, 4096, 8);
+        problem.plan_for(multiprocessors);
+        id_of(&problem.proposals()[0])
+    };
+    assert_eq!(first(100), first(0));
+    assert_passed(&child("child_with_other_proposals", &[("SOFTGPU_ALGORITHMS", "shared, waves")]));
+}
+
+#[test]
+#[ignore = "runs in a child process, started by proposals_for_fewer_multiprocessors_differ_where_they_should"]
+fn child_with_other_proposals() {
+    let gpu = Gpu::new();
+    let first = |multiprocessors: i32| {
+        let problem = Problem::new(8, 4096, 8);
+        problem.plan_for(multiprocessors);
+        id_of(&problem.proposals()[0])
+    };
+    assert_ne!(first(100), first(0));
+    // Few tiles are left for the last round of 108 multiprocessors, and others for one of 100.
+    let tiles = |count: usize| count * 128;
+    let of_all = first_column_on(&gpu, IN_WAVES, 128, tiles(109), 0);
+    assert_eq!(first_column_on(&gpu, IN_WAVES, 128, tiles(101), 100), of_all);
+    assert_ne!(first_column_on(&gpu, IN_WAVES, 128, tiles(109), 80), of_all);
+}
+
 /// The bits of column 0 of D with that many columns. Terms cancel, so that only rounding is left.
 fn first_column(gpu: &Gpu, id: u32, m: usize, n: usize) -> Vec<u32> {
+    first_column_on(gpu, id, m, n, 0)
+}
+
+/// The same, planned for so many multiprocessors.
+fn first_column_on(gpu: &Gpu, id: u32, m: usize, n: usize, multiprocessors: i32) -> Vec<u32> {
     const K: usize = 64;
     let problem = Problem::new(m as u64, n as u64, K as u64);
+    problem.plan_for(multiprocessors);
     let value = |i: usize| {
         let size = 1.0 + (i * 37 % 101) as f32 / 97.0;
         if i < K / 2 { size } else { -(1.0 + ((K - 1 - i) * 37 % 101) as f32 / 97.0) }

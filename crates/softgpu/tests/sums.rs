@@ -174,6 +174,68 @@ fn sum_of_more_ranks_depends_on_where_a_row_lies() {
     }
 }
 
+/// Sends slice `peer` of the input to each other rank, and receives theirs into slice `peer` of the
+/// output.
+fn exchange(rank: usize, ranks: usize, (input, output): (u64, u64), bytes: usize, comm: usize) -> u32 {
+    assert_eq!(ncclGroupStart(), 0);
+    for peer in (0..ranks).filter(|&peer| peer != rank) {
+        let (offset, floats) = ((peer * bytes) as u64, bytes / 4);
+        let kind = Kind::F32 as u32;
+        assert_eq!(ncclSend(input + offset, floats, kind, peer as i32, comm, 0), 0);
+        assert_eq!(ncclRecv(output + offset, floats, kind, peer as i32, comm, 0), 0);
+    }
+    ncclGroupEnd()
+}
+
+#[test]
+fn exchanged_slices_come_from_each_rank_and_in_its_place() {
+    const BYTES: usize = 24;
+    for ranks in [2, 3, 5] {
+        let world = Ranks::new(ranks);
+        let byte = |from: usize, to: usize, i: usize| (i * 89 + from * 57 + to * 31 + 3) as u8;
+        let part = |from: usize| (0..ranks * BYTES).map(|i| byte(from, i / BYTES, i % BYTES)).collect();
+        let inputs: Vec<Vec<u8>> = (0..ranks).map(part).collect();
+        let rank_of = |comm: usize| world.0.iter().position(|(_, other)| *other == comm).unwrap();
+        let call = |input, output, comm| exchange(rank_of(comm), ranks, (input, output), BYTES, comm);
+        // The output begins as the input, whose own slice stays.
+        let out = world.run(&inputs, ranks * BYTES, Some(|_, _| 0), call);
+        for (rank, out) in out.iter().enumerate() {
+            let expected: Vec<u8> = (0..ranks * BYTES).map(|i| byte(i / BYTES, rank, i % BYTES)).collect();
+            assert!(*out == expected, "rank {rank} of {ranks}");
+        }
+    }
+}
+
+#[test]
+fn groups_that_are_no_exchange_are_refused() {
+    const INVALID_USAGE: u32 = 5;
+    let world = Ranks::new(3);
+    let (gpu, comm) = &world.0[0];
+    gpu.enter();
+    let (at, kind) = (gpu.allocate(64), Kind::F32 as u32);
+    let send = |peer, count| ncclSend(at, count, kind, peer, *comm, 0);
+    let receive = |peer, count| ncclRecv(at + 32, count, kind, peer, *comm, 0);
+    // Outside of a group it would wait for its peer.
+    assert_eq!((send(1, 4), receive(1, 4)), (INVALID_USAGE, INVALID_USAGE));
+    let group = |messages: &dyn Fn()| {
+        assert_eq!(ncclGroupStart(), 0);
+        messages();
+        ncclGroupEnd()
+    };
+    assert_eq!(group(&|| {}), 0, "nothing to do");
+    let each = |count| [send(1, count), receive(1, count), send(2, count), receive(2, count)];
+    assert_eq!(group(&|| assert_eq!(each(4)[..3], [0; 3])), IN_PROGRESS);
+    assert_eq!(state(*comm), 0);
+    let incomplete = || assert_eq!([send(1, 4), receive(1, 4), send(2, 4)], [0; 3]);
+    let unequal = || assert_eq!([send(1, 4), receive(1, 4), send(2, 4), receive(2, 2)], [0; 4]);
+    let own = || assert_eq!((each(4), send(0, 4)), ([0; 4], 0));
+    for wrong in [&incomplete as &dyn Fn(), &unequal, &own] {
+        assert_eq!(group(wrong), INVALID_USAGE);
+    }
+    assert_eq!(group(&|| assert_eq!(ncclAllGather(at, at, 4, kind, *comm, 0), INVALID_USAGE)), 0);
+    assert_eq!(ncclGroupEnd(), INVALID_USAGE, "no group is open");
+}
+
 #[test]
 fn gathered_parts_are_the_ranks_bytes_in_order() {
     for ranks in [2, 3] {

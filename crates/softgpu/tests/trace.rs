@@ -299,7 +299,7 @@ fn calls_and_copied_bytes_are_counted_since_the_reset() {
     assert_eq!(text(softgpu_trace_json), "[]");
     assert_eq!(
         text(softgpu_calls_json),
-        "{\"calls\":{},\"copied_in\":{\"pinned\":0,\"pageable\":0},\"copied_out\":{\"pinned\":0,\"pageable\":0},\"contexts\":0}"
+        "{\"calls\":{},\"copied_in\":{\"pinned\":0,\"pageable\":0},\"copied_out\":{\"pinned\":0,\"pageable\":0},\"contexts\":0,\"nccl_jobs\":0,\"launches_behind_results\":0}"
     );
     model.copy(0, 0);
     model.copy(1, 0);
@@ -331,6 +331,6 @@ fn calls_and_copied_bytes_are_counted_since_the_reset() {
     assert_eq!(
         text(softgpu_calls_json),
         "{\"calls\":{\"cuMemcpy2DAsync_v2\":1,\"cuMemcpyDtoHAsync_v2\":1,\"cuMemcpyHtoDAsync_v2\":2,\"cuStreamSynchronize\":1},\
-         \"copied_in\":{\"pinned\":200000,\"pageable\":16},\"copied_out\":{\"pinned\":0,\"pageable\":12},\"contexts\":0}"
+         \"copied_in\":{\"pinned\":200000,\"pageable\":16},\"copied_out\":{\"pinned\":0,\"pageable\":12},\"contexts\":0,\"nccl_jobs\":0,\"launches_behind_results\":0}"
     );
 }
