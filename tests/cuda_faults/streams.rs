@@ -326,7 +326,7 @@ fn between_passes(gpu: &Gpu, engine: &Engine, tokens: usize) -> (Vec<u64>, u64, 
 fn the_next_pass_begins_before_logits_are_waited_for() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
-    let tokens = 256;
+    let tokens = 128;
     let open = |residency, ranks, profile| {
         let options = CudaOptions { ranks: Some(ranks), ..CudaOptions::default() };
         let builder = Engine::builder(dir.path()).device(options).residency(residency).profile(profile);

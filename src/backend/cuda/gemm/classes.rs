@@ -4,7 +4,7 @@
 use std::fmt;
 
 use super::algorithm::{Algorithm, Config};
-use super::lt::{Lt, Problem, Share};
+use super::lt::{Lt, Problem};
 use super::trial::{Bits, Trial};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -124,15 +124,20 @@ pub fn classes(
     Ok(classes)
 }
 
-/// The class that is used: the first with a member that computes a single row, so that any count of
-/// rows can be computed.
+/// The class that is used: the first that computes a single row with every part of the GPU, so that
+/// any count of rows can be computed.
 pub fn choose(lt: &Lt, problem: &mut Problem, classes: Vec<Class>) -> Result<Class> {
     for class in classes {
-        for member in &class.members {
-            // Collectives run beside matmuls of many rows.
-            if lt.accepts(problem, member, 1, Share::Whole)? {
-                return Ok(class);
+        let mut computes_all = true;
+        for &share in lt.shares() {
+            let mut computes = false;
+            for member in &class.members {
+                computes = computes || lt.accepts(problem, member, 1, share)?;
             }
+            computes_all &= computes;
+        }
+        if computes_all {
+            return Ok(class);
         }
     }
     let message =
