@@ -66,8 +66,8 @@ pub struct Geometry {
 pub enum AllReduce {
     /// In the order of ranks, so that a reward does not depend on what shares its batch
     ///
-    /// All ranks' parts are added in f32 with one rounding. Over more than two ranks each adds a slice of
-    /// the rows, and this moves the bytes of [`Nccl`](Self::Nccl), in one step more.
+    /// All ranks' parts are added in f32 with one rounding. Of many rows over more than two ranks each adds
+    /// a slice, where the model's width can be divided: that moves the bytes of a ring all-reduce.
     #[default]
     Ordered,
     /// By NCCL, in one step, within the switch where that can; rewards are less exact and change with their batch
@@ -331,10 +331,21 @@ pub trait Backend: Sized {
     }
 
     /// Brings rows that [`embed`](Backend::embed) will need for this batch to the device, while it
-    /// computes; returns whether these are all of them. Called with an asynchronous device when a
-    /// pass is queued, for the next one.
+    /// computes; returns whether these are all of them, and the next pass may begin. Called with an
+    /// asynchronous device when a pass is queued, for the next one.
     fn prefetch_embeddings(&mut self, _table: &HostTensor, _packed: &Packed) -> Result<bool> {
         Ok(false)
+    }
+
+    /// Layers of the next pass that are queued before the logits of the present one are waited for,
+    /// at most.
+    fn layers_begun(&self) -> usize {
+        0
+    }
+
+    /// Waits for all that is queued.
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
     }
 
     /// Computes `residual += before` and

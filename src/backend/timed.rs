@@ -214,7 +214,6 @@ impl<B: Clock> Backend for Timed<B> {
         fn stage(&mut self, slot: &mut B::Slot, layer: &LayerTensors) -> Result<()>;
         fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut B::Act) -> Result<()>
             => (Class::Embeddings, Cost::default());
-        fn prefetch_embeddings(&mut self, table: &HostTensor, packed: &Packed) -> Result<bool>;
         fn add_rms_norm(
             &mut self, residual: &mut B::Act, before: Reduction, branch_norm: Option<&B::Weight>,
             weight: &B::Weight, rows: Range<usize>, out: &mut B::Act
@@ -302,9 +301,21 @@ impl<B: Clock> Backend for Timed<B> {
         Ok(reduction)
     }
 
-    /// Ops of the next pass would be among those of a pass that is profiled.
     fn is_asynchronous(&self) -> bool {
-        self.positions.is_none() && self.inner.is_asynchronous()
+        self.inner.is_asynchronous()
+    }
+
+    /// Ops of the next pass would be among those of a pass that is profiled: it does not begin.
+    fn prefetch_embeddings(&mut self, table: &HostTensor, packed: &Packed) -> Result<bool> {
+        Ok(self.inner.prefetch_embeddings(table, packed)? && self.positions.is_none())
+    }
+
+    fn layers_begun(&self) -> usize {
+        self.inner.layers_begun()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.inner.finish()
     }
 
     fn head(&mut self, x: &B::Act, head: &B::Weight, rows: usize) -> Result<()> {

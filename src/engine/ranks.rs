@@ -43,6 +43,12 @@ pub(super) trait Rank {
     /// over the batch that it returns, which is the next.
     fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>>;
 
+    /// Waits for what was begun of a pass that will not be run. Called once, at the end of a rank
+    /// that has not failed, while the others live.
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Checks the rank while it waits for a batch.
     fn check_idle(&mut self) -> Result<()> {
         Ok(())
@@ -245,6 +251,7 @@ fn run(
         Channels::Leader(followers, followers_end) => {
             lead(team, &mut *forward, &followers, &mut in_flight)?;
             drop(followers);
+            forward.finish()?;
             // They may still be receiving from this rank, in the last pass's last all-reduce.
             let Err(_ended) = followers_end.recv();
             Ok(())
@@ -332,7 +339,7 @@ fn follow(forward: &mut dyn Rank, commands: &Receiver<Command>) -> Result<()> {
             // From a pass that asked for nothing.
             Ok(Command::Next(_)) => {}
             Err(RecvTimeoutError::Timeout) => forward.check_idle()?,
-            Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Disconnected) => return forward.finish(),
         }
     }
 }

@@ -25,16 +25,6 @@ use layer::{Activations, Branch, Pass};
 pub use source::{LayerSource, Resident};
 pub use streamed::Streamed;
 
-/// Layers of the next pass that are queued before the logits of the present one are waited for: the
-/// device computes them while the host completes scores. More would fill the driver's queue, and the
-/// host would wait there instead, with logits that callers want.
-const LAYERS_BEGUN: usize = 2;
-
-/// Rows of a pass, at most, whose first layers are queued before it is its turn. Ranks of other
-/// processes join its all-reduces when that has come: until then no more may be queued than an
-/// all-reducer queues without waiting for them, 64 pieces of up to 4,096 rows.
-const ROWS_BEGUN_MAX: usize = 16_384;
-
 /// One rank's model: weights outside of the layers, and the activations that every pass reuses.
 pub struct Model<B: Backend, L> {
     backend: B,
@@ -137,11 +127,15 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         if self.backend.is_asynchronous()
             && let Some(batch) = next_batch()
         {
-            // These logits are returned, whatever becomes of the next pass.
+            // Where it fails on the host, these logits are still returned.
             let begun = self.begin_next(&batch).transpose();
             self.next = begun.map(|begun| (batch, begun));
         }
-        let logits = self.backend.logits()?;
+        let logits = match (self.backend.logits(), &self.next) {
+            // The failure behind this one.
+            (Err(_), Some((_, Err(cause)))) => return Err(cause.clone()),
+            (logits, _) => logits?,
+        };
         Ok(match (&self.head_mlp, self.logit_cap) {
             (Some(mlp), _) => mlp.forward(&logits),
             (None, Some(cap)) => logits.into_iter().map(|logit| capped(logit, cap)).collect(),
@@ -149,14 +143,22 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         })
     }
 
-    /// Begins the next pass where all rows of its embeddings could be prefetched: others wait for
-    /// the end of the present one.
+    /// Waits for what is queued of a pass that will not be run: other ranks take part in it.
+    pub fn finish(&mut self) -> Result<()> {
+        match self.next.take() {
+            Some((_, Ok(_))) => self.backend.finish(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Begins the next pass, where all of its embeddings could be prefetched: others wait for the
+    /// end of the present one.
     fn begin_next(&mut self, packed: &Packed) -> Result<Option<Begun<B::Metadata>>> {
-        let are_all = self.backend.prefetch_embeddings(&self.embedding, packed)?;
-        if !are_all || packed.tokens.len() > ROWS_BEGUN_MAX {
+        if !self.backend.prefetch_embeddings(&self.embedding, packed)? {
             return Ok(None);
         }
-        let layers = self.layers.ready_layers().min(LAYERS_BEGUN).min(self.layers.layers() - 1);
+        let ready = self.layers.ready_layers().min(self.layers.layers() - 1);
+        let layers = self.backend.layers_begun().min(ready);
         self.begin(packed, layers).map(Some)
     }
 

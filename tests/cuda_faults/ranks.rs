@@ -317,6 +317,7 @@ fn a_rank_stops_loading_when_its_group_has_failed() {
             layer: &tensors.layers[0],
             planned: &Footprint::default(),
             attention: None,
+            in_one_process: true,
         };
         Cuda::new(setup, geometry.clone(), capacity)
     };

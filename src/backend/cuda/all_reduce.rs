@@ -31,7 +31,7 @@ use super::format::ActivationFormat;
 use super::nccl::{Comm, Element, Group};
 use super::ops::{AddParts, Delta, Ops};
 use super::sizes::{AllReduceSizes, PIECES_GATHERED, Summation};
-use crate::backend::{AllReduce, Capacity, Geometry};
+use crate::backend::{Capacity, Geometry};
 use crate::error::Result;
 
 const DOING: &str = "all-reducing over ranks";
@@ -59,6 +59,8 @@ pub struct AllReducer {
     /// All-reduces that the next norms take, in their order. The first `begun` are queued.
     pending: VecDeque<Range<usize>>,
     begun: usize,
+    /// The address of the residual stream whose rows are pending.
+    residual: u64,
     /// All-reduces that were begun and taken so far: these counts choose buffers and events.
     begun_ever: usize,
     taken_ever: usize,
@@ -81,10 +83,7 @@ impl AllReducer {
     ) -> Result<Self> {
         let sizes = AllReduceSizes::new(geometry, capacity, format);
         let event = || context.cuda().new_event(None).or_fault("creating an event");
-        let buffers = match geometry.all_reduce {
-            AllReduce::Ordered => PIECES_GATHERED,
-            AllReduce::Nccl => 0,
-        };
+        let buffers = if sizes.gathered_bytes > 0 { PIECES_GATHERED } else { 0 };
         let gathered = (0..buffers).map(|_| context.allocate(sizes.gathered_bytes)).collect::<Result<_>>()?;
         // Pieces are gathered in as many buffers as there are; NCCL reduces all that a pass can
         // have.
@@ -110,6 +109,7 @@ impl AllReducer {
             pending: VecDeque::with_capacity(sizes.pieces),
             sizes,
             begun: 0,
+            residual: 0,
             begun_ever: 0,
             taken_ever: 0,
             computed: event()?,
@@ -118,25 +118,38 @@ impl AllReducer {
         })
     }
 
-    /// Joins the other ranks, and runs a first collective: NCCL connects its transports and
-    /// allocates their buffers then, which takes seconds and can fail.
+    /// Joins the other ranks, and runs a first collective of each kind and size: NCCL connects its
+    /// transports and allocates their buffers then, which takes seconds and can fail.
     pub fn connect(&mut self, ops: &Ops) -> Result<()> {
         let context = ops.context();
-        let comm = self.group.join(context, self.rank)?;
+        let comm = self.comm.insert(self.group.join(context, self.rank)?);
         self.partial.fill(0, context.compute())?;
-        let ranks = self.group.ranks();
-        let mut row = context.allocate(self.hidden * self.element.bytes())?;
-        row.fill(0, context.compute())?;
         self.computed.record(context.compute()).or_fault(DOING)?;
         self.stream.wait(&self.computed).or_fault(DOING)?;
-        if let (true, Some(to)) = (self.sizes.has_slices(), self.gathered.first_mut()) {
-            // Ranks send to each other over transports that no other collective uses.
-            comm.exchange_slices(&row, 0, to, self.hidden / ranks, self.element, &self.stream)?;
+        let (element, stream, partial) = (self.element, &self.stream, &mut self.partial);
+        let rows_max = partial.bytes() / (self.hidden * element.bytes());
+        for rows in [1, self.sizes.piece_rows.min(rows_max)] {
+            let count = rows * self.hidden;
+            match self.sizes.summation(rows) {
+                Summation::Nccl => comm.all_reduce(partial, 0, count, element, stream)?,
+                Summation::Gathered => {
+                    comm.all_gather(partial, 0, &mut self.gathered[0], count, element, stream)?;
+                }
+                Summation::BySlices => {
+                    let slice = count / self.group.ranks();
+                    comm.exchange_slices(partial, 0, &mut self.gathered[0], slice, element, stream)?;
+                    comm.gather_slices(partial, 0, slice, element, stream)?;
+                }
+            }
         }
-        self.comm = Some(comm);
-        self.begin(ops, 0..1, &mut row)?;
-        self.take(ops, 0..1, &mut row, |_, _, _| Ok(()))?;
-        self.computed.record(context.compute()).or_fault(DOING)?;
+        self.finish(context)
+    }
+
+    /// Waits for all-reduces that have begun, for other ranks take part in them; an error when one
+    /// fails, or does not come in time.
+    pub(super) fn finish(&mut self, context: &Context) -> Result<()> {
+        self.computed.record(&self.stream).or_fault(DOING)?;
+        context.compute().wait(&self.computed).or_fault(DOING)?;
         self.wait_for(&self.computed)
     }
 
@@ -147,7 +160,13 @@ impl AllReducer {
 
     /// Begins the all-reduce of these rows of `residual`, which ops that are queued on the compute
     /// stream compute. Until [`take`](Self::take) no op uses them.
+    ///
+    /// # Panics
+    ///
+    /// Before [`connect`](Self::connect), and when rows of another residual stream are pending.
     pub fn begin(&mut self, ops: &Ops, rows: Range<usize>, residual: &mut DeviceBuffer) -> Result<()> {
+        assert!(self.pending.is_empty() || self.residual == residual.address(), "{rows:?} of another stream");
+        self.residual = residual.address();
         for first in rows.clone().step_by(self.sizes.piece_rows) {
             self.pending.push_back(first..rows.end.min(first + self.sizes.piece_rows));
         }
@@ -167,14 +186,14 @@ impl AllReducer {
             let (first, count) = (rows.start * self.hidden, rows.len() * self.hidden);
             let slot = self.begun_ever % self.reduced.len();
             let (element, stream) = (self.element, &self.stream);
-            match (self.sizes.summation(rows.len()), self.gathered.get_mut(slot)) {
-                (Summation::Nccl, _) | (_, None) => {
-                    comm.all_reduce(&mut self.partial, first, count, element, stream)?;
-                }
-                (Summation::Gathered, Some(to)) => {
+            match self.sizes.summation(rows.len()) {
+                Summation::Nccl => comm.all_reduce(&mut self.partial, first, count, element, stream)?,
+                Summation::Gathered => {
+                    let to = &mut self.gathered[slot];
                     comm.all_gather(&self.partial, first, to, count, element, stream)?;
                 }
-                (Summation::BySlices, Some(to)) => {
+                Summation::BySlices => {
+                    let to = &mut self.gathered[slot];
                     let (parts, rank) = (self.group.ranks(), self.rank);
                     let count = count / parts;
                     let own = first + rank * count;
@@ -205,7 +224,7 @@ impl AllReducer {
     ///
     /// # Panics
     ///
-    /// When the next all-reduce is that of other rows.
+    /// When the next all-reduce is that of other rows, or of another residual stream.
     pub fn take(
         &mut self,
         ops: &Ops,
@@ -214,6 +233,7 @@ impl AllReducer {
         mut norm: impl FnMut(Range<usize>, Delta<'_>, &mut DeviceBuffer) -> Result<()>,
     ) -> Result<()> {
         let context = ops.context();
+        assert!(self.residual == residual.address(), "{rows:?} of another stream");
         let mut next = rows.start;
         while next < rows.end {
             let piece = self.pending.pop_front().expect("a norm takes all-reduces that were begun");
@@ -222,10 +242,10 @@ impl AllReducer {
             let slot = self.taken_ever % self.reduced.len();
             (self.begun, self.taken_ever) = (self.begun - 1, self.taken_ever + 1);
             context.compute().wait(&self.reduced[slot]).or_fault(DOING)?;
-            let delta = match (self.sizes.summation(piece.len()), self.gathered.get(slot)) {
-                (Summation::Nccl, _) | (_, None) => Delta::In(self.partial.all()),
-                (Summation::Gathered, Some(gathered)) => Delta::Parts(gathered.all(), self.group.ranks()),
-                (Summation::BySlices, Some(_)) => Delta::None,
+            let delta = match self.sizes.summation(piece.len()) {
+                Summation::Nccl => Delta::In(self.partial.all()),
+                Summation::Gathered => Delta::Parts(self.gathered[slot].all(), self.group.ranks()),
+                Summation::BySlices => Delta::None,
             };
             norm(piece, delta, residual)?;
             self.advance(ops, residual)?;

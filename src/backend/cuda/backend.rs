@@ -49,6 +49,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::units::gib;
 use crate::weights::{Dtype, HostTensor, LayerTensors, Normal};
 
+/// Layers of the next pass that are queued early: the GPU computes them while the host completes
+/// scores. More would fill the driver's queue, and the host would wait there instead, with logits
+/// that callers want.
+const LAYERS_BEGUN: usize = 2;
+
 /// Factor of gate times up in f16, so that it stays below 65,504; the matmul with down undoes it.
 const GATED_SCALE_F16: f32 = 1.0 / 16.0;
 
@@ -75,6 +80,7 @@ pub struct Cuda {
     tables: DeviceTables,
     /// The part of the GPU that the matmuls of the present pass have.
     share: Share,
+    layers_begun: usize,
     logits: DeviceBuffer,
     /// Where logits are copied to.
     results: Results,
@@ -131,13 +137,15 @@ pub struct Setup<'a> {
     pub planned: &'a Footprint,
     /// The name of the attention kernel to use instead of the best one that fits.
     pub attention: Option<String>,
+    /// Whether all ranks are in this process.
+    pub in_one_process: bool,
 }
 
 impl Cuda {
     /// A backend for passes of up to `capacity`. [`ErrorKind::Memory`], before anything is
     /// allocated, when less memory is free on the GPU than is planned.
     pub fn new(setup: Setup<'_>, geometry: Geometry, capacity: Capacity) -> Result<Self> {
-        let Setup { info, tier, group, tuning, cache, layer, planned, attention } = setup;
+        let Setup { info, tier, group, tuning, cache, layer, planned, attention, in_one_process } = setup;
         let format = ActivationFormat::of(tier);
         let heads = HeadLayout::new(&geometry);
         needs_multiple("hidden_size", geometry.hidden)?;
@@ -193,6 +201,9 @@ impl Cuda {
             rope_tables,
             tables,
             share: Share::Whole,
+            // A rank of another process gets the next batch when this pass has ended: a rank that
+            // queued all-reduces with it before would wait for it, and it for that rank.
+            layers_begun: if in_one_process { LAYERS_BEGUN } else { 0 },
             logits,
             results,
             ops,
@@ -482,6 +493,17 @@ impl Backend for Cuda {
 
     fn is_asynchronous(&self) -> bool {
         true
+    }
+
+    fn layers_begun(&self) -> usize {
+        self.layers_begun
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        if let Some(all_reducer) = &mut self.all_reducer {
+            all_reducer.finish(self.ops.context())?;
+        }
+        self.ops.context().synchronize()
     }
 
     fn prefetch_embeddings(&mut self, table: &HostTensor, packed: &Packed) -> Result<bool> {

@@ -12,7 +12,7 @@ use super::sizes::{AllReduceSizes, normed_width, scratch_elements, tables_bytes}
 use super::staging::Staging;
 use super::weight::WeightLayout;
 use crate::backend::tier::CudaTier;
-use crate::backend::{Capacity, Footprint, Geometry, HostWeight, Matrix};
+use crate::backend::{AllReduce, Capacity, Footprint, Geometry, HostWeight, Matrix};
 use crate::weights::{ModelTensors, WeightBytes};
 
 /// Memory for the code of cublasLt's kernels, of which trials load dozens, and for the driver's.
@@ -22,9 +22,15 @@ const CODE_BYTES: usize = 256 << 20;
 /// links between the GPUs.
 const NCCL_BYTES: usize = 1 << 30;
 
-/// Bytes to leave to the vendor's libraries on each of so many ranks' GPUs.
-fn libraries_bytes(ranks: usize) -> usize {
-    CODE_BYTES + if ranks > 1 { NCCL_BYTES } else { 0 }
+/// Memory for NCCL's connections between pairs of ranks, through which slices are exchanged: an
+/// estimate, for 7 peers with 8 channels each and buffers of up to 9 MiB a channel.
+const PEERS_BYTES: usize = 512 << 20;
+
+/// Bytes to leave to the vendor's libraries on each rank's GPU.
+fn libraries_bytes(geometry: &Geometry) -> usize {
+    let nccl = if geometry.shard.ranks > 1 { NCCL_BYTES } else { 0 };
+    let exchanges = geometry.all_reduce == AllReduce::Ordered && geometry.adds_by_slices();
+    CODE_BYTES + nccl + if exchanges { PEERS_BYTES } else { 0 }
 }
 
 impl Cuda {
@@ -65,6 +71,6 @@ impl Cuda {
         let activations = (rows * row_bytes + scratch).max(trial);
         let staging = Staging::device_bytes(capacity.tokens, geometry.hidden * format.residual_bytes());
         let workspace = activations + staging + all_reduce + tables + rope_tables + logits + WORKSPACE_BYTES;
-        Footprint { weights, workspace, libraries: libraries_bytes(geometry.shard.ranks) }
+        Footprint { weights, workspace, libraries: libraries_bytes(geometry) }
     }
 }

@@ -40,7 +40,8 @@ const SUM: c_int = 0;
 
 /// Multiprocessors that a collective may occupy where it runs beside other kernels: NCCL's
 /// all-reduce is as fast with 4 to 8 as with more where the switch adds (published); an all-gather
-/// and an exchange of 8 ranks were not measured.
+/// and an exchange of 8 ranks were not measured. Matmuls beside it are planned for the others, also
+/// where `NCCL_MAX_CTAS` in the environment sets another number.
 pub const BLOCKS_BESIDE_MATMULS: u8 = 8;
 
 /// Interval at which a waiting rank polls its communicator.
@@ -449,16 +450,25 @@ impl Comm {
             // communicator is alive while the lock is held. A group that was started is ended by
             // this thread, whatever its messages return.
             unsafe {
-                let mut codes = vec![(nccl.group_start)()];
-                for peer in (0..ranks).filter(|&peer| peer != self.rank) {
-                    let (offset, peer) = ((peer * bytes) as u64, peer as c_int);
-                    let (from, to) = ((from + offset) as *const c_void, (to + offset) as *mut c_void);
-                    codes.push((nccl.send)(from, count, element, peer, comm, stream));
-                    codes.push((nccl.receive)(to, count, element, peer, comm, stream));
+                match (nccl.group_start)() {
+                    SUCCESS => {
+                        let mut failed = None;
+                        for peer in (0..ranks).filter(|&peer| peer != self.rank) {
+                            let (offset, peer) = ((peer * bytes) as u64, peer as c_int);
+                            let (from, to) = ((from + offset) as *const c_void, (to + offset) as *mut c_void);
+                            for code in [
+                                (nccl.send)(from, count, element, peer, comm, stream),
+                                (nccl.receive)(to, count, element, peer, comm, stream),
+                            ] {
+                                let is_failure = !matches!(code, SUCCESS | IN_PROGRESS);
+                                failed = failed.or(is_failure.then_some(code));
+                            }
+                        }
+                        let ended = (nccl.group_end)();
+                        failed.unwrap_or(ended)
+                    }
+                    error => error,
                 }
-                let ended = (nccl.group_end)();
-                let failed = codes.into_iter().find(|code| !matches!(*code, SUCCESS | IN_PROGRESS));
-                failed.unwrap_or(ended)
             }
         };
         self.settle("exchanging slices with all ranks", code, stream)

@@ -60,8 +60,9 @@ impl Results {
     /// Waits for the numbers that were queued last, and returns them. Failures of earlier kernels
     /// show here too.
     pub(super) fn read<T: Pod>(&mut self) -> Result<Vec<T>> {
+        let count = std::mem::take(&mut self.queued);
         self.copied.synchronize().or_fault(DOING)?;
-        let bytes = &self.pinned.bytes()[..std::mem::take(&mut self.queued)];
+        let bytes = &self.pinned.bytes()[..count];
         // Pinned memory begins at a page.
         Ok(bytemuck::cast_slice(bytes).to_vec())
     }

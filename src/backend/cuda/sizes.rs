@@ -22,11 +22,11 @@ const PART_ROWS_STEP: usize = 128;
 /// of 81 %, a tenth of the work.
 const OVERLAP_ROWS_MIN: usize = 2048;
 
-/// Bytes of all ranks' parts of a piece up to which every rank gathers them all. Slices of a larger
-/// piece move fewer bytes, but take a further collective and a kernel: NCCL takes some 40 to 100
-/// microseconds of the host for one that does not block, in which 15 to 37 MB travel at 370 GB/s, as
-/// over NVLink (calculated from published figures, not measured).
-const GATHERED_BYTES_MAX: usize = 32 << 20;
+/// Bytes that slices of a piece save a rank's link, at least: of smaller pieces every rank gathers
+/// all parts. Slices take a further collective and a kernel: NCCL takes some 40 to 100 microseconds
+/// of the host for one that does not block, in which 15 to 37 MB travel at 370 GB/s, as over NVLink
+/// (calculated from published figures, not measured).
+const SAVED_BYTES_MIN: usize = 16 << 20;
 
 /// The way in which a piece's parts are added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,8 +50,9 @@ pub(super) struct AllReduceSizes {
     pub(super) partial_bytes: usize,
     /// Bytes of the parts of a piece that a rank receives; none where NCCL adds.
     pub(super) gathered_bytes: usize,
-    /// Bytes of all ranks' parts of a row.
-    parts_bytes: usize,
+    /// Rows of a piece up to which all parts are gathered, where the parts of more are added by
+    /// slices.
+    gathered_rows_max: usize,
     /// The way in which many rows are added.
     of_many_rows: Summation,
 }
@@ -66,29 +67,30 @@ impl AllReduceSizes {
             AllReduce::Ordered if geometry.adds_by_slices() => Summation::BySlices,
             AllReduce::Ordered => Summation::Gathered,
         };
-        let parts_bytes = geometry.shard.ranks * row_bytes;
+        let ranks = geometry.shard.ranks;
+        let parts_bytes = ranks * row_bytes;
+        // Of n - 1 parts of a row, 2 (n - 1) / n are left: (n - 1) (n - 2) / n are saved.
+        let saved = (row_bytes * (ranks - 1) * ranks.saturating_sub(2)).max(1);
+        let gathered_rows_max = SAVED_BYTES_MIN * ranks / saved;
         let gathered_bytes = match of_many_rows {
             Summation::Nccl => 0,
             Summation::Gathered => piece_rows * parts_bytes,
             // The slices of a piece, or all of a small one.
             Summation::BySlices => {
-                (piece_rows * row_bytes).max(GATHERED_BYTES_MAX.min(piece_rows * parts_bytes))
+                (piece_rows * row_bytes).max(piece_rows.min(gathered_rows_max) * parts_bytes)
             }
         };
         let partial_bytes = geometry.pending_rows(capacity) * row_bytes;
         let pieces = parts_max(geometry, capacity);
-        Self { piece_rows, pieces, partial_bytes, gathered_bytes, parts_bytes, of_many_rows }
-    }
-
-    /// Whether pieces of many rows are added by slices.
-    pub(super) fn has_slices(&self) -> bool {
-        self.of_many_rows == Summation::BySlices
+        Self { piece_rows, pieces, partial_bytes, gathered_bytes, gathered_rows_max, of_many_rows }
     }
 
     /// The way in which a piece of so many rows is added. Both ordered ways give the same bits.
     pub(super) fn summation(&self, rows: usize) -> Summation {
-        let is_small = rows * self.parts_bytes <= GATHERED_BYTES_MAX;
-        if self.has_slices() && is_small { Summation::Gathered } else { self.of_many_rows }
+        match self.of_many_rows {
+            Summation::BySlices if rows <= self.gathered_rows_max => Summation::Gathered,
+            way => way,
+        }
     }
 
     /// Bytes on the device; none where outputs of projections are added at once.

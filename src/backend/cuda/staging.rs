@@ -218,8 +218,8 @@ impl Slots {
         let bytes = &slot.pinned.bytes()[..count];
         // SAFETY: the destination lies in `to`, asserted above and borrowed mutably; work on the
         // same stream is ordered around the copy, and work on others by the events of `Prefetched`.
-        // The slot is not written before its event says
-        // that the copy is complete (`free`), and dropping it waits for the device.
+        // The slot is not written before its event says that the copy is complete (`free`), and
+        // dropping it waits for the device.
         unsafe { result::memcpy_htod_async(to.address() + first as u64, bytes, stream.cu_stream()) }
             .or_fault(DOING)?;
         slot.copied.record(stream).or_fault(DOING)

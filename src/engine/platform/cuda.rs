@@ -315,6 +315,7 @@ impl Platform for CudaPlatform {
             layer: &rank.tensors.layers[0],
             planned: rank.footprint,
             attention: self.options.attention.clone(),
+            in_one_process: self.options.cluster().is_none(),
         };
         let WeightBytes { layers, head, .. } = rank.tensors.bytes();
         let to_stay = layers / rank.tensors.layers.len().max(1) * rank.resident_layers + head;
@@ -390,10 +391,19 @@ impl Rank for NamesPass {
         self.model.connect().map_err(|error| self.at(error, self.gpu.clone()))
     }
 
+    fn finish(&mut self) -> Result<()> {
+        self.model.finish().map_err(|error| self.at(error, self.gpu.clone()))
+    }
+
     fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
-        self.model.forward(packed, next_batch).map_err(|error| {
+        let mut next = None;
+        let mut next_batch = || next_batch().inspect(|batch| next = Some(batch.tokens.len()));
+        let result = self.model.forward(packed, &mut next_batch);
+        result.map_err(|error| {
             let (gpu, sequences, tokens) = (&self.gpu, packed.last.len(), packed.tokens.len());
-            let place = format!("{gpu}, in a pass of {tokens} tokens and {sequences} last tokens");
+            // Its first layers may have been queued.
+            let next = next.map_or_else(String::new, |tokens| format!(", or in the next, of {tokens} tokens"));
+            let place = format!("{gpu}, in a pass of {tokens} tokens and {sequences} last tokens{next}");
             let error = self.at(error, place);
             if error.kind() != ErrorKind::Device || error.hint().is_some() {
                 return error;

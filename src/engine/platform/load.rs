@@ -40,6 +40,10 @@ impl<B: Backend, L: LayerSource<B>> Rank for Model<B, L> {
         Self::connect(self)
     }
 
+    fn finish(&mut self) -> Result<()> {
+        Self::finish(self)
+    }
+
     fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
         Self::forward(self, packed, next_batch)
     }

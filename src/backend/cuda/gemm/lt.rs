@@ -123,6 +123,14 @@ impl Lt {
         }
     }
 
+    /// The multiprocessors of a part of a GPU that has so many.
+    pub(super) fn multiprocessors(&self, share: Share, all: usize) -> usize {
+        match (share, self.sharing) {
+            (Share::BesideCollectives, Some(sharing)) => sharing.multiprocessors as usize,
+            _ => all,
+        }
+    }
+
     /// The part of the GPU that a matmul of so many rows usually has.
     pub(super) fn usual_share(&self, rows: usize) -> Share {
         match self.sharing {

@@ -30,8 +30,8 @@ const WEIGHT_PERIOD: usize = 67;
 /// tallest tile.
 pub const PROBES: [usize; 4] = [1, 17, 128, 257];
 
-/// Rows that are digested together, at most.
-const DIGESTED_MAX: usize = PROBES[PROBES.len() - 1];
+/// The most of them: rows that are digested together.
+const PROBED_MAX: usize = PROBES[PROBES.len() - 1];
 
 /// Every byte of `out` before a matmul adds to it: 7.1e-4 in bf16 and in f32, about the size of the
 /// rounding errors.
@@ -61,7 +61,7 @@ impl<'a> Trial<'a> {
     /// Operands for up to `rows` rows, and at least those of [`PROBES`].
     pub fn new(ops: &'a Ops, shape: MatmulShape, rows: usize) -> Result<Self> {
         let (context, format) = (ops.context(), ops.format());
-        let rows = rows.max(PROBES[PROBES.len() - 1]);
+        let rows = rows.max(PROBED_MAX);
         let MatmulShape { features, width, x_stride, out_stride, out, .. } = shape;
         let mut trial = Self {
             ops,
@@ -69,7 +69,7 @@ impl<'a> Trial<'a> {
             x: context.allocate(rows * x_stride * format.bytes())?,
             bias: context.allocate(features * out.bytes(format))?,
             out: context.allocate(rows * out_stride * out.bytes(format))?,
-            digests: context.allocate(DIGESTED_MAX * size_of::<u64>())?,
+            digests: context.allocate(PROBED_MAX * size_of::<u64>())?,
         };
         trial.fill(shape)?;
         Ok(trial)
@@ -78,9 +78,8 @@ impl<'a> Trial<'a> {
     /// Bytes for [`PROBES`] beside the weight: a plan reserves them where activations take less.
     pub fn least_bytes(format: ActivationFormat, shape: MatmulShape) -> usize {
         let MatmulShape { features, x_stride, out_stride, out, .. } = shape;
-        let rows = PROBES[PROBES.len() - 1];
-        let operands = rows * (x_stride * format.bytes() + out_stride * out.bytes(format));
-        operands + features * out.bytes(format) + DIGESTED_MAX * size_of::<u64>()
+        let operands = PROBED_MAX * (x_stride * format.bytes() + out_stride * out.bytes(format));
+        operands + features * out.bytes(format) + PROBED_MAX * size_of::<u64>()
     }
 
     /// The bits that an algorithm computes; `None` where it takes too few of [`PROBES`], or gives

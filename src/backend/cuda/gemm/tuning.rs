@@ -154,8 +154,13 @@ impl<'a> Tuner<'a> {
             below = most;
         }
         self.stopwatch = stopwatch;
-        if !fastest.is_empty() && fastest != kept {
-            self.cache.store(problem.shape, &fastest);
+        // Those of other parts of the GPU stay, for a start that needs them.
+        let is_known = |other: &Fastest| {
+            fastest.iter().any(|known| (known.rows, known.share) == (other.rows, other.share))
+        };
+        let others: Vec<Fastest> = kept.iter().filter(|other| !is_known(other)).copied().collect();
+        if !fastest.is_empty() && fastest.iter().any(|found| !kept.contains(found)) {
+            self.cache.store(problem.shape, &[fastest, others].concat());
         }
         Ok(orders)
     }
@@ -178,7 +183,13 @@ impl<'a> Tuner<'a> {
                 break;
             }
             self.check_group()?;
-            let counts = more_rows(shape, multiprocessors, below, most);
+            let counts: Vec<(usize, Share)> = (self.lt.shares().iter())
+                .flat_map(|&share| {
+                    let multiprocessors = self.lt.multiprocessors(share, multiprocessors);
+                    let counts = more_rows(shape, multiprocessors, below, most);
+                    counts.into_iter().chain([most]).map(move |rows| (rows, share))
+                })
+                .collect();
             below = most;
             loop {
                 let Some(first) = orders[bucket].first().copied() else {
@@ -188,12 +199,10 @@ impl<'a> Tuner<'a> {
                     return Err(Error::new(ErrorKind::Device, message));
                 };
                 let mut keeps_bits = true;
-                for &rows in &counts {
-                    for &share in self.lt.shares() {
-                        // Rows that it does not take are another's.
-                        keeps_bits &= !self.lt.accepts(problem, &first, rows, share)?
-                            || trial.confirms(self.lt, problem, &first, (rows, share), &class.bits)?;
-                    }
+                for &(rows, share) in &counts {
+                    // Rows that it does not take are another's.
+                    keeps_bits &= !self.lt.accepts(problem, &first, rows, share)?
+                        || trial.confirms(self.lt, problem, &first, (rows, share), &class.bits)?;
                 }
                 if keeps_bits {
                     break;
@@ -275,8 +284,8 @@ impl Size<'_, '_> {
 }
 
 /// Counts of rows above `below` and up to `most` that are checked beside those that are measured:
-/// two that a fixed seed draws, and the one whose tiles leave the fewest multiprocessors busy in
-/// the last round.
+/// two that a fixed seed draws, and the one whose tiles leave the fewest of the multiprocessors
+/// busy in the last round.
 fn more_rows(shape: MatmulShape, multiprocessors: usize, below: usize, most: usize) -> [usize; 3] {
     /// Rows and columns of a usual tile.
     const TILE: usize = 128;

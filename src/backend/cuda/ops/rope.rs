@@ -10,7 +10,7 @@ use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::fault::OrFault;
 use crate::backend::cuda::format::ActivationFormat;
 use crate::backend::cuda::tables::{DeviceTables, RowIndices};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 
 const THREADS_MAX: usize = 256;
 
@@ -33,7 +33,7 @@ impl RopeTables {
     /// per position.
     pub fn new(ops: &Ops, frequencies: &[f32], positions: usize) -> Result<Self> {
         let table = |function: fn(f64) -> f64| {
-            let bits = table(ops.format(), frequencies, positions, function);
+            let bits = table(ops.format(), frequencies, positions, function)?;
             let mut buffer = ops.context.allocate(bits.len() * ops.format().bytes())?;
             buffer.upload(0, &bits, ops.context.compute())?;
             Ok(buffer)
@@ -53,7 +53,7 @@ fn table(
     frequencies: &[f32],
     positions: usize,
     function: fn(f64) -> f64,
-) -> Vec<u16> {
+) -> Result<Vec<u16>> {
     let mut bits = vec![0; positions * frequencies.len()];
     let fill = &|first: usize, rows: &mut [u16]| {
         for (position, row) in (first..).zip(rows.chunks_exact_mut(frequencies.len())) {
@@ -72,11 +72,22 @@ fn table(
     let threads = thread::available_parallelism().map_or(1, |cores| cores.get().min(THREADS_OF_HOST_MAX));
     let rows_each = positions.div_ceil(threads).max(ROWS_OF_THREAD_MIN);
     thread::scope(|scope| {
-        for (index, rows) in bits.chunks_mut(rows_each * frequencies.len().max(1)).enumerate() {
-            scope.spawn(move || fill(index * rows_each, rows));
+        let mut chunks = bits.chunks_mut(rows_each * frequencies.len().max(1)).enumerate();
+        // The first is this thread's.
+        let own = chunks.next();
+        for (index, rows) in chunks {
+            let thread = thread::Builder::new().name("kudos-rope".to_owned());
+            thread.spawn_scoped(scope, move || fill(index * rows_each, rows)).map_err(|error| {
+                let message = "cannot start a thread that makes the tables of RoPE";
+                Error::new(ErrorKind::Io, message).caused_by(error)
+            })?;
         }
-    });
-    bits
+        if let Some((_, rows)) = own {
+            fill(0, rows);
+        }
+        Ok(())
+    })?;
+    Ok(bits)
 }
 
 /// Rotates heads of consecutive rows of `qkv` in place, a row for each of `positions`.
