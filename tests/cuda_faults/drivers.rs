@@ -128,11 +128,17 @@ fn a_hang_is_noticed_before_the_launch_queue_is_full() {
     random_model(folder.path(), ModelSizes { hidden: 128, ffn: 128, layers: 180, vocab: 64 });
     let input = folder.path().join("in.jsonl");
     fs::write(&input, LINE).unwrap();
-    // The second collective of rank 1; the first is that of the open.
-    let variables = [("SOFTGPU_DEVICES", Some("2")), ("SOFTGPU_FAIL", Some("1/hang:2"))];
+    // Collectives of rank 1: the first two are those of the open.
+    for fault in ["1/hang:1", "1/hang:3"] {
+        a_hang_is_noticed(folder.path(), &input, fault);
+    }
+}
+
+fn a_hang_is_noticed(folder: &Path, input: &Path, fault: &str) {
+    let variables = [("SOFTGPU_DEVICES", Some("2")), ("SOFTGPU_FAIL", Some(fault))];
     let arguments =
         ["score", "--device", "cuda", "--ranks", "2", "--peer-timeout", "3", "--max-tokens", "16"];
-    let model = ["--model", folder.path().to_str().unwrap(), input.to_str().unwrap()];
+    let model = ["--model", folder.to_str().unwrap(), input.to_str().unwrap()];
     let begun = Instant::now();
     let run = kudos_in(&variables, &[&arguments[..], &model].concat(), "");
     assert_error(&run, &["waiting for the other ranks: one did not come within 3 s"]);

@@ -95,7 +95,8 @@ fn a_rank_that_fails_ends_both_processes_with_its_cause() {
         ("alloc:3", "CUDA_ERROR_OUT_OF_MEMORY"),
         ("launch:4", "CUDA_ERROR_LAUNCH_FAILED"),
         ("launch@add_rms_norm_bf16:2", "CUDA_ERROR_LAUNCH_FAILED"),
-        ("nccl:2", "NCCL says"),
+        ("nccl:1", "NCCL says"),
+        ("nccl:3", "NCCL says"),
     ] {
         let address = free_address();
         let begun = Instant::now();

@@ -287,7 +287,7 @@ fn an_aborted_all_reduce_gives_no_reward() {
     // with NCCL, and its result is undefined.
     let model = root().join(MODEL);
     let arguments = ["score", "--device", "cuda", "--ranks", "2", "--model", model.to_str().unwrap(), "-"];
-    for fault in ["1/launch:5", "1/nccl:2"] {
+    for fault in ["1/launch@rope_bf16:1", "1/nccl:3"] {
         let variables = [("SOFTGPU_CHECK", Some("0")), ("SOFTGPU_FAIL", Some(fault))];
         let run = kudos_in(&variables, &arguments, LINE);
         assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{fault}: {run:?}");

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Waker};
 
 use kudos::internals::backend::profile::{Class, Profile, Spent};
-use kudos::{AllReduce, Batching, CudaOptions, Engine, Overlap, Residency};
+use kudos::{AllReduce, Batching, CudaOptions, Engine, Overlap, Residency, Score};
 
 use crate::common::{ModelSizes, batches_of, ids, random_model};
 use crate::gpu::{Entry, Gpu};
@@ -303,10 +303,14 @@ fn the_next_full_batch_leaves_the_queue_while_a_pass_runs() {
 /// The idle times of the compute stream between passes, in logical nanoseconds, and the launches
 /// that were queued behind a pass's logits: of batches of one sequence each, all but the last of
 /// which are full.
-fn between_passes(gpu: &Gpu, engine: &Engine, tokens: usize) -> (Vec<u64>, u64, Vec<u32>) {
+fn between_passes(
+    gpu: &Gpu,
+    tokens: usize,
+    score: impl FnOnce(&[Vec<u32>]) -> Vec<kudos::Result<Score>>,
+) -> (Vec<u64>, u64, Vec<u32>) {
     let sequences: Vec<Vec<u32>> = (1..5).map(|seed| ids(seed, tokens, SIZES.vocab as u32)).collect();
     gpu.reset_trace();
-    let scores = engine.score(&sequences);
+    let scores = score(&sequences);
     let trace = gpu.trace();
     let results = trace.iter().find(|entry| entry.kind == "copy_out").unwrap();
     let compute: Vec<&Entry> = trace.iter().filter(|entry| entry.stream == results.stream).collect();
@@ -332,15 +336,13 @@ fn the_next_pass_begins_before_logits_are_waited_for() {
         let builder = Engine::builder(dir.path()).device(options).residency(residency).profile(profile);
         builder.max_tokens(tokens).batching(batches_of(tokens)).open().unwrap()
     };
-    // A pass that is profiled has no ops of the next one, and waits for its own embeddings.
-    let profile = Profile::default();
-    profile.start();
-    let engine = open(Residency::Resident, 1, Some(profile));
-    let (alone, behind, expected) = between_passes(&gpu, &engine, tokens);
-    assert_eq!(behind, 0);
-    drop(engine);
     let engine = open(Residency::Resident, 1, None);
-    let (gaps, behind, rewards) = between_passes(&gpu, &engine, tokens);
+    // One after the other: each pass waits for its embeddings.
+    let (alone, behind, expected) = between_passes(&gpu, tokens, |sequences| {
+        sequences.iter().flat_map(|ids| engine.score(std::slice::from_ref(ids))).collect()
+    });
+    assert_eq!(behind, 0);
+    let (gaps, behind, rewards) = between_passes(&gpu, tokens, |sequences| engine.score(sequences));
     println!(
         "{gaps:?} ns between passes, {alone:?} where each waits for its embeddings, {behind} launches begun"
     );
@@ -353,6 +355,13 @@ fn the_next_pass_begins_before_logits_are_waited_for() {
     let short = |(gap, alone): (&u64, &u64)| 10 * gap < *alone;
     assert!(gaps[..2].iter().zip(&alone).all(short), "{gaps:?}, {alone:?}");
     drop(engine);
+    // A pass that is profiled has no ops of the next one.
+    let profile = Profile::default();
+    profile.start();
+    let engine = open(Residency::Resident, 1, Some(profile));
+    let (_, behind, rewards) = between_passes(&gpu, tokens, |sequences| engine.score(sequences));
+    assert_eq!((behind, rewards), (0, expected.clone()));
+    drop(engine);
     // Ranks begin the same collectives; a streamed first layer is not waited for.
     for (residency, ranks, begun) in [
         (Residency::Resident, 2, true),
@@ -360,11 +369,31 @@ fn the_next_pass_begins_before_logits_are_waited_for() {
         (Residency::Streamed { resident_layers: Some(0) }, 1, false),
     ] {
         let engine = open(residency, ranks, None);
-        let (_, behind, rewards) = between_passes(&gpu, &engine, tokens);
+        let (_, behind, rewards) = between_passes(&gpu, tokens, |sequences| engine.score(sequences));
         assert_eq!(behind > 0, begun, "{residency:?}, {ranks} ranks");
         if ranks == 1 {
             assert_eq!(rewards, expected, "{residency:?}");
         }
+    }
+    gpu.assert_free();
+}
+
+#[test]
+#[ignore = "needs the software GPU: `make test` runs them"]
+fn an_engine_ends_well_while_the_next_pass_is_begun() {
+    let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
+    random_model(dir.path(), SIZES);
+    for ranks in [1, 2] {
+        let engine = open(dir.path(), Residency::Resident, ranks);
+        let pending = engine.submit_all((1..6).map(|seed| ids(seed, TOKENS, SIZES.vocab as u32)));
+        let mut pending = pending.into_iter().map(Result::unwrap);
+        pending.next().unwrap().wait().unwrap();
+        engine.abort();
+        // Scored, or told that the engine has ended; and the GPUs can be used again.
+        let ended = pending.filter_map(|pending| pending.wait().err()).collect::<Vec<_>>();
+        assert!(ended.iter().all(|error| error.kind() == kudos::ErrorKind::Stopped), "{ended:?}");
+        gpu.assert_free();
+        score(&open(dir.path(), Residency::Resident, ranks));
     }
     gpu.assert_free();
 }
