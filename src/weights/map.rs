@@ -1,22 +1,34 @@
-//! Files mapped read-only.
+//! Files mapped read-only, which can also be read with calls.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
 
 use crate::error::{Error, ErrorKind, Result};
 
+/// The most bytes of a call of [`MappedFile::prefetch`]. Linux reads no more than the device's
+/// largest transfer or its read-ahead for one call, whichever is more, and ignores the rest.
+const PREFETCH_BYTES_MAX: usize = 1 << 20;
+
+/// The bytes of a call where the device does not say: Linux' own default of read-ahead.
+const PREFETCH_BYTES: usize = 128 << 10;
+
 /// A weight file, mapped read-only for as long as anything refers to it.
 ///
 /// Its pages belong to the kernel's page cache: they are read when first touched, dropped when
 /// memory is short, and are no process's anonymous memory. A file that is truncated while it is
 /// mapped ends the process with SIGBUS when a lost page is touched; that cannot be turned into an
-/// error. To replace a model, write a new file and rename it.
+/// error. Bytes that are only copied are read with a call instead ([`read_at`](Self::read_at)),
+/// which returns one, and which waits for no page fault. To replace a model, write a new file and
+/// rename it.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,
+    file: File,
     map: Mmap,
+    prefetch_bytes: usize,
 }
 
 impl MappedFile {
@@ -37,7 +49,8 @@ impl MappedFile {
         // twice; every other byte is only read as part of a number, for which any bit pattern is
         // valid. A truncation is SIGBUS, not a wrong read: the map's length is fixed here.
         let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
-        Ok(Self { path: path.to_owned(), map })
+        let prefetch_bytes = prefetch_bytes(&file).unwrap_or(PREFETCH_BYTES);
+        Ok(Self { path: path.to_owned(), file, map, prefetch_bytes })
     }
 
     /// The path it was opened by.
@@ -49,4 +62,50 @@ impl MappedFile {
     pub fn bytes(&self) -> &[u8] {
         &self.map
     }
+
+    /// Copies the bytes from `offset` on to `out`, with one call for as much as the kernel reads at
+    /// a time. An error of the kind `UnexpectedEof` where the file ends before.
+    #[cfg(unix)]
+    pub(super) fn read_at(&self, offset: usize, out: &mut [u8]) -> std::io::Result<()> {
+        std::os::unix::fs::FileExt::read_exact_at(&self.file, out, offset as u64)
+    }
+
+    /// Copies the bytes from `offset` on to `out`.
+    #[cfg(not(unix))]
+    pub(super) fn read_at(&self, offset: usize, out: &mut [u8]) -> std::io::Result<()> {
+        out.copy_from_slice(&self.map[offset..offset + out.len()]);
+        Ok(())
+    }
+
+    /// Has the kernel begin to read as many of these bytes as it reads for one call, and returns
+    /// their number. Waits for no read.
+    pub(super) fn prefetch(&self, bytes: Range<usize>) -> usize {
+        let count = bytes.len().min(self.prefetch_bytes - bytes.start % self.prefetch_bytes);
+        // What fails here is read when it is needed, and that error is reported.
+        #[cfg(unix)]
+        let _ = self.map.advise_range(memmap2::Advice::WillNeed, bytes.start, count);
+        count
+    }
+}
+
+/// Returns the bytes that Linux reads for one call that asks for them.
+#[cfg(target_os = "linux")]
+fn prefetch_bytes(file: &File) -> Option<usize> {
+    use std::os::linux::fs::MetadataExt;
+    let device = file.metadata().ok()?.st_dev();
+    let disk = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+    let kib = |name: &str| {
+        // A partition's queue is its disk's.
+        let paths = ["queue", "../queue"].map(|queue| format!("{disk}/{queue}/{name}"));
+        paths.iter().find_map(|path| std::fs::read_to_string(path).ok()?.trim().parse::<usize>().ok())
+    };
+    let kib = kib("max_sectors_kb")?.max(kib("read_ahead_kb")?);
+    // Whole pages, and a power of two, so that calls begin at multiples of it.
+    let bytes = kib.clamp(4, PREFETCH_BYTES_MAX >> 10) << 10;
+    Some(1 << bytes.ilog2())
+}
+
+#[cfg(not(target_os = "linux"))]
+fn prefetch_bytes(_: &File) -> Option<usize> {
+    None
 }

@@ -16,6 +16,7 @@ mod names;
 mod normal;
 mod pickle;
 mod random;
+mod read_ahead;
 mod table;
 mod tensor;
 mod tensors;
@@ -27,6 +28,7 @@ pub use dtype::Dtype;
 pub use map::MappedFile;
 pub use normal::Normal;
 pub use random::RandomWeights;
+pub use read_ahead::ReadAhead;
 pub use tensor::HostTensor;
 pub use tensors::{HeadOut, LayerTensors, ModelTensors, WeightBytes};
 

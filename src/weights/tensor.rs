@@ -10,6 +10,7 @@ use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use super::dtype::Dtype;
 use super::map::MappedFile;
 use super::normal::{self, HostElements, Normal};
+use crate::error::{Error, ErrorKind, Result};
 
 /// A matrix `[rows, cols]` of a mapped file, or a part of one; a vector is one row. Cloning it
 /// copies no weights.
@@ -168,11 +169,7 @@ impl HostTensor {
     /// The bytes from its first value to its last; row i starts `i * row_stride` values in. The
     /// gaps between the rows of a range of columns belong to other columns.
     pub fn bytes(&self) -> &[u8] {
-        if self.rows == 0 || self.cols == 0 {
-            return &[];
-        }
-        let values = (self.rows - 1) * self.row_stride + self.cols;
-        &self.source_bytes()[self.offset..self.offset + values * self.dtype.size()]
+        &self.source_bytes()[self.offset..self.offset + self.span_bytes()]
     }
 
     /// The bytes of one row's values.
@@ -184,6 +181,68 @@ impl HostTensor {
         assert!(row < self.rows, "row {row} of the {} of `{}`", self.rows, self.name);
         let start = self.offset + row * self.row_stride * self.dtype.size();
         &self.source_bytes()[start..start + self.cols * self.dtype.size()]
+    }
+
+    /// Copies the bytes of rows `rows` to `out`, one row after the other. Rows that follow each other
+    /// in a file are read from it with a call, others are copied from where they are mapped.
+    ///
+    /// # Errors
+    ///
+    /// [`ErrorKind::Io`] when the call fails, as it does where the file has become shorter.
+    ///
+    /// # Panics
+    ///
+    /// When a row does not exist, or `out` has another length.
+    pub fn read_rows(&self, rows: Range<usize>, out: &mut [u8]) -> Result<()> {
+        let part = self.row_range(rows);
+        assert_eq!(out.len(), part.size_bytes(), "rows of `{}`", self.name);
+        match &part.source {
+            Source::File(file) if part.row_stride == part.cols => {
+                file.read_at(part.offset, out).map_err(|error| part.unreadable(error))
+            }
+            _ => {
+                let row_bytes = part.cols * part.dtype.size();
+                for row in 0..part.rows {
+                    out[row * row_bytes..][..row_bytes].copy_from_slice(part.row_bytes(row));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn unreadable(&self, error: std::io::Error) -> Error {
+        let (message, hint) = match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => (
+                format!("tensor `{}` cannot be read: its file has become shorter", self.name),
+                "to replace a model while it is in use, write new files and rename them",
+            ),
+            _ => (
+                format!("tensor `{}` cannot be read", self.name),
+                "the disk or the network that the file is on may have failed; the system's log has more",
+            ),
+        };
+        Error::new(ErrorKind::Io, message).caused_by(error).at(self.path().display()).with_hint(hint)
+    }
+
+    /// The file, and the bytes in it from the first value to the last; `None` for random weights.
+    pub(super) fn file_bytes(&self) -> Option<(&Arc<MappedFile>, Range<usize>)> {
+        match &self.source {
+            Source::File(file) => Some((file, self.offset..self.offset + self.span_bytes())),
+            Source::Random(..) => None,
+        }
+    }
+
+    /// Bytes of its file from the first value to the last; none of random weights.
+    pub fn file_span(&self) -> usize {
+        self.file_bytes().map_or(0, |(_, bytes)| bytes.len())
+    }
+
+    /// Bytes from the first value to the last.
+    fn span_bytes(&self) -> usize {
+        if self.rows == 0 || self.cols == 0 {
+            return 0;
+        }
+        ((self.rows - 1) * self.row_stride + self.cols) * self.dtype.size()
     }
 
     /// Converts one row to f32, exactly: every f16 and bf16 is an f32. `out`: `[cols]`.
@@ -309,6 +368,39 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn rows_are_copied_from_the_file_and_from_the_mapping_alike() {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let matrix = matrix(dtype);
+            for part in [matrix.clone(), matrix.column_range(1..4), matrix.row_range(1..3)] {
+                for rows in [0..0, 0..1, 1..2, 0..part.rows()] {
+                    let expected: Vec<u8> =
+                        rows.clone().flat_map(|row| part.row_bytes(row).to_vec()).collect();
+                    let mut out = vec![0xaa; expected.len()];
+                    part.read_rows(rows, &mut out).unwrap();
+                    assert_eq!(out, expected, "{part:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn reading_rows_of_a_shorter_file_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        std::fs::write(&path, [0; 64]).unwrap();
+        let file = Arc::new(MappedFile::open(&path).unwrap());
+        let tensor = HostTensor::new(file, "m".into(), Dtype::F32, 0, [4, 4]);
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(40).unwrap();
+        let mut rows = [0; 32];
+        tensor.read_rows(0..2, &mut rows).unwrap();
+        let error = tensor.read_rows(2..4, &mut rows).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Io);
+        assert!(error.message().starts_with("tensor `m` cannot be read: its file has become shorter"));
+        assert_eq!(error.place(), Some(path.to_str().unwrap()));
     }
 
     #[test]
