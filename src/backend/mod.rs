@@ -267,6 +267,9 @@ pub trait Backend: Sized {
 
     /// Loads the matrix whose output features are those of `pieces`, concatenated: each piece is
     /// `[piece_features, in_features]`. `bias`, if any, has a piece for each of them.
+    ///
+    /// Ops may use a loaded weight after [`finish_loads`](Backend::finish_loads). An error may be
+    /// one of an earlier load.
     fn matrix(
         &mut self,
         matrix: Matrix,
@@ -291,8 +294,15 @@ pub trait Backend: Sized {
 
     /// Checks a layer that will be staged as loading would: an error for a weight that the device's
     /// format cannot represent, and warnings. Called once for each such layer at load, so that no
-    /// pass fails with it.
+    /// pass fails with it. An error may be returned only by
+    /// [`finish_loads`](Backend::finish_loads).
     fn check(&mut self, _layer: &LayerTensors) -> Result<()> {
+        Ok(())
+    }
+
+    /// Waits until all weights that were loaded can be used, and all checks are complete. Called
+    /// once, when all are, before the first pass: errors of loads and checks are returned by now.
+    fn finish_loads(&mut self) -> Result<()> {
         Ok(())
     }
 

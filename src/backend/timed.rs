@@ -211,6 +211,7 @@ impl<B: Clock> Backend for Timed<B> {
         fn vector(&mut self, tensor: &HostTensor) -> Result<B::Weight>;
         fn slot(&mut self, like: &LayerTensors) -> Result<B::Slot>;
         fn check(&mut self, layer: &LayerTensors) -> Result<()>;
+        fn finish_loads(&mut self) -> Result<()>;
         fn stage(&mut self, slot: &mut B::Slot, layer: &LayerTensors) -> Result<()>;
         fn embed(&mut self, table: &HostTensor, packed: &Packed, residual: &mut B::Act) -> Result<()>
             => (Class::Embeddings, Cost::default());

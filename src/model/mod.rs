@@ -58,7 +58,8 @@ struct Begun<M> {
 }
 
 impl<B: Backend, L: LayerSource<B>> Model<B, L> {
-    /// Allocates the buffers for passes of up to `capacity`; passes allocate no more.
+    /// Loads the weights outside of the layers, waits until all weights are loaded, and allocates
+    /// the buffers for passes of up to `capacity`; passes allocate no more.
     pub fn new(
         mut backend: B,
         config: &ModelConfig,
@@ -80,6 +81,7 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         let last = activations(capacity.sequences)?;
         let scratch = backend.activation(Role::Scratch, capacity.tokens)?;
         let embedding = tensors.embedding.clone();
+        backend.finish_loads()?;
         Ok(Self {
             backend,
             layers,

@@ -13,6 +13,7 @@ mod gpu;
 #[cfg(feature = "serve")]
 #[path = "../server/http.rs"]
 mod http;
+mod loading;
 #[cfg(feature = "serve")]
 #[path = "../server/process.rs"]
 mod process;

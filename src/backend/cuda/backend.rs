@@ -35,7 +35,6 @@ use super::slot::Slot;
 use super::staging::Staging;
 use super::tables::{DeviceTables, HostTables, RowIndices, SeamSources, WorkList};
 use super::tiles::{PartTiles, Tiles, WorkItem};
-use super::upload_job::UploadJob;
 use super::uploader::Uploader;
 use super::weight::{Weight, WeightLayout};
 use crate::backend::tier::CudaTier;
@@ -171,6 +170,7 @@ impl Cuda {
         let staging =
             Staging::new(context, capacity.tokens, row_bytes, tables_bytes(&geometry, &heads, &capacity))?;
         let uploader = Uploader::new(context, group.clone())?;
+        uploader.read_ahead(layer);
         let frequencies = heads.frequencies(&geometry.rope_frequencies);
         let rope_tables = RopeTables::new(&ops, &frequencies, capacity.tokens)?;
         let tables = DeviceTables::allocate(context, tables_bytes(&geometry, &heads, &capacity))?;
@@ -248,7 +248,7 @@ impl Cuda {
                 let stored = part.pieces.iter().map(HostTensor::size_bytes).sum::<usize>();
                 self.brought_bytes().fetch_add(stored as u64, Ordering::Relaxed);
             }
-            None => self.uploader.load(context, &weight, part)?,
+            None => self.uploader.load(&weight, part)?,
         }
         Ok(weight)
     }
@@ -424,7 +424,11 @@ impl Backend for Cuda {
         if self.format() == ActivationFormat::Bf16 || all_f16 {
             return Ok(());
         }
-        self.uploader.submit(UploadJob::check(self.layout(), layer)).wait()
+        self.uploader.check(self.layout(), layer)
+    }
+
+    fn finish_loads(&mut self) -> Result<()> {
+        self.uploader.finish_loads(self.ops.context())
     }
 
     fn stage(&mut self, slot: &mut Slot, layer: &LayerTensors) -> Result<()> {

@@ -15,6 +15,7 @@ pub mod format;
 pub mod gemm;
 pub mod heads;
 pub mod kernels;
+mod load_path;
 mod matmuls;
 mod narrow;
 pub mod nccl;
@@ -36,5 +37,6 @@ mod vendor;
 mod weight;
 
 pub use backend::{Act, Cuda, Metadata, Setup};
+pub use load_path::LoadPath;
 pub use slot::Slot;
 pub use weight::Weight;

@@ -19,6 +19,10 @@ pub(super) struct Pinned {
     bytes: usize,
 }
 
+// SAFETY: the allocation belongs to this value alone, and the driver lets any thread write pinned
+// memory and free it: the context is bound to the thread first.
+unsafe impl Send for Pinned {}
+
 impl Pinned {
     /// `bytes` bytes, all zero.
     pub(super) fn new(cuda: &Arc<CudaContext>, bytes: usize) -> Result<Self> {

@@ -16,8 +16,7 @@ use crate::weights::LayerTensors;
 
 /// Memory for one layer on the device. `uploader.rs` has the order of its events.
 pub struct Slot {
-    /// Shared with jobs in progress, so that it outlives them.
-    weights: Arc<LayerWeights<Weight>>,
+    weights: LayerWeights<Weight>,
     free: Arc<CudaEvent>,
     filled: Arc<CudaEvent>,
     /// Receipt of the last job, until it is waited for.
@@ -29,7 +28,7 @@ impl Slot {
     pub(super) fn new(context: &Context, layout: WeightLayout, like: &LayerTensors) -> Result<Self> {
         let weights = LayerWeights::make(like, |part| Weight::allocate(context, layout, &part))?;
         let event = || context.cuda().new_event(None).map(Arc::new).or_fault("creating an event");
-        Ok(Self { weights: Arc::new(weights), free: event()?, filled: event()?, receipt: None })
+        Ok(Self { weights, free: event()?, filled: event()?, receipt: None })
     }
 
     /// Submits a job that brings a layer. Ops that are queued on the compute stream by now still
@@ -42,7 +41,7 @@ impl Slot {
     ) -> Result<()> {
         self.free.record(context.compute()).or_fault(DOING)?;
         let (free, filled) = (Arc::clone(&self.free), Arc::clone(&self.filled));
-        let job = UploadJob::stage(Arc::clone(&self.weights), layer, free, filled);
+        let job = UploadJob::stage(&self.weights, layer, free, filled);
         self.receipt = Some(uploader.submit(job));
         Ok(())
     }

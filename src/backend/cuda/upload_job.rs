@@ -1,6 +1,7 @@
 //! [`UploadJob`]: weights that the thread of the [`uploader`](super::uploader) reads, and the
 //! operation on them.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -9,14 +10,20 @@ use cudarc::driver::CudaEvent;
 use super::nccl::Group;
 use super::weight::{Weight, WeightLayout, WeightRows};
 use crate::backend::{HostWeight, LayerWeights};
-use crate::error::{Error, ErrorKind};
-use crate::weights::LayerTensors;
+use crate::error::{Error, ErrorKind, Result};
+use crate::weights::{HostTensor, LayerTensors, ReadAhead};
 
 /// Names the operation in the errors of an upload.
 pub(super) const DOING: &str = "copying weights to the GPU";
 
+/// Bytes of a chunk of pinned memory, which a reader fills at a time: the fastest link takes some
+/// 80 us to copy it, far longer than starting a copy, and a reader 0.4 ms to fill it out of the page
+/// cache.
+pub(super) const CHUNK_BYTES: usize = 4 << 20;
+
 /// Rows of weights, and the operation on them.
 pub(super) struct UploadJob {
+    /// They keep the memory on the device that they are copied to.
     rows: Vec<WeightRows>,
     kind: JobKind,
 }
@@ -32,14 +39,19 @@ pub(super) enum JobKind {
     },
     /// Copy them into a slot, in place of other weights.
     Stage {
-        /// Kept while copies into it are yet to be queued.
-        #[expect(dead_code, reason = "held, not read")]
-        slot: Arc<LayerWeights<Weight>>,
         /// Recorded behind the last op that uses the slot's earlier contents.
         free: Arc<CudaEvent>,
         /// Recorded behind the last copy.
         filled: Arc<CudaEvent>,
     },
+}
+
+/// Some of a job's rows, which fit into a chunk.
+#[derive(Clone, Debug)]
+pub(super) struct Piece {
+    /// Index of the rows among the job's.
+    index: usize,
+    rows: Range<usize>,
 }
 
 impl UploadJob {
@@ -51,17 +63,13 @@ impl UploadJob {
     }
 
     /// A load of `part` into `weight`.
-    ///
-    /// # Safety
-    ///
-    /// The weight must live until the job is completed, or its receipt says that it never will be.
-    pub(super) unsafe fn load(weight: &Weight, part: &HostWeight<'_>, filled: Arc<CudaEvent>) -> Self {
+    pub(super) fn load(weight: &Weight, part: &HostWeight<'_>, filled: Arc<CudaEvent>) -> Self {
         Self { rows: weight.rows_from(part), kind: JobKind::Load { filled } }
     }
 
     /// A layer to be put into a slot, behind `free`.
     pub(super) fn stage(
-        slot: Arc<LayerWeights<Weight>>,
+        slot: &LayerWeights<Weight>,
         layer: &LayerTensors,
         free: Arc<CudaEvent>,
         filled: Arc<CudaEvent>,
@@ -69,21 +77,46 @@ impl UploadJob {
         let parts = HostWeight::all_of(layer);
         let pairs = slot.all().into_iter().zip(&parts);
         let rows = pairs.flat_map(|(weight, part)| weight.rows_from(part)).collect();
-        Self { rows, kind: JobKind::Stage { slot, free, filled } }
+        Self { rows, kind: JobKind::Stage { free, filled } }
     }
 
-    /// The rows to read.
-    pub(super) fn rows(&self) -> &[WeightRows] {
-        &self.rows
-    }
-
-    /// The operation on them.
+    /// The operation on the rows.
     pub(super) fn kind(&self) -> &JobKind {
         &self.kind
     }
+
+    /// The tensors that are read, in this order.
+    pub(super) fn tensors(&self) -> impl Iterator<Item = &HostTensor> {
+        self.rows.iter().flat_map(WeightRows::pieces)
+    }
+
+    /// The piece behind `last`, or the first one; `None` behind the last.
+    pub(super) fn piece_after(&self, last: Option<&Piece>) -> Option<Piece> {
+        let (mut index, mut first) = last.map_or((0, 0), |piece| (piece.index, piece.rows.end));
+        loop {
+            let rows = self.rows.get(index)?;
+            if first < rows.count {
+                let count = (CHUNK_BYTES / rows.row_bytes.max(1)).max(1);
+                return Some(Piece { index, rows: first..rows.count.min(first + count) });
+            }
+            (index, first) = (index + 1, 0);
+        }
+    }
+
+    /// The rows that a piece is of.
+    pub(super) fn rows_of(&self, piece: &Piece) -> &WeightRows {
+        &self.rows[piece.index]
+    }
 }
 
-/// State that the uploader shares with its thread.
+impl Piece {
+    /// Which of the rows.
+    pub(super) fn rows(&self) -> &Range<usize> {
+        &self.rows
+    }
+}
+
+/// State that the uploader shares with its threads.
 pub(super) struct UploadState {
     /// Set when jobs must end early.
     pub(super) stop: AtomicBool,
@@ -93,14 +126,17 @@ pub(super) struct UploadState {
     pub(super) subnormal: AtomicU64,
     /// Bytes of weights, as stored, that are loaded to stay: on the device or on their way.
     pub(super) brought: Arc<AtomicU64>,
+    /// Reads the files of queued jobs before the readers do.
+    pub(super) read_ahead: ReadAhead,
 }
 
 impl UploadState {
-    /// Why jobs must end early, if so.
-    pub(super) fn ends(&self) -> Option<Error> {
+    /// The error with which jobs must end early, if so.
+    pub(super) fn ended(&self) -> Result<()> {
         if self.stop.load(Ordering::Relaxed) {
-            return Some(Error::new(ErrorKind::Stopped, "the engine ended while weights were on their way"));
+            let message = "the engine ended while weights were on their way";
+            return Err(Error::new(ErrorKind::Stopped, message));
         }
-        self.group.as_ref().and_then(|group| group.failure())
+        self.group.as_ref().and_then(|group| group.failure()).map_or(Ok(()), Err)
     }
 }

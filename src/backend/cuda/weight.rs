@@ -2,6 +2,7 @@
 //! their way there.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::buffer::{DeviceBuffer, DeviceSlice};
@@ -20,8 +21,9 @@ pub struct Weight {
     /// Which one it is.
     pub(super) matrix: Matrix,
     layout: WeightLayout,
-    values: DeviceBuffer,
-    bias: Option<DeviceBuffer>,
+    /// Shared with the jobs that copy into it, which may outlive the weight.
+    values: Arc<DeviceBuffer>,
+    bias: Option<Arc<DeviceBuffer>>,
     /// Rows.
     pub(super) out_features: usize,
     /// Width of a row.
@@ -41,8 +43,8 @@ impl Weight {
     pub(super) fn allocate(context: &Context, layout: WeightLayout, part: &HostWeight<'_>) -> Result<Self> {
         let (matrix, out_features, in_features) = layout.shape(part);
         let (values_bytes, bias_bytes) = layout.bytes(part);
-        let values = context.allocate(values_bytes)?;
-        let bias = bias_bytes.map(|bytes| context.allocate(bytes)).transpose()?;
+        let values = Arc::new(context.allocate(values_bytes)?);
+        let bias = bias_bytes.map(|bytes| context.allocate(bytes).map(Arc::new)).transpose()?;
         Ok(Self { matrix, layout, values, bias, out_features, in_features })
     }
 
@@ -55,8 +57,12 @@ impl Weight {
     }
 
     /// All values, to be filled before anything else uses them.
+    ///
+    /// # Panics
+    ///
+    /// When a job copies into it.
     pub(super) fn values_mut(&mut self) -> &mut DeviceBuffer {
-        &mut self.values
+        Arc::get_mut(&mut self.values).expect("no job copies into a weight that the device makes")
     }
 
     /// The rows to copy for this weight to hold `part`.
@@ -68,8 +74,7 @@ impl Weight {
         let shape = (self.matrix, self.out_features, self.in_features);
         assert_eq!(self.layout.shape(part), shape, "a weight has the shape of those before it");
         assert_eq!(part.bias.is_some(), self.bias.is_some(), "all layers have a bias, or none");
-        let bias = self.bias.as_ref().map_or(NOWHERE, DeviceBuffer::address);
-        WeightRows::of_part(self.layout, part, self.values.address(), bias)
+        WeightRows::of_part(self.layout, part, Some(&self.values), self.bias.as_ref())
     }
 
     /// All values.
@@ -125,7 +130,7 @@ impl WeightLayout {
     }
 }
 
-/// Rows of one weight, or its bias as a single row, with their source and their address on the
+/// Rows of one weight, or its bias as a single row, with their source and their memory on the
 /// device.
 #[derive(Debug)]
 pub(super) struct WeightRows {
@@ -133,7 +138,8 @@ pub(super) struct WeightRows {
     matrix: Matrix,
     kind: Kind,
     pieces: Vec<HostTensor>,
-    to: CUdeviceptr,
+    /// `None` for rows that are not copied. It holds all rows.
+    to: Option<Arc<DeviceBuffer>>,
     /// Number of rows.
     pub(super) count: usize,
     /// Elements of a row.
@@ -148,21 +154,22 @@ enum Kind {
     Bias,
 }
 
-/// The address of rows that are not copied.
-const NOWHERE: CUdeviceptr = 0;
-
 impl WeightRows {
     /// The rows of a part that is only checked.
     pub(super) fn to_check(layout: WeightLayout, part: &HostWeight<'_>) -> Vec<Self> {
-        Self::of_part(layout, part, NOWHERE, NOWHERE)
+        Self::of_part(layout, part, None, None)
     }
 
-    /// A part's values, and its bias if it has one, for these addresses.
+    /// A part's values, and its bias if it has one, for this memory.
+    ///
+    /// # Panics
+    ///
+    /// When the memory is smaller.
     fn of_part(
         layout: WeightLayout,
         part: &HostWeight<'_>,
-        values: CUdeviceptr,
-        bias: CUdeviceptr,
+        values: Option<&Arc<DeviceBuffer>>,
+        bias: Option<&Arc<DeviceBuffer>>,
     ) -> Vec<Self> {
         let (matrix, out_features, in_features) = layout.shape(part);
         let mut all = vec![Self {
@@ -170,7 +177,7 @@ impl WeightRows {
             matrix,
             kind: Kind::Values,
             pieces: part.pieces.to_vec(),
-            to: values,
+            to: values.cloned(),
             count: out_features,
             width: in_features,
             row_bytes: in_features * layout.format.bytes(),
@@ -180,18 +187,39 @@ impl WeightRows {
             matrix,
             kind: Kind::Bias,
             pieces: pieces.to_vec(),
-            to: bias,
+            to: bias.cloned(),
             count: 1,
             width: out_features,
             row_bytes: out_features * layout.bias_bytes(matrix),
         }));
+        for rows in &all {
+            let holds = rows.to.as_ref().is_none_or(|to| to.bytes() >= rows.count * rows.row_bytes);
+            assert!(holds, "{rows:?} do not fit into their memory");
+        }
         all
     }
 
-    /// The destination of rows `rows` on the device: its address and its bytes.
-    pub(super) fn destination(&self, rows: &Range<usize>) -> (CUdeviceptr, usize) {
+    /// The address on the device of rows `rows`, whose bytes from there on are memory that these
+    /// rows hold; `None` when they are not copied.
+    ///
+    /// # Panics
+    ///
+    /// When there are no such rows.
+    pub(super) fn destination(&self, rows: &Range<usize>) -> Option<CUdeviceptr> {
         assert!(rows.start <= rows.end && rows.end <= self.count, "rows {rows:?} of {}", self.count);
-        (self.to + (rows.start * self.row_bytes) as CUdeviceptr, rows.len() * self.row_bytes)
+        self.to.as_ref().map(|to| to.address() + (rows.start * self.row_bytes) as CUdeviceptr)
+    }
+
+    /// The tensors that the rows come from.
+    pub(super) fn pieces(&self) -> &[HostTensor] {
+        &self.pieces
+    }
+
+    /// Bytes of files, from the first of the rows before `row` to the last: all of them those of
+    /// [`pieces`](Self::pieces), with what is between rows of a range of columns.
+    pub(super) fn file_bytes_before(&self, row: usize) -> usize {
+        let all: usize = self.pieces.iter().map(HostTensor::file_span).sum();
+        all * row / self.count.max(1)
     }
 
     /// Bytes of a row in the files that it comes from.
@@ -210,19 +238,47 @@ impl WeightRows {
         if self.kind == Kind::Bias {
             return self.fill_bias(bytes, subnormal);
         }
-        let WeightLayout { format, heads, .. } = self.layout;
-        let (mut scratch, mut padded) = (Vec::new(), Vec::new());
-        for (row, bytes) in (first..).zip(bytes.chunks_exact_mut(self.row_bytes)) {
-            let source = if self.matrix == Matrix::Qkv { heads.source(row) } else { Some(row) };
-            let Some((piece, row)) = source.map(|row| piece_of(&self.pieces, row)) else {
-                bytes.fill(0);
-                continue;
-            };
-            if self.width == piece.cols() && stored_alike(piece.dtype(), format) {
-                bytes.copy_from_slice(piece.row_bytes(row));
-                continue;
+        let mut rows = first..first + bytes.len() / self.row_bytes.max(1);
+        let mut rest = bytes;
+        while !rows.is_empty() {
+            let (source, count) = self.run(rows.clone());
+            let bytes = rest.split_off_mut(..count * self.row_bytes).expect("as many bytes as rows");
+            match source {
+                Some((piece, row)) => self.fill_run(piece, row..row + count, bytes, subnormal)?,
+                None => bytes.fill(0),
             }
-            scratch.resize(piece.cols(), 0.0);
+            rows.start += count;
+        }
+        Ok(())
+    }
+
+    /// The source of the first of some rows: its piece, and the row's number in it, or `None` for
+    /// padding. And the number of rows from there on that follow each other in that piece, or are
+    /// padding.
+    fn run(&self, rows: Range<usize>) -> (Option<(&HostTensor, usize)>, usize) {
+        let heads = self.layout.heads;
+        let source = |row| if self.matrix == Matrix::Qkv { heads.source(row) } else { Some(row) };
+        let first = source(rows.start);
+        let within = first.map(|row| piece_of(&self.pieces, row));
+        let count_max = within.map_or(rows.len(), |(piece, row)| rows.len().min(piece.rows() - row));
+        let follows = |&count: &usize| source(rows.start + count) == first.map(|row| row + count);
+        (within, 1 + (1..count_max).take_while(follows).count())
+    }
+
+    /// Writes rows of one piece.
+    fn fill_run(
+        &self,
+        piece: &HostTensor,
+        rows: Range<usize>,
+        bytes: &mut [u8],
+        subnormal: Option<&AtomicU64>,
+    ) -> Result<()> {
+        let WeightLayout { format, heads, .. } = self.layout;
+        if self.width == piece.cols() && stored_alike(piece.dtype(), format) {
+            return piece.read_rows(rows, bytes);
+        }
+        let (mut scratch, mut padded) = (vec![0.0; piece.cols()], Vec::new());
+        for (row, bytes) in rows.zip(bytes.chunks_exact_mut(self.row_bytes)) {
             piece.row_to_f32(row, &mut scratch);
             // Padding has heads of the input features alone.
             let values = if self.width == piece.cols() {
