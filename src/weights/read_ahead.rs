@@ -182,52 +182,52 @@ mod tests {
     }
 
     /// Number and bytes of the next range.
-    fn next(ahead: &ReadAhead) -> Option<(u64, Range<usize>)> {
-        lock(&ahead.shared.queue).next().map(|(first, _, bytes)| (first, bytes))
+    fn next(reads: &ReadAhead) -> Option<(u64, Range<usize>)> {
+        lock(&reads.shared.queue).next().map(|(first, _, bytes)| (first, bytes))
     }
 
     #[test]
     fn no_byte_is_asked_for_far_in_front_of_the_readers() {
-        let (ahead, window) = (queue(), WINDOW_BYTES as usize);
+        let (reads, window) = (queue(), WINDOW_BYTES as usize);
         let tensors = [tensor(window), tensor(4096)];
-        ahead.queue(&tensors);
-        assert_eq!(next(&ahead), Some((0, 0..window)));
-        lock(&ahead.shared.queue).skip_to(WINDOW_BYTES);
-        assert_eq!(next(&ahead), None);
-        ahead.advance(1);
-        assert_eq!(next(&ahead), Some((WINDOW_BYTES, 0..4096)));
+        reads.queue(&tensors);
+        assert_eq!(next(&reads), Some((0, 0..window)));
+        lock(&reads.shared.queue).skip_to(WINDOW_BYTES);
+        assert_eq!(next(&reads), None);
+        reads.advance(1);
+        assert_eq!(next(&reads), Some((WINDOW_BYTES, 0..4096)));
     }
 
     #[test]
     fn bytes_that_readers_have_passed_are_skipped() {
-        let ahead = queue();
-        ahead.queue(&[tensor(4096), tensor(8192)]);
-        ahead.advance(4096 + 100);
-        assert_eq!(next(&ahead), Some((4196, 100..8192)));
-        ahead.advance(8092);
-        assert_eq!(next(&ahead), None);
-        ahead.queue(&[tensor(64)]);
-        assert_eq!(next(&ahead), Some((12288, 0..64)));
+        let reads = queue();
+        reads.queue(&[tensor(4096), tensor(8192)]);
+        reads.advance(4096 + 100);
+        assert_eq!(next(&reads), Some((4196, 100..8192)));
+        reads.advance(8092);
+        assert_eq!(next(&reads), None);
+        reads.queue(&[tensor(64)]);
+        assert_eq!(next(&reads), Some((12288, 0..64)));
     }
 
     #[test]
     fn tensors_that_are_queued_replace_a_guess() {
-        let ahead = queue();
-        ahead.guess(&[tensor(4096)]);
-        assert_eq!(next(&ahead), Some((0, 0..4096)));
-        ahead.queue(&[tensor(64)]);
-        assert_eq!(next(&ahead), Some((0, 0..64)));
+        let reads = queue();
+        reads.guess(&[tensor(4096)]);
+        assert_eq!(next(&reads), Some((0, 0..4096)));
+        reads.queue(&[tensor(64)]);
+        assert_eq!(next(&reads), Some((0, 0..64)));
     }
 
     #[test]
     fn the_thread_asks_for_all_bytes_and_ends() {
-        let ahead = ReadAhead::new().unwrap();
-        ahead.queue(&[tensor(3 << 20), tensor(5000)]);
+        let reads = ReadAhead::new().unwrap();
+        reads.queue(&[tensor(3 << 20), tensor(5000)]);
         let begun = Instant::now();
-        while next(&ahead).is_some() {
+        while next(&reads).is_some() {
             assert!(begun.elapsed() < Duration::from_secs(30));
             thread::yield_now();
         }
-        drop(ahead);
+        drop(reads);
     }
 }

@@ -127,6 +127,11 @@ impl HostTensor {
         self.row_stride
     }
 
+    /// Whether its rows follow each other without gaps.
+    pub fn is_contiguous(&self) -> bool {
+        self.row_stride == self.cols
+    }
+
     /// Bytes of its values, without the gaps between rows.
     pub fn size_bytes(&self) -> usize {
         self.rows * self.cols * self.dtype.size()
@@ -197,7 +202,7 @@ impl HostTensor {
         let part = self.row_range(rows);
         assert_eq!(out.len(), part.size_bytes(), "rows of `{}`", self.name);
         match &part.source {
-            Source::File(file) if part.row_stride == part.cols => {
+            Source::File(file) if part.is_contiguous() => {
                 file.read_at(part.offset, out).map_err(|error| part.unreadable(error))
             }
             _ => {

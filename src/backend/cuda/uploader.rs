@@ -4,9 +4,10 @@
 //! each chunk's copy on the copy stream when it is full. Rows that the device holds as they are
 //! stored, one behind the other, are read from their file straight into the chunk; others are
 //! converted and laid out from where they are mapped. Files are read while earlier chunks travel,
-//! across the ends of jobs, and both go on while kernels run on the compute stream. The kernel is
-//! asked to read the files of queued jobs before the readers get there
-//! ([`ReadAhead`](crate::weights::ReadAhead)). The streams are ordered by events alone:
+//! across the ends of jobs, and both go on while kernels run on the compute stream. Rows that are
+//! used where they are mapped are prefetched ([`ReadAhead`]), for a page fault reads little and waits;
+//! calls for whole chunks by several readers are not, for they read as much at a time themselves, and
+//! into larger pages of the cache. The streams are ordered by events alone:
 //!
 //! ```text
 //! compute stream   ... last op on the old contents | record FREE    ...    wait FILLED | first op on the contents ...
@@ -112,7 +113,7 @@ impl Uploader {
     /// Queues a job behind those before it.
     pub(super) fn submit(&self, job: UploadJob) -> Receipt {
         let (receipt, receiver) = mpsc::channel();
-        self.state.read_ahead.queue(job.tensors());
+        self.state.read_ahead.queue(job.mapped());
         // If the thread has ended, so has the receipt's sender, and waiting for the receipt reports
         // it.
         let _ = self.messages.send(Message::Job(job, receipt));

@@ -210,16 +210,24 @@ impl WeightRows {
         self.to.as_ref().map(|to| to.address() + (rows.start * self.row_bytes) as CUdeviceptr)
     }
 
-    /// The tensors that the rows come from.
-    pub(super) fn pieces(&self) -> &[HostTensor] {
-        &self.pieces
+    /// The tensors that are read where they are mapped, not with calls.
+    pub(super) fn mapped(&self) -> impl Iterator<Item = &HostTensor> {
+        let is_mapped = |piece: &&HostTensor| !(self.is_stored_alike(piece) && piece.is_contiguous());
+        self.pieces.iter().filter(is_mapped)
     }
 
-    /// Bytes of files, from the first of the rows before `row` to the last: all of them those of
-    /// [`pieces`](Self::pieces), with what is between rows of a range of columns.
-    pub(super) fn file_bytes_before(&self, row: usize) -> usize {
-        let all: usize = self.pieces.iter().map(HostTensor::file_span).sum();
-        all * row / self.count.max(1)
+    /// Bytes of files for the rows before `row`, of those that are read where they are mapped.
+    pub(super) fn mapped_bytes_before(&self, row: usize) -> usize {
+        self.mapped().map(HostTensor::file_span).sum::<usize>() * row / self.count.max(1)
+    }
+
+    /// Whether the device holds rows of a piece as they are stored.
+    fn is_stored_alike(&self, piece: &HostTensor) -> bool {
+        let alike = match self.layout.format {
+            WeightFormat::Bf16 => Dtype::BF16,
+            WeightFormat::F16 => Dtype::F16,
+        };
+        self.kind == Kind::Values && self.width == piece.cols() && piece.dtype() == alike
     }
 
     /// Bytes of a row in the files that it comes from.
@@ -274,7 +282,7 @@ impl WeightRows {
         subnormal: Option<&AtomicU64>,
     ) -> Result<()> {
         let WeightLayout { format, heads, .. } = self.layout;
-        if self.width == piece.cols() && stored_alike(piece.dtype(), format) {
+        if self.is_stored_alike(piece) {
             return piece.read_rows(rows, bytes);
         }
         let (mut scratch, mut padded) = (vec![0.0; piece.cols()], Vec::new());
@@ -329,10 +337,6 @@ fn piece_of(pieces: &[HostTensor], mut row: usize) -> (&HostTensor, usize) {
         row -= piece.rows();
     }
     panic!("{row} rows more than there are")
-}
-
-fn stored_alike(dtype: Dtype, format: WeightFormat) -> bool {
-    matches!((dtype, format), (Dtype::BF16, WeightFormat::Bf16) | (Dtype::F16, WeightFormat::F16))
 }
 
 /// Writes weights in the device's format. An error names the tensor when one is outside of f16's
