@@ -672,6 +672,23 @@ fn a_dry_run_launches_every_kernel_without_speed() {
 #[cfg(feature = "cuda")]
 #[test]
 #[ignore = "needs the software GPU: make test"]
+fn loading_is_measured_with_and_without_the_page_cache() {
+    let model = demo_model();
+    let arguments = ["load", "--model", model.to_str().unwrap(), "-r", "2"];
+    let report: Value = serde_json::from_str(&command(&[&arguments[..], &["-o", "json"]].concat())).unwrap();
+    check_fields(&report, &["Every report", "`bench load`"], true);
+    let tests = report["loading"].as_array().unwrap();
+    let names: Vec<_> = tests.iter().map(|test| (&test["cache"], &test["target"])).collect();
+    // The software GPU has no link.
+    let [cold, warm, pinned] = ["cold", "warm", "pinned"].map(Value::from);
+    assert_eq!(names, [(&cold, &pinned), (&warm, &pinned)]);
+    assert!(tests.iter().all(|test| test["samples"].as_array().unwrap().len() == 2), "{report}");
+    assert!(command(&arguments).starts_with("| page cache |"));
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+#[ignore = "needs the software GPU: make test"]
 fn kernels_have_no_speed_on_the_software_gpu() {
     let run = bench(&["kernels", "--shape", "smollm2-135m"]);
     assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");

@@ -39,6 +39,8 @@ pub(super) enum Command {
     Tokenize(TokenizeArgs),
     /// Measure how fast rows are read from files, and the memory that this takes
     Rows(RowsArgs),
+    /// Measure how fast weights are read from their files, and copied to a GPU
+    Load(LoadArgs),
 }
 
 /// The model and the device.
@@ -283,6 +285,27 @@ pub(super) struct RowsArgs {
     /// number, after one without
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1")]
     pub(super) threads: Vec<NonZeroUsize>,
+
+    /// Format of the report
+    #[arg(short, long, value_enum, default_value = "md")]
+    pub(super) output: Format,
+}
+
+/// Arguments of `bench load`.
+#[derive(Debug, clap::Args)]
+pub(super) struct LoadArgs {
+    /// The model's folder, or an `org/name` in the local Hugging Face cache: its layers are read. For
+    /// cold runs the system is asked to drop the pages of the folder's files
+    #[arg(long, value_name = "DIR")]
+    pub(super) model: String,
+
+    /// Ranks among which the layers are divided: the part of the first one is read
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub(super) ranks: NonZeroUsize,
+
+    /// Measured runs of each test
+    #[arg(short, long, value_name = "N", default_value = "5")]
+    pub(super) repeats: NonZeroUsize,
 
     /// Format of the report
     #[arg(short, long, value_enum, default_value = "md")]

@@ -3,8 +3,8 @@
 //! It measures what a program that links the engine sees: one call of [`Engine::score`] with
 //! all sequences of a test, from queue to rewards, without tokenization; the same code on every
 //! device. `benches/schema.md` describes its reports. `serve-like` measures requests that arrive
-//! one by one, `tokenize` rendering and tokenization, `rows` the reading of files, `kernels` single
-//! kernels, and `--compare` Hugging Face transformers.
+//! one by one, `tokenize` rendering and tokenization, `rows` the reading of files, `load` that of
+//! weights, `kernels` single kernels, and `--compare` Hugging Face transformers.
 
 mod args;
 mod classes;
@@ -12,6 +12,7 @@ mod compare;
 mod engine_report;
 mod kernels;
 mod load;
+mod loading;
 mod machine;
 mod measure;
 mod metadata;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Some(Command::ServeLike(args)) => serve::run(&args, commit),
         Some(Command::Tokenize(args)) => tokenize::run(&args, commit),
         Some(Command::Rows(args)) => rows::run(&args, commit),
+        Some(Command::Load(args)) => loading::run(&args, commit),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
