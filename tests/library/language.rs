@@ -64,6 +64,7 @@ const EXCEPTIONS: &[(&str, &str, &str)] = &[
     ("demo/tokenizer.py", "", "a list of common English words"),
     ("CHANGELOG.md", "rank sums", "an option's name before it was renamed"),
     ("benches/README.md", "takes up", "a matmul takes up to 7 % longer"),
+    ("src/weights/map.rs", "ahead", "read-ahead, the name of a setting of Linux"),
     ("src/conversation.rs", "told", "two things that cannot be told apart"),
 ];
 

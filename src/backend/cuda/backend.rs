@@ -170,7 +170,7 @@ impl Cuda {
         let staging =
             Staging::new(context, capacity.tokens, row_bytes, tables_bytes(&geometry, &heads, &capacity))?;
         let uploader = Uploader::new(context, group.clone())?;
-        uploader.read_ahead(layer);
+        uploader.prefetch(layer);
         let frequencies = heads.frequencies(&geometry.rope_frequencies);
         let rope_tables = RopeTables::new(&ops, &frequencies, capacity.tokens)?;
         let tables = DeviceTables::allocate(context, tables_bytes(&geometry, &heads, &capacity))?;

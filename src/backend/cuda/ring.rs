@@ -261,7 +261,7 @@ fn fill_chunk(chunk: &mut Chunk, state: &UploadState, job: &UploadJob, piece: &P
     // A layer is staged again and again; its weights were checked before.
     let is_checked = matches!(job.kind(), JobKind::Stage { .. });
     let result = rows.fill(part.start, bytes, Some(&state.subnormal).filter(|_| !is_checked));
-    state.read_ahead.advance(rows.mapped_bytes_before(part.end) - rows.mapped_bytes_before(part.start));
+    state.prefetcher.advance(rows.mapped_bytes_before(part.end) - rows.mapped_bytes_before(part.start));
     result
 }
 

@@ -11,7 +11,7 @@ use super::nccl::Group;
 use super::weight::{Weight, WeightLayout, WeightRows};
 use crate::backend::{HostWeight, LayerWeights};
 use crate::error::{Error, ErrorKind, Result};
-use crate::weights::{HostTensor, LayerTensors, ReadAhead};
+use crate::weights::{HostTensor, LayerTensors, Prefetcher};
 
 /// Names the operation in the errors of an upload.
 pub(super) const DOING: &str = "copying weights to the GPU";
@@ -127,7 +127,7 @@ pub(super) struct UploadState {
     /// Bytes of weights, as stored, that are loaded to stay: on the device or on their way.
     pub(super) brought: Arc<AtomicU64>,
     /// Reads what queued jobs use where it is mapped before the readers get there.
-    pub(super) read_ahead: ReadAhead,
+    pub(super) prefetcher: Prefetcher,
 }
 
 impl UploadState {

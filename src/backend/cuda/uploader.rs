@@ -5,9 +5,9 @@
 //! stored, one behind the other, are read from their file straight into the chunk; others are
 //! converted and laid out from where they are mapped. Files are read while earlier chunks travel,
 //! across the ends of jobs, and both go on while kernels run on the compute stream. Rows that are
-//! used where they are mapped are prefetched ([`ReadAhead`]), for a page fault reads little and waits;
-//! calls for whole chunks by several readers are not, for they read as much at a time themselves, and
-//! into larger pages of the cache. The streams are ordered by events alone:
+//! used where they are mapped are prefetched ([`Prefetcher`]), for a page fault reads little and
+//! waits; rows that calls read are not, for calls of several readers for whole chunks keep a disk
+//! busy by themselves, and leave larger pages in the cache. The streams are ordered by events alone:
 //!
 //! ```text
 //! compute stream   ... last op on the old contents | record FREE    ...    wait FILLED | first op on the contents ...
@@ -38,7 +38,7 @@ use super::upload_job::{DOING, UploadJob, UploadState};
 use super::weight::{Weight, WeightLayout};
 use crate::backend::HostWeight;
 use crate::error::{Error, ErrorKind, Result};
-use crate::weights::{LayerTensors, ReadAhead};
+use crate::weights::{LayerTensors, Prefetcher};
 
 /// Readers, at most: a core copies several GB/s out of the page cache, the fastest link takes about
 /// 50.
@@ -90,7 +90,7 @@ impl Uploader {
         let readers = (cores / ranks).clamp(1, READERS_MAX);
         let loaded = Arc::new(context.cuda().new_event(None).or_fault("creating an event")?);
         let (stop, subnormal, brought) = (AtomicBool::new(false), AtomicU64::new(0), Arc::default());
-        let state = Arc::new(UploadState { stop, group, subnormal, brought, read_ahead: ReadAhead::new()? });
+        let state = Arc::new(UploadState { stop, group, subnormal, brought, prefetcher: Prefetcher::new()? });
         let (sender, messages) = mpsc::channel();
         let (cuda, copy) = (Arc::clone(context.cuda()), Arc::clone(context.copy()));
         let (ready, is_ready) = mpsc::channel();
@@ -113,7 +113,7 @@ impl Uploader {
     /// Queues a job behind those before it.
     pub(super) fn submit(&self, job: UploadJob) -> Receipt {
         let (receipt, receiver) = mpsc::channel();
-        self.state.read_ahead.queue(job.mapped());
+        self.state.prefetcher.queue(job.mapped());
         // If the thread has ended, so has the receipt's sender, and waiting for the receipt reports
         // it.
         let _ = self.messages.send(Message::Job(job, receipt));
@@ -121,8 +121,8 @@ impl Uploader {
     }
 
     /// Begins to read the files of a layer that will probably be loaded first.
-    pub(super) fn read_ahead(&self, layer: &LayerTensors) {
-        self.state.read_ahead.guess(layer.tensors());
+    pub(super) fn prefetch(&self, layer: &LayerTensors) {
+        self.state.prefetcher.guess(layer.tensors());
     }
 
     /// Begins to copy `part` into a weight that is loaded once. An error may be one of an earlier

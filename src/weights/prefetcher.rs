@@ -1,4 +1,4 @@
-//! [`ReadAhead`]: a thread that has the kernel read files before their readers get there.
+//! [`Prefetcher`]: a thread that has the kernel read files before their readers get there.
 //!
 //! Ranges are queued in the order in which they will be read, and the thread asks for them step by
 //! step, up to [`WINDOW_BYTES`] in front of the readers: enough reads are in progress for any disk,
@@ -30,7 +30,7 @@ const CACHED_TIME: Duration = Duration::from_micros(50);
 const CACHED_SKIP_BYTES: u64 = 15 << 20;
 
 /// The thread, and the ranges that it asks for. Dropping it ends the thread.
-pub struct ReadAhead {
+pub struct Prefetcher {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
@@ -55,12 +55,12 @@ struct Queue {
     ended: bool,
 }
 
-impl ReadAhead {
+impl Prefetcher {
     /// Starts the thread; [`ErrorKind::Io`] when that fails.
     pub fn new() -> Result<Self> {
         let shared = Arc::<Shared>::default();
         let work = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("kudos-read-ahead".to_owned()).spawn(move || work.run());
+        let thread = thread::Builder::new().name("kudos-prefetcher".to_owned()).spawn(move || work.run());
         let thread = thread.map_err(|error| {
             Error::new(ErrorKind::Io, "cannot start a thread that prefetches weights").caused_by(error)
         })?;
@@ -145,7 +145,7 @@ impl Shared {
     }
 }
 
-impl Drop for ReadAhead {
+impl Drop for Prefetcher {
     fn drop(&mut self) {
         lock(&self.shared.queue).ended = true;
         self.shared.changed.notify_one();
@@ -156,9 +156,9 @@ impl Drop for ReadAhead {
     }
 }
 
-impl fmt::Debug for ReadAhead {
+impl fmt::Debug for Prefetcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ReadAhead").finish_non_exhaustive()
+        f.debug_struct("Prefetcher").finish_non_exhaustive()
     }
 }
 
@@ -177,12 +177,12 @@ mod tests {
     }
 
     /// A queue without a thread.
-    fn queue() -> ReadAhead {
-        ReadAhead { shared: Arc::default(), thread: None }
+    fn queue() -> Prefetcher {
+        Prefetcher { shared: Arc::default(), thread: None }
     }
 
     /// Number and bytes of the next range.
-    fn next(reads: &ReadAhead) -> Option<(u64, Range<usize>)> {
+    fn next(reads: &Prefetcher) -> Option<(u64, Range<usize>)> {
         lock(&reads.shared.queue).next().map(|(first, _, bytes)| (first, bytes))
     }
 
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn the_thread_asks_for_all_bytes_and_ends() {
-        let reads = ReadAhead::new().unwrap();
+        let reads = Prefetcher::new().unwrap();
         reads.queue(&[tensor(3 << 20), tensor(5000)]);
         let begun = Instant::now();
         while next(&reads).is_some() {
