@@ -67,7 +67,8 @@ impl Prefetcher {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Queues the bytes of tensors, which will be read after those before. Random weights have none.
+    /// Queues the bytes of tensors, which will be read after those before. Random weights have
+    /// none.
     pub fn queue<'a>(&self, tensors: impl IntoIterator<Item = &'a HostTensor>) {
         self.push(tensors, false);
     }

@@ -188,8 +188,8 @@ impl HostTensor {
         &self.source_bytes()[start..start + self.cols * self.dtype.size()]
     }
 
-    /// Copies the bytes of rows `rows` to `out`, one row after the other. Rows that follow each other
-    /// in a file are read from it with a call, others are copied from where they are mapped.
+    /// Copies the bytes of rows `rows` to `out`, one row after the other. Rows that follow each
+    /// other in a file are read from it with a call, others are copied from where they are mapped.
     ///
     /// # Errors
     ///

@@ -294,8 +294,8 @@ pub(super) struct RowsArgs {
 /// Arguments of `bench load`.
 #[derive(Debug, clap::Args)]
 pub(super) struct LoadArgs {
-    /// The model's folder, or an `org/name` in the local Hugging Face cache: its layers are read. For
-    /// cold runs the system is asked to drop the pages of the folder's files
+    /// The model's folder, or an `org/name` in the local Hugging Face cache: its layers are read.
+    /// For cold runs the system is asked to drop the pages of the folder's files
     #[arg(long, value_name = "DIR")]
     pub(super) model: String,
 

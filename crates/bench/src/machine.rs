@@ -66,7 +66,8 @@ impl Reads {
         let io = fs::read_to_string("/proc/self/io").ok()?;
         let count = |key: &str| io.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok();
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
-        // Behind the name, which may have spaces: the state is the first field, and these the tenth.
+        // Behind the name, which may have spaces: the state is the first field, and these the
+        // tenth.
         let major_faults = stat.rsplit_once(')')?.1.split_whitespace().nth(9)?.parse().ok()?;
         Some(Self { major_faults, read_calls: count("syscr:")?, disk_bytes: count("read_bytes:")? })
     }

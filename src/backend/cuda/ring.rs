@@ -23,8 +23,8 @@ use super::pinned::Pinned;
 use super::upload_job::{CHUNK_BYTES, DOING, JobKind, Piece, UploadJob, UploadState};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Chunks of the ring: some are being filled while others wait for the link or are copied, 64 MiB in
-/// all.
+/// Chunks of the ring: some are being filled while others wait for the link or are copied, 64 MiB
+/// in all.
 const CHUNKS: usize = 16;
 
 /// Pinned memory, the threads that fill it, and the jobs in progress.
@@ -280,9 +280,9 @@ fn copy_chunk(
     // SAFETY: as many bytes from `address` on lie in memory that the rows hold, and the job the
     // rows: freeing it after that waits for the device. No op uses it meanwhile: those on a slot's
     // old contents come before FREE, for which this stream waits since the job is the first, and
-    // those on the new ones, or on a loaded weight, are queued behind a wait for FILLED. The chunk is
-    // not written again before its event says that the copy is complete (`fill_chunk`), and never
-    // when recording it fails, which ends all jobs; dropping it waits for the device.
+    // those on the new ones, or on a loaded weight, are queued behind a wait for FILLED. The chunk
+    // is not written again before its event says that the copy is complete (`fill_chunk`), and
+    // never when recording it fails, which ends all jobs; dropping it waits for the device.
     unsafe { result::memcpy_htod_async(address, bytes, copy.cu_stream()) }.or_fault(DOING)?;
     chunk.copied.record(copy).or_fault(DOING)?;
     if matches!(job.kind(), JobKind::Load { .. }) {

@@ -7,7 +7,8 @@
 //! across the ends of jobs, and both go on while kernels run on the compute stream. Rows that are
 //! used where they are mapped are prefetched ([`Prefetcher`]), for a page fault reads little and
 //! waits; rows that calls read are not, for calls of several readers for whole chunks keep a disk
-//! busy by themselves, and leave larger pages in the cache. The streams are ordered by events alone:
+//! busy by themselves, and leave larger pages in the cache. The streams are ordered by events
+//! alone:
 //!
 //! ```text
 //! compute stream   ... last op on the old contents | record FREE    ...    wait FILLED | first op on the contents ...
@@ -18,8 +19,8 @@
 //! A stream can wait only for an event that was recorded, so the host waits for the receipt, which
 //! says that FILLED is, before it queues the compute stream's wait. For a slot it does so when the
 //! layer is needed, for weights that are loaded once when all are: until then their receipts are
-//! kept. The thread itself waits for readers only, these for queued copies, and they for queued ops:
-//! without jobs it sleeps, and it can always be joined.
+//! kept. The thread itself waits for readers only, these for queued copies, and they for queued
+//! ops: without jobs it sleeps, and it can always be joined.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -44,8 +45,8 @@ use crate::weights::{LayerTensors, Prefetcher};
 /// 50.
 const READERS_MAX: usize = 8;
 
-/// Receipts that are kept, at most: those of some eight layers, so that the disk never waits for the
-/// host to allocate the next weight.
+/// Receipts that are kept, at most: those of some eight layers, so that the disk never waits for
+/// the host to allocate the next weight.
 const RECEIPTS_MAX: usize = 64;
 
 /// Completes when all copies of a job are queued and its event is recorded, or with the error that
@@ -152,8 +153,8 @@ impl Uploader {
         Ok(())
     }
 
-    /// Waits until the copies of all loads are queued, for ops that are queued on the compute stream
-    /// from here on. The host does not wait for the copies.
+    /// Waits until the copies of all loads are queued, for ops that are queued on the compute
+    /// stream from here on. The host does not wait for the copies.
     pub(super) fn finish_loads(&mut self, context: &Context) -> Result<()> {
         if self.receipts.is_empty() {
             return Ok(());

@@ -1,5 +1,5 @@
-//! `bench load`: how fast weights are read from their files into pinned memory, and copied to a GPU,
-//! from the page cache and without it.
+//! `bench load`: how fast weights are read from their files into pinned memory, and copied to a
+//! GPU, from the page cache and without it.
 
 #[cfg(feature = "cuda")]
 mod measure;
