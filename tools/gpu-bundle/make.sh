@@ -36,7 +36,7 @@ while IFS= read -r executable; do
     printf '%s  %s\n' "$(sha256sum <"$executable" | cut -d ' ' -f 1)" "$name" >>"$bundle/SHA256SUMS"
 done < <(sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' "$built")
 
-cp "$tools"/run.sh "$tools"/metadata.py "$tools"/parity.py "$tools"/README.md benches/baseline/sdpa.py "$bundle/"
+cp "$tools"/run.sh "$tools"/metadata.py "$tools"/checkpoint.py "$tools"/parity.py "$tools"/README.md benches/baseline/sdpa.py "$bundle/"
 cp -r tests/fixtures/models "$bundle/tests/fixtures/"
 cp -r demo/model "$bundle/demo/"
 find "$bundle" -name __pycache__ -prune -exec rm -r {} +

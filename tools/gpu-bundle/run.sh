@@ -585,6 +585,14 @@ run_bench() {
     else
         skip overlap 'there is one GPU'
     fi
+    if [ -n "$python" ]; then
+        # shellcheck disable=SC2016
+        step load 120 sh -c '"$1" checkpoint.py "$3" && "$2" load --model "$3" --output json' sh \
+            "$python" "$bin/bench" "$temporary/checkpoint"
+        rm -rf "$temporary/checkpoint"
+    else
+        skip load 'no python3'
+    fi
     step kernels_8b_sm75 60 "$bin/bench" kernels --shape llama-3.1-8b --tokens 4096 --cuda-tier sm75 --output json
     if [ -z "$python" ]; then
         skip transformers 'no python3'
