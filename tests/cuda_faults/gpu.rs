@@ -184,6 +184,7 @@ pub(crate) fn in_own_processes(test: &str, cases: &[&str], body: impl FnOnce(&st
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
         let ran = stdout.contains("1 passed");
         assert!(output.status.success() && ran, "{test}, case {case}:\n{stdout}\n{stderr}");
+        stdout.lines().filter(|line| line.starts_with("did not run")).for_each(|line| println!("{line}"));
     }
 }
 

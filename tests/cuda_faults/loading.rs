@@ -15,7 +15,7 @@ use kudos::internals::shard::Shard;
 use kudos::internals::weights::{Checkpoint, LayerTensors, ModelTensors};
 
 use crate::common::{ModelSizes, random_model};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, in_own_processes};
 
 /// Layers of 30 MiB, whose weights take several chunks of pinned memory.
 const SIZES: ModelSizes = ModelSizes { hidden: 1024, ffn: 4096, layers: 4, vocab: 64 };
@@ -55,6 +55,12 @@ fn drop_pages(file: &Path) {
 #[test]
 #[ignore = "needs the software GPU: `make test` runs them"]
 fn cold_layers_are_read_in_few_calls_and_without_faults() {
+    // Counts are of a process, in which other tests run and read.
+    let test = "loading::cold_layers_are_read_in_few_calls_and_without_faults";
+    in_own_processes(test, &["cold"], |_| cold_layers_are_read_well());
+}
+
+fn cold_layers_are_read_well() {
     let (gpu, dir) = (Gpu::take(), tempfile::tempdir().unwrap());
     random_model(dir.path(), SIZES);
     let (mut path, layers) = open(dir.path());
