@@ -44,8 +44,14 @@ pub struct Model<B: Backend, L> {
     windows: Vec<Option<usize>>,
     logit_cap: Option<f32>,
     head_mlp: Option<HeadMlp>,
-    /// The batch of the next pass, where that was begun; an error is that pass's.
-    next: Option<(Arc<Packed>, Result<Begun<B::Metadata>>)>,
+    /// The next pass, where it was begun.
+    next: Option<Next<B::Metadata>>,
+}
+
+/// The batch of a pass that was begun; an error is that pass's.
+struct Next<M> {
+    batch: Arc<Packed>,
+    begun: Result<Begun<M>>,
 }
 
 /// A pass of which the first ops are queued.
@@ -119,7 +125,7 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
     /// When a pass was begun over another batch.
     pub fn forward(&mut self, packed: &Packed, next_batch: NextBatch<'_>) -> Result<Vec<f32>> {
         let begun = match self.next.take() {
-            Some((batch, begun)) => {
+            Some(Next { batch, begun }) => {
                 assert!(std::ptr::eq(&*batch, packed), "the pass that was begun is the next one");
                 begun?
             }
@@ -131,11 +137,11 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         {
             // Where it fails on the host, these logits are still returned.
             let begun = self.begin_next(&batch).transpose();
-            self.next = begun.map(|begun| (batch, begun));
+            self.next = begun.map(|begun| Next { batch, begun });
         }
         let logits = match (self.backend.logits(), &self.next) {
             // The failure behind this one.
-            (Err(_), Some((_, Err(cause)))) => return Err(cause.clone()),
+            (Err(_), Some(Next { begun: Err(cause), .. })) => return Err(cause.clone()),
             (logits, _) => logits?,
         };
         Ok(match (&self.head_mlp, self.logit_cap) {
@@ -148,7 +154,7 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
     /// Waits for what is queued of a pass that will not be run: other ranks take part in it.
     pub fn finish(&mut self) -> Result<()> {
         match self.next.take() {
-            Some((_, Ok(_))) => self.backend.finish(),
+            Some(Next { begun: Ok(_), .. }) => self.backend.finish(),
             _ => Ok(()),
         }
     }

@@ -123,10 +123,13 @@ fn all_reduce(gpu: &Gpu, model: &Path, ranks: usize, rows: usize) -> (&'static s
         reducer.begin(&ops, 0..rows, &mut residual).unwrap();
         let norm = |piece: Range<usize>, delta: Delta<'_>, residual: &mut _| {
             taken = match delta {
-                Delta::None => return Ok(taken = "sums"),
+                Delta::None => "sums",
                 Delta::Parts(..) => "parts",
                 Delta::In(_) => "sums of NCCL",
             };
+            if matches!(delta, Delta::None) {
+                return Ok(());
+            }
             let (mut weight, mut out) = (context.allocate(HIDDEN * 2)?, context.allocate(ROWS * HIDDEN * 2)?);
             weight.fill(0, context.compute())?;
             ops.add_rms_norm(AddRmsNorm {
