@@ -24,9 +24,8 @@ const PREFETCH_BYTES: usize = 128 << 10;
 /// Its pages belong to the kernel's page cache: they are read when first touched, dropped when
 /// memory is short, and are no process's anonymous memory. A file that is truncated while it is
 /// mapped ends the process with SIGBUS when a lost page is touched; that cannot be turned into an
-/// error. Bytes that are only copied are read with a call instead ([`read_at`](Self::read_at)),
-/// which returns one, and which waits for no page fault. To replace a model, write a new file and
-/// rename it.
+/// error. Bytes that are only copied are read with a call instead, which returns one, and which
+/// waits for no page fault. To replace a model, write a new file and rename it.
 #[derive(Debug)]
 pub struct MappedFile {
     path: PathBuf,

@@ -389,7 +389,8 @@ fn an_engine_ends_well_while_the_next_pass_is_begun() {
         let mut pending = pending.into_iter().map(Result::unwrap);
         pending.next().unwrap().wait().unwrap();
         engine.abort();
-        // Scored, or told that the engine has ended; and the GPUs can be used again.
+        // Each is scored, or gets the error of an engine that has ended; and the GPUs can be used
+        // again.
         let ended = pending.filter_map(|pending| pending.wait().err()).collect::<Vec<_>>();
         assert!(ended.iter().all(|error| error.kind() == kudos::ErrorKind::Stopped), "{ended:?}");
         gpu.assert_free();

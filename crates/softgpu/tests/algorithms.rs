@@ -344,7 +344,7 @@ fn first_column(gpu: &Gpu, id: u32, m: usize, n: usize) -> Vec<u32> {
     first_column_on(gpu, id, m, n, 0)
 }
 
-/// The same, planned for so many multiprocessors.
+/// That column of a matmul which is planned for so many multiprocessors.
 fn first_column_on(gpu: &Gpu, id: u32, m: usize, n: usize, multiprocessors: i32) -> Vec<u32> {
     const K: usize = 64;
     let problem = Problem::new(m as u64, n as u64, K as u64);
