@@ -71,18 +71,22 @@ fn two_processes_give_the_bits_of_two_threads() {
     let (input, output) = (dir.path().join("in.jsonl"), dir.path().join("out.jsonl"));
     let lines: String = (1..7).map(|id| format!("{{\"input_ids\":[{id},2,3,4,{id}]}}\n")).collect();
     fs::write(&input, &lines).unwrap();
-    let address = free_address();
-    let second = start(1, &address, &["--peer-timeout", "30"], &[]);
-    let more = [input.to_str().unwrap(), "-o", output.to_str().unwrap(), "--peer-timeout", "30"];
-    let (first, second) = (end(start(0, &address, &more, &[])), end(second));
-    assert_eq!((first.status, first.stdout.as_str()), (Some(0), ""), "{first:?}");
-    assert_eq!((second.status, second.stdout.as_str()), (Some(0), ""), "{second:?}");
-    assert!(second.stderr.contains("rank 1 of 2"), "{second:?}");
     let model = root().join(MODEL);
     let threads = ["score", "--device", "cuda", "--ranks", "2", "--model", model.to_str().unwrap(), "-"];
     let threads = kudos_in(&[], &[&threads[..], &["--batch-tokens", "16"]].concat(), &lines);
     assert_eq!(threads.status, Some(0), "{threads:?}");
-    assert_eq!(fs::read_to_string(output).unwrap(), threads.stdout);
+    // Also where the host waits for every matmul, while the next full batch is known.
+    for variables in [&[][..], &[("KUDOS_CHECK_BITS", "1")]] {
+        let address = free_address();
+        let second = start(1, &address, &["--peer-timeout", "30"], variables);
+        let more = [input.to_str().unwrap(), "-o", output.to_str().unwrap(), "--peer-timeout", "30"];
+        let (first, second) = (end(start(0, &address, &more, variables)), end(second));
+        assert_eq!((first.status, first.stdout.as_str()), (Some(0), ""), "{variables:?}: {first:?}");
+        assert_eq!((second.status, second.stdout.as_str()), (Some(0), ""), "{variables:?}: {second:?}");
+        assert!(second.stderr.contains("rank 1 of 2"), "{second:?}");
+        assert_eq!(fs::read_to_string(&output).unwrap(), threads.stdout, "{variables:?}");
+        fs::remove_file(&output).unwrap();
+    }
 }
 
 #[test]
