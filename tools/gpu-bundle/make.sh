@@ -10,7 +10,8 @@ size_kib_max=$((50 * 1024))
 # The libraries that an executable may need: glibc's, and the unwinder that comes with it everywhere.
 allowed='^(libc|libm|libdl|libpthread|librt|libgcc_s|ld-linux-x86-64)\.so\.'
 
-targets=(--workspace --bin kudos --bin bench --test kernels --test cuda)
+# Without the server and tables, which no section runs.
+targets=(--workspace --no-default-features --features cuda --bin kudos --bin bench --test kernels --test cuda)
 # The commit in the reports of `bench`.
 KUDOS_COMMIT=$(git describe --always --dirty --abbrev=12 --exclude '*' 2>/dev/null || true)
 export KUDOS_COMMIT
