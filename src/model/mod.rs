@@ -170,7 +170,8 @@ impl<B: Backend, L: LayerSource<B>> Model<B, L> {
         self.begin(packed, layers).map(Some)
     }
 
-    /// Queues a pass up to the end of its first `layers` layers, of which the last one is none.
+    /// Queues the embedding and the first `layers` layers. The last layer of the model is never among
+    /// them.
     fn begin(&mut self, packed: &Packed, layers: usize) -> Result<Begun<B::Metadata>> {
         let metadata = self.backend.metadata(packed)?;
         self.backend.embed(&self.embedding, packed, &mut self.all.residual)?;
