@@ -4,9 +4,12 @@
 use super::matrix_unit;
 use super::simd::{Isa, Vector};
 
-/// Block sizes: the microkernel multiplies `mr` rows of x by a panel of `nr` columns, over k blocks
-/// of at most `kc` steps, in blocks of at most `mc` rows and `nc` columns. A step is one element of
-/// k, or a pair of bfloat16 values.
+/// Block sizes: the microkernel multiplies `mr` rows by a panel of `nr` columns, over k blocks of at
+/// most `kc` steps, in blocks of at most `mc` rows of x. A step is one element of k, or a pair of
+/// bfloat16 values.
+///
+/// Vector instructions broadcast rows of the weight over panels of x, so that `mr` counts columns of
+/// the output and `nr` rows of it; a matrix unit multiplies tiles of x by panels of the weight.
 #[derive(Clone, Copy)]
 pub(super) struct Blocking {
     /// Rows of the microkernel: with its columns, accumulators that fill the register file.
@@ -15,27 +18,23 @@ pub(super) struct Blocking {
     pub(super) nr: usize,
     /// Steps of a k block at most.
     pub(super) kc: usize,
-    /// Rows of a block at most: a weight is packed again for each block of rows.
+    /// Rows of x in a block at most: a weight is read, and converted, again for each block of rows.
     pub(super) mc: usize,
-    /// Columns at a time: that vector instructions pack, or for which a matrix unit keeps
-    /// accumulators between k blocks.
+    /// Columns of the output at a time for which accumulators are kept between k blocks.
     pub(super) nc: usize,
+    /// Columns of the output that are stored at once: whole microkernels, and whole vectors.
+    pub(super) group: usize,
+    /// Lanes of a vector.
+    pub(super) lanes: usize,
 }
 
-/// Packing a weight again for every 512 rows costs 1 % of their matmul.
-const VECTOR_MC: usize = 512;
-/// x is read again for each. A multiple of every `nr`.
-const VECTOR_NC: usize = 192;
-
 /// 2 vectors of 4 lanes.
-const PORTABLE: Blocking = Blocking { mr: 4, nr: 8, kc: 256, mc: VECTOR_MC, nc: VECTOR_NC };
-/// 2 vectors of 8 lanes in 16 registers. A panel of 16 columns and 256 steps is 16 KiB: half of the
-/// first-level cache.
-const AVX2: Blocking = Blocking { mr: 6, nr: 16, kc: 256, mc: VECTOR_MC, nc: VECTOR_NC };
-/// 3 vectors of 16 lanes in 32 registers. A panel of 48 columns comes out of the second-level cache
-/// at a third of what that gives, so it need not fit into the first: 768 steps beat 192 (which
-/// would) by 3 to 5 % of a matmul, for accumulators are spilled and reloaded less often.
-const AVX512: Blocking = Blocking { mr: 8, nr: 48, kc: 768, mc: VECTOR_MC, nc: VECTOR_NC };
+const PORTABLE: Blocking = Blocking { mr: 4, nr: 8, kc: 512, mc: 64, nc: 192, group: 4, lanes: 4 };
+/// 2 vectors of 8 lanes in 16 registers. 96 rows of 512 steps take 192 KiB of the second-level cache.
+const AVX2: Blocking = Blocking { mr: 6, nr: 16, kc: 512, mc: 96, nc: 192, group: 24, lanes: 8 };
+/// 3 vectors of 16 lanes in 32 registers. 192 rows of 1,024 steps take 768 KiB of the second-level
+/// cache, out of which a panel comes at a third of what that gives.
+const AVX512: Blocking = Blocking { mr: 8, nr: 48, kc: 1024, mc: 192, nc: 512, group: 16, lanes: 16 };
 
 /// Elements of k: a panel then takes 40 KiB of the first-level cache, which tiles of x pass by.
 /// With 768 it takes all 48, and matmuls over k = 576, in one k block with either, are as fast;
@@ -45,7 +44,7 @@ const TILES_KC: usize = 640;
 /// stays in the second-level cache: one term of 512 rows takes 640 KiB of it, three terms of 256
 /// take 960.
 const TILES_OF_1_TERM: Blocking =
-    Blocking { mr: matrix_unit::MR, nr: matrix_unit::NR, kc: TILES_KC, mc: 512, nc: 768 };
+    Blocking { mr: matrix_unit::MR, nr: matrix_unit::NR, kc: TILES_KC, mc: 512, nc: 768, group: matrix_unit::NR, lanes: 16 };
 /// x in three terms.
 const TILES_OF_3_TERMS: Blocking = Blocking { mc: 256, ..TILES_OF_1_TERM };
 

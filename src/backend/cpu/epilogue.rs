@@ -1,7 +1,7 @@
 //! The epilogue of a GEMM: from finished accumulators to the output.
 
 use super::gate;
-use super::simd::Vector;
+use super::simd::{LANES_MAX, Vector, prefetch};
 use crate::config::Gate;
 
 /// Floats of a cache line.
@@ -89,6 +89,67 @@ impl Epilogue {
                 for column in (0..self.columns).step_by(V::LANES) {
                     self.store_vector(row, column, V::load(acc.add(row * acc_stride + column)));
                 }
+            }
+        }
+    }
+
+    /// Writes accumulators that lie transposed, of up to `rows` rows side by side, `acc_stride` floats
+    /// from one column to the next, in whole vectors of both.
+    ///
+    /// # Safety
+    ///
+    /// As [`store_rows`](Self::store_rows).
+    #[inline(always)]
+    pub(super) unsafe fn store_columns<V: Vector>(&self, acc: *const f32, acc_stride: usize, rows: usize) {
+        for row in (0..rows).step_by(V::LANES) {
+            let square_rows = V::LANES.min(rows - row);
+            self.skip(row + V::LANES, 0).prefetch(V::LANES, self.columns, prefetch);
+            for column in (0..self.columns).step_by(V::LANES) {
+                let first = acc.wrapping_add(column.wrapping_mul(acc_stride)).wrapping_add(row);
+                let mut from = [std::ptr::null(); LANES_MAX];
+                for i in 0..V::LANES {
+                    from[i] = first.wrapping_add(i.wrapping_mul(acc_stride)).cast();
+                }
+                let count = V::LANES.min(self.columns - column);
+                // SAFETY: the caller's promises; whole vectors of accumulators are readable.
+                unsafe {
+                    let square = V::load_square(&from, 0);
+                    let part = self.skip(row, column);
+                    if square_rows == V::LANES && count == V::LANES {
+                        part.store_square(square);
+                    } else {
+                        for r in 0..square_rows {
+                            part.store_vector(r, 0, square[r]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes `LANES` rows of as many columns, all of which exist.
+    ///
+    /// # Safety
+    ///
+    /// As [`store_vector`](Self::store_vector).
+    #[inline(always)]
+    unsafe fn store_square<V: Vector>(&self, mut square: [V; LANES_MAX]) {
+        let out = |r: usize| self.out.wrapping_add(r.wrapping_mul(self.out_stride));
+        // SAFETY: the caller's promises.
+        unsafe {
+            if let Some(bias) = self.bias {
+                let bias = V::load(bias);
+                for r in 0..V::LANES {
+                    square[r] = square[r].add(bias);
+                }
+            }
+            if self.store == Store::Add {
+                for r in 0..V::LANES {
+                    square[r] = V::load(out(r)).add(square[r]);
+                }
+            }
+            for r in 0..V::LANES {
+                square[r].store(out(r));
             }
         }
     }

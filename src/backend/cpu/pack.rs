@@ -8,12 +8,10 @@
 use super::simd::{Bf16Vector, LANES_MAX, Vector, prefetch};
 use crate::weights::Dtype;
 
-/// A storage format of rows: how a vector is loaded, and the steps that its lanes become.
+/// A storage format of rows: how a vector is loaded.
 pub(super) trait Source {
     /// Bytes of one lane in memory.
     const LANE_BYTES: usize;
-    /// Steps of the panel that one lane makes.
-    const LANE_STEPS: usize = 1;
 
     /// Loads `LANES` lanes from `from`.
     ///
@@ -39,25 +37,13 @@ pub(super) trait Source {
             square
         }
     }
-
-    /// Writes the `LANE_STEPS` steps of one lane of each of `LANES` rows, `width` floats apart.
-    ///
-    /// # Safety
-    ///
-    /// The CPU has the instructions of `V`, and `to` is writable for `LANES` floats of each of
-    /// those steps.
-    #[inline(always)]
-    unsafe fn store<V: Vector>(lanes: V, to: *mut f32, _width: usize) {
-        // SAFETY: the caller's promise.
-        unsafe { lanes.store(to) }
-    }
 }
 
 /// Rows stored as f32, or as any 32-bit lanes to be moved as they are (pairs of bfloat16).
 pub(super) struct Lanes32;
 /// Rows stored as IEEE halves.
 pub(super) struct Halves;
-/// Rows stored as bfloat16, to be widened: moved in pairs, since shuffles limit packing.
+/// Rows stored as bfloat16, to be widened.
 pub(super) struct Bfloats;
 
 impl Source for Lanes32 {
@@ -85,28 +71,11 @@ impl Source for Halves {
 }
 
 impl Source for Bfloats {
-    const LANE_BYTES: usize = 4;
-    const LANE_STEPS: usize = 2;
+    const LANE_BYTES: usize = 2;
     #[inline(always)]
     unsafe fn load<V: Vector>(from: *const u8) -> V {
         // SAFETY: the caller's promise.
-        unsafe { V::load(from.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_square<V: Vector>(rows: &[*const u8; LANES_MAX], offset: usize) -> [V; LANES_MAX] {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_square(rows, offset) }
-    }
-
-    #[inline(always)]
-    unsafe fn store<V: Vector>(lanes: V, to: *mut f32, width: usize) {
-        // SAFETY: the caller's promise, for two steps.
-        unsafe {
-            let (first, second) = lanes.widen_pairs();
-            first.store(to);
-            second.store(to.wrapping_add(width));
-        }
+        unsafe { V::load_bf16(from) }
     }
 }
 
@@ -126,8 +95,8 @@ pub(super) unsafe fn load_bytes<V: Vector, S: Source>(from: *const u8, bytes: us
     }
 }
 
-/// Packs `rows <= width` rows of `row_bytes` bytes as one panel `[steps, width]`: `LANE_STEPS`
-/// steps for every lane, of which the last may lack bytes and has zeros for them. Columns from
+/// Packs `rows <= width` rows of `row_bytes` bytes as one panel `[steps, width]`: a step for every
+/// lane, of which the last may lack bytes and has zeros for them. Columns from
 /// `rows` on are zero. Unless `prefetch_bytes` is 0, the bytes so far behind each row are
 /// prefetched: a row's part is too short for the hardware to do it in time.
 ///
@@ -164,7 +133,7 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
                             prefetch(from.wrapping_add(offset).wrapping_add(prefetch_bytes));
                         }
                     }
-                    to = store_square::<V, S>(&S::load_square(&from, offset), V::LANES, to, width);
+                    to = store_square(&S::load_square::<V>(&from, offset), V::LANES, to, width);
                 }
             }
             // The rest, which is not a whole square: the last steps, or every step where rows are
@@ -177,25 +146,25 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
                     square[i] = load_bytes::<V, S>(from[i].add(offset), bytes);
                 }
                 V::transpose(&mut square);
-                to = store_square::<V, S>(&square, bytes.div_ceil(S::LANE_BYTES), to, width);
+                to = store_square(&square, bytes.div_ceil(S::LANE_BYTES), to, width);
                 offset += square_bytes;
             }
         }
     }
 }
 
-/// Writes the steps of the first `lanes` lanes of a transposed square from `to` on, and returns the
-/// address for the next square.
+/// Writes the first `lanes` vectors of a transposed square from `to` on, and returns the address for
+/// the next square.
 ///
 /// A function, not a closure: a closure that the compiler leaves out of line has no vector
 /// instructions to be inlined.
 ///
 /// # Safety
 ///
-/// The CPU has the instructions of `V`, and `to` is writable for `LANES` floats of each of `lanes *
-/// LANE_STEPS` steps.
+/// The CPU has the instructions of `V`, and `to` is writable for `LANES` floats of each of `lanes`
+/// steps.
 #[inline(always)]
-unsafe fn store_square<V: Vector, S: Source>(
+unsafe fn store_square<V: Vector>(
     square: &[V; LANES_MAX],
     lanes: usize,
     mut to: *mut f32,
@@ -203,38 +172,29 @@ unsafe fn store_square<V: Vector, S: Source>(
 ) -> *mut f32 {
     for i in 0..lanes {
         // SAFETY: the caller's promise.
-        unsafe { S::store(square[i], to, width) };
-        to = to.wrapping_add(S::LANE_STEPS * width);
+        unsafe { square[i].store(to) };
+        to = to.wrapping_add(width);
     }
     to
 }
 
-/// Packs rows of stored weights, `row_stride` elements apart, widened to f32: [`pack_panel`] for a
-/// [`Dtype`].
+/// Widens `elements` elements to f32, in whole vectors.
 ///
 /// # Safety
 ///
-/// As [`pack_panel`], for `elements` elements a row; of bfloat16 an even number of steps is
-/// written.
+/// The CPU has the instructions of `V`; `elements` elements of `S` are readable at `from`; `to` is
+/// writable for `elements` rounded up to a multiple of `LANES`.
 #[inline(always)]
-pub(super) unsafe fn pack_stored<V: Vector>(
-    dtype: Dtype,
-    row: impl Fn(usize) -> *const u8,
-    rows: usize,
-    elements: usize,
-    row_stride: usize,
-    width: usize,
-    panel: *mut f32,
-) {
-    let bytes = elements * dtype.size();
-    // The rows of the next squares.
-    let prefetch_bytes = row_stride.wrapping_mul(V::LANES).wrapping_mul(dtype.size());
-    // SAFETY: the caller's promises.
+pub(super) unsafe fn widen_row<V: Vector, S: Source>(from: *const u8, elements: usize, to: *mut f32) {
+    let whole = elements - elements % V::LANES;
+    // SAFETY: `whole` elements in whole vectors, the rest through a buffer.
     unsafe {
-        match dtype {
-            Dtype::F32 => pack_panel::<V, Lanes32>(row, rows, bytes, prefetch_bytes, width, panel),
-            Dtype::F16 => pack_panel::<V, Halves>(row, rows, bytes, prefetch_bytes, width, panel),
-            Dtype::BF16 => pack_panel::<V, Bfloats>(row, rows, bytes, prefetch_bytes, width, panel),
+        for i in (0..whole).step_by(V::LANES) {
+            S::load::<V>(from.wrapping_add(i.wrapping_mul(S::LANE_BYTES))).store(to.wrapping_add(i));
+        }
+        if whole < elements {
+            let from = from.wrapping_add(whole.wrapping_mul(S::LANE_BYTES));
+            load_bytes::<V, S>(from, (elements - whole) * S::LANE_BYTES).store(to.wrapping_add(whole));
         }
     }
 }

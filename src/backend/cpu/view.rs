@@ -240,10 +240,30 @@ impl<'a> WeightView<'a> {
         self.segments[0].row_stride
     }
 
+    /// Returns the addresses of column `col` of the rows from `row` on; behind the last row before
+    /// `end` that row again.
+    #[inline(always)]
+    pub(super) fn elements<const ROWS: usize>(&self, row: usize, end: usize, col: usize) -> [*const u8; ROWS] {
+        let mut elements = [self.element(row, col); ROWS];
+        let Segment { rows, row_stride, .. } = self.segments[0];
+        // Most weights have one segment, so that rows lie at equal distances.
+        if self.count == 1 && row + ROWS <= rows.min(end) {
+            for r in 1..ROWS {
+                let bytes = r.wrapping_mul(row_stride).wrapping_mul(self.dtype.size());
+                elements[r] = elements[0].wrapping_add(bytes);
+            }
+        } else {
+            for r in 1..ROWS {
+                elements[r] = self.element((row + r).min(end - 1), col);
+            }
+        }
+        elements
+    }
+
     /// Returns the address of element `[row, col]`.
     #[inline(always)]
     pub(super) fn element(&self, row: usize, col: usize) -> *const u8 {
-        debug_assert!(row < self.rows() && col < self.cols);
+        debug_assert!(row < self.rows() && col <= self.cols);
         let (mut index, mut row) = (0, row);
         while index + 1 < self.count && row >= self.segments[index].rows {
             row -= self.segments[index].rows;

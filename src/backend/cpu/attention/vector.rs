@@ -3,7 +3,7 @@
 
 use super::super::accumulators::Start;
 use super::super::blocking::Blocked;
-use super::super::microkernel::{F32, Operands, Prefetch, macrokernel};
+use super::super::microkernel::{F32, Operands, Strided, macrokernel};
 use super::super::pack::{Lanes32, pack_panel};
 use super::super::simd::{Kernel, Vector};
 use super::super::threads::Scratch;
@@ -113,21 +113,19 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
     unsafe fn score(&mut self, tile: &Tile) {
         const { assert!(V::BLOCKING.mr <= ROWS_MAX) };
         let (width, head_dim, rows) = (VECTORS * V::LANES, self.head_dim, tile.seen.len());
+        let x =
+            Strided { first: self.q[tile.row * head_dim..][..rows * head_dim].as_ptr(), stride: head_dim };
         let operands = Operands {
             steps: head_dim,
-            x: self.q[tile.row * head_dim..][..rows * head_dim].as_ptr(),
-            x_stride: head_dim,
             panel: self.k.as_ptr(),
             panel_width: width,
             panel_stride: width * head_dim,
             acc: self.scores.as_mut_ptr(),
             acc_stride: KEYS,
             start: Start::Zero,
-            epilogue: None,
-            prefetch: Prefetch::NONE,
         };
         // SAFETY: `q` has these rows, `k` the panels of KEYS keys, `scores` `mr` rows of KEYS.
-        unsafe { V::run_apart(Columns::<VECTORS> { operands, rows, columns: tile.keys() }) };
+        unsafe { V::run_apart(Columns::<VECTORS> { x, operands, rows, columns: tile.keys() }) };
     }
 
     #[inline(always)]
@@ -152,16 +150,12 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
         // The rows from `first` on, and keys that all of these see.
         let operands = |first: usize, key: usize, keys: usize, start: Start| Operands {
             steps: keys,
-            x: self.scores[first * KEYS + key..].as_ptr(),
-            x_stride: KEYS,
             panel: self.v[key * width..].as_ptr(),
             panel_width: width,
             panel_stride: KEYS * width,
             acc: o.wrapping_add(first * o_stride),
             acc_stride: o_stride,
             start,
-            epilogue: None,
-            prefetch: Prefetch::NONE,
         };
         let mut key = tile.hidden[0];
         // The rows that see `key` are neighbours: those before have seen all of theirs, those after
@@ -180,12 +174,13 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
             let next = tile.hidden.get(end).map_or(tile.seen[first], |hidden| tile.seen[first].min(*hidden));
             if first < end {
                 let start = if tile.is_first && key == 0 { Start::Zero } else { Start::Reload };
+                let x = Strided { first: self.scores[first * KEYS + key..].as_ptr(), stride: KEYS };
                 let operands = operands(first, key, next - key, start);
                 // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS
                 // keys, gathered as far as the last row sees; `o` rows of padded width, which are
                 // written: in their first tile, where each sees key 0, or before all tiles.
                 unsafe {
-                    V::run_apart(Columns::<VALUE_VECTORS> { operands, rows: end - first, columns: head_dim });
+                    V::run_apart(Columns::<VALUE_VECTORS> { x, operands, rows: end - first, columns: head_dim });
                 }
             }
             key = next;
@@ -198,6 +193,7 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
 ///
 /// Its maker vouches for what [`macrokernel`] asks, for the panels that have any of these columns.
 struct Columns<const VECTORS: usize> {
+    x: Strided,
     operands: Operands,
     rows: usize,
     columns: usize,
@@ -206,19 +202,19 @@ struct Columns<const VECTORS: usize> {
 impl<const VECTORS: usize> Kernel for Columns<VECTORS> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
-        let Self { operands, rows, columns } = self;
+        let Self { x, operands, rows, columns } = self;
         let width = VECTORS * V::LANES;
         let panels = columns / width;
         let last = operands.skip_panels(panels, width);
         // SAFETY: the maker's promises; of the last panel only vectors that have a column are
         // multiplied.
         unsafe {
-            macrokernel::<V, F32, VECTORS>(operands, rows, panels);
+            macrokernel::<V, F32, VECTORS>(x, operands, rows, panels);
             match (columns % width).div_ceil(V::LANES) {
                 0 => {}
-                1 => macrokernel::<V, F32, 1>(last, rows, 1),
-                2 => macrokernel::<V, F32, 2>(last, rows, 1),
-                _ => macrokernel::<V, F32, VECTORS>(last, rows, 1),
+                1 => macrokernel::<V, F32, 1>(x, last, rows, 1),
+                2 => macrokernel::<V, F32, 2>(x, last, rows, 1),
+                _ => macrokernel::<V, F32, VECTORS>(x, last, rows, 1),
             }
         }
     }

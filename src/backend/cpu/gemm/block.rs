@@ -5,7 +5,6 @@ use std::ops::Range;
 use super::super::arithmetic::Math;
 use super::super::blocking::Blocking;
 use super::super::epilogue::Store;
-use super::super::microkernel::Prefetch;
 use super::super::simd::{Bf16Isa, MatrixUnit};
 use super::super::threads::Scratch;
 use super::super::view::{Rows, SharedRows, WeightView};
@@ -59,7 +58,7 @@ impl Algorithm {
 /// Rules for the cut of an output into blocks.
 pub(super) struct Partition {
     pub(super) blocking: Blocking,
-    /// Rows of a block at least: smaller blocks would cost more packing than they gain in balance.
+    /// Rows of a block at least, and a divisor of `mc`: blocks have a multiple of these.
     pub(super) rows_min: usize,
     /// Columns of a block at most.
     pub(super) columns_max: usize,
@@ -75,12 +74,12 @@ impl Partition {
     /// worker where there are so many, and of the cuts that give those the one with the least
     /// packing.
     pub(super) fn block_shape(&self, m: usize, n: usize, threads: usize) -> (usize, usize) {
-        let Blocking { nr, mc, .. } = self.blocking;
+        let Blocking { mc, group, .. } = self.blocking;
         let wanted = if threads == 1 { 1 } else { self.blocks_per_worker * threads };
         let cut = |row_blocks: usize| {
-            let rows = m.div_ceil(row_blocks).clamp(self.rows_min, mc);
+            let rows = m.div_ceil(row_blocks).next_multiple_of(self.rows_min).min(mc);
             let column_blocks = wanted.div_ceil(m.div_ceil(rows));
-            (rows, n.div_ceil(column_blocks).next_multiple_of(nr).min(self.columns_max))
+            (rows, n.div_ceil(column_blocks).next_multiple_of(group).min(self.columns_max))
         };
         let least = m.div_ceil(mc);
         let cuts = (least..=least.max(wanted)).map(cut);
@@ -117,17 +116,4 @@ pub(super) struct Submatrix {
     pub(super) rows: usize,
     pub(super) col: usize,
     pub(super) cols: usize,
-}
-
-impl WeightView<'_> {
-    /// Returns a prefetch of `part` during `tiles` microkernels, of steps of `elements` elements.
-    pub(super) fn prefetch(&self, part: Submatrix, elements: usize, tiles: usize) -> Prefetch {
-        Prefetch {
-            first: self.element(part.row, part.col),
-            row_bytes: self.row_stride() * self.dtype().size(),
-            rows: part.rows,
-            rows_per_tile: part.rows.div_ceil(tiles),
-            step_bytes: elements * self.dtype().size(),
-        }
-    }
 }

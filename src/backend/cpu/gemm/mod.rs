@@ -76,8 +76,8 @@ pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
 pub fn scratch_floats(isa: Isa, math: Math) -> usize {
     let algorithms = [Dtype::BF16, Dtype::F32].map(|dtype| Algorithm::of(math, dtype));
     let floats = |algorithm| match algorithm {
-        Algorithm::F32 => vector::scratch_floats(Blocking::of(isa), false),
-        Algorithm::Bf16(_) => vector::scratch_floats(Blocking::of(isa), true),
+        Algorithm::F32 => vector::scratch_floats(Blocking::of(isa), 1),
+        Algorithm::Bf16(_) => vector::scratch_floats(Blocking::of(isa), 2),
         Algorithm::Tiles { terms, .. } => matrix::scratch_floats(terms),
     };
     algorithms.into_iter().map(floats).max().unwrap_or(0)
@@ -85,7 +85,8 @@ pub fn scratch_floats(isa: Isa, math: Math) -> usize {
 
 fn partition(algorithm: Algorithm, isa: Isa, k: usize) -> Partition {
     match algorithm {
-        Algorithm::F32 | Algorithm::Bf16(_) => vector::partition(Blocking::of(isa)),
+        Algorithm::F32 => vector::partition(Blocking::of(isa), 1, k),
+        Algorithm::Bf16(_) => vector::partition(Blocking::of(isa), 2, k),
         Algorithm::Tiles { terms, .. } => matrix::partition(terms, k),
     }
 }

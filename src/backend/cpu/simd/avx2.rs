@@ -122,12 +122,11 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn widen_pairs(self) -> (Self, Self) {
-        // SAFETY: the caller vouches for the instructions; no memory is touched.
+    unsafe fn load_bf16(from: *const u8) -> Self {
+        // SAFETY: the caller vouches for sixteen bytes.
         unsafe {
-            let pairs = _mm256_castps_si256(self.0);
-            let second = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
-            (Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))), Self(_mm256_castsi256_ps(second)))
+            let lanes = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(lanes)))
         }
     }
 

@@ -140,12 +140,11 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn widen_pairs(self) -> (Self, Self) {
-        // SAFETY: the caller vouches for the instructions; no memory is touched.
+    unsafe fn load_bf16(from: *const u8) -> Self {
+        // SAFETY: the caller vouches for thirty-two bytes.
         unsafe {
-            let pairs = _mm512_castps_si512(self.0);
-            let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
-            (Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))), Self(_mm512_castsi512_ps(second)))
+            let lanes = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(lanes)))
         }
     }
 

@@ -101,12 +101,9 @@ impl<const N: usize, M: MulAdd> Vector for Lanes<N, M> {
     }
 
     #[inline(always)]
-    unsafe fn widen_pairs(self) -> (Self, Self) {
-        let bits = |i: usize| self.0[i].to_bits();
-        (
-            Self::from_fn(|i| f32::from_bits(bits(i) << 16)),
-            Self::from_fn(|i| f32::from_bits(bits(i) & 0xffff_0000)),
-        )
+    unsafe fn load_bf16(from: *const u8) -> Self {
+        // SAFETY: the caller vouches for N values.
+        unsafe { Self::widen(from, |bits| f32::from_bits(u32::from(bits) << 16)) }
     }
 
     #[inline(always)]

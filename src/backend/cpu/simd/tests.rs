@@ -18,6 +18,7 @@ impl Kernel for Probe<'_> {
     unsafe fn run<V: Vector>(self) {
         let Self { a, b, c, count, results } = self;
         let halves: Vec<u8> = a.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect();
+        let bfloats: Vec<u8> = a.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect();
         let mut all = |name, op: &dyn Fn(usize) -> V| {
             let mut out = [0.0f32; 16];
             for i in (0..16).step_by(V::LANES) {
@@ -40,8 +41,7 @@ impl Kernel for Probe<'_> {
             all("mul_add", &|i| at(a, i).mul_add(at(b, i), at(c, i)));
             all("bits_shl_23", &|i| at(a, i).bits_shl_23());
             all("load_f16", &|i| V::load_f16(halves.as_ptr().add(2 * i)));
-            all("widen_pairs first", &|i| at(a, i).widen_pairs().0);
-            all("widen_pairs second", &|i| at(a, i).widen_pairs().1);
+            all("load_bf16", &|i| V::load_bf16(bfloats.as_ptr().add(2 * i)));
             let first = count.min(V::LANES);
             all("load_first", &|i| V::load_first(a.as_ptr().add(i), first));
             if V::LANES == 16 {
@@ -146,8 +146,7 @@ fn scalar(name: &str, i: usize, (a, b, c): (&[f32; 16], &[f32; 16], &[f32; 16]),
         "mul_add" => a[i] * b[i] + c[i],
         "bits_shl_23" => f32::from_bits(a[i].to_bits() << 23),
         "load_f16" => half::f16::from_f32(a[i]).to_f32(),
-        "widen_pairs first" => f32::from_bits(a[i].to_bits() << 16),
-        "widen_pairs second" => f32::from_bits(a[i].to_bits() & 0xffff_0000),
+        "load_bf16" => half::bf16::from_f32(a[i]).to_f32(),
         "zip low" => [a, b][i % 2][i / 2],
         "zip high" => [a, b][i % 2][8 + i / 2],
         name => panic!("no scalar line for {name}"),

@@ -26,9 +26,8 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     unsafe fn store_first(self, to: *mut f32, count: usize);
     /// Widens `LANES` IEEE halves from memory, exactly.
     unsafe fn load_f16(from: *const u8) -> Self;
-    /// Widens lanes that are pairs of bfloat16 values, exactly: the first of each (in the low
-    /// half), and the second.
-    unsafe fn widen_pairs(self) -> (Self, Self);
+    /// Widens `LANES` bfloat16 values from memory, exactly.
+    unsafe fn load_bf16(from: *const u8) -> Self;
 
     /// `self * b + c`, rounded once (but see `portable`).
     unsafe fn mul_add(self, b: Self, c: Self) -> Self;
