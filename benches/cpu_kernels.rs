@@ -309,7 +309,7 @@ impl Bench {
             let weight = &bytes[turn % copies * weight_bytes..][..weight_bytes];
             turn += 1;
             let operands = Gemm {
-                x: Rows::new(&x, m, k, x_stride),
+                x: Rows::new(&x, m, k, x_stride).into(),
                 weight: WeightView::new(weight, dtype, n, k, k),
                 bias: None,
                 store: Store::Replace,

@@ -5,6 +5,8 @@ use std::ops::Range;
 use memmap2::{MmapMut, MmapOptions};
 
 use super::elementwise::RopeTable;
+use super::gemm::{Input, Layout, Output};
+use super::strips::{Strips, StripsMut};
 use super::view::{Rows, RowsMut};
 use crate::backend::Matrix;
 use crate::config::Norm;
@@ -19,13 +21,15 @@ pub(super) fn row_stride(width: usize) -> usize {
     (width.div_ceil(LINE) | 1) * LINE
 }
 
-/// An activation: rows of f32, `row_stride` apart. The width is that of the op that wrote it last.
+/// An activation: rows of f32, `row_stride` apart, or strips for the next matmul. Width and layout are
+/// those of the op that wrote it last.
 ///
 /// The memory is mapped from the system, zeroed and not in RAM until it is touched, so that
 /// capacity for the longest sequence costs nothing while sequences are short.
 pub struct Act {
     memory: MmapMut,
     width: usize,
+    layout: Layout,
 }
 
 impl Act {
@@ -42,24 +46,51 @@ impl Act {
                 Error::new(ErrorKind::Memory, format!("no memory for an activation: {reason}"))
                     .with_hint("a smaller longest sequence or fewer tokens per batch need less")
             })?;
-        Ok(Self { memory, width: 0 })
+        Ok(Self { memory, width: 0, layout: Layout::Rows })
     }
 
     /// Returns the first `rows` rows, which an op has written with this `width`.
     pub(super) fn read(&self, rows: usize, width: usize) -> &[f32] {
-        assert_eq!(self.width, width, "the activation was written with another width");
+        assert_eq!((self.width, self.layout), (width, Layout::Rows), "the activation has another shape");
         &self.floats()[..rows * row_stride(width)]
     }
 
     /// Returns rows `rows`, of which the first `width` columns are read.
     pub(super) fn rows(&self, rows: Range<usize>, width: usize) -> Rows<'_> {
+        assert_eq!(self.layout, Layout::Rows, "the activation has another layout");
         let stride = row_stride(self.width);
         Rows::new(&self.floats()[rows.start * stride..], rows.len(), width, stride)
     }
 
+    /// Returns rows `rows`, of which the first `width` columns are read, for a GEMM; of strips those
+    /// from a strip's first row on.
+    pub(super) fn input(&self, rows: Range<usize>, width: usize) -> Input<'_> {
+        match self.layout {
+            Layout::Rows => self.rows(rows, width).into(),
+            Layout::Strips(format) => {
+                assert_eq!(self.width, width, "the activation was written with another width");
+                assert!(rows.start.is_multiple_of(format.lanes()), "row {} within a strip", rows.start);
+                let first = format.floats(rows.start, width);
+                Input::Strips(Strips::new(&self.floats()[first..], rows.len(), width, format))
+            }
+        }
+    }
+
+    /// Returns the first `rows` rows to write in `layout`, `width` wide.
+    pub(super) fn output(&mut self, rows: usize, width: usize, layout: Layout) -> Output<'_> {
+        match layout {
+            Layout::Rows => self.rows_mut(0..rows, width).into(),
+            Layout::Strips(format) => {
+                (self.width, self.layout) = (width, layout);
+                let floats = bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory);
+                StripsMut::new(floats, rows, width, format).into()
+            }
+        }
+    }
+
     /// Returns rows `rows` to write; all rows are `width` wide from here on.
     pub(super) fn write(&mut self, rows: Range<usize>, width: usize) -> &mut [f32] {
-        self.width = width;
+        (self.width, self.layout) = (width, Layout::Rows);
         let stride = row_stride(width);
         &mut bytemuck::cast_slice_mut::<u8, f32>(&mut self.memory)[rows.start * stride..rows.end * stride]
     }

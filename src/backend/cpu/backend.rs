@@ -7,7 +7,7 @@ use super::act::{Act, RopeTables, Weight, row_stride};
 use super::arithmetic::{Arithmetic, Math};
 use super::attention::{self, AttentionInput, Heads, Scoring, attention};
 use super::elementwise::{Delta, HeadNorms, add_rms_norm, gate_mul, rope};
-use super::gemm::{self, Gemm, Store, gemm};
+use super::gemm::{self, Gemm, Input, Layout, Store, gemm};
 use super::group::Group;
 use super::metadata::Metadata;
 use super::simd::Isa;
@@ -82,7 +82,7 @@ impl Cpu {
 
     /// `out[0..rows.len(), features] = (out or 0) + x[rows] * weight[features]^T + bias[features]`:
     /// in one call for all pieces of one format, so that x is read, and workers are woken, once.
-    fn matmul(&self, x: Rows<'_>, weight: &Weight, features: Range<usize>, store: Store, out: &mut [f32]) {
+    fn matmul(&self, x: Input<'_>, weight: &Weight, features: Range<usize>, store: Store, out: &mut [f32]) {
         let out_stride = row_stride(weight.out_features());
         let call = |first: usize, view: WeightView, out: &mut [f32]| {
             let bias = weight.bias().map(|bias| &bias[first..][..view.rows()]);
@@ -116,12 +116,13 @@ impl Cpu {
         }
     }
 
-    /// Returns a weight of gate and up as one view, for a GEMM with a gate; none where the
-    /// arithmetic has no such GEMM.
-    fn gated<'a>(&self, weight: &'a Weight) -> Option<WeightView<'a>> {
+    /// Returns a weight of gate and up as one view, for a GEMM with a gate, and the layout that it
+    /// writes; none where the arithmetic has no such GEMM.
+    fn gated<'a>(&self, weight: &'a Weight) -> Option<(WeightView<'a>, Layout)> {
         let [gate, up] = weight.pieces() else { return None };
         let ffn = self.geometry.shard.ffn_local;
-        view_of(gate, 0..ffn).followed_by(view_of(up, 0..ffn)).filter(|_| self.math.gates(gate.dtype()))
+        let both = view_of(gate, 0..ffn).followed_by(view_of(up, 0..ffn))?;
+        Some((both, self.math.gated(self.isa, gate.dtype())?))
     }
 }
 
@@ -247,27 +248,24 @@ impl Backend for Cpu {
             Features::Queries => 0..q_width,
             Features::KeysAndValues => q_width..width,
         };
-        let x = x.rows(rows, weight.in_features());
+        let x = x.input(rows, weight.in_features());
         self.matmul(x, weight, features, Store::Replace, out.write(out_rows, width));
         Ok(())
     }
 
     fn gate_up(&mut self, x: &Act, rows: Range<usize>, weight: &Weight, out: &mut Act) -> Result<()> {
-        let Some(both) = self.gated(weight) else {
+        let Some((both, layout)) = self.gated(weight) else {
             self.linear(x, rows.clone(), weight, Features::All, out, 0)?;
             return self.gate_mul(out, rows.len());
         };
-        let (x, out) = (
-            x.rows(rows.clone(), weight.in_features()),
-            out.rows_mut(0..rows.len(), self.geometry.shard.ffn_local),
-        );
         let operands = Gemm {
-            x,
+            x: x.input(rows.clone(), weight.in_features()),
             weight: both,
             bias: weight.bias(),
             store: Store::Gated(self.geometry.gate),
             math: self.math,
         };
+        let out = out.output(rows.len(), self.geometry.shard.ffn_local, layout);
         gemm(self.isa, &self.threads, &operands, out);
         Ok(())
     }
@@ -342,7 +340,7 @@ impl Backend for Cpu {
         residual: &mut Act,
     ) -> Result<()> {
         let hidden = self.geometry.hidden;
-        let x = x.rows(x_first..x_first + rows.len(), weight.in_features());
+        let x = x.input(x_first..x_first + rows.len(), weight.in_features());
         // Taken out of `self`, the rest of which the matmul reads.
         let mut pending = self.pending.take();
         match &mut pending {
@@ -382,7 +380,7 @@ impl Backend for Cpu {
         let labels = head.out_features();
         let mut logits = vec![0.0; rows * labels];
         // In f32 whatever the arithmetic of the layers: this matmul is the reward.
-        let x = x.rows(0..rows, head.in_features());
+        let x = x.rows(0..rows, head.in_features()).into();
         let exact = Math::F32;
         for piece in head.pieces() {
             let operands = Gemm {

@@ -22,19 +22,18 @@ pub(super) struct Blocking {
     pub(super) mc: usize,
     /// Columns of the output at a time for which accumulators are kept between k blocks.
     pub(super) nc: usize,
-    /// Columns of the output that are stored at once: whole microkernels, and whole vectors.
+    /// Columns of the matmul that are stored at once: whole microkernels and whole vectors, and half of
+    /// them whole microkernels and pairs.
     pub(super) group: usize,
-    /// Lanes of a vector.
-    pub(super) lanes: usize,
 }
 
 /// 2 vectors of 4 lanes.
-const PORTABLE: Blocking = Blocking { mr: 4, nr: 8, kc: 512, mc: 64, nc: 192, group: 4, lanes: 4 };
+const PORTABLE: Blocking = Blocking { mr: 4, nr: 8, kc: 512, mc: 64, nc: 192, group: 8 };
 /// 2 vectors of 8 lanes in 16 registers. 96 rows of 512 steps take 192 KiB of the second-level cache.
-const AVX2: Blocking = Blocking { mr: 6, nr: 16, kc: 512, mc: 96, nc: 192, group: 24, lanes: 8 };
+const AVX2: Blocking = Blocking { mr: 6, nr: 16, kc: 512, mc: 96, nc: 192, group: 24 };
 /// 3 vectors of 16 lanes in 32 registers. 192 rows of 1,024 steps take 768 KiB of the second-level
 /// cache, out of which a panel comes at a third of what that gives.
-const AVX512: Blocking = Blocking { mr: 8, nr: 48, kc: 1024, mc: 192, nc: 512, group: 16, lanes: 16 };
+const AVX512: Blocking = Blocking { mr: 8, nr: 48, kc: 1024, mc: 192, nc: 512, group: 16 };
 
 /// Elements of k: a panel then takes 40 KiB of the first-level cache, which tiles of x pass by.
 /// With 768 it takes all 48, and matmuls over k = 576, in one k block with either, are as fast;
@@ -43,8 +42,14 @@ const TILES_KC: usize = 640;
 /// x in one term. A weight is packed again for every `mc` rows, and their x, in all its terms,
 /// stays in the second-level cache: one term of 512 rows takes 640 KiB of it, three terms of 256
 /// take 960.
-const TILES_OF_1_TERM: Blocking =
-    Blocking { mr: matrix_unit::MR, nr: matrix_unit::NR, kc: TILES_KC, mc: 512, nc: 768, group: matrix_unit::NR, lanes: 16 };
+const TILES_OF_1_TERM: Blocking = Blocking {
+    mr: matrix_unit::MR,
+    nr: matrix_unit::NR,
+    kc: TILES_KC,
+    mc: 512,
+    nc: 768,
+    group: matrix_unit::NR,
+};
 /// x in three terms.
 const TILES_OF_3_TERMS: Blocking = Blocking { mc: 256, ..TILES_OF_1_TERM };
 

@@ -226,11 +226,7 @@ unsafe fn strided<V: Blocked, D: Dot<V>, const ROWS: usize, const PANELS: usize,
     let prefetch = Prefetch { rows: std::array::from_fn(|r| x.row(ROWS + r).cast()), step_bytes: 4 };
     // SAFETY: the caller's promises.
     unsafe {
-        microkernel::<V, D, ROWS, PANELS, VECTORS>(
-            std::array::from_fn(|r| x.row(r)),
-            operands,
-            prefetch,
-        );
+        microkernel::<V, D, ROWS, PANELS, VECTORS>(std::array::from_fn(|r| x.row(r)), operands, prefetch);
     }
 }
 

@@ -26,6 +26,7 @@ mod pack;
 pub mod peak;
 mod pool;
 pub mod simd;
+pub mod strips;
 #[cfg(test)]
 mod testing;
 pub mod threads;

@@ -243,14 +243,17 @@ impl<'a> WeightView<'a> {
     /// Returns the addresses of column `col` of the rows from `row` on; behind the last row before
     /// `end` that row again.
     #[inline(always)]
-    pub(super) fn elements<const ROWS: usize>(&self, row: usize, end: usize, col: usize) -> [*const u8; ROWS] {
-        let mut elements = [self.element(row, col); ROWS];
-        let Segment { rows, row_stride, .. } = self.segments[0];
-        // Most weights have one segment, so that rows lie at equal distances.
-        if self.count == 1 && row + ROWS <= rows.min(end) {
+    pub(super) fn elements<const ROWS: usize>(
+        &self,
+        row: usize,
+        end: usize,
+        col: usize,
+    ) -> [*const u8; ROWS] {
+        let (segment, first) = self.segment_of(row);
+        let mut elements = [segment.element(first, col, self.dtype); ROWS];
+        if first + ROWS <= segment.rows && row + ROWS <= end {
             for r in 1..ROWS {
-                let bytes = r.wrapping_mul(row_stride).wrapping_mul(self.dtype.size());
-                elements[r] = elements[0].wrapping_add(bytes);
+                elements[r] = segment.element(first + r, col, self.dtype);
             }
         } else {
             for r in 1..ROWS {
@@ -260,17 +263,31 @@ impl<'a> WeightView<'a> {
         elements
     }
 
-    /// Returns the address of element `[row, col]`.
+    /// Returns the segment of row `row`, and the row's index in it.
     #[inline(always)]
-    pub(super) fn element(&self, row: usize, col: usize) -> *const u8 {
-        debug_assert!(row < self.rows() && col <= self.cols);
+    fn segment_of(&self, row: usize) -> (&Segment<'a>, usize) {
         let (mut index, mut row) = (0, row);
         while index + 1 < self.count && row >= self.segments[index].rows {
             row -= self.segments[index].rows;
             index += 1;
         }
-        let Segment { bytes, row_stride, .. } = self.segments[index];
-        let element = row.wrapping_mul(row_stride).wrapping_add(col);
-        bytes.as_ptr().wrapping_add(element.wrapping_mul(self.dtype.size()))
+        (&self.segments[index], row)
+    }
+
+    /// Returns the address of element `[row, col]`.
+    #[inline(always)]
+    pub(super) fn element(&self, row: usize, col: usize) -> *const u8 {
+        debug_assert!(row < self.rows() && col <= self.cols);
+        let (segment, row) = self.segment_of(row);
+        segment.element(row, col, self.dtype)
+    }
+}
+
+impl Segment<'_> {
+    /// Returns the address of element `[row, col]`.
+    #[inline(always)]
+    fn element(&self, row: usize, col: usize, dtype: Dtype) -> *const u8 {
+        let element = row.wrapping_mul(self.row_stride).wrapping_add(col);
+        self.bytes.as_ptr().wrapping_add(element.wrapping_mul(dtype.size()))
     }
 }

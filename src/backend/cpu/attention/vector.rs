@@ -180,7 +180,12 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
                 // keys, gathered as far as the last row sees; `o` rows of padded width, which are
                 // written: in their first tile, where each sees key 0, or before all tiles.
                 unsafe {
-                    V::run_apart(Columns::<VALUE_VECTORS> { x, operands, rows: end - first, columns: head_dim });
+                    V::run_apart(Columns::<VALUE_VECTORS> {
+                        x,
+                        operands,
+                        rows: end - first,
+                        columns: head_dim,
+                    });
                 }
             }
             key = next;

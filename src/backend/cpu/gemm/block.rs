@@ -5,16 +5,17 @@ use std::ops::Range;
 use super::super::arithmetic::Math;
 use super::super::blocking::Blocking;
 use super::super::epilogue::Store;
-use super::super::simd::{Bf16Isa, MatrixUnit};
+use super::super::simd::{Bf16Isa, Isa, MatrixUnit};
+use super::super::strips::{SharedStrips, StripFormat, Strips, StripsMut};
 use super::super::threads::Scratch;
-use super::super::view::{Rows, SharedRows, WeightView};
+use super::super::view::{Rows, RowsMut, SharedRows, WeightView};
 use crate::weights::Dtype;
 
 /// The operands of a GEMM.
 #[derive(Clone, Copy)]
 pub struct Gemm<'a> {
     /// `[m, k]`.
-    pub x: Rows<'a>,
+    pub x: Input<'a>,
     /// `[n, k]`.
     pub weight: WeightView<'a>,
     /// `[n]`, or none.
@@ -25,10 +26,126 @@ pub struct Gemm<'a> {
     pub math: Math,
 }
 
+/// x of a GEMM.
+#[derive(Clone, Copy)]
+pub enum Input<'a> {
+    /// Rows, which each worker packs for itself.
+    Rows(Rows<'a>),
+    /// Strips in the format that the arithmetic multiplies, of vector instructions.
+    Strips(Strips<'a>),
+}
+
+impl<'a> From<Rows<'a>> for Input<'a> {
+    fn from(rows: Rows<'a>) -> Self {
+        Self::Rows(rows)
+    }
+}
+
+impl Input<'_> {
+    /// Number of rows.
+    pub(in super::super) fn rows(&self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.rows(),
+            Self::Strips(strips) => strips.rows(),
+        }
+    }
+
+    /// Elements of a row.
+    pub(super) fn width(&self) -> usize {
+        match self {
+            Self::Rows(rows) => rows.width(),
+            Self::Strips(strips) => strips.width(),
+        }
+    }
+
+    /// Returns the rows, of algorithms that take no strips.
+    pub(super) fn as_rows(&self) -> Rows<'_> {
+        match self {
+            Self::Rows(rows) => *rows,
+            Self::Strips(_) => panic!("a matrix unit multiplies no strips"),
+        }
+    }
+}
+
+/// The output of a GEMM.
+pub enum Output<'a> {
+    /// Rows.
+    Rows(RowsMut<'a>),
+    /// Strips for the next GEMM, of a gate by vector instructions.
+    Strips(StripsMut<'a>),
+}
+
+impl<'a> From<RowsMut<'a>> for Output<'a> {
+    fn from(rows: RowsMut<'a>) -> Self {
+        Self::Rows(rows)
+    }
+}
+
+impl<'a> From<StripsMut<'a>> for Output<'a> {
+    fn from(strips: StripsMut<'a>) -> Self {
+        Self::Strips(strips)
+    }
+}
+
+impl Output<'_> {
+    /// Rows and columns.
+    pub(super) fn shape(&self) -> (usize, usize) {
+        match self {
+            Self::Rows(rows) => (rows.rows(), rows.width()),
+            Self::Strips(strips) => (strips.rows(), strips.width()),
+        }
+    }
+
+    pub(super) fn layout(&self) -> Layout {
+        match self {
+            Self::Rows(_) => Layout::Rows,
+            Self::Strips(strips) => Layout::Strips(strips.format()),
+        }
+    }
+
+    pub(super) fn share(&mut self) -> SharedOutput<'_> {
+        match self {
+            Self::Rows(rows) => SharedOutput::Rows(rows.share()),
+            Self::Strips(strips) => SharedOutput::Strips(strips.share()),
+        }
+    }
+}
+
+/// [`Output`] that several workers write at once.
+#[derive(Clone, Copy)]
+pub(super) enum SharedOutput<'a> {
+    Rows(SharedRows<'a>),
+    Strips(SharedStrips<'a>),
+}
+
+/// The layout of an activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Rows of f32.
+    Rows,
+    /// Strips.
+    Strips(StripFormat),
+}
+
 impl Math {
-    /// Returns whether a GEMM with a weight stored as `weight` can end with [`Store::Gated`].
-    pub fn gates(self, weight: Dtype) -> bool {
-        matches!(Algorithm::of(self, weight), Algorithm::Tiles { .. })
+    /// Returns the layout in which a GEMM with a weight stored as `weight` writes a gated output
+    /// ([`Store::Gated`]), for the next GEMM to read; none where it cannot.
+    pub fn gated(self, isa: Isa, weight: Dtype) -> Option<Layout> {
+        match (self.strips(isa), Algorithm::of(self, weight)) {
+            (Some(format), _) => Some(Layout::Strips(format)),
+            (None, Algorithm::Tiles { .. }) => Some(Layout::Rows),
+            (None, _) => None,
+        }
+    }
+
+    /// Returns the format of strips that every GEMM multiplies; none where some are by a matrix unit,
+    /// which multiplies none.
+    pub(in super::super) fn strips(self, isa: Isa) -> Option<StripFormat> {
+        match self {
+            Self::F32 => Some(StripFormat::of(isa, 1)),
+            Self::Bf16(_) => Some(StripFormat::of(isa, 2)),
+            Self::F32Tiles(_) | Self::Bf16Tiles(_) => None,
+        }
     }
 }
 
@@ -95,7 +212,7 @@ impl Partition {
 /// One worker's block of the output.
 pub(super) struct Block<'a, 'b> {
     pub(super) gemm: &'a Gemm<'a>,
-    pub(super) out: SharedRows<'a>,
+    pub(super) out: SharedOutput<'a>,
     pub(super) rows: Range<usize>,
     /// Columns of the matmul: twice as many as of the output where it is gated.
     pub(super) columns: Range<usize>,
@@ -107,13 +224,4 @@ pub(super) struct Block<'a, 'b> {
 pub(super) fn k_block(k: usize, most: usize, multiple: usize) -> usize {
     let k_blocks = k.div_ceil(most).max(1);
     k.div_ceil(k_blocks).max(1).next_multiple_of(multiple)
-}
-
-/// Rows `row..row + rows`, columns `col..col + cols` of x or of a weight.
-#[derive(Clone, Copy)]
-pub(super) struct Submatrix {
-    pub(super) row: usize,
-    pub(super) rows: usize,
-    pub(super) col: usize,
-    pub(super) cols: usize,
 }

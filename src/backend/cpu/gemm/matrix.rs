@@ -18,7 +18,7 @@ use super::super::epilogue::{Epilogue, Store};
 use super::super::matrix_unit::{MR, NR, TILE_K, TileOperands, split_rows};
 use super::super::pack::pack_pairs;
 use super::super::simd::{Bf16Kernel, Bf16Vector, MatrixUnit, prefetch_far};
-use super::block::{Block, Gemm, Partition, Submatrix, k_block};
+use super::block::{Block, Gemm, Partition, SharedOutput, k_block};
 
 /// Columns of the output that a panel of gate and up makes.
 const GATED_COLUMNS: usize = NR / 2;
@@ -73,18 +73,21 @@ impl<const TERMS: usize> Bf16Kernel for Tiles<'_, '_, TERMS> {
     unsafe fn run<V: Bf16Vector>(self) {
         const { assert!(V::LANES == GATED_COLUMNS) };
         let Self { block: Block { gemm, out, rows, columns, scratch }, unit } = self;
+        let (x_rows, SharedOutput::Rows(out)) = (gemm.x.as_rows(), out) else {
+            unreachable!("a matrix unit writes rows")
+        };
         let k = gemm.weight.cols();
         let k_block = k_block(k, Blocking::of_tiles(TERMS).kc, TILE_K);
         // An empty sum takes one k block too, of zeros.
         let k_blocks = k.div_ceil(k_block).max(1);
-        let x_rows = rows.len().next_multiple_of(MR);
+        let padded_rows = rows.len().next_multiple_of(MR);
         // Accumulators of the only k block go to the output at once, and are kept for one
         // microkernel only.
         let (acc_rows, acc_columns) = match k_blocks {
             1 => (MR, NR),
-            _ => (x_rows, columns.len().next_multiple_of(NR)),
+            _ => (padded_rows, columns.len().next_multiple_of(NR)),
         };
-        let sizes = ScratchSizes::new(x_rows, (acc_rows, acc_columns), k_block, TERMS);
+        let sizes = ScratchSizes::new(padded_rows, (acc_rows, acc_columns), k_block, TERMS);
         let (panel, rest) = scratch.floats(sizes.total()).split_at_mut(sizes.panel);
         let (x, rest) = rest.split_at_mut(sizes.x);
         let (acc, rounded) = rest.split_at_mut(sizes.acc);
@@ -93,15 +96,14 @@ impl<const TERMS: usize> Bf16Kernel for Tiles<'_, '_, TERMS> {
             let col = index * k_block;
             let cols = (k - col).min(k_block);
             let k_tiles = cols.div_ceil(TILE_K).max(1);
-            let part = Submatrix { row: rows.start, rows: rows.len(), col, cols };
-            let from = |r: usize| gemm.x.as_ptr().wrapping_add((part.row + r) * gemm.x.stride() + part.col);
+            let from = |r: usize| x_rows.as_ptr().wrapping_add((rows.start + r) * x_rows.stride() + col);
             // SAFETY: the caller vouches for the instructions; the part lies inside x; `x` is
             // writable for all its tiles.
             unsafe { split_rows::<V, TERMS>(from, rows.len(), cols, k_tiles, x.as_mut_ptr().cast()) };
             for first in (0..columns.len()).step_by(NR) {
                 let panel_rows = PanelRows::new(gemm, columns.start + first, columns.end);
                 let (from, count) =
-                    (|r: usize| gemm.weight.element(panel_rows.row(r), part.col), panel_rows.count());
+                    (|r: usize| gemm.weight.element(panel_rows.row(r), col), panel_rows.count());
                 let (dtype, stride) = (gemm.weight.dtype(), gemm.weight.row_stride());
                 // SAFETY: the caller vouches for the instructions; the rows and columns lie inside
                 // the weight; a panel has 16 steps of NR floats for each tile of k, of which those

@@ -24,33 +24,38 @@ mod vector;
 
 use super::blocking::Blocking;
 use super::simd::Isa;
+use super::strips::StripFormat;
 use super::threads::Threads;
-use super::view::RowsMut;
 use crate::weights::Dtype;
 use block::{Algorithm, Block, Partition};
 
 pub use super::arithmetic::Math;
 pub use super::epilogue::Store;
-pub use block::Gemm;
+pub use block::{Gemm, Input, Layout, Output};
 
 /// Computes `gemm` into `out`, `[m, n]`, or `[m, n / 2]` with [`Store::Gated`]. See the module for
 /// the formula and its order.
 ///
 /// # Panics
 ///
-/// When the shapes do not fit together, or for a gate where the arithmetic has none
-/// ([`Math::gates`]).
-pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
+/// When the shapes do not fit together, when x is in strips of another format than the arithmetic
+/// multiplies, or when the output has another layout than it writes ([`Math::gated`] for a gate,
+/// rows for everything else).
+pub fn gemm<'o>(isa: Isa, threads: &Threads, gemm: &Gemm, out: impl Into<Output<'o>>) {
+    let mut out = out.into();
     let (m, n) = (gemm.x.rows(), gemm.weight.rows());
     assert_eq!(gemm.x.width(), gemm.weight.cols(), "the inner dimensions of x and the weight differ");
     let is_gated = matches!(gemm.store, Store::Gated(_));
     let out_width = if is_gated { n / 2 } else { n };
-    assert_eq!((out.rows(), out.width()), (m, out_width), "the output has another shape than the matmul");
-    if is_gated {
-        assert!(gemm.math.gates(gemm.weight.dtype()), "vector instructions do not gate");
-        assert!(n.is_multiple_of(2), "{n} rows are not as many of gate as of up");
-    }
+    assert_eq!(out.shape(), (m, out_width), "the output has another shape than the matmul");
+    let layout = if is_gated { gemm.math.gated(isa, gemm.weight.dtype()) } else { Some(Layout::Rows) };
+    assert_eq!(Some(out.layout()), layout, "the output has another layout than the matmul writes");
+    assert!(!is_gated || n.is_multiple_of(2), "{n} rows are not as many of gate as of up");
     assert!(gemm.bias.is_none_or(|bias| bias.len() == n), "the bias has another width than the matmul");
+    if let Input::Strips(strips) = gemm.x {
+        let format = gemm.math.strips(isa);
+        assert_eq!(Some(strips.format()), format, "x has another format than the arithmetic multiplies");
+    }
     if m == 0 || n == 0 {
         return;
     }
@@ -76,8 +81,8 @@ pub fn gemm(isa: Isa, threads: &Threads, gemm: &Gemm, mut out: RowsMut) {
 pub fn scratch_floats(isa: Isa, math: Math) -> usize {
     let algorithms = [Dtype::BF16, Dtype::F32].map(|dtype| Algorithm::of(math, dtype));
     let floats = |algorithm| match algorithm {
-        Algorithm::F32 => vector::scratch_floats(Blocking::of(isa), 1),
-        Algorithm::Bf16(_) => vector::scratch_floats(Blocking::of(isa), 2),
+        Algorithm::F32 => vector::scratch_floats(Blocking::of(isa), StripFormat::of(isa, 1)),
+        Algorithm::Bf16(_) => vector::scratch_floats(Blocking::of(isa), StripFormat::of(isa, 2)),
         Algorithm::Tiles { terms, .. } => matrix::scratch_floats(terms),
     };
     algorithms.into_iter().map(floats).max().unwrap_or(0)

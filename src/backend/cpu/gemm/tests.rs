@@ -5,10 +5,11 @@ use std::ops::Range;
 use super::*;
 use crate::backend::cpu::elementwise::gate_mul;
 use crate::backend::cpu::matrix_unit::{TILE_K, flush};
+use crate::backend::cpu::strips::{Strips, StripsMut};
 use crate::backend::cpu::testing::{
     Random, Worst, all_math, all_threads, assert_same_bits, bf16_math, f32_math, name, not_run,
 };
-use crate::backend::cpu::view::{Rows, WeightView};
+use crate::backend::cpu::view::{Rows, RowsMut, WeightView};
 use crate::config::Gate;
 
 /// Largest error relative to the sum of |x * w|, |bias| and |out|: measured 1.15e-6 (k = 1,537 with
@@ -89,8 +90,64 @@ impl Problem {
 
     fn run(&self, isa: Isa, threads: &Threads, math: Math, store: Store, bias: bool) -> Vec<f32> {
         let mut out = self.out.clone();
+        if let Store::Gated(_) = store
+            && let Some(Layout::Strips(format)) = math.gated(isa, self.dtype)
+        {
+            let operands = self.operands(0..self.m, 0..self.n, math, store, bias);
+            self.unpack(format, &self.gated_strips(isa, threads, &operands, format), &mut out);
+            return out;
+        }
         self.run_part(isa, threads, math, store, bias, 0..self.m, 0..self.n, &mut out);
         out
+    }
+
+    /// Computes a gate in strips, between which nothing is written.
+    fn gated_strips(&self, isa: Isa, threads: &Threads, operands: &Gemm, format: StripFormat) -> Vec<f32> {
+        const GAP: f32 = 12_345.0;
+        let (ffn, stride) = (self.n / 2, format.stride(self.n / 2));
+        let mut strips = vec![GAP; format.floats(self.m, ffn) + 1];
+        let floats = strips.len() - 1;
+        gemm(isa, threads, operands, StripsMut::new(&mut strips[..floats], self.m, ffn, format));
+        let steps = ffn.div_ceil(format.elements) * format.lanes();
+        for strip in strips[..floats].chunks(stride) {
+            assert!(strip[steps..].iter().all(|x| *x == GAP), "written between strips");
+        }
+        strips
+    }
+
+    /// Unpacks a gate's strips into rows.
+    fn unpack(&self, format: StripFormat, strips: &[f32], out: &mut [f32]) {
+        let (ffn, lanes) = (self.n / 2, format.lanes());
+        for (row, out) in out.chunks_mut(self.n + OUT_GAP).enumerate() {
+            for (column, out) in out[..ffn].iter_mut().enumerate() {
+                let strip = row / lanes * format.stride(ffn);
+                let bits = strips[strip + column / format.elements * lanes + row % lanes].to_bits();
+                *out = match (format.elements, column % 2) {
+                    (1, _) => f32::from_bits(bits),
+                    (_, 0) => f32::from_bits(bits << 16),
+                    _ => f32::from_bits(bits & 0xffff_0000),
+                };
+            }
+        }
+    }
+
+    fn operands(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        math: Math,
+        store: Store,
+        bias: bool,
+    ) -> Gemm<'_> {
+        let (x_stride, w_stride) = (self.k + X_GAP, self.k + W_GAP);
+        let bytes = &self.bytes[1 + columns.start * w_stride * self.dtype.size()..];
+        Gemm {
+            x: Rows::new(&self.x[rows.start * x_stride..], rows.len(), self.k, x_stride).into(),
+            weight: WeightView::new(bytes, self.dtype, columns.len(), self.k, w_stride),
+            bias: bias.then_some(&self.bias[columns]),
+            store,
+            math,
+        }
     }
 
     /// Computes rows `rows` and columns `columns` of the matmul.
@@ -106,21 +163,15 @@ impl Problem {
         columns: Range<usize>,
         out: &mut [f32],
     ) {
-        let (x_stride, w_stride, out_stride) = (self.k + X_GAP, self.k + W_GAP, self.n + OUT_GAP);
-        let bytes = &self.bytes[1 + columns.start * w_stride * self.dtype.size()..];
-        let operands = Gemm {
-            x: Rows::new(&self.x[rows.start * x_stride..], rows.len(), self.k, x_stride),
-            weight: WeightView::new(bytes, self.dtype, columns.len(), self.k, w_stride),
-            bias: bias.then_some(&self.bias[columns.clone()]),
-            store,
-            math,
-        };
+        let out_stride = self.n + OUT_GAP;
+        let operands = self.operands(rows.clone(), columns.clone(), math, store, bias);
         let out = &mut out[rows.start * out_stride + columns.start..];
         let width = if matches!(store, Store::Gated(_)) { columns.len() / 2 } else { columns.len() };
         gemm(isa, threads, &operands, RowsMut::new(out, rows.len(), width, out_stride));
     }
 
-    /// Returns the expected `out` of a gate: that of the matmul, then of `gate_mul`.
+    /// Returns the expected `out` of a gate: that of the matmul, then of `gate_mul`, rounded where
+    /// strips hold pairs.
     fn expected_of_gate(&self, isa: Isa, threads: &Threads, math: Math, bias: bool) -> Vec<f32> {
         let (ffn, stride) = (self.n / 2, self.n + OUT_GAP);
         let mut gate_up = self.run(isa, threads, math, Store::Replace, bias);
@@ -128,6 +179,9 @@ impl Problem {
         let mut out = self.out.clone();
         for (out, gated) in out.chunks_mut(stride).zip(gate_up.chunks(stride)) {
             out[..ffn].copy_from_slice(&gated[..ffn]);
+            if let Some(Layout::Strips(StripFormat { elements: 2, .. })) = math.gated(isa, self.dtype) {
+                out[..ffn].iter_mut().for_each(|x| *x = round(*x));
+            }
         }
         out
     }
@@ -313,7 +367,7 @@ fn a_weight_in_several_segments_is_multiplied_as_one() {
             assert!(weight.followed_by(segment(0..1)).is_none());
             let mut out = problem.out.clone();
             let operands = Gemm {
-                x: Rows::new(&problem.x, problem.m, problem.k, problem.k + X_GAP),
+                x: Rows::new(&problem.x, problem.m, problem.k, problem.k + X_GAP).into(),
                 weight,
                 bias: Some(&problem.bias),
                 store: Store::Add,
@@ -391,17 +445,14 @@ const GATE_SHAPES: [(usize, usize, usize); 11] = [
     (4, 425, 700),
 ];
 
-/// Every arithmetic that gates, with the formats of weights that it gates.
+/// Every arithmetic, with the formats of weights that it gates.
 fn gating() -> Vec<(Isa, Math, Vec<Dtype>)> {
-    let gated = |math: Math| {
+    let gated = |isa: Isa, math: Math| {
         let dtypes = [Dtype::BF16, Dtype::F16, Dtype::F32].into_iter();
-        dtypes.filter(|&dtype| math.gates(dtype)).collect::<Vec<_>>()
+        dtypes.filter(|&dtype| math.gated(isa, dtype).is_some()).collect::<Vec<_>>()
     };
-    let all = all_math().into_iter().map(|(isa, math)| (isa, math, gated(math)));
-    let found: Vec<_> = all.filter(|(_, _, dtypes)| !dtypes.is_empty()).collect();
-    let emulated = Isa::for_tests().into_iter().filter(|isa| isa.matrix_unit().is_some()).count();
-    assert_eq!(found.len(), 2 * emulated, "in three terms and in one");
-    found
+    let all = all_math().into_iter().map(|(isa, math)| (isa, math, gated(isa, math)));
+    all.inspect(|(isa, math, dtypes)| assert!(!dtypes.is_empty(), "{}", name(*isa, *math))).collect()
 }
 
 #[test]
@@ -445,13 +496,22 @@ fn gate_and_up_may_be_in_two_segments() {
                 segment(&problem.bytes[1..], first).followed_by(segment(&elsewhere[3..], 2 * ffn - first));
             let mut out = problem.out.clone();
             let operands = Gemm {
-                x: Rows::new(&problem.x, problem.m, problem.k, problem.k + X_GAP),
+                x: Rows::new(&problem.x, problem.m, problem.k, problem.k + X_GAP).into(),
                 weight: weight.unwrap(),
                 bias: Some(&problem.bias),
                 store: Store::Gated(Gate::Silu),
                 math,
             };
-            gemm(isa, &threads, &operands, RowsMut::new(&mut out, problem.m, ffn, problem.n + OUT_GAP));
+            match math.gated(isa, problem.dtype).unwrap() {
+                Layout::Rows => {
+                    let rows = RowsMut::new(&mut out, problem.m, ffn, problem.n + OUT_GAP);
+                    gemm(isa, &threads, &operands, rows);
+                }
+                Layout::Strips(format) => {
+                    let strips = problem.gated_strips(isa, &threads, &operands, format);
+                    problem.unpack(format, &strips, &mut out);
+                }
+            }
             let what = format!("{} {ffn} cut at {first}", name(isa, math));
             assert_same_bits(&out, &expected, problem.n + OUT_GAP, &what);
         }
@@ -484,25 +544,56 @@ fn a_gate_keeps_a_nan_in_its_row_and_its_column() {
     }
 }
 
+/// The next GEMM reads a gate's strips, in any cut into blocks, as it reads rows.
 #[test]
-#[should_panic(expected = "do not gate")]
-fn vector_instructions_do_not_gate() {
-    let threads = Threads::new(1).unwrap();
-    Problem::new((2, 8, 4), Dtype::BF16).run(
-        Isa::portable(),
-        &threads,
-        Math::F32,
-        Store::Gated(Gate::Silu),
-        false,
-    );
+fn strips_are_multiplied_as_the_rows_that_they_hold() {
+    let all_threads = all_threads();
+    for (isa, math) in all_math() {
+        let Some(Layout::Strips(format)) = math.gated(isa, Dtype::BF16) else { continue };
+        for (m, width, n, k) in [(1, 5, 9, 3), (70, 33, 50, 40), (33, 1301, 70, 20), (210, 96, 31, 12)] {
+            let gate = Problem::new((m, 2 * width, k), Dtype::BF16);
+            let operands = gate.operands(0..m, 0..2 * width, math, Store::Gated(Gate::Silu), true);
+            let strips = gate.gated_strips(isa, &all_threads[0], &operands, format);
+            let mut rows = vec![0.0; m * (2 * width + OUT_GAP)];
+            gate.unpack(format, &strips, &mut rows);
+            let mut next = Problem::new((m, n, width), [Dtype::BF16, Dtype::F32][m % 2]);
+            for (x, row) in next.x.chunks_mut(width + X_GAP).zip(rows.chunks(2 * width + OUT_GAP)) {
+                x[..width].copy_from_slice(&row[..width]);
+            }
+            let expected = next.run(isa, &all_threads[0], math, Store::Add, true);
+            for threads in &all_threads {
+                let mut out = next.out.clone();
+                let operands = Gemm {
+                    x: Input::Strips(Strips::new(&strips, m, width, format)),
+                    ..next.operands(0..m, 0..n, math, Store::Add, true)
+                };
+                gemm(isa, threads, &operands, RowsMut::new(&mut out, m, n, n + OUT_GAP));
+                let what = format!("{} {m} x {n} x {width}, {} threads", name(isa, math), threads.count());
+                assert_same_bits(&out, &expected, n + OUT_GAP, &what);
+            }
+        }
+    }
 }
 
 #[test]
-#[should_panic(expected = "do not gate")]
+#[should_panic(expected = "another layout")]
 fn a_matrix_unit_does_not_gate_other_weights_in_f32() {
     let threads = Threads::new(1).unwrap();
     let (isa, math, _) = gating().into_iter().find(|found| found.2 == [Dtype::BF16]).unwrap();
     Problem::new((2, 8, 4), Dtype::F16).run(isa, &threads, math, Store::Gated(Gate::Silu), false);
+}
+
+#[test]
+#[should_panic(expected = "another format")]
+fn strips_of_another_format_are_refused() {
+    let (threads, isa) = (Threads::new(1).unwrap(), Isa::portable());
+    let (problem, format) = (Problem::new((2, 8, 4), Dtype::BF16), StripFormat::of(isa, 2));
+    let strips = vec![0.0; format.floats(2, 4)];
+    let operands = Gemm {
+        x: Input::Strips(Strips::new(&strips, 2, 4, format)),
+        ..problem.operands(0..2, 0..8, Math::F32, Store::Replace, false)
+    };
+    gemm(isa, &threads, &operands, RowsMut::new(&mut problem.out.clone(), 2, 8, 8 + OUT_GAP));
 }
 
 #[test]
@@ -539,7 +630,7 @@ fn gemm_stays_within_the_scratch_it_states() {
         {
             let problem = Problem::new(shape, dtype);
             problem.run(isa, &threads, math, Store::Replace, false);
-            if math.gates(dtype) {
+            if math.gated(isa, dtype).is_some() {
                 problem.run(isa, &threads, math, Store::Gated(Gate::Silu), false);
             }
         }

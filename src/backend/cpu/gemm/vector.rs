@@ -9,14 +9,18 @@
 //! place, another is converted into the first-level cache, once for all rows of the block. So
 //! nothing is transposed but x and, in registers, the finished accumulators.
 
+use std::ops::Range;
+
 use super::super::accumulators::Start;
 use super::super::blocking::{Blocked, Blocking};
-use super::super::epilogue::Epilogue;
+use super::super::epilogue::{Epilogue, Store};
+use super::super::gate;
 use super::super::microkernel::{Bf16, Dot, F32, Operands, Prefetch, microkernel};
-use super::super::pack::{self, Halves, Lanes32, pack_pairs, pack_panel, round_row, widen_row};
+use super::super::pack::{Bfloats, Halves, Lanes32, round_row, widen_row};
 use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Vector, prefetch_far};
-use super::super::view::Rows;
-use super::block::{Block, Partition, Submatrix, k_block};
+use super::super::strips::{SharedStrips, StripFormat, pack_floats, pack_rounded};
+use super::super::view::{Rows, SharedRows, WeightView};
+use super::block::{Block, Gemm, Input, Partition, SharedOutput, k_block};
 use crate::weights::Dtype;
 
 /// The partition of the output. x is packed again for every block of columns; where there is one k
@@ -26,10 +30,10 @@ pub(super) fn partition(blocking: Blocking, elements: usize, k: usize) -> Partit
     Partition { blocking, rows_min: blocking.nr, columns_max, x_cost: 1, blocks_per_worker: 4 }
 }
 
-/// Floats of scratch that a worker needs at most, for steps of `elements` elements.
-pub(super) fn scratch_floats(blocking: Blocking, elements: usize) -> usize {
+/// Floats of scratch that a worker needs at most, for strips of `format`.
+pub(super) fn scratch_floats(blocking: Blocking, format: StripFormat) -> usize {
     let Blocking { mc, nc, kc, .. } = blocking;
-    ScratchSizes::new(blocking, mc, nc, kc, elements).total()
+    ScratchSizes::new(blocking, mc, nc, kc * format.elements, format).total()
 }
 
 impl Kernel for Block<'_, '_> {
@@ -58,15 +62,14 @@ struct ScratchSizes {
 
 impl ScratchSizes {
     /// For blocks of `rows` rows and `columns` columns whose accumulators are kept, and k blocks of
-    /// `steps`, which are `elements` elements each.
-    fn new(blocking: Blocking, rows: usize, columns: usize, steps: usize, elements: usize) -> Self {
-        let Blocking { lanes, group, .. } = blocking;
-        let rows = rows.next_multiple_of(lanes);
+    /// `k` elements, which are multiplied in strips of `format`.
+    fn new(blocking: Blocking, rows: usize, columns: usize, k: usize, format: StripFormat) -> Self {
+        let steps = k.div_ceil(format.elements);
         Self {
-            x: rows / lanes * strip_stride(steps, lanes),
-            acc: rows * columns.next_multiple_of(group),
-            weights: group * weight_stride(steps),
-            rounded: if elements > 1 { lanes * steps } else { 0 },
+            x: format.floats(rows, k),
+            acc: rows.next_multiple_of(format.lanes) * columns.next_multiple_of(blocking.group),
+            weights: blocking.group * weight_stride(steps),
+            rounded: if format.elements > 1 { format.lanes * steps } else { 0 },
         }
     }
 
@@ -75,16 +78,63 @@ impl ScratchSizes {
     }
 }
 
-/// Floats from one strip of x to the next: an odd number of steps, so that the strips of a
-/// microkernel lie in different sets of the first-level cache.
-fn strip_stride(steps: usize, lanes: usize) -> usize {
-    (steps | 1) * lanes
-}
-
-/// Floats from one converted row of the weight to the next: an odd number of cache lines, as of
-/// strips.
+/// Floats from one converted row of the weight to the next: an odd number of cache lines, so that
+/// the rows lie in different sets of the first-level cache.
 fn weight_stride(steps: usize) -> usize {
     (steps.div_ceil(16) | 1) * 16
+}
+
+/// The columns of a group: rows of the weight, or as many of gate as of up.
+#[derive(Clone, Copy)]
+struct Group {
+    /// The first column of the output, and row of the weight.
+    first: usize,
+    /// Columns of the output.
+    columns: usize,
+    /// End of the rows of the weight, or of its gate.
+    end: usize,
+    /// The number of columns before those of up, and the rows from a row of gate to that of up.
+    up: Option<(usize, usize)>,
+}
+
+impl Group {
+    /// The group of at most `group` columns at `column` of the accumulators' columns, which end at
+    /// `end`.
+    #[inline(always)]
+    fn new(gemm: &Gemm, column: usize, end: usize, group: usize) -> Self {
+        if !matches!(gemm.store, Store::Gated(_)) {
+            return Self { first: column, columns: group.min(end - column), end, up: None };
+        }
+        // Two columns of accumulators make one of the output.
+        let (first, ffn, half) = (column / 2, gemm.weight.rows() / 2, group / 2);
+        Self { first, columns: half.min(ffn - first), end: ffn, up: Some((half, ffn)) }
+    }
+
+    /// Returns the addresses of element `col` of the rows of the weight from the group's column
+    /// `column` on, which may lie in the next group, to be prefetched. Where a row is missing another one takes its place, whose accumulators are not
+    /// read.
+    #[inline(always)]
+    fn elements<const ROWS: usize>(
+        &self,
+        weight: &WeightView,
+        column: usize,
+        col: usize,
+    ) -> [*const u8; ROWS] {
+        let Some((half, up)) = self.up else {
+            return weight.elements((self.first + column).min(self.end - 1), self.end, col);
+        };
+        let first = self.first + column / (2 * half) * half;
+        if ROWS <= half {
+            let (rows, end) = if column % (2 * half) < half { (0, self.end) } else { (up, up + self.end) };
+            return weight.elements((rows + first + column % half).min(end - 1), end, col);
+        }
+        let mut elements = [std::ptr::null(); ROWS];
+        for (i, element) in elements.iter_mut().enumerate() {
+            let (rows, end) = if i < half { (0, self.end) } else { (up, up + self.end) };
+            *element = weight.element((rows + first + i % half).min(end - 1), col);
+        }
+        elements
+    }
 }
 
 impl Block<'_, '_> {
@@ -94,7 +144,7 @@ impl Block<'_, '_> {
     #[inline(always)]
     unsafe fn compute_in<V: Blocked, M: Operand<V>>(self) {
         // With one strip a few rows of the weight have too few chains to hide the latency of a
-        // multiply-add: take a whole group.
+        // multiply-add: take more.
         let is_one_strip = self.rows.len() <= V::LANES;
         // SAFETY: the caller vouches for the instructions.
         unsafe {
@@ -117,6 +167,7 @@ impl Block<'_, '_> {
     unsafe fn compute<V: Blocked, M: Operand<V>, const ROWS: usize>(self) {
         let Self { gemm, out, rows, columns, scratch } = self;
         let Blocking { mr, kc, group, .. } = V::BLOCKING;
+        let format = StripFormat { lanes: V::LANES, elements: M::ELEMENTS };
         let k = gemm.weight.cols();
         let k_block = k_block(k, kc * M::ELEMENTS, V::LANES * M::ELEMENTS);
         // An empty sum takes one k block too, of no elements.
@@ -124,72 +175,75 @@ impl Block<'_, '_> {
         // Accumulators of the only k block go to the output at once, and are kept for one group of
         // columns only.
         let kept = if k_blocks == 1 { group } else { columns.len() };
-        let steps_max = k_block.div_ceil(M::ELEMENTS);
-        let sizes = ScratchSizes::new(V::BLOCKING, rows.len(), kept, steps_max, M::ELEMENTS);
-        let (x, rest) = scratch.floats(sizes.total()).split_at_mut(sizes.x);
+        let sizes = ScratchSizes::new(V::BLOCKING, rows.len(), kept, k_block, format);
+        let (packed, rest) = scratch.floats(sizes.total()).split_at_mut(sizes.x);
         let (acc, rest) = rest.split_at_mut(sizes.acc);
         let (weights, rounded) = rest.split_at_mut(sizes.weights);
         let strips = rows.len().div_ceil(V::LANES);
-        let strip_stride = strip_stride(steps_max, V::LANES);
         // Of each group `[group, strips * LANES]`.
         let acc_stride = strips * V::LANES;
         let tiles = strips.div_ceil(V::NR_VECTORS);
         for index in 0..k_blocks {
             let col = index * k_block;
             let cols = (k - col).min(k_block);
-            let steps = cols.div_ceil(M::ELEMENTS);
-            for strip in 0..strips {
-                let row = rows.start + strip * V::LANES;
-                let part = Submatrix { row, rows: V::LANES.min(rows.end - row), col, cols };
-                let to = x[strip * strip_stride..].as_mut_ptr();
-                // SAFETY: the caller vouches for the instructions; the part lies inside x; a strip has
-                // `LANES` columns of `steps` steps; `rounded` as many where it is used.
-                unsafe { M::pack_x(&gemm.x, part, to, rounded) };
-            }
+            let (x, x_stride) = match &gemm.x {
+                Input::Strips(strips) => (strips.step(rows.start, col), format.stride(k)),
+                Input::Rows(x) => {
+                    let stride = format.stride(k_block);
+                    for strip in 0..strips {
+                        let row = rows.start + strip * V::LANES;
+                        let (rows, cols) = (row..rows.end.min(row + V::LANES), col..col + cols);
+                        let to = packed[strip * stride..].as_mut_ptr();
+                        // SAFETY: the caller vouches for the instructions; a strip has `LANES` floats
+                        // of each step; `rounded` as many where it is used.
+                        unsafe { M::pack_x(x, rows, cols, to, rounded.as_mut_ptr()) };
+                    }
+                    (packed.as_ptr(), stride)
+                }
+            };
             for first in (0..columns.len()).step_by(group) {
+                let columns = Group::new(gemm, columns.start + first, columns.end, group);
                 let acc_first = if k_blocks == 1 { 0 } else { first * acc_stride };
                 let acc = acc[acc_first..][..group * acc_stride].as_mut_ptr();
-                let count = group.min(columns.len() - first);
-                let column = columns.start + first;
-                let epilogue = Epilogue {
-                    out: out.element(rows.start, column),
-                    out_stride: out.stride(),
-                    columns: count,
-                    bias: gemm.bias.map(|bias| bias[column..][..count].as_ptr()),
-                    up_bias: None,
-                    store: gemm.store,
-                };
-                if index + 1 == k_blocks {
-                    // The output comes from memory; the first-level cache is for x.
-                    epilogue.prefetch(rows.len(), count, prefetch_far);
+                let last = (index + 1 == k_blocks).then(|| StoreGroup {
+                    gemm,
+                    rows: rows.clone(),
+                    columns,
+                    acc,
+                    acc_stride,
+                });
+                if let (Some(last), SharedOutput::Rows(out)) = (&last, out) {
+                    // Rows of the output come from memory; the first-level cache is for x.
+                    last.epilogue(out).prefetch(rows.len(), columns.columns, prefetch_far);
                 }
-                for column in (0..count).step_by(ROWS) {
-                    let row = columns.start + first + column;
-                    let stored: [*const u8; ROWS] = gemm.weight.elements(row, columns.end, col);
+                for column in (0..group).step_by(ROWS) {
+                    if columns.up.is_none() && column >= columns.columns {
+                        break;
+                    }
+                    let stored = columns.elements::<ROWS>(&gemm.weight, column, col);
                     // SAFETY: the caller vouches for the instructions; the rows lie inside the weight;
-                    // `weights` has `ROWS` rows of `steps`.
+                    // `weights` has rows of these steps.
                     let from =
                         unsafe { M::weight_rows(gemm.weight.dtype(), stored, cols, weights.as_mut_ptr()) };
-                    let next = (row + ROWS).min(columns.end - 1);
                     let mut prefetch = Prefetch {
-                        rows: gemm.weight.elements(next, columns.end, col),
+                        rows: columns.elements(&gemm.weight, column + ROWS, col),
                         step_bytes: M::ELEMENTS * gemm.weight.dtype().size(),
                     };
                     // As even as can be: few chains are slow.
                     for tile in 0..tiles {
                         let strip = strips * tile / tiles;
                         let operands = Operands {
-                            steps,
-                            panel: x[strip * strip_stride..].as_ptr(),
+                            steps: cols.div_ceil(M::ELEMENTS),
+                            panel: x.wrapping_add(strip * x_stride),
                             panel_width: V::LANES,
-                            panel_stride: strip_stride,
+                            panel_stride: x_stride,
                             acc: acc.wrapping_add(column * acc_stride + strip * V::LANES),
                             acc_stride,
                             start: if index == 0 { Start::Zero } else { Start::Reload },
                         };
-                        // SAFETY: the strips and the rows were written above, for `steps` steps; `acc`
-                        // has these strips of `ROWS` rows of the group, which the k block before has
-                        // spilled, if there was one; all are this worker's alone.
+                        // SAFETY: the strips have these rows of x, and `from` the rows of the weight,
+                        // in as many steps; `acc` has these strips of `ROWS` rows of the group, which
+                        // the k block before has spilled, if there was one; it is this worker's alone.
                         unsafe {
                             match strips * (tile + 1) / tiles - strip {
                                 1 => microkernel::<V, M, ROWS, 1, 1>(from, operands, prefetch),
@@ -201,44 +255,155 @@ impl Block<'_, '_> {
                         prefetch = Prefetch::NONE;
                     }
                 }
-                if index + 1 < k_blocks {
-                    continue;
+                if let Some(last) = last {
+                    // SAFETY: the accumulators of the group were written above, by all k blocks.
+                    // Blocks of `out` do not overlap, and these rows and columns of it exist; `gemm`
+                    // has checked that gates write strips.
+                    unsafe {
+                        match out {
+                            SharedOutput::Rows(out) => V::run_apart(StoreRows(last, out)),
+                            SharedOutput::Strips(out) => M::store_apart(StoreStrips(last, out)),
+                        }
+                    }
                 }
-                // SAFETY: the accumulators of the group were written above, by all k blocks. Blocks of
-                // `out` do not overlap, and these rows and columns of it exist.
-                unsafe { V::run_apart(StoreColumns { epilogue, acc, acc_stride, rows: rows.len() }) };
             }
         }
     }
 }
 
-/// Writes transposed accumulators to the output.
+/// Writes the accumulators of a group to the output.
 ///
-/// Its maker vouches for what [`Epilogue::store_columns`] asks.
-struct StoreColumns {
-    epilogue: Epilogue,
+/// Its maker vouches that `acc` has been written for all rows and columns, and that no other thread
+/// writes these of the output.
+struct StoreGroup<'a> {
+    gemm: &'a Gemm<'a>,
+    rows: Range<usize>,
+    columns: Group,
+    /// `[group, acc_stride]`: a column of the output in each row.
     acc: *const f32,
     acc_stride: usize,
-    rows: usize,
 }
 
-impl Kernel for StoreColumns {
+impl StoreGroup<'_> {
+    #[inline(always)]
+    fn epilogue(&self, out: SharedRows) -> Epilogue {
+        let Group { first, columns, .. } = self.columns;
+        Epilogue {
+            out: out.element(self.rows.start, first),
+            out_stride: out.stride(),
+            columns,
+            bias: self.gemm.bias.map(|bias| bias[first..][..columns].as_ptr()),
+            up_bias: None,
+            store: self.gemm.store,
+        }
+    }
+
+    /// Returns output column `column` of the group for `LANES` rows, whose accumulators begin at
+    /// `acc`.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`; the column exists, and the store is gated.
+    #[inline(always)]
+    unsafe fn gated<V: Vector>(&self, acc: *const f32, column: usize) -> V {
+        let (Store::Gated(function), Some((half, up))) = (self.gemm.store, self.columns.up) else {
+            unreachable!("strips are written by gates")
+        };
+        // SAFETY: the caller's and the maker's promises.
+        unsafe {
+            let at = |column: usize| acc.wrapping_add(column * self.acc_stride);
+            let (mut gate, mut of_up) = (V::load(at(column)), V::load(at(half + column)));
+            if let Some(bias) = self.gemm.bias {
+                gate = gate.add(V::splat(bias[self.columns.first + column]));
+                of_up = of_up.add(V::splat(bias[self.columns.first + up + column]));
+            }
+            gate::apply(function, gate, of_up)
+        }
+    }
+
+    /// Writes gated columns as steps of strips.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`; the store is gated.
+    #[inline(always)]
+    unsafe fn store_strips<V: Vector, M: Operand<V>>(&self, out: SharedStrips) {
+        let Group { first, columns, .. } = self.columns;
+        for row in self.rows.clone().step_by(V::LANES) {
+            let acc = self.acc.wrapping_add(row - self.rows.start);
+            let mut step = out.step(row, first);
+            for column in (0..columns).step_by(M::ELEMENTS) {
+                // SAFETY: the caller's promises; where a pair has no second column, its first one takes
+                // the place and is not stored. A step has `LANES` floats.
+                unsafe {
+                    let value = self.gated::<V>(acc, column);
+                    let next = if column + 1 < columns && M::ELEMENTS > 1 {
+                        self.gated::<V>(acc, column + 1)
+                    } else {
+                        V::splat(0.0)
+                    };
+                    M::step_of([value, next]).store(step);
+                }
+                step = step.wrapping_add(V::LANES);
+            }
+        }
+    }
+}
+
+/// Writes a group as rows.
+struct StoreRows<'a>(StoreGroup<'a>, SharedRows<'a>);
+
+impl Kernel for StoreRows<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Vector>(self) {
+        let Self(group, out) = self;
+        // SAFETY: the maker's promises.
+        unsafe { group.epilogue(out).store_columns::<V>(group.acc, group.acc_stride, group.rows.len()) }
+    }
+}
+
+/// Writes a group as strips.
+struct StoreStrips<'a>(StoreGroup<'a>, SharedStrips<'a>);
+
+impl Kernel for StoreStrips<'_> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
         // SAFETY: the maker's promises.
-        unsafe { self.epilogue.store_columns::<V>(self.acc, self.acc_stride, self.rows) }
+        unsafe { self.0.store_strips::<V, F32>(self.1) }
+    }
+}
+
+impl Bf16Kernel for StoreStrips<'_> {
+    #[inline(always)]
+    unsafe fn run<V: Bf16Vector>(self) {
+        // SAFETY: the maker's promises.
+        unsafe { self.0.store_strips::<V, Bf16>(self.1) }
     }
 }
 
 /// The operands of a GEMM in the format of a multiply-add.
 trait Operand<V>: Dot<V> {
-    /// Packs part of x, at most `LANES` rows, as a strip, zeros where there is no row.
+    /// Packs elements of rows of x, at most `LANES`, as a strip, zeros where there is no row.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; the part lies inside x; `strip` is writable for `LANES`
-    /// columns times the part's steps, and `rounded` for as many floats where steps are pairs.
-    unsafe fn pack_x(x: &Rows, part: Submatrix, strip: *mut f32, rounded: &mut [f32]);
+    /// The CPU has the instructions of `V`; `strip` is writable for `LANES` floats of each step, and
+    /// `rounded` for as many where steps are pairs.
+    unsafe fn pack_x(x: &Rows, rows: Range<usize>, cols: Range<usize>, strip: *mut f32, rounded: *mut f32);
+
+    /// Returns a step of the next GEMM's x from its elements.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`.
+    unsafe fn step_of(elements: [V; 2]) -> V;
+
+    /// Runs `store` in a function of its own, as [`Vector::run_apart`] does.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`.
+    unsafe fn store_apart(store: StoreStrips);
 
     /// Returns `ROWS` rows of the weight of which `cols` elements are stored at `stored`, in steps:
     /// where they are stored, or converted to `converted`.
@@ -257,10 +422,20 @@ trait Operand<V>: Dot<V> {
 
 impl<V: Blocked> Operand<V> for F32 {
     #[inline(always)]
-    unsafe fn pack_x(x: &Rows, part: Submatrix, strip: *mut f32, _: &mut [f32]) {
-        let row = |r: usize| x.row(part.row + r)[part.col..][..part.cols].as_ptr().cast();
+    unsafe fn pack_x(x: &Rows, rows: Range<usize>, cols: Range<usize>, strip: *mut f32, _: *mut f32) {
         // SAFETY: the caller's promises.
-        unsafe { pack_panel::<V, Lanes32>(row, part.rows, 4 * part.cols, 0, V::LANES, strip) }
+        unsafe { pack_floats::<V>(x, rows, cols, strip) }
+    }
+
+    #[inline(always)]
+    unsafe fn step_of([element, _]: [V; 2]) -> V {
+        element
+    }
+
+    #[inline(always)]
+    unsafe fn store_apart(store: StoreStrips) {
+        // SAFETY: the caller's promise.
+        unsafe { V::run_apart(store) }
     }
 
     #[inline(always)]
@@ -279,7 +454,7 @@ impl<V: Blocked> Operand<V> for F32 {
             // SAFETY: the caller's promises.
             unsafe {
                 match dtype {
-                    Dtype::BF16 => widen_row::<V, pack::Bfloats>(from, cols, to),
+                    Dtype::BF16 => widen_row::<V, Bfloats>(from, cols, to),
                     _ => widen_row::<V, Halves>(from, cols, to),
                 }
             }
@@ -290,14 +465,21 @@ impl<V: Blocked> Operand<V> for F32 {
 
 impl<V: Blocked + Bf16Vector> Operand<V> for Bf16 {
     #[inline(always)]
-    unsafe fn pack_x(x: &Rows, part: Submatrix, strip: *mut f32, rounded: &mut [f32]) {
-        let row = |r: usize| x.row(part.row + r)[part.col..][..part.cols].as_ptr().cast();
-        let stride = part.cols.div_ceil(2);
-        let rounded = rounded.as_mut_ptr();
-        // SAFETY: the caller's promises; rounded rows are `stride` floats of pairs.
-        unsafe {
-            pack_pairs::<V>(Dtype::F32, row, part.rows, part.cols, 0, V::LANES, strip, rounded, stride);
-        }
+    unsafe fn pack_x(x: &Rows, rows: Range<usize>, cols: Range<usize>, strip: *mut f32, rounded: *mut f32) {
+        // SAFETY: the caller's promises.
+        unsafe { pack_rounded::<V>(x, rows, cols, strip, rounded) }
+    }
+
+    #[inline(always)]
+    unsafe fn step_of([first, second]: [V; 2]) -> V {
+        // SAFETY: the caller's promise.
+        unsafe { first.nearest_bf16().pair_upper_halves(second.nearest_bf16()) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_apart(store: StoreStrips) {
+        // SAFETY: the caller's promise.
+        unsafe { V::run_bf16_apart(store) }
     }
 
     #[inline(always)]
@@ -317,7 +499,7 @@ impl<V: Blocked + Bf16Vector> Operand<V> for Bf16 {
             // the multiply-add takes as zero too.
             unsafe {
                 match dtype {
-                    Dtype::BF16 => round_row::<V, pack::Bfloats>(from, cols, to),
+                    Dtype::BF16 => round_row::<V, Bfloats>(from, cols, to),
                     Dtype::F16 => round_row::<V, Halves>(from, cols, to),
                     Dtype::F32 => round_row::<V, Lanes32>(from, cols, to),
                 }

@@ -66,6 +66,18 @@ unsafe fn run_apart(kernel: impl Kernel) {
     unsafe { kernel.run::<Avx512>() }
 }
 
+/// Runs `kernel`, which needs the bfloat16 instructions too, in a function of its own.
+///
+/// # Safety
+///
+/// [`is_bf16_available`].
+#[inline(never)]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn run_bf16_apart(kernel: impl Bf16Kernel) {
+    // SAFETY: the caller vouches for the instructions.
+    unsafe { kernel.run::<Avx512>() }
+}
+
 /// Returns ones for the first `count <= 16` lanes.
 #[inline(always)]
 fn mask(count: usize) -> __mmask16 {
@@ -196,6 +208,12 @@ impl Vector for Avx512 {
 }
 
 impl Bf16Vector for Avx512 {
+    #[inline(always)]
+    unsafe fn run_bf16_apart(kernel: impl Bf16Kernel) {
+        // SAFETY: the caller vouches for AVX512-BF16.
+        unsafe { run_bf16_apart(kernel) }
+    }
+
     #[inline(always)]
     unsafe fn dot_pairs(self, x: Self, w: Self) -> Self {
         // SAFETY: the caller vouches for AVX512-BF16. The two types are 64 bytes of plain bits.

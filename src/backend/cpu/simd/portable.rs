@@ -158,7 +158,7 @@ pub(super) use sixteen::{Lanes16, Lanes16Fused};
 
 #[cfg(test)]
 mod sixteen {
-    use super::super::vector::Bf16Vector;
+    use super::super::vector::{Bf16Kernel, Bf16Vector};
     use super::{Lanes, MulAdd, Separate};
 
     /// One rounding, by the mathematics library.
@@ -181,6 +181,12 @@ mod sixteen {
     }
 
     impl<M: MulAdd> Bf16Vector for Lanes<16, M> {
+        #[inline(always)]
+        unsafe fn run_bf16_apart(kernel: impl Bf16Kernel) {
+            // SAFETY: plain Rust; the kernel's maker vouches for its memory.
+            unsafe { kernel.run::<Self>() }
+        }
+
         unsafe fn dot_pairs(self, x: Self, w: Self) -> Self {
             Self::from_fn(|i| {
                 let (x, w) = (x.0[i].to_bits(), w.0[i].to_bits());

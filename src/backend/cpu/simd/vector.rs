@@ -106,6 +106,8 @@ pub(in crate::backend::cpu) trait Bf16Vector: Vector {
     /// Pairs of upper halves: a lane's own in the low half, the one of the same lane of `next` in
     /// the high half.
     unsafe fn pair_upper_halves(self, next: Self) -> Self;
+    /// Runs `kernel` as [`run_apart`](Vector::run_apart) does.
+    unsafe fn run_bf16_apart(kernel: impl Bf16Kernel);
 }
 
 /// A computation that is generic over the instruction set. Implementations are `#[inline(always)]`.
