@@ -20,8 +20,7 @@ pub enum CpuMath {
     /// bf16 where the CPU is faster with it: rewards move by about as much as a bf16 model's do
     ///
     /// Activations and weights are rounded to bf16 and accumulated in f32; elsewhere f32 is used, with a
-    /// warning. A matrix unit also takes the queries, keys, values and probabilities of attention rounded
-    /// to bf16; without one attention stays in f32.
+    /// warning. So are the queries, keys, values and probabilities of attention.
     Bf16,
 }
 
@@ -35,10 +34,9 @@ pub enum Math {
     /// terms.
     F32Tiles(MatrixUnit),
     /// x and the weight rounded to bfloat16, products exact, accumulated in f32: faster, and some
-    /// 100 times less exact. Attention stays in f32.
+    /// 100 times less exact. In attention queries, keys, values and probabilities are rounded.
     Bf16(Bf16Isa),
-    /// Like `Bf16`, by a matrix unit, for attention too: queries, keys, values and probabilities
-    /// are rounded to bfloat16.
+    /// Like `Bf16`, by a matrix unit.
     Bf16Tiles(MatrixUnit),
 }
 

@@ -61,9 +61,8 @@ pub fn flops_per_step(isa: Isa, math: Math) -> f64 {
 /// of a matrix unit.
 pub fn of_attention(math: Math) -> (Math, f64) {
     match math {
-        Math::F32 | Math::Bf16(_) => (Math::F32, 1.0),
         Math::F32Tiles(_) => (math, 0.5),
-        Math::Bf16Tiles(_) => (math, 1.0),
+        Math::F32 | Math::Bf16(_) | Math::Bf16Tiles(_) => (math, 1.0),
     }
 }
 

@@ -1,8 +1,7 @@
 //! The matmuls of attention by a matrix unit, all operands split into bfloat16 terms.
 //!
 //! The unit multiplies 32 rows by 32 keys at a time, whichever of them each row sees. So a key that
-//! a row does not see has a probability of zero and a finite value: other values are zeroed in the
-//! panel, and the rows that see them get NaN in that dimension at the end.
+//! a row does not see has a probability of zero and a finite value (`NonFinite`).
 
 use super::super::accumulators::Start;
 use super::super::matrix_unit::{
@@ -12,6 +11,7 @@ use super::super::pack::{Lanes32, pack_panel};
 use super::super::simd::{Bf16Vector, LANES_MAX, MatrixUnit};
 use super::super::threads::Scratch;
 use super::matmuls::Matmuls;
+use super::non_finite::NonFinite;
 use super::plan::Heads;
 use super::softmax::Running;
 use super::task::{KEYS, ROWS_MAX, Task, Tile};
@@ -71,9 +71,7 @@ pub(super) struct Tiles<'b, const TERMS: usize> {
     scores: &'b mut [f32],
     /// 32 keys before they are transposed, `[tiles of dims, TERMS, 32, 32]` values.
     split: &'b mut [f32],
-    /// `[rows, head_dim]`: whether the row sees a value that is not finite in this dimension; empty
-    /// as long as all are finite.
-    sees_non_finite: Vec<bool>,
+    non_finite: NonFinite,
 }
 
 impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
@@ -89,7 +87,7 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
         let (p, rest) = rest.split_at_mut(sizes.p);
         let (scores, rest) = rest.split_at_mut(sizes.scores);
         let (split, rest) = rest.split_at_mut(sizes.split);
-        let tiles = Self { unit, head_dim, q, k, v, p, scores, split, sees_non_finite: Vec::new() };
+        let tiles = Self { unit, head_dim, q, k, v, p, scores, split, non_finite: NonFinite::default() };
         (tiles, Running::new(task, rows, o_stride, rest))
     }
 
@@ -141,7 +139,6 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
     /// Zeroes the values that are not finite, and records the rows that see them.
     #[cold]
     fn zero_non_finite(&mut self, task: &Task, first_key: usize, keys: usize) {
-        self.sees_non_finite.resize(task.rows() * self.head_dim, false);
         for key in 0..keys {
             for dim in 0..self.head_dim {
                 let at = |term: usize| pair_of_value(key, dim, TERMS, term);
@@ -153,10 +150,7 @@ impl<'b, const TERMS: usize> Tiles<'b, TERMS> {
                         let pair = &mut self.v[at(term)];
                         *pair = f32::from_bits(pair.to_bits() & !(0xffff << shift));
                     }
-                    for row in 0..task.rows() {
-                        let sees = (task.first_key_of(row)..task.keys_of(row)).contains(&(first_key + key));
-                        self.sees_non_finite[row * self.head_dim + dim] |= sees;
-                    }
+                    self.non_finite.record(task, first_key + key, dim);
                 }
             }
         }
@@ -276,13 +270,6 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
 
     #[inline(always)]
     fn finish(&self, task: &Task, o: &mut [f32], o_stride: usize) {
-        if self.sees_non_finite.is_empty() {
-            return;
-        }
-        for (r, sees) in self.sees_non_finite.chunks_exact(self.head_dim).enumerate().take(task.rows()) {
-            for (dim, _) in sees.iter().enumerate().filter(|(_, sees)| **sees) {
-                o[r * o_stride + dim] = f32::NAN;
-            }
-        }
+        self.non_finite.finish(task, o, o_stride);
     }
 }

@@ -5,7 +5,8 @@
 //! l = l * c + rowsum P     O = O * c + P · V     out = O / l
 //! ```
 //!
-//! Both matmuls run on the GEMM's microkernel (`vector`) or on a matrix unit's (`matrix`), over
+//! Both matmuls run on the GEMM's microkernel, in f32 (`vector`) or on pairs of bfloat16 values
+//! (`pairs`), or on a matrix unit's (`matrix`), over
 //! packed panels of Kᵀ and of V that all query heads of a kv head share; the softmax between them
 //! (`softmax`) is common to both.
 //!
@@ -20,11 +21,13 @@
 //! row sees nothing leaves it unchanged, so its bits depend on its own window alone.
 //!
 //! A key that a row does not see does not affect it: its score is masked before the exponential and
-//! its value is not multiplied, or, by a matrix unit, multiplied by zero only where it is finite,
-//! for zero times NaN is NaN.
+//! its value is not multiplied, or, in bfloat16 and by a matrix unit, multiplied by zero only where it
+//! is finite, for zero times NaN is NaN.
 
 mod matmuls;
 mod matrix;
+mod non_finite;
+mod pairs;
 mod plan;
 mod softmax;
 mod task;
@@ -34,11 +37,12 @@ mod vector;
 
 use super::arithmetic::Math;
 use super::blocking::{Blocked, Blocking};
-use super::simd::{Bf16Kernel, Bf16Vector, Isa, Kernel, MatrixUnit, Vector};
+use super::simd::{Bf16Isa, Bf16Kernel, Bf16Vector, Isa, Kernel, MatrixUnit, Vector};
 use super::threads::{Scratch, Threads};
 use super::view::{RowsMut, SharedRows};
 use matmuls::Matmuls;
 use matrix::Tiles;
+use pairs::Pairs;
 use plan::KeyRows;
 use softmax::Running;
 use task::{KEYS, ROWS_MAX, Task, Tile};
@@ -81,6 +85,7 @@ pub fn attention(
         let task = Task { plan, input, item, kv_head, scoring: &scoring };
         match algorithm {
             Algorithm::Vectors => isa.run(ByVectors { task, out, scratch }),
+            Algorithm::Pairs(bf16) => bf16.run(ByVectors { task, out, scratch }),
             Algorithm::Tiles { unit, terms: 1 } => {
                 unit.vectors().run(ByTiles::<1> { task, out, scratch, unit })
             }
@@ -94,6 +99,7 @@ pub fn scratch_floats(isa: Isa, math: Math, heads: Heads) -> usize {
     let rows = heads.rows_max();
     match Algorithm::of(math) {
         Algorithm::Vectors => vector::scratch_floats(heads, rows, isa.lanes(), Blocking::of(isa).mr),
+        Algorithm::Pairs(_) => pairs::scratch_floats(heads, rows, isa.lanes(), Blocking::of(isa).mr),
         Algorithm::Tiles { terms, .. } => matrix::scratch_floats(heads, rows, terms),
     }
 }
@@ -101,7 +107,10 @@ pub fn scratch_floats(isa: Isa, math: Math, heads: Heads) -> usize {
 /// The algorithm of attention in some [`Math`].
 #[derive(Clone, Copy)]
 enum Algorithm {
+    /// In f32.
     Vectors,
+    /// All operands rounded to bfloat16.
+    Pairs(Bf16Isa),
     /// All operands in `terms` bfloat16 terms.
     Tiles {
         unit: MatrixUnit,
@@ -112,9 +121,8 @@ enum Algorithm {
 impl Algorithm {
     fn of(math: Math) -> Self {
         match math {
-            // Pairs of bfloat16 values are for weights: rounding here would take longer than it
-            // saves.
-            Math::F32 | Math::Bf16(_) => Self::Vectors,
+            Math::F32 => Self::Vectors,
+            Math::Bf16(bf16) => Self::Pairs(bf16),
             Math::F32Tiles(unit) => Self::Tiles { unit, terms: 3 },
             Math::Bf16Tiles(unit) => Self::Tiles { unit, terms: 1 },
         }
@@ -189,6 +197,15 @@ impl Kernel for ByVectors<'_, '_> {
                 attend::<V, _>(&self.task, panels, running, self.out);
             }
         }
+    }
+}
+
+impl Bf16Kernel for ByVectors<'_, '_> {
+    #[inline(always)]
+    unsafe fn run<V: Bf16Vector>(self) {
+        let (pairs, running) = Pairs::new::<V>(&self.task, self.scratch);
+        // SAFETY: as for f32.
+        unsafe { attend::<V, _>(&self.task, pairs, running, self.out) };
     }
 }
 

@@ -146,4 +146,61 @@ impl Tile<'_> {
     pub(super) fn keys(&self) -> usize {
         self.seen[self.seen.len() - 1]
     }
+
+    /// Cuts the tile into runs. Keys are taken in groups of `multiple`: of the first and the last one
+    /// that a row sees it may not see all.
+    #[inline(always)]
+    pub(super) fn runs(&self, multiple: usize) -> Runs<'_> {
+        Runs { tile: self, multiple, key: self.hidden[0] / multiple * multiple, rows: 0..0 }
+    }
+}
+
+/// Neighbouring rows of a tile, and keys that all of these see.
+pub(super) struct Run {
+    /// Rows of the tile.
+    pub(super) rows: Range<usize>,
+    /// Keys of the tile.
+    pub(super) keys: Range<usize>,
+}
+
+/// The runs of a tile, in the order of keys, of which a row's own are in no other order.
+pub(super) struct Runs<'a> {
+    tile: &'a Tile<'a>,
+    multiple: usize,
+    /// The next key.
+    key: usize,
+    /// The rows of the last run.
+    rows: Range<usize>,
+}
+
+impl Iterator for Runs<'_> {
+    type Item = Run;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Run> {
+        let &Tile { hidden, seen, .. } = self.tile;
+        let begin = |r: usize| hidden[r] / self.multiple * self.multiple;
+        let end = |r: usize| {
+            if hidden[r] < seen[r] { seen[r].next_multiple_of(self.multiple) } else { begin(r) }
+        };
+        loop {
+            // The rows that see `key` are neighbours: those before have seen all of theirs, those
+            // after see none yet.
+            let (key, rows) = (self.key, &mut self.rows);
+            while rows.start < seen.len() && end(rows.start) <= key {
+                rows.start += 1;
+            }
+            if rows.start == seen.len() {
+                return None;
+            }
+            while rows.end < seen.len() && begin(rows.end) <= key {
+                rows.end += 1;
+            }
+            let first_end = end(rows.start);
+            self.key = if rows.end < seen.len() { first_end.min(begin(rows.end)) } else { first_end };
+            if rows.start < rows.end {
+                return Some(Run { rows: rows.clone(), keys: key..self.key });
+            }
+        }
+    }
 }

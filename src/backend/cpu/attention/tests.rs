@@ -29,14 +29,11 @@ const HEADS: [(usize, usize, usize); 9] = [
     (3, 1, 300),
 ];
 
-/// Every arithmetic of attention. Pairs of bfloat16 values are for weights, and change nothing
-/// here; the emulated unit, which is slow, gives the same bits beside all vectors.
+/// Every arithmetic of attention. The emulated unit, which is slow, gives the same bits beside all
+/// vectors.
 fn arithmetics() -> Vec<(Isa, Math)> {
     let fused = Isa::fused_for_tests();
-    let is_another = |(isa, math): &(Isa, Math)| match math {
-        Math::Bf16(_) => false,
-        _ => !is_emulated(*math) || fused.contains(isa),
-    };
+    let is_another = |(isa, math): &(Isa, Math)| !is_emulated(*math) || fused.contains(isa);
     all_math().into_iter().filter(is_another).collect()
 }
 
@@ -47,7 +44,7 @@ fn is_emulated(math: Math) -> bool {
 
 /// Returns whether operands are rounded to bfloat16.
 fn rounds(math: Math) -> bool {
-    matches!(math, Math::Bf16Tiles(_))
+    matches!(math, Math::Bf16(_) | Math::Bf16Tiles(_))
 }
 
 fn heads((q_heads, kv_heads, head_dim): (usize, usize, usize)) -> Heads {
@@ -377,20 +374,6 @@ fn instruction_sets_that_fuse_give_the_same_bits() {
     }
     if !Isa::available().into_iter().any(|isa| isa.matrix_unit().is_some()) {
         not_run("attention by AMX's tiles (their emulation was run)", "amx");
-    }
-}
-
-#[test]
-fn f32_attention_has_the_same_bits_beside_bf16_matmuls() {
-    let threads = Threads::new(2).unwrap();
-    let batch = Batch::new(heads((9, 3, 64)), 230, 5);
-    let spans = [span(0, 230)];
-    let segments = [Queries { rows: 0..230, first_position: 0, spans: &spans }];
-    for (isa, math) in all_math() {
-        if matches!(math, Math::Bf16(_)) {
-            let [got, expected] = [math, Math::F32].map(|math| batch.run(isa, math, &threads, &segments));
-            assert_same_bits(&got, &expected, batch.q_width(), &name(isa, math));
-        }
     }
 }
 

@@ -3,17 +3,17 @@
 
 use super::super::accumulators::Start;
 use super::super::blocking::Blocked;
-use super::super::microkernel::{F32, Operands, Strided, macrokernel};
+use super::super::microkernel::{Bf16, Dot, F32, Operands, Strided, macrokernel};
 use super::super::pack::{Lanes32, pack_panel};
-use super::super::simd::{Kernel, Vector};
+use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Vector};
 use super::super::threads::Scratch;
 use super::matmuls::Matmuls;
 use super::plan::Heads;
 use super::softmax::Running;
-use super::task::{KEYS, ROWS_MAX, Task, Tile};
+use super::task::{KEYS, ROWS_MAX, Run, Task, Tile};
 
 /// Vectors of a panel of V: head widths are multiples of 32 more often than of 48.
-const VALUE_VECTORS: usize = 2;
+pub(super) const VALUE_VECTORS: usize = 2;
 
 /// Floats of scratch that a worker needs for `rows` rows.
 pub(super) fn scratch_floats(heads: Heads, rows: usize, lanes: usize, mr: usize) -> usize {
@@ -145,50 +145,23 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
 
     #[inline(always)]
     unsafe fn add_values(&mut self, tile: &Tile, o: &mut [f32], o_stride: usize) {
-        let (width, head_dim, rows) = (VALUE_VECTORS * V::LANES, self.head_dim, tile.seen.len());
-        let o = o[tile.row * o_stride..][..rows * o_stride].as_mut_ptr();
-        // The rows from `first` on, and keys that all of these see.
-        let operands = |first: usize, key: usize, keys: usize, start: Start| Operands {
-            steps: keys,
-            panel: self.v[key * width..].as_ptr(),
-            panel_width: width,
-            panel_stride: KEYS * width,
-            acc: o.wrapping_add(first * o_stride),
-            acc_stride: o_stride,
-            start,
-        };
-        let mut key = tile.hidden[0];
-        // The rows that see `key` are neighbours: those before have seen all of theirs, those after
-        // see none yet.
-        let (mut first, mut end) = (0, 0);
-        loop {
-            while first < rows && tile.seen[first] <= key {
-                first += 1;
-            }
-            if first == rows {
-                break;
-            }
-            while end < rows && tile.hidden[end] <= key {
-                end += 1;
-            }
-            let next = tile.hidden.get(end).map_or(tile.seen[first], |hidden| tile.seen[first].min(*hidden));
-            if first < end {
-                let start = if tile.is_first && key == 0 { Start::Zero } else { Start::Reload };
-                let x = Strided { first: self.scores[first * KEYS + key..].as_ptr(), stride: KEYS };
-                let operands = operands(first, key, next - key, start);
-                // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS
-                // keys, gathered as far as the last row sees; `o` rows of padded width, which are
-                // written: in their first tile, where each sees key 0, or before all tiles.
-                unsafe {
-                    V::run_apart(Columns::<VALUE_VECTORS> {
-                        x,
-                        operands,
-                        rows: end - first,
-                        columns: head_dim,
-                    });
-                }
-            }
-            key = next;
+        let width = VALUE_VECTORS * V::LANES;
+        for Run { rows, keys } in tile.runs(1) {
+            let x = Strided { first: self.scores[rows.start * KEYS + keys.start..].as_ptr(), stride: KEYS };
+            let operands = Operands {
+                steps: keys.len(),
+                panel: self.v[keys.start * width..].as_ptr(),
+                panel_width: width,
+                panel_stride: KEYS * width,
+                acc: o[(tile.row + rows.start) * o_stride..][..rows.len() * o_stride].as_mut_ptr(),
+                acc_stride: o_stride,
+                start: if tile.is_first && keys.start == 0 { Start::Zero } else { Start::Reload },
+            };
+            let (rows, columns) = (rows.len(), self.head_dim);
+            // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS keys,
+            // gathered as far as the last row sees; `o` rows of padded width, which are written: in
+            // their first tile, where each sees key 0, or before all tiles.
+            unsafe { V::run_apart(Columns::<VALUE_VECTORS> { x, operands, rows, columns }) };
         }
     }
 }
@@ -197,16 +170,35 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
 /// vectors.
 ///
 /// Its maker vouches for what [`macrokernel`] asks, for the panels that have any of these columns.
-struct Columns<const VECTORS: usize> {
-    x: Strided,
-    operands: Operands,
-    rows: usize,
-    columns: usize,
+pub(super) struct Columns<const VECTORS: usize> {
+    pub(super) x: Strided,
+    pub(super) operands: Operands,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
 }
 
 impl<const VECTORS: usize> Kernel for Columns<VECTORS> {
     #[inline(always)]
     unsafe fn run<V: Vector>(self) {
+        // SAFETY: the maker's promises.
+        unsafe { self.multiply::<V, F32>() }
+    }
+}
+
+impl<const VECTORS: usize> Bf16Kernel for Columns<VECTORS> {
+    #[inline(always)]
+    unsafe fn run<V: Bf16Vector>(self) {
+        // SAFETY: the maker's promises.
+        unsafe { self.multiply::<V, Bf16>() }
+    }
+}
+
+impl<const VECTORS: usize> Columns<VECTORS> {
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`.
+    #[inline(always)]
+    unsafe fn multiply<V: Blocked, D: Dot<V>>(self) {
         let Self { x, operands, rows, columns } = self;
         let width = VECTORS * V::LANES;
         let panels = columns / width;
@@ -214,12 +206,12 @@ impl<const VECTORS: usize> Kernel for Columns<VECTORS> {
         // SAFETY: the maker's promises; of the last panel only vectors that have a column are
         // multiplied.
         unsafe {
-            macrokernel::<V, F32, VECTORS>(x, operands, rows, panels);
+            macrokernel::<V, D, VECTORS>(x, operands, rows, panels);
             match (columns % width).div_ceil(V::LANES) {
                 0 => {}
-                1 => macrokernel::<V, F32, 1>(x, last, rows, 1),
-                2 => macrokernel::<V, F32, 2>(x, last, rows, 1),
-                _ => macrokernel::<V, F32, VECTORS>(x, last, rows, 1),
+                1 => macrokernel::<V, D, 1>(x, last, rows, 1),
+                2 => macrokernel::<V, D, 2>(x, last, rows, 1),
+                _ => macrokernel::<V, D, VECTORS>(x, last, rows, 1),
             }
         }
     }

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::*;
 use crate::backend::cpu::elementwise::gate_mul;
-use crate::backend::cpu::matrix_unit::{TILE_K, flush};
+use crate::backend::cpu::matrix_unit::TILE_K;
+use crate::backend::cpu::simd::flush;
 use crate::backend::cpu::strips::{Strips, StripsMut};
 use crate::backend::cpu::testing::{
     Random, Worst, all_math, all_threads, assert_same_bits, bf16_math, f32_math, name, not_run,

@@ -1,7 +1,7 @@
 //! The arithmetic of AMX in portable code, for tests.
 
 use super::super::accumulators::Start;
-use super::super::simd::{Isa, Kernel, Vector};
+use super::super::simd::{Isa, Kernel, Vector, flush, fused};
 use super::tiles::{MR, NR, TILE_K, TileOperands, index_in_panel, index_in_tiles};
 
 /// Runs the microkernel compiled for an instruction set that has a fused multiply-add: without one
@@ -58,20 +58,4 @@ impl<const TERMS: usize, const PANEL_TERMS: usize> Kernel for Emulate<'_, TERMS,
             }
         }
     }
-}
-
-/// Returns `a * b + c` of bfloat16 values and an f32, rounded once; zero where it is below the
-/// smallest normal value when rounded to 24 bits, as AMX was measured to do: f32 has fewer bits
-/// there, and rounds up to that value sooner.
-#[inline(always)]
-fn fused(a: f32, b: f32, c: f32) -> f32 {
-    const TINY: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1 << 25) as f64);
-    let (sum, exact) = (a.mul_add(b, c), f64::from(a) * f64::from(b) + f64::from(c));
-    if exact.abs() < TINY { 0.0f32.copysign(sum) } else { sum }
-}
-
-/// Returns zero for a subnormal, and any other value as it is.
-#[inline(always)]
-pub(in crate::backend::cpu) fn flush(x: f32) -> f32 {
-    if x.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(x) } else { x }
 }

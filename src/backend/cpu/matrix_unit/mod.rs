@@ -20,8 +20,6 @@ mod split;
 mod tiles;
 mod unit;
 
-#[cfg(test)]
-pub(super) use emulated::flush;
 pub(super) use split::{split_rows, store_terms};
 pub(super) use tiles::{MR, NR, TILE_FLOPS, TILE_K, TileOperands, index_in_panel, index_in_tiles};
 pub(super) use unit::PEAK_PRODUCTS;

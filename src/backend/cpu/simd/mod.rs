@@ -26,6 +26,8 @@ mod prefetch;
 mod tests;
 mod vector;
 
+#[cfg(test)]
+pub(super) use portable::{flush, fused};
 pub(super) use isa::MatrixUnitKind;
 pub use isa::{Bf16Isa, Isa, MatrixUnit};
 pub(super) use math::{PartialSums, exp2, gelu_tanh, max_of_rows, silu, tanh};

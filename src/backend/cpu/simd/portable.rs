@@ -155,6 +155,8 @@ impl<const N: usize, M: MulAdd> Vector for Lanes<N, M> {
 
 #[cfg(test)]
 pub(super) use sixteen::{Lanes16, Lanes16Fused};
+#[cfg(test)]
+pub(in crate::backend::cpu) use sixteen::{flush, fused};
 
 #[cfg(test)]
 mod sixteen {
@@ -175,9 +177,20 @@ mod sixteen {
     pub(in super::super) type Lanes16 = Lanes<16, Separate>;
     pub(in super::super) type Lanes16Fused = Lanes<16, Fused>;
 
-    /// Returns zero for a subnormal, as VDPBF16PS and VCVTNEPS2BF16 do.
-    fn flush(x: f32) -> f32 {
-        if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
+    /// Returns `a * b + c` of bfloat16 values and an f32, rounded once; zero where it is below the
+    /// smallest normal value when rounded to 24 bits, as VDPBF16PS and AMX were measured to do: f32
+    /// has fewer bits there, and rounds up to that value sooner.
+    #[inline(always)]
+    pub(in crate::backend::cpu) fn fused(a: f32, b: f32, c: f32) -> f32 {
+        const TINY: f64 = f32::MIN_POSITIVE as f64 * (1.0 - 1.0 / (1 << 25) as f64);
+        let (sum, exact) = (a.mul_add(b, c), f64::from(a) * f64::from(b) + f64::from(c));
+        if exact.abs() < TINY { 0.0f32.copysign(sum) } else { sum }
+    }
+
+    /// Returns zero for a subnormal, and any other value as it is.
+    #[inline(always)]
+    pub(in crate::backend::cpu) fn flush(x: f32) -> f32 {
+        if x.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(x) } else { x }
     }
 
     impl<M: MulAdd> Bf16Vector for Lanes<16, M> {
@@ -192,8 +205,8 @@ mod sixteen {
                 let (x, w) = (x.0[i].to_bits(), w.0[i].to_bits());
                 let upper = |bits: u32| flush(f32::from_bits(bits & 0xffff_0000));
                 let lower = |bits: u32| flush(f32::from_bits(bits << 16));
-                let sum = flush(upper(x).mul_add(upper(w), flush(self.0[i])));
-                flush(lower(x).mul_add(lower(w), sum))
+                let sum = fused(upper(x), upper(w), flush(self.0[i]));
+                fused(lower(x), lower(w), sum)
             })
         }
 
