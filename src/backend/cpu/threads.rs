@@ -60,11 +60,13 @@ impl Threads {
         let lock = |worker: usize| lock(&self.scratch[worker]);
         if count <= 1 || self.count() == 1 {
             let mut scratch = lock(0);
+            scratch.held = None;
             return (0..count).for_each(|item| work(item, &mut scratch));
         }
         let next = AtomicUsize::new(0);
         self.pool.run(&|worker| {
             let mut scratch = lock(worker);
+            scratch.held = None;
             loop {
                 let item = next.fetch_add(1, Ordering::Relaxed);
                 if item >= count {
@@ -85,7 +87,11 @@ impl Threads {
 
 /// A worker's scratch memory: it grows to the largest size requested and keeps it.
 #[derive(Default)]
-pub struct Scratch(Vec<CacheLine>);
+pub struct Scratch {
+    lines: Vec<CacheLine>,
+    /// What an item has left for the next one of the same call.
+    held: Option<usize>,
+}
 
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -93,18 +99,26 @@ struct CacheLine([f32; 16]);
 
 impl Scratch {
     fn bytes(&self) -> usize {
-        size_of_val(self.0.as_slice())
+        size_of_val(self.lines.as_slice())
     }
 
     /// Returns `len` floats at a 64-byte boundary, of any value.
     pub fn floats(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
-        if self.0.len() < lines {
-            self.0.resize(lines, CacheLine([0.0; 16]));
+        if self.lines.len() < lines {
+            self.lines.resize(lines, CacheLine([0.0; 16]));
         }
         // SAFETY: a CacheLine is sixteen f32 without padding (repr(C), 64 bytes), the vector holds
         // `lines` of them, and the result borrows `self`.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), len) }
+    }
+
+    /// Like [`floats`](Self::floats), for an item that leaves something in them, of which `key` says
+    /// what it is. Returns true where the worker's item before, of the same call, has left the same.
+    pub(super) fn floats_holding(&mut self, len: usize, key: usize) -> (&mut [f32], bool) {
+        let is_held = self.held == Some(key);
+        self.held = Some(key);
+        (self.floats(len), is_held)
     }
 }
 
@@ -157,6 +171,19 @@ mod tests {
                 sum.fetch_add(item, Ordering::Relaxed);
             });
             assert_eq!(sum.into_inner(), 6);
+        }
+    }
+
+    #[test]
+    fn scratch_is_held_for_items_of_one_call() {
+        let threads = Threads::new(1).unwrap();
+        for _ in 0..2 {
+            let held = Mutex::new(Vec::new());
+            threads.for_each_item(4, |item, scratch| {
+                let (_, is_held) = scratch.floats_holding(16, item / 2);
+                held.lock().unwrap().push(is_held);
+            });
+            assert_eq!(*held.lock().unwrap(), [false, true, false, true]);
         }
     }
 

@@ -112,10 +112,7 @@ enum Algorithm {
     /// All operands rounded to bfloat16.
     Pairs(Bf16Isa),
     /// All operands in `terms` bfloat16 terms.
-    Tiles {
-        unit: MatrixUnit,
-        terms: usize,
-    },
+    Tiles { unit: MatrixUnit, terms: usize },
 }
 
 impl Algorithm {

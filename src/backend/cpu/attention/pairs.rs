@@ -219,7 +219,8 @@ impl<V: Blocked + Bf16Vector> Matmuls<V> for Pairs<'_> {
     unsafe fn add_values(&mut self, tile: &Tile, o: &mut [f32], o_stride: usize) {
         let width = VALUE_VECTORS * V::LANES;
         for Run { rows, keys } in tile.runs(2) {
-            let x = Strided { first: self.p[(rows.start * KEYS + keys.start) / 2..].as_ptr(), stride: KEYS / 2 };
+            let x =
+                Strided { first: self.p[(rows.start * KEYS + keys.start) / 2..].as_ptr(), stride: KEYS / 2 };
             let operands = Operands {
                 steps: keys.len() / 2,
                 panel: self.v[keys.start / 2 * width..].as_ptr(),

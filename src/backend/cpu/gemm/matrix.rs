@@ -23,12 +23,16 @@ use super::block::{Block, Gemm, Partition, SharedOutput, k_block};
 /// Columns of the output that a panel of gate and up makes.
 const GATED_COLUMNS: usize = NR / 2;
 
+/// Cost of packing an element in multiply-adds of one term: half a cycle of AMX, which has 512 in one.
+const PACKING_COST: usize = 256;
+
 /// The partition of the output, of x in `terms` terms. x is split again for every block of columns;
 /// where there is one k block, a block can have them all.
 pub(super) fn partition(terms: usize, k: usize) -> Partition {
     let blocking = Blocking::of_tiles(terms);
     let columns_max = if k <= blocking.kc { usize::MAX } else { blocking.nc };
-    Partition { blocking, rows_min: MR, columns_max, x_cost: 1, blocks_per_worker: 2 }
+    let (x_cost, weight_cost) = (PACKING_COST / terms, PACKING_COST / terms);
+    Partition { blocking, rows_multiple: MR, columns_max, x_cost, keeps_x: false, weight_cost }
 }
 
 /// Floats of scratch that a worker needs at most, of x in `terms` terms.

@@ -60,8 +60,7 @@ pub fn gemm<'o>(isa: Isa, threads: &Threads, gemm: &Gemm, out: impl Into<Output<
         return;
     }
     let algorithm = Algorithm::of(gemm.math, gemm.weight.dtype());
-    let (block_rows, block_columns) =
-        partition(algorithm, isa, gemm.weight.cols()).block_shape(m, n, threads.count());
+    let (block_rows, block_columns) = partition(algorithm, isa, gemm).block_shape(m, n, threads.count());
     let column_blocks = n.div_ceil(block_columns);
     let out = out.share();
     threads.for_each_item(column_blocks * m.div_ceil(block_rows), |item, scratch| {
@@ -88,10 +87,12 @@ pub fn scratch_floats(isa: Isa, math: Math) -> usize {
     algorithms.into_iter().map(floats).max().unwrap_or(0)
 }
 
-fn partition(algorithm: Algorithm, isa: Isa, k: usize) -> Partition {
+fn partition(algorithm: Algorithm, isa: Isa, gemm: &Gemm) -> Partition {
+    let k = gemm.weight.cols();
+    let vector = |elements| vector::partition(Blocking::of(isa), StripFormat::of(isa, elements), &gemm.x, k);
     match algorithm {
-        Algorithm::F32 => vector::partition(Blocking::of(isa), 1, k),
-        Algorithm::Bf16(_) => vector::partition(Blocking::of(isa), 2, k),
+        Algorithm::F32 => vector(1),
+        Algorithm::Bf16(_) => vector(2),
         Algorithm::Tiles { terms, .. } => matrix::partition(terms, k),
     }
 }

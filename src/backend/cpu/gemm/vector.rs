@@ -23,11 +23,15 @@ use super::super::view::{Rows, SharedRows, WeightView};
 use super::block::{Block, Gemm, Input, Partition, SharedOutput, k_block};
 use crate::weights::Dtype;
 
-/// The partition of the output. x is packed again for every block of columns; where there is one k
-/// block, a block can have them all.
-pub(super) fn partition(blocking: Blocking, elements: usize, k: usize) -> Partition {
-    let columns_max = if k <= blocking.kc * elements { usize::MAX } else { blocking.nc };
-    Partition { blocking, rows_min: blocking.nr, columns_max, x_cost: 1, blocks_per_worker: 4 }
+/// The partition of the output. Where there is one k block, a block can have all columns. Packing an
+/// element of x was measured to take 0.37 cycles of Zen 4, which has 16 multiply-adds of f32 or 32 of
+/// bfloat16 in one; widening an element of the weight takes half of that.
+pub(super) fn partition(blocking: Blocking, format: StripFormat, x: &Input, k: usize) -> Partition {
+    let columns_max = if k <= blocking.kc * format.elements { usize::MAX } else { blocking.nc };
+    let (x_cost, weight_cost) = if format.elements == 1 { (6, 3) } else { (12, 1) };
+    let x_cost = if let Input::Rows(_) = x { x_cost } else { 0 };
+    let keeps_x = columns_max == usize::MAX;
+    Partition { blocking, rows_multiple: format.lanes, columns_max, x_cost, keeps_x, weight_cost }
 }
 
 /// Floats of scratch that a worker needs at most, for strips of `format`.
@@ -176,7 +180,10 @@ impl Block<'_, '_> {
         // columns only.
         let kept = if k_blocks == 1 { group } else { columns.len() };
         let sizes = ScratchSizes::new(V::BLOCKING, rows.len(), kept, k_block, format);
-        let (packed, rest) = scratch.floats(sizes.total()).split_at_mut(sizes.x);
+        let (floats, is_packed) = scratch.floats_holding(sizes.total(), rows.start);
+        // A worker often goes on with the same rows of x and other columns.
+        let is_packed = is_packed && k_blocks == 1;
+        let (packed, rest) = floats.split_at_mut(sizes.x);
         let (acc, rest) = rest.split_at_mut(sizes.acc);
         let (weights, rounded) = rest.split_at_mut(sizes.weights);
         let strips = rows.len().div_ceil(V::LANES);
@@ -190,7 +197,7 @@ impl Block<'_, '_> {
                 Input::Strips(strips) => (strips.step(rows.start, col), format.stride(k)),
                 Input::Rows(x) => {
                     let stride = format.stride(k_block);
-                    for strip in 0..strips {
+                    for strip in 0..if is_packed { 0 } else { strips } {
                         let row = rows.start + strip * V::LANES;
                         let (rows, cols) = (row..rows.end.min(row + V::LANES), col..col + cols);
                         let to = packed[strip * stride..].as_mut_ptr();

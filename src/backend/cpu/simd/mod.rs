@@ -26,10 +26,10 @@ mod prefetch;
 mod tests;
 mod vector;
 
-#[cfg(test)]
-pub(super) use portable::{flush, fused};
 pub(super) use isa::MatrixUnitKind;
 pub use isa::{Bf16Isa, Isa, MatrixUnit};
 pub(super) use math::{PartialSums, exp2, gelu_tanh, max_of_rows, silu, tanh};
+#[cfg(test)]
+pub(super) use portable::{flush, fused};
 pub(super) use prefetch::{prefetch, prefetch_far};
 pub(super) use vector::{Bf16Kernel, Bf16Vector, Kernel, LANES_MAX, Vector};
