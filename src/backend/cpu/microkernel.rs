@@ -98,9 +98,8 @@ impl<const ROWS: usize> Prefetch<ROWS> {
     }
 }
 
-/// What a microkernel multiplies its rows by, and where it accumulates: panels `[steps,
-/// panel_width]`, of which `VECTORS` vectors are multiplied, and `acc` `[rows, panels * VECTORS *
-/// LANES]`; strides in floats.
+/// Operands beside the rows: panels `[steps, panel_width]`, of which `VECTORS` vectors are
+/// multiplied, and accumulators `[rows, panels * VECTORS * LANES]`; strides in floats.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
     pub(super) steps: usize,

@@ -89,7 +89,7 @@ impl Threads {
 #[derive(Default)]
 pub struct Scratch {
     lines: Vec<CacheLine>,
-    /// What an item has left for the next one of the same call.
+    /// The key of what an item has left for the next one of the same call.
     held: Option<usize>,
 }
 

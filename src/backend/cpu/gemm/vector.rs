@@ -4,10 +4,11 @@
 //! The sum over k is one chain of fused multiply-adds (portable code rounds each product first).
 //!
 //! A block packs its rows of x once, in strips `[steps, LANES]` with a row of x in each lane, which
-//! stay in the second-level cache. Rows of the weight go past them, `mr` at a time and three strips
-//! at a time, each element broadcast to all lanes: a weight that is stored in the format of the multiply-add is read in
-//! place, another is converted into the first-level cache, once for all rows of the block. So
-//! nothing is transposed but x and, in registers, the finished accumulators.
+//! stay in the second-level cache. Rows of the weight go past them, `mr` rows and two or three strips
+//! at a time, each element broadcast to all lanes: a weight that is stored in the format of the
+//! multiply-add is read in place, another is converted into the first-level cache, once for all rows
+//! of the block. So nothing is transposed but x and the finished accumulators, and where those become
+//! the strips of the next GEMM, as of gate and up, they are not either.
 
 use std::ops::Range;
 
@@ -115,8 +116,8 @@ impl Group {
     }
 
     /// Returns the addresses of element `col` of the rows of the weight from the group's column
-    /// `column` on, which may lie in the next group, to be prefetched. Where a row is missing another one takes its place, whose accumulators are not
-    /// read.
+    /// `column` on, which may lie in the next group, to be prefetched. Where a row is missing another
+    /// one takes its place, whose accumulators are not read.
     #[inline(always)]
     fn elements<const ROWS: usize>(
         &self,
@@ -181,7 +182,7 @@ impl Block<'_, '_> {
         let kept = if k_blocks == 1 { group } else { columns.len() };
         let sizes = ScratchSizes::new(V::BLOCKING, rows.len(), kept, k_block, format);
         let (floats, is_packed) = scratch.floats_holding(sizes.total(), rows.start);
-        // A worker often goes on with the same rows of x and other columns.
+        // A worker often continues with the same rows of x and other columns.
         let is_packed = is_packed && k_blocks == 1;
         let (packed, rest) = floats.split_at_mut(sizes.x);
         let (acc, rest) = rest.split_at_mut(sizes.acc);
@@ -340,8 +341,7 @@ impl StoreGroup<'_> {
             let acc = self.acc.wrapping_add(row - self.rows.start);
             let mut step = out.step(row, first);
             for column in (0..columns).step_by(M::ELEMENTS) {
-                // SAFETY: the caller's promises; where a pair has no second column, its first one takes
-                // the place and is not stored. A step has `LANES` floats.
+                // SAFETY: the caller's promises; a step has `LANES` floats.
                 unsafe {
                     let value = self.gated::<V>(acc, column);
                     let next = if column + 1 < columns && M::ELEMENTS > 1 {
