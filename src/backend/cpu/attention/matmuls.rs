@@ -31,8 +31,8 @@ pub(super) trait Matmuls<V: Vector> {
 
     /// Stores P of row `r` of the tile for as many keys from `key` on as two vectors hold: zeros
     /// for those that it does not see. Called for every pair of vectors with a key that the row
-    /// sees.
-    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]);
+    /// sees. Returns P as the row's sum is to have it.
+    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) -> [V; 2];
 
     /// Adds P · V to `o`, the outputs `[rows, o_stride]` of all rows; overwrites them where the
     /// tile is the first.

@@ -234,9 +234,10 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
     }
 
     #[inline(always)]
-    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) {
+    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) -> [V; 2] {
         // SAFETY: the caller vouches for the instructions; row r < 32 of a tile of keys.
         unsafe { store_terms::<V, TERMS>(p[0], p[1], r, key / TILE_K, self.p.as_mut_ptr().cast()) };
+        p
     }
 
     #[inline(always)]

@@ -206,12 +206,14 @@ impl<V: Blocked + Bf16Vector> Matmuls<V> for Pairs<'_> {
     }
 
     #[inline(always)]
-    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) {
+    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) -> [V; 2] {
         let to = self.p[(r * KEYS + key) / 2..][..V::LANES].as_mut_ptr().cast::<u16>();
         // SAFETY: the caller vouches for the instructions; two vectors of values, half as wide.
         unsafe {
             p[0].store_bf16(to);
             p[1].store_bf16(to.add(V::LANES));
+            // Then the weights of the values add up to 1, as rounded.
+            [p[0].nearest_bf16(), p[1].nearest_bf16()]
         }
     }
 

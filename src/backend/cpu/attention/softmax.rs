@@ -143,7 +143,7 @@ impl<'b> Running<'b> {
                 for i in (start..keys).step_by(2 * V::LANES) {
                     let low = exp2(V::load(scores.add(i)).sub(max).mul(exponent_scale));
                     let high = exp2(V::load(scores.add(i + V::LANES)).sub(max).mul(exponent_scale));
-                    matmuls.store_probabilities(first + r, i, [low, high]);
+                    let [low, high] = matmuls.store_probabilities(first + r, i, [low, high]);
                     let sum = sums.of(i / V::LANES);
                     *sum = sum.add(low);
                     let sum = sums.of(i / V::LANES + 1);

@@ -134,13 +134,14 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
     }
 
     #[inline(always)]
-    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) {
+    unsafe fn store_probabilities(&mut self, r: usize, key: usize, p: [V; 2]) -> [V; 2] {
         let to = self.scores[r * KEYS + key..][..2 * V::LANES].as_mut_ptr();
         // SAFETY: two vectors.
         unsafe {
             p[0].store(to);
             p[1].store(to.add(V::LANES));
         }
+        p
     }
 
     #[inline(always)]
