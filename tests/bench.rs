@@ -193,6 +193,168 @@ fn a_failed_baseline_leaves_the_engines_results_in_the_report() {
     assert!(run.stderr.contains("the baseline exited with") && run.stderr.contains("hint: "), "{run:?}");
 }
 
+/// A stand-in for a python with a baseline: it answers the lines that `benches/baseline/worker.py`
+/// does, with the rewards in `rewards`, and dies in its second run where `dies`. Its runs are faster
+/// with batches of 2. `bench` asks it for `SCRIPT REQUEST prepare` and `SCRIPT REQUEST run SETTINGS`.
+#[cfg(unix)]
+fn worker(dir: &Path, name: &str, rewards: &[f64], dies: bool) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.join(name);
+    let limit = if dies { 1 } else { usize::MAX };
+    let script = format!(
+        r#"#!/bin/sh
+[ "$1" = --version ] && exit
+case $3 in
+prepare)
+    echo 'a line of a library'
+    echo '{{"settings": {{"batch": 1, "threads": 2}}, "axes": [["batch", [1, 2, 3]]]}}'
+    exit ;;
+esac
+seconds=0.5
+case $4 in
+*'"batch":2'*) seconds=0.25 ;;
+*'"batch":3'*) echo 'MemoryError: too large' >&2; exit 1 ;;
+esac
+echo '{{"engine": "{name} 1.0", "device": "CPU", "dtype": "float32"}}'
+lines=0
+while read -r run count; do
+    lines=$((lines + 1))
+    [ "$lines" -gt {limit} ] && {{ echo 'RuntimeError: out of luck' >&2; exit 9; }}
+    all=$seconds
+    while [ "$count" -gt 1 ]; do count=$((count - 1)); all="$all, $seconds"; done
+    echo "{{\"seconds\": [$all], \"rewards\": {rewards:?}}}"
+done
+"#
+    );
+    fs::write(&path, script).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// A short test of the demo model, and its rewards.
+#[cfg(unix)]
+const SHORT: [&str; 8] = ["--tokens", "4", "--seqs", "2", "-r", "1", "--compare-wait", "0.001"];
+
+#[cfg(unix)]
+fn rewards_of_short() -> Vec<f64> {
+    let report = json(&SHORT[..6]);
+    report["rows"][0]["rewards"].as_array().unwrap().iter().map(|reward| reward.as_f64().unwrap()).collect()
+}
+
+/// Runs a short test on the demo model with these arguments, for a report in JSON.
+#[cfg(unix)]
+fn bench_short(arguments: &[&str]) -> Run {
+    let model = demo_model();
+    let model = ["--model", model.to_str().unwrap(), "--device", "cpu", "-o", "json"];
+    bench(&[&model[..], &BRIEF, &SHORT, arguments].concat())
+}
+
+#[cfg(unix)]
+#[test]
+fn baselines_by_name_take_turns_at_their_fastest_settings() {
+    let dir = tempfile::tempdir().unwrap();
+    let rewards = rewards_of_short();
+    let moved: Vec<f64> = rewards.iter().map(|reward| reward + 0.125).collect();
+    let vllm = format!("vllm={}", worker(dir.path(), "one", &rewards, false));
+    let openvino = format!("openvino={}", worker(dir.path(), "other", &moved, false));
+    let both = format!("{vllm},{openvino}");
+    let test = [&SHORT[..4], &["-r", "2", "--compare", &both], &SHORT[6..]].concat();
+    let report = json(&test);
+    check_fields(&report, &["Every report", MODEL, "`bench`", "`bench --compare NAME=PYTHON`"], false);
+    let rounds = &report["rows"][0]["rounds"];
+    assert_eq!(rounds["rounds"], 2);
+    let [kudos, vllm, openvino] = &rounds["sides"].as_array().unwrap()[..] else { panic!("{rounds}") };
+    assert_eq!([&kudos["side"], &vllm["side"], &openvino["side"]], ["kudos", "vllm", "openvino"]);
+    assert_eq!((&kudos["ratio"], &kudos["rewards_apart_max"]), (&1.0.into(), &0.0.into()));
+    // Two rounds, and runs of a quarter of a second fill a slot by four.
+    assert_eq!(vllm["samples"].as_array().unwrap().len(), 8);
+    assert_eq!((&vllm["samples"][0]["round"], &vllm["samples"][7]["round"]), (&0.into(), &1.into()));
+    assert_eq!(vllm["nominal_tokens_per_second"]["median"], 32.0);
+    assert_eq!(vllm["settings"], "batch=2 threads=2");
+    let [first, second, third] = &vllm["tried"].as_array().unwrap()[..] else { panic!("{vllm}") };
+    assert_eq!((&first["settings"], &first["seconds"]), (&"batch=1 threads=2".into(), &0.5.into()));
+    assert_eq!((&second["settings"], &second["seconds"]), (&"batch=2 threads=2".into(), &0.25.into()));
+    assert_eq!(
+        (&third["seconds"], third["error"].as_str().unwrap().contains("MemoryError")),
+        (&Value::Null, true)
+    );
+    let apart = openvino["rewards_apart_mean"].as_f64().unwrap();
+    assert!((apart - 0.125).abs() < 1e-4, "{openvino}");
+    let table = measured(&[&test[..], &["--compare-defaults"]].concat());
+    assert!(
+        table.contains("| 2 x 4 | vllm, float32 | batch=1 threads=2 | 16.00 ± 0.00 | 16.00 |"),
+        "{table}"
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn baselines_are_left_out_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let vllm = format!("vllm={}", worker(dir.path(), "one", &rewards_of_short(), false));
+    let arguments = ["--compare", &vllm, "--compare", "openvino=/nowhere/python", "--compare-defaults"];
+    let run = bench_short(&[&arguments[..], &["--without", "openvino"]].concat());
+    assert_eq!(run.status, Some(0), "{run:?}");
+    assert!(run.stderr.contains("leaving out the baseline `openvino` (`--without`)"), "{run:?}");
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["rows"][0]["rounds"]["sides"].as_array().unwrap().len(), 2);
+
+    let run = bench_short(&arguments);
+    assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+    assert!(
+        run.stderr.contains("at /nowhere/python") && run.stderr.contains("--without openvino"),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn a_baseline_of_an_unknown_name_is_an_error_with_the_names() {
+    let run = bench(&["--model", "nowhere", "--compare", "tensorrt=/nowhere/python"]);
+    assert_eq!((run.status, run.stdout.as_str()), (Some(2), ""), "{run:?}");
+    assert!(run.stderr.contains("no baseline is named `tensorrt`"), "{run:?}");
+    assert!(run.stderr.contains("transformers, vllm, openvino, onnxruntime"), "{run:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_baseline_that_dies_leaves_the_engines_results() {
+    let dir = tempfile::tempdir().unwrap();
+    let dying = format!("vllm={}", worker(dir.path(), "dying", &rewards_of_short(), true));
+    let run = bench_short(&["--compare", &dying]);
+    assert_eq!(run.status, Some(2), "{run:?}");
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    assert_eq!(report["rows"][0]["samples"].as_array().unwrap().len(), 1);
+    assert_eq!(report["rows"][0]["rounds"], Value::Null);
+    let message =
+        "the baseline `vllm` ended with exit status: 9 before it had measured: RuntimeError: out of luck";
+    assert!(run.stderr.contains(message) && run.stderr.contains("hint: "), "{run:?}");
+    assert!(run.stderr.contains("/dying"), "{run:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_baseline_with_other_rewards_is_rejected() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rewards = rewards_of_short();
+    rewards[1] -= 0.25;
+    let wrong = format!("onnxruntime={}", worker(dir.path(), "wrong", &rewards, false));
+    let run = bench_short(&["--compare", &wrong]);
+    assert_eq!(run.status, Some(2), "{run:?}");
+    let message = "the baseline `onnxruntime` is rejected: its reward of sequence 1 is ";
+    assert!(run.stderr.contains(message) && run.stderr.contains("where 0.2 is the most"), "{run:?}");
+    assert!(run.stdout.starts_with('{'), "the engine's results are reported: {run:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn baselines_by_name_need_files_and_known_arithmetic() {
+    let arguments = ["--shape", "llama-3.1-8b", "--layers", "1", "--device", "cpu", "--tokens", "4"];
+    let run = bench(&[&arguments[..], &["--compare", "vllm=true"]].concat());
+    assert!(run.status == Some(2) && run.stderr.contains("needs a model's files"), "{run:?}");
+    let run = bench_short(&["--compare", "vllm=true", "--compare-dtype", "float16"]);
+    assert!(run.status == Some(2) && run.stderr.contains("have no float16 on CPUs"), "{run:?}");
+}
+
 #[test]
 fn tokenize_names_a_line_that_is_no_conversation() {
     let dir = tempfile::tempdir().unwrap();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
+use crate::peers::{Compared, Peer};
 use crate::requests::Lengths;
 use kudos::{CpuMath, CudaTier, Error, ErrorKind, Replicas, Result};
 use kudos_cli::args::{DeviceArg, ResidencyArg, seconds};
@@ -44,7 +45,7 @@ pub(super) enum Command {
 }
 
 /// The model and the device.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 #[command(group = ArgGroup::new("weights").args(["model", "shape"]).required(true))]
 pub(super) struct ModelArgs {
     /// The model's folder, or an `org/name` that is in the local Hugging Face cache
@@ -136,14 +137,30 @@ pub(super) struct Args {
     #[arg(short, long, value_enum, default_value = "md")]
     pub(super) output: Format,
 
-    /// Also measure Hugging Face transformers on the same ids, with this python, which has torch
-    /// and transformers: at its fastest batch size, and one conversation at a time as model cards
-    /// show it. The engine is closed first
-    #[arg(long, value_name = "PYTHON")]
-    pub(super) compare: Option<PathBuf>,
+    /// Also measure other engines on the same ids. NAME=PYTHON is a baseline by its name, run by a
+    /// python that has it, beside the engine on a CPU: in as many rounds as `--repeats`, each
+    /// baseline at the fastest of the settings that are tried first. PYTHON alone is Hugging Face
+    /// transformers on any device, after the engine is closed: at its fastest batch size, and one
+    /// conversation at a time as model cards show it
+    #[arg(long, value_name = "[NAME=]PYTHON,..", value_delimiter = ',')]
+    pub(super) compare: Vec<Compared>,
 
-    /// Arithmetic of transformers: auto is float32 on the CPU and bfloat16 on GPUs (float16 where
-    /// they have none)
+    /// Leave these baselines of `--compare` out, which is printed
+    #[arg(long, value_enum, value_name = "NAME,..", value_delimiter = ',', requires = "compare")]
+    pub(super) without: Vec<Peer>,
+
+    /// Run baselines by name with their default settings: no others are tried
+    #[arg(long, requires = "compare")]
+    pub(super) compare_defaults: bool,
+
+    /// The longest wait for other processes before a slot of a round that they disturbed is
+    /// measured again
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, requires = "compare")]
+    pub(super) compare_wait: Duration,
+
+    /// Arithmetic of baselines. For those by name auto is that of the engine, float32 beside f32 and
+    /// bfloat16 beside bf16; for transformers alone it is float32 on the CPU and bfloat16 on GPUs
+    /// (float16 where they have none)
     #[arg(
         long,
         value_enum,
@@ -312,7 +329,7 @@ pub(super) struct LoadArgs {
     pub(super) output: Format,
 }
 
-/// Arithmetic of transformers, by torch's names.
+/// Arithmetic of baselines, by torch's names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Dtype {
     Auto,

@@ -1,5 +1,6 @@
-//! Hugging Face transformers on the same machine, model and ids: `benches/baseline/hf.py`, run by a
-//! python that has it.
+//! Hugging Face transformers on the same machine, model and ids, after the engine is closed:
+//! `benches/baseline/hf.py`, run by a python that has it. [`crate::peers`] measures baselines beside
+//! the open engine.
 
 use std::fs;
 use std::io::Write;
@@ -78,7 +79,7 @@ impl Folder {
 }
 
 /// One mode in one arithmetic, and its runs of every workload.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Baseline {
     mode: &'static str,
     engine: String,
@@ -91,18 +92,7 @@ pub(super) struct Baseline {
 }
 
 const HINT: &str =
-    "`--compare` names a python that has torch and transformers (benches/baseline/requirements.txt)";
-
-/// Checks that the program can be started, before anything is measured.
-pub(super) fn check(python: &Path) -> Result<()> {
-    let mut command = Command::new(python);
-    command.arg("--version").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let started = command.status();
-    started.map(drop).map_err(|error| {
-        let message = format!("cannot run the baseline: {error}");
-        Error::new(ErrorKind::Io, message).at(python.display()).with_hint(HINT)
-    })
-}
+    "`--compare PYTHON` names a python that has torch and transformers (benches/baseline/requirements.txt)";
 
 /// Measures every test's workload in each arithmetic. The engine is closed: the script needs its
 /// memory on the device.

@@ -6,6 +6,7 @@ use crate::args::Args;
 use crate::compare::{self, Baseline};
 use crate::measure::TestResult;
 use crate::peak::Peak;
+use crate::peers::{self, Rounds};
 use crate::report::{elements, median, number, origin, percent, plain, rate, spread, table};
 use crate::roof::{ROOF_FORMULA, Rates};
 use crate::{classes, metadata, sensors, warm_up};
@@ -21,8 +22,10 @@ pub(super) struct Measured<'a> {
     pub(super) peak: Option<Peak>,
     pub(super) rates: Option<Rates>,
     pub(super) tests: Vec<TestResult>,
-    /// Transformers on the same ids.
+    /// Transformers alone on the same ids.
     pub(super) baselines: Vec<Baseline>,
+    /// Baselines by name, beside the engine: one per test, or fewer where one failed.
+    pub(super) rounds: Vec<Rounds>,
 }
 
 impl Measured<'_> {
@@ -37,6 +40,9 @@ impl Measured<'_> {
         report["roof_bytes_per_second"] = json!(self.rates.and_then(|rates| rates.bytes));
         report["roof_formula"] = json!(ROOF_FORMULA);
         report["rows"] = self.tests.iter().enumerate().map(|(index, test)| self.row(index, test)).collect();
+        for (index, (rounds, test)) in self.rounds.iter().zip(&self.tests).enumerate() {
+            report["rows"][index]["rounds"] = rounds.json(&test.workload);
+        }
         report
     }
 
@@ -117,7 +123,7 @@ pub(super) fn markdown(report: &Value) -> String {
         format!("{}: warmed up by {warm_up}{sensors}", plain(&row["test"]))
     }));
     let blocks = [tests, notes.join("\n"), classes::table(&report["rows"])];
-    let more = [roof(report), compare::table(&report["rows"])];
+    let more = [roof(report), compare::table(&report["rows"]), peers::table(&report["rows"])];
     blocks.into_iter().chain(more.into_iter().flatten()).collect::<Vec<_>>().join("\n\n")
 }
 

@@ -10,6 +10,11 @@ pub(super) fn peak_memory_bytes() -> Option<u64> {
     kib_of("/proc/self/status", "VmHWM:")
 }
 
+/// Like [`peak_memory_bytes`], of another process.
+pub(super) fn peak_memory_bytes_of(process: u32) -> Option<u64> {
+    kib_of(&format!("/proc/{process}/status"), "VmHWM:")
+}
+
 /// The memory of this process besides mapped files.
 pub(super) fn anonymous_memory_bytes() -> Option<u64> {
     kib_of("/proc/self/status", "RssAnon:")

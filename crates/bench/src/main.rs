@@ -4,7 +4,7 @@
 //! all sequences of a test, from queue to rewards, without tokenization; the same code on every
 //! device. `benches/schema.md` describes its reports. `serve-like` measures requests that arrive
 //! one by one, `tokenize` rendering and tokenization, `rows` the reading of files, `load` that of
-//! weights, `kernels` single kernels, and `--compare` Hugging Face transformers.
+//! weights, `kernels` single kernels, and `--compare` other engines.
 
 mod args;
 mod classes;
@@ -18,6 +18,7 @@ mod measure;
 mod metadata;
 mod open;
 mod peak;
+mod peers;
 mod remote;
 mod report;
 mod requests;
@@ -47,6 +48,7 @@ use engine_report::Measured;
 use measure::{Bench, Repeats, TestResult};
 use open::open;
 use peak::Peak;
+use peers::{Baselines, InRounds};
 use roof::Rates;
 use sensors::Sensors;
 use workload::Workload;
@@ -77,12 +79,11 @@ fn main() -> ExitCode {
 fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
     // First, for loading the model takes longer.
     args.check()?;
-    if let Some(python) = &args.compare {
-        compare::check(python)?;
-    }
+    let Baselines { alone, in_rounds } = Baselines::of(args)?;
     let mut output = Output::open(None, &[])?;
     let profile = Profile::default();
     let engine = open(&args.model, args.longest(), Some(profile.clone()))?;
+    let in_rounds = InRounds::new(args, &engine, in_rounds)?;
     let workloads = workloads(args, &engine)?;
     let repeats = Repeats {
         warm_up: args.warm_up,
@@ -95,23 +96,24 @@ fn run(args: &Args, commit: Option<&str>) -> anyhow::Result<()> {
         bench.measure(workload, &repeats)
     };
     let tests = workloads.into_iter().map(measured).collect::<Result<Vec<TestResult>>>()?;
-    // The yardsticks and the baseline need the engine's memory on the device, which is still warm.
-    engine.close();
     // Failures from here on leave the engine's results in the report.
+    let (rounds, failed_rounds) = in_rounds.measure(&tests);
+    // The yardsticks and transformers alone need the engine's memory on the device, which is still warm.
+    engine.close();
     let rates = Rates::measure(&engine, &args.model).unwrap_or_else(|error| {
         say(&format!("warning: the report has no roof: rates could not be measured: {error:#}"));
         None
     });
     let peak = Peak::of(&engine, args.peak_tflops, rates);
-    let compared =
-        args.compare.as_ref().map_or(Ok(Vec::new()), |python| compare::run(python, args, &engine, &tests));
+    let compared: Result<Vec<_>> =
+        alone.iter().map(|python| compare::run(python, args, &engine, &tests)).collect();
     let (baselines, failed) = match compared {
-        Ok(baselines) => (baselines, None),
+        Ok(baselines) => (baselines.concat(), None),
         Err(error) => (Vec::new(), Some(error)),
     };
-    let report = Measured { args, engine: &engine, commit, peak, rates, tests, baselines }.report();
+    let report = Measured { args, engine: &engine, commit, peak, rates, tests, baselines, rounds }.report();
     output.line(&report::text(&report, args.output, engine_report::markdown))?;
-    failed.map_or(Ok(()), |error| Err(error.into()))
+    failed_rounds.or(failed).map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// One test per length in `--tokens`.

@@ -99,7 +99,8 @@ impl Bench<'_> {
     }
 }
 
-fn score(engine: &Engine, ids: &[Vec<u32>]) -> Result<Vec<f32>> {
+/// The rewards of all sequences, in one call.
+pub(super) fn score(engine: &Engine, ids: &[Vec<u32>]) -> Result<Vec<f32>> {
     engine.score(ids).into_iter().map(|score| score.map(|score| score.reward)).collect()
 }
 

@@ -1,0 +1,88 @@
+//! The fastest settings of a baseline for one test: its own first, then each other value of one
+//! setting at a time, of which the fastest stays.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::judge::check_rewards;
+use super::name::Peer;
+use super::worker::{Launch, Ready, Settings, Worker};
+use kudos::Result;
+use kudos_cli::say;
+
+/// Measured runs of each settings, after one to warm up; the fastest counts.
+const RUNS: usize = 2;
+
+/// Settings that were tried.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Tried {
+    pub(super) settings: String,
+    /// The fastest run; `None` where it failed.
+    pub(super) seconds: Option<f64>,
+    pub(super) error: Option<String>,
+}
+
+/// A baseline that is open at its fastest settings, and stopped.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) peer: Peer,
+    pub(super) worker: Worker,
+    pub(super) ready: Ready,
+    pub(super) settings: Settings,
+    pub(super) seconds: f64,
+    /// All settings that were tried, these included.
+    pub(super) tried: Vec<Tried>,
+}
+
+/// Opens a baseline at its fastest settings, or with `defaults` at those that it begins with.
+pub(super) fn search(launch: &Launch<'_>, reference: &[f32], defaults: bool) -> Result<Opened> {
+    let prepared = launch.prepare()?;
+    // Where these fail, the others do.
+    let mut best = open(launch, prepared.settings, reference)?;
+    let axes = if defaults { Vec::new() } else { prepared.axes };
+    for (name, values) in axes {
+        let first = best.settings.get(&name).cloned();
+        for value in values.into_iter().filter(|value| Some(value) != first.as_ref()) {
+            let mut settings = best.settings.clone();
+            settings.insert(name.clone(), value);
+            let described = describe(&settings);
+            match open(launch, settings, reference) {
+                Ok(mut other) => {
+                    best.tried.append(&mut other.tried);
+                    if other.seconds < best.seconds {
+                        other.tried = std::mem::take(&mut best.tried);
+                        best = other;
+                    }
+                }
+                Err(error) => {
+                    say(&format!("  {described}: {error}"));
+                    let error = Some(error.message().to_owned());
+                    best.tried.push(Tried { settings: described, seconds: None, error });
+                }
+            }
+        }
+    }
+    Ok(best)
+}
+
+/// Opens a baseline, and measures and stops it.
+fn open(launch: &Launch<'_>, settings: Settings, reference: &[f32]) -> Result<Opened> {
+    let (mut worker, ready) = launch.open(&settings)?;
+    let first = worker.run(1)?;
+    check_rewards(launch.peer, &first.rewards, reference)?;
+    let seconds = worker.run(RUNS)?.seconds.into_iter().fold(f64::INFINITY, f64::min);
+    worker.stop();
+    let described = describe(&settings);
+    say(&format!("  {described}: {seconds:.3} s"));
+    let tried = vec![Tried { settings: described, seconds: Some(seconds), error: None }];
+    Ok(Opened { peer: launch.peer, worker, ready, settings, seconds, tried })
+}
+
+/// `batch=4 threads=2`
+pub(super) fn describe(settings: &Settings) -> String {
+    let pair = |(name, value): (&String, &Value)| match value.as_str() {
+        Some(text) => format!("{name}={text}"),
+        None => format!("{name}={value}"),
+    };
+    settings.iter().map(pair).collect::<Vec<_>>().join(" ")
+}
