@@ -91,14 +91,15 @@ gpu-bundle: cuda-toolchain
 gpu-bundle-check: gpu-bundle softgpu
 	tools/gpu-bundle/check.sh target/gpu-bundle target/softgpu
 
-# Measures the engine and Hugging Face transformers on this CPU, and writes a record:
-# benches/README.md.
+# Measures the engine beside other engines on this CPU, which pip installs (20 GB on disk), and writes a record:
+# benches/README.md. WITHOUT=vllm,openvino leaves baselines out.
 bench-cpu:
-	benches/cpu.sh
+	benches/cpu.sh $(if $(WITHOUT),--without '$(WITHOUT)')
 
-# Draws benches/plots/ from benches/record/.
+# Draws benches/plots/ and writes the tables of baselines from benches/record/.
 plots:
 	python3 benches/plots.py
+	python3 benches/tables.py
 
 fmt:
 	cargo fmt --check --all

@@ -4,15 +4,75 @@ use crate::common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Output};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 #[test]
 fn plots_agree_with_the_records() {
     let script = common::root().join("benches/plots.py");
     let output = Command::new("python3").arg(script).arg("--check").output().expect("python3 is there");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Runs `benches/tables.py` with these arguments.
+fn tables(arguments: &[&str]) -> Output {
+    let script = common::root().join("benches/tables.py");
+    Command::new("python3").arg(script).args(arguments).output().expect("python3 is there")
+}
+
+#[test]
+fn tables_of_baselines_agree_with_the_records() {
+    let output = tables(&["--check"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn tables_of_baselines_have_sides_of_one_arithmetic() {
+    let side = |name: &str, dtype: &str, seconds: [f64; 3], apart: f64| {
+        let samples = seconds.map(|seconds| json!({"round": 0, "seconds": seconds, "foreign_cores": 0.0}));
+        json!({
+            "side": name, "engine": format!("{name} 1.0"), "dtype": dtype, "settings": "batch=4", "samples": samples,
+            "rewards_apart_mean": apart, "rewards_apart_max": 2.0 * apart, "peak_memory_bytes": 3 << 20,
+            "repeated_slots": 2, "disturbed_slots": 1,
+        })
+    };
+    let report = |device: &str, test: &str, sides: &[Value]| {
+        let row =
+            json!({"test": test, "sequences": 2, "tokens": 500, "rounds": {"rounds": 3, "sides": sides}});
+        json!({
+            "record": 2, "device": device, "commit": "abc", "date": "2026-12-01",
+            "reports": [{"unix_seconds": 7, "rows": [row]}, {"conversations": 1, "unix_seconds": 8}],
+        })
+    };
+    let sides = [
+        side("kudos", "bfloat16", [0.5, 1.0, 0.25], 0.0625),
+        side("vllm", "bfloat16", [0.25, 0.25, 9.0], 0.125),
+        side("openvino", "float32", [0.001; 3], 0.0),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    fs::create_dir_all(root.join("benches/record/some-cpu")).unwrap();
+    let page = "# Title\n\n<!-- baselines -->\nold\n<!-- end of baselines -->\nlast\n";
+    let pages = ["README.md", "benches/README.md"].map(|name| root.join(name));
+    pages.iter().for_each(|path| fs::write(path, page).unwrap());
+    let record = report("Some CPU", "2 x 500", &sides).to_string();
+    fs::write(root.join("benches/record/some-cpu/2026-12-01-abc.json"), record).unwrap();
+
+    let root = root.to_str().unwrap();
+    let checked = tables(&["--check", root]);
+    assert!(!checked.status.success(), "{checked:?}");
+    assert!(String::from_utf8_lossy(&checked.stderr).contains("README.md, "), "{checked:?}");
+    assert!(tables(&[root]).status.success());
+    let [front, whole] = pages.map(|path| fs::read_to_string(path).unwrap());
+    let line = "| 2 x 500, bf16 | 2,000 | 4,000 |\n";
+    assert!(front.contains("| tokens/s | kudos | vllm |\n") && front.contains(line), "{front}");
+    assert!(front.starts_with("# Title\n") && front.ends_with("last\n") && !front.contains("old"), "{front}");
+    let fastest = "| 2 x 500, bf16 | vllm | 4,000 | 0.50 x | 1.2e-01 (2.5e-01) | 3 MiB | batch=4 |\n";
+    let engine = "|  | kudos | 2,000 |  | 6.2e-02 (1.2e-01) | 3 MiB | batch=4 |\n";
+    assert!(whole.contains(&format!("{fastest}{engine}")), "{whole}");
+    assert!(whole.contains("repeated 4 times, and 2 stayed") && !whole.contains("openvino"), "{whole}");
+    assert!(tables(&["--check", root]).status.success());
 }
 
 /// The section of `benches/README.md` whose table must agree with the record that it names.
