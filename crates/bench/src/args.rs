@@ -153,7 +153,7 @@ pub(super) struct Args {
     #[arg(long, requires = "compare")]
     pub(super) compare_defaults: bool,
 
-    /// The longest wait for other processes before a slot of a round that they disturbed is
+    /// The longest wait for other processes before runs that they disturbed are
     /// measured again
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds, requires = "compare")]
     pub(super) compare_wait: Duration,

@@ -6,12 +6,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::machine;
+use kudos::Result;
 
 /// A slot is disturbed when other processes, hypervisors included (steal), had more cores than this.
 const FOREIGN_CORES_MAX: f64 = 0.12;
 
 /// CPU time of three ticks of the clock by which the system counts it says nothing.
 const FOREIGN_SECONDS_MIN: f64 = 0.03;
+
+/// A disturbed slot is measured up to so many times, and the least disturbed one counts.
+const ATTEMPTS_MAX: usize = 4;
 
 /// The machine is quiet when it was so for this time.
 const QUIET: Duration = Duration::from_millis(700);
@@ -22,7 +26,7 @@ pub(super) struct Group(pub(super) u32);
 
 /// CPU time until a moment.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Usage {
+struct Usage {
     at: Instant,
     /// CPU time of all CPUs, other than idle.
     busy_seconds: f64,
@@ -39,13 +43,13 @@ pub(super) struct Foreign {
 }
 
 impl Usage {
-    pub(super) fn read(group: Option<Group>) -> Option<Self> {
+    fn read(group: Option<Group>) -> Option<Self> {
         let own = machine::cpu_seconds()? + group.map_or(Some(0.0), Group::cpu_seconds)?;
         Some(Self { at: Instant::now(), busy_seconds: busy_seconds()?, own_seconds: own })
     }
 
     /// CPU time of other processes since `self`.
-    pub(super) fn foreign(self, group: Option<Group>) -> Option<Foreign> {
+    fn foreign(self, group: Option<Group>) -> Option<Foreign> {
         let after = Self::read(group)?;
         let own = after.own_seconds - self.own_seconds;
         let seconds = (after.busy_seconds - self.busy_seconds - own).max(0.0);
@@ -55,13 +59,52 @@ impl Usage {
 }
 
 impl Foreign {
-    pub(super) fn disturbs(self) -> bool {
+    fn disturbs(self) -> bool {
         self.cores > FOREIGN_CORES_MAX && self.seconds > FOREIGN_SECONDS_MIN
     }
 }
 
+/// A slot: what was measured in it, and the CPU time that other processes had.
+#[derive(Debug)]
+pub(super) struct Slot<T> {
+    pub(super) measured: T,
+    pub(super) foreign: Option<Foreign>,
+}
+
+impl<T> Slot<T> {
+    /// Measures a slot of this process and a group.
+    pub(super) fn of(group: Option<Group>, measure: impl FnOnce() -> Result<T>) -> Result<Self> {
+        let before = Usage::read(group);
+        let measured = measure()?;
+        Ok(Self { measured, foreign: before.and_then(|before| before.foreign(group)) })
+    }
+
+    pub(super) fn is_disturbed(&self) -> bool {
+        self.foreign.is_some_and(Foreign::disturbs)
+    }
+}
+
+/// The least disturbed of several slots, of which the first that is not disturbed is the last, and
+/// the number of the others. Waits for up to `wait` before each but the first.
+pub(super) fn least_disturbed<T>(
+    wait: Duration,
+    mut slot: impl FnMut() -> Result<Slot<T>>,
+) -> Result<(Slot<T>, usize)> {
+    let (mut least, mut repeated) = (slot()?, 0);
+    while least.is_disturbed() && repeated + 1 < ATTEMPTS_MAX {
+        wait_until_quiet(wait);
+        repeated += 1;
+        let other = slot()?;
+        let cores = |slot: &Slot<T>| slot.foreign.map(|foreign| foreign.cores);
+        if cores(&other) < cores(&least) {
+            least = other;
+        }
+    }
+    Ok((least, repeated))
+}
+
 /// Waits until other processes are quiet, for `most` at the longest.
-pub(super) fn wait_until_quiet(most: Duration) {
+fn wait_until_quiet(most: Duration) {
     let began = Instant::now();
     while began.elapsed() < most {
         let Some(before) = Usage::read(None) else { return };
@@ -142,6 +185,20 @@ mod tests {
         assert!(!Foreign { cores: 0.5, seconds: 0.02 }.disturbs());
         assert!(!Foreign { cores: 0.05, seconds: 2.0 }.disturbs());
         assert!(Foreign { cores: 0.2, seconds: 0.2 }.disturbs());
+    }
+
+    #[test]
+    fn a_disturbed_slot_is_measured_again_up_to_three_times() {
+        let run = |cores: &[f64]| {
+            let mut slots = cores
+                .iter()
+                .map(|&cores| Slot { measured: cores, foreign: Some(Foreign { cores, seconds: 1.0 }) });
+            let (slot, repeated) = least_disturbed(Duration::ZERO, || Ok(slots.next().unwrap())).unwrap();
+            (slot.measured, slot.is_disturbed(), repeated)
+        };
+        assert_eq!(run(&[0.0, 9.0]), (0.0, false, 0));
+        assert_eq!(run(&[2.0, 0.01, 0.0]), (0.01, false, 1));
+        assert_eq!(run(&[2.0, 0.5, 1.0, 3.0, 0.0]), (0.5, true, 3));
     }
 
     #[cfg(target_os = "linux")]

@@ -128,6 +128,8 @@ impl<'a> InRounds<'a> {
         let files = Files::new(&self.args.model)?;
         let dtypes = dtypes(self.args)?;
         let reference = self.reference(tests)?;
+        let wait = self.args.compare_wait;
+        let settings = search::Options { defaults: self.args.compare_defaults, wait };
         for (test, reference) in tests.iter().zip(reference) {
             let ids = test.workload.ids(self.engine.config());
             let kudos = Kudos { engine: self.engine, ids: &ids, math: self.args.model.cpu_math, test };
@@ -145,11 +147,11 @@ impl<'a> InRounds<'a> {
                         "threads": self.threads(),
                     });
                     let launch = Launch::new(*peer, python, files.scripts.path(), &request)?;
-                    workers.push(search(&launch, &reference, self.args.compare_defaults)?);
+                    workers.push(search(&launch, &reference, settings)?);
                 }
             }
             say(&format!("measuring {} in rounds", test.workload));
-            let rounds = rounds::Options { rounds: self.args.repeats.get(), wait: self.args.compare_wait };
+            let rounds = rounds::Options { rounds: self.args.repeats.get(), wait };
             measured.push(rounds::measure(kudos, workers, &reference, rounds)?);
         }
         Ok(())

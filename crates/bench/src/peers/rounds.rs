@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 
 use super::judge::{check_rewards, distances};
-use super::load::{Foreign, Group, Usage, wait_until_quiet};
+use super::load::{Group, Slot, least_disturbed};
 use super::name::Peer;
 use super::search::{Opened, Tried, describe};
 use super::worker::{Answer, Ready, Worker};
@@ -18,9 +18,6 @@ use kudos::{CpuMath, Engine, Result};
 /// A slot has as many runs as fill this time: the system counts CPU time in ticks of 10 ms.
 const SLOT_SECONDS: f64 = 1.0;
 const SLOT_RUNS_MAX: f64 = 100.0;
-
-/// A disturbed slot is measured up to so many times, and the least disturbed one counts.
-const ATTEMPTS_MAX: usize = 4;
 
 /// The extent of a measurement.
 #[derive(Clone, Copy, Debug)]
@@ -181,43 +178,26 @@ impl<'a> Seat<'a> {
 
     /// Measures the side's slot of a round, again where it was disturbed.
     fn measure(&mut self, round: usize, reference: &[f32], wait: Duration) -> Result<()> {
-        let (mut answer, mut foreign) = self.slot()?;
-        for _ in 1..ATTEMPTS_MAX {
-            if !disturbs(foreign) {
-                break;
-            }
-            wait_until_quiet(wait);
-            self.side.repeated_slots += 1;
-            let (other, its_foreign) = self.slot()?;
-            if its_foreign.map(|its| its.cores) < foreign.map(|foreign| foreign.cores) {
-                (answer, foreign) = (other, its_foreign);
-            }
-        }
+        let (slot, repeated) = least_disturbed(wait, || self.slot())?;
+        let Answer { seconds, rewards } = &slot.measured;
         if let Some(peer) = self.peer {
-            check_rewards(peer, &answer.rewards, reference)?;
+            check_rewards(peer, rewards, reference)?;
         }
-        self.side.disturbed_slots += usize::from(disturbs(foreign));
-        let foreign_cores = foreign.map(|foreign| foreign.cores);
-        self.side.samples.extend(answer.seconds.iter().map(|&seconds| Sample {
-            round,
-            seconds,
-            foreign_cores,
-        }));
-        self.rewards = answer.rewards;
+        self.side.repeated_slots += repeated;
+        self.side.disturbed_slots += usize::from(slot.is_disturbed());
+        let foreign_cores = slot.foreign.map(|foreign| foreign.cores);
+        self.side.samples.extend(seconds.iter().map(|&seconds| Sample { round, seconds, foreign_cores }));
+        self.rewards = slot.measured.rewards;
         Ok(())
     }
 
-    /// One slot, and the CPU time that other processes had in it. The first run after a rest warms
-    /// caches up and is not counted.
-    fn slot(&mut self) -> Result<(Answer, Option<Foreign>)> {
+    /// One slot. The first run after a rest warms caches up and is not counted.
+    fn slot(&mut self) -> Result<Slot<Answer>> {
         self.turn.wake();
         self.turn.run(1)?;
-        let group = self.turn.group();
-        let before = Usage::read(group);
-        let answer = self.turn.run(self.runs)?;
-        let foreign = before.and_then(|before| before.foreign(group));
+        let slot = Slot::of(self.turn.group(), || self.turn.run(self.runs))?;
         self.turn.rest();
-        Ok((answer, foreign))
+        Ok(slot)
     }
 
     fn end(self, reference: &[f32]) -> Side {
@@ -244,10 +224,6 @@ impl Side {
             disturbed_slots: 0,
         }
     }
-}
-
-fn disturbs(foreign: Option<Foreign>) -> bool {
-    foreign.is_some_and(Foreign::disturbs)
 }
 
 /// Runs of a slot, by the time of one.

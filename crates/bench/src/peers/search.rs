@@ -1,10 +1,14 @@
 //! The fastest settings of a baseline for one test: its own first, then each other value of one
-//! setting at a time, of which the fastest stays.
+//! setting at a time, of which the fastest stays. Settings are measured again where other processes
+//! disturbed them.
+
+use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::judge::check_rewards;
+use super::load::{Slot, least_disturbed};
 use super::name::Peer;
 use super::worker::{Launch, Ready, Settings, Worker};
 use kudos::Result;
@@ -34,19 +38,28 @@ pub(super) struct Opened {
     pub(super) tried: Vec<Tried>,
 }
 
-/// Opens a baseline at its fastest settings, or with `defaults` at those that it begins with.
-pub(super) fn search(launch: &Launch<'_>, reference: &[f32], defaults: bool) -> Result<Opened> {
+/// The extent of a search.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Options {
+    /// Only the settings that a baseline begins with are measured.
+    pub(super) defaults: bool,
+    /// The longest wait before disturbed runs are measured again.
+    pub(super) wait: Duration,
+}
+
+/// Opens a baseline at its fastest settings.
+pub(super) fn search(launch: &Launch<'_>, reference: &[f32], options: Options) -> Result<Opened> {
     let prepared = launch.prepare()?;
     // Where these fail, the others do.
-    let mut best = open(launch, prepared.settings, reference)?;
-    let axes = if defaults { Vec::new() } else { prepared.axes };
+    let mut best = open(launch, prepared.settings, reference, options.wait)?;
+    let axes = if options.defaults { Vec::new() } else { prepared.axes };
     for (name, values) in axes {
         let first = best.settings.get(&name).cloned();
         for value in values.into_iter().filter(|value| Some(value) != first.as_ref()) {
             let mut settings = best.settings.clone();
             settings.insert(name.clone(), value);
             let described = describe(&settings);
-            match open(launch, settings, reference) {
+            match open(launch, settings, reference, options.wait) {
                 Ok(mut other) => {
                     best.tried.append(&mut other.tried);
                     if other.seconds < best.seconds {
@@ -66,12 +79,17 @@ pub(super) fn search(launch: &Launch<'_>, reference: &[f32], defaults: bool) -> 
 }
 
 /// Opens a baseline, and measures and stops it.
-fn open(launch: &Launch<'_>, settings: Settings, reference: &[f32]) -> Result<Opened> {
+fn open(launch: &Launch<'_>, settings: Settings, reference: &[f32], wait: Duration) -> Result<Opened> {
     let (mut worker, ready) = launch.open(&settings)?;
     let first = worker.run(1)?;
     check_rewards(launch.peer, &first.rewards, reference)?;
-    let seconds = worker.run(RUNS)?.seconds.into_iter().fold(f64::INFINITY, f64::min);
-    worker.stop();
+    let (slot, _) = least_disturbed(wait, || {
+        worker.wake();
+        let slot = Slot::of(Some(worker.group()), || worker.run(RUNS))?;
+        worker.stop();
+        Ok(slot)
+    })?;
+    let seconds = slot.measured.seconds.into_iter().fold(f64::INFINITY, f64::min);
     let described = describe(&settings);
     say(&format!("  {described}: {seconds:.3} s"));
     let tried = vec![Tried { settings: described, seconds: Some(seconds), error: None }];
