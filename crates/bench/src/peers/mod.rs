@@ -1,7 +1,7 @@
 //! Other engines beside this one, on the same CPU, model and ids: `bench --compare NAME=PYTHON`.
 //!
 //! Each baseline is a process of its own, a script of `benches/baseline`. For every test it is
-//! opened at its fastest settings ([`search`]); then it and the engine, which stays open, take turns
+//! opened at its fastest settings ([`mod@search`]); then it and the engine, which stays open, take turns
 //! ([`rounds`]), while idle processes are stopped. [`crate::compare`] measures transformers alone,
 //! after the engine is closed, also on GPUs.
 
