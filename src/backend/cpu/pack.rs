@@ -1,9 +1,9 @@
 //! Packing: rows that are contiguous along k become panels that are contiguous along the output
 //! columns.
 //!
-//! A panel is `[steps, width]`: the elements of one step of k lie side by side. Stored weights are
-//! widened to f32 on the way, straight from the mapping, in squares that are transposed in
-//! registers.
+//! A panel is `[steps, width]`: the elements of one step of k lie side by side. Squares of 32-bit
+//! lanes, f32 or pairs of bfloat16, are transposed in registers. Rows in another format are rounded,
+//! or widened, first.
 
 use super::simd::{Bf16Vector, LANES_MAX, Vector, prefetch};
 use crate::weights::Dtype;
