@@ -19,24 +19,6 @@ pub(super) trait Source {
     ///
     /// The CPU has the instructions of `V`, and `LANES * LANE_BYTES` bytes are readable at `from`.
     unsafe fn load<V: Vector>(from: *const u8) -> V;
-
-    /// Loads `LANES` lanes from `offset` of each of the first `LANES` rows, transposed.
-    ///
-    /// # Safety
-    ///
-    /// As [`load`](Self::load), for every row.
-    #[inline(always)]
-    unsafe fn load_square<V: Vector>(rows: &[*const u8; LANES_MAX], offset: usize) -> [V; LANES_MAX] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let mut square = [V::splat(0.0); LANES_MAX];
-            for i in 0..V::LANES {
-                square[i] = Self::load(rows[i].wrapping_add(offset));
-            }
-            V::transpose(&mut square);
-            square
-        }
-    }
 }
 
 /// Rows stored as f32, or as any 32-bit lanes to be moved as they are (pairs of bfloat16).
@@ -52,12 +34,6 @@ impl Source for Lanes32 {
     unsafe fn load<V: Vector>(from: *const u8) -> V {
         // SAFETY: the caller's promise.
         unsafe { V::load(from.cast()) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_square<V: Vector>(rows: &[*const u8; LANES_MAX], offset: usize) -> [V; LANES_MAX] {
-        // SAFETY: the caller's promise.
-        unsafe { V::load_square(rows, offset) }
     }
 }
 
@@ -96,8 +72,8 @@ pub(super) unsafe fn load_bytes<V: Vector, S: Source>(from: *const u8, bytes: us
 }
 
 /// Packs `rows <= width` rows of `row_bytes` bytes as one panel `[steps, width]`: a step for every
-/// lane, of which the last may lack bytes and has zeros for them. Columns from
-/// `rows` on are zero. Unless `prefetch_bytes` is 0, the bytes so far behind each row are
+/// 32-bit lane, of which the last may lack bytes and has zeros for them. Columns from `rows` on are
+/// zero. Unless `prefetch_bytes` is 0, the bytes so far behind each row are
 /// prefetched: a row's part is too short for the hardware to do it in time.
 ///
 /// # Safety
@@ -105,7 +81,7 @@ pub(super) unsafe fn load_bytes<V: Vector, S: Source>(from: *const u8, bytes: us
 /// The CPU has the instructions of `V`; `width` is a multiple of `LANES`; `row(r)` has `row_bytes`
 /// readable bytes for r < `rows`; `panel` is writable for `steps * width` floats.
 #[inline(always)]
-pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
+pub(super) unsafe fn pack_panel<V: Vector>(
     row: impl Fn(usize) -> *const u8,
     rows: usize,
     row_bytes: usize,
@@ -113,7 +89,7 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
     width: usize,
     panel: *mut f32,
 ) {
-    let square_bytes = V::LANES * S::LANE_BYTES;
+    let square_bytes = V::LANES * Lanes32::LANE_BYTES;
     let whole_bytes = row_bytes - row_bytes % square_bytes;
     for first_row in (0..width).step_by(V::LANES) {
         let square_rows = rows.saturating_sub(first_row).min(V::LANES);
@@ -133,7 +109,7 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
                             prefetch(from.wrapping_add(offset).wrapping_add(prefetch_bytes));
                         }
                     }
-                    to = store_square(&S::load_square::<V>(&from, offset), V::LANES, to, width);
+                    to = store_square(&V::load_square(&from, offset), V::LANES, to, width);
                 }
             }
             // The rest, which is not a whole square: the last steps, or every step where rows are
@@ -143,10 +119,10 @@ pub(super) unsafe fn pack_panel<V: Vector, S: Source>(
                 let bytes = (row_bytes - offset).min(square_bytes);
                 let mut square = [V::splat(0.0); LANES_MAX];
                 for i in 0..square_rows {
-                    square[i] = load_bytes::<V, S>(from[i].add(offset), bytes);
+                    square[i] = load_bytes::<V, Lanes32>(from[i].add(offset), bytes);
                 }
                 V::transpose(&mut square);
-                to = store_square(&square, bytes.div_ceil(S::LANE_BYTES), to, width);
+                to = store_square(&square, bytes.div_ceil(Lanes32::LANE_BYTES), to, width);
                 offset += square_bytes;
             }
         }
@@ -224,7 +200,7 @@ pub(super) unsafe fn pack_pairs<V: Bf16Vector>(
     unsafe {
         if dtype == Dtype::BF16 {
             let prefetch_bytes = 2 * V::LANES * row_stride;
-            return pack_panel::<V, Lanes32>(stored, rows, 2 * elements, prefetch_bytes, width, panel);
+            return pack_panel::<V>(stored, rows, 2 * elements, prefetch_bytes, width, panel);
         }
         for r in 0..rows {
             let to = rounded.wrapping_add(r * rounded_stride).cast();
@@ -234,7 +210,7 @@ pub(super) unsafe fn pack_pairs<V: Bf16Vector>(
             }
         }
         let row = |r: usize| rounded.wrapping_add(r * rounded_stride).cast_const().cast();
-        pack_panel::<V, Lanes32>(row, rows, 4 * elements.div_ceil(2), 0, width, panel);
+        pack_panel::<V>(row, rows, 4 * elements.div_ceil(2), 0, width, panel);
     }
 }
 

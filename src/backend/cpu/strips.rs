@@ -11,7 +11,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::pack::{Lanes32, pack_pairs, pack_panel};
+use super::pack::{pack_pairs, pack_panel};
 use super::simd::{Bf16Vector, Isa, Vector};
 use super::view::Rows;
 use crate::weights::Dtype;
@@ -41,6 +41,13 @@ impl StripFormat {
     /// cache.
     pub(super) fn stride(self, width: usize) -> usize {
         (width.div_ceil(self.elements) | 1) * self.lanes
+    }
+
+    /// Returns the index of the step that begins with element `col` of row `row`'s strip.
+    #[inline(always)]
+    fn step(self, width: usize, row: usize, col: usize) -> usize {
+        debug_assert!(row.is_multiple_of(self.lanes) && col.is_multiple_of(self.elements));
+        row / self.lanes * self.stride(width) + col / self.elements * self.lanes
     }
 
     /// Returns the floats of `rows` rows of `width` elements.
@@ -85,10 +92,8 @@ impl<'a> Strips<'a> {
     /// first of its strip.
     #[inline(always)]
     pub(super) fn step(&self, row: usize, col: usize) -> *const f32 {
-        let StripFormat { lanes, elements } = self.format;
-        debug_assert!(row.is_multiple_of(lanes) && col.is_multiple_of(elements) && row < self.rows);
-        let strip = row / lanes * self.format.stride(self.width);
-        self.data.as_ptr().wrapping_add(strip + col / elements * lanes)
+        debug_assert!(row < self.rows);
+        self.data.as_ptr().wrapping_add(self.format.step(self.width, row, col))
     }
 }
 
@@ -151,11 +156,8 @@ impl SharedStrips<'_> {
     /// first of its strip.
     #[inline(always)]
     pub(super) fn step(&self, row: usize, column: usize) -> *mut f32 {
-        let StripFormat { lanes, elements } = self.format;
         assert!(row < self.rows && column < self.width);
-        debug_assert!(row.is_multiple_of(lanes) && column.is_multiple_of(elements));
-        let strip = row / lanes * self.format.stride(self.width);
-        self.data.wrapping_add(strip + column / elements * lanes)
+        self.data.wrapping_add(self.format.step(self.width, row, column))
     }
 }
 
@@ -174,7 +176,7 @@ pub(super) unsafe fn pack_floats<V: Vector>(
 ) {
     let row = |r: usize| x.row(rows.start + r)[cols.clone()].as_ptr().cast();
     // SAFETY: the caller's promises; a row has these elements.
-    unsafe { pack_panel::<V, Lanes32>(row, rows.len(), 4 * cols.len(), 0, V::LANES, strip) }
+    unsafe { pack_panel::<V>(row, rows.len(), 4 * cols.len(), 0, V::LANES, strip) }
 }
 
 /// Packs elements `cols` of rows `rows`, at most `LANES`, as a strip of pairs, zeros where there is no

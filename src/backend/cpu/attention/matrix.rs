@@ -7,7 +7,7 @@ use super::super::accumulators::Start;
 use super::super::matrix_unit::{
     MR, NR, TILE_K, TileOperands, index_in_panel, index_in_tiles, split_rows, store_terms,
 };
-use super::super::pack::{Lanes32, pack_panel};
+use super::super::pack::pack_panel;
 use super::super::simd::{Bf16Vector, LANES_MAX, MatrixUnit};
 use super::super::threads::Scratch;
 use super::matmuls::Matmuls;
@@ -196,7 +196,7 @@ impl<V: Bf16Vector, const TERMS: usize> Matmuls<V> for Tiles<'_, TERMS> {
                             split.wrapping_add(index_in_tiles(r, k_tile, TERMS, term)).cast_const().cast()
                         };
                         let to = panel.as_mut_ptr().add(index_in_panel(k_tile, TERMS, term));
-                        pack_panel::<V, Lanes32>(row, NR, 2 * TILE_K, 0, NR, to);
+                        pack_panel::<V>(row, NR, 2 * TILE_K, 0, NR, to);
                     }
                 }
             }

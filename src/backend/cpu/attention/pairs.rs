@@ -4,9 +4,7 @@
 //! Steps are pairs: of dimensions for S, of keys for O. So a key that a row does not see may stand in a
 //! pair with one that it sees: its probability is zero, and its value finite ([`NonFinite`]).
 
-use super::super::accumulators::Start;
 use super::super::blocking::Blocked;
-use super::super::microkernel::{Operands, Strided};
 use super::super::pack::{Lanes32, pack_pairs, round_row};
 use super::super::simd::{Bf16Vector, LANES_MAX, Vector};
 use super::super::threads::Scratch;
@@ -14,7 +12,7 @@ use super::matmuls::Matmuls;
 use super::non_finite::NonFinite;
 use super::plan::Heads;
 use super::softmax::Running;
-use super::task::{KEYS, ROWS_MAX, Run, Task, Tile};
+use super::task::{KEYS, ROWS_MAX, Task, Tile};
 use super::vector::{Columns, VALUE_VECTORS};
 use crate::weights::Dtype;
 
@@ -185,19 +183,10 @@ impl<V: Blocked + Bf16Vector> Matmuls<V> for Pairs<'_> {
     #[inline(always)]
     unsafe fn score(&mut self, tile: &Tile) {
         const { assert!(V::BLOCKING.mr <= ROWS_MAX) };
-        let (width, pairs, rows) = (KEY_VECTORS * V::LANES, self.head_dim.div_ceil(2), tile.seen.len());
-        let x = Strided { first: self.q[tile.row * pairs..][..rows * pairs].as_ptr(), stride: pairs };
-        let operands = Operands {
-            steps: pairs,
-            panel: self.k.as_ptr(),
-            panel_width: width,
-            panel_stride: width * pairs,
-            acc: self.scores.as_mut_ptr(),
-            acc_stride: KEYS,
-            start: Start::Zero,
-        };
+        let pairs = self.head_dim.div_ceil(2);
+        let columns = Columns::<KEY_VECTORS>::of_scores::<V>(tile, self.q, self.k, pairs, self.scores);
         // SAFETY: `q` has these rows, `k` the panels of KEYS keys, `scores` `mr` rows of KEYS.
-        unsafe { V::run_bf16_apart(Columns::<KEY_VECTORS> { x, operands, rows, columns: tile.keys() }) };
+        unsafe { V::run_bf16_apart(columns) };
     }
 
     #[inline(always)]
@@ -219,25 +208,13 @@ impl<V: Blocked + Bf16Vector> Matmuls<V> for Pairs<'_> {
 
     #[inline(always)]
     unsafe fn add_values(&mut self, tile: &Tile, o: &mut [f32], o_stride: usize) {
-        let width = VALUE_VECTORS * V::LANES;
-        for Run { rows, keys } in tile.runs(2) {
-            let x =
-                Strided { first: self.p[(rows.start * KEYS + keys.start) / 2..].as_ptr(), stride: KEYS / 2 };
-            let operands = Operands {
-                steps: keys.len() / 2,
-                panel: self.v[keys.start / 2 * width..].as_ptr(),
-                panel_width: width,
-                panel_stride: KEYS / 2 * width,
-                acc: o[(tile.row + rows.start) * o_stride..][..rows.len() * o_stride].as_mut_ptr(),
-                acc_stride: o_stride,
-                start: if tile.is_first && keys.start == 0 { Start::Zero } else { Start::Reload },
-            };
-            let (rows, columns) = (rows.len(), self.head_dim);
+        for run in tile.runs(2) {
+            let columns = Columns::of_values::<V>(tile, run, 2, self.p, self.v, o, o_stride);
             // SAFETY: `p` has these rows and pairs, zeros for keys that a row does not see, written by
             // the softmax; `v` the panels of all dims with the pairs of KEYS keys, gathered as far as
             // the last row sees; `o` rows of padded width, which are written: in their first tile,
             // where each sees key 0, or before all tiles.
-            unsafe { V::run_bf16_apart(Columns::<VALUE_VECTORS> { x, operands, rows, columns }) };
+            unsafe { V::run_bf16_apart(columns) };
         }
     }
 

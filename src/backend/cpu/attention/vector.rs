@@ -4,7 +4,7 @@
 use super::super::accumulators::Start;
 use super::super::blocking::Blocked;
 use super::super::microkernel::{Bf16, Dot, F32, Operands, Strided, macrokernel};
-use super::super::pack::{Lanes32, pack_panel};
+use super::super::pack::pack_panel;
 use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Vector};
 use super::super::threads::Scratch;
 use super::matmuls::Matmuls;
@@ -93,7 +93,7 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
             let panel = self.k[start * head_dim..][..width * head_dim].as_mut_ptr();
             let rows = width.min(key_rows.len() - start);
             // SAFETY: a key has head_dim floats; the panel has width * head_dim.
-            unsafe { pack_panel::<V, Lanes32>(row, rows, 4 * head_dim, 0, width, panel) };
+            unsafe { pack_panel::<V>(row, rows, 4 * head_dim, 0, width, panel) };
         }
         let width = VALUE_VECTORS * V::LANES;
         for (key, row) in key_rows.iter().enumerate() {
@@ -112,20 +112,9 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
     #[inline(always)]
     unsafe fn score(&mut self, tile: &Tile) {
         const { assert!(V::BLOCKING.mr <= ROWS_MAX) };
-        let (width, head_dim, rows) = (VECTORS * V::LANES, self.head_dim, tile.seen.len());
-        let x =
-            Strided { first: self.q[tile.row * head_dim..][..rows * head_dim].as_ptr(), stride: head_dim };
-        let operands = Operands {
-            steps: head_dim,
-            panel: self.k.as_ptr(),
-            panel_width: width,
-            panel_stride: width * head_dim,
-            acc: self.scores.as_mut_ptr(),
-            acc_stride: KEYS,
-            start: Start::Zero,
-        };
+        let columns = Columns::<VECTORS>::of_scores::<V>(tile, self.q, self.k, self.head_dim, self.scores);
         // SAFETY: `q` has these rows, `k` the panels of KEYS keys, `scores` `mr` rows of KEYS.
-        unsafe { V::run_apart(Columns::<VECTORS> { x, operands, rows, columns: tile.keys() }) };
+        unsafe { V::run_apart(columns) };
     }
 
     #[inline(always)]
@@ -146,23 +135,12 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
 
     #[inline(always)]
     unsafe fn add_values(&mut self, tile: &Tile, o: &mut [f32], o_stride: usize) {
-        let width = VALUE_VECTORS * V::LANES;
-        for Run { rows, keys } in tile.runs(1) {
-            let x = Strided { first: self.scores[rows.start * KEYS + keys.start..].as_ptr(), stride: KEYS };
-            let operands = Operands {
-                steps: keys.len(),
-                panel: self.v[keys.start * width..].as_ptr(),
-                panel_width: width,
-                panel_stride: KEYS * width,
-                acc: o[(tile.row + rows.start) * o_stride..][..rows.len() * o_stride].as_mut_ptr(),
-                acc_stride: o_stride,
-                start: if tile.is_first && keys.start == 0 { Start::Zero } else { Start::Reload },
-            };
-            let (rows, columns) = (rows.len(), self.head_dim);
+        for run in tile.runs(1) {
+            let columns = Columns::of_values::<V>(tile, run, 1, self.scores, self.v, o, o_stride);
             // SAFETY: `scores` has these rows and keys; `v` the panels of all dims with KEYS keys,
             // gathered as far as the last row sees; `o` rows of padded width, which are written: in
             // their first tile, where each sees key 0, or before all tiles.
-            unsafe { V::run_apart(Columns::<VALUE_VECTORS> { x, operands, rows, columns }) };
+            unsafe { V::run_apart(columns) };
         }
     }
 }
@@ -172,10 +150,65 @@ impl<V: Blocked, const VECTORS: usize> Matmuls<V> for Panels<'_, VECTORS> {
 ///
 /// Its maker vouches for what [`macrokernel`] asks, for the panels that have any of these columns.
 pub(super) struct Columns<const VECTORS: usize> {
-    pub(super) x: Strided,
-    pub(super) operands: Operands,
-    pub(super) rows: usize,
-    pub(super) columns: usize,
+    x: Strided,
+    operands: Operands,
+    rows: usize,
+    columns: usize,
+}
+
+impl<const VECTORS: usize> Columns<VECTORS> {
+    /// S of a tile: queries `[rows, steps]` times panels of keys `[steps, keys of a panel]`, into
+    /// `[rows of the tile, KEYS]`.
+    #[inline(always)]
+    pub(super) fn of_scores<V: Vector>(
+        tile: &Tile,
+        q: &[f32],
+        k: &[f32],
+        steps: usize,
+        scores: &mut [f32],
+    ) -> Self {
+        let (width, rows) = (VECTORS * V::LANES, tile.seen.len());
+        let x = Strided { first: q[tile.row * steps..][..rows * steps].as_ptr(), stride: steps };
+        let operands = Operands {
+            steps,
+            panel: k.as_ptr(),
+            panel_width: width,
+            panel_stride: width * steps,
+            acc: scores.as_mut_ptr(),
+            acc_stride: KEYS,
+            start: Start::Zero,
+        };
+        Self { x, operands, rows, columns: tile.keys() }
+    }
+}
+
+impl Columns<VALUE_VECTORS> {
+    /// P · V of a run: probabilities `[rows of the tile, KEYS]` times panels of values `[KEYS, dims of a
+    /// panel]`, both in steps of `elements` keys, added to the outputs `[rows of the task, o_stride]`.
+    #[inline(always)]
+    pub(super) fn of_values<V: Vector>(
+        tile: &Tile,
+        Run { rows, keys }: Run,
+        elements: usize,
+        p: &[f32],
+        v: &[f32],
+        o: &mut [f32],
+        o_stride: usize,
+    ) -> Self {
+        let width = VALUE_VECTORS * V::LANES;
+        let (first_step, steps) = (keys.start / elements, KEYS / elements);
+        let x = Strided { first: p[rows.start * steps + first_step..].as_ptr(), stride: steps };
+        let operands = Operands {
+            steps: keys.len() / elements,
+            panel: v[first_step * width..].as_ptr(),
+            panel_width: width,
+            panel_stride: steps * width,
+            acc: o[(tile.row + rows.start) * o_stride..][..rows.len() * o_stride].as_mut_ptr(),
+            acc_stride: o_stride,
+            start: if tile.is_first && keys.start == 0 { Start::Zero } else { Start::Reload },
+        };
+        Self { x, operands, rows: rows.len(), columns: o_stride }
+    }
 }
 
 impl<const VECTORS: usize> Kernel for Columns<VECTORS> {

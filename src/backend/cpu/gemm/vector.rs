@@ -231,8 +231,9 @@ impl Block<'_, '_> {
                     let stored = columns.elements::<ROWS>(&gemm.weight, column, col);
                     // SAFETY: the caller vouches for the instructions; the rows lie inside the weight;
                     // `weights` has rows of these steps.
-                    let from =
-                        unsafe { M::weight_rows(gemm.weight.dtype(), stored, cols, weights.as_mut_ptr()) };
+                    let from = unsafe {
+                        weight_rows::<V, M, ROWS>(gemm.weight.dtype(), stored, cols, weights.as_mut_ptr())
+                    };
                     let mut prefetch = Prefetch {
                         rows: columns.elements(&gemm.weight, column + ROWS, col),
                         step_bytes: M::ELEMENTS * gemm.weight.dtype().size(),
@@ -412,19 +413,44 @@ trait Operand<V>: Dot<V> {
     /// The CPU has the instructions of `V`.
     unsafe fn store_apart(store: StoreStrips);
 
-    /// Returns `ROWS` rows of the weight of which `cols` elements are stored at `stored`, in steps:
-    /// where they are stored, or converted to `converted`.
+    /// Whether rows of `cols` elements that are stored as `dtype` are in steps already.
+    fn reads(dtype: Dtype, cols: usize) -> bool;
+
+    /// Converts `cols` elements, stored as `dtype` at `from`, to steps.
     ///
     /// # Safety
     ///
-    /// The CPU has the instructions of `V`; `cols` elements of each row are readable; `converted` is
-    /// writable for `ROWS` rows of [`weight_stride`] floats.
-    unsafe fn weight_rows<const ROWS: usize>(
-        dtype: Dtype,
-        stored: [*const u8; ROWS],
-        cols: usize,
-        converted: *mut f32,
-    ) -> [*const f32; ROWS];
+    /// The CPU has the instructions of `V`; the elements are readable; `to` is writable for as many
+    /// steps, rounded up to a cache line.
+    unsafe fn convert(dtype: Dtype, from: *const u8, cols: usize, to: *mut f32);
+}
+
+/// Returns `ROWS` rows of the weight, of which `cols` elements are stored at `stored`, in steps: where
+/// they are stored, or converted to `converted`.
+///
+/// # Safety
+///
+/// The CPU has the instructions of `V`; these elements are readable; `converted` is writable for
+/// `ROWS` rows of [`weight_stride`] floats.
+#[inline(always)]
+unsafe fn weight_rows<V, M: Operand<V>, const ROWS: usize>(
+    dtype: Dtype,
+    stored: [*const u8; ROWS],
+    cols: usize,
+    converted: *mut f32,
+) -> [*const f32; ROWS] {
+    if M::reads(dtype, cols) {
+        return stored.map(<*const u8>::cast);
+    }
+    let stride = weight_stride(cols.div_ceil(M::ELEMENTS));
+    let mut rows = [std::ptr::null(); ROWS];
+    for r in 0..ROWS {
+        let to = converted.wrapping_add(r * stride);
+        // SAFETY: the caller's promises.
+        unsafe { M::convert(dtype, stored[r], cols, to) };
+        rows[r] = to.cast_const();
+    }
+    rows
 }
 
 impl<V: Blocked> Operand<V> for F32 {
@@ -445,28 +471,20 @@ impl<V: Blocked> Operand<V> for F32 {
         unsafe { V::run_apart(store) }
     }
 
+    fn reads(dtype: Dtype, _: usize) -> bool {
+        dtype == Dtype::F32
+    }
+
     #[inline(always)]
-    unsafe fn weight_rows<const ROWS: usize>(
-        dtype: Dtype,
-        stored: [*const u8; ROWS],
-        cols: usize,
-        converted: *mut f32,
-    ) -> [*const f32; ROWS] {
-        if dtype == Dtype::F32 {
-            return stored.map(<*const u8>::cast);
-        }
-        let stride = weight_stride(cols);
-        for (r, from) in stored.into_iter().enumerate() {
-            let to = converted.wrapping_add(r * stride);
-            // SAFETY: the caller's promises.
-            unsafe {
-                match dtype {
-                    Dtype::BF16 => widen_row::<V, Bfloats>(from, cols, to),
-                    _ => widen_row::<V, Halves>(from, cols, to),
-                }
+    unsafe fn convert(dtype: Dtype, from: *const u8, cols: usize, to: *mut f32) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match dtype {
+                Dtype::BF16 => widen_row::<V, Bfloats>(from, cols, to),
+                Dtype::F16 => widen_row::<V, Halves>(from, cols, to),
+                Dtype::F32 => widen_row::<V, Lanes32>(from, cols, to),
             }
         }
-        std::array::from_fn(|r| converted.wrapping_add(r * stride).cast_const())
     }
 }
 
@@ -489,29 +507,21 @@ impl<V: Blocked + Bf16Vector> Operand<V> for Bf16 {
         unsafe { V::run_bf16_apart(store) }
     }
 
+    fn reads(dtype: Dtype, cols: usize) -> bool {
+        dtype == Dtype::BF16 && cols.is_multiple_of(2)
+    }
+
     #[inline(always)]
-    unsafe fn weight_rows<const ROWS: usize>(
-        dtype: Dtype,
-        stored: [*const u8; ROWS],
-        cols: usize,
-        converted: *mut f32,
-    ) -> [*const f32; ROWS] {
-        if dtype == Dtype::BF16 && cols.is_multiple_of(2) {
-            return stored.map(<*const u8>::cast);
-        }
-        let stride = weight_stride(cols.div_ceil(2));
-        for (r, from) in stored.into_iter().enumerate() {
-            let to = converted.wrapping_add(r * stride).cast();
-            // SAFETY: the caller's promises; rounding changes no bfloat16 value but subnormals, which
-            // the multiply-add takes as zero too.
-            unsafe {
-                match dtype {
-                    Dtype::BF16 => round_row::<V, Bfloats>(from, cols, to),
-                    Dtype::F16 => round_row::<V, Halves>(from, cols, to),
-                    Dtype::F32 => round_row::<V, Lanes32>(from, cols, to),
-                }
+    unsafe fn convert(dtype: Dtype, from: *const u8, cols: usize, to: *mut f32) {
+        let to = to.cast();
+        // SAFETY: the caller's promises. Rounding changes no bfloat16 value but subnormals, which the
+        // multiply-add takes as zero too.
+        unsafe {
+            match dtype {
+                Dtype::BF16 => round_row::<V, Bfloats>(from, cols, to),
+                Dtype::F16 => round_row::<V, Halves>(from, cols, to),
+                Dtype::F32 => round_row::<V, Lanes32>(from, cols, to),
             }
         }
-        std::array::from_fn(|r| converted.wrapping_add(r * stride).cast_const())
     }
 }
