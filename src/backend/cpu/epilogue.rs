@@ -1,7 +1,7 @@
 //! The epilogue of a GEMM: from finished accumulators to the output.
 
 use super::gate;
-use super::simd::{LANES_MAX, Vector, prefetch};
+use super::simd::{LANES_MAX, Vector};
 use crate::config::Gate;
 
 /// Floats of a cache line.
@@ -103,7 +103,6 @@ impl Epilogue {
     pub(super) unsafe fn store_columns<V: Vector>(&self, acc: *const f32, acc_stride: usize, rows: usize) {
         for row in (0..rows).step_by(V::LANES) {
             let square_rows = V::LANES.min(rows - row);
-            self.skip(row + V::LANES, 0).prefetch(V::LANES, self.columns, prefetch);
             for column in (0..self.columns).step_by(V::LANES) {
                 let first = acc.wrapping_add(column.wrapping_mul(acc_stride)).wrapping_add(row);
                 let mut from = [std::ptr::null(); LANES_MAX];

@@ -18,7 +18,7 @@ use super::super::epilogue::{Epilogue, Store};
 use super::super::gate;
 use super::super::microkernel::{Bf16, Dot, F32, Operands, Prefetch, microkernel};
 use super::super::pack::{Bfloats, Halves, Lanes32, round_row, widen_row};
-use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Vector, prefetch_far};
+use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Vector};
 use super::super::strips::{SharedStrips, StripFormat, pack_floats, pack_rounded};
 use super::super::view::{Rows, SharedRows, WeightView};
 use super::block::{Block, Gemm, Input, Partition, SharedOutput, k_block};
@@ -220,10 +220,6 @@ impl Block<'_, '_> {
                     acc,
                     acc_stride,
                 });
-                if let (Some(last), SharedOutput::Rows(out)) = (&last, out) {
-                    // Rows of the output come from memory; the first-level cache is for x.
-                    last.epilogue(out).prefetch(rows.len(), columns.columns, prefetch_far);
-                }
                 for column in (0..group).step_by(ROWS) {
                     if columns.up.is_none() && column >= columns.columns {
                         break;
