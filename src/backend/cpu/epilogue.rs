@@ -15,7 +15,7 @@ pub enum Store {
     /// The matmul is added to the output.
     Add,
     /// `gate(..) * up` overwrites the output. The weight is gate and, behind it, up, with equally many rows
-    /// each; the output has half as many columns. By a matrix unit only.
+    /// each; the output has half as many columns.
     Gated(Gate),
 }
 

@@ -7,9 +7,9 @@
 //!
 //! Each element is one chain of additions in the order of k, whatever tile it falls into and
 //! wherever the chain was spilled and reloaded. That is why a row's bits do not depend on how many
-//! rows there are. GEMM and both matmuls of attention are made of this one function: GEMM broadcasts
-//! rows of the weight over panels of x, attention broadcasts queries over panels of keys and
-//! probabilities over panels of values.
+//! rows there are. GEMM and both matmuls of attention are made of this one function, but for a GEMM
+//! of few rows: GEMM broadcasts rows of the weight over panels of x, attention broadcasts queries over
+//! panels of keys and probabilities over panels of values.
 
 use super::accumulators::Start;
 use super::blocking::Blocked;
@@ -86,9 +86,9 @@ impl<const ROWS: usize> Prefetch<ROWS> {
     /// No rows.
     pub(super) const NONE: Self = Self { rows: [std::ptr::null(); ROWS], step_bytes: 0 };
 
-    /// Prefetches the bytes that belong to the line of steps from `step` on.
+    /// Calls `prefetch` for the bytes that belong to the line of steps from `step` on.
     #[inline(always)]
-    fn fetch(&self, step: usize) {
+    pub(super) fn fetch(&self, step: usize, prefetch: impl Fn(*const u8)) {
         let offset = step * self.step_bytes;
         if self.step_bytes > 0 && offset.is_multiple_of(LINE_BYTES) {
             for row in self.rows {
@@ -222,10 +222,10 @@ unsafe fn strided<V: Blocked, D: Dot<V>, const ROWS: usize, const PANELS: usize,
     x: Strided,
     operands: Operands,
 ) {
-    let prefetch = Prefetch { rows: std::array::from_fn(|r| x.row(ROWS + r).cast()), step_bytes: 4 };
+    let next = Prefetch { rows: std::array::from_fn(|r| x.row(ROWS + r).cast()), step_bytes: 4 };
     // SAFETY: the caller's promises.
     unsafe {
-        microkernel::<V, D, ROWS, PANELS, VECTORS>(std::array::from_fn(|r| x.row(r)), operands, prefetch);
+        microkernel::<V, D, ROWS, PANELS, VECTORS>(std::array::from_fn(|r| x.row(r)), operands, next);
     }
 }
 
@@ -244,7 +244,7 @@ pub(super) unsafe fn microkernel<
 >(
     rows: [*const f32; ROWS],
     operands: Operands,
-    prefetch: Prefetch<ROWS>,
+    next: Prefetch<ROWS>,
 ) {
     // SAFETY: all addresses are rows below ROWS, panels below PANELS, vectors below VECTORS and
     // steps below `steps`, which the caller vouches for.
@@ -263,7 +263,7 @@ pub(super) unsafe fn microkernel<
         }
         let mut panels: [*const f32; PANELS] = std::array::from_fn(|p| operands.skip_panels(p, 0).panel);
         for line in (0..operands.steps).step_by(LINE_FLOATS) {
-            prefetch.fetch(line);
+            next.fetch(line, prefetch);
             for step in line..operands.steps.min(line + LINE_FLOATS) {
                 let mut columns = [[V::splat(0.0); VECTORS]; PANELS];
                 for p in 0..PANELS {

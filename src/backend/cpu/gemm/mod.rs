@@ -17,6 +17,7 @@
 //! no second copy of a weight exists anywhere.
 
 mod block;
+mod few_rows;
 mod matrix;
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,7 @@ use crate::config::Gate;
 const ERROR: f64 = 2.3e-6;
 
 /// m, n, k: one of each, odd ones, tails of every tile, several k blocks, a cut-down 70B row.
-const SHAPES: [(usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize); 16] = [
     (1, 1, 1),
     (1, 7, 3),
     (2, 17, 8),
@@ -33,6 +33,8 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (97, 50, 1537),
     (4, 640, 1024),
     (530, 20, 40),
+    (11, 35, 2100),
+    (6, 33, 1027),
 ];
 
 /// A problem that is awkward in memory: weight bytes at an odd address, strides wider than rows.

@@ -8,7 +8,8 @@
 //! at a time, each element broadcast to all lanes: a weight that is stored in the format of the
 //! multiply-add is read in place, another is converted into the first-level cache, once for all rows
 //! of the block. So nothing is transposed but x and the finished accumulators, and where those become
-//! the strips of the next GEMM, as of gate and up, they are not either.
+//! the strips of the next GEMM, as of gate and up, they are not either. Rows of x that make one strip
+//! only are multiplied the other way round (`few_rows`).
 
 use std::ops::Range;
 
@@ -18,10 +19,11 @@ use super::super::epilogue::{Epilogue, Store};
 use super::super::gate;
 use super::super::microkernel::{Bf16, Dot, F32, Operands, Prefetch, microkernel};
 use super::super::pack::{Bfloats, Halves, Lanes32, round_row, widen_row};
-use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, Vector};
+use super::super::simd::{Bf16Kernel, Bf16Vector, Kernel, LANES_MAX, Vector};
 use super::super::strips::{SharedStrips, StripFormat, pack_floats, pack_rounded};
 use super::super::view::{Rows, SharedRows, WeightView};
 use super::block::{Block, Gemm, Input, Partition, SharedOutput, k_block};
+use super::few_rows::{self, FewRows, Lane};
 use crate::weights::Dtype;
 
 /// The partition of the output. Where there is one k block, a block can have all columns. Packing an
@@ -62,7 +64,8 @@ struct ScratchSizes {
     x: usize,
     acc: usize,
     weights: usize,
-    rounded: usize,
+    /// A strip, while x is packed and where there is one alone.
+    spare: usize,
 }
 
 impl ScratchSizes {
@@ -74,12 +77,12 @@ impl ScratchSizes {
             x: format.floats(rows, k),
             acc: rows.next_multiple_of(format.lanes) * columns.next_multiple_of(blocking.group),
             weights: blocking.group * weight_stride(steps),
-            rounded: if format.elements > 1 { format.lanes * steps } else { 0 },
+            spare: format.lanes * steps,
         }
     }
 
     fn total(&self) -> usize {
-        self.x + self.acc + self.weights + self.rounded
+        self.x + self.acc + self.weights + self.spare
     }
 }
 
@@ -148,22 +151,21 @@ impl Block<'_, '_> {
     /// The CPU has the instructions of `V`.
     #[inline(always)]
     unsafe fn compute_in<V: Blocked, M: Operand<V>>(self) {
-        // With one strip a few rows of the weight have too few chains to hide the latency of a
-        // multiply-add: take more.
-        let is_one_strip = self.rows.len() <= V::LANES;
+        let is_strip = self.rows.len() <= V::LANES;
         // SAFETY: the caller vouches for the instructions.
         unsafe {
-            match (V::BLOCKING.mr, is_one_strip) {
+            match (V::BLOCKING.mr, is_strip) {
                 (8, true) => self.compute::<V, M, 16>(),
                 (8, false) => self.compute::<V, M, 8>(),
-                (6, true) => self.compute::<V, M, 12>(),
+                (6, true) => self.compute::<V, M, 8>(),
                 (6, false) => self.compute::<V, M, 6>(),
                 _ => self.compute::<V, M, 4>(),
             }
         }
     }
 
-    /// Computes the block with microkernels of `ROWS` rows of the weight, a divisor of the group.
+    /// Computes the block with microkernels of `ROWS` rows of the weight, a divisor of the group; with
+    /// as many as a vector has lanes where there is one strip.
     ///
     /// # Safety
     ///
@@ -173,7 +175,7 @@ impl Block<'_, '_> {
         let Self { gemm, out, rows, columns, scratch } = self;
         let Blocking { mr, kc, group, .. } = V::BLOCKING;
         let format = StripFormat { lanes: V::LANES, elements: M::ELEMENTS };
-        let k = gemm.weight.cols();
+        let (k, dtype) = (gemm.weight.cols(), gemm.weight.dtype());
         let k_block = k_block(k, kc * M::ELEMENTS, V::LANES * M::ELEMENTS);
         // An empty sum takes one k block too, of no elements.
         let k_blocks = k.div_ceil(k_block).max(1);
@@ -186,14 +188,17 @@ impl Block<'_, '_> {
         let is_packed = is_packed && k_blocks == 1;
         let (packed, rest) = floats.split_at_mut(sizes.x);
         let (acc, rest) = rest.split_at_mut(sizes.acc);
-        let (weights, rounded) = rest.split_at_mut(sizes.weights);
+        let (weights, spare) = rest.split_at_mut(sizes.weights);
         let strips = rows.len().div_ceil(V::LANES);
         // Of each group `[group, strips * LANES]`.
         let acc_stride = strips * V::LANES;
         let tiles = strips.div_ceil(V::NR_VECTORS);
+        let is_few = ROWS == V::LANES && strips == 1;
         for index in 0..k_blocks {
             let col = index * k_block;
             let cols = (k - col).min(k_block);
+            let steps = cols.div_ceil(M::ELEMENTS);
+            let start = if index == 0 { Start::Zero } else { Start::Reload };
             let (x, x_stride) = match &gemm.x {
                 Input::Strips(strips) => (strips.step(rows.start, col), format.stride(k)),
                 Input::Rows(x) => {
@@ -203,12 +208,16 @@ impl Block<'_, '_> {
                         let (rows, cols) = (row..rows.end.min(row + V::LANES), col..col + cols);
                         let to = packed[strip * stride..].as_mut_ptr();
                         // SAFETY: the caller vouches for the instructions; a strip has `LANES` floats
-                        // of each step; `rounded` as many where it is used.
-                        unsafe { M::pack_x(x, rows, cols, to, rounded.as_mut_ptr()) };
+                        // of each step, and so has `spare`.
+                        unsafe { M::pack_x(x, rows, cols, to, spare.as_mut_ptr()) };
                     }
                     (packed.as_ptr(), stride)
                 }
             };
+            if is_few {
+                // SAFETY: the strip has these rows and steps, `spare` as many.
+                unsafe { few_rows::pack(x, V::LANES, steps, rows.len(), spare.as_mut_ptr()) };
+            }
             for first in (0..columns.len()).step_by(group) {
                 let columns = Group::new(gemm, columns.start + first, columns.end, group);
                 let acc_first = if k_blocks == 1 { 0 } else { first * acc_stride };
@@ -224,40 +233,60 @@ impl Block<'_, '_> {
                     if columns.up.is_none() && column >= columns.columns {
                         break;
                     }
+                    let acc = acc.wrapping_add(column * acc_stride);
                     let stored = columns.elements::<ROWS>(&gemm.weight, column, col);
+                    let mut next = Prefetch {
+                        rows: columns.elements(&gemm.weight, column + ROWS, col),
+                        step_bytes: M::ELEMENTS * dtype.size(),
+                    };
+                    let weights = weights.as_mut_ptr();
+                    if is_few {
+                        let (lane, rows) = (M::lane(dtype), rows.len());
+                        let weight = match lane {
+                            Lane::BfloatPair => stored,
+                            // SAFETY: as below.
+                            Lane::Step => unsafe {
+                                weight_rows::<V, M, ROWS>(dtype, stored, cols, weights)
+                                    .map(<*const f32>::cast)
+                            },
+                        };
+                        let weight = padded(weight);
+                        let next = Prefetch { rows: padded(next.rows), step_bytes: next.step_bytes };
+                        let x = spare.as_ptr();
+                        let few = FewRows { weight, lane, next, x, steps, rows, acc, acc_stride, start };
+                        // SAFETY: the caller vouches for the instructions; of `LANES` rows of the
+                        // weight and of the strip these steps exist, and `acc` has as many rows of
+                        // the group, and is this worker's alone.
+                        unsafe { M::multiply_apart(few) };
+                        continue;
+                    }
                     // SAFETY: the caller vouches for the instructions; the rows lie inside the weight;
                     // `weights` has rows of these steps.
-                    let from = unsafe {
-                        weight_rows::<V, M, ROWS>(gemm.weight.dtype(), stored, cols, weights.as_mut_ptr())
-                    };
-                    let mut prefetch = Prefetch {
-                        rows: columns.elements(&gemm.weight, column + ROWS, col),
-                        step_bytes: M::ELEMENTS * gemm.weight.dtype().size(),
-                    };
+                    let from = unsafe { weight_rows::<V, M, ROWS>(dtype, stored, cols, weights) };
                     // As even as can be: few chains are slow.
                     for tile in 0..tiles {
                         let strip = strips * tile / tiles;
                         let operands = Operands {
-                            steps: cols.div_ceil(M::ELEMENTS),
+                            steps,
                             panel: x.wrapping_add(strip * x_stride),
                             panel_width: V::LANES,
                             panel_stride: x_stride,
-                            acc: acc.wrapping_add(column * acc_stride + strip * V::LANES),
+                            acc: acc.wrapping_add(strip * V::LANES),
                             acc_stride,
-                            start: if index == 0 { Start::Zero } else { Start::Reload },
+                            start,
                         };
                         // SAFETY: the strips have these rows of x, and `from` the rows of the weight,
                         // in as many steps; `acc` has these strips of `ROWS` rows of the group, which
                         // the k block before has spilled, if there was one; it is this worker's alone.
                         unsafe {
                             match strips * (tile + 1) / tiles - strip {
-                                1 => microkernel::<V, M, ROWS, 1, 1>(from, operands, prefetch),
-                                2 if ROWS == mr => microkernel::<V, M, ROWS, 2, 1>(from, operands, prefetch),
-                                3 if ROWS == mr => microkernel::<V, M, ROWS, 3, 1>(from, operands, prefetch),
+                                1 if ROWS == mr => microkernel::<V, M, ROWS, 1, 1>(from, operands, next),
+                                2 if ROWS == mr => microkernel::<V, M, ROWS, 2, 1>(from, operands, next),
+                                3 if ROWS == mr => microkernel::<V, M, ROWS, 3, 1>(from, operands, next),
                                 strips => unreachable!("{ROWS} rows of the weight by {strips} strips"),
                             }
                         }
-                        prefetch = Prefetch::NONE;
+                        next = Prefetch::NONE;
                     }
                 }
                 if let Some(last) = last {
@@ -274,6 +303,11 @@ impl Block<'_, '_> {
             }
         }
     }
+}
+
+/// Returns the addresses with as many behind them as a vector may have lanes.
+fn padded<const ROWS: usize>(addresses: [*const u8; ROWS]) -> [*const u8; LANES_MAX] {
+    std::array::from_fn(|i| addresses.get(i).copied().unwrap_or(std::ptr::null()))
 }
 
 /// Writes the accumulators of a group to the output.
@@ -409,6 +443,16 @@ trait Operand<V>: Dot<V> {
     /// The CPU has the instructions of `V`.
     unsafe fn store_apart(store: StoreStrips);
 
+    /// Runs `few` in a function of its own.
+    ///
+    /// # Safety
+    ///
+    /// The CPU has the instructions of `V`.
+    unsafe fn multiply_apart(few: FewRows);
+
+    /// The contents of 32 bits of a row that is stored as `dtype`, for [`FewRows`].
+    fn lane(dtype: Dtype) -> Lane;
+
     /// Whether rows of `cols` elements that are stored as `dtype` are in steps already.
     fn reads(dtype: Dtype, cols: usize) -> bool;
 
@@ -467,6 +511,16 @@ impl<V: Blocked> Operand<V> for F32 {
         unsafe { V::run_apart(store) }
     }
 
+    #[inline(always)]
+    unsafe fn multiply_apart(few: FewRows) {
+        // SAFETY: the caller's promise.
+        unsafe { V::run_apart(few) }
+    }
+
+    fn lane(dtype: Dtype) -> Lane {
+        if dtype == Dtype::BF16 { Lane::BfloatPair } else { Lane::Step }
+    }
+
     fn reads(dtype: Dtype, _: usize) -> bool {
         dtype == Dtype::F32
     }
@@ -501,6 +555,16 @@ impl<V: Blocked + Bf16Vector> Operand<V> for Bf16 {
     unsafe fn store_apart(store: StoreStrips) {
         // SAFETY: the caller's promise.
         unsafe { V::run_bf16_apart(store) }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply_apart(few: FewRows) {
+        // SAFETY: the caller's promise.
+        unsafe { V::run_bf16_apart(few) }
+    }
+
+    fn lane(_: Dtype) -> Lane {
+        Lane::Step
     }
 
     fn reads(dtype: Dtype, cols: usize) -> bool {

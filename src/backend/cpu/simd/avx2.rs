@@ -131,6 +131,17 @@ impl Vector for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn widen_bf16_pairs(self) -> (Self, Self) {
+        // SAFETY: the caller vouches for the instructions; no memory is touched.
+        unsafe {
+            let pairs = _mm256_castps_si256(self.0);
+            let upper = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            let lower = _mm256_slli_epi32::<16>(pairs);
+            (Self(_mm256_castsi256_ps(lower)), Self(_mm256_castsi256_ps(upper)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn zip(self, b: Self) -> (Self, Self) {
         // SAFETY: the caller vouches for the instructions.
         unsafe {

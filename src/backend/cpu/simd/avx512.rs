@@ -196,6 +196,17 @@ impl Vector for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn widen_bf16_pairs(self) -> (Self, Self) {
+        // SAFETY: the caller vouches for the instructions; no memory is touched.
+        unsafe {
+            let pairs = _mm512_castps_si512(self.0);
+            let upper = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            let lower = _mm512_slli_epi32::<16>(pairs);
+            (Self(_mm512_castsi512_ps(lower)), Self(_mm512_castsi512_ps(upper)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn zip(self, b: Self) -> (Self, Self) {
         // SAFETY: the caller vouches for the instructions.
         unsafe {

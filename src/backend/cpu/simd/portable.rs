@@ -147,6 +147,15 @@ impl<const N: usize, M: MulAdd> Vector for Lanes<N, M> {
     }
 
     #[inline(always)]
+    unsafe fn widen_bf16_pairs(self) -> (Self, Self) {
+        let bits = |i: usize| self.0[i].to_bits();
+        (
+            Self::from_fn(|i| f32::from_bits(bits(i) << 16)),
+            Self::from_fn(|i| f32::from_bits(bits(i) & 0xffff_0000)),
+        )
+    }
+
+    #[inline(always)]
     unsafe fn zip(self, b: Self) -> (Self, Self) {
         let lane = |i: usize| if i.is_multiple_of(2) { self.0[i / 2] } else { b.0[i / 2] };
         (Self::from_fn(lane), Self::from_fn(|i| lane(N + i)))

@@ -50,6 +50,9 @@ pub(in crate::backend::cpu) trait Vector: Copy {
     /// `(a0 b0 a1 b1 ..)`: the lower halves of two vectors, and then their upper halves, as a zip.
     unsafe fn zip(self, b: Self) -> (Self, Self);
 
+    /// The bfloat16 values in the lower and in the upper halves of the lanes, widened.
+    unsafe fn widen_bf16_pairs(self) -> (Self, Self);
+
     /// Runs `kernel` with this vector type in a function of its own, where only its own values
     /// compete for registers: a kernel that is inlined into a long function may have its
     /// accumulators spilled in every step.
