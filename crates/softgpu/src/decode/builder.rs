@@ -130,6 +130,7 @@ impl<'a> Builder<'a> {
             | "redux" | "activemask" | "nanosleep" | "griddepcontrol" => self.control(&mut opcode, i)?,
             DROPPED => Draft::new(Op::Nop),
             "cvt" => self.convert(&mut opcode, i)?,
+            "wgmma" => self.warpgroup(&mut opcode, i)?,
             "mov" => self.mov(&mut opcode, i)?,
             _ => self.arith(&mut opcode, i)?,
         };
@@ -177,6 +178,19 @@ impl<'a> Builder<'a> {
     ) -> Result<(), String> {
         let register = self.value(operand, class)?;
         draft.list(register, false);
+        Ok(())
+    }
+
+    /// Adds a register to the list that is read and written.
+    pub(super) fn update_listed(
+        &mut self,
+        draft: &mut Draft,
+        operand: &Operand,
+        class: Class,
+    ) -> Result<(), String> {
+        let register = self.target(operand, class)?;
+        draft.fields.push(Field { register, slot: OperandSlot::List(draft.listed), defines: false });
+        draft.list(register, true);
         Ok(())
     }
 

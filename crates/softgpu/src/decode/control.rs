@@ -32,8 +32,17 @@ impl Builder<'_> {
                 self.def(&mut draft, &i.operands[0], Class::W32)?;
                 Ok(draft)
             }
-            // Fences order nothing here: warps of a block take turns, blocks run one after another.
+            // Other fences order nothing here: warps of a block take turns, blocks run one after another.
             _ => {
+                if opcode.take("proxy") {
+                    opcode.take("shared::cta");
+                    let is_known = opcode.take("async");
+                    return if is_known {
+                        Ok(Draft::new(Op::ProxyFence))
+                    } else {
+                        Err("unknown proxy".into())
+                    };
+                }
                 let scopes = ["gl", "cta", "sys", "gpu", "sc", "acq_rel", "u32", "wait", "launch_dependents"];
                 opcode.take_any(&scopes);
                 Ok(Draft::new(Op::Nop))

@@ -230,6 +230,19 @@ pub enum Mma {
     M16N8K8(Half),
 }
 
+/// A product of one warpgroup, `wgmma.mma_async`: 64 rows by `columns` columns by 16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GroupProduct {
+    /// Columns of the result, a multiple of 8.
+    pub columns: u16,
+    /// The format of both operands.
+    pub half: Half,
+    /// The left operand is in registers, not in shared memory.
+    pub registers: bool,
+    /// The right operand is `[16, columns]` in memory, not `[columns, 16]`.
+    pub transposed: bool,
+}
+
 /// The operation of an instruction. `r[0]` is the result unless the variant says otherwise.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[allow(missing_docs)]
@@ -374,6 +387,13 @@ pub enum Op {
     },
     /// list: d x4, a, b, c x4
     Mma(Mma),
+    /// descriptor of b, predicate, descriptor of a unless it is in registers; list: d, a x4 in registers
+    GroupProduct(GroupProduct),
+    GroupFence,
+    GroupCommit,
+    /// `imm` groups may stay in flight
+    GroupWait,
+    ProxyFence,
     Nop,
     /// `imm` = target
     Branch,
@@ -460,4 +480,16 @@ pub struct Program {
     pub shared_bytes: usize,
     /// `.maxntid`.
     pub threads_max: Option<u32>,
+    /// The 32-bit registers that each instruction reads or writes, for kernels with products of
+    /// warpgroups; no lists for others.
+    pub touched: Vec<Vec<Touched>>,
+}
+
+/// A 32-bit register that an instruction reads or writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Touched {
+    /// Its slot.
+    pub slot: u16,
+    /// It is written.
+    pub writes: bool,
 }

@@ -297,7 +297,7 @@ impl Builder<'_> {
     }
 }
 
-fn items(operand: &Operand) -> Vec<&Operand> {
+pub(super) fn items(operand: &Operand) -> Vec<&Operand> {
     if let Operand::Vector(items) = operand { items.iter().collect() } else { vec![operand] }
 }
 

@@ -12,6 +12,7 @@ mod flow;
 mod inst;
 mod memory;
 mod registers;
+mod warpgroup;
 
 pub use inst::*;
 
@@ -77,6 +78,7 @@ fn decode_entry(module: &Module, entry: &Entry) -> Result<Program, Vec<String>> 
         param_bytes,
         shared_bytes,
         threads_max: entry.threads_max,
+        touched: allotted.touched,
     })
 }
 

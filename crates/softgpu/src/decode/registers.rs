@@ -6,7 +6,7 @@
 
 use super::builder::{Builder, Class, Draft, OperandSlot};
 use super::flow::Flow;
-use super::inst::{Inst, NO_GUARD, Preset};
+use super::inst::{Inst, NO_GUARD, Op, Preset, Touched};
 
 /// Code over slots.
 pub(super) struct Allotted {
@@ -14,6 +14,7 @@ pub(super) struct Allotted {
     pub(super) pool: Vec<u16>,
     pub(super) slots: (usize, usize, usize),
     pub(super) presets: Vec<Preset>,
+    pub(super) touched: Vec<Vec<Touched>>,
 }
 
 /// Gives every virtual register a slot, constants and special registers first.
@@ -43,7 +44,7 @@ pub(super) fn allot(drafts: &mut [Draft], builder: &Builder<'_>, flow: &Flow) ->
     assign(&intervals(drafts, builder, flow), builder, &mut slot, &mut used);
 
     let (mut code, mut pool) = (Vec::with_capacity(drafts.len()), Vec::new());
-    for draft in drafts {
+    for draft in drafts.iter() {
         let mut inst = draft.inst;
         inst.list = pool.len() as u32;
         pool.extend(std::iter::repeat_n(0, inst.list_len as usize));
@@ -58,12 +59,23 @@ pub(super) fn allot(drafts: &mut [Draft], builder: &Builder<'_>, flow: &Flow) ->
         }
         code.push(inst);
     }
+    let touched = if drafts.iter().any(|draft| matches!(draft.inst.op, Op::GroupProduct(_))) {
+        drafts.iter().map(|draft| touched(draft, builder, &slot)).collect()
+    } else {
+        Vec::new()
+    };
     let slots = (
         used[Class::W32 as usize] as usize,
         used[Class::W64 as usize] as usize,
         used[Class::Pred as usize] as usize,
     );
-    Allotted { code, pool, slots, presets }
+    Allotted { code, pool, slots, presets, touched }
+}
+
+/// The 32-bit registers of an instruction.
+fn touched(draft: &Draft, builder: &Builder<'_>, slot: &[u16]) -> Vec<Touched> {
+    let fields = draft.fields.iter().filter(|field| builder.classes[field.register as usize] == Class::W32);
+    fields.map(|field| Touched { slot: slot[field.register as usize], writes: field.defines }).collect()
 }
 
 /// Linear scan over (register, first, last), which arrive sorted by `first`.
@@ -141,6 +153,19 @@ fn intervals(drafts: &[Draft], builder: &Builder<'_>, flow: &Flow) -> Vec<(u32, 
                 if out >> bit & 1 == 1 {
                     touch(register, end - 1);
                 }
+            }
+        }
+    }
+    // Registers of a product of a warpgroup are the hardware's from the fence before it to a wait after
+    // it: no other value may share their slots there.
+    let is = |op: Op| move |draft: &Draft| draft.inst.op == op;
+    let last_wait = drafts.iter().rposition(is(Op::GroupWait)).unwrap_or(0);
+    for (at, draft) in drafts.iter().enumerate() {
+        if let Op::GroupProduct(_) = draft.inst.op {
+            let fence = drafts[..at].iter().rposition(is(Op::GroupFence)).unwrap_or(at);
+            for field in &draft.fields {
+                touch(field.register, fence);
+                touch(field.register, last_wait.max(at));
             }
         }
     }

@@ -252,7 +252,7 @@ fn status_of(violation: Violation) -> Status {
     match violation {
         Violation::Misaligned => Status::MisalignedAddress,
         Violation::Barrier => Status::LaunchTimeout,
-        Violation::Trap => Status::IllegalInstruction,
+        Violation::Trap | Violation::Descriptor => Status::IllegalInstruction,
         _ => Status::IllegalAddress,
     }
 }

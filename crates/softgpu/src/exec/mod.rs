@@ -11,6 +11,7 @@ mod shared;
 mod tensor;
 mod together;
 mod warp;
+mod warpgroup;
 
 use crate::check::{Fault, LaneFault, Violation};
 use crate::decode::Program;
@@ -52,7 +53,8 @@ pub fn launch(
     let threads: u32 = config.block.iter().product();
     let mut warps: Vec<Warp> =
         (0..threads.div_ceil(32)).map(|index| Warp::new(program, index as u8)).collect();
-    let shared = Shared::new(program.shared_bytes + config.dynamic_shared_bytes, config.checked);
+    let shared_bytes = program.shared_bytes + config.dynamic_shared_bytes;
+    let shared = Shared::new(shared_bytes, config.checked, !program.touched.is_empty());
     memory.begin_launch(config.grid);
     let mut block = Block { program, memory, shared, params };
     for z in 0..config.grid[2] {
@@ -73,8 +75,8 @@ pub fn launch(
 }
 
 impl Block<'_> {
-    /// Turns: every ready warp runs to its next barrier or its end; when none is left ready, the
-    /// barrier opens.
+    /// Turns: every ready warp runs to its next barrier or product of its warpgroup, or to its end; when
+    /// none is left ready, and no product has all its warps, the barrier opens.
     fn run(&mut self, warps: &mut [Warp], position: &BlockPosition) -> Result<(), Fault> {
         loop {
             for warp in warps.iter_mut().filter(|w| w.state == State::Ready) {
@@ -82,6 +84,9 @@ impl Block<'_> {
                 if let Err((pc, fault)) = outcome {
                     return Err(self.describe(pc, &fault, index, position));
                 }
+            }
+            if self.products(warps).map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, position))? {
+                continue;
             }
             if warps.iter().all(|w| w.state == State::Done) {
                 return Ok(());
@@ -93,6 +98,30 @@ impl Block<'_> {
                 warp.state = State::Ready;
             }
         }
+    }
+
+    /// Issues the product of every warpgroup whose four warps stand at it; returns whether there was
+    /// one.
+    fn products(&mut self, warps: &mut [Warp]) -> Result<bool, (usize, LaneFault, u8)> {
+        let mut any = false;
+        for group in warps.chunks_mut(warpgroup::WARPS) {
+            let Some(first) = group.iter().find(|w| w.state == State::AtProduct) else { continue };
+            let (index, pc) = (first.index, first.barrier());
+            let stands = |w: &Warp| w.state == State::AtProduct && w.barrier() == pc;
+            if group.len() == warpgroup::WARPS && group.iter().all(stands) {
+                self.issue_product(pc, group).map_err(|(fault, warp)| (pc, fault, warp))?;
+                any = true;
+                continue;
+            }
+            let missing = group.iter().find(|w| !stands(w)).map(|w| match w.state {
+                State::Done => format!("warp {} has returned", w.index),
+                _ => format!("warp {} waits at `{}`", w.index, self.program.text[w.barrier()].0),
+            });
+            let missing = missing.unwrap_or_else(|| format!("the block has {} of its warps", group.len()));
+            let detail = format!("warp {index} waits for its warpgroup, but {missing}");
+            return Err((pc, LaneFault { violation: Violation::Barrier, lane: 0, detail }, index));
+        }
+        Ok(any)
     }
 
     /// Warps that wait must wait at one instruction. Hardware counts arrivals wherever they are, so

@@ -55,6 +55,11 @@ impl Block<'_> {
             if mask == 0 {
                 continue;
             }
+            if !program.touched.is_empty()
+                && let Err(fault) = warp.products.touch(program, at)
+            {
+                break Err((at, fault));
+            }
             match inst.op {
                 Op::Branch => branch(warp, &mut top, inst.imm as u32, program.reconverge[at], mask),
                 Op::Ret => {
@@ -64,6 +69,11 @@ impl Block<'_> {
                 Op::BarSync if mask == warp.live => {
                     warp.stack.push(top);
                     warp.state = State::AtBarrier;
+                    break Ok(());
+                }
+                Op::GroupProduct(_) if mask == u32::MAX => {
+                    warp.stack.push(top);
+                    warp.state = State::AtProduct;
                     break Ok(());
                 }
                 _ => {
@@ -232,6 +242,21 @@ impl Block<'_> {
                 self.memory.counters.mma += 1;
                 tensor::mma(kind, warp, list);
             }
+            Op::GroupFence => {
+                Self::whole_warp(mask)?;
+                warp.products.fence();
+            }
+            Op::GroupCommit => {
+                Self::whole_warp(mask)?;
+                warp.products.commit();
+            }
+            Op::GroupWait => {
+                Self::whole_warp(mask)?;
+                self.wait_products(warp, inst.imm as usize)?;
+            }
+            Op::GroupProduct(_) => Self::whole_warp(mask)?,
+            // By some of the lanes it orders nothing for the others.
+            Op::ProxyFence if mask == warp.live => self.shared.fence_proxy(warp.index),
             Op::BarSync => {
                 let detail =
                     format!("lanes {mask:#010x} of {:#010x} meet a barrier of the whole block", warp.live);

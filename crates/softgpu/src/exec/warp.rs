@@ -1,6 +1,7 @@
 //! A warp: its registers, its lanes' positions, its copies in flight.
 
 use super::lanes::{W32, W64};
+use super::warpgroup::Products;
 use crate::decode::{Preset, Program, Special};
 
 /// Lanes that run together until `reconverge`.
@@ -16,6 +17,8 @@ pub(super) struct Frame {
 pub(super) enum State {
     Ready,
     AtBarrier,
+    /// At a product of its warpgroup.
+    AtProduct,
     Done,
 }
 
@@ -44,6 +47,7 @@ pub(super) struct Warp {
     pub(super) open: Vec<Copy16>,
     /// Committed groups, oldest first.
     pub(super) groups: std::collections::VecDeque<Vec<Copy16>>,
+    pub(super) products: Products,
 }
 
 /// Position and size of a block.
@@ -67,10 +71,11 @@ impl Warp {
             state: State::Ready,
             open: Vec::new(),
             groups: Default::default(),
+            products: Products::new(program),
         }
     }
 
-    /// The barrier that a warp in [`State::AtBarrier`] waits at.
+    /// The barrier or product that a warp in [`State::AtBarrier`] or [`State::AtProduct`] waits at.
     pub(super) fn barrier(&self) -> usize {
         self.stack.last().map_or(0, |top| top.pc as usize - 1)
     }
@@ -86,6 +91,7 @@ impl Warp {
         self.state = State::Ready;
         self.open.clear();
         self.groups.clear();
+        self.products.clear();
         for preset in &program.presets {
             match *preset {
                 Preset::W32(at, value) => self.w32[at as usize].0 = [value; 32],
