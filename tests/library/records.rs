@@ -30,7 +30,11 @@ fn tables_of_baselines_agree_with_the_records() {
 #[test]
 fn tables_of_baselines_have_sides_of_one_arithmetic() {
     let side = |name: &str, dtype: &str, seconds: [f64; 3], apart: f64| {
-        let samples = seconds.map(|seconds| json!({"round": 0, "seconds": seconds, "foreign_cores": 0.0}));
+        let samples: Vec<Value> = seconds
+            .iter()
+            .enumerate()
+            .map(|(round, seconds)| json!({"round": round, "seconds": seconds, "foreign_cores": 0.0}))
+            .collect();
         json!({
             "side": name, "engine": format!("{name} 1.0"), "dtype": dtype, "settings": "batch=4", "samples": samples,
             "rewards_apart_mean": apart, "rewards_apart_max": 2.0 * apart, "peak_memory_bytes": 3 << 20,
@@ -56,8 +60,17 @@ fn tables_of_baselines_have_sides_of_one_arithmetic() {
     let page = "# Title\n\n<!-- baselines -->\nold\n<!-- end of baselines -->\nlast\n";
     let pages = ["README.md", "benches/README.md"].map(|name| root.join(name));
     pages.iter().for_each(|path| fs::write(path, page).unwrap());
-    let record = report("Some CPU", "2 x 500", &sides).to_string();
-    fs::write(root.join("benches/record/some-cpu/2026-12-01-abc.json"), record).unwrap();
+    let write = |name: &str, record: &Value| {
+        fs::write(root.join("benches/record/some-cpu").join(name), record.to_string()).unwrap();
+    };
+    write("2026-12-01-abc.json", &report("Some CPU", "2 x 500", &sides));
+    // An older record has another test, and this one, which the newer one measured again.
+    let mut older = report("Some CPU", "2 x 500", &[sides[0].clone(), sides[0].clone()]);
+    older["date"] = json!("2026-11-30");
+    older["commit"] = json!("def");
+    let other = report("Some CPU", "3 x 500", &sides)["reports"].as_array().unwrap().clone();
+    older["reports"].as_array_mut().unwrap().extend(other);
+    write("2026-11-30-def.json", &older);
 
     let root = root.to_str().unwrap();
     let checked = tables(&["--check", root]);
@@ -67,11 +80,16 @@ fn tables_of_baselines_have_sides_of_one_arithmetic() {
     let [front, whole] = pages.map(|path| fs::read_to_string(path).unwrap());
     let line = "| 2 x 500, bf16 | 2,000 | 4,000 |\n";
     assert!(front.contains("| tokens/s | kudos | vllm |\n") && front.contains(line), "{front}");
+    assert!(
+        front.contains("at abc and def:") && front.contains("| 3 x 500, bf16 | 2,000 | 4,000 |\n"),
+        "{front}"
+    );
     assert!(front.starts_with("# Title\n") && front.ends_with("last\n") && !front.contains("old"), "{front}");
-    let fastest = "| 2 x 500, bf16 | vllm | 4,000 | 0.50 x | 1.2e-01 (2.5e-01) | 3 MiB | batch=4 |\n";
+    let fastest =
+        "| 2 x 500, bf16 | vllm | 4,000 | 0.50 x (0.25 to 36.00) | 1.2e-01 (2.5e-01) | 3 MiB | batch=4 |\n";
     let engine = "|  | kudos | 2,000 |  | 6.2e-02 (1.2e-01) | 3 MiB | batch=4 |\n";
     assert!(whole.contains(&format!("{fastest}{engine}")), "{whole}");
-    assert!(whole.contains("repeated 4 times, and 2 stayed") && !whole.contains("openvino"), "{whole}");
+    assert!(whole.contains("repeated 8 times, and 4 stayed") && !whole.contains("openvino"), "{whole}");
     assert!(tables(&["--check", root]).status.success());
 }
 
