@@ -9,6 +9,7 @@ use kudos::internals::backend::cuda::tiles::{TILE_KEYS, WorkItem};
 
 use crate::attention::{NEIGHBOUR, Queries, changed_by_nan, family, heads, pack, qkv_rows, try_run};
 use crate::launches::Counters;
+use crate::work::is_of_warpgroups;
 use crate::{AttentionTest, Gpu};
 
 /// Tests that need no software GPU.
@@ -16,8 +17,13 @@ pub(crate) const TESTS: &[AttentionTest] =
     &[("of_a_path_too_long_shows", keys_of_another_conversation_are_seen)];
 
 /// The software GPU's names for the effects of a missing barrier or wait.
-const UNORDERED: [&str; 3] =
-    ["shared memory race", "operand of an asynchronous copy in flight", "uninitialised read"];
+const UNORDERED: [&str; 5] = [
+    "shared memory race",
+    "operand of an asynchronous copy in flight",
+    "operand of a product in flight",
+    "missing fence",
+    "uninitialised read",
+];
 
 /// The kernel with a bug, or `None` where it has no such instruction.
 fn with(plant: &str, gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Counters) -> Option<Ops> {
@@ -34,7 +40,9 @@ fn with(plant: &str, gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Count
 fn assert_caught(plant: &str, ops: Ops, softgpu: Counters) {
     let kernel = ops.attention_kernel();
     let heads = heads(3, 1, kernel.head_dim);
-    let packed = pack(&family(), Sharing::Prefixes);
+    // The last one has tiles of 128 keys before those in which some are masked.
+    let sequences = [family(), vec![(5_000..5_400).collect()]].concat();
+    let packed = pack(&sequences, Sharing::Prefixes);
     let rows = qkv_rows(ops.format(), heads, &packed);
     let outcome = try_run(&ops, heads, &packed, &rows, Queries::All, |_| {});
     assert!(outcome.is_err(), "{}, {plant}: not caught", kernel.name);
@@ -50,6 +58,8 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
     let (barriers, waits) = match kernel.stem {
         "attention_plain" => (4, 0),
         "attention_sm75" => (2, 0),
+        // One before each product of scores, and the last one of values; masked tiles have a loop.
+        "attention_sm90a_simple" => (4, 4),
         _ => (2, 2),
     };
     for (instruction, expected) in [("bar.sync", barriers), ("cp.async.wait_group", waits)] {
@@ -63,6 +73,13 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
     }
     if kernel.is_plain() {
         return;
+    }
+    if is_of_warpgroups(kernel) {
+        for instruction in ["wgmma.fence", "wgmma.wait_group", "wgmma.commit_group", "fence.proxy.async"] {
+            let plant = format!("drop every {instruction}");
+            let ops = with(&plant, gpu, kernel, softgpu).expect("products are ordered");
+            assert_caught(&plant, ops, softgpu);
+        }
     }
 
     // The store through the queries' slot, without waiting for the other lanes.

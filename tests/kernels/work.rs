@@ -2,8 +2,8 @@
 //! warps, passes of shared memory's banks, sectors.
 //!
 //! A warp multiplies whole steps: 16 of its rows with 16 keys, over as many keys as the last of its
-//! rows sees. Only these roundings go beyond the causal minimum, so the count follows from the work
-//! list alone.
+//! rows sees; on Hopper's tensor cores all rows of a block multiply whole tiles of 128 keys. Only these
+//! roundings go beyond the causal minimum, so the count follows from the work list alone.
 
 use std::slice;
 
@@ -78,19 +78,25 @@ fn mma_flops(kernel: &AttentionKernel) -> u64 {
 /// The flops of the kernel's matmuls, Q K^T and P V, in whole steps.
 fn flops_of_steps(kernel: &AttentionKernel, heads: Heads, work: &[WorkItem]) -> u64 {
     let group = heads.q_heads / heads.kv_heads;
-    let warps = kernel.threads / LANES;
-    let warp_rows = kernel.block_rows / warps;
-    let mut steps = 0;
+    let warp_rows = kernel.block_rows / (kernel.threads / LANES);
+    let (step_rows, step_keys) =
+        if is_of_warpgroups(kernel) { (kernel.block_rows, 2 * kernel.tile_keys) } else { (warp_rows, STEP) };
+    let mut products = 0;
     for work in work {
         let [position, first_head, pairs] =
             [work.position, work.first_head, work.pairs].map(|word| word as usize);
-        for first in (0..pairs).step_by(warp_rows) {
-            let last = first.saturating_add(warp_rows).min(pairs) - 1;
+        for first in (0..pairs).step_by(step_rows) {
+            let last = first.saturating_add(step_rows).min(pairs) - 1;
             let keys = position + (first_head + last) / group + 1;
-            steps += keys.div_ceil(STEP) * (warp_rows / STEP);
+            products += keys.next_multiple_of(step_keys) * step_rows;
         }
     }
-    (heads.kv_heads * steps * 4 * STEP * STEP * kernel.head_dim) as u64
+    (heads.kv_heads * products * 4 * kernel.head_dim) as u64
+}
+
+/// Whether its matmuls are those of warpgroups.
+pub(crate) fn is_of_warpgroups(kernel: &AttentionKernel) -> bool {
+    kernel.stem.starts_with("attention_sm90a")
 }
 
 /// The fewest flops: each row with the keys that it sees.

@@ -26,6 +26,9 @@ OF_THE_PAGES_COMPILER = unittest.skipUnless(IS_COMPARABLE, "the page is of anoth
 # Attention on tensor cores: a tier's kernels, its matmul with its k, and the architectures that run it.
 TIERS = {"attention_sm75_f16": ("HMMA.1688", 8, (75,)), "attention_sm80_bf16": ("HMMA.16816", 16, (80, 90))}
 TILE_KEYS = 64
+# Attention on Hopper's tensor cores.
+HOPPER_HEAD_DIMS = (64, 128)
+HOPPER_TILE_KEYS = 128
 
 # Bytes of the widest load, store or copy of a thread.
 WORD = 16
@@ -215,6 +218,38 @@ class Checks(unittest.TestCase):
         for tile in tiles(75, 80, 90):
             with self.subTest(**tile.case):
                 self.assertEqual(tile.counts["bar"], 2)
+
+    def test_attention_on_hopper_has_the_matmuls_and_copies_of_a_tile(self):
+        for head_dim in HOPPER_HEAD_DIMS:
+            found = CODE.counts[90, f"attention_sm90a_simple_bf16_d{head_dim}"]
+            with self.subTest(head_dim=head_dim):
+                # Each of the steps of 16 along head_dim for scores, and along the keys for values.
+                scores, values = head_dim // 16, HOPPER_TILE_KEYS // 16
+                matmuls = {"HGMMA.64x128x16": scores + values}
+                if head_dim < 128:
+                    matmuls = {"HGMMA.64x128x16": scores, f"HGMMA.64x{head_dim}x16": values}
+                self.assertEqual(found["matmuls"], matmuls)
+                words = 2 * HOPPER_TILE_KEYS * head_dim * 2 // WORD
+                self.assertEqual((found["ldgsts"], found["bar"]), (words // found["threads_max"], 1))
+                # The rows of a tile to come.
+                self.assertEqual(found["ldg"], 2)
+
+    def test_attention_on_hopper_takes_powers_of_two_beside_a_product(self):
+        for head_dim in HOPPER_HEAD_DIMS:
+            with self.subTest(head_dim=head_dim):
+                path, is_loop = counts.hot_path(CODE.code[90, f"attention_sm90a_simple_bf16_d{head_dim}"])
+                self.assertTrue(is_loop)
+                # Groups of products that may be in flight; at the end of an iteration none is.
+                in_flight, beside, alone = 0, 0, 0
+                for issued in path:
+                    if issued.name.startswith("HGMMA"):
+                        in_flight = 2
+                    elif issued.name.startswith("WARPGROUP.DEPBAR"):
+                        in_flight = min(in_flight, int(issued.operands[-1], 16))
+                    elif counts.is_exponential(issued):
+                        beside, alone = beside + (in_flight > 0), alone + (in_flight == 0)
+                # Two rows of a tile by four lanes, and what rescales each.
+                self.assertEqual((beside, alone), (2 * HOPPER_TILE_KEYS // 4 + 2, 0))
 
     def test_gates_take_one_power_of_two_for_each_value(self):
         for (arch, name), found in CODE.counts.items():

@@ -14,6 +14,7 @@ section_seconds=${KUDOS_SECTION_SECONDS:-465}
 # Racecheck follows every access to shared memory and is slow: it runs only these tests, of the kernels with shared memory,
 # one at a time, by patterns of their names.
 racecheck_tests='attention_sm80_.*_on_shared attention_sm75_.*_on_shared attention_plain_.*_d128_.*_on_shared
+    attention_sm90a_.*_on_shared
     add_rms_norm_matches add_rms_norm_adds score_matches'
 
 # The engine under memcheck: one test, one model.

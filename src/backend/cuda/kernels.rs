@@ -99,8 +99,8 @@ pub struct AttentionKernel {
 }
 
 /// Every attention kernel, the best first: of those that differ in features alone, the one without
-/// any.
-pub const ATTENTION: [AttentionKernel; 24] = {
+/// any. Those at the end have not been measured on hardware, and are taken by name alone.
+pub const ATTENTION: [AttentionKernel; 26] = {
     use ActivationFormat::{Bf16, F16};
     let sm80_d64 = tensor("attention_sm80", "attention_sm80_bf16_d64", Bf16, (64, 128, 128, 3, 2));
     let sm80_d128 = tensor("attention_sm80", "attention_sm80_bf16_d128", Bf16, (128, 128, 128, 3, 2));
@@ -133,6 +133,8 @@ pub const ATTENTION: [AttentionKernel; 24] = {
         with_window_and_cap("attention_plain_f16_d64_wc", plain("", F16, 64)),
         with_window_and_cap("attention_plain_f16_d128_wc", plain("", F16, 128)),
         with_window_and_cap("attention_plain_f16_d256_wc", plain("", F16, 256)),
+        sm90a_simple("attention_sm90a_simple_bf16_d64", 64),
+        sm90a_simple("attention_sm90a_simple_bf16_d128", 128),
     ]
 };
 
@@ -166,6 +168,25 @@ const fn tensor(
         features: AttentionFeatures::NONE,
         threads,
         blocks,
+    }
+}
+
+/// A kernel of `attention_sm90a_simple.cu`: two tiles of keys, each of two of the table's, and two of
+/// values.
+const fn sm90a_simple(name: &'static str, head_dim: usize) -> AttentionKernel {
+    let (format, block_rows) = (ActivationFormat::Bf16, 128);
+    AttentionKernel {
+        name,
+        stem: "attention_sm90a_simple",
+        arch: Arch::Exactly(Capability { major: 9, minor: 0 }),
+        format,
+        head_dim,
+        tile_keys: TILE_KEYS,
+        block_rows,
+        shared_bytes: (block_rows + 4 * 2 * TILE_KEYS) * head_dim * format.bytes(),
+        features: AttentionFeatures::NONE,
+        threads: 256,
+        blocks: 1,
     }
 }
 
@@ -555,6 +576,7 @@ mod tests {
         assert_eq!(bytes[..6], [40 << 10, 80 << 10, 48 << 10, 96 << 10, 32 << 10, 64 << 10]);
         assert_eq!(bytes[6..9], [17_408, 29_696, 54_272]);
         assert_eq!(bytes[9..12], bytes[6..9]);
-        assert_eq!(bytes[12..], bytes[..12], "the variants with a window and a cap");
+        assert_eq!(bytes[12..24], bytes[..12], "the variants with a window and a cap");
+        assert_eq!(bytes[24..], [80 << 10, 160 << 10]);
     }
 }

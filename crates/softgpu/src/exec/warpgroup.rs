@@ -169,7 +169,8 @@ impl Block<'_> {
             let accumulates = accumulates != 0;
             warp.products.open.push(Product { shape, pc, accumulates, left, right });
             warp.state = State::Ready;
-            self.memory.counters.mma += 1;
+            // As many as of `mma.m16n8k16`.
+            self.memory.counters.mma += u64::from(shape.columns) / 8;
         }
         Ok(())
     }
