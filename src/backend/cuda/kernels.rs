@@ -406,7 +406,7 @@ mod tests {
 
     #[test]
     fn every_fatbin_is_one_and_its_ptx_can_be_read() {
-        assert_eq!(FATBINS.len(), 14);
+        assert_eq!(FATBINS.len(), 15);
         for (stem, bytes) in FATBINS {
             assert_eq!(bytes[..4], [0x50, 0xED, 0x55, 0xBA], "{stem}");
             let entry = format!(".entry {stem}");

@@ -6,6 +6,7 @@ mod convert;
 mod float;
 mod int;
 mod lanes;
+mod products;
 mod run;
 mod shared;
 mod tensor;
@@ -85,7 +86,10 @@ impl Block<'_> {
                     return Err(self.describe(pc, &fault, index, position));
                 }
             }
-            if self.products(warps).map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, position))? {
+            if self
+                .issue_products(warps)
+                .map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, position))?
+            {
                 continue;
             }
             if warps.iter().all(|w| w.state == State::Done) {
@@ -98,30 +102,6 @@ impl Block<'_> {
                 warp.state = State::Ready;
             }
         }
-    }
-
-    /// Issues the product of every warpgroup whose four warps stand at it; returns whether there was
-    /// one.
-    fn products(&mut self, warps: &mut [Warp]) -> Result<bool, (usize, LaneFault, u8)> {
-        let mut any = false;
-        for group in warps.chunks_mut(warpgroup::WARPS) {
-            let Some(first) = group.iter().find(|w| w.state == State::AtProduct) else { continue };
-            let (index, pc) = (first.index, first.barrier());
-            let stands = |w: &Warp| w.state == State::AtProduct && w.barrier() == pc;
-            if group.len() == warpgroup::WARPS && group.iter().all(stands) {
-                self.issue_product(pc, group).map_err(|(fault, warp)| (pc, fault, warp))?;
-                any = true;
-                continue;
-            }
-            let missing = group.iter().find(|w| !stands(w)).map(|w| match w.state {
-                State::Done => format!("warp {} has returned", w.index),
-                _ => format!("warp {} waits at `{}`", w.index, self.program.text[w.barrier()].0),
-            });
-            let missing = missing.unwrap_or_else(|| format!("the block has {} of its warps", group.len()));
-            let detail = format!("warp {index} waits for its warpgroup, but {missing}");
-            return Err((pc, LaneFault { violation: Violation::Barrier, lane: 0, detail }, index));
-        }
-        Ok(any)
     }
 
     /// Warps that wait must wait at one instruction. Hardware counts arrivals wherever they are, so

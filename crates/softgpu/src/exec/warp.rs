@@ -1,7 +1,7 @@
 //! A warp: its registers, its lanes' positions, its copies in flight.
 
 use super::lanes::{W32, W64};
-use super::warpgroup::Products;
+use super::products::Products;
 use crate::decode::{Preset, Program, Special};
 
 /// Lanes that run together until `reconverge`.

@@ -2,138 +2,51 @@
 //!
 //! A product is issued when the four warps of the group stand at it, and each warp computes its
 //! sixteen rows when it waits for the product's group, no earlier: a missing wait shows every time.
-//! Until then nobody may touch its registers or write what it reads.
-
-use std::collections::VecDeque;
+//! Until then its registers may not be touched, nor what it reads be written.
 
 use super::Block;
 use super::access::at_lane;
 use super::float::half_to;
+use super::products::Product;
 use super::warp::{State, Warp};
 use crate::check::{LaneFault, Violation};
-use crate::decode::{GroupProduct, Half, Op, Program, Touched};
+use crate::decode::{Half, Op};
 
 /// Warps of a warpgroup.
-pub(super) const WARPS: usize = 4;
+const WARPS: usize = 4;
 /// Rows of a warp, and the inner dimension.
 const ROWS: usize = 16;
 const DEPTH: usize = 16;
 /// Bytes that are read at once, which no swizzle takes apart.
 const CHUNK: u64 = 16;
 
-/// The products of one warp.
-#[derive(Default)]
-pub(super) struct Products {
-    /// Issued since the last commit.
-    open: Vec<Product>,
-    /// Committed groups, oldest first.
-    groups: VecDeque<Vec<Product>>,
-    /// For each 32-bit register how many products in flight have it, and the last of them.
-    in_flight: Vec<(u16, usize)>,
-    /// Registers that were written since the last fence.
-    unfenced: Vec<bool>,
-    /// A fence was passed.
-    has_fence: bool,
-}
-
-/// One warp's part of a product in flight.
-struct Product {
-    shape: GroupProduct,
-    /// Its instruction.
-    pc: usize,
-    accumulates: bool,
-    /// Places in shared memory of its rows of the left operand, unless that is in registers.
-    left: Vec<usize>,
-    right: Vec<usize>,
-}
-
-impl Products {
-    pub(super) fn new(program: &Program) -> Self {
-        let registers = if program.touched.is_empty() { 0 } else { program.slots.0 };
-        Self { in_flight: vec![(0, 0); registers], unfenced: vec![false; registers], ..Self::default() }
-    }
-
-    /// Prepares for the next block.
-    pub(super) fn clear(&mut self) {
-        self.open.clear();
-        self.groups.clear();
-        self.in_flight.fill((0, 0));
-        self.unfenced.fill(false);
-        self.has_fence = false;
-    }
-
-    /// Checks that an instruction touches no register of a product in flight, and notes the registers
-    /// that it writes. Products have rules of their own.
-    #[inline]
-    pub(super) fn touch(&mut self, program: &Program, pc: usize) -> Result<(), LaneFault> {
-        if let Op::GroupProduct(_) = program.code[pc].op {
-            return Ok(());
-        }
-        for &Touched { slot, writes } in &program.touched[pc] {
-            let (products, last) = self.in_flight[slot as usize];
-            if products > 0 {
-                let (text, line) = &program.text[last];
-                let opcode = text.split_whitespace().next().unwrap_or_default();
-                let detail = format!("a register of `{opcode}` at {line}, which was not waited for");
-                return Err(LaneFault { violation: Violation::InProduct, lane: 0, detail });
-            }
-            self.unfenced[slot as usize] |= writes;
-        }
-        Ok(())
-    }
-
-    /// `wgmma.fence`: what was written to registers may be read by products.
-    pub(super) fn fence(&mut self) {
-        self.unfenced.fill(false);
-        self.has_fence = true;
-    }
-
-    pub(super) fn commit(&mut self) {
-        let open = std::mem::take(&mut self.open);
-        self.groups.push_back(open);
-    }
-
-    /// Checks the registers of the product at `pc`. Those of sums may be another product's that is in
-    /// flight, which is done first.
-    fn check(&self, program: &Program, pc: usize) -> Result<(), (Violation, String)> {
-        if !self.has_fence {
-            return Err((Violation::Unfenced, "there was no wgmma.fence before".into()));
-        }
-        let touched = &program.touched[pc];
-        if touched.iter().any(|touched| self.unfenced[touched.slot as usize]) {
-            let detail = "a register was written with no wgmma.fence after it".into();
-            return Err((Violation::Unfenced, detail));
-        }
-        let is_sum = |slot: u16| touched.iter().any(|touched| touched.writes && touched.slot == slot);
-        let mut fragments = touched.iter().filter(|touched| !is_sum(touched.slot));
-        if fragments.any(|touched| self.is_sum_in_flight(program, touched.slot)) {
-            let detail = "a register of the left operand is the sum of a product in flight".into();
-            return Err((Violation::InProduct, detail));
-        }
-        Ok(())
-    }
-
-    fn is_sum_in_flight(&self, program: &Program, slot: u16) -> bool {
-        self.groups.iter().flatten().chain(&self.open).any(|product| {
-            program.touched[product.pc].iter().any(|touched| touched.writes && touched.slot == slot)
-        })
-    }
-
-    fn mark(&mut self, program: &Program, pc: usize, on: bool) {
-        for touched in program.touched[pc].iter() {
-            let (products, last) = &mut self.in_flight[touched.slot as usize];
-            if on {
-                (*products, *last) = (*products + 1, pc);
-            } else {
-                *products -= 1;
-            }
-        }
-    }
-}
-
 impl Block<'_> {
+    /// Issues the product of every warpgroup whose four warps stand at it; returns whether there was
+    /// one.
+    pub(super) fn issue_products(&mut self, warps: &mut [Warp]) -> Result<bool, (usize, LaneFault, u8)> {
+        let mut any = false;
+        for group in warps.chunks_mut(WARPS) {
+            let Some(first) = group.iter().find(|w| w.state == State::AtProduct) else { continue };
+            let (index, pc) = (first.index, first.barrier());
+            let stands = |w: &Warp| w.state == State::AtProduct && w.barrier() == pc;
+            if group.len() == WARPS && group.iter().all(stands) {
+                self.issue_product(pc, group).map_err(|(fault, warp)| (pc, fault, warp))?;
+                any = true;
+                continue;
+            }
+            let missing = group.iter().find(|w| !stands(w)).map(|w| match w.state {
+                State::Done => format!("warp {} has returned", w.index),
+                _ => format!("warp {} waits at `{}`", w.index, self.program.text[w.barrier()].0),
+            });
+            let missing = missing.unwrap_or_else(|| format!("the block has {} of its warps", group.len()));
+            let detail = format!("warp {index} waits for its warpgroup, but {missing}");
+            return Err((pc, LaneFault { violation: Violation::Barrier, lane: 0, detail }, index));
+        }
+        Ok(any)
+    }
+
     /// Issues the product at which the four warps of a group stand.
-    pub(super) fn issue_product(&mut self, pc: usize, group: &mut [Warp]) -> Result<(), (LaneFault, u8)> {
+    fn issue_product(&mut self, pc: usize, group: &mut [Warp]) -> Result<(), (LaneFault, u8)> {
         let program = self.program;
         let inst = &program.code[pc];
         let Op::GroupProduct(shape) = inst.op else { return Ok(()) };
