@@ -433,8 +433,10 @@ fn random_weights_take_the_memory_of_a_checkpoint() {
 #[test]
 #[ignore = "needs a GPU, real or software: make test"]
 fn an_attention_kernel_runs_by_name_or_those_that_fit_are_named() {
-    // The plain kernels round in other places than those with tensor cores. Measured on the software GPU: 0.0016.
-    const APART_MAX: f32 = 0.01;
+    // The plain kernels round in other places than those with tensor cores. Measured on the software GPU: 0.0016. Those
+    // with tiles of 128 keys round all weights of a tile by another maximum: 0.0202, where the first kernel's rewards
+    // and theirs are both 0.018 from the CPU's in f32, on average over the demo's pairs.
+    let apart_max = |name: &str| if name.contains("sm90a") { 0.04 } else { 0.01 };
     let demo = common::demo_model();
     let sequences = family(ModelConfig::read(&demo).unwrap().vocab as u32);
     let rewards = |attention: Option<&str>| -> kudos::Result<Vec<f32>> {
@@ -455,7 +457,7 @@ fn an_attention_kernel_runs_by_name_or_those_that_fit_are_named() {
         let found = rewards(Some(name)).unwrap();
         let apart = found.iter().zip(&expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
         println!("{name}: at most {apart} from {}", names[0]);
-        assert!(apart <= APART_MAX, "{name}: {apart}");
+        assert!(apart <= apart_max(name), "{name}: {apart}");
     }
     let model = demo.to_str().unwrap();
     let run = score(&["--cuda-attention", "no_such_kernel", "--model", model, "-"], "{\"input_ids\": [1]}");
