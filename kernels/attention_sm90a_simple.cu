@@ -3,7 +3,7 @@
 //   tiles       128 keys, two of tile_rows' tiles; where the path ends in the first half of one, the second half is zeros
 //   block       128 rows, two warpgroups of 64; one barrier for each tile of keys
 //   pipeline    while a tile is multiplied, the values of the same tile and the keys of the next one are in flight, each in
-//               one of two slots; the product of a tile's weights and values runs beside the next tile's scores and softmax
+//               one of two slots; the matmul of a tile's weights and values runs beside the next tile's scores and softmax
 //   shared      Q, two tiles of K, two of V, as wgmma.cuh has them: 160 KiB with d128, 80 KiB with d64, one block on a
 //               multiprocessor for its registers. O is stored through Q's place
 //   cost        4 * HEAD_DIM flops per row and key, in whole 128 rows x 128 keys -> compute bound
@@ -17,7 +17,7 @@
 constexpr int TILE = 2 * KEYS;
 constexpr int GROUP_WARPS = 4, GROUPS = 2, WARP_ROWS = 16, GROUP_ROWS = GROUP_WARPS * WARP_ROWS;
 constexpr int ROWS = GROUPS * GROUP_ROWS, THREADS = GROUPS * GROUP_WARPS * WARP, STAGES = 2;
-constexpr int STEP = 16;              // the inner dimension of a product
+constexpr int STEP = 16;              // the inner dimension of a matmul
 constexpr int SCORES = TILE / 2;      // a lane's part of a tile's scores
 constexpr int DESCRIPTOR_UNIT = 16;   // bytes
 
@@ -239,7 +239,7 @@ template <int HEAD_DIM> struct AttentionSm90aSimple {
       }
       state.weigh(scores, rescale, shape.scale_log2);
       // The wait stands in both branches, and with two texts: ptxas would move one before the exponentials, which are to
-      // run beside the product.
+      // run beside the matmul.
       if (__any_sync(ALL_LANES, rescale[0] != 1.0f || rescale[1] != 1.0f)) {
         asm volatile("wgmma.wait_group.sync.aligned 0; // then rescale" : : : "memory");
         hold(sums);

@@ -22,15 +22,15 @@ __device__ __forceinline__ uint64_t matrix_descriptor(uint32_t address, uint32_t
          static_cast<uint64_t>(SWIZZLE_ROWS_BYTES >> 4) << 32 | 1ull << 62;
 }
 
-// What this thread wrote to its registers may be read by the warpgroup's products from now on.
+// What this thread wrote to its registers may be read by the warpgroup's matmuls from now on.
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" : : : "memory"); }
 
-// What this thread wrote to shared memory may be read by products after the next barrier.
+// What this thread wrote to shared memory may be read by matmuls after the next barrier.
 __device__ __forceinline__ void fence_proxy_async() {
   asm volatile("fence.proxy.async.shared::cta;" : : : "memory");
 }
 
-// Groups the products that were started since the last group.
+// Groups the matmuls that were started since the last group.
 __device__ __forceinline__ void wgmma_commit_group() {
   asm volatile("wgmma.commit_group.sync.aligned;" : : : "memory");
 }
@@ -40,7 +40,7 @@ template <int NEWEST> __device__ __forceinline__ void wgmma_wait_group() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" : : "n"(NEWEST) : "memory");
 }
 
-// Lets the compiler neither move nor copy registers of products across this point.
+// Lets the compiler neither move nor copy registers of matmuls across this point.
 template <int COUNT> __device__ __forceinline__ void hold(float (&values)[COUNT]) {
 #pragma unroll
   for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(values[i]) : : "memory");

@@ -20,7 +20,7 @@ pub(crate) const TESTS: &[AttentionTest] =
 const UNORDERED: [&str; 5] = [
     "shared memory race",
     "operand of an asynchronous copy in flight",
-    "operand of a product in flight",
+    "operand of a matmul in flight",
     "missing fence",
     "uninitialised read",
 ];
@@ -58,7 +58,7 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
     let (barriers, waits) = match kernel.stem {
         "attention_plain" => (4, 0),
         "attention_sm75" => (2, 0),
-        // One before each product of scores, and the last one of values; masked tiles have a loop.
+        // One before each matmul of scores, and the last one of values; masked tiles have a loop.
         "attention_sm90a_simple" => (4, 4),
         _ => (2, 2),
     };
@@ -77,7 +77,7 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
     if is_of_warpgroups(kernel) {
         for instruction in ["wgmma.fence", "wgmma.wait_group", "wgmma.commit_group", "fence.proxy.async"] {
             let plant = format!("drop every {instruction}");
-            let ops = with(&plant, gpu, kernel, softgpu).expect("products are ordered");
+            let ops = with(&plant, gpu, kernel, softgpu).expect("matmuls are ordered");
             assert_caught(&plant, ops, softgpu);
         }
     }

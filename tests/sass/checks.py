@@ -234,12 +234,12 @@ class Checks(unittest.TestCase):
                 # The rows of a tile to come.
                 self.assertEqual(found["ldg"], 2)
 
-    def test_attention_on_hopper_takes_powers_of_two_beside_a_product(self):
+    def test_attention_on_hopper_takes_powers_of_two_beside_a_matmul(self):
         for head_dim in HOPPER_HEAD_DIMS:
             with self.subTest(head_dim=head_dim):
                 path, is_loop = counts.hot_path(CODE.code[90, f"attention_sm90a_simple_bf16_d{head_dim}"])
                 self.assertTrue(is_loop)
-                # Groups of products that may be in flight; at the end of an iteration none is.
+                # Groups of matmuls that may be in flight; at the end of an iteration none is.
                 in_flight, beside, alone = 0, 0, 0
                 for issued in path:
                     if issued.name.startswith("HGMMA"):

@@ -21,10 +21,10 @@ pub enum Violation {
     BlockRace,
     /// A byte was touched while an asynchronous copy into it was in flight.
     InFlight,
-    /// A register of a product of a warpgroup was touched, or what it reads written, while it was in
+    /// A register of a matmul of a warpgroup was touched, or what it reads written, while it was in
     /// flight.
-    InProduct,
-    /// A product of a warpgroup read what was written with no fence after it.
+    InMatmul,
+    /// A matmul of a warpgroup read what was written with no fence after it.
     Unfenced,
     /// A matrix descriptor that is not one, or that differs among the threads of a warpgroup.
     Descriptor,
@@ -44,7 +44,7 @@ impl fmt::Display for Violation {
             Self::Race => "shared memory race",
             Self::BlockRace => "race between blocks",
             Self::InFlight => "operand of an asynchronous copy in flight",
-            Self::InProduct => "operand of a product in flight",
+            Self::InMatmul => "operand of a matmul in flight",
             Self::Unfenced => "missing fence",
             Self::Descriptor => "matrix descriptor",
             Self::Barrier => "barrier error",

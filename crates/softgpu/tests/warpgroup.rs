@@ -1,4 +1,4 @@
-//! `wgmma`: one product with results that are known, and kernels with one bug planted, which must be caught
+//! `wgmma`: one matmul with results that are known, and kernels with one bug planted, which must be caught
 //! and named.
 
 mod common;
@@ -26,7 +26,7 @@ fn gpu() -> Gpu {
     Gpu::new()
 }
 
-/// The left operand: row r has one 1, at r % 32. So row r of a product is row r % 32 of the right one.
+/// The left operand: row r has one 1, at r % 32. So row r of a matmul is row r % 32 of the right one.
 fn left(row: usize, k: usize) -> f32 {
     f32::from(row % 32 == k)
 }
@@ -98,7 +98,7 @@ fn kernel(columns: usize, bits: u64, body: &str) -> String {
     )
 }
 
-fn product(columns: usize, left: &str, right: &str, accumulates: &str, modifiers: &str) -> String {
+fn matmul(columns: usize, left: &str, right: &str, accumulates: &str, modifiers: &str) -> String {
     let sums = registers("f", columns / 2);
     format!(
         "wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.bf16.bf16 {sums}, {left}, {right}, {accumulates}, \
@@ -133,15 +133,15 @@ fn check(text: &str, input: &[u32], columns: usize, expected: impl Fn(usize, usi
 }
 
 #[test]
-fn a_product_of_shared_memory_has_known_results() {
-    // The second product begins sixteen elements, 32 bytes, later in each row.
+fn a_matmul_of_shared_memory_has_known_results() {
+    // The second matmul begins sixteen elements, 32 bytes, later in each row.
     let next = "add.s64 %d4, %d4, 2;\nadd.s64 %d5, %d5, 2;\n";
     for (first, ones) in [("%p3", 0.0), ("%p2", 1.0)] {
         let body = [
             FENCE,
-            &product(16, "%d4", "%d5", first, "0, 0"),
+            &matmul(16, "%d4", "%d5", first, "0, 0"),
             next,
-            &product(16, "%d4", "%d5", "%p2", "0, 0"),
+            &matmul(16, "%d4", "%d5", "%p2", "0, 0"),
             COMMIT,
             WAIT,
         ];
@@ -151,15 +151,15 @@ fn a_product_of_shared_memory_has_known_results() {
 }
 
 #[test]
-fn a_product_of_a_transposed_operand_has_known_results() {
-    // 4,096 bytes from 64 columns to the next; sixteen lines, 2,048 bytes, to the next product.
+fn a_matmul_of_a_transposed_operand_has_known_results() {
+    // 4,096 bytes from 64 columns to the next; sixteen lines, 2,048 bytes, to the next matmul.
     let bits = SWIZZLED | 256 << 16;
     let next = "add.s64 %d4, %d4, 2;\nadd.s64 %d5, %d5, 128;\n";
     let body = [
         FENCE,
-        &product(128, "%d4", "%d5", "%p2", "0, 1"),
+        &matmul(128, "%d4", "%d5", "%p2", "0, 1"),
         next,
-        &product(128, "%d4", "%d5", "%p2", "0, 1"),
+        &matmul(128, "%d4", "%d5", "%p2", "0, 1"),
         COMMIT,
         WAIT,
     ];
@@ -172,8 +172,8 @@ fn of_registers(after: &str) -> String {
     let loads: String =
         (0..4).map(|i| format!("ld.global.u32 %a{i}, [%d2+{}];\n", 4 * IMAGE + 512 * i)).collect();
     let mine = format!("mul.wide.u32 %d3, %r1, 4;\nadd.s64 %d2, %d2, %d3;\n{loads}");
-    let product = product(16, &registers("a", 4), "%d5", "%p3", "0");
-    let body = [&mine, FENCE, &product, COMMIT, WAIT, after];
+    let matmul = matmul(16, &registers("a", 4), "%d5", "%p3", "0");
+    let body = [&mine, FENCE, &matmul, COMMIT, WAIT, after];
     kernel(16, SWIZZLED, &body.concat())
 }
 
@@ -191,7 +191,7 @@ fn with_fragments() -> Vec<u32> {
 }
 
 #[test]
-fn a_product_of_registers_has_known_results() {
+fn a_matmul_of_registers_has_known_results() {
     check(&of_registers(""), &with_fragments(), 16, |row, column| right(row % 16, column));
 }
 
@@ -212,7 +212,7 @@ fn caught(text: &str, plant: &str, status: u32, says: &[&str]) {
 }
 
 fn simple(after: &str) -> String {
-    let body = [FENCE, &product(16, "%d4", "%d5", "%p2", "0, 0"), COMMIT, WAIT, after];
+    let body = [FENCE, &matmul(16, "%d4", "%d5", "%p2", "0, 0"), COMMIT, WAIT, after];
     kernel(16, SWIZZLED, &body.concat())
 }
 
@@ -222,27 +222,27 @@ fn dropped_fences_are_named() {
     caught(&simple(""), "drop 1 wgmma.fence", ILLEGAL_ADDRESS, &says);
     let says = ["missing fence", "no fence.proxy.async after it", "written by warp", "`wgmma.mma_async"];
     caught(&simple(""), "drop 1 fence.proxy.async", ILLEGAL_ADDRESS, &says);
-    // A register that is written between a fence and the product.
+    // A register that is written between a fence and the matmul.
     let body =
-        [FENCE, "mov.f32 %f3, 0f40000000;\n", FENCE, &product(16, "%d4", "%d5", "%p2", "0, 0"), COMMIT, WAIT];
+        [FENCE, "mov.f32 %f3, 0f40000000;\n", FENCE, &matmul(16, "%d4", "%d5", "%p2", "0, 0"), COMMIT, WAIT];
     let says = ["missing fence", "a register was written", "`wgmma.mma_async"];
     caught(&kernel(16, SWIZZLED, &body.concat()), "drop 2 wgmma.fence", ILLEGAL_ADDRESS, &says);
 }
 
 #[test]
-fn a_dropped_barrier_before_a_product_is_a_race() {
+fn a_dropped_barrier_before_a_matmul_is_a_race() {
     let says = ["shared memory race", "written by", "`wgmma.mma_async"];
     caught(&simple(""), "drop 1 bar.sync", ILLEGAL_ADDRESS, &says);
 }
 
 #[test]
 fn a_dropped_wait_is_named() {
-    let says = ["operand of a product in flight", "which was not waited for", "`st.global.f32"];
+    let says = ["operand of a matmul in flight", "which was not waited for", "`st.global.f32"];
     caught(&simple(""), "drop 1 wgmma.wait_group", ILLEGAL_ADDRESS, &says);
     caught(&simple(""), "set 1 wgmma.wait_group 0 1", ILLEGAL_ADDRESS, &says);
     caught(&simple(""), "drop 1 wgmma.commit_group", ILLEGAL_ADDRESS, &says);
-    // The left operand's registers belong to the product, too.
-    let says = ["operand of a product in flight", "which was not waited for", "`mov.u32 %a2"];
+    // The left operand's registers belong to the matmul, too.
+    let says = ["operand of a matmul in flight", "which was not waited for", "`mov.u32 %a2"];
     caught(
         &of_registers(&format!("mov.u32 %a2, 0;\n{WAIT}")),
         "drop 1 wgmma.wait_group",
@@ -255,10 +255,10 @@ fn a_dropped_wait_is_named() {
 fn an_operand_that_is_overwritten_early_is_named() {
     let write = "setp.eq.u32 %p5, %r1, 0;\nbar.sync 0;\n@%p5 st.shared.u32 [%r2+8208], %r4;\n";
     let after = format!("{write}{WAIT}");
-    let says = ["operand of a product in flight", "shared byte 8208", "st.shared.u32"];
+    let says = ["operand of a matmul in flight", "shared byte 8208", "st.shared.u32"];
     caught(&simple(&after), "drop 1 wgmma.wait_group", ILLEGAL_ADDRESS, &says);
-    // Another warp's product may read on where this warp has waited.
-    let says = ["operand of a product in flight", "st.shared.u32"];
+    // Another warp's matmul may read on where this warp has waited.
+    let says = ["operand of a matmul in flight", "st.shared.u32"];
     caught(&simple(write), "drop 2 bar.sync", ILLEGAL_ADDRESS, &says);
 }
 
@@ -266,7 +266,7 @@ fn an_operand_that_is_overwritten_early_is_named() {
 fn a_wrong_descriptor_is_named() {
     // The operand's second half would lie where nothing was written.
     let transposed = {
-        let body = [FENCE, &product(128, "%d4", "%d5", "%p2", "0, 1"), COMMIT, WAIT];
+        let body = [FENCE, &matmul(128, "%d4", "%d5", "%p2", "0, 1"), COMMIT, WAIT];
         kernel(128, SWIZZLED | 256 << 16, &body.concat())
     };
     let leading = SWIZZLED | 768 << 16;
@@ -275,7 +275,7 @@ fn a_wrong_descriptor_is_named() {
     let says = ["matrix descriptor", "swizzle 0"];
     caught(&simple(""), "set 2 or.b64 2 0", ILLEGAL_INSTRUCTION, &says);
     let by_thread = "and.b32 %r9, %r1, 0;\ncvt.u64.u32 %d7, %r9;\nadd.s64 %d4, %d4, %d7;\n";
-    let body = [by_thread, FENCE, &product(16, "%d4", "%d5", "%p2", "0, 0"), COMMIT, WAIT];
+    let body = [by_thread, FENCE, &matmul(16, "%d4", "%d5", "%p2", "0, 0"), COMMIT, WAIT];
     let says = ["matrix descriptor", "operands differ"];
     caught(&kernel(16, SWIZZLED, &body.concat()), "set 1 and.b32 2 1", ILLEGAL_INSTRUCTION, &says);
 }
@@ -285,7 +285,7 @@ fn a_warp_that_does_not_come_is_named() {
     let body = [
         "setp.lt.u32 %p4, %r1, 128;\n@%p4 bra PRODUCT;\nret;\nPRODUCT:\n",
         FENCE,
-        &product(16, "%d4", "%d5", "%p2", "0, 0"),
+        &matmul(16, "%d4", "%d5", "%p2", "0, 0"),
         COMMIT,
         WAIT,
     ];

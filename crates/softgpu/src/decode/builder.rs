@@ -188,9 +188,9 @@ impl<'a> Builder<'a> {
         operand: &Operand,
         class: Class,
     ) -> Result<(), String> {
-        let register = self.target(operand, class)?;
-        draft.fields.push(Field { register, slot: OperandSlot::List(draft.listed), defines: false });
-        draft.list(register, true);
+        self.def_listed(draft, operand, class)?;
+        let read = draft.fields.last().map(|&written| Field { defines: false, ..written });
+        draft.fields.extend(read);
         Ok(())
     }
 

@@ -230,9 +230,9 @@ pub enum Mma {
     M16N8K8(Half),
 }
 
-/// A product of one warpgroup, `wgmma.mma_async`: 64 rows by `columns` columns by 16.
+/// A matmul of one warpgroup, `wgmma.mma_async`: 64 rows by `columns` columns by 16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GroupProduct {
+pub struct GroupMatmul {
     /// Columns of the result, a multiple of 8.
     pub columns: u16,
     /// The format of both operands.
@@ -388,7 +388,7 @@ pub enum Op {
     /// list: d x4, a, b, c x4
     Mma(Mma),
     /// descriptor of b, predicate, descriptor of a unless it is in registers; list: d, a x4 in registers
-    GroupProduct(GroupProduct),
+    GroupMatmul(GroupMatmul),
     GroupFence,
     GroupCommit,
     /// `imm` groups may stay in flight
@@ -480,7 +480,7 @@ pub struct Program {
     pub shared_bytes: usize,
     /// `.maxntid`.
     pub threads_max: Option<u32>,
-    /// The 32-bit registers that each instruction reads or writes, for kernels with products of
+    /// The 32-bit registers that each instruction reads or writes, for kernels with matmuls of
     /// warpgroups; no lists for others.
     pub touched: Vec<Vec<Touched>>,
 }

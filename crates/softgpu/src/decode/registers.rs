@@ -59,7 +59,7 @@ pub(super) fn allot(drafts: &mut [Draft], builder: &Builder<'_>, flow: &Flow) ->
         }
         code.push(inst);
     }
-    let touched = if drafts.iter().any(|draft| matches!(draft.inst.op, Op::GroupProduct(_))) {
+    let touched = if drafts.iter().any(|draft| matches!(draft.inst.op, Op::GroupMatmul(_))) {
         drafts.iter().map(|draft| touched(draft, builder, &slot)).collect()
     } else {
         Vec::new()
@@ -156,12 +156,12 @@ fn intervals(drafts: &[Draft], builder: &Builder<'_>, flow: &Flow) -> Vec<(u32, 
             }
         }
     }
-    // Registers of a product of a warpgroup are the hardware's from the fence before it to a wait after
+    // Registers of a matmul of a warpgroup are the hardware's from the fence before it to a wait after
     // it: no other value may share their slots there.
     let is = |op: Op| move |draft: &Draft| draft.inst.op == op;
     let last_wait = drafts.iter().rposition(is(Op::GroupWait)).unwrap_or(0);
     for (at, draft) in drafts.iter().enumerate() {
-        if let Op::GroupProduct(_) = draft.inst.op {
+        if let Op::GroupMatmul(_) = draft.inst.op {
             let fence = drafts[..at].iter().rposition(is(Op::GroupFence)).unwrap_or(at);
             for field in &draft.fields {
                 touch(field.register, fence);

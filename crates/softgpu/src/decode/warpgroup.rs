@@ -1,7 +1,7 @@
-//! `wgmma`: products of a warpgroup, four warps, and the instructions that order them.
+//! `wgmma`: matmuls of a warpgroup, four warps, and the instructions that order them.
 
 use super::builder::{Builder, Class, Draft, Opcode};
-use super::inst::{GroupProduct, Half, Op};
+use super::inst::{GroupMatmul, Half, Op};
 use super::memory::items;
 use crate::ptx::{Instruction, Operand};
 
@@ -12,7 +12,7 @@ impl Builder<'_> {
             return Err("unknown instruction".into());
         }
         match kind {
-            "mma_async" => self.group_product(opcode, i),
+            "mma_async" => self.group_matmul(opcode, i),
             "fence" => Ok(Draft::new(Op::GroupFence)),
             "commit_group" => Ok(Draft::new(Op::GroupCommit)),
             "wait_group" => {
@@ -27,7 +27,7 @@ impl Builder<'_> {
         }
     }
 
-    fn group_product(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+    fn group_matmul(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
         let columns = opcode.shift().strip_prefix("m64n").and_then(|rest| rest.strip_suffix("k16"));
         let columns: u16 = columns.and_then(|columns| columns.parse().ok()).ok_or("unknown shape")?;
         if !columns.is_multiple_of(8) || !(8..=256).contains(&columns) {
@@ -52,7 +52,7 @@ impl Builder<'_> {
             }
             _ => return Err("only factors of 1, and no transposed left operand".into()),
         };
-        let mut draft = Draft::new(Op::GroupProduct(GroupProduct { columns, half, registers, transposed }));
+        let mut draft = Draft::new(Op::GroupMatmul(GroupMatmul { columns, half, registers, transposed }));
         let sums = items(d);
         if sums.len() != usize::from(columns) / 2 {
             return Err("unexpected number of accumulators".into());

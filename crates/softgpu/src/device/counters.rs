@@ -20,7 +20,7 @@ pub struct Counters {
     pub shared_requests: u64,
     /// Passes that shared memory's 32 banks needed beyond the fewest possible.
     pub bank_conflicts: u64,
-    /// Tensor-core instructions of a warp; of a warpgroup's, as many as of `mma.m16n8k16` have its products.
+    /// Tensor-core instructions of a warp; of a warpgroup's, as many as of `mma.m16n8k16` have its matmuls.
     pub mma: u64,
     /// Instructions that warps executed.
     pub warp_instructions: u64,

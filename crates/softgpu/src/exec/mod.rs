@@ -6,7 +6,7 @@ mod convert;
 mod float;
 mod int;
 mod lanes;
-mod products;
+mod matmuls;
 mod run;
 mod shared;
 mod tensor;
@@ -76,8 +76,8 @@ pub fn launch(
 }
 
 impl Block<'_> {
-    /// Turns: every ready warp runs to its next barrier or product of its warpgroup, or to its end; when
-    /// none is left ready, and no product has all its warps, the barrier opens.
+    /// Turns: every ready warp runs to its next barrier or matmul of its warpgroup, or to its end; when
+    /// none is left ready, and no matmul has all its warps, the barrier opens.
     fn run(&mut self, warps: &mut [Warp], position: &BlockPosition) -> Result<(), Fault> {
         loop {
             for warp in warps.iter_mut().filter(|w| w.state == State::Ready) {
@@ -87,7 +87,7 @@ impl Block<'_> {
                 }
             }
             if self
-                .issue_products(warps)
+                .issue_matmuls(warps)
                 .map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, position))?
             {
                 continue;

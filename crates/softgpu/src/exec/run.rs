@@ -56,7 +56,7 @@ impl Block<'_> {
                 continue;
             }
             if !program.touched.is_empty()
-                && let Err(fault) = warp.products.touch(program, at)
+                && let Err(fault) = warp.matmuls.touch(program, at)
             {
                 break Err((at, fault));
             }
@@ -71,9 +71,9 @@ impl Block<'_> {
                     warp.state = State::AtBarrier;
                     break Ok(());
                 }
-                Op::GroupProduct(_) if mask == u32::MAX => {
+                Op::GroupMatmul(_) if mask == u32::MAX => {
                     warp.stack.push(top);
-                    warp.state = State::AtProduct;
+                    warp.state = State::AtMatmul;
                     break Ok(());
                 }
                 _ => {
@@ -244,17 +244,17 @@ impl Block<'_> {
             }
             Op::GroupFence => {
                 Self::whole_warp(mask)?;
-                warp.products.fence();
+                warp.matmuls.fence();
             }
             Op::GroupCommit => {
                 Self::whole_warp(mask)?;
-                warp.products.commit();
+                warp.matmuls.commit();
             }
             Op::GroupWait => {
                 Self::whole_warp(mask)?;
-                self.wait_products(warp, inst.imm as usize)?;
+                self.wait_matmuls(warp, inst.imm as usize)?;
             }
-            Op::GroupProduct(_) => Self::whole_warp(mask)?,
+            Op::GroupMatmul(_) => Self::whole_warp(mask)?,
             // By some of the lanes it orders nothing for the others.
             Op::ProxyFence if mask == warp.live => self.shared.fence_proxy(warp.index),
             Op::BarSync => {

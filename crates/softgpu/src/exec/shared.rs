@@ -65,21 +65,21 @@ pub(super) struct Shared {
     block_sync: u32,
     /// The tick at which each warp last passed `bar.warp.sync` or a barrier of the block.
     warp_syncs: [u32; WARPS_MAX],
-    /// The tick at which each warp last made its writes visible to products of warpgroups.
+    /// The tick at which each warp last made its writes visible to matmuls of warpgroups.
     proxy_fences: [u32; WARPS_MAX],
-    /// How many products in flight read each word, where the kernel has such products.
-    products: Vec<u8>,
+    /// How many matmuls in flight read each word, where the kernel has such matmuls.
+    matmuls: Vec<u8>,
     checked: bool,
 }
 
 impl Shared {
-    pub(super) fn new(size: usize, checked: bool, has_products: bool) -> Self {
+    pub(super) fn new(size: usize, checked: bool, has_matmuls: bool) -> Self {
         // Four bytes more than asked for, so that a word always exists.
         let words = if checked { size.div_ceil(4) } else { 0 };
         let (bytes, shadow) = (vec![0; size], vec![FRESH; words]);
-        let products = if has_products { vec![0; words] } else { Vec::new() };
+        let matmuls = if has_matmuls { vec![0; words] } else { Vec::new() };
         let (warp_syncs, proxy_fences) = ([1; WARPS_MAX], [0; WARPS_MAX]);
-        Self { bytes, shadow, now: 1, block_sync: 1, warp_syncs, proxy_fences, products, checked }
+        Self { bytes, shadow, now: 1, block_sync: 1, warp_syncs, proxy_fences, matmuls, checked }
     }
 
     /// Prepares for the next block: all contents are uninitialised again.
@@ -87,7 +87,7 @@ impl Shared {
         self.shadow.fill(FRESH);
         (self.now, self.block_sync, self.warp_syncs) = (1, 1, [1; WARPS_MAX]);
         self.proxy_fences = [0; WARPS_MAX];
-        self.products.fill(0);
+        self.matmuls.fill(0);
     }
 
     /// The block passes a barrier.
@@ -119,8 +119,8 @@ impl Shared {
         access: Access,
     ) -> Result<usize, (Violation, String)> {
         let at = self.place(at, size)?;
-        if access == Access::Write && !self.products.is_empty() {
-            self.not_of_products(at, size)?;
+        if access == Access::Write && !self.matmuls.is_empty() {
+            self.not_of_matmuls(at, size)?;
         }
         let settled = !self.checked
             || size >= 4
@@ -268,9 +268,9 @@ impl Shared {
         self.proxy_fences[warp as usize] = self.now;
     }
 
-    /// Checks that a product of `warp` may read sixteen bytes from now on, and that nothing writes them
-    /// until [`end_product`](Self::end_product).
-    pub(super) fn begin_product(&mut self, at: u64, warp: u8) -> Result<usize, (Violation, String)> {
+    /// Checks that a matmul of `warp` may read sixteen bytes from now on, and that nothing writes them
+    /// until [`end_matmul`](Self::end_matmul).
+    pub(super) fn begin_matmul(&mut self, at: u64, warp: u8) -> Result<usize, (Violation, String)> {
         let at = self.access(at, 16, Actor::lanes(warp), Access::Read)?;
         if self.checked {
             for word in at / 4..at / 4 + 4 {
@@ -282,26 +282,26 @@ impl Shared {
                     );
                     return Err((Violation::Unfenced, detail));
                 }
-                self.products[word] += 1;
+                self.matmuls[word] += 1;
             }
         }
         Ok(at)
     }
 
-    /// A product of `warp` has read sixteen bytes.
-    pub(super) fn end_product(&mut self, at: usize, warp: u8) -> Result<(), (Violation, String)> {
+    /// A matmul of `warp` has read sixteen bytes.
+    pub(super) fn end_matmul(&mut self, at: usize, warp: u8) -> Result<(), (Violation, String)> {
         if self.checked {
-            self.products[at / 4..at / 4 + 4].iter_mut().for_each(|count| *count -= 1);
+            self.matmuls[at / 4..at / 4 + 4].iter_mut().for_each(|count| *count -= 1);
         }
         self.access(at as u64, 16, Actor::lanes(warp), Access::Read).map(|_| ())
     }
 
-    fn not_of_products(&self, at: usize, size: usize) -> Result<(), (Violation, String)> {
-        match (at / 4..(at + size).div_ceil(4)).find(|&word| self.products[word] > 0) {
+    fn not_of_matmuls(&self, at: usize, size: usize) -> Result<(), (Violation, String)> {
+        match (at / 4..(at + size).div_ceil(4)).find(|&word| self.matmuls[word] > 0) {
             None => Ok(()),
             Some(word) => {
-                let detail = format!("shared byte {} is read by a product that was not waited for", 4 * word);
-                Err((Violation::InProduct, detail))
+                let detail = format!("shared byte {} is read by a matmul that was not waited for", 4 * word);
+                Err((Violation::InMatmul, detail))
             }
         }
     }

@@ -1,7 +1,7 @@
 //! A warp: its registers, its lanes' positions, its copies in flight.
 
 use super::lanes::{W32, W64};
-use super::products::Products;
+use super::matmuls::Matmuls;
 use crate::decode::{Preset, Program, Special};
 
 /// Lanes that run together until `reconverge`.
@@ -17,8 +17,8 @@ pub(super) struct Frame {
 pub(super) enum State {
     Ready,
     AtBarrier,
-    /// At a product of its warpgroup.
-    AtProduct,
+    /// At a matmul of its warpgroup.
+    AtMatmul,
     Done,
 }
 
@@ -47,7 +47,7 @@ pub(super) struct Warp {
     pub(super) open: Vec<Copy16>,
     /// Committed groups, oldest first.
     pub(super) groups: std::collections::VecDeque<Vec<Copy16>>,
-    pub(super) products: Products,
+    pub(super) matmuls: Matmuls,
 }
 
 /// Position and size of a block.
@@ -71,11 +71,11 @@ impl Warp {
             state: State::Ready,
             open: Vec::new(),
             groups: Default::default(),
-            products: Products::new(program),
+            matmuls: Matmuls::new(program),
         }
     }
 
-    /// The barrier or product that a warp in [`State::AtBarrier`] or [`State::AtProduct`] waits at.
+    /// The barrier or matmul that a warp in [`State::AtBarrier`] or [`State::AtMatmul`] waits at.
     pub(super) fn barrier(&self) -> usize {
         self.stack.last().map_or(0, |top| top.pc as usize - 1)
     }
@@ -91,7 +91,7 @@ impl Warp {
         self.state = State::Ready;
         self.open.clear();
         self.groups.clear();
-        self.products.clear();
+        self.matmuls.clear();
         for preset in &program.presets {
             match *preset {
                 Preset::W32(at, value) => self.w32[at as usize].0 = [value; 32],

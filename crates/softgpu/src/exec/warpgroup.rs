@@ -1,13 +1,13 @@
-//! `wgmma`: products of a warpgroup, whose operands lie in shared memory.
+//! `wgmma`: matmuls of a warpgroup, whose operands lie in shared memory.
 //!
-//! A product is issued when the four warps of the group stand at it, and each warp computes its
-//! sixteen rows when it waits for the product's group, no earlier: a missing wait shows every time.
+//! A matmul is issued when the four warps of the group stand at it, and each warp computes its
+//! sixteen rows when it waits for the matmul's group, no earlier: a missing wait shows every time.
 //! Until then its registers may not be touched, nor what it reads be written.
 
 use super::Block;
 use super::access::at_lane;
 use super::float::half_to;
-use super::products::Product;
+use super::matmuls::Matmul;
 use super::warp::{State, Warp};
 use crate::check::{LaneFault, Violation};
 use crate::decode::{Half, Op};
@@ -21,16 +21,16 @@ const DEPTH: usize = 16;
 const CHUNK: u64 = 16;
 
 impl Block<'_> {
-    /// Issues the product of every warpgroup whose four warps stand at it; returns whether there was
+    /// Issues the matmul of every warpgroup whose four warps stand at it; returns whether there was
     /// one.
-    pub(super) fn issue_products(&mut self, warps: &mut [Warp]) -> Result<bool, (usize, LaneFault, u8)> {
+    pub(super) fn issue_matmuls(&mut self, warps: &mut [Warp]) -> Result<bool, (usize, LaneFault, u8)> {
         let mut any = false;
         for group in warps.chunks_mut(WARPS) {
-            let Some(first) = group.iter().find(|w| w.state == State::AtProduct) else { continue };
+            let Some(first) = group.iter().find(|w| w.state == State::AtMatmul) else { continue };
             let (index, pc) = (first.index, first.barrier());
-            let stands = |w: &Warp| w.state == State::AtProduct && w.barrier() == pc;
+            let stands = |w: &Warp| w.state == State::AtMatmul && w.barrier() == pc;
             if group.len() == WARPS && group.iter().all(stands) {
-                self.issue_product(pc, group).map_err(|(fault, warp)| (pc, fault, warp))?;
+                self.issue_matmul(pc, group).map_err(|(fault, warp)| (pc, fault, warp))?;
                 any = true;
                 continue;
             }
@@ -45,11 +45,11 @@ impl Block<'_> {
         Ok(any)
     }
 
-    /// Issues the product at which the four warps of a group stand.
-    fn issue_product(&mut self, pc: usize, group: &mut [Warp]) -> Result<(), (LaneFault, u8)> {
+    /// Issues the matmul at which the four warps of a group stand.
+    fn issue_matmul(&mut self, pc: usize, group: &mut [Warp]) -> Result<(), (LaneFault, u8)> {
         let program = self.program;
         let inst = &program.code[pc];
-        let Op::GroupProduct(shape) = inst.op else { return Ok(()) };
+        let Op::GroupMatmul(shape) = inst.op else { return Ok(()) };
         let (mut common, first) = (None, group[0].index);
         for (part, warp) in group.iter_mut().enumerate() {
             let index = warp.index;
@@ -64,7 +64,7 @@ impl Block<'_> {
                 let detail = format!("operands differ within warp {index}, or from those of warp {first}");
                 return Err(fail((Violation::Descriptor, detail)));
             }
-            warp.products.check(program, pc).map_err(fail)?;
+            warp.matmuls.check(program, pc).map_err(fail)?;
             let left = if shape.registers {
                 Vec::new()
             } else {
@@ -75,12 +75,12 @@ impl Block<'_> {
             let columns = usize::from(shape.columns);
             let right = if shape.transposed { right.columns(columns) } else { right.rows(0..columns) };
             let mut read = |places: Vec<u64>| -> Result<Vec<usize>, (Violation, String)> {
-                places.into_iter().map(|at| self.shared.begin_product(at, index)).collect()
+                places.into_iter().map(|at| self.shared.begin_matmul(at, index)).collect()
             };
             let (left, right) = (read(left).map_err(fail)?, read(right).map_err(fail)?);
-            warp.products.mark(program, pc, true);
+            warp.matmuls.mark(program, pc, true);
             let accumulates = accumulates != 0;
-            warp.products.open.push(Product { shape, pc, accumulates, left, right });
+            warp.matmuls.open.push(Matmul { shape, pc, accumulates, left, right });
             warp.state = State::Ready;
             // As many as of `mma.m16n8k16`.
             self.memory.counters.mma += u64::from(shape.columns) / 8;
@@ -89,13 +89,13 @@ impl Block<'_> {
     }
 
     /// Computes committed groups until `keep` are left.
-    pub(super) fn wait_products(&mut self, warp: &mut Warp, keep: usize) -> Result<(), LaneFault> {
-        while warp.products.groups.len() > keep {
-            for product in warp.products.groups.pop_front().unwrap_or_default() {
-                self.compute_product(warp, &product);
-                warp.products.mark(self.program, product.pc, false);
-                for &at in product.left.iter().chain(&product.right) {
-                    self.shared.end_product(at, warp.index).map_err(at_lane(0))?;
+    pub(super) fn wait_matmuls(&mut self, warp: &mut Warp, keep: usize) -> Result<(), LaneFault> {
+        while warp.matmuls.groups.len() > keep {
+            for matmul in warp.matmuls.groups.pop_front().unwrap_or_default() {
+                self.compute_matmul(warp, &matmul);
+                warp.matmuls.mark(self.program, matmul.pc, false);
+                for &at in matmul.left.iter().chain(&matmul.right) {
+                    self.shared.end_matmul(at, warp.index).map_err(at_lane(0))?;
                 }
             }
         }
@@ -104,10 +104,10 @@ impl Block<'_> {
 
     /// d = a * b + d on 16 x columns x 16: multiplications are exact in f32, additions are in f32 in the
     /// order of the inner dimension.
-    fn compute_product(&mut self, warp: &mut Warp, product: &Product) {
-        let Product { shape, .. } = *product;
+    fn compute_matmul(&mut self, warp: &mut Warp, matmul: &Matmul) {
+        let Matmul { shape, .. } = *matmul;
         let program = self.program;
-        let inst = &program.code[product.pc];
+        let inst = &program.code[matmul.pc];
         let columns = usize::from(shape.columns);
         let list = &program.pool[inst.list as usize..][..inst.list_len as usize];
         let (sums, fragments) = list.split_at(columns / 2);
@@ -121,13 +121,13 @@ impl Block<'_> {
                 }
             }
         } else {
-            for (chunk, &at) in product.left.iter().enumerate() {
+            for (chunk, &at) in matmul.left.iter().enumerate() {
                 let (row, k) = (chunk / 2, 8 * (chunk % 2));
                 left[row][k..k + 8].copy_from_slice(&self.chunk(shape.half, at));
             }
         }
         let mut right = vec![0f32; DEPTH * columns];
-        for (chunk, &at) in product.right.iter().enumerate() {
+        for (chunk, &at) in matmul.right.iter().enumerate() {
             let values = self.chunk(shape.half, at);
             if shape.transposed {
                 let (k, column) = (chunk / (columns / 8), chunk % (columns / 8) * 8);
@@ -140,7 +140,7 @@ impl Block<'_> {
         let place =
             |i: usize, lane: usize| (lane / 4 + 8 * (i / 2 % 2), 8 * (i / 4) + 2 * (lane % 4) + i % 2);
         let mut total = vec![[0f32; ROWS]; columns];
-        if product.accumulates {
+        if matmul.accumulates {
             for (i, &slot) in sums.iter().enumerate() {
                 for (lane, &bits) in warp.w32[slot as usize].0.iter().enumerate() {
                     let (row, column) = place(i, lane);
