@@ -1,8 +1,13 @@
 //! A rank's own worker threads, and the scratch memory of each.
 //!
 //! Ranks do not share a pool: two of them could each wait for a worker that the other holds. Which
-//! worker runs an item is left to chance and does not affect results: an item computes whole output
-//! elements in an order of its own.
+//! worker runs an item is left to chance in the end and does not affect results: an item computes
+//! whole output elements in an order of its own.
+//!
+//! Items are cut into as many ranges as there are workers. A worker takes those of its own range
+//! first, then what the others have left. Where the items of one op after the other go through the
+//! same rows in order, most rows so stay with one worker, and in its cache: two cores that do not
+//! share one exchange a line in some 400 ns.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -17,7 +22,15 @@ pub struct Threads {
     pool: Pool,
     /// One per worker; a worker locks its own, so no lock is ever waited for.
     scratch: Vec<Mutex<Scratch>>,
+    /// One per worker: of its range, the number of items that have been taken. Held for as long as a
+    /// call runs.
+    taken: Mutex<Vec<Taken>>,
 }
+
+/// A counter in a cache line of its own, and in a neighbour that is prefetched with it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Taken(AtomicUsize);
 
 impl Threads {
     /// Starts `count` workers, of which the calling thread is one.
@@ -30,7 +43,10 @@ impl Threads {
             return Err(Error::new(ErrorKind::Options, "the number of CPU threads is 0")
                 .with_hint("give at least 1, or leave the option out to use every core"));
         }
-        Ok(Self { pool: Pool::new(count)?, scratch: (0..count).map(|_| Mutex::default()).collect() })
+        let pool = Pool::new(count)?;
+        let scratch = (0..count).map(|_| Mutex::default()).collect();
+        let taken = Mutex::new((0..count).map(|_| Taken::default()).collect());
+        Ok(Self { pool, scratch, taken })
     }
 
     /// Number of workers.
@@ -51,28 +67,46 @@ impl Threads {
         self.scratch.iter().map(bytes).sum()
     }
 
-    /// Calls `work(item, scratch)` once for each `item < count`, in order of `item` as workers come
-    /// free, and returns when all are done. A panic in `work` is passed on. `work` must not call
-    /// this again.
+    /// Calls `work(item, scratch)` once for each `item < count`, and returns when all are done. Each
+    /// worker has an equal range of items, as [`for_each_item_of`](Self::for_each_item_of) describes. A
+    /// panic in `work` is passed on. `work` must not call this again.
     pub fn for_each_item(&self, count: usize, work: impl Fn(usize, &mut Scratch) + Sync) {
+        let workers = self.count();
+        self.for_each_item_of(|worker| count * worker / workers, work);
+    }
+
+    /// Like [`for_each_item`](Self::for_each_item), for items of unequal cost: those of a worker are
+    /// `first(worker)..first(worker + 1)`, beginning with 0. They are taken from the last to the first,
+    /// so that the costly ones should be last; a worker that has no more takes those of the others.
+    pub(super) fn for_each_item_of(
+        &self,
+        first: impl Fn(usize) -> usize + Sync,
+        work: impl Fn(usize, &mut Scratch) + Sync,
+    ) {
         // A worker that panicked left garbage behind, but every item writes scratch before it reads
         // it.
-        let lock = |worker: usize| lock(&self.scratch[worker]);
-        if count <= 1 || self.count() == 1 {
-            let mut scratch = lock(0);
+        let scratch = |worker: usize| {
+            let mut scratch = lock(&self.scratch[worker]);
             scratch.held = None;
-            return (0..count).for_each(|item| work(item, &mut scratch));
+            scratch
+        };
+        let workers = self.count();
+        let count = first(workers);
+        if count <= 1 || workers == 1 {
+            let mut scratch = scratch(0);
+            return (0..count).rev().for_each(|item| work(item, &mut scratch));
         }
-        let next = AtomicUsize::new(0);
+        let taken = lock(&self.taken);
+        taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
         self.pool.run(&|worker| {
-            let mut scratch = lock(worker);
-            scratch.held = None;
-            loop {
-                let item = next.fetch_add(1, Ordering::Relaxed);
-                if item >= count {
-                    break;
+            let mut scratch = scratch(worker);
+            for owner in (worker..workers).chain(0..worker) {
+                let items = first(owner)..first(owner + 1);
+                while let index = taken[owner].0.fetch_add(1, Ordering::Relaxed)
+                    && index < items.len()
+                {
+                    work(items.end - 1 - index, &mut scratch);
                 }
-                work(item, &mut scratch);
             }
         });
     }
@@ -125,6 +159,9 @@ impl Scratch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
+    use std::sync::Barrier;
+    use std::thread;
 
     #[test]
     fn each_item_runs_once_on_any_number_of_threads() {
@@ -139,6 +176,25 @@ mod tests {
                 assert!(runs.iter().all(|r| r.load(Ordering::Relaxed) == 1), "{count} items");
             }
         }
+    }
+
+    #[test]
+    fn a_worker_begins_with_the_end_of_its_own_range() {
+        let threads = Threads::new(3).unwrap();
+        let (all_have_one, workers) = (Barrier::new(3), Mutex::new(HashMap::new()));
+        for _ in 0..50 {
+            threads.for_each_item_of(
+                |worker| [0, 2, 3, 7][worker],
+                |item, _| {
+                    if [1, 2, 6].contains(&item) {
+                        all_have_one.wait();
+                        let id = thread::current().id();
+                        assert_eq!(*workers.lock().unwrap().entry(item).or_insert(id), id, "item {item}");
+                    }
+                },
+            );
+        }
+        assert_eq!(workers.into_inner().unwrap().len(), 3);
     }
 
     #[test]

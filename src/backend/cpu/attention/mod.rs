@@ -80,7 +80,8 @@ pub fn attention(
     );
     let (out, algorithm) = (out.share(), Algorithm::of(math));
     // Within an item of the plan the heads are neighbours: they read the same rows.
-    threads.for_each_item(plan.items().len() * heads.kv_heads, |index, scratch| {
+    let first = |worker| plan.first_item(worker, threads.count()) * heads.kv_heads;
+    threads.for_each_item_of(first, |index, scratch| {
         let (item, kv_head) = (&plan.items()[index / heads.kv_heads], index % heads.kv_heads);
         let task = Task { plan, input, item, kv_head, scoring: &scoring };
         match algorithm {

@@ -62,6 +62,15 @@ pub(super) struct Item {
     pub(super) first_position: usize,
     /// Its path in the plan's spans.
     path: (usize, usize),
+    /// The cost of the items before it.
+    cost_before: usize,
+}
+
+impl Item {
+    /// Rows times the keys that the last one sees.
+    fn cost(&self) -> usize {
+        self.rows.len * (self.first_position + self.rows.len)
+    }
 }
 
 /// A range of query rows that is `Copy`.
@@ -78,7 +87,7 @@ impl ItemRows {
 }
 
 impl AttentionPlan {
-    /// Cuts `segments` into items, the longest first.
+    /// Cuts `segments` into items, in order of their rows.
     ///
     /// # Panics
     ///
@@ -105,10 +114,12 @@ impl AttentionPlan {
             query_rows.windows(2).all(|pair| pair[0].end <= pair[1].start),
             "two segments share a query row"
         );
-        // Stable: equal items stay in the order of the batch. Only the run time depends on the
-        // order.
-        plan.items
-            .sort_by_key(|item| std::cmp::Reverse(item.rows.len * (item.first_position + item.rows.len)));
+        plan.items.sort_by_key(|item| item.rows.start);
+        let mut cost = 0;
+        for item in &mut plan.items {
+            item.cost_before = cost;
+            cost += item.cost();
+        }
         plan
     }
 
@@ -125,7 +136,7 @@ impl AttentionPlan {
         for start in segment.rows.clone().step_by(queries) {
             let rows = ItemRows { start, len: queries.min(segment.rows.end - start) };
             let first_position = segment.first_position + (start - segment.rows.start);
-            self.items.push(Item { rows, first_position, path });
+            self.items.push(Item { rows, first_position, path, cost_before: 0 });
         }
     }
 
@@ -136,6 +147,13 @@ impl AttentionPlan {
 
     pub(super) fn items(&self) -> &[Item] {
         &self.items
+    }
+
+    /// Returns the first item of `worker` where each of `workers` has neighbouring ones of about the same
+    /// cost.
+    pub(super) fn first_item(&self, worker: usize, workers: usize) -> usize {
+        let cost = self.items.last().map_or(0, |last| last.cost_before + last.cost());
+        self.items.partition_point(|item| item.cost_before * workers < cost * worker)
     }
 
     pub(super) fn spans(&self, item: &Item) -> &[Span] {
