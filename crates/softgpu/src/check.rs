@@ -26,6 +26,8 @@ pub enum Violation {
     InMatmul,
     /// A matmul of a warpgroup read what was written with no fence after it.
     Unfenced,
+    /// A barrier in shared memory that was not initialised, gets too many arrivals, or is read or written.
+    Mbarrier,
     /// A matrix descriptor that is not one, or that differs among the threads of a warpgroup.
     Descriptor,
     /// Part of a warp reached a barrier, or warps of a block wait at different ones.
@@ -46,6 +48,7 @@ impl fmt::Display for Violation {
             Self::InFlight => "operand of an asynchronous copy in flight",
             Self::InMatmul => "operand of a matmul in flight",
             Self::Unfenced => "missing fence",
+            Self::Mbarrier => "mbarrier",
             Self::Descriptor => "matrix descriptor",
             Self::Barrier => "barrier error",
             Self::Trap => "trap",

@@ -131,6 +131,8 @@ impl<'a> Builder<'a> {
             DROPPED => Draft::new(Op::Nop),
             "cvt" => self.convert(&mut opcode, i)?,
             "wgmma" => self.warpgroup(&mut opcode, i)?,
+            "mbarrier" => self.mbarrier(&mut opcode, i)?,
+            "setmaxnreg" => self.set_registers(&mut opcode, i)?,
             "mov" => self.mov(&mut opcode, i)?,
             _ => self.arith(&mut opcode, i)?,
         };

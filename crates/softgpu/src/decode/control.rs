@@ -43,6 +43,10 @@ impl Builder<'_> {
                         Err("unknown proxy".into())
                     };
                 }
+                if opcode.take("mbarrier_init") {
+                    opcode.take_any(&["release", "cluster"]);
+                    return Ok(Draft::new(Op::MbarrierFence));
+                }
                 let scopes = ["gl", "cta", "sys", "gpu", "sc", "acq_rel", "u32", "wait", "launch_dependents"];
                 opcode.take_any(&scopes);
                 Ok(Draft::new(Op::Nop))

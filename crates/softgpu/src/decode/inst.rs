@@ -394,6 +394,17 @@ pub enum Op {
     /// `imm` groups may stay in flight
     GroupWait,
     ProxyFence,
+    /// address, count; `imm` = offset
+    MbarrierInit,
+    /// address, bytes, count; `imm` = offset
+    MbarrierArrive,
+    /// predicate, address, parity; `imm` = offset
+    MbarrierWait,
+    MbarrierFence,
+    /// shared address, map, address of the barrier; list: coordinates
+    CopyBox,
+    /// `imm` registers a thread
+    SetRegisters,
     Nop,
     /// `imm` = target
     Branch,

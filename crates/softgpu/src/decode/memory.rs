@@ -38,7 +38,16 @@ impl Builder<'_> {
             "ldmatrix" => self.ldmatrix(opcode, i),
             "mma" => self.mma(opcode, i),
             _ => {
-                opcode.take_any(&["global", "L1", "L2", "L2::evict_last", "L2::evict_normal", "128"]);
+                opcode.take_any(&[
+                    "global",
+                    "L1",
+                    "L2",
+                    "L2::evict_last",
+                    "L2::evict_normal",
+                    "128",
+                    "param",
+                    "tensormap",
+                ]);
                 Ok(Draft::new(Op::Nop))
             }
         }
@@ -76,7 +85,7 @@ impl Builder<'_> {
 
     /// The address operand; the space comes back as its long form when the register is 64 bits
     /// wide.
-    fn memory_address(
+    pub(super) fn memory_address(
         &mut self,
         draft: &mut Draft,
         operand: &Operand,
@@ -196,6 +205,9 @@ impl Builder<'_> {
         if !opcode.take("async") {
             return Err("unknown instruction".into());
         }
+        if opcode.take("bulk") {
+            return self.copy_box(opcode, i);
+        }
         if opcode.take("commit_group") {
             return Ok(Draft::new(Op::CpAsyncCommit));
         }
@@ -233,6 +245,35 @@ impl Builder<'_> {
         self.read(&mut draft, shared, Class::W32)?;
         self.read(&mut draft, global, Class::W64)?;
         self.read(&mut draft, rest.first().unwrap_or(&Operand::Imm(*size)), Class::W32)?;
+        Ok(draft)
+    }
+
+    /// `cp.async.bulk.tensor`, into shared memory.
+    fn copy_box(&mut self, opcode: &mut Opcode<'_>, i: &Instruction) -> Result<Draft, String> {
+        let is_tensor = opcode.take("tensor");
+        opcode.take_any(&["shared::cluster", "shared::cta", "global", "tile"]);
+        if !is_tensor || !opcode.take("mbarrier::complete_tx::bytes") {
+            return Err("unknown instruction".into());
+        }
+        let rank = opcode.shift().strip_suffix('d').and_then(|rank| rank.parse::<usize>().ok());
+        let [Operand::Memory(target, 0), Operand::Memory(source, 0), Operand::Memory(barrier, 0)] =
+            i.operands.as_slice()
+        else {
+            return Err("operands".into());
+        };
+        let Operand::Vector(parts) = &**source else { return Err("there are no coordinates".into()) };
+        let [map, coordinates] = parts.as_slice() else { return Err("operands".into()) };
+        let coordinates = items(coordinates);
+        if rank != Some(coordinates.len()) {
+            return Err("the vector has another length than the instruction".into());
+        }
+        let mut draft = Draft::new(Op::CopyBox);
+        self.read(&mut draft, target, Class::W32)?;
+        self.read(&mut draft, map, Class::W64)?;
+        self.read(&mut draft, barrier, Class::W32)?;
+        for coordinate in coordinates {
+            self.read_listed(&mut draft, coordinate, Class::W32)?;
+        }
         Ok(draft)
     }
 

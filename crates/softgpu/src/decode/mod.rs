@@ -10,6 +10,7 @@ mod control;
 mod convert;
 mod flow;
 mod inst;
+mod mbarrier;
 mod memory;
 mod registers;
 mod warpgroup;

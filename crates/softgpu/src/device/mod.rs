@@ -4,6 +4,7 @@ mod access;
 mod blocks;
 mod counters;
 mod memory;
+pub mod tensor_map;
 
 pub use access::Access;
 pub use counters::{Counters, Launch};

@@ -3,7 +3,7 @@
 use super::calls::called;
 use super::status::Status;
 use super::version::{self, driver_version};
-use super::{CuResult, context, entry_points, launch, memory, stream};
+use super::{CuResult, context, entry_points, launch, memory, stream, tensor_map};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 /// `CUdriverProcAddressQueryResult`.
@@ -74,7 +74,7 @@ fn entry_points() -> Vec<EntryPoint> {
         "cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags" 7000
             launch::cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags;
         "cuLaunchKernel" 4000 launch::cuLaunchKernel;
-        "cuTensorMapEncodeTiled" 12000 launch::cuTensorMapEncodeTiled;
+        "cuTensorMapEncodeTiled" 12000 tensor_map::cuTensorMapEncodeTiled;
     }
 }
 

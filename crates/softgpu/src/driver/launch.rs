@@ -259,11 +259,3 @@ pub unsafe extern "C" fn cuLaunchKernel(
         push_launch(d, stream, Op::Launch { program, config, params: bytes })
     }))
 }
-
-/// Not supported: no kernel here uses tensor maps.
-#[unsafe(no_mangle)]
-pub extern "C" fn cuTensorMapEncodeTiled() -> CuResult {
-    called("cuTensorMapEncodeTiled");
-    eprintln!("softgpu: cuTensorMapEncodeTiled is not supported");
-    Status::NotSupported as u32
-}

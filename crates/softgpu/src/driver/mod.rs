@@ -15,6 +15,7 @@ pub mod queue;
 pub mod settings;
 pub mod status;
 pub mod stream;
+pub mod tensor_map;
 pub mod trace;
 pub mod version;
 pub(crate) mod wait;

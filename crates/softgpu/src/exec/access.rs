@@ -12,7 +12,7 @@ use crate::device::Access;
 /// Generic addresses of shared memory and parameters: windows that no host address falls into.
 pub(super) const SHARED_WINDOW: u64 = 0x7F00_0000_0000_0000;
 pub(super) const PARAM_WINDOW: u64 = 0x7E00_0000_0000_0000;
-const WINDOW_MASK: u64 = 0xFF00_0000_0000_0000;
+pub(super) const WINDOW_MASK: u64 = 0xFF00_0000_0000_0000;
 
 /// Space after generic addresses are resolved.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -2,11 +2,13 @@
 //! lanes an instruction.
 
 mod access;
+mod boxes;
 mod convert;
 mod float;
 mod int;
 mod lanes;
 mod matmuls;
+mod mbarrier;
 mod run;
 mod shared;
 mod tensor;
@@ -15,8 +17,9 @@ mod warp;
 mod warpgroup;
 
 use crate::check::{Fault, LaneFault, Violation};
-use crate::decode::Program;
+use crate::decode::{Op, Program};
 use crate::device::DeviceMemory;
+use boxes::BoxCopy;
 use shared::Shared;
 use warp::{BlockPosition, State, Warp};
 
@@ -39,6 +42,10 @@ struct Block<'a> {
     memory: &'a mut DeviceMemory,
     shared: Shared,
     params: &'a [u8],
+    /// Registers of a thread of each warp that has set them; otherwise 0.
+    registers: Vec<u32>,
+    /// Copies of boxes on their way.
+    copies: Vec<BoxCopy>,
 }
 
 /// Runs a kernel over a grid. `params` is the parameter block as `cuLaunchKernel` laid it out.
@@ -55,15 +62,21 @@ pub fn launch(
     let mut warps: Vec<Warp> =
         (0..threads.div_ceil(32)).map(|index| Warp::new(program, index as u8)).collect();
     let shared_bytes = program.shared_bytes + config.dynamic_shared_bytes;
-    let shared = Shared::new(shared_bytes, config.checked, !program.touched.is_empty());
+    // Warps that mbarriers order one by one.
+    let has_mbarriers = program.code.iter().any(|inst| inst.op == Op::MbarrierInit);
+    let ordered = if has_mbarriers { warps.len() } else { 0 };
+    let shared = Shared::new(shared_bytes, config.checked, !program.touched.is_empty(), ordered);
     memory.begin_launch(config.grid);
-    let mut block = Block { program, memory, shared, params };
+    let registers = vec![0; warps.len()];
+    let mut block = Block { program, memory, shared, params, registers, copies: Vec::new() };
     for z in 0..config.grid[2] {
         for y in 0..config.grid[1] {
             for x in 0..config.grid[0] {
                 let position =
                     BlockPosition { grid: config.grid, block: config.block, block_index: [x, y, z] };
                 block.shared.reset();
+                block.registers.fill(0);
+                block.copies.clear();
                 block.memory.begin_block();
                 for warp in &mut warps {
                     warp.start(program, &position);
@@ -77,7 +90,8 @@ pub fn launch(
 
 impl Block<'_> {
     /// Turns: every ready warp runs to its next barrier or matmul of its warpgroup, or to its end; when
-    /// none is left ready, and no matmul has all its warps, the barrier opens.
+    /// none is left ready, no phase of an mbarrier that is waited for is complete, and no matmul has all
+    /// its warps, the barrier of the block opens.
     fn run(&mut self, warps: &mut [Warp], position: &BlockPosition) -> Result<(), Fault> {
         loop {
             for warp in warps.iter_mut().filter(|w| w.state == State::Ready) {
@@ -86,22 +100,31 @@ impl Block<'_> {
                     return Err(self.describe(pc, &fault, index, position));
                 }
             }
-            if self
-                .issue_matmuls(warps)
-                .map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, position))?
-            {
+            if self.progress(warps).map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, position))? {
                 continue;
             }
             if warps.iter().all(|w| w.state == State::Done) {
                 return Ok(());
             }
-            self.one_barrier(warps).map_err(|(pc, fault, warp)| self.describe(pc, &fault, warp, position))?;
             // Warps that have returned count as arrived, as they do in hardware.
             self.shared.sync_block();
             for warp in warps.iter_mut().filter(|w| w.state == State::AtBarrier) {
                 warp.state = State::Ready;
             }
         }
+    }
+
+    /// Lets warps go on that do not wait for the block's barrier; returns whether there was one, or may be.
+    /// Fails where nothing can go on any more.
+    fn progress(&mut self, warps: &mut [Warp]) -> Result<bool, (usize, LaneFault, u8)> {
+        if self.wake(warps) || self.bring_copies(warps)? || self.issue_matmuls(warps)? {
+            return Ok(true);
+        }
+        if warps.iter().all(|w| w.state == State::Done) {
+            return self.all_copies_arrived().map(|()| false);
+        }
+        self.stuck(warps)?;
+        self.one_barrier(warps).map(|()| false)
     }
 
     /// Warps that wait must wait at one instruction. Hardware counts arrivals wherever they are, so

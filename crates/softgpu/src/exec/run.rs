@@ -76,6 +76,20 @@ impl Block<'_> {
                     warp.state = State::AtMatmul;
                     break Ok(());
                 }
+                Op::CopyBox => {
+                    if let Err(fault) = self.copy_box(warp, at, inst, mask) {
+                        break Err((at, fault));
+                    }
+                }
+                Op::MbarrierWait => match self.wait(warp, inst, mask) {
+                    Ok(None) => {}
+                    Ok(Some(state)) => {
+                        warp.stack.push(top);
+                        warp.state = state;
+                        break Ok(());
+                    }
+                    Err(fault) => break Err((at, fault)),
+                },
                 _ => {
                     if let Err(fault) = self.step(warp, inst, mask) {
                         break Err((at, fault));
@@ -255,6 +269,10 @@ impl Block<'_> {
                 self.wait_matmuls(warp, inst.imm as usize)?;
             }
             Op::GroupMatmul(_) => Self::whole_warp(mask)?,
+            Op::MbarrierInit => self.begin_mbarriers(warp, inst, mask)?,
+            Op::MbarrierArrive => self.arrive(warp, inst, mask)?,
+            Op::MbarrierFence => self.shared.fence_mbarriers(warp.index),
+            Op::SetRegisters => self.set_registers(warp, inst.imm as u32, mask)?,
             // By some of the lanes it orders nothing for the others.
             Op::ProxyFence if mask == warp.live => self.shared.fence_proxy(warp.index),
             Op::BarSync => {

@@ -3,9 +3,13 @@
 use crate::check::Violation;
 use crate::device::Access;
 
+use super::mbarrier::Mbarrier;
+
 const NO_LANE: u8 = u8::MAX;
 const SEVERAL: u8 = u8::MAX - 1;
 const WARPS_MAX: usize = 32;
+/// The writer of what copies of boxes have brought.
+const COPIES: u8 = WARPS_MAX as u8;
 const ALL_BYTES: u8 = 0xF;
 
 /// The warp and lane of an access to shared memory.
@@ -23,6 +27,27 @@ impl Actor {
     /// The whole warp at once: a broadcast, or rows that one lane names and all lanes get.
     pub(super) fn lanes(warp: u8) -> Self {
         Self { warp, lane: SEVERAL }
+    }
+}
+
+/// For each warp the tick before which what it has done is seen.
+#[derive(Clone)]
+pub(super) struct Clock([u32; WARPS_MAX + 1]);
+
+impl Clock {
+    /// Sees nothing.
+    pub(super) const NONE: Self = Self([0; WARPS_MAX + 1]);
+
+    /// Copies before this tick, and nothing else.
+    pub(super) fn of_copies(tick: u32) -> Self {
+        let mut clock = Self::NONE;
+        clock.0[COPIES as usize] = tick;
+        clock
+    }
+
+    /// Sees what the other one sees, too.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = theirs.max(*mine));
     }
 }
 
@@ -67,19 +92,41 @@ pub(super) struct Shared {
     warp_syncs: [u32; WARPS_MAX],
     /// The tick at which each warp last made its writes visible to matmuls of warpgroups.
     proxy_fences: [u32; WARPS_MAX],
+    /// The tick at which each warp last made mbarriers that it has initialised visible to copies.
+    pub(super) mbarrier_fences: [u32; WARPS_MAX],
     /// How many matmuls in flight read each word, where the kernel has such matmuls.
     matmuls: Vec<u8>,
     checked: bool,
+    /// Of a kernel with mbarriers:
+    pub(super) mbarriers: Vec<Mbarrier>,
+    /// what each warp has seen of all others,
+    seen: Vec<Clock>,
+    /// and for each word the tick at which each warp last read it.
+    reads: Vec<u32>,
 }
 
 impl Shared {
-    pub(super) fn new(size: usize, checked: bool, has_matmuls: bool) -> Self {
+    /// `ordered`: the number of warps of a kernel with mbarriers, 0 for others.
+    pub(super) fn new(size: usize, checked: bool, has_matmuls: bool, ordered: usize) -> Self {
         // Four bytes more than asked for, so that a word always exists.
         let words = if checked { size.div_ceil(4) } else { 0 };
         let (bytes, shadow) = (vec![0; size], vec![FRESH; words]);
         let matmuls = if has_matmuls { vec![0; words] } else { Vec::new() };
-        let (warp_syncs, proxy_fences) = ([1; WARPS_MAX], [0; WARPS_MAX]);
-        Self { bytes, shadow, now: 1, block_sync: 1, warp_syncs, proxy_fences, matmuls, checked }
+        let (warp_syncs, proxy_fences, mbarrier_fences) = ([1; WARPS_MAX], [0; WARPS_MAX], [0; WARPS_MAX]);
+        Self {
+            bytes,
+            shadow,
+            now: 1,
+            block_sync: 1,
+            warp_syncs,
+            proxy_fences,
+            mbarrier_fences,
+            matmuls,
+            checked,
+            mbarriers: Vec::new(),
+            seen: vec![Clock([1; WARPS_MAX + 1]); ordered],
+            reads: vec![0; words * ordered],
+        }
     }
 
     /// Prepares for the next block: all contents are uninitialised again.
@@ -87,7 +134,46 @@ impl Shared {
         self.shadow.fill(FRESH);
         (self.now, self.block_sync, self.warp_syncs) = (1, 1, [1; WARPS_MAX]);
         self.proxy_fences = [0; WARPS_MAX];
+        self.mbarrier_fences = [0; WARPS_MAX];
         self.matmuls.fill(0);
+        self.mbarriers.clear();
+        self.seen.fill(Clock([1; WARPS_MAX + 1]));
+        self.reads.fill(0);
+    }
+
+    /// Counts an event of its own.
+    pub(super) fn tick(&mut self) -> u32 {
+        self.now += 1;
+        self.now
+    }
+
+    /// Whether `warp` sees what `other` did at this tick.
+    #[inline]
+    pub(super) fn sees(&self, warp: u8, other: u8, tick: u32) -> bool {
+        let seen = self.seen.get(warp as usize).and_then(|seen| seen.0.get(other as usize));
+        tick < *seen.unwrap_or(&self.block_sync)
+    }
+
+    /// What `warp` has seen and, up to now, has done.
+    pub(super) fn clock_after(&mut self, warp: u8) -> Clock {
+        let now = self.tick();
+        let mut clock = self.seen[warp as usize].clone();
+        clock.0[warp as usize] = now;
+        clock
+    }
+
+    pub(super) fn see(&mut self, warp: u8, clock: &Clock) {
+        self.seen[warp as usize].join(clock);
+    }
+
+    /// A warp other than `warp` that has read the word since `warp` has last seen it.
+    fn unseen_reader(&self, word: usize, warp: u8) -> Option<u8> {
+        let warps = self.seen.len();
+        let reads = self.reads[word * warps..][..warps].iter().zip(0..);
+        reads
+            .filter(|&(&read, other)| read > 0 && other != warp && !self.sees(warp, other, read))
+            .map(|(_, r)| r)
+            .next()
     }
 
     /// The block passes a barrier.
@@ -95,6 +181,7 @@ impl Shared {
         self.now += 1;
         self.block_sync = self.now;
         self.warp_syncs = [self.now; WARPS_MAX];
+        self.seen.fill(Clock([self.now; WARPS_MAX + 1]));
     }
 
     /// A warp passes `bar.warp.sync`. One of some of the lanes counts as one of all: that misses
@@ -122,8 +209,10 @@ impl Shared {
         if access == Access::Write && !self.matmuls.is_empty() {
             self.not_of_matmuls(at, size)?;
         }
+        self.not_of_mbarriers(at, size)?;
         let settled = !self.checked
             || size >= 4
+                && self.seen.is_empty()
                 && match access {
                     Access::Read => self.read_whole_words(at / 4, size / 4, actor),
                     Access::Write => self.write_whole_words(at / 4, size / 4, actor),
@@ -142,7 +231,7 @@ impl Shared {
 
     /// Checks alignment and bounds.
     #[inline]
-    fn place(&self, at: u64, size: usize) -> Result<usize, (Violation, String)> {
+    pub(super) fn place(&self, at: u64, size: usize) -> Result<usize, (Violation, String)> {
         if at & (size as u64 - 1) != 0 {
             return Err((Violation::Misaligned, format!("{size} bytes at shared byte {at}")));
         }
@@ -211,7 +300,20 @@ impl Shared {
         actor: Actor,
         access: Access,
     ) -> Result<(), (Violation, String)> {
-        let (now, block_sync, warp_sync) = (self.now, self.block_sync, self.warp_syncs[actor.warp as usize]);
+        let (now, warp_sync) = (self.now, self.warp_syncs[actor.warp as usize]);
+        let Shadow { writer, written_at, reader, read_at, .. } = self.shadow[byte / 4];
+        let other_wrote = writer != actor.warp && !self.sees(actor.warp, writer, written_at);
+        let has_mbarriers = !self.seen.is_empty();
+        let unseen_reader = match has_mbarriers {
+            true => self.unseen_reader(byte / 4, actor.warp),
+            false => Some(reader).filter(|_| reader != actor.warp && read_at >= self.block_sync),
+        };
+        let other_read = unseen_reader.is_some();
+        if let Some(reads) = self.reads.get_mut(byte / 4 * self.seen.len() + actor.warp as usize)
+            && access == Access::Read
+        {
+            *reads = now;
+        }
         let shadow = &mut self.shadow[byte / 4];
         if shadow.in_flight & mask != 0 {
             return Err((
@@ -219,9 +321,10 @@ impl Shared {
                 format!("shared byte {byte} before its cp.async has completed"),
             ));
         }
-        let other_wrote = shadow.written_at >= block_sync && shadow.writer != actor.warp;
-        let other_read = shadow.read_at >= block_sync && shadow.reader != actor.warp;
-        let (wrote, read) = (shadow.written_at >= warp_sync, shadow.read_at >= warp_sync);
+        // Where mbarriers order warps, lanes are noted of the last warp alone.
+        let is_noted = |last: u8| !has_mbarriers || last == actor.warp;
+        let wrote = is_noted(writer) && written_at >= warp_sync;
+        let read = is_noted(reader) && read_at >= warp_sync;
         // Lanes of one instruction may write one byte; the last of them is undefined, but this is
         // not a race.
         let (after_write, after_read) = match access {
@@ -229,7 +332,8 @@ impl Shared {
             Access::Write => (wrote && shadow.written_at != now, read),
         };
         if other_wrote || access == Access::Write && other_read {
-            return Err((Violation::Race, between_warps(shadow, byte, actor.warp, access, other_wrote)));
+            let other = if other_wrote { Some(writer) } else { unseen_reader };
+            return Err((Violation::Race, between_warps(byte, actor.warp, access, other_wrote, other)));
         }
         if after_write && let Some(other) = clash(shadow.writer_lanes, mask, actor.lane) {
             return Err((Violation::Race, between_lanes(byte, actor, access, "written", other)));
@@ -242,7 +346,7 @@ impl Shared {
                 if shadow.written & mask != mask {
                     return Err((Violation::Uninitialised, format!("shared byte {byte} was never written")));
                 }
-                shadow.reader = if other_read { SEVERAL } else { actor.warp };
+                shadow.reader = if other_read && !has_mbarriers { SEVERAL } else { actor.warp };
                 if !read {
                     shadow.reader_lanes = [NO_LANE; 4];
                 }
@@ -266,6 +370,24 @@ impl Shared {
     pub(super) fn fence_proxy(&mut self, warp: u8) {
         self.now += 1;
         self.proxy_fences[warp as usize] = self.now;
+        self.mbarrier_fences[warp as usize] = self.now;
+    }
+
+    /// A lane of a warp passes `fence.mbarrier_init`.
+    pub(super) fn fence_mbarriers(&mut self, warp: u8) {
+        self.mbarrier_fences[warp as usize] = self.tick();
+    }
+
+    /// A copy brings sixteen bytes.
+    pub(super) fn receive(&mut self, at: usize, data: &[u8; 16], tick: u32) {
+        self.bytes[at..at + 16].copy_from_slice(data);
+        if self.checked {
+            self.set_in_flight(at, 16, false);
+            for word in &mut self.shadow[at / 4..at / 4 + 4] {
+                (word.writer, word.writer_lanes) = (COPIES, [NO_LANE; 4]);
+                (word.written_at, word.written) = (tick, ALL_BYTES);
+            }
+        }
     }
 
     /// Checks that a matmul of `warp` may read sixteen bytes from now on, and that nothing writes them
@@ -275,7 +397,7 @@ impl Shared {
         if self.checked {
             for word in at / 4..at / 4 + 4 {
                 let Shadow { writer, written_at, .. } = self.shadow[word];
-                if self.proxy_fences[writer as usize] <= written_at {
+                if writer != COPIES && self.proxy_fences[writer as usize] <= written_at {
                     let byte = 4 * word;
                     let detail = format!(
                         "shared byte {byte} was written by warp {writer} with no fence.proxy.async after it"
@@ -352,9 +474,13 @@ fn clash(lanes: [u8; 4], mask: u8, lane: u8) -> Option<u8> {
 }
 
 #[cold]
-fn between_warps(shadow: &Shadow, byte: usize, warp: u8, access: Access, other_wrote: bool) -> String {
-    let (verb, actor) = if other_wrote { ("written", shadow.writer) } else { ("read", shadow.reader) };
-    let actor = if actor == SEVERAL { "several warps".into() } else { format!("warp {actor}") };
+fn between_warps(byte: usize, warp: u8, access: Access, other_wrote: bool, other: Option<u8>) -> String {
+    let verb = if other_wrote { "written" } else { "read" };
+    let actor = match other {
+        Some(COPIES) => "a copy".into(),
+        Some(other) if other != SEVERAL => format!("warp {other}"),
+        _ => "several warps".into(),
+    };
     let done = if access == Access::Read { "read" } else { "written" };
     format!("shared byte {byte} {done} by warp {warp}, {verb} by {actor}, no barrier between")
 }

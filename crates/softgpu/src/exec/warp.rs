@@ -19,6 +19,11 @@ pub(super) enum State {
     AtBarrier,
     /// At a matmul of its warpgroup.
     AtMatmul,
+    /// Behind a wait for the phase of this parity, of the barrier at this byte of shared memory.
+    AtMbarrier {
+        at: usize,
+        parity: u32,
+    },
     Done,
 }
 
@@ -75,7 +80,7 @@ impl Warp {
         }
     }
 
-    /// The barrier or matmul that a warp in [`State::AtBarrier`] or [`State::AtMatmul`] waits at.
+    /// The instruction that a warp waits at.
     pub(super) fn barrier(&self) -> usize {
         self.stack.last().map_or(0, |top| top.pc as usize - 1)
     }

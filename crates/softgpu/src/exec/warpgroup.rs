@@ -24,7 +24,7 @@ impl Block<'_> {
     /// Issues the matmul of every warpgroup whose four warps stand at it; returns whether there was
     /// one.
     pub(super) fn issue_matmuls(&mut self, warps: &mut [Warp]) -> Result<bool, (usize, LaneFault, u8)> {
-        let mut any = false;
+        let (mut any, mut missed) = (false, None);
         for group in warps.chunks_mut(WARPS) {
             let Some(first) = group.iter().find(|w| w.state == State::AtMatmul) else { continue };
             let (index, pc) = (first.index, first.barrier());
@@ -40,9 +40,10 @@ impl Block<'_> {
             });
             let missing = missing.unwrap_or_else(|| format!("the block has {} of its warps", group.len()));
             let detail = format!("warp {index} waits for its warpgroup, but {missing}");
-            return Err((pc, LaneFault { violation: Violation::Barrier, lane: 0, detail }, index));
+            missed.get_or_insert((pc, LaneFault { violation: Violation::Barrier, lane: 0, detail }, index));
         }
-        Ok(any)
+        // The missing warp may wait for what follows the matmul of another group.
+        missed.filter(|_| !any).map_or(Ok(any), Err)
     }
 
     /// Issues the matmul at which the four warps of a group stand.
