@@ -133,7 +133,7 @@ softgpu: cuda-toolchain
 
 # Counts the figures of kernels/README.md again, and reads its machine code.
 kernels-page: softgpu
-	KUDOS_WRITE_KERNELS_PAGE=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=80 \
+	KUDOS_WRITE_KERNELS_PAGE=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=90 \
 		cargo test $(CARGO_FLAGS) --test kernels -- figures_of_the_page
 	$(MAKE) sass
 
@@ -144,7 +144,7 @@ sass: cuda-toolchain
 # Rewrites tests/golden/bits.json, which a commit does only if it says which bits change, and why.
 golden: softgpu
 	KUDOS_WRITE_GOLDEN=1 cargo test $(CARGO_FLAGS) --lib golden
-	KUDOS_WRITE_GOLDEN=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=80 \
+	KUDOS_WRITE_GOLDEN=1 KUDOS_TEST_GPU=softgpu LD_LIBRARY_PATH=$(CURDIR)/target/softgpu SOFTGPU_CC=90 \
 		SOFTGPU_DEVICES=2 SOFTGPU_MEMORY_GIB=8 cargo test $(CARGO_FLAGS) --test golden
 
 # After eval "$(make -s softgpu-env CC=80 DEVICES=1)", `kudos score --device cuda ...` runs on the

@@ -1,7 +1,8 @@
 #!/bin/sh
 # The tests that need a GPU, and a tally of the runs. On the software GPU, which interprets the same PTX at every compute
 # capability, kernels run in the oldest that has them: those in f16 at 7.5, those in bf16 at 8.0. At 8.6 (where shared memory
-# is small) and 9.0 run the tests of what a multiprocessor holds, and three models, at 9.0 also the kernels of Hopper alone. With
+# is small) and 9.0 run the tests of what a multiprocessor holds, and three models; at 9.0, where every kernel runs, also those of
+# Hopper alone, the counts of kernels/README.md and golden bits. With
 # KUDOS_TEST_GPU=real they run on the first real GPU, the engine's once for each tier.
 set -u
 cd "$(dirname "$0")/.."
@@ -48,11 +49,14 @@ else
         # Split into words.
         # shellcheck disable=SC2086
         run "kernels, $at" --test kernels -- $kernels
-        [ "$SOFTGPU_CC" != 90 ] || run "kernels of Hopper alone, $at" --test kernels -- sm90a
+        [ "$SOFTGPU_CC" != 90 ] || {
+            run "kernels of Hopper alone, $at" --test kernels -- sm90a
+            run "counts of kernels/README.md, $at" --test kernels -- figures_of_the_page
+        }
         run "engine, $at" --test cuda -- --ignored --nocapture
     done
-    SOFTGPU_CC=80 SOFTGPU_DEVICES=2
-    run "golden bits, software GPU at compute capability 80" --test golden -- softgpu
+    SOFTGPU_CC=90 SOFTGPU_DEVICES=2
+    run "golden bits, software GPU at compute capability 90" --test golden -- softgpu
     SOFTGPU_CC=80 SOFTGPU_DEVICES=8
     run "faults, software GPU at compute capability 80" --test cuda_faults -- --ignored
     run "bench, software GPU at compute capability 80" --test bench -- --ignored

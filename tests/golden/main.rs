@@ -15,6 +15,7 @@
 //! | `bf16-avx512` | bf16 products by VDPBF16PS, attention in f32 | emulated anywhere, as above; here on AMD's CPUs with that instruction |
 //! | `bf16-amx` | bf16 products and attention on AMX | emulated anywhere, as above; here with AMX |
 //! | `softgpu sm75`, `softgpu sm80` | each tier's kernels on the software GPU, of any compute capability | only there: tensor cores and approximate functions of hardware give other bits |
+//! | `softgpu sm90a_simple` | as `softgpu sm80`, but for attention by this kernel, of models that it is for | as above, at compute capability 9.0 |
 //!
 //! The library's unit tests (`src/engine/golden.rs`) select instructions and emulate those that
 //! this CPU lacks; here the engine selects them, as it does for its users, and a section that it
@@ -65,6 +66,8 @@ struct Arithmetic {
     /// The device that computes it.
     name: String,
     device: Device,
+    /// The file of its attention kernel, where it is not the default.
+    attention: Option<&'static str>,
     ranks_max: usize,
 }
 
@@ -91,10 +94,16 @@ impl Arithmetic {
         let (mut device, count) = (self.device.clone(), Some(ranks));
         match &mut device {
             Device::Cpu(cpu) => (cpu.ranks, cpu.threads) = (count, count),
-            Device::Cuda(cuda) => cuda.ranks = count,
+            Device::Cuda(cuda) => {
+                (cuda.ranks, cuda.attention) = (count, self.attention.map(str::to_owned));
+            }
             other => panic!("{other:?} leaves the choice of the device"),
         }
-        Some(Engine::builder(folder).device(device).open().unwrap())
+        match Engine::builder(folder).device(device).open() {
+            // This attention kernel is for heads up to some width, without windows and caps.
+            Err(error) if self.attention.is_some() && error.to_string().contains("does not fit") => None,
+            engine => Some(engine.unwrap()),
+        }
     }
 }
 
@@ -112,7 +121,8 @@ fn cpu_arithmetics() -> Vec<Arithmetic> {
             ("avx512+amx", CpuMath::Bf16) => "bf16-amx",
             other => panic!("no section has the bits of {other:?}"),
         };
-        Arithmetic { section: section.to_owned(), name: instructions.clone(), device, ranks_max: 2 }
+        let (section, name) = (section.to_owned(), instructions.clone());
+        Arithmetic { section, name, device, attention: None, ranks_max: 2 }
     });
     arithmetics.into()
 }
@@ -126,12 +136,16 @@ mod cuda {
 
 #[cfg(feature = "cuda")]
 mod cuda {
+    use kudos::internals::backend::cuda::kernels::ATTENTION;
     use kudos::internals::backend::cuda::probe::devices;
     use kudos::{CudaOptions, CudaTier, GemmTuning};
 
     use super::Arithmetic;
 
-    /// Returns the arithmetic of each tier that the software GPU runs.
+    /// The attention kernel of a section of its own.
+    const SM90A_SIMPLE: &str = "sm90a_simple";
+
+    /// Returns the arithmetic of each tier that the software GPU runs, and that with Hopper's attention.
     pub(super) fn arithmetics() -> Vec<Arithmetic> {
         let found = match devices() {
             Ok(found) => found,
@@ -150,13 +164,18 @@ mod cuda {
             return Vec::new();
         }
         let tiers = CudaTier::ALL.into_iter().filter(|&tier| info.capability.runs(tier));
-        let arithmetic = |tier: CudaTier| Arithmetic {
-            section: format!("softgpu {}", tier.name()),
+        let arithmetic = |tier: CudaTier, attention: Option<&'static str>| Arithmetic {
+            section: format!("softgpu {}", attention.unwrap_or(tier.name())),
             name: format!("{}, compute capability {}", info.name, info.capability),
             device: CudaOptions { tier: Some(tier), gemm_tuning: GemmTuning::Off, ..CudaOptions::default() }
                 .into(),
+            attention,
             ranks_max: found.len(),
         };
-        tiers.map(arithmetic).collect()
+        let is_hopper = ATTENTION
+            .iter()
+            .any(|kernel| kernel.stem.ends_with(SM90A_SIMPLE) && kernel.arch.runs_on(info.capability));
+        let simple = is_hopper.then(|| arithmetic(CudaTier::Sm80, Some(SM90A_SIMPLE)));
+        tiers.map(|tier| arithmetic(tier, None)).chain(simple).collect()
     }
 }

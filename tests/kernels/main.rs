@@ -171,9 +171,10 @@ fn main() -> ExitCode {
     }
     let occupancy = Some(occupancy::warps_are_those_of_the_limits);
     trials.push(trial("occupancy_is_that_of_the_limits", occupancy, |test| test()));
-    // Counted where every tier runs, with machine code for every architecture by the compiler that
+    // Counted where every kernel runs, with machine code for every architecture by the compiler that
     // the page is of.
-    let found = counters.filter(|_| gpus.len() == CudaTier::ALL.len() && page::is_comparable());
+    let runs = |kernel: &AttentionKernel| gpus.iter().any(|gpu| gpu.can(kernel));
+    let found = counters.filter(|_| ATTENTION.iter().all(runs) && page::is_comparable());
     trials.push(trial("figures_of_the_page_are_those_counted", found, move |counters| {
         let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
         page::figures_of_the_page_are_those_counted(&gpus, *counters);

@@ -115,10 +115,6 @@ are passes of shared memory beyond the fewest.
     let without = |kernel: &&AttentionKernel| kernel.features == AttentionFeatures::NONE;
     for kernel in ATTENTION.iter().filter(|kernel| !kernel.is_plain()).filter(without) {
         let gpu = gpus.iter().find(|gpu| gpu.format == kernel.format).expect("a GPU for each tier");
-        // Counted at compute capability 8.0.
-        if !gpu.can(kernel) {
-            continue;
-        }
         let group = match kernel.head_dim {
             64 => 3,
             256 => 2,

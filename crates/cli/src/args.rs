@@ -473,7 +473,7 @@ pub(super) struct EngineArgs {
     #[arg(long, value_enum, value_name = "TIER")]
     pub(super) cuda_tier: Option<CudaTier>,
 
-    /// Run this attention kernel, to check or measure it [default: the fastest one that fits]
+    /// Run this attention kernel, or that of a file such as sm80, to check or measure it [default: the fastest one that fits]
     #[arg(long, value_name = "NAME")]
     pub(super) cuda_attention: Option<String>,
 }

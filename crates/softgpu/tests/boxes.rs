@@ -129,7 +129,8 @@ fn boxes_have_known_contents_within_the_tensor_and_beyond() {
             for line in 0..8 {
                 for at in 0..64 {
                     // Chunks of eight elements are exchanged by the line's index.
-                    let place = if swizzle == SWIZZLE_128B { at / 8 ^ line } else { at / 8 } * 8 + at % 8;
+                    let exchanged = if swizzle == SWIZZLE_128B { line } else { 0 };
+                    let place = at ^ (8 * exchanged);
                     let word = words[head * BOX_WORDS + line * 32 + place / 2];
                     let found = (word >> (16 * (place % 2))) as u16;
                     let expected =

@@ -266,9 +266,10 @@ impl AttentionKernel {
         })
     }
 
-    /// The kernel of this name, instead of the best.
+    /// The kernel of this name, or the best of the file of this name, `sm80` for `attention_sm80`, instead
+    /// of the best of all.
     ///
-    /// [`ErrorKind::Options`], with the names that fit, when there is none or it does not fit.
+    /// [`ErrorKind::Options`], with the names that fit, when there is none or none fits.
     pub fn named(
         name: &str,
         device: &DeviceInfo,
@@ -277,8 +278,11 @@ impl AttentionKernel {
         needed: AttentionFeatures,
     ) -> Result<&'static Self> {
         let fitting = || ATTENTION.iter().filter(|kernel| kernel.fits(device, format, head_dim, needed));
-        fitting().find(|kernel| kernel.name == name).ok_or_else(|| {
-            let message = match ATTENTION.iter().any(|kernel| kernel.name == name) {
+        let is_named =
+            |kernel: &&Self| kernel.name == name || kernel.stem.strip_prefix("attention_") == Some(name);
+        let best = fitting().filter(is_named).find(|kernel| kernel.shares(device));
+        best.or_else(|| fitting().find(is_named)).ok_or_else(|| {
+            let message = match ATTENTION.iter().any(|kernel| is_named(&kernel)) {
                 true => format!(
                     "attention kernel `{name}` does not fit head_dim {head_dim} in {} on this GPU{needed}",
                     format.name()

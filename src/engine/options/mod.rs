@@ -123,8 +123,8 @@ pub struct CudaOptions {
     pub cache_dir: Option<PathBuf>,
     /// The generation of kernels to run; by default the GPU's own, which is fastest.
     pub tier: Option<CudaTier>,
-    /// The attention kernel to run, by name; by default the first in the table that fits, which is
-    /// fastest.
+    /// The attention kernel to run, by name or by its file's, such as `sm80`; by default the first in
+    /// the table that fits, which is fastest.
     pub attention: Option<String>,
     /// Bytes of each GPU that are left to CUDA's libraries and to other programs; by default 256
     /// MiB, and 1 GiB more where several ranks connect through NCCL.
