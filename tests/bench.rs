@@ -347,6 +347,30 @@ fn a_baseline_with_other_rewards_is_rejected() {
 
 #[cfg(unix)]
 #[test]
+fn settings_with_other_rewards_are_not_a_baselines_fastest() {
+    let dir = tempfile::tempdir().unwrap();
+    let (right, mut wrong) = (rewards_of_short(), rewards_of_short());
+    wrong[1] -= 0.25;
+    let path = worker(dir.path(), "right with batches of 2", &right, false);
+    let script = fs::read_to_string(&path).unwrap();
+    let answer = format!("{right:?}");
+    let script = script.replace("seconds=0.5", &format!("seconds=0.5 rewards='{wrong:?}'"));
+    let script = script.replace("seconds=0.25 ;;", &format!("seconds=0.25 rewards='{right:?}' ;;"));
+    fs::write(&path, script.replace(&format!("\\\"rewards\\\": {answer}"), "\\\"rewards\\\": $rewards"))
+        .unwrap();
+    let run = bench_short(&["--compare", &format!("vllm={path}")]);
+    assert_eq!(run.status, Some(0), "{run:?}");
+    let report: Value = serde_json::from_str(&run.stdout).unwrap();
+    let side = &report["rows"][0]["rounds"]["sides"][1];
+    assert_eq!(side["settings"], "batch=2 threads=2");
+    let rejected = &side["tried"][0];
+    assert_eq!(rejected["settings"], "batch=1 threads=2");
+    assert_eq!(rejected["seconds"], Value::Null);
+    assert!(rejected["error"].as_str().unwrap().contains("is rejected"), "{side}");
+}
+
+#[cfg(unix)]
+#[test]
 fn baselines_by_name_need_files_and_known_arithmetic() {
     let arguments = ["--shape", "llama-3.1-8b", "--layers", "1", "--device", "cpu", "--tokens", "4"];
     let run = bench(&[&arguments[..], &["--compare", "vllm=true"]].concat());

@@ -454,7 +454,11 @@ fn an_attention_kernel_runs_by_name_or_those_that_fit_are_named() {
     let expected = rewards(None).unwrap();
     assert_eq!(rewards(Some(&names[0])).unwrap(), expected, "the first one that fits is the default");
     let file = names[0].split('_').nth(1).unwrap();
-    assert_eq!(rewards(Some(file)).unwrap(), expected, "the first one that fits is the best of its file, {file}");
+    assert_eq!(
+        rewards(Some(file)).unwrap(),
+        expected,
+        "the first one that fits is the best of its file, {file}"
+    );
     for name in &names[1..] {
         let found = rewards(Some(name)).unwrap();
         let apart = found.iter().zip(&expected).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);

@@ -1,6 +1,6 @@
 //! The fastest settings of a baseline for one test: its own first, then each other value of one
-//! setting at a time, of which the fastest stays. Settings are measured again where other processes
-//! disturbed them.
+//! setting at a time, of which the fastest stays. Those with which it computes something else are not
+//! its fastest. Settings are measured again where other processes disturbed them.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use super::judge::check_rewards;
 use super::load::{Slot, least_disturbed};
 use super::name::Peer;
 use super::worker::{Launch, Ready, Settings, Worker};
-use kudos::Result;
+use kudos::{Error, ErrorKind, Result};
 use kudos_cli::say;
 
 /// Measured runs of each settings, after one to warm up; the fastest counts.
@@ -50,32 +50,46 @@ pub(super) struct Options {
 /// Opens a baseline at its fastest settings.
 pub(super) fn search(launch: &Launch<'_>, reference: &[f32], options: Options) -> Result<Opened> {
     let prepared = launch.prepare()?;
-    // Where these fail, the others do.
-    let mut best = open(launch, prepared.settings, reference, options.wait)?;
+    let (mut best, mut rejected, mut tried) = (None, None, Vec::new());
+    match open(launch, prepared.settings.clone(), reference, options.wait) {
+        Ok(mut opened) => {
+            tried.append(&mut opened.tried);
+            best = Some(opened);
+        }
+        // With others its rewards may be right.
+        Err(error) if error.kind() == ErrorKind::Unsupported => {
+            tried.push(failed(&prepared.settings, &error));
+            rejected = Some(error);
+        }
+        // Where these fail, the others do.
+        Err(error) => return Err(error),
+    }
     let axes = if options.defaults { Vec::new() } else { prepared.axes };
     for (name, values) in axes {
-        let first = best.settings.get(&name).cloned();
-        for value in values.into_iter().filter(|value| Some(value) != first.as_ref()) {
-            let mut settings = best.settings.clone();
+        let base = best.as_ref().map_or(&prepared.settings, |best: &Opened| &best.settings).clone();
+        for value in values.into_iter().filter(|value| Some(value) != base.get(&name)) {
+            let mut settings = best.as_ref().map_or(&prepared.settings, |best| &best.settings).clone();
             settings.insert(name.clone(), value);
-            let described = describe(&settings);
-            match open(launch, settings, reference, options.wait) {
+            match open(launch, settings.clone(), reference, options.wait) {
                 Ok(mut other) => {
-                    best.tried.append(&mut other.tried);
-                    if other.seconds < best.seconds {
-                        other.tried = std::mem::take(&mut best.tried);
-                        best = other;
+                    tried.append(&mut other.tried);
+                    if best.as_ref().is_none_or(|best| other.seconds < best.seconds) {
+                        best = Some(other);
                     }
                 }
-                Err(error) => {
-                    say(&format!("  {described}: {error}"));
-                    let error = Some(error.message().to_owned());
-                    best.tried.push(Tried { settings: described, seconds: None, error });
-                }
+                Err(error) => tried.push(failed(&settings, &error)),
             }
         }
     }
+    let mut best = best.ok_or_else(|| rejected.expect("the first settings were measured or rejected"))?;
+    best.tried = tried;
     Ok(best)
+}
+
+fn failed(settings: &Settings, error: &Error) -> Tried {
+    let settings = describe(settings);
+    say(&format!("  {settings}: {error}"));
+    Tried { settings, seconds: None, error: Some(error.message().to_owned()) }
 }
 
 /// Opens a baseline, and measures and stops it.
