@@ -178,7 +178,7 @@ fn a_wait_that_is_not_repeated_is_a_race() {
 }
 
 #[test]
-fn a_copy_that_nobody_waits_for_is_named() {
+fn a_copy_that_no_warp_waits_for_is_named() {
     let says = ["asynchronous copy in flight", "the block ends before this copy"];
     caught("set 1 setp.lt 2 3", ILLEGAL_ADDRESS, &says);
 }

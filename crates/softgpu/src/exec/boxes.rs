@@ -1,12 +1,12 @@
 //! `cp.async.bulk.tensor`: copies of boxes of a tensor map, which an mbarrier counts.
 //!
 //! A copy arrives when a warp waits for the barrier that counts it and nothing else can run, no earlier.
-//! Until then nobody may touch its target.
+//! Until then no thread may touch its target.
 
 use super::Block;
 use super::access::{PARAM_WINDOW, WINDOW_MASK, at_lane, lanes_of};
 use super::shared::Actor;
-use super::warp::{State, Warp};
+use super::warp::{BoxCopy, State, Warp};
 use crate::check::{LaneFault, Violation};
 use crate::decode::Inst;
 use crate::device::Access;
@@ -16,19 +16,6 @@ use crate::device::tensor_map::{ELEMENT_BYTES, MAP_ALIGN, MAP_BYTES, RANK_MAX, T
 const CHUNK: u64 = 16;
 /// The multiple that the target's address must be.
 const TARGET_ALIGN: u64 = 128;
-
-/// A copy that has not arrived.
-pub(super) struct BoxCopy {
-    map: TensorMap,
-    /// The box's first element in the tensor, which may lie outside.
-    first: [i64; RANK_MAX],
-    target: usize,
-    /// The barrier's place.
-    barrier: usize,
-    pc: usize,
-    warp: u8,
-    lane: usize,
-}
 
 impl Block<'_> {
     pub(super) fn copy_box(

@@ -8,58 +8,16 @@
 
 use super::Block;
 use super::access::{at_lane, lanes_of};
-use super::shared::{Clock, Shared};
+use super::phase::{BYTES, Clock, Mbarrier};
+use super::shared::Shared;
 use super::warp::{State, Warp};
 use crate::check::{LaneFault, Violation};
 use crate::decode::Inst;
 
-/// Bytes of a barrier.
-const BYTES: usize = 8;
 /// Arrivals and bytes that a phase can expect at most.
 const EXPECTED_MAX: u32 = (1 << 20) - 1;
 /// Registers of a multiprocessor.
 const REGISTERS: u32 = 64 * 1024;
-
-/// A barrier.
-#[derive(Clone)]
-pub(super) struct Mbarrier {
-    at: usize,
-    /// The warp that has initialised it, and when.
-    maker: u8,
-    made_at: u32,
-    /// Arrivals of a phase.
-    expected: u32,
-    /// Arrivals that are missing in the present phase.
-    missing: u32,
-    /// Bytes that are missing in the present phase, less than none while a copy is ahead of what it is
-    /// expected by.
-    bytes: i64,
-    /// The number of the present phase.
-    phase: u32,
-    /// What those who have arrived have done and seen, and of them those of completed phases.
-    arrived: Clock,
-    completed: Clock,
-}
-
-impl Mbarrier {
-    /// Begins the next phase if nothing is missing.
-    fn advance(&mut self) {
-        if self.missing == 0 && self.bytes == 0 {
-            self.missing = self.expected;
-            self.phase += 1;
-            self.completed = self.arrived.clone();
-        }
-    }
-
-    fn overlaps(&self, at: usize, size: usize) -> bool {
-        at < self.at + BYTES && self.at < at + size
-    }
-
-    /// Whether the phase of this parity is complete: the present one is not.
-    fn has_completed(&self, parity: u32) -> bool {
-        self.phase & 1 != parity & 1
-    }
-}
 
 impl Shared {
     fn begin_mbarrier(&mut self, at: u64, warp: u8, count: u32) -> Result<(), (Violation, String)> {

@@ -9,6 +9,7 @@ mod int;
 mod lanes;
 mod matmuls;
 mod mbarrier;
+mod phase;
 mod run;
 mod shared;
 mod tensor;
@@ -19,9 +20,8 @@ mod warpgroup;
 use crate::check::{Fault, LaneFault, Violation};
 use crate::decode::{Op, Program};
 use crate::device::DeviceMemory;
-use boxes::BoxCopy;
 use shared::Shared;
-use warp::{BlockPosition, State, Warp};
+use warp::{BlockPosition, BoxCopy, State, Warp};
 
 /// Size of a launch.
 #[derive(Clone, Copy, Debug)]

@@ -1,15 +1,11 @@
 //! Shared memory of a block, with a shadow word for every four bytes.
 
+use super::phase::{COPIES, Clock, Mbarrier, WARPS_MAX};
 use crate::check::Violation;
 use crate::device::Access;
 
-use super::mbarrier::Mbarrier;
-
 const NO_LANE: u8 = u8::MAX;
 const SEVERAL: u8 = u8::MAX - 1;
-const WARPS_MAX: usize = 32;
-/// The writer of what copies of boxes have brought.
-const COPIES: u8 = WARPS_MAX as u8;
 const ALL_BYTES: u8 = 0xF;
 
 /// The warp and lane of an access to shared memory.
@@ -27,27 +23,6 @@ impl Actor {
     /// The whole warp at once: a broadcast, or rows that one lane names and all lanes get.
     pub(super) fn lanes(warp: u8) -> Self {
         Self { warp, lane: SEVERAL }
-    }
-}
-
-/// For each warp the tick before which what it has done is seen.
-#[derive(Clone)]
-pub(super) struct Clock([u32; WARPS_MAX + 1]);
-
-impl Clock {
-    /// Sees nothing.
-    pub(super) const NONE: Self = Self([0; WARPS_MAX + 1]);
-
-    /// Copies before this tick, and nothing else.
-    pub(super) fn of_copies(tick: u32) -> Self {
-        let mut clock = Self::NONE;
-        clock.0[COPIES as usize] = tick;
-        clock
-    }
-
-    /// Sees what the other one sees, too.
-    pub(super) fn join(&mut self, other: &Self) {
-        self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = theirs.max(*mine));
     }
 }
 
@@ -97,11 +72,11 @@ pub(super) struct Shared {
     /// How many matmuls in flight read each word, where the kernel has such matmuls.
     matmuls: Vec<u8>,
     checked: bool,
-    /// Of a kernel with mbarriers:
+    /// Barriers that have been initialised.
     pub(super) mbarriers: Vec<Mbarrier>,
-    /// what each warp has seen of all others,
+    /// For each warp of a kernel with mbarriers, the accesses of others that it sees.
     seen: Vec<Clock>,
-    /// and for each word the tick at which each warp last read it.
+    /// For each word of such a kernel, the tick at which each warp last read it.
     reads: Vec<u32>,
 }
 
@@ -154,7 +129,7 @@ impl Shared {
         tick < *seen.unwrap_or(&self.block_sync)
     }
 
-    /// What `warp` has seen and, up to now, has done.
+    /// Returns all that `warp` has seen, and up to now has done.
     pub(super) fn clock_after(&mut self, warp: u8) -> Clock {
         let now = self.tick();
         let mut clock = self.seen[warp as usize].clone();

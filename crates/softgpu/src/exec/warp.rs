@@ -3,6 +3,7 @@
 use super::lanes::{W32, W64};
 use super::matmuls::Matmuls;
 use crate::decode::{Preset, Program, Special};
+use crate::device::tensor_map::{RANK_MAX, TensorMap};
 
 /// Lanes that run together until `reconverge`.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,19 @@ pub(super) struct Copy16 {
     /// Bytes that come from memory; the rest is zero.
     pub(super) source_bytes: u8,
     pub(super) lane: u8,
+}
+
+/// A copy of a box that has not arrived.
+pub(super) struct BoxCopy {
+    pub(super) map: TensorMap,
+    /// The box's first element in the tensor, which may lie outside.
+    pub(super) first: [i64; RANK_MAX],
+    pub(super) target: usize,
+    /// The barrier's place.
+    pub(super) barrier: usize,
+    pub(super) pc: usize,
+    pub(super) warp: u8,
+    pub(super) lane: usize,
 }
 
 /// State of one warp.

@@ -1,0 +1,69 @@
+//! A barrier in shared memory, and the clocks by which its phases order accesses.
+
+/// Warps of a block at most.
+pub(super) const WARPS_MAX: usize = 32;
+/// The writer of all that copies of boxes have brought.
+pub(super) const COPIES: u8 = WARPS_MAX as u8;
+/// Bytes of a barrier.
+pub(super) const BYTES: usize = 8;
+
+/// For each warp the tick before which what it has done is seen.
+#[derive(Clone)]
+pub(super) struct Clock(pub(super) [u32; WARPS_MAX + 1]);
+
+impl Clock {
+    /// Sees nothing.
+    pub(super) const NONE: Self = Self([0; WARPS_MAX + 1]);
+
+    /// Copies before this tick, and nothing else.
+    pub(super) fn of_copies(tick: u32) -> Self {
+        let mut clock = Self::NONE;
+        clock.0[COPIES as usize] = tick;
+        clock
+    }
+
+    /// Sees what the other one sees, too.
+    pub(super) fn join(&mut self, other: &Self) {
+        self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = theirs.max(*mine));
+    }
+}
+
+/// A barrier.
+#[derive(Clone)]
+pub(super) struct Mbarrier {
+    pub(super) at: usize,
+    /// The warp that has initialised it, and when.
+    pub(super) maker: u8,
+    pub(super) made_at: u32,
+    /// Arrivals of a phase.
+    pub(super) expected: u32,
+    /// Arrivals that are missing in the present phase.
+    pub(super) missing: u32,
+    /// Bytes that are missing in the present phase; negative where more have come than were expected.
+    pub(super) bytes: i64,
+    /// The number of the present phase.
+    pub(super) phase: u32,
+    /// All that has been done and seen by those who have arrived, and by those of completed phases.
+    pub(super) arrived: Clock,
+    pub(super) completed: Clock,
+}
+
+impl Mbarrier {
+    /// Begins the next phase if nothing is missing.
+    pub(super) fn advance(&mut self) {
+        if self.missing == 0 && self.bytes == 0 {
+            self.missing = self.expected;
+            self.phase += 1;
+            self.completed = self.arrived.clone();
+        }
+    }
+
+    pub(super) fn overlaps(&self, at: usize, size: usize) -> bool {
+        at < self.at + BYTES && self.at < at + size
+    }
+
+    /// Whether the phase of this parity is complete: the present one is not.
+    pub(super) fn has_completed(&self, parity: u32) -> bool {
+        self.phase & 1 != parity & 1
+    }
+}
