@@ -66,29 +66,40 @@ fn encode(address: u64, strides: [u64; 2], data_type: u32, swizzle: u32) -> Resu
     if status == 0 { Ok(map) } else { Err(status) }
 }
 
-/// Uploads the tensor and its map, and returns the map's address.
-fn upload(gpu: &Gpu, swizzle: u32) -> u64 {
+/// Uploads the tensor, and returns its address.
+fn upload_tensor(gpu: &Gpu) -> u64 {
     let indices = (0..DIMS[2] as i64).flat_map(|row| (0..DIMS[1] as i64).map(move |head| (row, head)));
     let elements =
         indices.flat_map(|(row, head)| (0..DIMS[0] as i64).map(move |column| element(column, head, row)));
     let elements: Vec<u16> = elements.collect();
     let words: Vec<u32> =
         elements.chunks(2).map(|pair| u32::from(pair[0]) | u32::from(pair[1]) << 16).collect();
-    let map = encode(gpu.upload(&words), [128, 384], BFLOAT16, swizzle);
+    gpu.upload(&words)
+}
+
+/// Uploads the tensor and its map, and returns the map's address.
+fn upload(gpu: &Gpu, swizzle: u32) -> u64 {
+    let map = encode(upload_tensor(gpu), [128, 384], BFLOAT16, swizzle);
     gpu.upload(&map.unwrap_or_else(|status| panic!("error {status}")).0)
 }
 
 /// Two warps: a thread of the first brings the box at (`column`, head, `row`) of two heads to one place,
-/// one after the other; the second stores what is there.
+/// one after the other; the second stores the contents. `map_param` has the map's address.
 fn kernel(column: i32, row: i32) -> String {
+    kernel_with(column, row, [".param .u64 map_param", "ld.param.u64 %d2, [map_param];\n", ""])
+}
+
+/// The same with this parameter, the instructions that set %d2 to the map's address, and instructions
+/// behind the copy.
+fn kernel_with(column: i32, row: i32, [parameter, set_map, after]: [&str; 3]) -> String {
     let copies: String = (0..8)
         .map(|j| format!("ld.shared.u32 %r12, [%r11+{}];\nst.global.u32 [%d4+{}], %r12;\n", 128 * j, 128 * j))
         .collect();
     format!(
         ".version 9.0\n.target sm_90a\n.address_size 64\n\
-         .visible .entry victim(.param .u64 out_param, .param .u64 map_param)\n{{\n\
+         .visible .entry victim(.param .u64 out_param, {parameter})\n{{\n\
          .reg .pred %p<8>;\n.reg .b32 %r<32>;\n.reg .b64 %d<8>;\n.shared .align 1024 .b8 place[1040];\n\
-         ld.param.u64 %d1, [out_param];\nld.param.u64 %d2, [map_param];\nmov.u32 %r1, %tid.x;\n\
+         ld.param.u64 %d1, [out_param];\n{set_map}mov.u32 %r1, %tid.x;\n\
          mov.u32 %r2, place;\nadd.s32 %r3, %r2, 1024;\nadd.s32 %r4, %r2, 1032;\nand.b32 %r5, %r1, 31;\n\
          setp.ne.u32 %p1, %r1, 0;\n@%p1 bra READY;\n\
          mbarrier.init.shared::cta.b64 [%r3], 1;\nmbarrier.init.shared::cta.b64 [%r4], 1;\n\
@@ -98,7 +109,7 @@ fn kernel(column: i32, row: i32) -> String {
          PRODUCE:\nmbarrier.try_wait.parity.shared::cta.b64 %p3, [%r4], %r8;\n@!%p3 bra PRODUCE;\n\
          mbarrier.arrive.expect_tx.shared::cta.b64 _, [%r3], 1024;\n\
          cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%r2], \
-         [%d2, {{%r9, %r6, %r10}}], [%r3];\n\
+         [%d2, {{%r9, %r6, %r10}}], [%r3];\n{after}\
          xor.b32 %r8, %r8, 1;\nadd.s32 %r6, %r6, 1;\nsetp.lt.u32 %p4, %r6, 2;\n@%p4 bra PRODUCE;\nret;\n\
          CONSUME:\nmbarrier.try_wait.parity.shared::cta.b64 %p3, [%r3], %r7;\n@!%p3 bra CONSUME;\n\
          mad.lo.s32 %r11, %r5, 4, %r2;\nmad.lo.s32 %r13, %r6, 1024, 0;\nmad.lo.s32 %r13, %r5, 4, %r13;\n\
@@ -124,36 +135,60 @@ fn boxes_have_known_contents_within_the_tensor_and_beyond() {
         let (output, map) = (gpu.allocate(8 * BOX_WORDS), upload(&gpu, swizzle));
         let function = gpu.function(&kernel(column, row), "victim");
         assert_eq!(gpu.launch(function, 1, 64, &[output, map]), 0);
-        let words = gpu.download(output, 2 * BOX_WORDS).unwrap_or_else(|_| panic!("{}", gpu.message()));
-        for head in 0..2 {
-            for line in 0..8 {
-                for at in 0..64 {
-                    // Chunks of eight elements are exchanged by the line's index.
-                    let exchanged = if swizzle == SWIZZLE_128B { line } else { 0 };
-                    let place = at ^ (8 * exchanged);
-                    let word = words[head * BOX_WORDS + line * 32 + place / 2];
-                    let found = (word >> (16 * (place % 2))) as u16;
-                    let expected =
-                        element(i64::from(column) + at as i64, head as i64, i64::from(row) + line as i64);
-                    assert_eq!(
-                        found, expected,
-                        "box at ({column}, {head}, {row}), line {line}, element {at}"
-                    );
-                }
+        check(&gpu, output, (column, row), swizzle);
+    }
+}
+
+/// Compares the boxes of two heads that were stored.
+#[track_caller]
+fn check(gpu: &Gpu, output: u64, (column, row): (i32, i32), swizzle: u32) {
+    let words = gpu.download(output, 2 * BOX_WORDS).unwrap_or_else(|_| panic!("{}", gpu.message()));
+    for head in 0..2 {
+        for line in 0..8 {
+            for at in 0..64 {
+                // Chunks of eight elements are exchanged by the line's index.
+                let exchanged = if swizzle == SWIZZLE_128B { line } else { 0 };
+                let place = at ^ (8 * exchanged);
+                let word = words[head * BOX_WORDS + line * 32 + place / 2];
+                let found = (word >> (16 * (place % 2))) as u16;
+                let expected =
+                    element(i64::from(column) + at as i64, head as i64, i64::from(row) + line as i64);
+                assert_eq!(found, expected, "box at ({column}, {head}, {row}), line {line}, element {at}");
             }
         }
     }
 }
 
+#[test]
+fn a_map_may_be_a_parameter() {
+    let gpu = gpu();
+    let output = gpu.allocate(8 * BOX_WORDS);
+    let map = encode(upload_tensor(&gpu), [128, 384], BFLOAT16, SWIZZLE_128B);
+    let map = map.unwrap_or_else(|status| panic!("error {status}"));
+    let parameter = ".param .align 64 .b8 map_param[128]";
+    let set_map = "mov.b64 %d2, map_param;\ncvta.param.u64 %d2, %d2;\n";
+    let function = gpu.function(&kernel_with(0, 40, [parameter, set_map, ""]), "victim");
+    // The driver reads 128 bytes from the place of the second value on.
+    let map = map.0.chunks_exact(2).map(|pair| u64::from(pair[0]) | u64::from(pair[1]) << 32);
+    let values: Vec<u64> = [output].into_iter().chain(map).collect();
+    assert_eq!(gpu.launch(function, 1, 64, &values), 0);
+    check(&gpu, output, (0, 40), SWIZZLE_128B);
+}
+
 /// Runs the kernel clean, then with the plant: the device must stop with all of the words.
 #[track_caller]
 fn caught(plant: &str, status: u32, says: &[&str]) {
-    let (gpu, text) = (gpu(), kernel(0, 0));
+    caught_in(&kernel(0, 0), plant, status, says);
+}
+
+#[track_caller]
+fn caught_in(text: &str, plant: &str, status: u32, says: &[&str]) {
+    let gpu = gpu();
     let (output, map) = (gpu.allocate(8 * BOX_WORDS), upload(&gpu, SWIZZLE_128B));
-    let clean = gpu.function(&text, "victim");
+    let clean = gpu.function(text, "victim");
     assert_eq!(gpu.launch(clean, 1, 64, &[output, map]), 0);
     assert_eq!(gpu.synchronize(), 0, "without the plant: {}", gpu.message());
-    let planted = gpu.planted_function(&text, "victim", &format!("victim: {plant}")).expect("it loads");
+    let planted = gpu.planted_function(text, "victim", &format!("victim: {plant}")).expect("it loads");
     assert_eq!(gpu.launch(planted, 1, 64, &[output, map]), 0);
     assert_eq!(gpu.synchronize(), status, "`{plant}` was not caught");
     for word in says.iter().chain(&["kernel `victim`"]) {
@@ -175,6 +210,20 @@ fn a_wait_that_is_not_repeated_is_a_race() {
     caught("drop 6 bra", ILLEGAL_ADDRESS, &says);
     let says = ["shared memory race", "written by warp 0, written by a copy", "`cp.async.bulk"];
     caught("drop 4 bra", ILLEGAL_ADDRESS, &says);
+}
+
+#[test]
+fn a_target_that_is_touched_early_is_named() {
+    let says = ["asynchronous copy in flight", "shared byte 0 before"];
+    for (access, opcode) in [
+        ("ld.shared.u32 %r12, [%r2];\n", "`@%p6 ld.shared.u32"),
+        ("st.shared.u32 [%r2], %r6;\n", "`@%p6 st.shared.u32"),
+    ] {
+        let after = format!("setp.eq.u32 %p6, 0, 1;\n@%p6 {access}");
+        let map = [".param .u64 map_param", "ld.param.u64 %d2, [map_param];\n", &after];
+        let text = kernel_with(0, 0, map);
+        caught_in(&text, "set 1 setp.eq 2 0", ILLEGAL_ADDRESS, &[&says[..], &[opcode]].concat());
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `cp.async.bulk.tensor`: copies of boxes of a tensor map, which an mbarrier counts.
 //!
-//! A copy arrives when a warp waits for the barrier that counts it and nothing else can run, no earlier.
+//! A copy arrives when a warp waits for the barrier that counts it and no warp is ready, no earlier.
 //! Until then no thread may touch its target.
 
 use super::Block;

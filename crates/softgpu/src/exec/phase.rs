@@ -7,22 +7,22 @@ pub(super) const COPIES: u8 = WARPS_MAX as u8;
 /// Bytes of a barrier.
 pub(super) const BYTES: usize = 8;
 
-/// For each warp the tick before which what it has done is seen.
+/// For each warp, and for copies, the tick before which its accesses are seen.
 #[derive(Clone)]
 pub(super) struct Clock(pub(super) [u32; WARPS_MAX + 1]);
 
 impl Clock {
-    /// Sees nothing.
+    /// No access is seen.
     pub(super) const NONE: Self = Self([0; WARPS_MAX + 1]);
 
-    /// Copies before this tick, and nothing else.
+    /// Copies before this tick are seen, and no access of a warp.
     pub(super) fn of_copies(tick: u32) -> Self {
         let mut clock = Self::NONE;
         clock.0[COPIES as usize] = tick;
         clock
     }
 
-    /// Sees what the other one sees, too.
+    /// Adds the accesses that the other clock sees.
     pub(super) fn join(&mut self, other: &Self) {
         self.0.iter_mut().zip(other.0).for_each(|(mine, theirs)| *mine = theirs.max(*mine));
     }

@@ -144,11 +144,9 @@ impl Shared {
     /// A warp other than `warp` that has read the word since `warp` has last seen it.
     fn unseen_reader(&self, word: usize, warp: u8) -> Option<u8> {
         let warps = self.seen.len();
-        let reads = self.reads[word * warps..][..warps].iter().zip(0..);
-        reads
-            .filter(|&(&read, other)| read > 0 && other != warp && !self.sees(warp, other, read))
-            .map(|(_, r)| r)
-            .next()
+        let mut reads = self.reads[word * warps..][..warps].iter().zip(0..);
+        let found = reads.find(|&(&read, other)| read > 0 && other != warp && !self.sees(warp, other, read));
+        found.map(|(_, other)| other)
     }
 
     /// The block passes a barrier.
