@@ -1,6 +1,6 @@
 //! The fastest settings of a baseline for one test: its own first, then each other value of one
-//! setting at a time, of which the fastest stays. Those with which it computes something else are not
-//! its fastest. Settings are measured again where other processes disturbed them.
+//! setting at a time, of which the fastest stays. Settings with other rewards are left out. Settings
+//! are measured again where other processes disturbed them.
 
 use std::time::Duration;
 
@@ -50,15 +50,17 @@ pub(super) struct Options {
 /// Opens a baseline at its fastest settings.
 pub(super) fn search(launch: &Launch<'_>, reference: &[f32], options: Options) -> Result<Opened> {
     let prepared = launch.prepare()?;
-    let (mut best, mut rejected, mut tried) = (None, None, Vec::new());
-    match open(launch, prepared.settings.clone(), reference, options.wait) {
+    // The settings of which one at a time is changed.
+    let mut base = prepared.settings;
+    let (mut best, mut rejected, mut tried): (Option<Opened>, _, _) = (None, None, Vec::new());
+    match open(launch, base.clone(), reference, options.wait) {
         Ok(mut opened) => {
             tried.append(&mut opened.tried);
             best = Some(opened);
         }
         // With others its rewards may be right.
         Err(error) if error.kind() == ErrorKind::Unsupported => {
-            tried.push(failed(&prepared.settings, &error));
+            tried.push(failed(describe(&base), &error));
             rejected = Some(error);
         }
         // Where these fail, the others do.
@@ -66,28 +68,29 @@ pub(super) fn search(launch: &Launch<'_>, reference: &[f32], options: Options) -
     }
     let axes = if options.defaults { Vec::new() } else { prepared.axes };
     for (name, values) in axes {
-        let base = best.as_ref().map_or(&prepared.settings, |best: &Opened| &best.settings).clone();
-        for value in values.into_iter().filter(|value| Some(value) != base.get(&name)) {
-            let mut settings = best.as_ref().map_or(&prepared.settings, |best| &best.settings).clone();
+        let first = base.get(&name).cloned();
+        for value in values.into_iter().filter(|value| Some(value) != first.as_ref()) {
+            let mut settings = base.clone();
             settings.insert(name.clone(), value);
-            match open(launch, settings.clone(), reference, options.wait) {
+            let described = describe(&settings);
+            match open(launch, settings, reference, options.wait) {
                 Ok(mut other) => {
                     tried.append(&mut other.tried);
                     if best.as_ref().is_none_or(|best| other.seconds < best.seconds) {
+                        base = other.settings.clone();
                         best = Some(other);
                     }
                 }
-                Err(error) => tried.push(failed(&settings, &error)),
+                Err(error) => tried.push(failed(described, &error)),
             }
         }
     }
-    let mut best = best.ok_or_else(|| rejected.expect("the first settings were measured or rejected"))?;
-    best.tried = tried;
-    Ok(best)
+    let best = best.ok_or_else(|| rejected.expect("the first settings were measured or rejected"))?;
+    Ok(Opened { tried, ..best })
 }
 
-fn failed(settings: &Settings, error: &Error) -> Tried {
-    let settings = describe(settings);
+/// Settings that were not measured, because of an error, which is printed.
+fn failed(settings: String, error: &Error) -> Tried {
     say(&format!("  {settings}: {error}"));
     Tried { settings, seconds: None, error: Some(error.message().to_owned()) }
 }
