@@ -1,13 +1,13 @@
 //! A rank's own worker threads, and the scratch memory of each.
 //!
 //! Ranks do not share a pool: two of them could each wait for a worker that the other holds. Which
-//! worker runs an item is left to chance in the end and does not affect results: an item computes
-//! whole output elements in an order of its own.
+//! worker runs an item depends on timing and does not affect results: an item computes whole output
+//! elements in an order of its own.
 //!
 //! Items are cut into as many ranges as there are workers. A worker takes those of its own range
-//! first, then what the others have left. Where the items of one op after the other go through the
-//! same rows in order, most rows so stay with one worker, and in its cache: two cores that do not
-//! share one exchange a line in some 400 ns.
+//! first, then those that other workers have left. The items of all ops go through the rows in order, so
+//! most rows stay with one worker and in its cache: two cores that do not share a cache need some
+//! 400 ns to pass a line to each other and back.
 
 use std::ops::Range;
 use std::sync::Mutex;

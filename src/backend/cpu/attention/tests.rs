@@ -467,6 +467,32 @@ fn attention_stays_within_the_scratch_it_states() {
 }
 
 #[test]
+fn workers_have_neighbouring_items_of_about_equal_cost() {
+    let spans = [[span(512, 512)], [span(1024, 30)], [span(0, 512)]];
+    let queries = spans.iter().map(|spans| {
+        let Span { start, len } = spans[0];
+        Queries { rows: start..start + len, first_position: 0, spans }
+    });
+    let plan = AttentionPlan::new(heads((3, 1, 8)), queries);
+    let starts: Vec<usize> = plan.items().iter().map(|item| item.rows.start).collect();
+    assert!(starts.is_sorted(), "{starts:?}");
+    let cost = |item: &plan::Item| item.rows.len() * (item.first_position + item.rows.len());
+    let costs: Vec<usize> = plan.items().iter().map(cost).collect();
+    let (all, most) = (costs.iter().sum::<usize>(), *costs.iter().max().unwrap());
+    for workers in [1, 2, 3, 7, 100] {
+        let firsts: Vec<usize> = (0..=workers).map(|worker| plan.first_item(worker, workers)).collect();
+        assert_eq!((firsts[0], firsts[workers]), (0, costs.len()));
+        for range in firsts.windows(2) {
+            let own: usize = costs[range[0]..range[1]].iter().sum();
+            assert!(own <= all / workers + most, "{own} of {all} for one of {workers} workers");
+        }
+    }
+    // Of two workers each has one conversation, up to an item.
+    assert!(plan.items()[plan.first_item(1, 2)].rows.start.abs_diff(512) <= 128, "{starts:?}");
+    assert_eq!(AttentionPlan::new(heads((3, 1, 8)), []).first_item(2, 2), 0);
+}
+
+#[test]
 #[should_panic(expected = "two segments share a query row")]
 fn segments_that_share_a_query_row_are_refused() {
     let spans = [span(0, 10)];
