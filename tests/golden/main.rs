@@ -142,7 +142,7 @@ mod cuda {
 
     use super::Arithmetic;
 
-    /// The attention kernel of a section of its own.
+    /// The file of attention kernels that has a section of its own.
     const SM90A_SIMPLE: &str = "sm90a_simple";
 
     /// Returns the arithmetic of each tier that the software GPU runs, and that with Hopper's attention.

@@ -266,10 +266,11 @@ impl AttentionKernel {
         })
     }
 
-    /// The kernel of this name, or the best of the file of this name, `sm80` for `attention_sm80`, instead
-    /// of the best of all.
+    /// The kernel of this name, or of a file's name, such as `sm80` for `attention_sm80`, the best of that
+    /// file.
     ///
-    /// [`ErrorKind::Options`], with the names that fit, when there is none or none fits.
+    /// [`ErrorKind::Options`] for a name that no kernel has, and for kernels that do not fit; the hint
+    /// lists the kernels that fit.
     pub fn named(
         name: &str,
         device: &DeviceInfo,
