@@ -89,7 +89,7 @@ fn kernel(column: i32, row: i32) -> String {
     kernel_with(column, row, [".param .u64 map_param", "ld.param.u64 %d2, [map_param];\n", ""])
 }
 
-/// The same with this parameter, the instructions that set %d2 to the map's address, and instructions
+/// Like [`kernel`], with a parameter, the instructions that set %d2 to the map's address, and instructions
 /// behind the copy.
 fn kernel_with(column: i32, row: i32, [parameter, set_map, after]: [&str; 3]) -> String {
     let copies: String = (0..8)
