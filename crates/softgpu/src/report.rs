@@ -3,6 +3,7 @@
 use crate::driver::calls::{calls_json, reset_calls};
 use crate::driver::world::{DeviceState, initialise, world};
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::Ordering;
 
 /// Counters of every launch since the last reset, as a JSON array, devices in order, launches of
 /// one in order. Returns the bytes of the whole text; at most `length` of them are written, with a
@@ -145,6 +146,12 @@ pub unsafe extern "C" fn softgpu_plant(plants: *const c_char) {
 #[unsafe(no_mangle)]
 pub extern "C" fn softgpu_planted() -> usize {
     world().map_or(0, crate::driver::world::World::planted)
+}
+
+/// Has warps run in a random order by this seed, as `SOFTGPU_ORDER` does, in launches from now on; 0: by index.
+#[unsafe(no_mangle)]
+pub extern "C" fn softgpu_order(seed: u64) {
+    initialise().warp_order.store(seed, Ordering::Relaxed);
 }
 
 /// The message that was printed with the device's last sticky error. Returns and writes as

@@ -12,6 +12,7 @@ use crate::decode::decode_module;
 use crate::{exec, ptx};
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Dynamic shared memory of a block without an opt-in.
 const DYNAMIC_SHARED_DEFAULT: usize = 48 << 10;
@@ -255,7 +256,9 @@ pub unsafe extern "C" fn cuLaunchKernel(
             return Err(Status::OutOfMemory);
         }
         let checked = world.settings.checked;
-        let config = exec::Config { grid, block, dynamic_shared_bytes: dynamic_shared_bytes as usize, checked };
+        let order = world.warp_order.load(Ordering::Relaxed);
+        let dynamic_shared_bytes = dynamic_shared_bytes as usize;
+        let config = exec::Config { grid, block, dynamic_shared_bytes, checked, order };
         push_launch(d, stream, Op::Launch { program, config, params: bytes })
     }))
 }

@@ -9,7 +9,7 @@ use crate::device::{DeviceMemory, Launch, Reservation};
 use crate::ptx::{Module, Plants};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 /// Handles carry their device's index plus one above this bit.
@@ -188,6 +188,8 @@ pub struct World {
     plants: Mutex<Result<Plants, String>>,
     /// Instructions edited since the plants were last set.
     planted: AtomicUsize,
+    /// The seed of the order in which warps run, of launches from now on; 0: by index.
+    pub warp_order: AtomicU64,
 }
 
 static WORLD: OnceLock<World> = OnceLock::new();
@@ -214,6 +216,7 @@ pub fn initialise() -> &'static World {
             faults,
             plants,
             planted: AtomicUsize::new(0),
+            warp_order: AtomicU64::new(variable("SOFTGPU_ORDER").and_then(|v| v.parse().ok()).unwrap_or(0)),
         }
     })
 }

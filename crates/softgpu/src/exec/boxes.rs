@@ -5,6 +5,7 @@
 
 use super::Block;
 use super::access::{PARAM_WINDOW, WINDOW_MASK, at_lane, lanes_of};
+use super::phase::copies_of;
 use super::shared::Actor;
 use super::warp::{BoxCopy, State, Warp};
 use crate::check::{LaneFault, Violation};
@@ -76,12 +77,20 @@ impl Block<'_> {
         TensorMap::decode(&bytes).ok_or_else(|| (Violation::Descriptor, "this is no tensor map".into()))
     }
 
-    /// Brings the copies that waiting warps wait for; returns whether there was one.
+    /// Brings the copies that waiting warps wait for, or one of them where the order is random; returns whether
+    /// there was one.
     pub(super) fn bring_copies(&mut self, warps: &[Warp]) -> Result<bool, (usize, LaneFault, u8)> {
         let is_waited_for = |copy: &mut BoxCopy| {
-            warps.iter().any(|warp| matches!(warp.state, State::AtMbarrier { at, .. } if at == copy.barrier))
+            let place = self.shared.mbarriers[copy.barrier].at;
+            warps.iter().any(|warp| matches!(warp.state, State::AtMbarrier { at, .. } if at == place))
         };
-        let arriving: Vec<BoxCopy> = self.copies.extract_if(.., is_waited_for).collect();
+        let mut arriving: Vec<BoxCopy> = self.copies.extract_if(.., is_waited_for).collect();
+        if self.order.is_random()
+            && let Some(first) = self.order.choose(arriving.len())
+        {
+            let rest = arriving.split_off(first + 1);
+            self.copies.extend(arriving.drain(..first).chain(rest));
+        }
         for copy in &arriving {
             self.bring(copy).map_err(|(violation, detail)| {
                 (copy.pc, LaneFault { violation, lane: copy.lane, detail }, copy.warp)
@@ -100,7 +109,7 @@ impl Block<'_> {
     fn bring(&mut self, copy: &BoxCopy) -> Result<(), (Violation, String)> {
         let BoxCopy { map, first, target, barrier, .. } = copy;
         let row_bytes = u64::from(map.box_dims[0]) * ELEMENT_BYTES;
-        let tick = self.shared.tick();
+        let (writer, tick) = (copies_of(*barrier), self.shared.tick());
         for row in 0..map.box_bytes() / row_bytes {
             // The row's place in the tensor, if it is inside.
             let (mut rest, mut source) = (row, Some(map.address));
@@ -134,12 +143,13 @@ impl Block<'_> {
                 if map.swizzled {
                     at ^= (at >> 7 & 7) << 4;
                 }
-                self.shared.receive(at as usize, &data, tick);
+                self.shared.receive(at as usize, &data, writer, tick);
             }
             if reading != 0 {
                 self.count_global(&addresses, reading, CHUNK as usize, Access::Read);
             }
         }
-        self.shared.complete_bytes(*barrier, map.box_bytes(), tick)
+        self.shared.complete_bytes(*barrier, map.box_bytes(), tick);
+        Ok(())
     }
 }

@@ -8,7 +8,7 @@
 
 use super::Block;
 use super::access::{at_lane, lanes_of};
-use super::phase::{BYTES, Clock, Mbarrier};
+use super::phase::{BYTES, Clock, MBARRIERS_MAX, Mbarrier, copies_of};
 use super::shared::Shared;
 use super::warp::{State, Warp};
 use crate::check::{LaneFault, Violation};
@@ -27,6 +27,10 @@ impl Shared {
         }
         if self.mbarriers.iter().any(|barrier| barrier.overlaps(at, BYTES)) {
             return Err((Violation::Mbarrier, format!("shared byte {at} is that of a barrier already")));
+        }
+        if self.mbarriers.len() == MBARRIERS_MAX {
+            let detail = format!("more than {MBARRIERS_MAX} barriers, which are not known here");
+            return Err((Violation::Mbarrier, detail));
         }
         let (made_at, expected, missing) = (self.tick(), count, count);
         let (arrived, completed) = (Clock::NONE, Clock::NONE);
@@ -80,31 +84,25 @@ impl Shared {
         Ok(())
     }
 
-    /// The place of the barrier that counts a copy, which must know that it is initialised.
+    /// The index of the barrier that counts a copy, which must know that it is initialised.
     pub(super) fn mbarrier_of_copy(&self, at: u64, warp: u8) -> Result<usize, (Violation, String)> {
-        let Mbarrier { at, maker, made_at, .. } = self.mbarriers[self.mbarrier(at, warp)?];
+        let index = self.mbarrier(at, warp)?;
+        let Mbarrier { at, maker, made_at, .. } = self.mbarriers[index];
         if self.mbarrier_fences[maker as usize] <= made_at {
             let detail = format!(
                 "the barrier at shared byte {at} was initialised by warp {maker} with no fence.mbarrier_init after it"
             );
             return Err((Violation::Unfenced, detail));
         }
-        Ok(at)
+        Ok(index)
     }
 
-    /// Bytes of a copy have come to the barrier at this place.
-    pub(super) fn complete_bytes(
-        &mut self,
-        at: usize,
-        bytes: u64,
-        tick: u32,
-    ) -> Result<(), (Violation, String)> {
-        let found = self.mbarriers.iter_mut().find(|barrier| barrier.at == at);
-        let barrier = found.ok_or((Violation::Mbarrier, format!("no barrier at shared byte {at}")))?;
+    /// Bytes of a copy have come to the barrier of this index.
+    pub(super) fn complete_bytes(&mut self, index: usize, bytes: u64, tick: u32) {
+        let barrier = &mut self.mbarriers[index];
         barrier.bytes -= bytes as i64;
-        barrier.arrived.join(&Clock::of_copies(tick + 1));
+        barrier.arrived.join(&Clock::of(copies_of(index), tick + 1));
         barrier.advance();
-        Ok(())
     }
 
     /// Whether the phase is complete; if so, `warp` sees what those who arrived have done.

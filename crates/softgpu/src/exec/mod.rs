@@ -9,6 +9,7 @@ mod int;
 mod lanes;
 mod matmuls;
 mod mbarrier;
+mod order;
 mod phase;
 mod run;
 mod shared;
@@ -20,6 +21,7 @@ mod warpgroup;
 use crate::check::{Fault, LaneFault, Violation};
 use crate::decode::{Op, Program};
 use crate::device::DeviceMemory;
+use order::Order;
 use shared::Shared;
 use warp::{BlockPosition, BoxCopy, State, Warp};
 
@@ -34,6 +36,8 @@ pub struct Config {
     pub dynamic_shared_bytes: usize,
     /// Track uninitialised reads, races and copies in flight.
     pub checked: bool,
+    /// The seed of the order in which warps run that are ready; 0: by index.
+    pub order: u64,
 }
 
 /// A block being run.
@@ -46,6 +50,7 @@ struct Block<'a> {
     registers: Vec<u32>,
     /// Copies of boxes on their way.
     copies: Vec<BoxCopy>,
+    order: Order,
 }
 
 /// Runs a kernel over a grid. `params` is the parameter block as `cuLaunchKernel` laid it out.
@@ -68,7 +73,8 @@ pub fn launch(
     let shared = Shared::new(shared_bytes, config.checked, !program.touched.is_empty(), ordered);
     memory.begin_launch(config.grid);
     let registers = vec![0; warps.len()];
-    let mut block = Block { program, memory, shared, params, registers, copies: Vec::new() };
+    let order = Order::new(config.order);
+    let mut block = Block { program, memory, shared, params, registers, copies: Vec::new(), order };
     for z in 0..config.grid[2] {
         for y in 0..config.grid[1] {
             for x in 0..config.grid[0] {
@@ -94,7 +100,7 @@ impl Block<'_> {
     /// its warps, the barrier of the block opens.
     fn run(&mut self, warps: &mut [Warp], position: &BlockPosition) -> Result<(), Fault> {
         loop {
-            for warp in warps.iter_mut().filter(|w| w.state == State::Ready) {
+            while let Some(warp) = self.next(warps) {
                 let (index, outcome) = (warp.index, self.run_warp(warp));
                 if let Err((pc, fault)) = outcome {
                     return Err(self.describe(pc, &fault, index, position));
@@ -112,6 +118,18 @@ impl Block<'_> {
                 warp.state = State::Ready;
             }
         }
+    }
+
+    /// The ready warp that runs next.
+    fn next<'w>(&mut self, warps: &'w mut [Warp]) -> Option<&'w mut Warp> {
+        // By index, phases are looked at when no warp is ready, which takes less time.
+        if self.order.is_random() {
+            self.wake(warps);
+        }
+        let is_ready = |warp: &&mut Warp| warp.state == State::Ready;
+        let count = if self.order.is_random() { warps.iter_mut().filter(is_ready).count() } else { 1 };
+        let chosen = self.order.choose(count)?;
+        warps.iter_mut().filter(is_ready).nth(chosen)
     }
 
     /// Lets warps go on that do not wait for the block's barrier; returns whether there was one, or may be.

@@ -2,23 +2,40 @@
 
 /// Warps of a block at most.
 pub(super) const WARPS_MAX: usize = 32;
-/// The writer of all that copies of boxes have brought.
-pub(super) const COPIES: u8 = WARPS_MAX as u8;
+/// Barriers of a block at most.
+pub(super) const MBARRIERS_MAX: usize = 64;
+/// Writers: warps, and the copies of boxes that a barrier counts, which nothing else orders.
+const WRITERS: usize = WARPS_MAX + MBARRIERS_MAX;
 /// Bytes of a barrier.
 pub(super) const BYTES: usize = 8;
 
-/// For each warp, and for copies, the tick before which its accesses are seen.
+/// The writer of what copies have brought that the barrier of this index counts.
+pub(super) fn copies_of(mbarrier: usize) -> u8 {
+    (WARPS_MAX + mbarrier) as u8
+}
+
+/// Whether a writer is a copy; no writer at all is none.
+pub(super) fn is_copy(writer: u8) -> bool {
+    (WARPS_MAX..WRITERS).contains(&usize::from(writer))
+}
+
+/// For each writer, the tick before which its accesses are seen.
 #[derive(Clone)]
-pub(super) struct Clock(pub(super) [u32; WARPS_MAX + 1]);
+pub(super) struct Clock(pub(super) [u32; WRITERS]);
 
 impl Clock {
     /// No access is seen.
-    pub(super) const NONE: Self = Self([0; WARPS_MAX + 1]);
+    pub(super) const NONE: Self = Self::at(0);
 
-    /// Copies before this tick are seen, and no access of a warp.
-    pub(super) fn of_copies(tick: u32) -> Self {
+    /// All accesses before this tick are seen.
+    pub(super) const fn at(tick: u32) -> Self {
+        Self([tick; WRITERS])
+    }
+
+    /// Accesses of this writer before this tick are seen, and no others.
+    pub(super) fn of(writer: u8, tick: u32) -> Self {
         let mut clock = Self::NONE;
-        clock.0[COPIES as usize] = tick;
+        clock.0[usize::from(writer)] = tick;
         clock
     }
 

@@ -1,6 +1,6 @@
 //! Shared memory of a block, with a shadow word for every four bytes.
 
-use super::phase::{COPIES, Clock, Mbarrier, WARPS_MAX};
+use super::phase::{Clock, Mbarrier, WARPS_MAX, is_copy};
 use crate::check::Violation;
 use crate::device::Access;
 
@@ -99,7 +99,7 @@ impl Shared {
             matmuls,
             checked,
             mbarriers: Vec::new(),
-            seen: vec![Clock([1; WARPS_MAX + 1]); ordered],
+            seen: vec![Clock::at(1); ordered],
             reads: vec![0; words * ordered],
         }
     }
@@ -112,7 +112,7 @@ impl Shared {
         self.mbarrier_fences = [0; WARPS_MAX];
         self.matmuls.fill(0);
         self.mbarriers.clear();
-        self.seen.fill(Clock([1; WARPS_MAX + 1]));
+        self.seen.fill(Clock::at(1));
         self.reads.fill(0);
     }
 
@@ -154,7 +154,7 @@ impl Shared {
         self.now += 1;
         self.block_sync = self.now;
         self.warp_syncs = [self.now; WARPS_MAX];
-        self.seen.fill(Clock([self.now; WARPS_MAX + 1]));
+        self.seen.fill(Clock::at(self.now));
     }
 
     /// A warp passes `bar.warp.sync`. One of some of the lanes counts as one of all: that misses
@@ -351,13 +351,13 @@ impl Shared {
         self.mbarrier_fences[warp as usize] = self.tick();
     }
 
-    /// A copy brings sixteen bytes.
-    pub(super) fn receive(&mut self, at: usize, data: &[u8; 16], tick: u32) {
+    /// A copy, the `writer`, brings sixteen bytes.
+    pub(super) fn receive(&mut self, at: usize, data: &[u8; 16], writer: u8, tick: u32) {
         self.bytes[at..at + 16].copy_from_slice(data);
         if self.checked {
             self.set_in_flight(at, 16, false);
             for word in &mut self.shadow[at / 4..at / 4 + 4] {
-                (word.writer, word.writer_lanes) = (COPIES, [NO_LANE; 4]);
+                (word.writer, word.writer_lanes) = (writer, [NO_LANE; 4]);
                 (word.written_at, word.written) = (tick, ALL_BYTES);
             }
         }
@@ -370,7 +370,7 @@ impl Shared {
         if self.checked {
             for word in at / 4..at / 4 + 4 {
                 let Shadow { writer, written_at, .. } = self.shadow[word];
-                if writer != COPIES && self.proxy_fences[writer as usize] <= written_at {
+                if !is_copy(writer) && self.proxy_fences[writer as usize] <= written_at {
                     let byte = 4 * word;
                     let detail = format!(
                         "shared byte {byte} was written by warp {writer} with no fence.proxy.async after it"
@@ -450,7 +450,7 @@ fn clash(lanes: [u8; 4], mask: u8, lane: u8) -> Option<u8> {
 fn between_warps(byte: usize, warp: u8, access: Access, other_wrote: bool, other: Option<u8>) -> String {
     let verb = if other_wrote { "written" } else { "read" };
     let actor = match other {
-        Some(COPIES) => "a copy".into(),
+        Some(other) if is_copy(other) => "a copy".into(),
         Some(other) if other != SEVERAL => format!("warp {other}"),
         _ => "several warps".into(),
     };

@@ -45,7 +45,7 @@ pub(super) struct BoxCopy {
     /// The box's first element in the tensor, which may lie outside.
     pub(super) first: [i64; RANK_MAX],
     pub(super) target: usize,
-    /// The barrier's place.
+    /// The barrier's index.
     pub(super) barrier: usize,
     pub(super) pc: usize,
     pub(super) warp: u8,
