@@ -59,8 +59,11 @@ def hot_path(code):
         steps = [step for block in body for step in blocks.blocks[block]]
         return sum(map(is_matmul, steps)), sum(map(is_load, steps)), -len(steps)
 
+    def is_around(body):
+        return any(size(other)[0] > 0 and set(other) < set(body) for other in loops)
+
     everything = range(len(blocks.blocks))
-    hottest = max(loops, key=size, default=())
+    hottest = max((body for body in loops if not is_around(body)), key=size, default=())
     matmuls, loads, _ = size(hottest)
     if matmuls or loads and 2 * loads >= size(everything)[1]:
         return blocks.path(hottest, worth), True
