@@ -21,7 +21,7 @@ pub(crate) const SECTIONS: [(&str, usize); 12] = [
     ("softgpu sm75, 2 ranks", 2),
     ("softgpu sm80", 1),
     ("softgpu sm80, 2 ranks", 2),
-    ("softgpu sm90a_simple", 1),
+    ("softgpu sm90a", 1),
 ];
 
 /// The environment variable by which sections are written instead of compared.

@@ -15,7 +15,7 @@
 //! | `bf16-avx512` | bf16 products by VDPBF16PS, attention in f32 | emulated anywhere, as above; here on AMD's CPUs with that instruction |
 //! | `bf16-amx` | bf16 products and attention on AMX | emulated anywhere, as above; here with AMX |
 //! | `softgpu sm75`, `softgpu sm80` | each tier's kernels on the software GPU, of any compute capability | only there: tensor cores and approximate functions of hardware give other bits |
-//! | `softgpu sm90a_simple` | as `softgpu sm80`, but for attention by this kernel, of models that it is for | as above, at compute capability 9.0 |
+//! | `softgpu sm90a` | as `softgpu sm80`, but for attention by `attention_sm90a.cu`, of models that it is for | as above, at compute capability 9.0 |
 //!
 //! The library's unit tests (`src/engine/golden.rs`) select instructions and emulate those that
 //! this CPU lacks; here the engine selects them, as it does for its users, and a section that it
@@ -143,7 +143,7 @@ mod cuda {
     use super::Arithmetic;
 
     /// The file of attention kernels that has a section of its own.
-    const SM90A_SIMPLE: &str = "sm90a_simple";
+    const HOPPER: &str = "sm90a";
 
     /// Returns the arithmetic of each tier that the software GPU runs, and that with Hopper's attention.
     pub(super) fn arithmetics() -> Vec<Arithmetic> {
@@ -174,8 +174,8 @@ mod cuda {
         };
         let is_hopper = ATTENTION
             .iter()
-            .any(|kernel| kernel.stem.ends_with(SM90A_SIMPLE) && kernel.arch.runs_on(info.capability));
-        let simple = is_hopper.then(|| arithmetic(CudaTier::Sm80, Some(SM90A_SIMPLE)));
-        tiers.map(|tier| arithmetic(tier, None)).chain(simple).collect()
+            .any(|kernel| kernel.stem.ends_with(HOPPER) && kernel.arch.runs_on(info.capability));
+        let hopper = is_hopper.then(|| arithmetic(CudaTier::Sm80, Some(HOPPER)));
+        tiers.map(|tier| arithmetic(tier, None)).chain(hopper).collect()
     }
 }

@@ -4,6 +4,7 @@ use std::slice;
 
 use kudos::Sharing;
 use kudos::internals::backend::cuda::format::ActivationFormat;
+use kudos::internals::backend::cuda::gemm::Share;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::{Attention, Heads, Ops, SeamTiles};
 use kudos::internals::backend::cuda::tiles::Tiles;
@@ -73,8 +74,25 @@ impl Limits {
     pub(crate) const NONE: Self = Self { window: None, cap: None };
 }
 
+/// The limits of attention, and the part of the GPU that it is planned for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Setting {
+    pub(crate) limits: Limits,
+    pub(crate) share: Share,
+}
+
+impl Setting {
+    pub(crate) const DEFAULT: Self = Self { limits: Limits::NONE, share: Share::Whole };
+}
+
+impl From<Limits> for Setting {
+    fn from(limits: Limits) -> Self {
+        Self { limits, ..Self::DEFAULT }
+    }
+}
+
 /// Attention of every packed row, `[tokens, q_width]`, or of the last ones.
-fn run(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], queries: Queries) -> Vec<f64> {
+pub(crate) fn run(ops: &Ops, heads: Heads, packed: &Packed, rows: &[u16], queries: Queries) -> Vec<f64> {
     try_run(ops, heads, packed, rows, queries, |_| {}).unwrap()
 }
 
@@ -87,12 +105,12 @@ pub(crate) fn try_run(
     queries: Queries,
     edit: impl Fn(&mut Tiles),
 ) -> kudos::Result<Vec<f64>> {
-    try_run_within(Limits::NONE, ops, heads, packed, rows, queries, edit)
+    try_run_within(Setting::DEFAULT, ops, heads, packed, rows, queries, edit)
 }
 
-/// Like `try_run`, with limits.
+/// Like `try_run`, in a setting.
 pub(crate) fn try_run_within(
-    Limits { window, cap }: Limits,
+    setting: impl Into<Setting>,
     ops: &Ops,
     heads: Heads,
     packed: &Packed,
@@ -100,10 +118,11 @@ pub(crate) fn try_run_within(
     queries: Queries,
     edit: impl Fn(&mut Tiles),
 ) -> kudos::Result<Vec<f64>> {
+    let Setting { limits: Limits { window, cap }, share } = setting.into();
     let tokens = packed.tokens.len();
-    let block_pairs = ops.attention_kernel().block_rows;
     let group = heads.q_heads / heads.kv_heads;
-    let mut tiles = Tiles::new(packed, slice::from_ref(&(0..tokens)), group, block_pairs, tokens);
+    let needs = ops.attention_kernel().tile_needs(group);
+    let mut tiles = Tiles::new(packed, slice::from_ref(&(0..tokens)), group, needs, tokens);
     edit(&mut tiles);
     let seam_rows = tiles.seam_sources.len();
     let mut all = rows.to_vec();
@@ -142,6 +161,7 @@ pub(crate) fn try_run_within(
         out: &mut out,
         tables: &tables,
         work: &work?,
+        share,
         heads,
         scale: 1.0 / (heads.head_dim as f32).sqrt(),
         window,
@@ -150,7 +170,7 @@ pub(crate) fn try_run_within(
     try_download(ops, &out)
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Queries {
     All,
     Last,

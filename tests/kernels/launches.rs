@@ -59,6 +59,7 @@ type Json = unsafe extern "C" fn(*mut c_char, usize) -> usize;
 type Message = unsafe extern "C" fn(usize, *mut c_char, usize) -> usize;
 type Plant = unsafe extern "C" fn(*const c_char);
 type Planted = unsafe extern "C" fn() -> usize;
+type Order = unsafe extern "C" fn(u64);
 
 /// Counts of calls.
 #[derive(Debug, Deserialize)]
@@ -74,6 +75,7 @@ pub(crate) struct Counters {
     message: Message,
     plant: Plant,
     planted: Planted,
+    order: Order,
     reset_trace: Reset,
     calls: Json,
 }
@@ -92,6 +94,7 @@ impl Counters {
                 message: *driver.get::<Message>(b"softgpu_last_message\0").ok()?,
                 plant: *driver.get::<Plant>(b"softgpu_plant\0").ok()?,
                 planted: *driver.get::<Planted>(b"softgpu_planted\0").ok()?,
+                order: *driver.get::<Order>(b"softgpu_order\0").ok()?,
                 reset_trace: *driver.get::<Reset>(b"softgpu_reset_trace\0").ok()?,
                 calls: *driver.get::<Json>(b"softgpu_calls_json\0").ok()?,
             })
@@ -135,6 +138,12 @@ impl Counters {
         let text = CString::new(text).unwrap();
         // SAFETY: the string ends in a zero byte and is read during the call.
         unsafe { (self.plant)(text.as_ptr()) };
+    }
+
+    /// Has warps run in a random order by this seed from here on; 0: by index.
+    pub(crate) fn order(self, seed: u64) {
+        // SAFETY: the library is still loaded; it stores a number.
+        unsafe { (self.order)(seed) };
     }
 
     /// The count of instructions that were changed since.

@@ -7,6 +7,7 @@
 //! traffic need a GPU that counts it, and are ignored on others.
 
 mod attention;
+mod boxes;
 mod devices;
 mod gemm;
 mod launches;
@@ -137,6 +138,12 @@ fn main() -> ExitCode {
                     test(gpu, kernel);
                 }));
             }
+            for &(name, test) in boxes::TESTS.iter().filter(|_| kernel.boxes) {
+                trials.push(trial(&format!("{}_{name}", kernel.name), gpu.clone(), move |gpu| {
+                    let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
+                    test(gpu, kernel);
+                }));
+            }
             for &(name, test) in devices::WITH_TENSOR_CORES.iter().filter(|_| !kernel.is_plain()) {
                 trials.push(trial(&format!("{}_{name}", kernel.name), gpu.clone(), move |gpu| {
                     let _turn = TURNS.read().unwrap_or_else(PoisonError::into_inner);
@@ -152,6 +159,13 @@ fn main() -> ExitCode {
                     planted::bugs_are_caught(gpu, kernel, *softgpu);
                 },
             ));
+            if kernel.boxes {
+                let name = format!("{}_gives_one_result_in_any_order_of_warps", kernel.name);
+                trials.push(trial(&name, gpu.clone().zip(counters), move |(gpu, softgpu)| {
+                    let _turn = TURNS.write().unwrap_or_else(PoisonError::into_inner);
+                    boxes::order_of_warps_changes_nothing(gpu, kernel, *softgpu);
+                }));
+            }
             for &(name, test) in work::TESTS.iter().filter(|_| !kernel.is_plain()) {
                 let found = gpu.clone().zip(counters);
                 trials.push(trial(&format!("{}_{name}", kernel.name), found, move |(gpu, counters)| {

@@ -8,6 +8,7 @@ use kudos::internals::backend::cuda::ops::Ops;
 use kudos::internals::backend::cuda::tiles::{TILE_KEYS, WorkItem};
 
 use crate::attention::{NEIGHBOUR, Queries, changed_by_nan, family, heads, pack, qkv_rows, try_run};
+use crate::boxes::rounds;
 use crate::launches::Counters;
 use crate::work::is_of_warpgroups;
 use crate::{AttentionTest, Gpu};
@@ -16,13 +17,14 @@ use crate::{AttentionTest, Gpu};
 pub(crate) const TESTS: &[AttentionTest] =
     &[("of_a_path_too_long_shows", keys_of_another_conversation_are_seen)];
 
-/// The software GPU's names for the effects of a missing barrier or wait.
-const UNORDERED: [&str; 5] = [
+/// The software GPU's names for the effects of a missing barrier, wait or arrival.
+const UNORDERED: [&str; 6] = [
     "shared memory race",
-    "operand of an asynchronous copy in flight",
+    "asynchronous copy in flight",
     "operand of a matmul in flight",
     "missing fence",
     "uninitialised read",
+    "barrier error",
 ];
 
 /// The kernel with a bug, or `None` where it has no such instruction.
@@ -37,11 +39,12 @@ fn with(plant: &str, gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Count
 
 /// Runs a kernel that has a bug; the software GPU must stop it and report the cause. The context
 /// ends here, and with it its error.
-fn assert_caught(plant: &str, ops: Ops, softgpu: Counters) {
+fn assert_caught(plant: &str, gpu: &Gpu, ops: Ops, softgpu: Counters) {
     let kernel = ops.attention_kernel();
     let heads = heads(3, 1, kernel.head_dim);
-    // The last one has tiles of 128 keys before those in which some are masked.
-    let sequences = [family(), vec![(5_000..5_400).collect()]].concat();
+    // The first one has tiles of 128 keys before those in which some are masked.
+    let sequences = [vec![(5_000..5_400).collect()], family()].concat();
+    let sequences = if kernel.boxes { [sequences, rounds(3, gpu)].concat() } else { sequences };
     let packed = pack(&sequences, Sharing::Prefixes);
     let rows = qkv_rows(ops.format(), heads, &packed);
     let outcome = try_run(&ops, heads, &packed, &rows, Queries::All, |_| {});
@@ -60,14 +63,25 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
         "attention_sm75" => (2, 0),
         // One before each matmul of scores, and the last one of values; masked tiles have a loop.
         "attention_sm90a_simple" => (4, 4),
+        // Behind the initialisation of barriers, which order the rest.
+        "attention_sm90a" => (1, 0),
         _ => (2, 2),
     };
-    for (instruction, expected) in [("bar.sync", barriers), ("cp.async.wait_group", waits)] {
+    // A wait for a barrier in shared memory goes back to the question until the answer is yes. The thread
+    // that brings boxes waits for places of queries, keys and values; warps wait for queries, for keys and
+    // for values of the first tile, in each of two loops, and of the last, and arrive when done with them.
+    let (boxes, arrivals) = if kernel.boxes { (10, 7) } else { (0, 0) };
+    for (instruction, expected) in [
+        ("bar.sync", barriers),
+        ("cp.async.wait_group", waits),
+        ("bra.uni WAIT", boxes),
+        ("mbarrier.arrive.shared", arrivals),
+    ] {
         let mut count = 0;
         let plant = |n: usize| format!("drop {n} {instruction}");
         while let Some(ops) = with(&plant(count + 1), gpu, kernel, softgpu) {
             count += 1;
-            assert_caught(&plant(count), ops, softgpu);
+            assert_caught(&plant(count), gpu, ops, softgpu);
         }
         assert_eq!(count, expected, "{}: {instruction}", kernel.name);
     }
@@ -78,14 +92,14 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
         for instruction in ["wgmma.fence", "wgmma.wait_group", "wgmma.commit_group", "fence.proxy.async"] {
             let plant = format!("drop every {instruction}");
             let ops = with(&plant, gpu, kernel, softgpu).expect("matmuls are ordered");
-            assert_caught(&plant, ops, softgpu);
+            assert_caught(&plant, gpu, ops, softgpu);
         }
     }
 
     // The store through the queries' slot, without waiting for the other lanes.
     let plant = "drop every bar.warp.sync";
     let ops = with(plant, gpu, kernel, softgpu).expect("a warp waits for its lanes");
-    assert_caught(plant, ops, softgpu);
+    assert_caught(plant, gpu, ops, softgpu);
 
     // Zeros past the end of a path, lost: those rows are another conversation's, and 0 times its
     // NaN is NaN.
@@ -96,11 +110,19 @@ pub(crate) fn bugs_are_caught(gpu: &Gpu, kernel: &'static AttentionKernel, softg
     }
 }
 
-/// A path that goes one key too far reads keys and values of the conversation in the next rows:
-/// results show it.
+/// A path that goes one key too far reads keys and values of the conversation in the next rows, as does one
+/// whose last tile is not whole where all of its rows are read: results show it.
 fn keys_of_another_conversation_are_seen(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let ops = gpu.ops_with(kernel);
+    let rows = pack(&family(), Sharing::Prefixes).tokens.len();
     let changed = changed_by_nan(NEIGHBOUR, &ops, heads(3, 1, kernel.head_dim), |tiles| {
+        if kernel.boxes {
+            // The last tiles as they are where they need not be whole.
+            for row in tiles.tile_rows.iter_mut().filter(|row| **row as usize >= rows) {
+                *row = tiles.seam_sources[*row as usize - rows];
+            }
+            return;
+        }
         // Where that key is in a tile that the path has.
         let whole =
             |work: &WorkItem| (work.position + work.pairs.div_ceil(3)).is_multiple_of(TILE_KEYS as u32);

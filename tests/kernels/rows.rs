@@ -2,6 +2,7 @@
 
 use kudos::ErrorKind;
 use kudos::internals::backend::cuda::format::ActivationFormat;
+use kudos::internals::backend::cuda::gemm::Share;
 use kudos::internals::backend::cuda::ops::{
     AddParts, AddRmsNorm, Attention, Delta, DigestRows, GateMul, GatherRows, HeadNorms, Heads, Norm, Ops,
     Rope, RopeTables, Score, SeamTiles,
@@ -835,8 +836,17 @@ fn indices_that_leave_a_buffer_are_refused(gpu: &Gpu) {
             tables.work_list(&[piece], &tile_rows, group).unwrap()
         });
         let mut out = upload(&ops, &vec![0.0; out_rows * q_width]);
-        let (tables, work, out, scale) = (&tables, &work, &mut out, 1.0);
-        ops.attention(Attention { qkv: qkv.all(), out, tables, work, heads, scale, window: None, cap: None })
+        ops.attention(Attention {
+            qkv: qkv.all(),
+            out: &mut out,
+            tables: &tables,
+            work: &work,
+            share: Share::Whole,
+            heads,
+            scale: 1.0,
+            window: None,
+            cap: None,
+        })
     };
     attend(&[0], piece, 2, 2).unwrap();
     assert_refused(attend(&[1], piece, 2, 2), "attention", "bytes of qkv");

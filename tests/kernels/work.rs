@@ -9,9 +9,10 @@ use std::slice;
 
 use kudos::Sharing;
 use kudos::internals::backend::cuda::format::ActivationFormat;
+use kudos::internals::backend::cuda::gemm::Share;
 use kudos::internals::backend::cuda::kernels::AttentionKernel;
 use kudos::internals::backend::cuda::ops::{Attention, Heads};
-use kudos::internals::backend::cuda::tiles::{Tiles, WorkItem};
+use kudos::internals::backend::cuda::tiles::{TILE_KEYS, Tiles, WorkItem};
 use kudos::internals::batch::Packed;
 
 use crate::Gpu;
@@ -40,7 +41,7 @@ fn conversations(lengths: &[u32]) -> Packed {
 
 fn tiles(kernel: &AttentionKernel, heads: Heads, packed: &Packed) -> Tiles {
     let (rows, group) = (packed.tokens.len(), heads.q_heads / heads.kv_heads);
-    Tiles::new(packed, slice::from_ref(&(0..rows)), group, kernel.block_rows, rows)
+    Tiles::new(packed, slice::from_ref(&(0..rows)), group, kernel.tile_needs(group), rows)
 }
 
 /// The counts of attention of these conversations.
@@ -54,8 +55,9 @@ fn count(
     let ops = gpu.ops_with(kernel);
     let tokens = packed.tokens.len();
     let tiles = tiles(kernel, heads, packed);
-    assert!(tiles.seam_sources.is_empty(), "nothing is shared here");
-    let qkv = upload_raw(&ops, &vec![0_u16; tokens * width(heads)]);
+    let seam_rows = tiles.seam_sources.len();
+    assert!(seam_rows == 0 || kernel.boxes, "nothing is shared here, and only whole tiles are copied");
+    let qkv = upload_raw(&ops, &vec![0_u16; (tokens + seam_rows) * width(heads)]);
     let out_bytes = tokens * heads.q_heads * heads.head_dim * gpu.format.bytes();
     let mut out = ops.context().allocate(out_bytes).unwrap();
     let (tables, work) = tables(&ops, |tables| {
@@ -63,7 +65,8 @@ fn count(
         tables.work_list(&tiles.all, &tile_rows, heads.q_heads / heads.kv_heads).unwrap()
     });
     let (qkv, out, tables, work) = (qkv.all(), &mut out, &tables, &work);
-    let args = Attention { qkv, out, tables, work, heads, scale: 1.0, window: None, cap: None };
+    let share = Share::Whole;
+    let args = Attention { qkv, out, tables, work, share, heads, scale: 1.0, window: None, cap: None };
     counters.of(&ops, kernel.name, || ops.attention(args).unwrap())
 }
 
@@ -120,6 +123,12 @@ fn multiplies_whole_steps_and_no_more(gpu: &Gpu, kernel: &'static AttentionKerne
     }
 }
 
+/// Rows of which keys and values are read, where nothing is shared.
+fn kv_rows(kernel: &AttentionKernel, packed: &Packed) -> usize {
+    let rows = packed.segments.iter().map(|segment| segment.rows.len());
+    rows.map(|rows| if kernel.boxes { rows.next_multiple_of(TILE_KEYS) } else { rows }).sum()
+}
+
 /// Sectors that are read beside q, k and v: those of the tile table and, behind it, of the work
 /// list.
 fn table_sectors(tiles: &Tiles) -> usize {
@@ -141,7 +150,9 @@ fn moves_each_sector_once_and_meets_no_bank_twice(
         let counts = count(gpu, kernel, counters, heads, &packed);
         assert_eq!(counts.bank_conflicts, 0, "{heads:?}, {lengths:?}");
         let table = table_sectors(&tiles(kernel, heads, &packed));
-        let read = tokens * width(heads) * gpu.format.bytes() / 32 + table;
+        let kv_width = 2 * heads.kv_heads * heads.head_dim;
+        let read = tokens * (width(heads) - kv_width) + kv_rows(kernel, &packed) * kv_width;
+        let read = read * gpu.format.bytes() / 32 + table;
         let written = tokens * heads.q_heads * heads.head_dim * gpu.format.bytes() / 32;
         assert_eq!((counts.sectors_read, counts.sectors_written), (read as u64, written as u64), "{heads:?}");
     }

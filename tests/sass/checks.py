@@ -26,9 +26,14 @@ OF_THE_PAGES_COMPILER = unittest.skipUnless(IS_COMPARABLE, "the page is of anoth
 # Attention on tensor cores: a tier's kernels, its matmul with its k, and the architectures that run it.
 TIERS = {"attention_sm75_f16": ("HMMA.1688", 8, (75,)), "attention_sm80_bf16": ("HMMA.16816", 16, (80, 90))}
 TILE_KEYS = 64
-# Attention on Hopper's tensor cores.
-HOPPER_HEAD_DIMS = (64, 128)
+# Attention on Hopper's tensor cores: its files and widths.
+HOPPER = [(stem, head_dim) for stem in ("attention_sm90a_simple", "attention_sm90a") for head_dim in (64, 128)]
 HOPPER_TILE_KEYS = 128
+# Of the kernel that takes boxes: dims of one.
+BOX_DIMS = 64
+# Registers of a thread that multiplies, and of the one that brings boxes; the most instructions for a tile.
+HOPPER_REGISTERS = (232, 40)
+HOPPER_INSTRUCTIONS = {64: 428, 128: 442}
 
 # Bytes of the widest load, store or copy of a thread.
 WORD = 16
@@ -107,6 +112,16 @@ class Tool(unittest.TestCase):
             step("EXIT"),
         ]
         self.assertEqual(counts.hot_path(code), (code[1:5], True))
+
+    def test_the_hot_path_is_of_the_innermost_loop(self):
+        code = [
+            step("HMMA.16816.F32.BF16"),
+            step("HMMA.16816.F32.BF16"),
+            step("BRA", "0x10", predicate="@P1"),
+            step("BRA", "0x0", predicate="@P2"),
+            step("EXIT"),
+        ]
+        self.assertEqual(counts.hot_path(code), (code[1:3], True))
 
     def test_the_hot_path_goes_past_a_loop_with_few_of_the_loads(self):
         code = [
@@ -220,24 +235,40 @@ class Checks(unittest.TestCase):
                 self.assertEqual(tile.counts["bar"], 2)
 
     def test_attention_on_hopper_has_the_matmuls_and_copies_of_a_tile(self):
-        for head_dim in HOPPER_HEAD_DIMS:
-            found = CODE.counts[90, f"attention_sm90a_simple_bf16_d{head_dim}"]
-            with self.subTest(head_dim=head_dim):
+        for stem, head_dim in HOPPER:
+            found = CODE.counts[90, f"{stem}_bf16_d{head_dim}"]
+            with self.subTest(stem=stem, head_dim=head_dim):
                 # Each of the steps of 16 along head_dim for scores, and along the keys for values.
                 scores, values = head_dim // 16, HOPPER_TILE_KEYS // 16
                 matmuls = {"HGMMA.64x128x16": scores + values}
                 if head_dim < 128:
                     matmuls = {"HGMMA.64x128x16": scores, f"HGMMA.64x{head_dim}x16": values}
                 self.assertEqual(found["matmuls"], matmuls)
+                if stem == "attention_sm90a":
+                    # Another thread brings the operands, and nothing but their barriers is waited for.
+                    self.assertEqual((found["ldgsts"], found["ldg"], found["bar"]), (0, 0, 0))
+                    continue
                 words = 2 * HOPPER_TILE_KEYS * head_dim * 2 // WORD
                 self.assertEqual((found["ldgsts"], found["bar"]), (words // found["threads_max"], 1))
                 # The rows of a tile to come.
                 self.assertEqual(found["ldg"], 2)
 
-    def test_attention_on_hopper_takes_powers_of_two_beside_a_matmul(self):
-        for head_dim in HOPPER_HEAD_DIMS:
+    def test_attention_on_hopper_has_boxes_registers_and_few_instructions(self):
+        for head_dim, instructions in HOPPER_INSTRUCTIONS.items():
+            name = f"attention_sm90a_bf16_d{head_dim}"
+            code = CODE.code[90, name]
             with self.subTest(head_dim=head_dim):
-                path, is_loop = counts.hot_path(CODE.code[90, f"attention_sm90a_simple_bf16_d{head_dim}"])
+                # Of queries; of two halves of keys, and of values.
+                boxes = sum(issued.base == "UTMALDG" for issued in code)
+                self.assertEqual(boxes, 5 * head_dim // BOX_DIMS)
+                registers = [int(issued.operands[-1], 16) for issued in code if issued.base == "USETMAXREG"]
+                self.assertEqual(sorted(registers, reverse=True), list(HOPPER_REGISTERS))
+                self.assertLessEqual(CODE.counts[90, name]["hot_instructions"], instructions)
+
+    def test_attention_on_hopper_takes_powers_of_two_beside_a_matmul(self):
+        for stem, head_dim in HOPPER:
+            with self.subTest(stem=stem, head_dim=head_dim):
+                path, is_loop = counts.hot_path(CODE.code[90, f"{stem}_bf16_d{head_dim}"])
                 self.assertTrue(is_loop)
                 # Groups of matmuls that may be in flight; at the end of an iteration none is.
                 in_flight, beside, alone = 0, 0, 0

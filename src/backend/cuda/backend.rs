@@ -167,13 +167,13 @@ impl Cuda {
             lt = lt.beside_collectives(left, overlapped_rows_min(geometry.overlap));
         }
         let row_bytes = geometry.hidden * format.residual_bytes();
-        let staging =
-            Staging::new(context, capacity.tokens, row_bytes, tables_bytes(&geometry, &heads, &capacity))?;
+        let tables_bytes = tables_bytes(&geometry, &heads, &capacity, attention.boxes);
+        let staging = Staging::new(context, capacity.tokens, row_bytes, tables_bytes)?;
         let uploader = Uploader::new(context, group.clone())?;
         uploader.prefetch(layer);
         let frequencies = heads.frequencies(&geometry.rope_frequencies);
         let rope_tables = RopeTables::new(&ops, &frequencies, capacity.tokens)?;
-        let tables = DeviceTables::allocate(context, tables_bytes(&geometry, &heads, &capacity))?;
+        let tables = DeviceTables::allocate(context, tables_bytes)?;
         let logits = context.allocate(capacity.sequences * geometry.labels * size_of::<f32>())?;
         let results = Results::new(context, logits.bytes())?;
         let all_reducer = match group.clone() {
@@ -395,7 +395,8 @@ impl Backend for Cuda {
             Role::Residual => rows * self.geometry.hidden * self.format().residual_bytes(),
             Role::Normed => rows * normed_width(&self.geometry, &self.heads) * self.format().bytes(),
             Role::Scratch => {
-                scratch_elements(&self.geometry, &self.heads, &self.capacity) * self.format().bytes()
+                let whole = self.ops.attention_kernel().boxes;
+                scratch_elements(&self.geometry, &self.heads, &self.capacity, whole) * self.format().bytes()
             }
         };
         Ok(Act { buffer: self.ops.context().allocate(bytes)?, role, width: 0 })
@@ -453,11 +454,11 @@ impl Backend for Cuda {
         // pass's.
         self.ops.context().bind()?;
         let tokens = packed.tokens.len();
-        let block_rows = self.ops.attention_kernel().block_rows;
+        let needs = self.ops.attention_kernel().tile_needs(self.heads.group());
         let parts = parts(&self.geometry, tokens);
         // All-reduces of one part run beside the matmuls of another.
         self.share = if parts.len() > 1 { Share::BesideCollectives } else { Share::Whole };
-        let tiles = Tiles::new(packed, &parts, self.heads.group(), block_rows, tokens);
+        let tiles = Tiles::new(packed, &parts, self.heads.group(), needs, tokens);
         let last_positions: Vec<u32> = packed.last.iter().map(|last| packed.positions[last.row]).collect();
         let last_rows: Vec<u32> = packed.last.iter().map(|last| last.row as u32).collect();
         let mut tables = HostTables::new();
@@ -646,6 +647,7 @@ impl Backend for Cuda {
             out: &mut out.buffer,
             tables: &self.tables,
             work: &rows.work,
+            share: self.share,
             heads,
             scale: 1.0 / (self.geometry.scores.query_scalar as f32).sqrt(),
             window,

@@ -6,6 +6,7 @@ use super::format::ActivationFormat;
 use super::gemm::WORKSPACE_BYTES;
 use super::gemm::trial::Trial;
 use super::heads::HeadLayout;
+use super::kernels::AttentionKernel;
 use super::matmuls::{self, Biases};
 use super::ops::RopeTables;
 use super::sizes::{AllReduceSizes, normed_width, scratch_elements, tables_bytes};
@@ -53,17 +54,24 @@ impl Cuda {
     }
 
     /// The memory that a rank of this geometry will allocate, when its weights take `weights`
-    /// bytes.
-    pub fn footprint(tier: CudaTier, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
+    /// bytes and attention is done by a kernel of this name, or by the best one.
+    pub fn footprint(
+        tier: CudaTier,
+        geometry: &Geometry,
+        capacity: &Capacity,
+        weights: usize,
+        attention: Option<&str>,
+    ) -> Footprint {
+        let whole = AttentionKernel::takes_boxes(attention);
         let (heads, format) = (HeadLayout::new(geometry), ActivationFormat::of(tier));
         let rows = capacity.tokens + capacity.sequences;
         let row_bytes =
             geometry.hidden * format.residual_bytes() + normed_width(geometry, &heads) * format.bytes();
-        let scratch = scratch_elements(geometry, &heads, capacity) * format.bytes();
+        let scratch = scratch_elements(geometry, &heads, capacity, whole) * format.bytes();
         let logits = capacity.sequences * geometry.labels * size_of::<f32>();
         let rope_tables = RopeTables::bytes(format, heads.padded, capacity.tokens);
         let all_reduce = AllReduceSizes::bytes(geometry, capacity, format);
-        let tables = tables_bytes(geometry, &heads, capacity);
+        let tables = tables_bytes(geometry, &heads, capacity, whole);
         // Trials of matmuls use the memory of activations before those are allocated, and take this
         // at least.
         let shapes = matmuls::of_layers(geometry, &heads, capacity, format, Biases::default());

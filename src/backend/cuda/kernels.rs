@@ -13,7 +13,7 @@ use super::context::Context;
 use super::fault::OrFault;
 use super::format::ActivationFormat;
 use super::probe::{Capability, DeviceInfo};
-use super::tiles::TILE_KEYS;
+use super::tiles::{TILE_KEYS, TileNeeds};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Every file of `kernels/`, compiled: its stem and its fatbin.
@@ -89,6 +89,8 @@ pub struct AttentionKernel {
     pub block_rows: usize,
     /// Dynamic shared memory of a block: its queries and its tiles.
     pub shared_bytes: usize,
+    /// Whether it takes q, k and v as boxes, each of whose tiles has all of its rows.
+    pub boxes: bool,
     /// Its features beside the causal mask.
     pub features: AttentionFeatures,
     /// Threads of a block.
@@ -100,7 +102,7 @@ pub struct AttentionKernel {
 
 /// Every attention kernel, the best first: of those that differ in features alone, the one without
 /// any. Those at the end have not been measured on hardware, and are taken by name alone.
-pub const ATTENTION: [AttentionKernel; 26] = {
+pub const ATTENTION: [AttentionKernel; 28] = {
     use ActivationFormat::{Bf16, F16};
     let sm80_d64 = tensor("attention_sm80", "attention_sm80_bf16_d64", Bf16, (64, 128, 128, 3, 2));
     let sm80_d128 = tensor("attention_sm80", "attention_sm80_bf16_d128", Bf16, (128, 128, 128, 3, 2));
@@ -135,10 +137,15 @@ pub const ATTENTION: [AttentionKernel; 26] = {
         with_window_and_cap("attention_plain_f16_d256_wc", plain("", F16, 256)),
         sm90a_simple("attention_sm90a_simple_bf16_d64", 64),
         sm90a_simple("attention_sm90a_simple_bf16_d128", 128),
+        sm90a("attention_sm90a_bf16_d64", 64),
+        sm90a("attention_sm90a_bf16_d128", 128),
     ]
 };
 
 const PLAIN: &str = "attention_plain";
+
+/// The kernels that take boxes.
+const BOXES: &str = "attention_sm90a";
 
 /// The oldest GPUs with instructions for a format.
 const fn with_format(format: ActivationFormat) -> Arch {
@@ -165,6 +172,7 @@ const fn tensor(
         tile_keys: TILE_KEYS,
         block_rows,
         shared_bytes: (block_rows + stages * TILE_KEYS) * head_dim * format.bytes(),
+        boxes: false,
         features: AttentionFeatures::NONE,
         threads,
         blocks,
@@ -184,9 +192,23 @@ const fn sm90a_simple(name: &'static str, head_dim: usize) -> AttentionKernel {
         tile_keys: TILE_KEYS,
         block_rows,
         shared_bytes: (block_rows + 4 * 2 * TILE_KEYS) * head_dim * format.bytes(),
+        boxes: false,
         features: AttentionFeatures::NONE,
         threads: 256,
         blocks: 1,
+    }
+}
+
+/// A kernel of `attention_sm90a.cu`: as much, a place for the result, and ten barriers.
+const fn sm90a(name: &'static str, head_dim: usize) -> AttentionKernel {
+    let simple = sm90a_simple(name, head_dim);
+    let result_bytes = simple.block_rows * head_dim * simple.format.bytes();
+    AttentionKernel {
+        stem: BOXES,
+        shared_bytes: simple.shared_bytes + result_bytes + 10 * size_of::<u64>(),
+        boxes: true,
+        threads: 384,
+        ..simple
     }
 }
 
@@ -205,6 +227,7 @@ const fn plain(name: &'static str, format: ActivationFormat, head_dim: usize) ->
         tile_keys: TILE_KEYS,
         block_rows,
         shared_bytes: tile_bytes + block_rows * (head_dim + TILE_KEYS) * size_of::<f32>(),
+        boxes: false,
         features: AttentionFeatures::NONE,
         threads: 128,
         blocks: 1,
@@ -220,6 +243,25 @@ impl AttentionKernel {
     /// Whether it does without tensor cores.
     pub fn is_plain(&self) -> bool {
         self.stem == PLAIN
+    }
+
+    /// The needs of the tables that it reads, for `group` query heads per kv head.
+    pub fn tile_needs(&self, group: usize) -> TileNeeds {
+        // Boxes begin with a token's first head.
+        let block_pairs = if self.boxes { (self.block_rows / group).max(1) * group } else { self.block_rows };
+        TileNeeds { block_pairs, whole: self.boxes }
+    }
+
+    /// Whether a kernel of this name, as [`named`](Self::named) takes it, or the best one without a name, takes
+    /// boxes.
+    pub fn takes_boxes(name: Option<&str>) -> bool {
+        let is_of = |kernel: &Self, name| kernel.name == name || kernel.is_of_file(name);
+        name.is_some_and(|name| ATTENTION.iter().any(|kernel| kernel.boxes && is_of(kernel, name)))
+    }
+
+    /// Whether this is a name of its file, such as `sm80` for `attention_sm80`.
+    fn is_of_file(&self, name: &str) -> bool {
+        self.stem.strip_prefix("attention_") == Some(name)
     }
 
     /// Whether it can run on this GPU, for heads of `head_dim` in this format, and has the features
@@ -279,8 +321,7 @@ impl AttentionKernel {
         needed: AttentionFeatures,
     ) -> Result<&'static Self> {
         let fitting = || ATTENTION.iter().filter(|kernel| kernel.fits(device, format, head_dim, needed));
-        let is_named =
-            |kernel: &&Self| kernel.name == name || kernel.stem.strip_prefix("attention_") == Some(name);
+        let is_named = |kernel: &&Self| kernel.name == name || kernel.is_of_file(name);
         let best = fitting().filter(is_named).find(|kernel| kernel.shares(device));
         best.or_else(|| fitting().find(is_named)).ok_or_else(|| {
             let message = match ATTENTION.iter().any(|kernel| is_named(&kernel)) {
@@ -411,7 +452,7 @@ mod tests {
 
     #[test]
     fn every_fatbin_is_one_and_its_ptx_can_be_read() {
-        assert_eq!(FATBINS.len(), 15);
+        assert_eq!(FATBINS.len(), 16);
         for (stem, bytes) in FATBINS {
             assert_eq!(bytes[..4], [0x50, 0xED, 0x55, 0xBA], "{stem}");
             let entry = format!(".entry {stem}");
@@ -582,6 +623,7 @@ mod tests {
         assert_eq!(bytes[6..9], [17_408, 29_696, 54_272]);
         assert_eq!(bytes[9..12], bytes[6..9]);
         assert_eq!(bytes[12..24], bytes[..12], "the variants with a window and a cap");
-        assert_eq!(bytes[24..], [80 << 10, 160 << 10]);
+        assert_eq!(bytes[24..26], [80 << 10, 160 << 10]);
+        assert_eq!(bytes[26..], [(96 << 10) + 80, (192 << 10) + 80]);
     }
 }

@@ -135,15 +135,20 @@ fn parts_max(geometry: &Geometry, capacity: &Capacity) -> usize {
     if geometry.shard.ranks == 1 { 1 } else { rows.div_ceil(PIECE_ROWS_MAX).max(2) }
 }
 
-fn tiles_max(geometry: &Geometry, capacity: &Capacity) -> TilesMax {
+fn tiles_max(geometry: &Geometry, capacity: &Capacity, whole: bool) -> TilesMax {
     let Capacity { tokens, sequences, .. } = *capacity;
-    TilesMax { tokens, sequences, parts: parts_max(geometry, capacity) }
+    TilesMax { tokens, sequences, parts: parts_max(geometry, capacity), whole }
 }
 
 /// Elements of the scratch activation, which holds q, k and v with their seam tiles, or gate and up
-/// of a chunk.
-pub(super) fn scratch_elements(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
-    let rows = capacity.tokens + tiles_max(geometry, capacity).seam_rows();
+/// of a chunk. `whole`: whether attention reads all rows of every tile.
+pub(super) fn scratch_elements(
+    geometry: &Geometry,
+    heads: &HeadLayout,
+    capacity: &Capacity,
+    whole: bool,
+) -> usize {
+    let rows = capacity.tokens + tiles_max(geometry, capacity, whole).seam_rows();
     (rows * heads.qkv_width()).max(capacity.mlp_tokens * 2 * geometry.shard.ffn_local)
 }
 
@@ -151,10 +156,15 @@ pub(super) fn normed_width(geometry: &Geometry, heads: &HeadLayout) -> usize {
     geometry.hidden.max(heads.q_width())
 }
 
-/// The most bytes of a pass's tables.
-pub(super) fn tables_bytes(geometry: &Geometry, heads: &HeadLayout, capacity: &Capacity) -> usize {
+/// The most bytes of a pass's tables. `whole`: see [`scratch_elements`].
+pub(super) fn tables_bytes(
+    geometry: &Geometry,
+    heads: &HeadLayout,
+    capacity: &Capacity,
+    whole: bool,
+) -> usize {
     let (tokens, sequences) = (capacity.tokens, capacity.sequences);
-    let tiles = tiles_max(geometry, capacity);
+    let tiles = tiles_max(geometry, capacity, whole);
     let words = tokens + 2 * sequences + tiles.tile_rows() + tiles.seam_rows();
     // A last row's pairs start a block of their own.
     let group = heads.group();

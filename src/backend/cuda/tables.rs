@@ -69,8 +69,12 @@ pub struct WorkList {
     pub(super) count: usize,
     /// The most pairs of an item.
     pub(super) pairs_max: usize,
+    /// Whether each begins with a token's first head.
+    pub(super) begins_tokens: bool,
     /// Every row of q, k and v that is read is below it.
     pub(super) limit: usize,
+    /// Every row of q is below it.
+    pub(super) query_limit: usize,
     /// Every row that is written is below it.
     pub(super) out_limit: usize,
 }
@@ -110,7 +114,7 @@ impl HostTables {
         if table.id != self.id || group == 0 {
             return refused("a work list needs a tile table of the same tables, and query heads".to_owned());
         }
-        let (mut limit, mut out_limit, mut pairs_max) = (0, 0, 0);
+        let (mut limit, mut query_limit, mut out_limit, mut pairs_max) = (0, 0, 0, 0);
         for item in work {
             let [query_row, out_row, position, first_head, pairs, first_tile] =
                 bytemuck::cast::<WorkItem, [u32; 6]>(*item).map(|word| word as usize);
@@ -128,13 +132,25 @@ impl HostTables {
             };
             let whole = path[..last_tile].iter().max().map_or(0, |&row| row as usize + TILE_KEYS);
             let keys = whole.max(path[last_tile] as usize + rest);
-            limit = limit.max(keys).max(query_row + tokens + 1);
+            query_limit = query_limit.max(query_row + tokens + 1);
+            limit = limit.max(keys).max(query_limit);
             out_limit = out_limit.max(out_row + tokens + 1);
             pairs_max = pairs_max.max(pairs);
         }
+        let begins_tokens = work.iter().all(|item| item.first_head == 0);
         let (count, tile_rows) = (work.len(), table.clone());
         let work = self.add(bytemuck::cast_slice(work));
-        Ok(WorkList { work, tile_rows, group, count, pairs_max, limit, out_limit })
+        Ok(WorkList {
+            work,
+            tile_rows,
+            group,
+            count,
+            pairs_max,
+            begins_tokens,
+            limit,
+            query_limit,
+            out_limit,
+        })
     }
 
     fn add(&mut self, words: &[u32]) -> Table {

@@ -6,7 +6,8 @@
 //! consecutive rows, that is their first row; where they do not, because the path goes from one
 //! segment to another within the tile, it is the first row of a seam tile: a copy that a small
 //! kernel puts together behind the last row. So kernels load every tile alike, search no spans, and
-//! need no mask but the causal one and that of a window.
+//! need no mask but the causal one and that of a window. A kernel that reads all rows of every tile
+//! ([`TileNeeds::whole`]) has a seam tile with zeros at the end where a path ends within a tile.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -70,6 +71,15 @@ pub struct PartTiles {
     pub seam_rows: Range<usize>,
 }
 
+/// The needs that an attention kernel has of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileNeeds {
+    /// The most pairs of a work item.
+    pub block_pairs: usize,
+    /// Whether all rows of every tile are read: a path's last tile becomes a seam tile where it has fewer keys.
+    pub whole: bool,
+}
+
 /// The largest batch, for which tables are sized.
 #[derive(Clone, Copy, Debug)]
 pub struct TilesMax {
@@ -79,6 +89,8 @@ pub struct TilesMax {
     pub sequences: usize,
     /// Parts into which rows are cut.
     pub parts: usize,
+    /// [`TileNeeds::whole`].
+    pub whole: bool,
 }
 
 impl TilesMax {
@@ -88,9 +100,9 @@ impl TilesMax {
     }
 
     /// Rows of seam tiles: each segment but the first of a path has one tile that it shares with
-    /// the one before.
+    /// the one before, and one that its path ends in, where that has to be whole.
     pub fn seam_rows(self) -> usize {
-        TILE_KEYS * self.segments()
+        TILE_KEYS * self.segments() * if self.whole { 2 } else { 1 }
     }
 
     /// Entries of the tile table.
@@ -105,14 +117,14 @@ impl TilesMax {
 }
 
 impl Tiles {
-    /// The tables of a batch for `group` query heads per kv head, and blocks that work on up to
-    /// `block_pairs` pairs; seam tiles start at row `seam_row`. The rows are computed in `parts`,
-    /// one after the other: a part reads rows of the parts up to it only.
+    /// The tables of a batch for `group` query heads per kv head, and a kernel with these needs;
+    /// seam tiles start at row `seam_row`. The rows are computed in `parts`, one after the other: a
+    /// part reads rows of the parts up to it only.
     pub fn new(
         packed: &Packed,
         parts: &[Range<usize>],
         group: usize,
-        block_pairs: usize,
+        needs: TileNeeds,
         seam_row: usize,
     ) -> Self {
         let mut tiles = Self::default();
@@ -128,10 +140,10 @@ impl Tiles {
                     break;
                 }
                 first_tile[index] = tiles.tile_rows.len() as u32;
-                tiles.add_path(&piece, seam_row, &mut seams);
+                tiles.add_path(&piece, needs.whole, seam_row, &mut seams);
                 let (start, position) = (piece.rows.start as u32, piece.first_position as u32);
                 let run = Run { query_row: start, out_row: start, position, first_tile: first_tile[index] };
-                run.work(piece.rows.len(), group, block_pairs, &mut tiles.all);
+                run.work(piece.rows.len(), group, needs.block_pairs, &mut tiles.all);
                 if segment.rows.end > part.end {
                     break;
                 }
@@ -144,19 +156,25 @@ impl Tiles {
         for (index, last) in packed.last.iter().enumerate() {
             let (row, first_tile) = (index as u32, first_tile[last.segment]);
             let run = Run { query_row: row, out_row: row, position: packed.positions[last.row], first_tile };
-            run.work(1, group, block_pairs, &mut tiles.last);
+            run.work(1, group, needs.block_pairs, &mut tiles.last);
         }
         longest_first(&mut tiles.last);
         tiles
     }
 
     /// Adds the tiles of the segment's path; paths share equal seam tiles.
-    fn add_path(&mut self, segment: &Segment, seam_row: usize, seams: &mut HashMap<Vec<u32>, u32>) {
+    fn add_path(
+        &mut self,
+        segment: &Segment,
+        whole: bool,
+        seam_row: usize,
+        seams: &mut HashMap<Vec<u32>, u32>,
+    ) {
         let rows: Vec<u32> =
             segment.spans.iter().flat_map(|span| span.start as u32..(span.start + span.len) as u32).collect();
         for keys in rows.chunks(TILE_KEYS) {
             let straight = keys.windows(2).all(|pair| pair[0] + 1 == pair[1]);
-            let row = if straight {
+            let row = if straight && (keys.len() == TILE_KEYS || !whole) {
                 keys[0]
             } else {
                 let sources = &mut self.seam_sources;
@@ -230,20 +248,24 @@ mod tests {
         batch.pack()
     }
 
+    const fn blocks_of(block_pairs: usize) -> TileNeeds {
+        TileNeeds { block_pairs, whole: false }
+    }
+
     /// The tables of all rows in one part.
-    fn tables(packed: &Packed, group: usize, block_pairs: usize, seam_row: usize) -> Tiles {
-        Tiles::new(packed, slice::from_ref(&(0..packed.tokens.len())), group, block_pairs, seam_row)
+    fn tables(packed: &Packed, group: usize, needs: TileNeeds, seam_row: usize) -> Tiles {
+        Tiles::new(packed, slice::from_ref(&(0..packed.tokens.len())), group, needs, seam_row)
     }
 
     /// The tables of rows in parts of `step`, seam tiles behind the last row.
-    fn cut(packed: &Packed, step: usize, group: usize, block_pairs: usize) -> Tiles {
+    fn cut(packed: &Packed, step: usize, group: usize, needs: TileNeeds) -> Tiles {
         let rows = packed.tokens.len();
         let parts: Vec<_> = (0..rows).step_by(step).map(|first| first..rows.min(first + step)).collect();
-        Tiles::new(packed, &parts, group, block_pairs, rows)
+        Tiles::new(packed, &parts, group, needs, rows)
     }
 
-    fn max(packed: &Packed, parts: usize) -> TilesMax {
-        TilesMax { tokens: packed.tokens.len(), sequences: packed.last.len(), parts }
+    fn max(packed: &Packed, parts: usize, whole: bool) -> TilesMax {
+        TilesMax { tokens: packed.tokens.len(), sequences: packed.last.len(), parts, whole }
     }
 
     /// `shared` tokens that both begin with, then 10 and 70 of their own.
@@ -262,16 +284,20 @@ mod tests {
     #[test]
     fn the_tile_table_leads_every_query_to_its_path() {
         let longer = vec![vec![9; 200], vec![9; 64], (0..129).collect(), vec![7]];
-        for (sequences, sharing) in [
+        let batches = [
             (two(0), Sharing::Prefixes),
             (two(64), Sharing::Prefixes),
             (two(100), Sharing::Prefixes),
             (two(100), Sharing::Nothing),
             ([two(37), two(30), longer].concat(), Sharing::Prefixes),
-        ] {
+        ];
+        let both = [false, true].map(|whole| TileNeeds { block_pairs: 16, whole });
+        for ((sequences, sharing), needs) in
+            batches.into_iter().flat_map(|batch| both.map(|needs| (batch.clone(), needs)))
+        {
             let packed = packed(&sequences, sharing);
             let seam_row = packed.tokens.len() + 5;
-            let tiles = tables(&packed, 1, 16, seam_row);
+            let tiles = tables(&packed, 1, needs, seam_row);
             for work in tiles.all.iter().flat_map(|work| (0..work.pairs).map(move |token| (work, token))) {
                 let (work, token) = work;
                 let row = (work.query_row + token) as usize;
@@ -292,9 +318,11 @@ mod tests {
         let longer = vec![vec![9; 200], vec![9; 64], (0..129).collect(), vec![7]];
         let packed = packed(&[two(37), two(30), two(100), longer].concat(), Sharing::Prefixes);
         let rows = packed.tokens.len();
-        let whole = tables(&packed, 2, 16, rows);
-        for step in [1, 50, 64, 100, 128, 1_000] {
-            let tiles = cut(&packed, step, 2, 16);
+        let both = [false, true].map(|whole| TileNeeds { block_pairs: 16, whole });
+        let steps = [1, 50, 64, 100, 128, 1_000];
+        for (step, needs) in steps.into_iter().flat_map(|step| both.map(|needs| (step, needs))) {
+            let whole = tables(&packed, 2, needs, rows);
+            let tiles = cut(&packed, step, 2, needs);
             for (index, part) in tiles.parts.iter().enumerate() {
                 let end = rows.min((index + 1) * step);
                 let sources = &tiles.seam_sources[part.seam_rows.clone()];
@@ -332,7 +360,7 @@ mod tests {
     #[test]
     fn only_tiles_of_rows_that_are_not_consecutive_are_copied() {
         let seams = |sequences: &[Vec<u32>], sharing| {
-            let tiles = tables(&packed(sequences, sharing), 1, 128, 10_000);
+            let tiles = tables(&packed(sequences, sharing), 1, blocks_of(128), 10_000);
             tiles.seam_sources.len() / TILE_KEYS
         };
         assert_eq!(seams(&two(100), Sharing::Nothing), 0);
@@ -347,10 +375,23 @@ mod tests {
     #[test]
     fn a_seam_tile_ends_in_zeros_where_its_path_ends() {
         let sequences = vec![vec![1, 2, 3, 4, 5], vec![1, 2, 3, 6]];
-        let tiles = tables(&packed(&sequences, Sharing::Prefixes), 1, 16, 6);
+        let tiles = tables(&packed(&sequences, Sharing::Prefixes), 1, blocks_of(16), 6);
         assert_eq!(tiles.seam_sources[..5], [0, 1, 2, 5, NO_ROW]);
         assert!(tiles.seam_sources[4..].iter().all(|&source| source == NO_ROW));
         assert_eq!(tiles.seam_sources.len(), TILE_KEYS);
+    }
+
+    #[test]
+    fn tiles_are_whole_where_a_kernel_reads_all_of_their_rows() {
+        let sequences = vec![(0..64).collect(), (100..170).collect(), vec![5]];
+        let packed = packed(&sequences, Sharing::Prefixes);
+        let rows = packed.tokens.len();
+        let tiles = tables(&packed, 1, TileNeeds { block_pairs: 16, whole: true }, rows);
+        let row = rows as u32;
+        assert_eq!(tiles.tile_rows, [0, 64, row, row + 64], "two paths end within a tile");
+        assert_eq!(tiles.seam_sources[..7], [128, 129, 130, 131, 132, 133, NO_ROW]);
+        assert_eq!(tiles.seam_sources[64..66], [134, NO_ROW]);
+        assert_eq!(tiles.seam_sources.len(), 2 * TILE_KEYS);
     }
 
     #[test]
@@ -360,7 +401,7 @@ mod tests {
             groups.into_iter().flat_map(|group| [16, 64, 128].map(|pairs| (group, pairs)))
         {
             let packed = packed(&two(100), Sharing::Prefixes);
-            let tiles = tables(&packed, group, block_pairs, 10_000);
+            let tiles = tables(&packed, group, blocks_of(block_pairs), 10_000);
             let mut pairs: Vec<(u32, u32)> = Vec::new();
             for work in &tiles.all {
                 assert!((1..=block_pairs as u32).contains(&work.pairs) && work.first_head < group as u32);
@@ -375,14 +416,14 @@ mod tests {
                 (0..rows).flat_map(|row| (0..group as u32).map(move |head| (row, head))).collect();
             assert_eq!(pairs, expected);
             assert!(tiles.all.is_sorted_by(|a, b| a.position >= b.position));
-            assert!(tiles.all.len() <= max(&packed, 1).work(group));
+            assert!(tiles.all.len() <= max(&packed, 1, false).work(group));
         }
     }
 
     #[test]
     fn last_rows_are_queries_at_the_ends_of_their_paths() {
         let packed = packed(&two(100), Sharing::Prefixes);
-        let tiles = tables(&packed, 4, 128, packed.tokens.len());
+        let tiles = tables(&packed, 4, blocks_of(128), packed.tokens.len());
         let mut last = tiles.last.clone();
         last.sort_by_key(|work| work.out_row);
         let items: Vec<_> =
@@ -394,9 +435,11 @@ mod tests {
     fn the_bounds_hold_for_tries_of_many_short_segments() {
         let sequences: Vec<Vec<u32>> = (0..40).map(|n| (0..n / 2).chain([1_000 + n]).collect()).collect();
         let packed = packed(&sequences, Sharing::Prefixes);
-        for step in [1, 7, 1_000] {
-            let tiles = cut(&packed, step, 3, BLOCK_PAIRS_MIN);
-            let max = max(&packed, tiles.parts.len());
+        for (step, whole) in
+            [1, 7, 1_000].into_iter().flat_map(|step| [false, true].map(|whole| (step, whole)))
+        {
+            let tiles = cut(&packed, step, 3, TileNeeds { block_pairs: BLOCK_PAIRS_MIN, whole });
+            let max = max(&packed, tiles.parts.len(), whole);
             assert!(tiles.seam_sources.len() <= max.seam_rows());
             assert!(tiles.tile_rows.len() <= max.tile_rows());
             assert!(tiles.all.len() <= max.work(3));

@@ -292,7 +292,8 @@ impl Platform for CudaPlatform {
     }
 
     fn footprint(&self, geometry: &Geometry, capacity: &Capacity, weights: usize) -> Footprint {
-        let footprint = Cuda::footprint(self.tier, geometry, capacity, weights);
+        let footprint =
+            Cuda::footprint(self.tier, geometry, capacity, weights, self.options.attention.as_deref());
         let libraries = self.options.reserved_bytes.unwrap_or(footprint.libraries);
         Footprint { libraries, ..footprint }
     }

@@ -340,7 +340,8 @@ impl Maker<'_> {
         batch.try_add(&vec![0; tokens]);
         let group = heads.q_heads / heads.kv_heads;
         let all = 0..tokens;
-        let tiles = Tiles::new(&batch.pack(), std::slice::from_ref(&all), group, kernel.block_rows, tokens);
+        let tiles =
+            Tiles::new(&batch.pack(), std::slice::from_ref(&all), group, kernel.tile_needs(group), tokens);
         let rows = tokens + tiles.seam_sources.len();
         let (tables, work) = self.tables(|tables| {
             let tile_rows = tables.tile_rows(&tiles.tile_rows);
@@ -363,8 +364,8 @@ impl Maker<'_> {
             let number = sets.len();
             let [qkv, out] = &mut sets[turn % number];
             let (qkv, scale) = (qkv.all(), 1.0 / (head_dim as f32).sqrt());
-            let (tables, work) = (&tables, &work);
-            own.attention(Attention { qkv, out, tables, work, heads, scale, window: None, cap: None })
+            let (tables, work, share) = (&tables, &work, Share::Whole);
+            own.attention(Attention { qkv, out, tables, work, share, heads, scale, window: None, cap: None })
         };
         Ok(Case { ops, ..self.case(kernel.name, sizes, bytes, flop, launch) })
     }

@@ -3,7 +3,7 @@
 
 /// By index, or at random.
 pub(super) struct Order {
-    /// Of a xorshift generator, or 0.
+    /// The state of a xorshift generator, or 0.
     state: u64,
 }
 

@@ -4,9 +4,11 @@ use std::f32::consts::LOG2_E;
 
 use cudarc::driver::{DeviceRepr, PushKernelArg};
 
+use super::boxes::{BoxMaps, Sizes};
 use super::launch::{Needs, Ops, WORD_BYTES};
 use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::fault::OrFault;
+use crate::backend::cuda::gemm::Share;
 use crate::backend::cuda::tables::{DeviceTables, SeamSources, WorkList};
 use crate::error::Result;
 
@@ -40,8 +42,10 @@ pub struct Attention<'a> {
     pub out: &'a mut DeviceBuffer,
     /// Tables that `work` is of.
     pub tables: &'a DeviceTables,
-    /// Made by [`tiles`](crate::backend::cuda::tiles) for these heads and the kernel's blocks.
+    /// Made by [`tiles`](crate::backend::cuda::tiles) for these heads and the kernel's needs.
     pub work: &'a WorkList,
+    /// The part of the GPU that is there for it.
+    pub share: Share,
     /// How `qkv` is divided into heads.
     pub heads: Heads,
     /// Factor of q . k: that of the model's head_dim, since a head may be padded with zeros to a
@@ -93,7 +97,7 @@ unsafe impl DeviceRepr for Shape {}
 impl Ops {
     /// Launches the attention kernel.
     pub fn attention(&self, args: Attention<'_>) -> Result<()> {
-        let Attention { qkv, out, tables, work, heads, scale, window, cap } = args;
+        let Attention { qkv, out, tables, work, share, heads, scale, window, cap } = args;
         let kernel = self.kernels.attention_kernel;
         let needs = Needs(kernel.name);
         needs.wide("head_dim", heads.head_dim)?;
@@ -123,7 +127,19 @@ impl Ops {
             needs.that(kernel.features.cap, || format!("no soft cap, not {cap}"))?;
             needs.that(cap > 0.0 && cap.is_finite(), || format!("a finite soft cap above 0, not {cap}"))?;
         }
-        let blocks = work.count.saturating_mul(heads.kv_heads);
+        if kernel.boxes {
+            needs.that(work.group <= kernel.block_rows, || {
+                format!("up to {} query heads per kv head, not {}", kernel.block_rows, work.group)
+            })?;
+            needs.that(work.begins_tokens, || "work that begins with a token's first head".to_owned())?;
+        }
+        let items = work.count.saturating_mul(heads.kv_heads);
+        // A kernel of boxes has a block do several items. Collectives take multiprocessors for a time, whose
+        // blocks would be late with theirs: beside them each item is a block.
+        let blocks = match share {
+            Share::Whole if kernel.boxes => items.min(self.context.info().multiprocessors),
+            _ => items,
+        };
         let config = needs.grid(blocks, 1, kernel.threads, kernel.shared_bytes)?;
         let shape = Shape {
             row_stride: needs.int("row width", heads.row_width())?,
@@ -135,28 +151,35 @@ impl Ops {
             cap_log2: cap.map_or(0.0, |cap| 2.0 * LOG2_E * scale / cap),
             cap_score: cap.map_or(0.0, |cap| cap / scale),
         };
+        let sizes = Sizes {
+            head_dim: heads.head_dim,
+            heads: heads.q_heads + 2 * heads.kv_heads,
+            group: work.group,
+            query_rows: work.query_limit,
+            block_rows: kernel.block_rows,
+        };
+        let maps = if kernel.boxes { Some(BoxMaps::new(qkv, sizes)?) } else { None };
+        let items = needs.int("items", items)?;
         let (qkv, out) = (qkv.address(), out.address());
         let tile_rows = needs.table("the tile table", tables, &work.tile_rows)?;
         let work = needs.table("work", tables, &work.work)?;
-        // SAFETY: types: four addresses and the struct by value. bounds: a block for each work item
-        // and kv head. The queries, keys and results of items for this group lie below the limits
+        let mut launch = self.context.compute().launch_builder(&self.kernels.attention);
+        match &maps {
+            Some(maps) => launch.arg(&maps.queries).arg(&maps.keys_and_values),
+            None => launch.arg(&qkv),
+        };
+        launch.arg(&out).arg(&work).arg(&tile_rows).arg(&shape);
+        if maps.is_some() {
+            launch.arg(&items);
+        }
+        // SAFETY: types: q, k and v, as an address or as two maps of boxes, three addresses, the
+        // struct by value, and of a kernel of boxes the number of items. bounds: a block for each
+        // work item and kv head, or blocks that divide them. The queries, keys and results of items for this group lie below the limits
         // of the work list, and its paths within the tile table, of which a window skips the
         // beginning; qkv and out cover as many rows.
         // aliases: out is borrowed mutably; where two blocks had one token and head, either result
         // would be left. lives: see above.
-        unsafe {
-            self.context
-                .compute()
-                .launch_builder(&self.kernels.attention)
-                .arg(&qkv)
-                .arg(&out)
-                .arg(&work)
-                .arg(&tile_rows)
-                .arg(&shape)
-                .launch(config)
-        }
-        .or_fault(format!("launching `{}`", kernel.name))
-        .map(drop)
+        unsafe { launch.launch(config) }.or_fault(format!("launching `{}`", kernel.name)).map(drop)
     }
 
     /// Launches `seam_tiles`.

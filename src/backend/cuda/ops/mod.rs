@@ -10,6 +10,7 @@
 //! its caller states about data on the device.
 
 mod attention;
+mod boxes;
 mod digest;
 mod fill;
 mod gate;
