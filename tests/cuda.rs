@@ -4,7 +4,8 @@
 //! Ignored unless asked for, because they need a GPU: `make test` runs them on the software GPU,
 //! one compute capability after the other, and `KUDOS_TEST_GPU=real make test` on a real one.
 //! `KUDOS_TEST_FIXTURES` limits the models to those whose names are in it, separated by commas;
-//! `KUDOS_TEST_TIER` (`sm75`, `sm80`) asks for another tier than the GPU's own.
+//! `KUDOS_TEST_TIER` (`sm75`, `sm80`) asks for another tier than the GPU's own, `KUDOS_TEST_ATTENTION` for
+//! another attention kernel than the best one that fits, by its name or its file's.
 
 mod common;
 mod oracle;
@@ -43,7 +44,8 @@ fn options() -> CudaOptions {
         let tier = CudaTier::ALL.into_iter().find(|tier| tier.name() == name);
         tier.unwrap_or_else(|| panic!("KUDOS_TEST_TIER is `{name}`, which is no tier"))
     };
-    CudaOptions { tier: tier_name().as_deref().map(tier), ..CudaOptions::default() }
+    let (tier, attention) = (tier_name().as_deref().map(tier), attention_name());
+    CudaOptions { tier, attention, ..CudaOptions::default() }
 }
 
 fn on_gpus(dir: impl AsRef<Path>) -> EngineBuilder {
@@ -55,12 +57,19 @@ fn tier_name() -> Option<String> {
     std::env::var("KUDOS_TEST_TIER").ok().filter(|name| !name.is_empty())
 }
 
-/// Runs `kudos score` on the GPU, with that tier.
+/// The name of the attention kernel that the variable asks for.
+fn attention_name() -> Option<String> {
+    std::env::var("KUDOS_TEST_ATTENTION").ok().filter(|name| !name.is_empty())
+}
+
+/// Runs `kudos score` on the GPU, with that tier and, unless the arguments name one, that attention kernel.
 fn score(arguments: &[&str], input: &str) -> common::Run {
-    let name = tier_name();
-    let tier = name.iter().flat_map(|name| ["--cuda-tier", name]);
-    let all: Vec<&str> =
-        ["score", "--device", "cuda"].into_iter().chain(tier).chain(arguments.iter().copied()).collect();
+    let (tier, attention) = (tier_name(), attention_name());
+    let attention = attention.filter(|_| !arguments.contains(&"--cuda-attention"));
+    let tier = tier.iter().flat_map(|name| ["--cuda-tier", name]);
+    let attention = attention.iter().flat_map(|name| ["--cuda-attention", name]);
+    let chosen = ["score", "--device", "cuda"].into_iter().chain(tier).chain(attention);
+    let all: Vec<&str> = chosen.chain(arguments.iter().copied()).collect();
     kudos(&all, input)
 }
 

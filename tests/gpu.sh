@@ -34,7 +34,8 @@ else
     KUDOS_TEST_TIER=
     LD_LIBRARY_PATH=$PWD/target/softgpu
     SOFTGPU_MEMORY_GIB=8
-    export SOFTGPU_DEVICES LD_LIBRARY_PATH SOFTGPU_MEMORY_GIB SOFTGPU_CC KUDOS_TEST_FIXTURES
+    KUDOS_TEST_ATTENTION=
+    export SOFTGPU_DEVICES LD_LIBRARY_PATH SOFTGPU_MEMORY_GIB SOFTGPU_CC KUDOS_TEST_FIXTURES KUDOS_TEST_ATTENTION
     for SOFTGPU_CC in 80 75 86 90; do
         case $SOFTGPU_CC in
         # As many devices as the ranks that models are divided among: all counts once, two elsewhere.
@@ -55,8 +56,13 @@ else
                 --skip sm90a_simple_bf16_d128_is_not_biased --skip sm90a_simple_bf16_d128_matches_naive_at
             run "counts of kernels/README.md, $at" --test kernels -- figures_of_the_page
         }
-        run "engine, $at" --test cuda -- --ignored --nocapture
+        # At 9.0 with Hopper's attention, which is not the default, and the models that it is for.
+        [ "$SOFTGPU_CC" != 90 ] || {
+            KUDOS_TEST_ATTENTION=sm90a KUDOS_TEST_FIXTURES=gqa8_hd128_llama3_bf16,qwen3_seqcls_hd64_bf16
+        }
+        run "engine, $at${KUDOS_TEST_ATTENTION:+, attention $KUDOS_TEST_ATTENTION}" --test cuda -- --ignored --nocapture
     done
+    KUDOS_TEST_ATTENTION=
     SOFTGPU_CC=90 SOFTGPU_DEVICES=2
     run "golden bits, software GPU at compute capability 90" --test golden -- softgpu
     SOFTGPU_CC=80 SOFTGPU_DEVICES=8
