@@ -849,6 +849,12 @@ fn a_dry_run_launches_every_kernel_without_speed() {
             assert!(types.split(" or ").any(|one| one == *found), "`{path}` is {found}, documented: {types}");
         }
     }
+    let text = launched(&["--shape", "smollm2-135m", "--attention", "-o", "json"]);
+    let report: Value = serde_json::from_str(&text).unwrap();
+    let launched_alone: BTreeSet<&str> =
+        report["rows"].as_array().unwrap().iter().map(|row| row["kernel"].as_str().unwrap()).collect();
+    let expected = ["attention_sm80_bf16_d64", "attention_sm80_bf16_d64_wc", "copy", "product_square"];
+    assert_eq!(launched_alone, BTreeSet::from(expected));
     let table = launched(&["--shape", "smollm2-135m"]);
     assert!(table.lines().take_while(|line| !line.is_empty()).all(|line| line.matches('|').count() == 11));
 }

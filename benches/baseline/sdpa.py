@@ -26,8 +26,9 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-# The 70B's heads and the 8B's, at the lengths at which attention is compared.
-SHAPES = [f"{q_heads},8,128,{tokens}" for q_heads in (64, 32) for tokens in (2048, 4096, 8192, 16384)]
+# The 70B's heads, at the lengths at which attention is compared, and the 8B's.
+TOKENS = {64: [512 << doubling for doubling in range(8)], 32: [2048, 4096, 8192, 16384]}
+SHAPES = [f"{q_heads},8,128,{tokens}" for q_heads, lengths in TOKENS.items() for tokens in lengths]
 # More than any L2 cache holds.
 FLUSH_BYTES = 256 << 20
 

@@ -496,6 +496,12 @@ run_engine() {
         step "$tier" "$section_seconds" env KUDOS_TEST_TIER="$tier" \
             "$bin/cuda" --ignored --nocapture --test-threads=1
     done
+    # Hopper's attention, with a model of each width that it is for.
+    if [ "$capability" = 9.0 ]; then
+        step sm90a "$section_seconds" env KUDOS_TEST_ATTENTION=sm90a \
+            KUDOS_TEST_FIXTURES=gqa8_hd128_llama3_bf16,qwen3_seqcls_hd64_bf16 \
+            "$bin/cuda" --ignored --nocapture --test-threads=1
+    fi
 }
 
 # check NAME SECONDS TOOL COMMAND...
@@ -562,6 +568,9 @@ run_bench() {
         return
     fi
     # Random weights. The most important steps come first, for the section's time may end.
+    # Every attention kernel that fits; torch's backends are measured at the same lengths, last.
+    step attention_70b 120 "$bin/bench" kernels --shape llama-3.3-70b --attention \
+        --tokens 512,1024,2048,4096,8192,16384,32768,65536 --output json
     step kernels_70b 90 "$bin/bench" kernels --shape llama-3.3-70b --tokens 512,4096 --output json
     step 8b 130 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 512,1024,2048,4096,8192 --seconds 5 --output json
     step 8b_short 45 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 100,200 --seqs 1 --seconds 3 --output json
@@ -599,7 +608,8 @@ run_bench() {
         skip transformers 'no python3'
         return
     fi
-    step sdpa 90 env LD_LIBRARY_PATH="$original_library_path" "$python" -u sdpa.py
+    step sdpa 120 env LD_LIBRARY_PATH="$original_library_path" "$python" -u sdpa.py \
+        --backends flash,cudnn,efficient
     # The engine needs its libraries, and torch finds its own first.
     step transformers 150 "$bin/bench" --device cuda --shape llama-3.1-8b --tokens 2048 --seqs 8 --compare "$python" \
         --output json

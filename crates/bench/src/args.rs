@@ -187,6 +187,10 @@ pub(super) struct KernelsArgs {
     #[arg(long, value_enum, value_name = "TIER")]
     pub(super) cuda_tier: Option<CudaTier>,
 
+    /// Measure attention alone, by each kernel with tensor cores, beside the copy and the large matmul
+    #[arg(long)]
+    pub(super) attention: bool,
+
     /// Samples of each kernel, of as many launches as take 20 ms
     #[arg(short, long, value_name = "N", default_value = "10")]
     pub(super) repeats: NonZeroUsize,

@@ -105,6 +105,12 @@ impl Maker<'_> {
         Ok(cases)
     }
 
+    /// Attention in a pass of `tokens` tokens. Without tensor cores, long passes would take minutes.
+    pub(super) fn attention_with_tensor_cores(&self, tokens: usize) -> Result<Vec<Case>> {
+        let kernels = self.attention_kernels().into_iter().filter(|kernel| !kernel.is_plain());
+        kernels.map(|kernel| self.attention(kernel, tokens)).collect()
+    }
+
     /// A large matmul, of no size of the model.
     pub(super) fn square(&self) -> Result<Case> {
         let size = if self.dry_run { 64 } else { SQUARE };

@@ -61,8 +61,13 @@ pub(crate) fn run(args: &KernelsArgs, commit: Option<&str>) -> anyhow::Result<()
     };
     measure(maker.copy()?)?;
     measure(maker.square()?)?;
-    for tokens in &args.tokens {
-        maker.of_tokens(tokens.get())?.into_iter().try_for_each(&mut measure)?;
+    for tokens in args.tokens.iter().map(|tokens| tokens.get()) {
+        let cases = if args.attention {
+            maker.attention_with_tensor_cores(tokens)?
+        } else {
+            maker.of_tokens(tokens)?
+        };
+        cases.into_iter().try_for_each(&mut measure)?;
     }
     let device = format!("{}, compute capability {}, {} kernels", info.name, info.capability, tier.name());
     let report = Measured { args, commit, device, kernels }.report();
