@@ -70,6 +70,7 @@ mod backend;
 mod batch;
 mod config;
 mod conversation;
+mod elementary;
 mod engine;
 mod error;
 mod files;

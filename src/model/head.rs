@@ -1,11 +1,12 @@
 //! The end of a pass, on the host: from the last matmul to a few rows of logits.
 
+use crate::elementary;
 use crate::weights::{HeadOut, HostTensor};
 
 /// `cap * tanh(logit / cap)`, computed in f64 and rounded once.
 pub(super) fn capped(logit: f32, cap: f32) -> f32 {
     let (logit, cap) = (f64::from(logit), f64::from(cap));
-    (cap * (logit / cap).tanh()) as f32
+    (cap * elementary::tanh(logit / cap)) as f32
 }
 
 /// The rest of a head with a hidden layer: `weight * relu(hidden + hidden_bias) + bias`.

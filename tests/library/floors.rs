@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The floors, from the lowest up. Modules of one floor do not use each other.
 const FLOORS: [&[&str]; 9] = [
-    &["error", "lock", "random", "units"],
+    &["elementary", "error", "lock", "random", "units"],
     &["files"],
     &["config", "conversation"],
     &["shard", "request"],

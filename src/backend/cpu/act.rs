@@ -10,6 +10,7 @@ use super::strips::{Strips, StripsMut};
 use super::view::{Rows, RowsMut};
 use crate::backend::Matrix;
 use crate::config::Norm;
+use crate::elementary;
 use crate::error::{Error, ErrorKind, Result};
 use crate::weights::HostTensor;
 
@@ -201,11 +202,10 @@ impl RopeTables {
         }
         for position in self.positions..positions {
             for &frequency in &self.frequencies {
-                // The angle is rounded to f32 as in Transformers; its sine and cosine are exact to
-                // half a unit.
-                let angle = f64::from(position as f32 * frequency);
-                self.cos.push(angle.cos() as f32);
-                self.sin.push(angle.sin() as f32);
+                // Rounded to f32 as in Transformers.
+                let angle = position as f32 * frequency;
+                self.cos.push(elementary::cos(angle));
+                self.sin.push(elementary::sin(angle));
             }
         }
         self.positions = positions;

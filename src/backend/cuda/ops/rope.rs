@@ -10,6 +10,7 @@ use crate::backend::cuda::buffer::{DeviceBuffer, DeviceSlice};
 use crate::backend::cuda::fault::OrFault;
 use crate::backend::cuda::format::ActivationFormat;
 use crate::backend::cuda::tables::{DeviceTables, RowIndices};
+use crate::elementary;
 use crate::error::{Error, ErrorKind, Result};
 
 const THREADS_MAX: usize = 256;
@@ -32,13 +33,14 @@ impl RopeTables {
     /// The tables of positions `0..positions` for the model's frequencies, `[head_dim / 2]` radians
     /// per position.
     pub fn new(ops: &Ops, frequencies: &[f32], positions: usize) -> Result<Self> {
-        let table = |function: fn(f64) -> f64| {
+        let table = |function: fn(f32) -> f32| {
             let bits = table(ops.format(), frequencies, positions, function)?;
             let mut buffer = ops.context.allocate(bits.len() * ops.format().bytes())?;
             buffer.upload(0, &bits, ops.context.compute())?;
             Ok(buffer)
         };
-        Ok(Self { cos: table(f64::cos)?, sin: table(f64::sin)?, positions, head_dim: 2 * frequencies.len() })
+        let (cos, sin) = (table(elementary::cos)?, table(elementary::sin)?);
+        Ok(Self { cos, sin, positions, head_dim: 2 * frequencies.len() })
     }
 
     /// Bytes of the tables.
@@ -52,15 +54,14 @@ fn table(
     format: ActivationFormat,
     frequencies: &[f32],
     positions: usize,
-    function: fn(f64) -> f64,
+    function: fn(f32) -> f32,
 ) -> Result<Vec<u16>> {
     let mut bits = vec![0; positions * frequencies.len()];
     let fill = &|first: usize, rows: &mut [u16]| {
         for (position, row) in (first..).zip(rows.chunks_exact_mut(frequencies.len())) {
             for (bits, frequency) in row.iter_mut().zip(frequencies) {
-                // The angle is f32's, as in Transformers; its cosine is then exact to the last
-                // place.
-                let value = function(f64::from(position as f32 * frequency)) as f32;
+                // The angle is rounded to f32 as in Transformers.
+                let value = function(position as f32 * frequency);
                 *bits = match format {
                     ActivationFormat::Bf16 => bf16::from_f32(value).to_bits(),
                     ActivationFormat::F16 => f16::from_f32(value).to_bits(),
