@@ -115,7 +115,7 @@ fn cpu_arithmetics() -> Vec<Arithmetic> {
         let instructions = &engine.device().name;
         let section = match (instructions.as_str(), cpu_math) {
             ("portable", _) => "portable",
-            ("avx2+fma" | "avx512", _) => "f32-vector",
+            ("avx2+fma" | "avx512" | "neon", _) => "f32-vector",
             ("avx512-bf16", CpuMath::Bf16) => "bf16-avx512",
             ("avx512+amx", CpuMath::F32) => "f32-amx",
             ("avx512+amx", CpuMath::Bf16) => "bf16-amx",

@@ -29,9 +29,9 @@ pub(super) struct Blocking {
 
 /// 2 vectors of 4 lanes.
 const PORTABLE: Blocking = Blocking { mr: 4, nr: 8, kc: 512, mc: 64, nc: 192, group: 8 };
-/// 2 vectors of 8 lanes in 16 registers. 144 rows of 512 steps take 288 KiB of the second-level cache:
-/// on Zen 4, 96 rows were 4 to 5 % slower, and 192 as fast.
-const AVX2: Blocking = Blocking { mr: 6, nr: 16, kc: 512, mc: 144, nc: 192, group: 48 };
+/// 2 vectors of 8 lanes in 16 registers, or in NEON's 32 by pairs. 144 rows of 512 steps take 288 KiB of the
+/// second-level cache: on Zen 4, 96 rows were 4 to 5 % slower, and 192 as fast. Not measured with NEON.
+const OF_8_LANES: Blocking = Blocking { mr: 6, nr: 16, kc: 512, mc: 144, nc: 192, group: 48 };
 /// 3 vectors of 16 lanes in 32 registers. 192 rows of 1,024 steps take 768 KiB of the second-level
 /// cache, out of which a panel comes at a third of what that gives.
 const AVX512: Blocking = Blocking { mr: 8, nr: 48, kc: 1024, mc: 192, nc: 512, group: 16 };
@@ -59,7 +59,7 @@ impl Blocking {
     const fn of_lanes(lanes: usize) -> Self {
         match lanes {
             4 => PORTABLE,
-            8 => AVX2,
+            8 => OF_8_LANES,
             16 => AVX512,
             _ => panic!("no block sizes for vectors of this width"),
         }

@@ -5,6 +5,15 @@
 //! [`mod@gemm`], [`mod@attention`], [`elementwise`], one algorithm each for every instruction set
 //! ([`simd`]), and matmuls by a `matrix_unit` too. Only norm weights and biases are copied at load,
 //! and a pass allocates only its metadata.
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_variables,
+        reason = "instructions for bfloat16 are x86-64's alone"
+    )
+)]
 
 mod accumulators;
 mod act;

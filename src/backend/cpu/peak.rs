@@ -1,6 +1,8 @@
 //! The peak of multiply-adds, measured: independent chains in registers and nothing else. Kernels
 //! reach a share of it.
 
+#[cfg(target_arch = "aarch64")]
+use std::arch::aarch64::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 use std::hint::black_box;
@@ -84,6 +86,11 @@ pub fn run(isa: Isa, math: Math, steps: usize) -> Option<f32> {
             _ => None,
         }
     }
+    #[cfg(target_arch = "aarch64")]
+    if isa.name() == "neon" {
+        // SAFETY: every 64-bit ARM has NEON.
+        return Some(unsafe { fused_neon(steps) });
+    }
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = (isa, steps);
@@ -123,4 +130,15 @@ fn fused_avx2(steps: usize) -> f32 {
         acc.iter_mut().for_each(|s| *s = _mm256_fmadd_ps(*s, a, b));
     }
     acc.into_iter().map(|s| _mm256_cvtss_f32(s)).sum()
+}
+
+#[cfg(target_arch = "aarch64")]
+#[target_feature(enable = "neon")]
+fn fused_neon(steps: usize) -> f32 {
+    let mut acc = [vdupq_n_f32(1.0); 2 * CHAINS];
+    let (a, b) = (black_box(vdupq_n_f32(0.5)), black_box(vdupq_n_f32(0.25)));
+    for _ in 0..steps {
+        acc.iter_mut().for_each(|s| *s = vfmaq_f32(b, *s, a));
+    }
+    acc.into_iter().map(|s| vaddvq_f32(s)).sum()
 }

@@ -3,6 +3,8 @@
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
 use super::amx;
+#[cfg(target_arch = "aarch64")]
+use super::neon;
 use super::portable;
 use super::vector::{Bf16Kernel, Kernel, Vector};
 #[cfg(target_arch = "x86_64")]
@@ -19,6 +21,8 @@ enum IsaKind {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// The shape of AVX-512 (16 lanes, 8 x 48 tile) in portable code, products rounded first.
     #[cfg(test)]
     Lanes16,
@@ -42,6 +46,8 @@ impl Isa {
     /// All instruction sets of this CPU, slowest first.
     pub fn available() -> Vec<Self> {
         let mut found = vec![Self::portable()];
+        #[cfg(target_arch = "aarch64")]
+        found.push(Self(IsaKind::Neon));
         #[cfg(target_arch = "x86_64")]
         {
             if avx2::is_available() {
@@ -54,7 +60,7 @@ impl Isa {
         found
     }
 
-    /// Its name as printed: `portable`, `avx2+fma`, `avx512`.
+    /// Its name as printed: `portable`, `avx2+fma`, `avx512`, `neon`.
     pub fn name(self) -> &'static str {
         match self.0 {
             IsaKind::Portable => "portable",
@@ -62,6 +68,8 @@ impl Isa {
             IsaKind::Avx2 => "avx2+fma",
             #[cfg(target_arch = "x86_64")]
             IsaKind::Avx512 => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            IsaKind::Neon => "neon",
             #[cfg(test)]
             IsaKind::Lanes16 => "16 portable lanes",
             #[cfg(test)]
@@ -99,6 +107,8 @@ impl Isa {
             IsaKind::Avx2 => avx2::Avx2::LANES,
             #[cfg(target_arch = "x86_64")]
             IsaKind::Avx512 => avx512::Avx512::LANES,
+            #[cfg(target_arch = "aarch64")]
+            IsaKind::Neon => neon::Neon::LANES,
             #[cfg(test)]
             IsaKind::Lanes16 => portable::Lanes16::LANES,
             #[cfg(test)]
@@ -117,6 +127,8 @@ impl Isa {
                 IsaKind::Avx2 => avx2::run::<avx2::Avx2, _>(kernel),
                 #[cfg(target_arch = "x86_64")]
                 IsaKind::Avx512 => avx512::run(kernel),
+                #[cfg(target_arch = "aarch64")]
+                IsaKind::Neon => kernel.run::<neon::Neon>(),
                 #[cfg(test)]
                 IsaKind::Lanes16 => kernel.run::<portable::Lanes16>(),
                 // AVX2 gives the bits without a library call for every multiply-add.

@@ -7,8 +7,8 @@
 //! only for a CPU that has it: the value is the proof.
 //!
 //! Every kernel that adds in f32 fixes the order of its additions without regard to the lanes of a
-//! vector, and every instruction set but the portable one fuses multiply and add, so AVX2 and
-//! AVX-512 give the same bits (a matrix unit beside them, which GEMM and attention use, has bits of
+//! vector, and every instruction set but the portable one fuses multiply and add, so AVX2,
+//! AVX-512 and NEON give the same bits (a matrix unit beside them, which GEMM and attention use, has bits of
 //! its own). The portable one rounds the product first, because a fused multiply-add without the
 //! instruction is a slow library call.
 
@@ -20,6 +20,8 @@ mod avx2;
 mod avx512;
 mod isa;
 mod math;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 mod prefetch;
 #[cfg(test)]
