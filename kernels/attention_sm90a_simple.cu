@@ -120,7 +120,7 @@ template <int HEAD_DIM> struct AttentionSm90aSimple : AttentionSm90a<HEAD_DIM> {
       return values(tile);
     }
 
-    // The barrier says so.
+    // A warp is done with them when it comes to the next barrier, in `keys` or `last_values`.
     __device__ __forceinline__ void done_with_keys(int) const {}
     __device__ __forceinline__ void done_with_values(int) const {}
     __device__ __forceinline__ void done_with_queries() const {}

@@ -1,7 +1,7 @@
 //! Elementary functions that have the same bits on every platform; those of the standard library are the
 //! platform's own, and differ in the last place.
 //!
-//! They are computed in f64 within one unit in the last place, so that results in f32 are rounded once.
+//! They are computed in f64, within one unit in its last place; results in f32 are rounded from that.
 
 /// `x` to the power `y`.
 pub(crate) fn pow(x: f64, y: f64) -> f64 {

@@ -10,7 +10,7 @@
 //! | section | arithmetic | computed |
 //! |---|---|---|
 //! | `portable` | f32, products rounded before they are added | anywhere, by the library's unit tests; here without AVX2 |
-//! | `f32-vector` | f32, multiply and add fused: equal bits on AVX2 and AVX-512 | with AVX2 |
+//! | `f32-vector` | f32, multiply and add fused: equal bits on AVX2, AVX-512 and NEON | with AVX2 or NEON |
 //! | `f32-amx` | f32 as exact sums of three bf16 values, on AMX | emulated anywhere, by the library's unit tests; here with AMX |
 //! | `bf16-avx512` | bf16 products by VDPBF16PS, attention in f32 | emulated anywhere, as above; here on AMD's CPUs with that instruction |
 //! | `bf16-amx` | bf16 products and attention on AMX | emulated anywhere, as above; here with AMX |

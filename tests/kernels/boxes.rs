@@ -2,6 +2,7 @@
 
 use kudos::internals::backend::cuda::gemm::Share;
 use kudos::internals::backend::cuda::kernels::{ATTENTION, AttentionKernel};
+use kudos::internals::backend::cuda::tiles::Tiles;
 use kudos::{ErrorKind, Sharing};
 
 use crate::attention::{
@@ -15,8 +16,8 @@ pub(crate) const TESTS: &[AttentionTest] = &[
     ("refuses_work_that_it_cannot_do", refuses_work_that_it_cannot_do),
 ];
 
-/// Conversations of one token, with whose work items all blocks of a GPU have so many to do, one after the
-/// other. With three or more, that with the longest one has another.
+/// Conversations of one token, each of which is a work item: so many that one block has `count` of them, the
+/// last block where `count` is 2, the first where it is 3.
 pub(crate) fn rounds(count: u32, gpu: &Gpu) -> Vec<Vec<u32>> {
     (0..(count - 1) * gpu.info().multiprocessors as u32 + 1).map(|id| vec![20_000 + id]).collect()
 }
@@ -49,7 +50,8 @@ fn has_the_bits_of_the_simple_one(gpu: &Gpu, kernel: &'static AttentionKernel) {
     }
 }
 
-/// The software GPU runs warps, and has boxes arrive, in an order of its own, and finds no race in any.
+/// The software GPU runs warps, and completes copies of boxes, in the random order of each seed, and finds no
+/// race in it.
 pub(crate) fn order_of_warps_changes_nothing(gpu: &Gpu, kernel: &'static AttentionKernel, softgpu: Counters) {
     let ops = gpu.ops_with(kernel);
     let long = vec![(5_000..5_400).collect()];
@@ -74,7 +76,7 @@ fn refuses_work_that_it_cannot_do(gpu: &Gpu, kernel: &'static AttentionKernel) {
     let refusal = |group: usize, first_head: u32| {
         let heads = heads(group, 1, 8);
         let rows = qkv_rows(gpu.format, heads, &packed);
-        let edit = |tiles: &mut kudos::internals::backend::cuda::tiles::Tiles| {
+        let edit = |tiles: &mut Tiles| {
             tiles.all.iter_mut().for_each(|work| (work.first_head, work.pairs) = (first_head, 1));
         };
         let error = try_run(&ops, heads, &packed, &rows, Queries::All, edit).unwrap_err();

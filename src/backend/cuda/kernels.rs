@@ -255,13 +255,12 @@ impl AttentionKernel {
     /// Whether a kernel of this name, as [`named`](Self::named) takes it, or the best one without a name, takes
     /// boxes.
     pub fn takes_boxes(name: Option<&str>) -> bool {
-        let is_of = |kernel: &Self, name| kernel.name == name || kernel.is_of_file(name);
-        name.is_some_and(|name| ATTENTION.iter().any(|kernel| kernel.boxes && is_of(kernel, name)))
+        name.is_some_and(|name| ATTENTION.iter().any(|kernel| kernel.boxes && kernel.is_named(name)))
     }
 
-    /// Whether this is a name of its file, such as `sm80` for `attention_sm80`.
-    fn is_of_file(&self, name: &str) -> bool {
-        self.stem.strip_prefix("attention_") == Some(name)
+    /// Whether this is its name, or its file's, such as `sm80` for `attention_sm80`.
+    fn is_named(&self, name: &str) -> bool {
+        self.name == name || self.stem.strip_prefix("attention_") == Some(name)
     }
 
     /// Whether it can run on this GPU, for heads of `head_dim` in this format, and has the features
@@ -321,7 +320,7 @@ impl AttentionKernel {
         needed: AttentionFeatures,
     ) -> Result<&'static Self> {
         let fitting = || ATTENTION.iter().filter(|kernel| kernel.fits(device, format, head_dim, needed));
-        let is_named = |kernel: &&Self| kernel.name == name || kernel.is_of_file(name);
+        let is_named = |kernel: &&Self| kernel.is_named(name);
         let best = fitting().filter(is_named).find(|kernel| kernel.shares(device));
         best.or_else(|| fitting().find(is_named)).ok_or_else(|| {
             let message = match ATTENTION.iter().any(|kernel| is_named(&kernel)) {

@@ -1,5 +1,5 @@
-//! The order in which things happen that nothing orders: which warp runs next of those that are ready, and
-//! which copy arrives first.
+//! The order of events that the program does not order: which of the ready warps runs next, and which copy
+//! completes first.
 
 /// By index, or at random.
 pub(super) struct Order {
@@ -18,7 +18,7 @@ impl Order {
         self.state != 0
     }
 
-    /// The one of `count` whose turn it is; `None` where there is none.
+    /// Returns an index below `count`: 0, or a random one. `None` if `count` is 0.
     pub(super) fn choose(&mut self, count: usize) -> Option<usize> {
         if !self.is_random() || count == 0 {
             return (count > 0).then_some(0);

@@ -9,12 +9,12 @@ const WRITERS: usize = WARPS_MAX + MBARRIERS_MAX;
 /// Bytes of a barrier.
 pub(super) const BYTES: usize = 8;
 
-/// The writer of what copies have brought that the barrier of this index counts.
+/// Returns the writer that stands for the copies which the barrier of this index counts.
 pub(super) fn copies_of(mbarrier: usize) -> u8 {
     (WARPS_MAX + mbarrier) as u8
 }
 
-/// Whether a writer is a copy; no writer at all is none.
+/// Returns whether a writer is a copy; false for the value that stands for no writer.
 pub(super) fn is_copy(writer: u8) -> bool {
     (WARPS_MAX..WRITERS).contains(&usize::from(writer))
 }

@@ -134,8 +134,8 @@ impl Ops {
             needs.that(work.begins_tokens, || "work that begins with a token's first head".to_owned())?;
         }
         let items = work.count.saturating_mul(heads.kv_heads);
-        // A kernel of boxes has a block do several items. Collectives take multiprocessors for a time, whose
-        // blocks would be late with theirs: beside them each item is a block.
+        // With boxes, a block does several items. Collectives occupy multiprocessors for a time, and blocks
+        // that start behind them would finish their items late: beside collectives each item is a block.
         let blocks = match share {
             Share::Whole if kernel.boxes => items.min(self.context.info().multiprocessors),
             _ => items,
@@ -174,11 +174,11 @@ impl Ops {
         }
         // SAFETY: types: q, k and v, as an address or as two maps of boxes, three addresses, the
         // struct by value, and of a kernel of boxes the number of items. bounds: a block for each
-        // work item and kv head, or blocks that divide them. The queries, keys and results of items for this group lie below the limits
-        // of the work list, and its paths within the tile table, of which a window skips the
-        // beginning; qkv and out cover as many rows.
-        // aliases: out is borrowed mutably; where two blocks had one token and head, either result
-        // would be left. lives: see above.
+        // work item and kv head, or blocks that share these out. The queries, keys and results of
+        // items for this group lie below the limits of the work list, and its paths within the tile
+        // table, of which a window skips the beginning; qkv and out cover as many rows, and boxes
+        // have zeros beyond qkv. aliases: out is borrowed mutably; where two blocks had one token
+        // and head, either result would be left. lives: see above.
         unsafe { launch.launch(config) }.or_fault(format!("launching `{}`", kernel.name)).map(drop)
     }
 

@@ -1,5 +1,5 @@
-//! Boxes: parts of q, k and v that copies on Hopper bring to shared memory at once, as attention's kernels
-//! that take them have them.
+//! Boxes: parts of q, k and v that one instruction on Hopper copies to shared memory, and the maps by which
+//! the attention kernels name them.
 
 use std::ffi::c_void;
 
@@ -12,7 +12,7 @@ use crate::backend::cuda::format::ActivationFormat;
 use crate::backend::cuda::tiles::TILE_KEYS;
 use crate::error::Result;
 
-/// Elements of a row of a box, which is as long as a swizzle: a wider head takes several boxes.
+/// Elements of a row of a box: the 128 bytes of a swizzled row. A wider head takes several boxes.
 const BOX_COLUMNS: u32 = 64;
 
 /// `struct BoxMap` of the kernels.
